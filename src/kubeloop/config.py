@@ -1,0 +1,366 @@
+"""The one reader of settings: the use case (`loop.yaml`) and where this installation keeps things.
+
+Two objects, because they change for different reasons. `Loop` is the use case: it travels with a
+pipeline run as a parameter, and its digest is part of a model's lineage. `Settings` is the place:
+folders, ports, interpreters; it comes from `KUBELOOP_*` variables and never changes what is learned.
+"""
+
+import hashlib
+import os
+import re
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+class ConfigError(ValueError):
+    """A setting is missing, wrong or unknown; the message says which and what to write instead."""
+
+
+def duration(text: str | timedelta) -> timedelta:
+    """Read a duration such as `90d`, `12h` or `30m`.
+
+    Raises:
+        ValueError: the text is not a whole number followed by one of s, m, h, d, w.
+    """
+    if isinstance(text, timedelta):
+        return text
+    match = re.fullmatch(r"\s*(\d+)\s*([smhdw])\s*", str(text))
+    if not match:
+        raise ValueError(f"{text!r} is not a duration; write a number and a unit, such as 7d, 12h or 30m")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+def duration_text(value: timedelta) -> str:
+    """Write a duration the way `duration` reads it, in the largest unit that stays whole."""
+    seconds = int(value.total_seconds())
+    for unit, size in (("w", 604800), ("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds and seconds % size == 0:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"
+
+
+def _utc(value: Any) -> Any:
+    """Read a bare date or a naive time as UTC."""
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+    elif not isinstance(value, datetime) and hasattr(value, "isoformat"):
+        value = datetime.fromisoformat(value.isoformat())
+    if isinstance(value, datetime):
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    return value
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(duration),
+    PlainSerializer(duration_text, return_type=str),
+]
+Instant = Annotated[AwareDatetime, BeforeValidator(_utc)]
+Share = Annotated[float, Field(ge=0, le=1)]
+DnsName = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,40}[a-z0-9])?$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Table(_Model):
+    """One raw table of the source."""
+
+    available_at: str = Field(description="Column with the moment (UTC) from which a row was known.")
+    path: str | None = Field(
+        default=None,
+        description="Parquet or CSV file, relative to loop.yaml; leave out when `source.entry` writes the table.",
+    )
+
+
+class Source(_Model):
+    """Where raw data come from."""
+
+    entry: str | None = Field(
+        default=None,
+        pattern=r"^[\w.]+:\w+$",
+        description="module:function in the feature repo; called with a folder, writes one Parquet file a table.",
+    )
+    tables: dict[str, Table] = Field(min_length=1)
+
+
+class Features(_Model):
+    """Which features the model reads."""
+
+    repo: str = Field(default="feature_repo", description="Feature repo folder, relative to loop.yaml.")
+    service: str = Field(description="The Feast feature service, with its version in the name.")
+    history: Duration = Field(
+        default=timedelta(days=14),
+        description="Raw data before the training window that rolling features look back on.",
+    )
+
+
+class Training(_Model):
+    """How a model is made."""
+
+    algorithm: Literal["lightgbm", "logistic_regression", "random_forest", "hist_gradient_boosting"] = "lightgbm"
+    parameters: dict[str, int | float | str | bool] = Field(default_factory=dict)
+    trials: int = Field(default=0, ge=0, le=500, description="Optuna trials; 0 takes `parameters` as they are.")
+    seed: int = Field(default=7, ge=0)
+    window: Duration = Field(default=timedelta(days=90), description="Labelled data a run trains and tests on.")
+    holdout: Duration = Field(default=timedelta(days=14), description="Newest part of the window, kept for the gate.")
+    threads: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _holdout_fits(self) -> "Training":
+        if self.holdout * 2 > self.window:
+            raise ValueError("training.holdout takes more than half of training.window")
+        return self
+
+
+class Gates(_Model):
+    """When a challenger may become the champion."""
+
+    metric: Literal["auc", "pr_auc", "log_loss", "brier"] = "auc"
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    resamples: int = Field(default=1000, ge=100)
+    block: Duration = Field(
+        default=timedelta(days=1),
+        description="Rows of one block of time are resampled together, since they share weather and delays.",
+    )
+    min_gain: float = Field(default=0.0, ge=0, description="The interval's lower end must exceed this gain.")
+    floors: dict[Literal["auc", "pr_auc"], Share] = Field(default_factory=lambda: {"auc": 0.6})
+    ceilings: dict[Literal["log_loss", "brier", "ece"], float] = Field(default_factory=lambda: {"ece": 0.15})
+    slices: tuple[str, ...] = ()
+    slice_tolerance: float = Field(default=0.03, ge=0, description="Largest loss of the metric allowed in a slice.")
+    slice_min_rows: int = Field(default=300, ge=1)
+
+
+class Drift(_Model):
+    """What counts as drift, and when it becomes an episode."""
+
+    engine: Literal["alibi", "builtin"] = "alibi"
+    window: Duration = timedelta(days=7)
+    min_rows: int = Field(default=200, ge=10, description="A window with fewer rows is reported, not tested.")
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
+    min_effect: Share = Field(
+        default=0.2,
+        description="Kolmogorov-Smirnov D (numeric) or Cramér's V (categorical) under which a change is too small.",
+    )
+    min_importance: Share = Field(
+        default=0.1, description="Share of the model's importance that the drifted features must carry."
+    )
+    votes: int = Field(default=2, ge=1, description="Drifted windows (k) of the last `of` (m) that open an episode.")
+    of: int = Field(default=3, ge=1)
+    min_auc: Share = Field(default=0.6, description="Live AUC under which a window counts as drifted by itself.")
+    max_auc_drop: Share = Field(default=0.05, description="Largest live AUC loss against the gate's hold-out.")
+    label_wait: Duration = Field(default=timedelta(days=1), description="How long a window waits for its labels.")
+    cooldown: Duration = Field(default=timedelta(days=14), description="Rest after an episode; doubles on rejection.")
+    max_cooldown: Duration = timedelta(days=56)
+
+    @model_validator(mode="after")
+    def _votes_fit(self) -> "Drift":
+        if self.votes > self.of:
+            raise ValueError(f"drift.votes ({self.votes}) cannot exceed drift.of ({self.of})")
+        return self
+
+
+class Serving(_Model):
+    """The limits of the inference service."""
+
+    max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
+    max_rows: int = Field(default=10_000, ge=1, description="Most rows one request may carry.")
+    timeout_s: float = Field(default=10.0, gt=0)
+    log_queue: int = Field(default=10_000, ge=1, description="Payload events held for a slow collector before drops.")
+
+
+class Delivery(_Model):
+    """How a promoted model takes the traffic."""
+
+    applier: Literal["local", "cluster", "gitops"] = "local"
+    namespace: DnsName = "kubeloop"
+    drain_s: float = Field(default=5.0, ge=0, description="Time an old predictor gets to finish its requests.")
+
+
+class Replay(_Model):
+    """The part of the table that trains the first model, and the part that is replayed as traffic."""
+
+    train_from: Instant
+    train_to: Instant
+    until: Instant
+    sample: Annotated[float, Field(gt=0, le=1)] = 0.25
+    fast_sample: Annotated[float, Field(gt=0, le=1)] = 0.08
+    fast_until: Instant | None = None
+    batch: Duration = Field(default=timedelta(hours=1), description="Events of this span go out as one request a group.")
+    group_by: str | None = Field(default=None, description="Entity column whose values send separate requests.")
+    seed: int = 7
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Replay":
+        if not self.train_from < self.train_to < self.until:
+            raise ValueError("replay needs train_from < train_to < until")
+        return self
+
+
+class Loop(_Model):
+    """The use case: one loop.yaml."""
+
+    name: DnsName = Field(description="Names the model, the inference service and the pipelines.")
+    description: str = ""
+    source: Source
+    features: Features
+    training: Training = Training()
+    gates: Gates = Gates()
+    drift: Drift = Drift()
+    serving: Serving = Serving()
+    delivery: Delivery = Delivery()
+    replay: Replay | None = None
+
+    def dump(self) -> str:
+        """Write the configuration as canonical JSON; `Loop.parse` reads it back unchanged."""
+        return self.model_dump_json()
+
+    def digest(self) -> str:
+        """Return the SHA-256 hex digest of what shapes a model: everything but the replay."""
+        return hashlib.sha256(self.model_dump_json(exclude={"replay"}).encode()).hexdigest()
+
+    @classmethod
+    def parse(cls, text: str) -> "Loop":
+        """Read YAML or JSON text.
+
+        Raises:
+            ConfigError: the text is no mapping, or a setting is missing, wrong or unknown.
+        """
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"loop.yaml is not valid YAML: {error}") from error
+        if not isinstance(data, dict):
+            raise ConfigError("loop.yaml must be a mapping with at least name, source and features")
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            lines = [f"  {'.'.join(map(str, e['loc'])) or 'loop'}: {e['msg']}" for e in error.errors()]
+            raise ConfigError("loop.yaml is not valid:\n" + "\n".join(lines)) from error
+
+
+def load(path: Path) -> Loop:
+    """Read a loop.yaml file.
+
+    Raises:
+        ConfigError: the file is missing or not valid.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; run in the folder with loop.yaml, or `kubeloop init` makes one")
+    return Loop.parse(path.read_text())
+
+
+class Settings(_Model):
+    """Where this installation keeps its state and finds its interpreters."""
+
+    home: Path = Field(description="Folder of loop.yaml and the feature repo.")
+    state: Path = Field(description="Folder with everything a run leaves; deleting it starts over.")
+    mlflow_uri: str
+    core_python: Path
+    runtime_python: Path
+    detector_python: Path
+
+    @property
+    def loop_file(self) -> Path:
+        return self.home / "loop.yaml"
+
+    @property
+    def raw(self) -> Path:
+        """Raw tables, one Parquet file each."""
+        return self.state / "raw"
+
+    @property
+    def features(self) -> Path:
+        """Feature tables, Feast registry and online store."""
+        return self.state / "features"
+
+    @property
+    def payloads(self) -> Path:
+        """The payload log."""
+        return self.state / "payloads"
+
+    @property
+    def runs(self) -> Path:
+        """One folder a pipeline run."""
+        return self.state / "runs"
+
+    @property
+    def logs(self) -> Path:
+        return self.state / "logs"
+
+    @property
+    def monitor_db(self) -> str:
+        """SQLAlchemy URL of the monitor's state."""
+        return f"sqlite:///{self.state / 'monitor.db'}"
+
+    @property
+    def ledger_db(self) -> str:
+        """SQLAlchemy URL of the trigger ledger."""
+        return f"sqlite:///{self.state / 'ledger.db'}"
+
+    @property
+    def services_file(self) -> Path:
+        """Addresses and process ids of the services that are up."""
+        return self.state / "services.json"
+
+    def environ(self) -> dict[str, str]:
+        """Return the variables from which a child process reads these same settings."""
+        return {
+            "KUBELOOP_HOME": str(self.home),
+            "KUBELOOP_STATE": str(self.state),
+            "KUBELOOP_MLFLOW_URI": self.mlflow_uri,
+            "KUBELOOP_CORE_PYTHON": str(self.core_python),
+            "KUBELOOP_RUNTIME_PYTHON": str(self.runtime_python),
+            "KUBELOOP_DETECTOR_PYTHON": str(self.detector_python),
+        }
+
+
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "FEAST_USAGE": "False",
+    "GX_ANALYTICS_ENABLED": "false",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+"""Variables that keep the libraries from calling home and from loading pickles."""
+
+
+def settings(home: Path | None = None) -> Settings:
+    """Read the settings from `KUBELOOP_*` variables, with the laptop's defaults.
+
+    Args:
+        home: folder of loop.yaml; the variable `KUBELOOP_HOME`, else the current folder, when left out.
+    """
+    env = os.environ
+    home = (home or Path(env.get("KUBELOOP_HOME", "."))).resolve()
+    state = Path(env.get("KUBELOOP_STATE", home / ".kubeloop")).resolve()
+    project = Path(sys.prefix).parent
+
+    def python(name: str, folder: str) -> Path:
+        return Path(env.get(name, project / folder / "bin" / "python")).absolute()
+
+    return Settings(
+        home=home,
+        state=state,
+        mlflow_uri=env.get("KUBELOOP_MLFLOW_URI", f"sqlite:///{state / 'mlflow.db'}"),
+        core_python=python("KUBELOOP_CORE_PYTHON", ".venv"),
+        runtime_python=python("KUBELOOP_RUNTIME_PYTHON", ".venv-runtime"),
+        detector_python=python("KUBELOOP_DETECTOR_PYTHON", ".venv-detector"),
+    )

@@ -1,0 +1,33 @@
+"""Every Kubernetes name, label and annotation, and every CloudEvent type, in one place."""
+
+LABEL_DOMAIN = "kubeloop.io"
+
+VERSION = f"{LABEL_DOMAIN}/model-version"
+DIGEST = f"{LABEL_DOMAIN}/model-sha256"
+RUN = f"{LABEL_DOMAIN}/run"
+MANAGED_BY = "app.kubernetes.io/managed-by"
+PART_OF = "app.kubernetes.io/part-of"
+COMPONENT = "app.kubernetes.io/component"
+
+REQUEST_EVENT = "org.kubeflow.serving.inference.request"
+RESPONSE_EVENT = "org.kubeflow.serving.inference.response"
+LABEL_EVENT = "io.kubeloop.label"
+DRIFT_EVENT = "io.kubeloop.drift"
+
+RUNTIME = "kubeloop-onnx"
+"""The ServingRuntime of our Open Inference Protocol server."""
+
+
+def labels(service: str, component: str) -> dict[str, str]:
+    """Return the labels that every object of an inference service carries."""
+    return {
+        "app.kubernetes.io/name": service,
+        COMPONENT: component,
+        MANAGED_BY: "kubeloop",
+        PART_OF: "kubeloop",
+    }
+
+
+def model_format() -> dict[str, str]:
+    """Return the `modelFormat` that selects our runtime."""
+    return {"name": "onnx", "version": "1"}
