@@ -84,6 +84,7 @@ class Table(_Model):
     """One raw table of the source."""
 
     available_at: str = Field(description="Column with the moment (UTC) from which a row was known.")
+    static: bool = Field(default=False, description="Facts without a history: never too old for a training window.")
     path: str | None = Field(
         default=None,
         description="Parquet or CSV file, relative to loop.yaml; leave out when `source.entry` writes the table.",
@@ -203,8 +204,10 @@ class Replay(_Model):
     sample: Annotated[float, Field(gt=0, le=1)] = 0.25
     fast_sample: Annotated[float, Field(gt=0, le=1)] = 0.08
     fast_until: Instant | None = None
-    batch: Duration = Field(default=timedelta(hours=1), description="Events of this span go out as one request a group.")
-    group_by: str | None = Field(default=None, description="Entity column whose values send separate requests.")
+    group_by: str | None = Field(
+        default=None,
+        description="Events of one moment go out as one request; with a column here, as one request a value.",
+    )
     seed: int = 7
 
     @model_validator(mode="after")

