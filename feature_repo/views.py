@@ -2,7 +2,6 @@
 
 from datetime import timedelta
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from entities import aircraft, carrier, destination, origin
 from feast import FeatureView, Field, FileSource, RequestSource
@@ -84,16 +83,22 @@ flight = RequestSource(
 @on_demand_feature_view(
     sources=[aircraft_facts, flight],
     mode="python",
+    # No descriptions here: Feast compares these fields with the ones it infers, which have none.
     schema=[
-        Field(name="hour", dtype=Float64, description="Scheduled departure, hours since midnight in New York."),
-        Field(name="weekday", dtype=Float64, description="0 is Monday."),
-        Field(name="plane_age", dtype=Float64, description="Years."),
-        Field(name="distance_miles", dtype=Float64, description="Distance, miles."),
-        Field(name="timetable_minutes", dtype=Float64, description="Arrival less departure on the timetable."),
+        Field(name="hour", dtype=Float64),
+        Field(name="weekday", dtype=Float64),
+        Field(name="plane_age", dtype=Float64),
+        Field(name="distance_miles", dtype=Float64),
+        Field(name="timetable_minutes", dtype=Float64),
     ],
 )
 def flight_facts(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Derive what follows from the request and the aircraft alone; columns in, columns out."""
+    """Derive what follows from the request and the aircraft alone; columns in, columns out.
+
+    Feast keeps the source of this function alone, so what it needs is imported inside.
+    """
+    from zoneinfo import ZoneInfo
+
     local = [moment.astimezone(ZoneInfo("America/New_York")) for moment in inputs["sched_dep"]]
     return {
         "hour": [moment.hour + moment.minute / 60 for moment in local],

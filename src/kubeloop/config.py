@@ -276,6 +276,7 @@ class Settings(_Model):
     home: Path = Field(description="Folder of loop.yaml and the feature repo.")
     state: Path = Field(description="Folder with everything a run leaves; deleting it starts over.")
     mlflow_uri: str
+    mlflow_run_id: str = Field(default="", description="MLflow run to log to; empty makes a run of our own.")
     core_python: Path
     runtime_python: Path
     detector_python: Path
@@ -363,6 +364,7 @@ def settings(home: Path | None = None) -> Settings:
         home=home,
         state=state,
         mlflow_uri=env.get("KUBELOOP_MLFLOW_URI", f"sqlite:///{state / 'mlflow.db'}"),
+        mlflow_run_id=env.get("MLFLOW_RUN_ID", ""),
         core_python=python("KUBELOOP_CORE_PYTHON", ".venv"),
         runtime_python=python("KUBELOOP_RUNTIME_PYTHON", ".venv-runtime"),
         detector_python=python("KUBELOOP_DETECTOR_PYTHON", ".venv-detector"),

@@ -1,0 +1,236 @@
+"""MLflow: model versions, their aliases, and the lineage that each version carries.
+
+The only importer of mlflow. A version's source is the model folder itself, made an MLflow model by
+adding `MLmodel`, so that KServe, MLflow and kubeloop read the same immutable files.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
+
+from kubeloop.config import Loop, Settings
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+_RUN_TAG = "kubeloop.run"
+_REQUIREMENTS = ["onnxruntime>=1.22", "numpy>=2.0"]
+
+
+class RegistryError(RuntimeError):
+    """The registry does not hold what was asked for; the message says what it holds."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered version of a model."""
+
+    name: str
+    version: str
+    uri: str
+    sha256: str
+    run: str
+    run_id: str
+    created_at: int
+    aliases: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The model folder, for a version whose artifacts are on this machine."""
+        parts = urlparse(self.uri)
+        return Path(unquote(parts.path)) if parts.scheme in ("file", "") else Path(self.uri)
+
+
+def register(
+    settings: Settings,
+    loop: Loop,
+    folder: Path,
+    *,
+    run: str,
+    tags: Mapping[str, str],
+    artifacts: Path | None = None,
+) -> Version:
+    """Register a model folder as the next version and make it the challenger.
+
+    A second call for the same pipeline run returns the version that the first one made: an interrupted
+    run that starts again never leaves two versions of one model.
+
+    Args:
+        settings: where MLflow is.
+        loop: the use case; its name is the model's.
+        folder: the model folder, with `model.onnx` and `model.json`.
+        run: name of the pipeline run.
+        tags: lineage: which data, features, code and gate decision made this version.
+        artifacts: folder with figures and reports to keep beside the model.
+    """
+    import mlflow
+
+    client = _client(settings)
+    found = [version for version in versions(settings, loop.name) if version.run == run]
+    if found:
+        _alias(client, found[0], CHALLENGER)
+        return found[0]
+    facts = json.loads((folder / "model.json").read_text())
+    with _run(client, settings, loop, run) as run_id:
+        for name, value in facts["metrics"].items():
+            if isinstance(value, (int, float)) and value == value:
+                client.log_metric(run_id, name, float(value))
+        for name, value in {**facts.get("parameters", {}), "algorithm": facts.get("algorithm")}.items():
+            client.log_param(run_id, name, value)
+        for name, value in tags.items():
+            client.set_tag(run_id, name, value)
+        if artifacts is not None:
+            client.log_artifacts(run_id, str(artifacts), "evaluation")
+        with tempfile.TemporaryDirectory() as scratch:
+            client.log_artifacts(run_id, str(_package(folder, Path(scratch) / "model")), "model")
+        source = f"{client.get_run(run_id).info.artifact_uri}/model"
+        try:
+            client.create_registered_model(loop.name, description=loop.description)
+        except mlflow.exceptions.MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        created = client.create_model_version(
+            loop.name,
+            source,
+            run_id=run_id,
+            tags={**tags, _RUN_TAG: run, "kubeloop.sha256": facts["sha256"]},
+        )
+    version = _version(created)
+    _alias(client, version, CHALLENGER)
+    return version
+
+
+def promote(settings: Settings, version: Version) -> None:
+    """Move the champion alias to a version; the challenger alias is free again."""
+    client = _client(settings)
+    _alias(client, version, CHAMPION)
+    current = client.get_registered_model(version.name).aliases
+    if str(current.get(CHALLENGER)) == version.version:
+        client.delete_registered_model_alias(version.name, CHALLENGER)
+
+
+def tag(settings: Settings, version: Version, tags: Mapping[str, str]) -> None:
+    """Add lineage that is known only after registration, such as where a version is served."""
+    client = _client(settings)
+    for name, value in tags.items():
+        client.set_model_version_tag(version.name, version.version, name, value)
+
+
+def champion(settings: Settings, name: str) -> Version | None:
+    """Return the version that the champion alias names, or None before the first promotion."""
+    return next((version for version in versions(settings, name) if CHAMPION in version.aliases), None)
+
+
+def versions(settings: Settings, name: str) -> list[Version]:
+    """Return every version of a model, oldest first; none when the model was never registered."""
+    client = _client(settings)
+    names = {model.name: model for model in client.search_registered_models(f"name = '{name}'")}
+    if name not in names:
+        return []
+    aliases: dict[str, list[str]] = {}
+    for alias, number in names[name].aliases.items():
+        aliases.setdefault(str(number), []).append(alias)
+    found = client.search_model_versions(f"name = '{name}'")
+    return sorted(
+        (_version(item, tuple(sorted(aliases.get(str(item.version), ())))) for item in found),
+        key=lambda version: int(version.version),
+    )
+
+
+def get(settings: Settings, name: str, number: str) -> Version:
+    """Return one version.
+
+    Raises:
+        RegistryError: there is no such version.
+    """
+    known = versions(settings, name)
+    for version in known:
+        if version.version == number:
+            return version
+    raise RegistryError(f"{name} has no version {number}; it has {', '.join(v.version for v in known) or 'none'}")
+
+
+def _client(settings: Settings) -> "MlflowClient":
+    import mlflow
+
+    return mlflow.MlflowClient(tracking_uri=settings.mlflow_uri, registry_uri=settings.mlflow_uri)
+
+
+@contextmanager
+def _run(client: "MlflowClient", settings: Settings, loop: Loop, run: str) -> Iterator[str]:
+    """Log to the MLflow run that the pipeline gave us, or to one of our own when there is none."""
+    if settings.mlflow_run_id:
+        yield settings.mlflow_run_id
+        return
+    experiment = client.get_experiment_by_name(loop.name)
+    if experiment is None:
+        location = None
+        if settings.mlflow_uri.startswith("sqlite:"):
+            location = (settings.state / "mlartifacts").as_uri()
+        experiment_id = client.create_experiment(loop.name, artifact_location=location)
+    else:
+        experiment_id = experiment.experiment_id
+    run_id = client.create_run(experiment_id, run_name=run, tags={_RUN_TAG: run}).info.run_id
+    try:
+        yield run_id
+    except BaseException:
+        client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id, "FINISHED")
+
+
+def _package(folder: Path, target: Path) -> Path:
+    """Make an MLflow model of the folder: MLmodel with signature, input example and requirements."""
+    import mlflow
+    import numpy as np
+    import onnx
+    import pandas as pd
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    facts = json.loads((folder / "model.json").read_text())
+    kinds = {item["name"]: item["kind"] for item in facts["features"]}
+    inputs = [ColSpec(DataType.float if kind == "numeric" else DataType.string, name) for name, kind in kinds.items()]
+    example = pd.DataFrame(
+        {name: np.zeros(1, np.float32) if kind == "numeric" else ["?"] for name, kind in kinds.items()}
+    )
+    mlflow.onnx.save_model(
+        onnx.load(folder / "model.onnx"),
+        target,
+        signature=ModelSignature(Schema(inputs), Schema([ColSpec(DataType.float, "probability")])),
+        input_example=example,
+        pip_requirements=_REQUIREMENTS,
+        save_as_external_data=False,
+    )
+    # MLflow writes the graph anew; the digest is of the file we checked.
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    return target
+
+
+def _alias(client: "MlflowClient", version: Version, alias: str) -> None:
+    client.set_registered_model_alias(version.name, alias, version.version)
+
+
+def _version(item: "ModelVersion", aliases: tuple[str, ...] = ()) -> Version:
+    tags: dict[str, Any] = dict(item.tags)
+    return Version(
+        name=item.name,
+        version=str(item.version),
+        uri=item.source,
+        sha256=tags.get("kubeloop.sha256", ""),
+        run=tags.get(_RUN_TAG, ""),
+        run_id=item.run_id or "",
+        created_at=item.creation_timestamp,
+        aliases=aliases,
+        tags=tags,
+    )
