@@ -1,0 +1,146 @@
+"""Turn feature columns into one float32 matrix, with nothing that ONNX cannot say."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+Matrix = npt.NDArray[np.float32]
+Kind = Literal["numeric", "categorical"]
+
+SMOOTHING = 20.0
+"""Rows that the prior weighs in a category's mean (the m of the m-estimate)."""
+
+_FOLDS = 5
+
+
+class EncodingError(ValueError):
+    """A feature column is missing or cannot be read as its kind; the message names it."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What was learned about each feature; all numbers are exact float32 values.
+
+    Numeric columns: a missing or infinite value becomes the column's median. Categorical columns: a value becomes the
+    smoothed mean of the label among its rows, (sum + m * prior) / (rows + m) (Micci-Barreca 2001); a value that was
+    not seen, an empty string and a missing value become the prior, the mean of the label over all rows.
+    """
+
+    columns: tuple[str, ...]
+    medians: dict[str, float]
+    means: dict[str, dict[str, float]]
+    prior: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Columns of the matrix: the numeric features, then the categorical ones."""
+        return (*self.medians, *self.means)
+
+    def kind(self, column: str) -> Kind:
+        """Return how a feature is read."""
+        return "numeric" if column in self.medians else "categorical"
+
+    def transform(self, frame: pd.DataFrame) -> Matrix:
+        """Return the matrix [n, F], columns as in `names`.
+
+        Raises:
+            EncodingError: a column is missing or cannot be read as its kind.
+        """
+        matrix = np.empty((len(frame), len(self.names)), dtype=np.float32)
+        for position, (name, median) in enumerate(self.medians.items()):
+            values = numbers(frame, name)
+            matrix[:, position] = np.where(np.isfinite(values), values, np.float32(median))
+        for position, (name, means) in enumerate(self.means.items(), start=len(self.medians)):
+            matrix[:, position] = texts(frame, name).map(means).fillna(self.prior).to_numpy(dtype=np.float32)
+        return matrix
+
+
+def learn(frame: pd.DataFrame, y: npt.NDArray[np.int64]) -> tuple[Encoder, Matrix]:
+    """Learn the encoding of a training set.
+
+    Args:
+        frame: the feature columns; strings are categorical, all others numeric.
+        y: labels [n], 0 or 1.
+
+    Returns:
+        The encoder, and the matrix [n, F] to fit an estimator on. In that matrix a row's own label does not count in
+        its category's mean (each fifth of the rows is encoded from the other four), so that the estimator does not
+        learn to trust an encoding that has seen the answer.
+
+    Raises:
+        EncodingError: there is no column, or one is neither text nor a number.
+    """
+    if frame.shape[1] == 0:
+        raise EncodingError("the training set has no feature columns; add features to the feature service")
+    categorical = [str(name) for name in frame.columns if _is_text(frame[name])]
+    medians = {str(name): _median(numbers(frame, name)) for name in frame.columns if name not in categorical}
+    prior = _float32(float(y.mean()))
+    values = {name: texts(frame, name) for name in categorical}
+    means = {name: _means(values[name], y, prior) for name in categorical}
+    encoder = Encoder(tuple(str(name) for name in frame.columns), medians, means, prior)
+    matrix = encoder.transform(frame)
+    fold = np.arange(len(frame)) % _FOLDS
+    for position, name in enumerate(categorical, start=len(medians)):
+        for part in range(_FOLDS):
+            own = fold == part
+            others = _means(values[name][~own], y[~own], prior)
+            matrix[own, position] = values[name][own].map(others).fillna(prior).to_numpy(dtype=np.float32)
+    return encoder, matrix
+
+
+def numbers(frame: pd.DataFrame, name: str) -> Matrix:
+    """Return a numeric column as float32 [n], NaN where a value is missing.
+
+    Raises:
+        EncodingError: the column is missing or holds something else than numbers.
+    """
+    column = _column(frame, name)
+    if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_timedelta64_dtype(column):
+        raise EncodingError(f"feature {name!r} is a time; make it a number, such as an hour or an age, in its SQL")
+    try:
+        with np.errstate(over="ignore"):
+            return column.to_numpy(dtype=np.float32, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise EncodingError(f"feature {name!r} is numeric, but holds {column.dtype} values: {error}") from error
+
+
+def texts(frame: pd.DataFrame, name: str) -> "pd.Series[str]":
+    """Return a categorical column as Python strings [n], empty where a value is missing.
+
+    Raises:
+        EncodingError: the column is missing.
+    """
+    column = _column(frame, name).astype(object)
+    return column.where(column.notna(), "").astype(str)
+
+
+def _column(frame: pd.DataFrame, name: str) -> "pd.Series[str]":
+    if name not in frame:
+        raise EncodingError(f"feature {name!r} is not among the columns {list(frame.columns)}")
+    return frame[name]
+
+
+def _is_text(column: "pd.Series[str]") -> bool:
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return pd.api.types.is_string_dtype(column.cat.categories)
+    return pd.api.types.infer_dtype(column, skipna=True) in ("string", "mixed", "empty") and (
+        pd.api.types.is_object_dtype(column) or pd.api.types.is_string_dtype(column)
+    )
+
+
+def _median(values: Matrix) -> float:
+    known = values[np.isfinite(values)]
+    return _float32(float(np.median(known))) if len(known) else 0.0
+
+
+def _means(values: "pd.Series[str]", y: npt.NDArray[np.int64], prior: float) -> dict[str, float]:
+    groups = pd.Series(y, index=values.index).groupby(values)
+    smoothed = (groups.sum() + SMOOTHING * prior) / (groups.count() + SMOOTHING)
+    return {str(value): _float32(mean) for value, mean in smoothed.items() if value != ""}
+
+
+def _float32(value: float) -> float:
+    return float(np.float32(value))

@@ -1,0 +1,200 @@
+"""Fit a binary classifier on a training set: split by time, encode, search, fit."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from kubeloop import algorithms, config, encoding, evaluation
+
+EVENT_ID, TIMESTAMP, LABEL = "event_id", "event_timestamp", "label"
+INNER_SHARE = 0.25
+"""Newest share of the training rows on which Optuna's trials are measured."""
+
+Progress = Callable[[int, float, algorithms.Parameters], None]
+
+
+class TrainingError(ValueError):
+    """A model cannot be made from these rows and settings; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model: encoder and estimator, and what they were made with.
+
+    `importances` has one share a feature and sums to 1. `search` holds the trials, the metric and the best value when
+    Optuna chose the parameters, and is empty otherwise.
+    """
+
+    algorithm: str
+    parameters: algorithms.Parameters
+    encoder: encoding.Encoder
+    estimator: Any
+    importances: dict[str, float]
+    search: dict[str, int | float | str]
+
+    def predict(self, frame: pd.DataFrame) -> npt.NDArray[np.float32]:
+        """Return the probability of class 1 [n] of rows with the feature columns.
+
+        Raises:
+            EncodingError: a feature is missing or cannot be read as its kind.
+        """
+        rows = self.encoder.transform(frame).astype(np.float64)
+        return np.asarray(_probabilities(self.estimator, rows), dtype=np.float32)
+
+    def importance(self) -> dict[str, float]:
+        """Return each feature's share of the model's decisions, largest first; they sum to 1."""
+        return dict(sorted(self.importances.items(), key=lambda item: -item[1]))
+
+
+def split(frame: pd.DataFrame, holdout: timedelta) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Cut a training set into (train, hold-out) by time.
+
+    With `last` the newest event_timestamp, the hold-out is the half-open span (last - holdout, last], the rest trains.
+
+    Raises:
+        TrainingError: a side is empty or holds one class, a label is not 0 or 1, or a timestamp is missing.
+    """
+    _labels(frame, "the training set")
+    moments = pd.to_datetime(frame[TIMESTAMP], utc=True)
+    if moments.isna().any():
+        raise TrainingError(f"{int(moments.isna().sum())} rows have no event_timestamp; leave them out in events.sql")
+    newest = moments > moments.max() - holdout
+    train, test = frame[~newest], frame[newest]
+    for part, name in ((train, "training"), (test, "hold-out")):
+        reason = evaluation.undefined(_labels(part, f"the {name} part"))
+        if reason:
+            raise TrainingError(
+                f"the {name} part cannot be used: {reason}; change training.window or training.holdout "
+                f"({config.duration_text(holdout)}), the rows span {moments.min()} to {moments.max()}"
+            )
+    return train, test
+
+
+def features(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the feature columns: all but event_id, event_timestamp and label."""
+    return frame.drop(columns=[name for name in (EVENT_ID, TIMESTAMP, LABEL) if name in frame])
+
+
+def fit(
+    train: pd.DataFrame, training: config.Training, *, metric: str = "auc", progress: Progress | None = None
+) -> Fitted:
+    """Train a model; the same rows, settings and machine give the same model, bit for bit.
+
+    With `training.trials` > 0, Optuna's seeded TPE sampler (Bergstra et al. 2011) searches the parameters that
+    `training.parameters` leaves open: each trial is trained on the older rows and measured on the newest quarter; the
+    best is then trained on all rows.
+
+    Args:
+        train: a training set ordered by time: event_id, event_timestamp, label, features.
+        training: the settings.
+        metric: what a trial is measured by, usually `gates.metric`.
+        progress: called after each trial with its number, its value of the metric and its parameters.
+
+    Raises:
+        TrainingError: the rows hold one class, or a label is not 0 or 1.
+        EncodingError: a feature is neither text nor a number.
+        ParameterError: `training.parameters` does not fit the algorithm.
+    """
+    labels = _two_classes(train, "the training rows")
+    parameters = algorithms.settle(training.algorithm, training.parameters)
+    search: dict[str, int | float | str] = {}
+    if training.trials:
+        best, value = _search(train, training, parameters, metric, progress)
+        parameters = {**parameters, **best}
+        search = {"trials": training.trials, "metric": metric, "value": value}
+    encoder, matrix = encoding.learn(features(train), labels)
+    rows = matrix.astype(np.float64)
+    estimator = _fit(rows, labels, training, parameters)
+    shares = algorithms.importance(training.algorithm, estimator, rows.std(axis=0))
+    return Fitted(
+        algorithm=training.algorithm,
+        parameters=parameters,
+        encoder=encoder,
+        estimator=estimator,
+        importances={name: float(share) for name, share in zip(encoder.names, shares, strict=True)},
+        search=search,
+    )
+
+
+def _search(
+    train: pd.DataFrame,
+    training: config.Training,
+    parameters: algorithms.Parameters,
+    metric: str,
+    progress: Progress | None,
+) -> tuple[algorithms.Parameters, float]:
+    import optuna
+
+    cut = int(len(train) * (1 - INNER_SHARE))
+    older, newer = train.iloc[:cut], train.iloc[cut:]
+    y, truth = _two_classes(older, "the older three quarters"), _two_classes(newer, "the newest quarter")
+    encoder, matrix = encoding.learn(features(older), y)
+    rows, unseen = matrix.astype(np.float64), encoder.transform(newer).astype(np.float64)
+
+    def objective(trial: optuna.Trial) -> float:
+        drawn = algorithms.suggest(training.algorithm, trial, training.parameters)
+        estimator = _fit(rows, y, training, {**parameters, **drawn})
+        return evaluation.score(truth, _probabilities(estimator, unseen))[metric]
+
+    def report(_: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        if progress and trial.value is not None:
+            progress(trial.number, trial.value, dict(trial.params))
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        direction="maximize" if evaluation.DIRECTION[metric] > 0 else "minimize",
+        sampler=optuna.samplers.TPESampler(seed=training.seed),
+    )
+    study.optimize(objective, n_trials=training.trials, callbacks=[report])
+    return dict(study.best_params), study.best_value
+
+
+def _fit(
+    rows: algorithms.Rows,
+    labels: npt.NDArray[np.int64],
+    training: config.Training,
+    parameters: algorithms.Parameters,
+) -> algorithms.Estimator:
+    estimator = algorithms.build(training.algorithm, parameters, seed=training.seed, threads=training.threads)
+    try:
+        with _threads(training.threads):
+            estimator.fit(rows, labels)
+    except (ValueError, TypeError) as error:
+        raise algorithms.ParameterError(f"{training.algorithm} refuses {parameters}: {error}") from error
+    return estimator
+
+
+def _probabilities(estimator: algorithms.Estimator, rows: algorithms.Rows) -> npt.NDArray[np.float64]:
+    return np.asarray(estimator.predict_proba(rows)[:, 1])
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Limit the threads of estimators that take no such parameter (OpenMP and BLAS)."""
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    with threadpool_limits(limits=count):
+        yield
+
+
+def _labels(frame: pd.DataFrame, what: str) -> npt.NDArray[np.int64]:
+    absent = [name for name in (TIMESTAMP, LABEL) if name not in frame]
+    if absent:
+        raise TrainingError(f"{what} has no column {' and '.join(absent)}; a training set needs both")
+    if not frame[LABEL].isin((0, 1)).all():
+        raise TrainingError(f"{what} has labels other than 0 and 1; keep only rows whose label is known")
+    return frame[LABEL].to_numpy(dtype=np.int64)
+
+
+def _two_classes(frame: pd.DataFrame, what: str) -> npt.NDArray[np.int64]:
+    labels = _labels(frame, what)
+    reason = evaluation.undefined(labels)
+    if reason:
+        raise TrainingError(f"{what} cannot train or measure a model: {reason}; lengthen training.window")
+    return labels
