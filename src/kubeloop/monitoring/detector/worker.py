@@ -1,0 +1,259 @@
+"""The detector worker: Alibi Detect's tests over loopback HTTP, run by file path in the detector environment.
+
+    <detector environment>/bin/python -I worker.py --port 0
+
+It imports nothing of kubeloop, decides nothing and keeps nothing: a client that is told 404 sends its
+reference again. Arrays travel as .npz (`numeric` [rows, Fn] float32 with NaN where missing, `categorical`
+[rows, Fc] int32, `score` [rows] float32):
+
+    PUT  /detectors/{key}         hold a reference
+    POST /detectors/{key}/score   {"statistic": [...], "p_value": [...], "seconds": s}, in the order numeric,
+                                  categorical, score; 0 and 1 where either side of a feature has no values
+    GET  /healthz                 {"status": "ok", "detectors": [...]}
+"""
+
+import argparse
+import io
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+import zipfile
+from collections import OrderedDict
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+import numpy.typing as npt
+from alibi_detect.cd import TabularDrift  # type: ignore[import-not-found]
+
+_KEPT = 8
+"""References held; the least recently used goes first, and its client sends it again."""
+_ARRAYS = {"numeric": (np.float32, 2), "categorical": (np.int32, 2), "score": (np.float32, 1)}
+
+Arrays = dict[str, npt.NDArray[np.generic]]
+
+
+class RefusedError(Exception):
+    """A request that gets an error status."""
+
+    def __init__(self, status: HTTPStatus, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def read(body: bytes, limit: int) -> Arrays:
+    """Read the three arrays of an .npz body.
+
+    Raises:
+        RefusedError: the body is no such archive, unpacks to more than `limit` bytes, or holds other arrays.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(body)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > limit:
+                raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the arrays exceed {limit} bytes")
+        with np.load(io.BytesIO(body), allow_pickle=False) as loaded:
+            arrays = {name: loaded[name] for name in _ARRAYS}
+    except (ValueError, KeyError, EOFError, OSError, MemoryError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise RefusedError(
+            HTTPStatus.BAD_REQUEST, f"the body is not an .npz of {', '.join(_ARRAYS)}: {error}"
+        ) from error
+    for name, (dtype, ndim) in _ARRAYS.items():
+        array = arrays[name]
+        if array.dtype != dtype or array.ndim != ndim:
+            found = f"{array.dtype} with {array.ndim} axes"
+            raise RefusedError(
+                HTTPStatus.BAD_REQUEST, f"{name} must be {np.dtype(dtype)} with {ndim} axes, not {found}"
+            )
+    return arrays
+
+
+def columns(arrays: Arrays) -> list[tuple[npt.NDArray[np.generic], bool]]:
+    """Return each feature's present values [rows, 1] and whether it is categorical, in the protocol's order.
+
+    Alibi cannot take NaN, and dropping whole rows would let one feature's gaps thin out the others: so each
+    feature is its own test, on its own values. -1, missing or unseen, is a category like any other.
+    """
+    numeric = [(column, False) for column in arrays["numeric"].T]
+    categorical = [(column, True) for column in arrays["categorical"].T]
+    every = [*numeric, *categorical, (arrays["score"], False)]
+    return [(column[column == column].reshape(-1, 1), kind) for column, kind in every]
+
+
+class Reference:
+    """One fitted detector a feature."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        self.widths = (arrays["numeric"].shape[1], arrays["categorical"].shape[1])
+        # `score` is read, never `predict`: p_val and correction decide nothing here. The categories are those of
+        # the reference's rows, since chi-square is undefined for one that neither side has; Alibi adds the window's.
+        self.detectors = [
+            TabularDrift(values, categories_per_feature={0: None} if kind else {}) if len(values) else None
+            for values, kind in columns(arrays)
+        ]
+
+    def score(self, arrays: Arrays) -> dict[str, object]:
+        """Test every feature. Alibi computes in float32, and applies Yates' correction to two categories.
+
+        Raises:
+            RefusedError: the window has other features than the reference.
+        """
+        widths = (arrays["numeric"].shape[1], arrays["categorical"].shape[1])
+        if widths != self.widths:
+            raise RefusedError(HTTPStatus.BAD_REQUEST, f"the window has {widths} features, the reference {self.widths}")
+        started = time.perf_counter()
+        results = []
+        for detector, (values, _) in zip(self.detectors, columns(arrays), strict=True):
+            if detector is None or not len(values):
+                results.append((0.0, 1.0))
+                continue
+            p_value, statistic = detector.score(values)
+            # SciPy has no p-value for one row against one: that is no evidence.
+            results.append((float(statistic[0]), 1.0 if math.isnan(p_value[0]) else float(p_value[0])))
+        return {
+            "statistic": [statistic for statistic, _ in results],
+            "p_value": [p_value for _, p_value in results],
+            "seconds": time.perf_counter() - started,
+        }
+
+
+class Worker(ThreadingHTTPServer):
+    """The server and the references it holds."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int, limit: int) -> None:
+        super().__init__(("127.0.0.1", port), Handler)
+        self.limit = limit
+        self._references: OrderedDict[str, Reference] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def keys(self) -> list[str]:
+        """Return the keys held."""
+        with self._lock:
+            return list(self._references)
+
+    def hold(self, key: str, reference: Reference) -> None:
+        """Keep a reference, letting go of the least recently used one over the limit."""
+        with self._lock:
+            self._references[key] = reference
+            self._references.move_to_end(key)
+            while len(self._references) > _KEPT:
+                self._references.popitem(last=False)
+
+    def find(self, key: str) -> Reference:
+        """Return a held reference.
+
+        Raises:
+            RefusedError: the key is unknown.
+        """
+        with self._lock:
+            if key not in self._references:
+                raise RefusedError(HTTPStatus.NOT_FOUND, f"no reference is held for {key!r}; PUT it first")
+            self._references.move_to_end(key)
+            return self._references[key]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 60
+    disable_nagle_algorithm = True
+    server: Worker
+
+    def do_GET(self) -> None:
+        """Answer /healthz."""
+        if urlsplit(self.path).path == "/healthz":
+            self._reply(HTTPStatus.OK, {"status": "ok", "detectors": self.server.keys()})
+        else:
+            self._reply(HTTPStatus.NOT_FOUND, {"error": "GET knows /healthz"})
+
+    def do_PUT(self) -> None:
+        """Hold a reference."""
+        self._answer(scoring=False)
+
+    def do_POST(self) -> None:
+        """Score a window."""
+        self._answer(scoring=True)
+
+    def _answer(self, *, scoring: bool) -> None:
+        try:
+            body = self._body()
+            match urlsplit(self.path).path.split("/"):
+                case ["", "detectors", key] if key and not scoring:
+                    reference = Reference(read(body, self.server.limit))
+                    self.server.hold(unquote(key), reference)
+                    self._reply(HTTPStatus.OK, {"key": unquote(key)})
+                case ["", "detectors", key, "score"] if key and scoring:
+                    reference = self.server.find(unquote(key))
+                    self._reply(HTTPStatus.OK, reference.score(read(body, self.server.limit)))
+                case _:
+                    raise RefusedError(HTTPStatus.NOT_FOUND, "PUT /detectors/{key} or POST /detectors/{key}/score")
+        except RefusedError as refused:
+            self._reply(refused.status, {"error": str(refused)})
+
+    def _body(self) -> bytes:
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal():
+            self.close_connection = True
+            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "send a Content-Length")
+        if int(length) > self.server.limit:
+            self.close_connection = True
+            raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body exceeds {self.server.limit} bytes")
+        return self.rfile.read(int(length))
+
+    def _reply(self, status: HTTPStatus, content: dict[str, object]) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Log refusals only; one line a window would bury them."""
+        if len(args) > 1 and str(args[1]) >= "400":
+            super().log_message(format, *args)
+
+
+def main() -> None:
+    """Serve until SIGTERM, SIGINT or, with --until-eof, the end of standard input."""
+    parser = argparse.ArgumentParser(description="Alibi Detect's drift tests over loopback HTTP.")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one; it is printed")
+    parser.add_argument("--max-body-mb", type=int, default=256, help="largest body, packed and unpacked")
+    parser.add_argument(
+        "--until-eof",
+        action="store_true",
+        help="stop when standard input closes: a child that cannot outlive its parent",
+    )
+    options = parser.parse_args()
+    server = Worker(options.port, options.max_body_mb * 2**20)
+
+    def stop(*_: object) -> None:
+        threading.Thread(target=server.shutdown).start()
+
+    def watch() -> None:
+        while sys.stdin.buffer.read(1):
+            pass
+        stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    if options.until_eof:
+        threading.Thread(target=watch, daemon=True).start()
+    print(f"ready http://127.0.0.1:{server.server_port}", flush=True)
+    # Nobody reads on: what a library prints later goes to the log.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    server.serve_forever()
+    server.server_close()
+
+
+if __name__ == "__main__":
+    main()
