@@ -1,0 +1,285 @@
+"""Write a trained model as one ONNX graph with an input a feature, and prove that it predicts the same."""
+
+import copy
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pandas as pd
+from onnx import TensorProto, helper, numpy_helper
+
+from kubeloop import algorithms, encoding
+from kubeloop.training import Fitted
+
+OUTPUT = "probability"
+OPSET, ML_OPSET, IR_VERSION = 17, 3, 8
+"""Old enough for every ONNX Runtime, Triton and TensorRT of the last years, new enough for all we use."""
+
+_BATCH = "batch"
+_WORST = 5
+
+
+class ExportError(ValueError):
+    """The ONNX model cannot be made, or does not predict what the trained model predicts."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far the ONNX model's predictions were from the trained model's."""
+
+    rows: int
+    max_abs_difference: float
+    mean_abs_difference: float
+    tolerance: float
+
+
+def to_onnx(fitted: Fitted) -> onnx.ModelProto:
+    """Write encoder and estimator as one graph.
+
+    Inputs: one a feature, named as the feature, shape [batch, 1]: FLOAT, where NaN is a missing value, or STRING, where
+    the empty string is one. Output: `probability`, FLOAT [batch], of class 1.
+
+    Raises:
+        ExportError: a feature has the name of the output, or the converted estimator is not what we know.
+    """
+    if OUTPUT in fitted.encoder.columns:
+        raise ExportError(f"a feature cannot be named {OUTPUT!r}, since that is the model's output; rename it")
+    graph = _Graph([], [])
+    matrix = _encoder(graph, fitted.encoder)
+    if fitted.algorithm == "logistic_regression":
+        _logistic(graph, matrix, fitted.estimator)
+    else:
+        _ensemble(graph, matrix, _converted(fitted))
+    inputs = [
+        helper.make_tensor_value_info(
+            name,
+            TensorProto.FLOAT if fitted.encoder.kind(name) == "numeric" else TensorProto.STRING,
+            [_BATCH, 1],
+        )
+        for name in fitted.encoder.columns
+    ]
+    output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [_BATCH])
+    model = helper.make_model(
+        helper.make_graph(graph.nodes, "kubeloop", inputs, [output], graph.constants),
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid("ai.onnx.ml", ML_OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="kubeloop",
+    )
+    onnx.checker.check_model(model)
+    return model
+
+
+def feeds(encoder: encoding.Encoder, frame: pd.DataFrame) -> dict[str, npt.NDArray[Any]]:
+    """Return the graph's inputs for rows of a frame: float32 or object arrays [n, 1], by feature."""
+    return {
+        name: encoding.numbers(frame, name).reshape(-1, 1)
+        if encoder.kind(name) == "numeric"
+        else encoding.texts(frame, name).to_numpy(dtype=object).reshape(-1, 1)
+        for name in encoder.columns
+    }
+
+
+def parity(model: onnx.ModelProto, fitted: Fitted, frame: pd.DataFrame, tolerance: float = 1e-5) -> Parity:
+    """Run the graph on real rows and compare it with the trained model.
+
+    Args:
+        model: of `to_onnx`.
+        fitted: the trained model.
+        frame: rows with the feature columns; a hold-out is right.
+        tolerance: largest allowed difference of a probability.
+
+    Raises:
+        ExportError: there are no rows, or a difference exceeds the tolerance; the message shows the worst rows.
+    """
+    if frame.empty:
+        raise ExportError("parity needs rows to predict; pass the hold-out")
+    expected = fitted.predict(frame)
+    got = _session(model.SerializeToString()).run([OUTPUT], feeds(fitted.encoder, frame))[0]
+    gaps = np.abs(got.astype(np.float64) - expected)
+    # Not `gaps.max() > tolerance`: a NaN prediction must fail too.
+    if not gaps.max() <= tolerance:
+        worst = np.argsort(-np.nan_to_num(gaps, nan=np.inf))[:_WORST]
+        shown = frame.iloc[worst][list(fitted.encoder.columns)].assign(trained=expected[worst], onnx=got[worst])
+        raise ExportError(
+            f"{int((~(gaps <= tolerance)).sum())} of {len(gaps)} rows differ by more than {tolerance:g} between the "
+            f"trained {fitted.algorithm} and its ONNX graph; the worst:\n{shown.to_string()}"
+        )
+    return Parity(len(gaps), float(gaps.max()), float(gaps.mean()), tolerance)
+
+
+def latency(model: Path, fitted: Fitted, frame: pd.DataFrame, repeats: int = 200) -> dict[str, float]:
+    """Time predictions of 1 and 100 rows on one thread, and weigh the file.
+
+    Args:
+        model: path of model.onnx.
+        fitted: the trained model, for its inputs.
+        frame: rows to take the batches from; repeated when there are fewer than 100.
+        repeats: calls of each size.
+
+    Returns:
+        latency_<rows>_p50_ms and latency_<rows>_p99_ms for 1 and 100 rows, and size_bytes.
+    """
+    session = _session(model.read_bytes(), threads=1)
+    measured: dict[str, float] = {}
+    for rows in (1, 100):
+        batch = feeds(fitted.encoder, frame.iloc[np.arange(rows) % len(frame)])
+        session.run([OUTPUT], batch)
+        spans = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            session.run([OUTPUT], batch)
+            spans.append((time.perf_counter() - start) * 1000)
+        measured[f"latency_{rows}_p50_ms"], measured[f"latency_{rows}_p99_ms"] = map(
+            float, np.percentile(spans, (50, 99))
+        )
+    return {**measured, "size_bytes": float(model.stat().st_size)}
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """Nodes and constants under construction; the names with a slash cannot be those of features."""
+
+    nodes: list[onnx.NodeProto]
+    constants: list[onnx.TensorProto]
+
+    def add(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
+        return output
+
+    def constant(self, name: str, value: npt.ArrayLike, kind: npt.DTypeLike) -> str:
+        self.constants.append(numpy_helper.from_array(np.asarray(value, dtype=kind), name))
+        return name
+
+
+def _encoder(graph: _Graph, encoder: encoding.Encoder) -> str:
+    """Add the encoder; return the name of its matrix [batch, F]."""
+    parts = []
+    if encoder.medians:
+        raw = graph.add("Concat", list(encoder.medians), "encoder/numeric", axis=1)
+        unknown = graph.add(
+            "Or",
+            [
+                graph.add("IsNaN", [raw], "encoder/is_nan"),
+                graph.add("IsInf", [raw], "encoder/is_inf"),
+            ],
+            "encoder/unknown",
+        )
+        medians = graph.constant("encoder/medians", [list(encoder.medians.values())], np.float32)
+        parts.append(graph.add("Where", [unknown, medians, raw], "encoder/imputed"))
+    for position, (name, means) in enumerate(encoder.means.items()):
+        # ONNX refuses an empty table; the empty string means missing, hence the prior, anyway.
+        table = {"": encoder.prior, **means}
+        parts.append(f"encoder/mean_{position}")
+        graph.nodes.append(
+            helper.make_node(
+                "LabelEncoder",
+                [name],
+                [parts[-1]],
+                name=parts[-1],
+                domain="ai.onnx.ml",
+                keys_strings=list(table),
+                values_floats=list(table.values()),
+                default_float=encoder.prior,
+            )
+        )
+    return graph.add("Concat", parts, "encoder/matrix", axis=1)
+
+
+def _logistic(graph: _Graph, matrix: str, estimator: Any) -> None:
+    """Add sigmoid(x w + b), in float64 since x may be large against its spread."""
+    slopes, intercept = algorithms.linear(estimator)
+    wide = graph.add("Cast", [matrix], "estimator/wide", to=TensorProto.DOUBLE)
+    weights = graph.constant("estimator/slopes", slopes.reshape(-1, 1), np.float64)
+    product = graph.add("MatMul", [wide, weights], "estimator/product")
+    bias = graph.constant("estimator/intercept", [intercept], np.float64)
+    logit = graph.add("Add", [product, bias], "estimator/logit")
+    share = graph.add("Sigmoid", [logit], "estimator/sigmoid")
+    narrow = graph.add("Cast", [share], "estimator/narrow", to=TensorProto.FLOAT)
+    graph.add("Reshape", [narrow, graph.constant("estimator/flat", [-1], np.int64)], OUTPUT)
+
+
+def _ensemble(graph: _Graph, matrix: str, converted: onnx.ModelProto) -> None:
+    """Add the one tree ensemble of a converted model; its labels and ZipMap stay behind."""
+    trees = [node for node in converted.graph.node if node.op_type == "TreeEnsembleClassifier"]
+    if len(trees) != 1:
+        raise ExportError(f"the converted estimator has {len(trees)} tree ensembles instead of one; pin its converter")
+    node = onnx.NodeProto()
+    node.CopyFrom(trees[0])
+    node.name = "estimator/trees"
+    del node.input[:], node.output[:]
+    node.input.append(matrix)
+    node.output.extend(["estimator/label", "estimator/probabilities"])
+    graph.nodes.append(node)
+    column = graph.constant("estimator/positive", 1, np.int64)
+    graph.add("Gather", ["estimator/probabilities", column], OUTPUT, axis=1)
+
+
+def _converted(fitted: Fitted) -> onnx.ModelProto:
+    """Convert the bare estimator with onnxmltools or skl2onnx; input [batch, F]."""
+    width = len(fitted.encoder.names)
+    if fitted.algorithm == "lightgbm":
+        from onnxmltools import convert_lightgbm  # type: ignore[import-untyped]
+        from onnxmltools.convert.common.data_types import FloatTensorType  # type: ignore[import-untyped]
+
+        booster = _float32_booster(fitted.estimator.booster_)
+        return convert_lightgbm(  # type: ignore[no-any-return]
+            booster, initial_types=[("x", FloatTensorType([None, width]))], zipmap=False
+        )
+    from skl2onnx import to_onnx as convert  # type: ignore[import-untyped]
+    from skl2onnx.common.data_types import FloatTensorType as Floats  # type: ignore[import-untyped]
+
+    estimator = fitted.estimator
+    if fitted.algorithm == "hist_gradient_boosting":
+        estimator = _float32_stages(estimator)
+    return convert(  # type: ignore[no-any-return]
+        estimator,
+        initial_types=[("x", Floats([None, width]))],
+        options={id(estimator): {"zipmap": False}},
+        target_opset={"": OPSET, "ai.onnx.ml": ML_OPSET},
+    )
+
+
+def _float32_below(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the largest float32 that does not exceed each value.
+
+    Trees send x left when x <= t, with t a float64 between two training values. ONNX stores t as float32, and rounding
+    to nearest may reach the larger of the two; the float32 below decides as t does for every float32 x.
+    """
+    near = values.astype(np.float32)
+    below = np.where(near > values, np.nextafter(near, np.float32(-np.inf)), near)
+    return np.asarray(below, dtype=np.float64)
+
+
+def _float32_booster(booster: Any) -> Any:
+    """Return a copy of a LightGBM model with float32 thresholds that decide the same."""
+    import lightgbm
+
+    def rounded(line: re.Match[str]) -> str:
+        return "threshold=" + " ".join(map(repr, _float32_below(np.array(line[1].split(), dtype=np.float64)).tolist()))
+
+    text = re.sub(r"^threshold=(.+)$", rounded, booster.model_to_string(), flags=re.MULTILINE)
+    # The sizes are offsets into the text that has just changed; without them LightGBM looks for the trees itself.
+    text = re.sub(r"^tree_sizes=.*\n", "", text, flags=re.MULTILINE)
+    return lightgbm.Booster(model_str=text)
+
+
+def _float32_stages(estimator: Any) -> Any:
+    """Return a copy of a HistGradientBoostingClassifier with float32 thresholds that decide the same."""
+    estimator = copy.deepcopy(estimator)
+    for stage in estimator._predictors:
+        for tree in stage:
+            tree.nodes["num_threshold"] = _float32_below(tree.nodes["num_threshold"])
+    return estimator
+
+
+def _session(model: bytes, threads: int = 2) -> Any:
+    import onnxruntime  # type: ignore[import-untyped]
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
