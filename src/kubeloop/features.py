@@ -140,6 +140,9 @@ def open_store(folder: Path) -> "FeatureStore":
         if not (folder / STORE_FILE).is_file():
             raise FeatureError(f"{folder} holds no feature tables yet; `kubeloop run` builds them")
         config = yaml.safe_load((folder / STORE_FILE).read_text())
+        if config["registry"].get("registry_type") == "file":
+            # Feast resolves this one path against the process's folder.
+            config["registry"]["path"] = str(folder.resolve() / config["registry"]["path"])
         return FeatureStore(config=RepoConfig(**config, repo_path=folder))
 
 

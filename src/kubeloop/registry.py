@@ -211,6 +211,7 @@ def _package(folder: Path, target: Path) -> Path:
         input_example=example,
         pip_requirements=_REQUIREMENTS,
         save_as_external_data=False,
+        onnx_execution_providers=["CPUExecutionProvider"],
     )
     # MLflow writes the graph anew; the digest is of the file we checked.
     shutil.copytree(folder, target, dirs_exist_ok=True)
