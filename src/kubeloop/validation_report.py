@@ -1,0 +1,106 @@
+"""What a validation found: the report that a pipeline keeps, and the error that stops it."""
+
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+CRITICAL = "critical"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One expectation that does not hold.
+
+    Attributes:
+        table: the table's name.
+        expectation: native name of the expectation.
+        column: its columns, joined by a comma; empty when it is about the whole table.
+        observed: what the data hold, in words.
+        expected: the expectation's arguments, in words.
+        share: missed share of the values it looked at, in [0, 1]; None when it does not look at single values.
+        examples: some missed values, most frequent first.
+        severity: critical (fails the report), warning or info.
+    """
+
+    table: str
+    expectation: str
+    column: str
+    observed: str
+    expected: str
+    share: float | None
+    examples: tuple[str | int | float | bool | None, ...]
+    severity: str = "critical"
+
+
+@dataclass(frozen=True)
+class TableReport:
+    """What validation did to one table.
+
+    Attributes:
+        rows: rows of the raw table.
+        quarantined: rows written to the quarantine.
+        expectations: expectations that ran.
+        reasons: quarantined rows a reason; a row may have several.
+    """
+
+    rows: int
+    quarantined: int
+    expectations: int
+    reasons: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome of one validation.
+
+    Attributes:
+        passed: whether every critical expectation holds.
+        as_of: the run's moment.
+        tables: a report a table.
+        failures: every expectation that does not hold, also those below critical.
+        docs: folder of the Data Docs site.
+        quarantine: folder of the quarantined rows.
+    """
+
+    passed: bool
+    as_of: datetime
+    tables: dict[str, TableReport]
+    failures: tuple[Failure, ...]
+    docs: Path
+    quarantine: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain values that JSON can hold."""
+        return asdict(self) | {
+            "as_of": self.as_of.isoformat(),
+            "failures": [asdict(failure) | {"examples": list(failure.examples)} for failure in self.failures],
+            "docs": str(self.docs),
+            "quarantine": str(self.quarantine),
+        }
+
+
+class ValidationFailed(Exception):  # noqa: N818 - the word that a pipeline's log should show
+    """Critical expectations do not hold; the message names each, what was observed and what to do next."""
+
+
+def require(report: Report) -> None:
+    """Stop a run whose data are not fit for use.
+
+    Raises:
+        ValidationFailed: a critical expectation does not hold.
+    """
+    if report.passed:
+        return
+    critical = [failure for failure in report.failures if failure.severity == CRITICAL]
+    lines = [
+        f"  {'.'.join(filter(None, (failure.table, failure.column)))}: {failure.expectation}: "
+        f"observed {failure.observed}; expected {failure.expected or 'it to hold'}"
+        for failure in critical
+    ]
+    count = f"{len(critical)} expectation{'s do' if len(critical) > 1 else ' does'} not hold"
+    raise ValidationFailed(
+        f"{count} on the data as of {report.as_of.isoformat()}:\n" + "\n".join(lines) + "\n"
+        f"See every result in {report.docs / 'index.html'} and the rows with their reasons in {report.quarantine}; "
+        "then mend the source, or change the suite if the world has changed."
+    )
