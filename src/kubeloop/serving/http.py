@@ -1,0 +1,351 @@
+"""What the model server and the transformer share: the endpoints, limits, errors and metrics.
+
+Raw ASGI, since a request of one row takes less time than a routing framework. One process serves one model.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from kubeloop import __version__
+from kubeloop.serving.oip import ProtocolError
+
+log = logging.getLogger("kubeloop.serving")
+
+Scope = Any
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+_JSON = b"application/json"
+# curl -d without a header says urlencoded, as KServe's own examples do.
+_MEDIA = frozenset({b"", _JSON, b"application/x-www-form-urlencoded"})
+_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_LINGER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may cost."""
+
+    max_body_bytes: int = 4 * 1024 * 1024
+    max_rows: int = 10_000
+    timeout_s: float = 10.0
+
+    def check_rows(self, rows: int) -> None:
+        """Refuse a request with too many rows.
+
+        Raises:
+            ProtocolError: 413.
+        """
+        if rows > self.max_rows:
+            raise ProtocolError(f"{rows} rows in one request; send at most {self.max_rows}", 413)
+
+
+class Metrics:
+    """Prometheus metrics of one process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("kubeloop_requests", "Answered requests.", ["path", "code"], registry=self.registry)
+        self.seconds = Histogram(
+            "kubeloop_request_seconds", "Time to answer.", ["path"], buckets=_BUCKETS, registry=self.registry
+        )
+        self.rows = Counter("kubeloop_rows", "Rows predicted.", registry=self.registry)
+        self.in_flight = Gauge("kubeloop_requests_in_flight", "Requests being answered.", registry=self.registry)
+        self.model = Gauge(
+            "kubeloop_model_info", "The model served; always 1.", ["name", "version", "sha256"], registry=self.registry
+        )
+        ProcessCollector(registry=self.registry)
+        # labels() costs as much as the increment, so the children are kept.
+        self._children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+
+    def observe(self, path: str, code: int, seconds: float) -> None:
+        """Count one answered request under its path template."""
+        children = self._children.get((path, code))
+        if children is None:
+            children = self.requests.labels(path, str(code)), self.seconds.labels(path)
+            self._children[path, code] = children
+        children[0].inc()
+        children[1].observe(seconds)
+
+
+@dataclass(slots=True)
+class Request:
+    """One request with its whole body."""
+
+    body: bytes
+    headers: dict[bytes, bytes]
+    version: str | None
+    """The version that the path names, if any."""
+
+
+@dataclass(slots=True)
+class Response:
+    """One answer."""
+
+    body: bytes
+    status: int = 200
+    media: bytes = _JSON
+
+
+class Service(Protocol):
+    """What an inference process does behind the shared endpoints. Errors are raised as `ProtocolError`."""
+
+    name: str
+    limits: Limits
+    metrics: Metrics
+
+    async def start(self) -> None:
+        """Open what needs the running event loop."""
+
+    async def stop(self) -> None:
+        """Close it again."""
+
+    async def ready(self) -> bool:
+        """Tell whether a prediction would work now."""
+
+    async def metadata(self, version: str | None) -> dict[str, Any]:
+        """Return the OIP model metadata; a version that is not served raises 404."""
+
+    async def infer(self, request: Request) -> Response:
+        """Answer a V2 inference request."""
+
+    async def predict(self, request: Request) -> Response:
+        """Answer a V1 predict request."""
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    """Return a JSON answer."""
+    return Response(orjson.dumps(value), status)
+
+
+def error_response(error: ProtocolError) -> Response:
+    """Return the answer to a request that failed."""
+    return json_response({"error": str(error)}, error.status)
+
+
+class App:
+    """The ASGI application of one `Service`: V1, V2, health, metadata and metrics."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.draining = False
+        self._limits = service.limits
+        self._metrics = service.metrics
+        self._in_flight = 0
+        self._metrics.in_flight.set_function(lambda: self._in_flight)
+        v2, v1 = f"/v2/models/{service.name}", f"/v1/models/{service.name}"
+        self._routes: dict[str, tuple[str, str, Handler]] = {
+            f"{v2}/infer": ("POST", "/v2/models/{name}/infer", service.infer),
+            f"{v1}:predict": ("POST", "/v1/models/{name}:predict", service.predict),
+            "/": ("GET", "/", self._alive),
+            "/v2": ("GET", "/v2", self._server),
+            "/v2/health/live": ("GET", "/v2/health/live", self._live),
+            "/v2/health/ready": ("GET", "/v2/health/ready", self._ready),
+            v2: ("GET", "/v2/models/{name}", self._metadata),
+            f"{v2}/ready": ("GET", "/v2/models/{name}/ready", self._model_ready),
+            "/v1/models": ("GET", "/v1/models", self._models),
+            v1: ("GET", "/v1/models/{name}", self._model_ready),
+            "/metrics": ("GET", "/metrics", self._scrape),
+        }
+        self._versions = f"{v2}/versions/"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; the body is always read first, so that a refusal never races with its upload."""
+        if scope["type"] == "lifespan":
+            return await self._lifespan(receive, send)
+        start = time.perf_counter()
+        self._in_flight += 1
+        template = "other"
+        headers: list[tuple[bytes, bytes]] = []
+        unread = False
+        try:
+            path, version = self._canonical(scope["path"])
+            route = self._routes.get(path)
+            if route is not None:
+                template = route[1]
+            try:
+                incoming = dict(scope["headers"])
+                unread = True
+                body = await read_body(incoming, receive, self._limits)
+                unread = False
+                if route is None:
+                    raise ProtocolError(self._not_found(scope["path"]), 404)
+                if scope["method"] != route[0] and (scope["method"], route[0]) != ("HEAD", "GET"):
+                    headers.append((b"allow", route[0].encode()))
+                    raise ProtocolError(f"{scope['method']} is not allowed here; use {route[0]}", 405)
+                if route[0] == "POST":
+                    check_media(incoming)
+                response = await route[2](Request(body, incoming, version))
+            except ProtocolError as error:
+                response = error_response(error)
+            except ClientGoneError:
+                return
+            except Exception:  # the last resort of a server: say so in the log and in the answer
+                log.exception("%s %s failed", scope["method"], scope["path"])
+                response = json_response({"error": "internal error; the server's log says more"}, 500)
+            if unread or self.draining:
+                headers.append((b"connection", b"close"))
+            headers.append((b"content-type", response.media))
+            headers.append((b"content-length", b"%d" % len(response.body)))
+            await send({"type": "http.response.start", "status": response.status, "headers": headers})
+            self._metrics.observe(template, response.status, time.perf_counter() - start)
+            if unread:
+                await _linger(response.body, receive, send)
+            else:
+                await send({"type": "http.response.body", "body": response.body})
+        finally:
+            self._in_flight -= 1
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await self.service.start()
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self.service.stop()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    def _canonical(self, path: str) -> tuple[str, str | None]:
+        """Split the version out of a path."""
+        if not path.startswith(self._versions):
+            return path, None
+        version, slash, rest = path[len(self._versions) :].partition("/")
+        return f"/v2/models/{self.service.name}{slash}{rest}", version
+
+    def _not_found(self, path: str) -> str:
+        parts = path.split("/")
+        if path.startswith(("/v1/models/", "/v2/models/")) and parts[3].partition(":")[0] != self.service.name:
+            return (
+                f"model {parts[3].partition(':')[0][:80]!r} is not served here; this server has {self.service.name!r}"
+            )
+        return f"no such path; the paths are {', '.join(route[1] for route in self._routes.values())}"
+
+    async def _alive(self, _request: Request) -> Response:
+        return json_response({"status": "alive"})
+
+    async def _server(self, _request: Request) -> Response:
+        return json_response({"name": "kubeloop", "version": __version__, "extensions": []})
+
+    async def _live(self, _request: Request) -> Response:
+        return json_response({"live": True})
+
+    async def _is_ready(self) -> bool:
+        return not self.draining and await self.service.ready()
+
+    async def _ready(self, _request: Request) -> Response:
+        ready = await self._is_ready()
+        return json_response({"ready": ready}, 200 if ready else 503)
+
+    async def _metadata(self, request: Request) -> Response:
+        return json_response(await self.service.metadata(request.version))
+
+    async def _models(self, _request: Request) -> Response:
+        return json_response({"models": [self.service.name]})
+
+    async def _model_ready(self, request: Request) -> Response:
+        if request.version is not None:
+            await self.service.metadata(request.version)
+        ready = await self._is_ready()
+        return json_response({"name": self.service.name, "ready": ready}, 200 if ready else 503)
+
+    async def _scrape(self, _request: Request) -> Response:
+        return Response(generate_latest(self._metrics.registry), media=CONTENT_TYPE_LATEST.encode())
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection before its request was complete."""
+
+
+async def read_body(headers: dict[bytes, bytes], receive: Receive, limits: Limits) -> bytes:
+    """Read a whole request body, counting bytes as they come, whatever Content-Length claims.
+
+    Raises:
+        ProtocolError: too large (413) or too slow (408).
+        ClientGoneError: the client went away.
+    """
+    length = headers.get(b"content-length", b"")
+    # The parser has refused a length that is no number; one that is too large need not be read to be refused.
+    if length and int(length) > limits.max_body_bytes:
+        raise _too_large(limits)
+    try:
+        async with asyncio.timeout(limits.timeout_s):
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body"):
+                body: bytes = message.get("body", b"")
+                if len(body) > limits.max_body_bytes:
+                    raise _too_large(limits)
+                return body
+            chunks, size = [], 0
+            while message["type"] == "http.request":
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > limits.max_body_bytes:
+                    raise _too_large(limits)
+                chunks.append(chunk)
+                if not message.get("more_body"):
+                    return b"".join(chunks)
+                message = await receive()
+            raise ClientGoneError
+    except TimeoutError:
+        raise ProtocolError(f"the body did not arrive within {limits.timeout_s:g} s; send it faster", 408) from None
+
+
+def check_media(headers: dict[bytes, bytes]) -> None:
+    """Refuse a body that is not plain JSON.
+
+    Raises:
+        ProtocolError: 415.
+    """
+    if b"inference-header-content-length" in headers:
+        raise ProtocolError("the binary tensor extension is not supported; send tensors as JSON data", 415)
+    media = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if media not in _MEDIA:
+        raise ProtocolError(f"send Content-Type: application/json, not {media[:80].decode('latin-1')!r}", 415)
+    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+        raise ProtocolError("compressed bodies are not supported; send the JSON as it is", 415)
+
+
+def _too_large(limits: Limits) -> ProtocolError:
+    return ProtocolError(f"the body has more than {limits.max_body_bytes} bytes; send fewer rows a request", 413)
+
+
+async def _linger(body: bytes, receive: Receive, send: Send) -> None:
+    """Send a refusal and go on reading for a moment, since closing with unread data would reset the answer away."""
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            while (await receive()).get("more_body"):
+                pass
+    await send({"type": "http.response.body", "body": b""})
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that every inference process has."""
+    limits = Limits()
+    parser.add_argument("--name", required=True, help="model name in the paths")
+    parser.add_argument("--host", default="127.0.0.1", help="address to bind")
+    parser.add_argument("--port", type=int, required=True, help="port to bind; 0 picks one")
+    parser.add_argument("--max-body-bytes", type=int, default=limits.max_body_bytes)
+    parser.add_argument("--max-rows", type=int, default=limits.max_rows, help="most rows of one request")
+    parser.add_argument("--timeout-s", type=float, default=limits.timeout_s, help="for a body, and for a prediction")
+    parser.add_argument("--drain-s", type=float, default=0.5, help="how long to go on serving after SIGTERM")
+
+
+def limits_of(args: argparse.Namespace) -> Limits:
+    """Return the limits that the flags set."""
+    return Limits(args.max_body_bytes, args.max_rows, args.timeout_s)

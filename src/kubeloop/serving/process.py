@@ -1,0 +1,182 @@
+"""Run an ASGI application as a process: announce its port, bound its clients, and stop without losing a request."""
+
+import asyncio
+import gc
+import logging
+import math
+import signal
+import socket
+import sys
+from types import FrameType
+from typing import Any, Protocol
+
+import orjson
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+log = logging.getLogger("kubeloop.serving")
+
+_MAX_HEAD_BYTES = 64 * 1024
+_HEAD_S = 10.0
+# Longer than common client pools keep an idle connection (aiohttp 15 s, Envoy 60 s by KServe's gateways), so that
+# the client closes first and no request meets a closing connection.
+_KEEP_ALIVE_S = 75
+
+
+class Application(Protocol):
+    """An ASGI application that stops being ready, and answers with `connection: close`, once `draining` is set."""
+
+    draining: bool
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with a port that it announces and a stop in three steps.
+
+    On SIGTERM or SIGINT it goes on serving for `drain_s` (its address is still known to routers), answering with
+    `connection: close`; then it stops listening and gives open connections `drain_s` more to send what is under
+    way; then it closes idle connections and waits for requests in flight.
+    """
+
+    def __init__(self, app: Application, host: str, port: int, *, timeout_s: float, drain_s: float = 0.5) -> None:
+        """Bind nothing yet.
+
+        Args:
+            app: the application.
+            host: address to bind.
+            port: port to bind; 0 picks one.
+            timeout_s: time that requests in flight get at the end.
+            drain_s: see above.
+        """
+        config = uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            loop="uvloop",
+            http=_Connection,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=math.ceil(timeout_s) + 1,
+        )
+        super().__init__(config)
+        self._app = app
+        self._drain_s = drain_s
+        self.url = ""
+        """Where it listens, from the moment it is started."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start listening and print `ready <url>`."""
+        await super().startup(sockets)
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        # What is there now stays: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        print(f"ready {self.url}", flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop being ready at once, and begin to stop."""
+        self._app.draining = True
+        super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain, then stop as uvicorn does."""
+        self._app.draining = True
+        log.info("draining")
+        await asyncio.sleep(self._drain_s)
+        for server in self.servers:
+            server.close()
+        for _ in range(20):
+            if not self.server_state.connections:
+                break
+            await asyncio.sleep(self._drain_s / 20)
+        await super().shutdown(sockets)
+        log.info("stopped")
+
+
+class _Connection(HttpToolsProtocol):
+    """uvicorn's protocol, with a limit on the time and size of a request's head, and errors in JSON."""
+
+    _head_timer: asyncio.TimerHandle | None = None
+    _in_head = True
+    _head_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._in_head:
+            if self._head_timer is not None:
+                self._disarm()
+            return
+        self._head_bytes += len(data)
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            self._refuse(b"431 Request Header Fields Too Large", f"send at most {_MAX_HEAD_BYTES} bytes of headers")
+        elif self._head_timer is None:
+            self._arm()
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        self._head_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(b"400 Bad Request", msg)
+
+    def _arm(self) -> None:
+        self._head_timer = self.loop.call_later(_HEAD_S, self._late)
+
+    def _disarm(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _late(self) -> None:
+        self._head_timer = None
+        self._refuse(b"408 Request Timeout", "the request's headers did not arrive in time")
+
+    def _refuse(self, status: bytes, message: str) -> None:
+        """Answer what is no request, unless that answer would be taken for the one to an earlier request."""
+        if self.transport.is_closing():
+            return
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started):
+            body = orjson.dumps({"error": message})
+            head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+            self.transport.write(head % (status, len(body)) + body)
+        self.transport.close()
+
+
+def run(server: Server) -> None:
+    """Serve until SIGTERM or SIGINT, then leave with exit status 0."""
+
+    def leave(_signal: int, _frame: FrameType | None) -> None:
+        sys.exit(0)
+
+    # uvicorn raises the signal again once it has stopped; by default that would kill the process.
+    for sig in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sig, leave)
+    server.run()
+
+
+def log_to_stderr() -> None:
+    """Write one line an event to standard error."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")

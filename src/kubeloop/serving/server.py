@@ -1,0 +1,136 @@
+"""The model server: one ONNX model behind the Open Inference Protocol (V2) and KServe's V1 predict."""
+
+import argparse
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from kubeloop.serving import oip
+from kubeloop.serving.http import App, Limits, Metrics, Request, Response, add_arguments, limits_of
+from kubeloop.serving.model import PLATFORM, Model, ModelError, load
+from kubeloop.serving.oip import ProtocolError
+from kubeloop.serving.process import Server, log_to_stderr, run
+
+log = logging.getLogger("kubeloop.serving")
+
+# Work shorter than this stays in the event loop, where it costs less than the way to a thread and back.
+_INLINE_S = 0.001
+_INLINE_BYTES = 64 * 1024
+
+T = TypeVar("T")
+
+
+class Predictor:
+    """The service of one model; see `http.Service`."""
+
+    def __init__(self, model: Model, name: str, version: str, limits: Limits, metrics: Metrics) -> None:
+        """Serve a loaded model under a name and a version."""
+        self.model = model
+        self.name = name
+        self.version = version
+        self.limits = limits
+        self.metrics = metrics
+        self._inline_rows = int(_INLINE_S / model.call_s)
+        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="predict")
+        metrics.model.labels(name, version, model.sha256).set(1)
+
+    async def start(self) -> None:
+        """Open nothing: the model was loaded and warmed up before the port."""
+
+    async def stop(self) -> None:
+        """Let the worker threads end."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def ready(self) -> bool:
+        """Return true: the model was loaded and warmed up before the port opened."""
+        return True
+
+    async def metadata(self, version: str | None) -> dict[str, Any]:
+        """Return the OIP metadata of the model."""
+        self._check(version)
+        return {
+            "name": self.name,
+            "versions": [self.version],
+            "platform": PLATFORM,
+            "inputs": [spec.metadata() for spec in self.model.inputs.values()],
+            "outputs": [spec.metadata() for spec in self.model.outputs.values()],
+        }
+
+    async def infer(self, request: Request) -> Response:
+        """Answer a V2 inference request."""
+        self._check(request.version)
+        return await self._answer(request.body, self._parse_v2, self._encode_v2)
+
+    async def predict(self, request: Request) -> Response:
+        """Answer a V1 predict request."""
+        return await self._answer(request.body, self._parse_v1, self._encode_v1)
+
+    def _check(self, version: str | None) -> None:
+        if version is not None and version != self.version:
+            raise ProtocolError(f"version {version[:80]!r} is not served here; this server has {self.version!r}", 404)
+
+    def _parse_v2(self, body: bytes) -> oip.InferRequest:
+        return oip.parse_v2(body, self.model.inputs, self.model.outputs)
+
+    def _parse_v1(self, body: bytes) -> oip.InferRequest:
+        return oip.parse_v1(body, self.model.inputs)
+
+    def _encode_v2(self, request: oip.InferRequest, outputs: dict[str, oip.Array]) -> bytes:
+        return oip.encode_v2(self.name, self.version, outputs, request.id)
+
+    def _encode_v1(self, _request: oip.InferRequest, outputs: dict[str, oip.Array]) -> bytes:
+        return oip.encode_v1(outputs)
+
+    async def _answer(
+        self,
+        body: bytes,
+        parse: Callable[[bytes], oip.InferRequest],
+        encode: Callable[[oip.InferRequest, dict[str, oip.Array]], bytes],
+    ) -> Response:
+        # Parsing, like predicting, holds up everyone else when there is much of it.
+        request = parse(body) if len(body) <= _INLINE_BYTES else await self._in_thread(lambda: parse(body))
+        self.limits.check_rows(request.rows)
+        self.metrics.rows.inc(request.rows)
+
+        def work() -> bytes:
+            return encode(request, self.model.predict(request.inputs, request.outputs))
+
+        return Response(work() if request.rows <= self._inline_rows else await self._in_thread(work))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        try:
+            async with asyncio.timeout(self.limits.timeout_s):
+                return await future
+        except TimeoutError:
+            limit = f"{self.limits.timeout_s:g} s"
+            raise ProtocolError(f"no prediction within {limit}; send fewer rows or try again later", 503) from None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve a model folder until SIGTERM."""
+    parser = argparse.ArgumentParser(prog="python -m kubeloop.serving.server", description=__doc__)
+    parser.add_argument("--model-dir", required=True, help="folder with model.onnx, or a file:// URI of it")
+    parser.add_argument("--version", default="1", help="model version to report")
+    parser.add_argument("--sha256", help="refuse a model.onnx that has another SHA-256")
+    parser.add_argument("--threads", type=int, default=1, help="threads of one prediction")
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    log_to_stderr()
+    try:
+        model = load(args.model_dir, sha256=args.sha256, threads=args.threads)
+    except ModelError as error:
+        parser.exit(1, f"{error}\n")
+    limits = limits_of(args)
+    log.info(
+        "loaded %s version %s, sha256 %s, %.3f ms a row", args.name, args.version, model.sha256, model.call_s * 1e3
+    )
+    app = App(Predictor(model, args.name, args.version, limits, Metrics()))
+    run(Server(app, args.host, args.port, timeout_s=limits.timeout_s, drain_s=args.drain_s))
+
+
+if __name__ == "__main__":
+    main()
