@@ -39,9 +39,10 @@ class Encoder:
         """Columns of the matrix: the numeric features, then the categorical ones."""
         return (*self.medians, *self.means)
 
-    def kind(self, column: str) -> Kind:
-        """Return how a feature is read."""
-        return "numeric" if column in self.medians else "categorical"
+    @property
+    def kinds(self) -> dict[str, Kind]:
+        """How each feature is read, in the order of the training set."""
+        return {name: "numeric" if name in self.medians else "categorical" for name in self.columns}
 
     def transform(self, frame: pd.DataFrame) -> Matrix:
         """Return the matrix [n, F], columns as in `names`.

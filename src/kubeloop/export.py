@@ -3,8 +3,8 @@
 import copy
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,10 +58,10 @@ def to_onnx(fitted: Fitted) -> onnx.ModelProto:
     inputs = [
         helper.make_tensor_value_info(
             name,
-            TensorProto.FLOAT if fitted.encoder.kind(name) == "numeric" else TensorProto.STRING,
+            TensorProto.FLOAT if kind == "numeric" else TensorProto.STRING,
             [_BATCH, 1],
         )
-        for name in fitted.encoder.columns
+        for name, kind in fitted.encoder.kinds.items()
     ]
     output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, [_BATCH])
     model = helper.make_model(
@@ -74,14 +74,18 @@ def to_onnx(fitted: Fitted) -> onnx.ModelProto:
     return model
 
 
-def feeds(encoder: encoding.Encoder, frame: pd.DataFrame) -> dict[str, npt.NDArray[Any]]:
-    """Return the graph's inputs for rows of a frame: float32 or object arrays [n, 1], by feature."""
-    return {
-        name: encoding.numbers(frame, name).reshape(-1, 1)
-        if encoder.kind(name) == "numeric"
-        else encoding.texts(frame, name).to_numpy(dtype=object).reshape(-1, 1)
-        for name in encoder.columns
-    }
+def predict(model: bytes, kinds: Mapping[str, encoding.Kind], frame: pd.DataFrame) -> npt.NDArray[np.float32]:
+    """Run a serialised graph on rows of a frame; return the probability of class 1 [n].
+
+    Args:
+        model: content of model.onnx.
+        kinds: kind of each of its features.
+        frame: rows with the feature columns.
+
+    Raises:
+        EncodingError: a feature is missing or cannot be read as its kind.
+    """
+    return np.asarray(_session(model).run([OUTPUT], _feeds(kinds, frame))[0])
 
 
 def parity(model: onnx.ModelProto, fitted: Fitted, frame: pd.DataFrame, tolerance: float = 1e-5) -> Parity:
@@ -99,7 +103,7 @@ def parity(model: onnx.ModelProto, fitted: Fitted, frame: pd.DataFrame, toleranc
     if frame.empty:
         raise ExportError("parity needs rows to predict; pass the hold-out")
     expected = fitted.predict(frame)
-    got = _session(model.SerializeToString()).run([OUTPUT], feeds(fitted.encoder, frame))[0]
+    got = predict(model.SerializeToString(), fitted.encoder.kinds, frame)
     gaps = np.abs(got.astype(np.float64) - expected)
     # Not `gaps.max() > tolerance`: a NaN prediction must fail too.
     if not gaps.max() <= tolerance:
@@ -112,22 +116,24 @@ def parity(model: onnx.ModelProto, fitted: Fitted, frame: pd.DataFrame, toleranc
     return Parity(len(gaps), float(gaps.max()), float(gaps.mean()), tolerance)
 
 
-def latency(model: Path, fitted: Fitted, frame: pd.DataFrame, repeats: int = 200) -> dict[str, float]:
-    """Time predictions of 1 and 100 rows on one thread, and weigh the file.
+def latency(
+    model: bytes, kinds: Mapping[str, encoding.Kind], frame: pd.DataFrame, repeats: int = 200
+) -> dict[str, float]:
+    """Time predictions of 1 and 100 rows on one thread, and weigh the model.
 
     Args:
-        model: path of model.onnx.
-        fitted: the trained model, for its inputs.
+        model: content of model.onnx.
+        kinds: kind of each of its features.
         frame: rows to take the batches from; repeated when there are fewer than 100.
         repeats: calls of each size.
 
     Returns:
         latency_<rows>_p50_ms and latency_<rows>_p99_ms for 1 and 100 rows, and size_bytes.
     """
-    session = _session(model.read_bytes(), threads=1)
+    session = _session(model, threads=1)
     measured: dict[str, float] = {}
     for rows in (1, 100):
-        batch = feeds(fitted.encoder, frame.iloc[np.arange(rows) % len(frame)])
+        batch = _feeds(kinds, frame.iloc[np.arange(rows) % len(frame)])
         session.run([OUTPUT], batch)
         spans = []
         for _ in range(repeats):
@@ -137,7 +143,7 @@ def latency(model: Path, fitted: Fitted, frame: pd.DataFrame, repeats: int = 200
         measured[f"latency_{rows}_p50_ms"], measured[f"latency_{rows}_p99_ms"] = map(
             float, np.percentile(spans, (50, 99))
         )
-    return {**measured, "size_bytes": float(model.stat().st_size)}
+    return {**measured, "size_bytes": float(len(model))}
 
 
 @dataclass(frozen=True)
@@ -275,6 +281,15 @@ def _float32_stages(estimator: Any) -> Any:
         for tree in stage:
             tree.nodes["num_threshold"] = _float32_below(tree.nodes["num_threshold"])
     return estimator
+
+
+def _feeds(kinds: Mapping[str, encoding.Kind], frame: pd.DataFrame) -> dict[str, npt.NDArray[Any]]:
+    return {
+        name: encoding.numbers(frame, name).reshape(-1, 1)
+        if kind == "numeric"
+        else encoding.texts(frame, name).to_numpy(dtype=object).reshape(-1, 1)
+        for name, kind in kinds.items()
+    }
 
 
 def _session(model: bytes, threads: int = 2) -> Any:

@@ -1,0 +1,146 @@
+"""Write and read a model folder: the graph, its card and what it remembers of its training data."""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pandas as pd
+
+from kubeloop import algorithms, encoding, evaluation, export, reference
+from kubeloop.training import LABEL, TIMESTAMP, Fitted
+
+GRAPH, CARD, REFERENCE = "model.onnx", "model.json", "reference"
+
+
+class ModelFolderError(ValueError):
+    """A model folder is missing, incomplete or damaged; the message says which file."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What model.json says. `metrics` are of the hold-out; None where one is undefined."""
+
+    name: str
+    features: dict[str, encoding.Kind]
+    sha256: str
+    trained_from: str
+    trained_to: str
+    rows: int
+    algorithm: str
+    parameters: algorithms.Parameters
+    search: dict[str, int | float | str]
+    importance: dict[str, float]
+    metrics: dict[str, float | None]
+
+
+def write(
+    folder: Path,
+    fitted: Fitted,
+    model: onnx.ModelProto,
+    train: pd.DataFrame,
+    holdout: pd.DataFrame,
+    *,
+    name: str,
+    max_rows: int = 10_000,
+    seed: int = 7,
+) -> Card:
+    """Check the graph against the trained model on the hold-out, then write the folder; model.json comes last.
+
+    Args:
+        folder: made if need be.
+        fitted: the trained model.
+        model: its graph.
+        train: the rows it was trained on; a sample becomes the reference.
+        holdout: the rows it is measured on.
+        name: of the model.
+        max_rows: of the reference.
+        seed: of the reference's sample.
+
+    Raises:
+        ExportError: the graph does not predict what the model predicts; nothing is written.
+    """
+    checked = export.parity(model, fitted, holdout)
+    content, kinds = model.SerializeToString(deterministic=True), fitted.encoder.kinds
+    scores = export.predict(content, kinds, holdout)
+    metrics = {
+        **evaluation.score(holdout[LABEL], scores),
+        **export.latency(content, kinds, holdout),
+        "parity_max_abs_difference": checked.max_abs_difference,
+    }
+    moments = pd.to_datetime(train[TIMESTAMP], utc=True)
+    card = Card(
+        name=name,
+        features=kinds,
+        sha256=hashlib.sha256(content).hexdigest(),
+        trained_from=moments.min().isoformat(),
+        trained_to=moments.max().isoformat(),
+        rows=len(train),
+        algorithm=fitted.algorithm,
+        parameters=fitted.parameters,
+        search=fitted.search,
+        importance=fitted.importance(),
+        metrics={key: None if math.isnan(value) else value for key, value in metrics.items()},
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / GRAPH).write_bytes(content)
+    reference.build(
+        {key: _column(train, key, kind) for key, kind in kinds.items()},
+        kinds,
+        scores,
+        card.importance,
+        card.metrics["auc"],
+        trained_from=card.trained_from,
+        trained_to=card.trained_to,
+        max_rows=max_rows,
+        seed=seed,
+    ).save(folder / REFERENCE)
+    features = [{"name": key, "kind": kind} for key, kind in kinds.items()]
+    (folder / CARD).write_text(json.dumps({**asdict(card), "features": features}, indent=2, allow_nan=False) + "\n")
+    return card
+
+
+def read(folder: Path) -> Card:
+    """Read model.json, and check model.onnx against its digest.
+
+    Raises:
+        ModelFolderError: a file is missing, damaged or not what model.json describes.
+    """
+    try:
+        content = (folder / GRAPH).read_bytes()
+        data: dict[str, Any] = json.loads((folder / CARD).read_text())
+        card = Card(**{**data, "features": {item["name"]: item["kind"] for item in data["features"]}})
+    except OSError as error:
+        raise ModelFolderError(f"{error.filename} cannot be read ({error.strerror}); train the model again") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFolderError(f"{folder / CARD} is no model card ({error}); train the model again") from error
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != card.sha256:
+        raise ModelFolderError(
+            f"{folder / GRAPH} has SHA-256 {digest}, but its card says {card.sha256}; train the model again"
+        )
+    return card
+
+
+def predict(folder: Path, frame: pd.DataFrame) -> npt.NDArray[np.float32]:
+    """Predict rows with the model of a folder; return the probability of class 1 [n].
+
+    This is how a champion is measured on rows that came after it.
+
+    Raises:
+        ModelFolderError: the folder cannot be read.
+        EncodingError: the frame lacks a feature of the model, or has one of another kind.
+    """
+    return export.predict((folder / GRAPH).read_bytes(), read(folder).features, frame)
+
+
+def _column(frame: pd.DataFrame, name: str, kind: encoding.Kind) -> Sequence[Any] | npt.NDArray[Any]:
+    if kind == "numeric":
+        return encoding.numbers(frame, name)
+    return [text or None for text in encoding.texts(frame, name)]
