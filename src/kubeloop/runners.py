@@ -1,0 +1,226 @@
+"""Where a pipeline run takes place: the port that the trigger ledger drives, and the runner of one machine."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypedDict
+
+from kubeloop.config import QUIET, Settings
+
+
+class Parameters(TypedDict):
+    """What a runner is told about a run."""
+
+    attempt: int
+    as_of: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a runner knows about the newest attempt of a run."""
+
+    status: Literal["running", "succeeded", "failed", "interrupted"]
+    attempt: int
+    result: dict[str, Any] | None = None
+    error: str | None = None
+
+
+class Runner(Protocol):
+    """Starts pipeline runs and finds them again by name.
+
+    Both methods raise OSError (a TimeoutError or ConnectionError, say) when there is no answer; the run may or
+    may not have started then, and `find` tells.
+    """
+
+    def find(self, run_name: str) -> RunState | None:
+        """Return the state of the run's newest attempt; None when it was never started."""
+
+    def start(self, run_name: str, parameters: Parameters) -> RunState:
+        """Start an attempt, at most once.
+
+        When the run is going on, has succeeded, or has had this attempt or a later one, nothing starts and the
+        state it is in comes back.
+        """
+
+
+class LocalRunner:
+    """Runs each pipeline as a process of this machine that outlives the caller.
+
+    A run has the folder `settings.runs/<name>`: `run.json` (the pipeline's own report), `attempt.json` (number and
+    process id), `log.txt`, and `alive`, a file that the pipeline process holds locked for as long as it lives. The
+    kernel drops that lock with the process however it ends, so a dead run is told from a live one without trusting
+    a process id, which the next process may carry.
+    """
+
+    def __init__(self, settings: Settings, loop_file: Path, environment: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._loop_file = loop_file
+        self._environment = {**environment, **settings.environ(), **QUIET}
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._followed: set[str] = set()
+
+    def find(self, run_name: str) -> RunState | None:
+        """Return the state of the run's newest attempt; a process that died without a report has failed."""
+        with self._exclusive():
+            return self._state(run_name)
+
+    def start(self, run_name: str, parameters: Parameters) -> RunState:
+        """Start an attempt in a process group of its own; see `Runner.start`."""
+        attempt = parameters["attempt"]
+        with self._exclusive():
+            state = self._state(run_name)
+            if state and (state.status in ("running", "succeeded") or state.attempt >= attempt):
+                return state
+            folder = self._folder(run_name)
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(folder / "run.json", _report(run_name, "starting"))
+            _write(folder / "attempt.json", {"attempt": attempt, "pid": None})
+            try:
+                child = self._spawn(run_name, parameters)
+            except OSError as error:
+                advice = f"cannot start the pipeline ({error}); KUBELOOP_CORE_PYTHON must name the core interpreter"
+                _write(folder / "run.json", _report(run_name, "failed", advice))
+                return RunState("failed", attempt, error=advice)
+            _write(folder / "attempt.json", {"attempt": attempt, "pid": child.pid})
+            self._children[run_name] = child
+            self._followed.add(run_name)
+            return RunState("running", attempt)
+
+    def stop(self, grace_s: float = 10.0) -> list[str]:
+        """End the runs that this runner started or found alive, and mark them interrupted.
+
+        Each process group gets SIGTERM, and SIGKILL after `grace_s` seconds. Returns the names that were ended.
+        """
+        with self._exclusive():
+            groups = {name: self._group(name) for name in sorted(self._followed) if self._alive(name)}
+        for group in groups.values():
+            _signal(group, signal.SIGTERM)
+        deadline = time.monotonic() + grace_s
+        while time.monotonic() < deadline and any(map(self._alive, groups)):
+            time.sleep(0.02)
+        for name, group in groups.items():
+            # Steps that outlived their pipeline go as well, or they would write into the next attempt.
+            _signal(group, signal.SIGKILL)
+            with self._exclusive():
+                state = self._state(name)
+                if state and state.status == "failed":
+                    _write(self._folder(name) / "run.json", _report(name, "interrupted", "the trigger was stopped"))
+        return list(groups)
+
+    def _state(self, name: str) -> RunState | None:
+        folder = self._folder(name)
+        attempt_file = folder / "attempt.json"
+        if not attempt_file.is_file():
+            return None
+        attempt = int(_read(attempt_file)["attempt"])
+        if self._alive(name):
+            self._followed.add(name)
+            return RunState("running", attempt)
+        self._followed.discard(name)
+        if child := self._children.get(name):
+            child.poll()
+        try:
+            report = _read(folder / "run.json")
+        except ValueError as error:
+            return RunState("failed", attempt, error=f"run.json of {name} is not valid JSON: {error}")
+        match report.get("status"):
+            case "succeeded" | "interrupted" | "failed" as status:
+                return RunState(status, attempt, result=report.get("result"), error=report.get("error"))
+            case _:
+                return RunState("failed", attempt, error=f"process died; the end of {folder / 'log.txt'} may say why")
+
+    def _spawn(self, name: str, parameters: Parameters) -> subprocess.Popen[bytes]:
+        folder = self._folder(name)
+        command = [str(self._settings.core_python), "-m", "pipelines", "run", "training"]
+        command += ["--run-name", name, "--as-of", parameters["as_of"]]
+        # One word, since a reason that opens with a dash would read as an option.
+        command += [f"--reason={parameters['reason']}"]
+        command += ["--loop", str(self._loop_file), "--state", str(self._settings.state)]
+        with (folder / "alive").open("ab") as alive, (folder / "log.txt").open("ab") as log:
+            fcntl.flock(alive, fcntl.LOCK_EX)
+            log.write(f"--- {datetime.now(UTC).isoformat()} attempt {parameters['attempt']}\n".encode())
+            log.flush()
+            return subprocess.Popen(
+                command,
+                cwd=self._settings.home,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                pass_fds=(alive.fileno(),),
+            )
+
+    def _alive(self, name: str) -> bool:
+        try:
+            with (self._folder(name) / "alive").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    def _group(self, name: str) -> int | None:
+        """Return the process group of a live run; the pipeline's own report fills in for a starter that was killed."""
+        folder = self._folder(name)
+        pid = _read(folder / "attempt.json")["pid"] or _read(folder / "run.json").get("pid")
+        return int(pid) if pid else None
+
+    def _folder(self, name: str) -> Path:
+        return self._settings.runs / name
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Keep every other runner on this state folder out, in this process and in others."""
+        self._settings.runs.mkdir(parents=True, exist_ok=True)
+        with (self._settings.runs / "lock").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+def _report(name: str, status: str, error: str | None = None) -> dict[str, Any]:
+    """Return the content of a run.json that the pipeline itself did not write."""
+    now = datetime.now(UTC).isoformat()
+    finished = None if status == "starting" else now
+    return {
+        "name": name,
+        "status": status,
+        "pid": None,
+        "started_at": now,
+        "finished_at": finished,
+        "result": None,
+        "error": error,
+    }
+
+
+def _signal(group: int | None, number: signal.Signals) -> None:
+    if group is None:
+        return
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Replace the file in one step, so that no reader and no crash sees half of it."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(content))
+    part.replace(path)

@@ -1,0 +1,95 @@
+"""The drift event: what the monitor or a person sends to ask for one retraining."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import unquote
+
+from pydantic import AfterValidator, AwareDatetime, ConfigDict, StringConstraints, TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
+
+from kubeloop.config import DnsName
+from kubeloop.names import DRIFT_EVENT
+
+Kind = Literal["drift", "performance", "manual"]
+
+_Moment = Annotated[AwareDatetime, AfterValidator(lambda value: value.astimezone(UTC))]
+# A control character would break the command line or the log that the text ends up in.
+_Text = Annotated[str, StringConstraints(pattern=r"^\P{Cc}*$", max_length=2000)]
+_Id = Annotated[str, StringConstraints(pattern=r"^\P{Cc}+$", max_length=200)]
+
+
+@dataclass(frozen=True)
+class DriftEvent:
+    """An episode of drift, as the monitor or a person reports it.
+
+    `as_of` is the event's time: how far the run may look, and what a cooldown is measured in.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    service: DnsName
+    episode: _Id
+    opened_at: _Moment
+    as_of: _Moment
+    kind: Kind
+    features: tuple[_Text, ...]
+    reason: _Text
+
+    @property
+    def run_name(self) -> str:
+        """The run's name: a Kubernetes name of at most 63 characters that only this episode of this service has."""
+        digest = hashlib.sha256(f"{self.service}\n{self.episode}".encode()).hexdigest()[:8]
+        episode = self.episode.removeprefix(f"{self.service}-").lower()
+        slug = re.sub(r"[^a-z0-9]+", "-", episode)[: 52 - len(self.service)].strip("-")
+        return "-".join(part for part in (self.service, slug, digest) if part)
+
+    @classmethod
+    def parse(cls, headers: Mapping[str, str], body: bytes) -> "DriftEvent":
+        """Read a CloudEvents 1.0 HTTP message, in binary or structured mode.
+
+        Raises:
+            ValueError: it is no drift event; the message names what is wrong.
+        """
+        given = {name.lower(): value for name, value in headers.items()}
+        media = given.get("content-type", "").partition(";")[0].strip().lower()
+        if media == "application/cloudevents+json":
+            attributes = _load(body)
+            data = to_json(attributes.get("data"))
+        elif "ce-specversion" in given:
+            if media != "application/json":
+                raise ValueError(f"content-type is {media or 'missing'}; a binary event's body is application/json")
+            attributes = {name[3:]: unquote(value) for name, value in given.items() if name.startswith("ce-")}
+            data = body
+        else:
+            raise ValueError("no CloudEvent; send ce-* headers, or content-type application/cloudevents+json")
+        for name, expected in (("specversion", "1.0"), ("type", DRIFT_EVENT)):
+            if attributes.get(name) != expected:
+                raise ValueError(f"{name} is {attributes.get(name)!r}; expected {expected!r}")
+        try:
+            event = _ADAPTER.validate_json(data, strict=True)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, ('data', *e['loc'])))}: {e['msg']}" for e in error.errors())
+            raise ValueError(wrong) from error
+        for name in ("id", "subject"):
+            if attributes.get(name) != event.episode:
+                raise ValueError(f"{name} is {attributes.get(name)!r}; it must be data.episode, {event.episode!r}")
+        if not attributes.get("source"):
+            raise ValueError("source is missing; name the sender")
+        return event
+
+
+_ADAPTER = TypeAdapter(DriftEvent)
+
+
+def _load(body: bytes) -> dict[str, Any]:
+    try:
+        content = from_json(body)
+    except ValueError as error:
+        raise ValueError(f"the body is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError("the body must be a JSON object")
+    return content

@@ -1,0 +1,222 @@
+"""The trigger: takes drift events over HTTP, and starts and follows the pipeline runs that the ledger asks for."""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from sqlalchemy.exc import OperationalError
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from kubeloop import config
+from kubeloop.runners import LocalRunner, Runner
+from kubeloop.trigger import Ledger
+from kubeloop.trigger_event import DriftEvent
+
+_log = logging.getLogger(__name__)
+_MAX_BODY = 64 * 1024
+
+
+class _Metrics(Collector):
+    """The ledger's counts, read at each scrape, so that they survive the process."""
+
+    def __init__(self, ledger: Ledger, service: str) -> None:
+        self._ledger = ledger
+        self._service = service
+
+    def collect(self) -> Iterable[Metric]:
+        name = self._service
+        events = CounterMetricFamily("kubeloop_trigger_events", "Events received.", labels=["service", "decision"])
+        received: Counter[str] = Counter()
+        for event in self._ledger.events(name):
+            received["accepted" if event.accepted else "absorbed"] += 1
+            received["duplicate"] += event.received - 1
+        for decision in ("accepted", "absorbed", "duplicate"):
+            events.add_metric([name, decision], received[decision])
+        yield events
+        runs = CounterMetricFamily("kubeloop_trigger_runs", "Finished pipeline runs.", labels=["service", "outcome"])
+        outcomes = Counter(run.outcome for run in self._ledger.runs(name))
+        for outcome in ("promoted", "rejected", "failed"):
+            runs.add_metric([name, outcome], outcomes[outcome])
+        yield runs
+        active = GaugeMetricFamily("kubeloop_trigger_active", "Runs without an outcome (0 or 1).", labels=["service"])
+        active.add_metric([name], outcomes[None])
+        yield active
+        rest = GaugeMetricFamily(
+            "kubeloop_trigger_cooldown_until_seconds",
+            "End of the newest cooldown in event time, seconds since 1970; absent before the first.",
+            labels=["service"],
+        )
+        if cooldown := self._ledger.cooldown(name):
+            rest.add_metric([name], cooldown.until.timestamp())
+        yield rest
+
+
+def create_app(ledger: Ledger, service: str) -> Starlette:
+    """Return the HTTP face of the ledger for one inference service."""
+    registry = CollectorRegistry()
+    registry.register(_Metrics(ledger, service))
+
+    async def post_event(request: Request) -> Response:
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > _MAX_BODY:
+                return _json({"error": f"an event has at most {_MAX_BODY} bytes"}, 413)
+        try:
+            event = DriftEvent.parse(request.headers, body)
+        except ValueError as error:
+            return _json({"error": str(error)}, 400)
+        if event.service != service:
+            return _json({"error": f"data.service is {event.service!r}; this trigger retrains {service!r}"}, 400)
+        decision = await run_in_threadpool(ledger.record, event)
+        if not decision.duplicate:
+            _log.info("event %s: %s", event.episode, decision.reason)
+        return _json(decision, 202)
+
+    def get_status(_request: Request) -> Response:
+        rest = ledger.cooldown(service)
+        cooldown = rest and {"until": rest.until, "length": config.duration_text(rest.length)}
+        return _json(
+            {
+                "service": service,
+                "active": ledger.active(service),
+                "cooldown": cooldown,
+                "runs": ledger.runs(service),
+                "events": ledger.events(service),
+            }
+        )
+
+    def get_run(request: Request) -> Response:
+        name = request.path_params["name"]
+        run = ledger.run(name)
+        return _json(run) if run else _json({"error": f"there is no run {name!r}; GET /status lists them"}, 404)
+
+    def get_metrics(_request: Request) -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    def healthz(_request: Request) -> Response:
+        return _json({"status": "ok"})
+
+    def readyz(_request: Request) -> Response:
+        ledger.active(service)
+        return _json({"status": "ok"})
+
+    return Starlette(
+        routes=[
+            Route("/events", post_event, methods=["POST"]),
+            Route("/status", get_status),
+            Route("/runs/{name}", get_run),
+            Route("/metrics", get_metrics),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+        ]
+    )
+
+
+def _json(content: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(content), status, media_type="application/json")
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server that says when it listens and leaves by returning, so that cleaning up can follow."""
+
+    def __init__(self, settings: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(settings)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self._on_ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+
+async def _work(ledger: Ledger, runner: Runner, holder: str, args: argparse.Namespace, stop: asyncio.Event) -> None:
+    lease = timedelta(seconds=args.lease_seconds)
+    while not stop.is_set():
+        try:
+            await asyncio.to_thread(ledger.reconcile, runner, holder, lease)
+        except OperationalError as error:
+            _log.error("the ledger's database does not answer, trying again: %s", error)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), args.poll_seconds)
+
+
+async def _serve(args: argparse.Namespace) -> None:
+    loop_file = args.loop.resolve()
+    loop = config.load(loop_file)
+    settings = config.settings(loop_file.parent)
+    ledger = Ledger(
+        settings.ledger_db,
+        loop.drift,
+        max_failures=args.max_failures,
+        backoff=timedelta(seconds=args.backoff_seconds),
+    )
+    runner = LocalRunner(settings, loop_file, {"HOME": str(Path.home()), "PATH": os.defpath})
+    holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    with socket.create_server((args.host, args.port)) as listener:
+        address = f"http://{args.host}:{listener.getsockname()[1]}"
+        server = _Server(
+            uvicorn.Config(create_app(ledger, loop.name), log_config=None, access_log=False),
+            on_ready=lambda: print(f"ready {address}", flush=True),
+        )
+        stop = asyncio.Event()
+        worker = asyncio.create_task(_work(ledger, runner, holder, args, stop))
+        # A trigger that answers but starts nothing would hide its failure.
+        worker.add_done_callback(lambda _: setattr(server, "should_exit", True))
+        try:
+            await server.serve(sockets=[listener])
+            stop.set()
+            await worker
+        finally:
+            for name in runner.stop():
+                _log.info("%s: interrupted, since the trigger stops; it starts again with the next one", name)
+            ledger.release(holder)
+            ledger.close()
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(prog="python -m kubeloop.trigger_server", description=__doc__)
+    parser.add_argument("--port", type=int, required=True, help="0 lets the system pick one")
+    parser.add_argument("--loop", type=Path, required=True, help="the loop.yaml to retrain")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--poll-seconds", type=float, default=0.2, help="between two looks at the runs")
+    parser.add_argument("--lease-seconds", type=float, default=10.0, help="after which another trigger takes over")
+    parser.add_argument("--max-failures", type=int, default=3, help="failed attempts after which a run is abandoned")
+    parser.add_argument("--backoff-seconds", type=float, default=5.0, help="before the second attempt; then doubles")
+    args = parser.parse_args()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    try:
+        asyncio.run(_serve(args))
+    except config.ConfigError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
