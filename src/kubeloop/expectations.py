@@ -24,8 +24,10 @@ import yaml
 
 from kubeloop.config import ConfigError, duration
 
-REFERENCES = {"from", "as_of"}
+REFERENCES = ("from", "as_of")
 _COLUMN_ARGUMENTS = ("column", "column_A", "column_B")
+_MEMBER = "expect_column_values_to_be_in_set"
+_NO_STRANGER = "expect_column_values_to_not_be_in_set"
 
 
 class SuiteError(ConfigError):
@@ -41,12 +43,14 @@ class Entry:
         arguments: its keyword arguments; `resolve` replaces the references in them.
         shown: the arguments as reports show them: a set taken from another table by its name and size.
         origin: file and position, for messages.
+        runs_as: native name that runs in place of `name` and means the same, with `arguments`; see `resolve`.
     """
 
     name: str
     arguments: dict[str, Any]
     shown: dict[str, Any]
     origin: str
+    runs_as: str
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -93,6 +97,9 @@ def resolve(
 ) -> dict[str, list[Entry]]:
     """Put values in the place of every reference.
 
+    "Every value is in the other table's column" runs as "no value is among those that the column lacks". It is the
+    same check, but the library copies a value set some hundred times, and the strangers are few where keys are many.
+
     Args:
         suites: entries a table.
         tables: Parquet file a table, for `from` references.
@@ -105,7 +112,7 @@ def resolve(
     if as_of.tzinfo is None:
         raise ValueError(f"as_of {as_of.isoformat()} has no time zone; pass a UTC datetime")
     values = _Values(tables, as_of)
-    return {table: [values.fill(entry) for entry in entries] for table, entries in suites.items()}
+    return {table: [values.fill(table, entry) for entry in entries] for table, entries in suites.items()}
 
 
 def _read(path: Path, table: str) -> tuple[Entry, ...]:
@@ -135,7 +142,11 @@ def _entry(item: Any, origin: str) -> Entry:
     meta = arguments.get("meta", {})
     if not isinstance(meta, dict) or meta.get("rows", "quarantine") not in ("keep", "quarantine"):
         raise SuiteError(f"{origin}: meta must be a mapping, and its `rows` either keep or quarantine, not {meta!r}")
-    return Entry(name, arguments, arguments, origin)
+    return Entry(name, arguments, arguments, origin, runs_as=name)
+
+
+def _is_reference(value: Any, kind: str) -> bool:
+    return isinstance(value, dict) and kind in value
 
 
 class _Values:
@@ -146,16 +157,19 @@ class _Values:
         self._as_of = as_of
         self._columns: dict[str, list[Any]] = {}
 
-    def fill(self, entry: Entry) -> Entry:
+    def fill(self, table: str, entry: Entry) -> Entry:
         filled = {key: self._value(value, entry.origin) for key, value in entry.arguments.items()}
-        return replace(
-            entry,
-            arguments={key: value for key, (value, _) in filled.items()},
-            shown={key: shown for key, (_, shown) in filled.items()},
-        )
+        arguments = {key: value for key, (value, _) in filled.items()}
+        entry = replace(entry, shown={key: shown for key, (_, shown) in filled.items()})
+        if entry.name != _MEMBER or not _is_reference(entry.arguments.get("value_set"), "from"):
+            return replace(entry, arguments=arguments)
+        column = arguments.get("column")
+        present = self._column(f"{table}.{column}") if column in self._names(table) else []
+        strangers = sorted(set(present) - set(arguments["value_set"]), key=str)
+        return replace(entry, arguments=arguments | {"value_set": strangers}, runs_as=_NO_STRANGER)
 
     def _value(self, value: Any, origin: str) -> tuple[Any, Any]:
-        if not isinstance(value, dict) or not REFERENCES & value.keys():
+        if not any(_is_reference(value, kind) for kind in REFERENCES):
             return value, value
         if len(value) != 1:
             raise SuiteError(
@@ -165,8 +179,15 @@ class _Values:
         if kind == "as_of":
             moment = self._moment(str(text), origin)
             return moment, moment
-        column = self._column(str(text), origin)
-        return column, [f"{len(column)} values of {text}"]
+        table, _, column = str(text).partition(".")
+        if table not in self._tables:
+            known = ", ".join(sorted(self._tables))
+            raise SuiteError(f"{origin}: from: {text}: no table {table!r} in this run; it has {known}")
+        if column not in self._names(table):
+            known = ", ".join(self._names(table))
+            raise SuiteError(f"{origin}: from: {text}: table {table} has no column {column!r}; it has {known}")
+        values = self._column(f"{table}.{column}")
+        return values, [f"{len(values)} values of {text}"]
 
     def _moment(self, text: str, origin: str) -> datetime:
         offset = text.strip()
@@ -176,17 +197,12 @@ class _Values:
             raise SuiteError(f"{origin}: as_of: {error}; -2d is two days before the run's moment") from error
         return self._as_of + (-span if offset.startswith("-") else span)
 
-    def _column(self, text: str, origin: str) -> list[Any]:
-        if text not in self._columns:
-            table, _, column = text.partition(".")
-            if table not in self._tables:
-                known = ", ".join(sorted(self._tables))
-                raise SuiteError(f"{origin}: from: {text}: no table {table!r} in this run; it has {known}")
-            names = pq.read_schema(self._tables[table]).names
-            if column not in names:
-                raise SuiteError(
-                    f"{origin}: from: {text}: table {table} has no column {column!r}; it has {', '.join(names)}"
-                )
+    def _names(self, table: str) -> list[str]:
+        return list(pq.read_schema(self._tables[table]).names)
+
+    def _column(self, name: str) -> list[Any]:
+        if name not in self._columns:
+            table, _, column = name.partition(".")
             values = pq.read_table(self._tables[table], columns=[column]).column(0)
-            self._columns[text] = pc.unique(values.drop_null()).to_pylist()
-        return self._columns[text]
+            self._columns[name] = pc.unique(values.drop_null()).to_pylist()
+        return self._columns[name]

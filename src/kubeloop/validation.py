@@ -119,9 +119,9 @@ def _suite(table: str, entries: Sequence[Entry], *, shown: bool = False) -> "Exp
 
     suite = ExpectationSuite(name=table)
     for place, entry in enumerate(entries, start=1):
-        arguments = entry.shown if shown else entry.arguments
+        name, arguments = (entry.name, entry.shown) if shown else (entry.runs_as, entry.arguments)
         try:
-            implementation = get_expectation_impl(entry.name)
+            implementation = get_expectation_impl(name)
             expectation = implementation(**arguments | {"meta": {**arguments.get("meta", {}), "entry": place}})
         except ExpectationNotFoundError as error:
             raise SuiteError(
@@ -211,14 +211,14 @@ def _publish(
         ValidationResultIdentifier,
     )
 
-    for entry, result in zip(entries, outcome.results, strict=True):
-        _config(result).kwargs |= {name: entry.shown[name] for name in entry.shown if name in _config(result).kwargs}
+    suite = context.suites.add(_suite(outcome.suite_name, entries, shown=True))
+    for expectation, result in zip(suite.expectations, outcome.results, strict=True):
+        result.expectation_config = expectation.configuration
         for detail in ("unexpected_list", "unexpected_index_list", "partial_unexpected_index_list"):
             result.result.pop(detail, None)
     # The run's moment names it, so that the same run on the same data writes the same site.
     run = RunIdentifier(run_name=f"as of {as_of:%Y-%m-%d %H:%M}", run_time=as_of)
     outcome.meta |= {"run_id": run, "validation_time": as_of}
-    suite = context.suites.add(_suite(outcome.suite_name, entries, shown=True))
     key = ValidationResultIdentifier(ExpectationSuiteIdentifier(suite.name), run, batch_identifier=suite.name)
     context.validation_results_store.set(key, outcome)
 
