@@ -146,7 +146,7 @@ class AlibiDetector:
             if response.status_code != httpx.codes.NOT_FOUND:
                 answer = _checked(response).json()
                 self.seconds = float(answer["seconds"])
-                return baseline.scores(sample, answer["statistic"], answer["p_value"])
+                return baseline.scores(sample, list(zip(answer["statistic"], answer["p_value"], strict=True)))
             self._send(key, self._bodies[key])
         raise DetectorError(f"the detector worker loses its reference again and again{self._log()}")
 

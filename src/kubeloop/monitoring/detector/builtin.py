@@ -14,6 +14,9 @@ from kubeloop.monitoring.detector.measures import Counts, chi_square, cramers_v,
 from kubeloop.monitoring.detector.port import SCORE, DetectorError, Kind, Score, Window
 from kubeloop.reference import ABSENT, Floats, Reference
 
+Test = tuple[float, float]
+"""Statistic and p-value."""
+
 _PSI_BINS = 10
 
 
@@ -104,37 +107,20 @@ class Baseline:
             categorical=_count(codes, self._sizes),
         )
 
-    def scores(self, sample: Sample, statistics: Sequence[float], p_values: Sequence[float]) -> list[Score]:
-        """Complete an engine's tests, given in the port's order, with effect, PSI and missing share."""
-        last = len(self.numeric) - 1
-        scores = []
-        vanished = missing_p_values(self.numeric, sample)
-        order = [*range(last), *range(last + 1, last + 1 + len(self.categorical)), last]
-        for index, statistic, p_value in zip(order, statistics, p_values, strict=True):
-            if index > last:
-                name, counts = self.categorical_names[index - last - 1], self.categorical[index - last - 1]
-                scores.append(
-                    _categorical_score(name, counts, sample.categorical[index - last - 1], statistic, p_value)
-                )
-                continue
-            base, (values, missing) = self.numeric[index], sample.numeric[index]
-            rows = len(values) + missing
-            changed = _missing_change(base, values, missing)
-            if base.missing or missing:
-                p_value = min(1.0, 2 * min(p_value, vanished[index]))
-            scores.append(
-                Score(
-                    feature=base.name,
-                    kind=base.kind,
-                    statistic=statistic,
-                    p_value=p_value,
-                    effect=max(statistic, changed),
-                    psi=psi(base.bins, _binned(values, base.edges, missing)),
-                    rows=len(values),
-                    missing_share=missing / rows if rows else 0.0,
-                )
+    def scores(self, sample: Sample, tests: Sequence[Test]) -> list[Score]:
+        """Complete an engine's tests, one a feature in the port's order, with effect, PSI and missing share."""
+        features = len(self.numeric) - 1
+        numeric = [
+            _numeric_score(base, column, test)
+            for base, column, test in zip(self.numeric, sample.numeric, [*tests[:features], tests[-1]], strict=True)
+        ]
+        categorical = [
+            _categorical_score(name, reference, window, test)
+            for name, reference, window, test in zip(
+                self.categorical_names, self.categorical, sample.categorical, tests[features:-1], strict=True
             )
-        return scores
+        ]
+        return [*numeric[:-1], *categorical, numeric[-1]]
 
 
 class BuiltinDetector:
@@ -158,18 +144,12 @@ class BuiltinDetector:
             raise DetectorError(f"no reference was fitted for {key!r}; call fit first")
         baseline = self._baselines[key]
         sample = baseline.read(window)
-        distances = [
-            ks_distance(base, values) for base, (values, _) in zip(baseline.numeric, sample.numeric, strict=True)
-        ]
-        survival = ks_p_values(
-            distances,
-            [base.rows for base in baseline.numeric],
-            [len(values) for values, _ in sample.numeric],
-        )
-        tables = [chi_square(*pair) for pair in zip(baseline.categorical, sample.categorical, strict=True)]
-        statistics = [*distances[:-1], *(statistic for statistic, _ in tables), distances[-1]]
-        p_values = [*survival[:-1], *(p_value for _, p_value in tables), survival[-1]]
-        return baseline.scores(sample, statistics, p_values)
+        columns = list(zip(baseline.numeric, (values for values, _ in sample.numeric), strict=True))
+        distances = [ks_distance(base, values) for base, values in columns]
+        p_values = ks_p_values(distances, [base.rows for base, _ in columns], [len(values) for _, values in columns])
+        numeric = list(zip(distances, p_values, strict=True))
+        categorical = [chi_square(*pair) for pair in zip(baseline.categorical, sample.categorical, strict=True)]
+        return baseline.scores(sample, [*numeric[:-1], *categorical, numeric[-1]])
 
     def close(self) -> None:
         """Forget the references."""
@@ -187,43 +167,44 @@ def ks_distance(base: NumericBaseline, values: Floats) -> float:
         return 0.0
     up_to = np.searchsorted(base.values, values, side="right")
     tied = base.values[np.maximum(up_to - 1, 0)] == values
-    steps = np.arange(m + 1) / m
-    over = (steps[1:] - base.below[up_to] / n).max()
-    under = (base.below[up_to - tied] / n - steps[:-1]).max()
-    return float(max(over, under))
+    # In whole numbers, n m times the two distribution functions: exact, and cheaper than their quotients.
+    steps = np.arange(0, (m + 1) * n, n)
+    over = (steps[1:] - base.below[up_to] * m).max()
+    under = (base.below[up_to - tied] * m - steps[:-1]).max()
+    return float(max(over, under)) / (n * m)
 
 
-def missing_p_values(baselines: Sequence[NumericBaseline], sample: Sample) -> list[float]:
-    """Return, for each numeric feature, the p-value of the change in its missing share.
-
-    The Kolmogorov-Smirnov test of the indicator "is missing", whose D is the change itself; with ties it
-    errs on the safe side.
-    """
-    columns = list(zip(baselines, sample.numeric, strict=True))
-    return ks_p_values(
-        [_missing_change(base, values, missing) for base, (values, missing) in columns],
-        [base.rows + base.missing for base, _ in columns],
-        [len(values) + missing for _, (values, missing) in columns],
+def _numeric_score(base: NumericBaseline, column: tuple[Floats, int], test: Test) -> Score:
+    (values, missing), (statistic, p_value) = column, test
+    before, now = base.rows + base.missing, len(values) + missing
+    changed = abs(missing / now - base.missing / before) if before and now else 0.0
+    if base.missing or missing:
+        # The same test of "is missing", whose D is the change itself; on two values it errs on the safe side.
+        p_value = min(1.0, 2 * min(p_value, *ks_p_values([changed], [before], [now])))
+    return Score(
+        feature=base.name,
+        kind=base.kind,
+        statistic=statistic,
+        p_value=p_value,
+        effect=max(statistic, changed),
+        psi=psi(base.bins, _binned(values, base.edges, missing)),
+        rows=len(values),
+        missing_share=missing / now if now else 0.0,
     )
 
 
-def _categorical_score(name: str, reference: Counts, window: Counts, statistic: float, p_value: float) -> Score:
-    rows = int(window.sum())
+def _categorical_score(name: str, reference: Counts, window: Counts, test: Test) -> Score:
+    rows, absent = int(window.sum()), int(window[0])
     return Score(
         feature=name,
         kind="categorical",
-        statistic=statistic,
-        p_value=p_value,
+        statistic=test[0],
+        p_value=test[1],
         effect=cramers_v(reference, window),
         psi=psi(reference, window),
-        rows=rows - int(window[0]),
-        missing_share=int(window[0]) / rows if rows else 0.0,
+        rows=rows - absent,
+        missing_share=absent / rows if rows else 0.0,
     )
-
-
-def _missing_change(base: NumericBaseline, values: Floats, missing: int) -> float:
-    before, now = base.rows + base.missing, len(values) + missing
-    return abs(missing / now - base.missing / before) if before and now else 0.0
 
 
 def _split(ordered: Floats) -> tuple[Floats, int]:
@@ -233,8 +214,9 @@ def _split(ordered: Floats) -> tuple[Floats, int]:
 
 
 def _binned(ordered: Floats, edges: Floats, missing: int) -> Counts:
-    under = np.searchsorted(ordered, edges, side="left")
-    return np.concatenate([np.diff(under, prepend=0, append=len(ordered)), [missing]])
+    bounds = np.empty(len(edges) + 2, dtype=np.int64)
+    bounds[0], bounds[1:-1], bounds[-1] = 0, np.searchsorted(ordered, edges, side="left"), len(ordered)
+    return np.append(bounds[1:] - bounds[:-1], missing)
 
 
 def _count(codes: npt.NDArray[np.int32], sizes: Counts) -> list[Counts]:
