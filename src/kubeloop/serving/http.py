@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from kubeloop import __version__
-from kubeloop.serving.oip import ProtocolError
+from kubeloop.serving.tensors import ProtocolError
 
 log = logging.getLogger("kubeloop.serving")
 
@@ -337,9 +337,10 @@ async def _linger(body: bytes, receive: Receive, send: Send) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that every inference process has."""
     limits = Limits()
-    parser.add_argument("--name", required=True, help="model name in the paths")
+    # The spellings with underscores are those that KServe's controller appends to a transformer.
+    parser.add_argument("--name", "--model_name", required=True, help="model name in the paths")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind")
-    parser.add_argument("--port", type=int, required=True, help="port to bind; 0 picks one")
+    parser.add_argument("--port", "--http_port", type=int, required=True, help="port to bind; 0 picks one")
     parser.add_argument("--max-body-bytes", type=int, default=limits.max_body_bytes)
     parser.add_argument("--max-rows", type=int, default=limits.max_rows, help="most rows of one request")
     parser.add_argument("--timeout-s", type=float, default=limits.timeout_s, help="for a body, and for a prediction")

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
 from onnxruntime.capi import onnxruntime_pybind11_state as ort  # type: ignore[import-untyped]
 
-from kubeloop.serving.oip import DTYPES, Array, ProtocolError, TensorSpec, specs_of
+from kubeloop.serving.tensors import DTYPES, Array, ProtocolError, TensorSpec, specs_of
 
 PLATFORM = "onnxruntime_onnx"
 _ONNX_TYPES = {

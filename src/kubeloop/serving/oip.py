@@ -8,66 +8,40 @@ V1 protocol page. The binary tensor extension is not supported; `http` refuses i
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
-from math import prod
 from typing import Any
 
 import numpy as np
 import orjson
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from kubeloop.serving.tensors import (
+    Array,
+    ProtocolError,
+    Specs,
+    TensorSpec,
+    array_of,
+    datatype_of,
+    listed,
+    shape_of,
+    show,
+    type_of,
+)
+
+__all__ = [
+    "InferRequest",
+    "Parameters",
+    "ProtocolError",
+    "TensorSpec",
+    "encode_v1",
+    "encode_v2",
+    "encode_v2_request",
+    "parse_v1",
+    "parse_v2",
+    "parse_v2_response",
+]
+
 Parameters = dict[str, str | int | float | bool]
 
-DTYPES: dict[str, type[np.generic]] = {
-    "BOOL": np.bool_,
-    "UINT8": np.uint8,
-    "UINT16": np.uint16,
-    "UINT32": np.uint32,
-    "UINT64": np.uint64,
-    "INT8": np.int8,
-    "INT16": np.int16,
-    "INT32": np.int32,
-    "INT64": np.int64,
-    "FP16": np.float16,
-    "FP32": np.float32,
-    "FP64": np.float64,
-    "BYTES": np.object_,
-}
-"""OIP datatypes and the numpy types that carry them; BYTES are Python strings."""
-
-_DATATYPES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-_FLOAT: tuple[frozenset[type], str] = (frozenset({float, int, type(None)}), "numbers or null")
-_INTEGER: tuple[frozenset[type], str] = (frozenset({int}), "whole numbers, never null")
-_KINDS: dict[str, tuple[frozenset[type], str]] = {
-    **{name: _FLOAT if name.startswith("FP") else _INTEGER for name in DTYPES},
-    "BOOL": (frozenset({bool}), "true or false, never null"),
-    "BYTES": (frozenset({str, type(None)}), "strings or null"),
-}
 _SCALARS = frozenset({str, int, float, bool})
-
-
-class ProtocolError(Exception):
-    """A request that gets an HTTP error status instead of a prediction; the message says what was expected."""
-
-    def __init__(self, message: str, status: int = 400) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """What a model declares for one input or output; -1 in `shape` takes any size, dimension 0 counts rows."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-
-    def metadata(self) -> dict[str, Any]:
-        """Return the OIP metadata of the tensor."""
-        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
-
-
-Specs = Mapping[str, TensorSpec]
 
 
 @dataclass(slots=True)
@@ -80,11 +54,6 @@ class InferRequest:
     parameters: Parameters = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
     """Outputs the client asked for; empty means all."""
-
-
-def specs_of(tensors: Iterable[TensorSpec]) -> dict[str, TensorSpec]:
-    """Index tensors by name, in order."""
-    return {tensor.name: tensor for tensor in tensors}
 
 
 def parse_v2(body: bytes, specs: Specs, outputs: Collection[str] = ()) -> InferRequest:
@@ -104,7 +73,7 @@ def parse_v2(body: bytes, specs: Specs, outputs: Collection[str] = ()) -> InferR
     message = _load(body)
     request_id = message.get("id")
     if request_id is not None and type(request_id) is not str:
-        raise ProtocolError(f'"id" must be a string, got {_type(request_id)}')
+        raise ProtocolError(f'"id" must be a string, got {type_of(request_id)}')
     inputs = _tensors(message, "inputs", specs)
     if len(inputs) != len(specs):
         _refuse_names("inputs", inputs.keys(), specs)
@@ -135,13 +104,13 @@ def parse_v1(body: bytes, specs: Specs) -> InferRequest:
     elif len(specs) == 1:
         columns = dict.fromkeys(specs, instances)
     else:
-        raise ProtocolError(f"every instance must be an object with {_names(specs)}")
+        raise ProtocolError(f"every instance must be an object with {listed(specs)}")
     inputs = {}
     with np.errstate(over="raise"):
         for name, spec in specs.items():
             free = -1 in spec.shape[1:]
-            inner = _shape_of(columns[name][0]) if free else list(spec.shape[1:])
-            inputs[name] = _array(spec, columns[name], [len(instances), *inner])
+            inner = shape_of(columns[name][0]) if free else list(spec.shape[1:])
+            inputs[name] = array_of(spec, columns[name], [len(instances), *inner])
     return InferRequest(inputs, len(instances), parameters=_parameters(message))
 
 
@@ -214,15 +183,6 @@ def encode_v2_request(
     return orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def datatype_of(array: Array) -> str:
-    """Return the OIP datatype of an array.
-
-    Raises:
-        KeyError: the protocol has no datatype for it.
-    """
-    return _DATATYPES[array.dtype]
-
-
 def _jsonable(array: Array) -> Any:
     """Return what orjson can write: strings as lists, all else as a contiguous array."""
     return array.tolist() if array.dtype == np.object_ else np.ascontiguousarray(array)
@@ -234,7 +194,7 @@ def _load(body: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise ProtocolError(f"the body must be a JSON object in UTF-8: {error}") from None
     if type(message) is not dict:
-        raise ProtocolError(f"the body must be a JSON object, got {_type(message)}")
+        raise ProtocolError(f"the body must be a JSON object, got {type_of(message)}")
     return message
 
 
@@ -252,86 +212,25 @@ def _tensors(message: dict[str, Any], key: str, specs: Specs) -> dict[str, Array
             name = tensor.get("name")
             spec = specs.get(name) if type(name) is str else None
             if spec is None:
-                raise ProtocolError(f"unknown name {_show(name)} in {key!r}; expected {_names(specs)}")
+                raise ProtocolError(f"unknown name {show(name)} in {key!r}; expected {listed(specs)}")
             if spec.name in arrays:
                 raise ProtocolError(f"{spec.name!r} appears twice in {key!r}")
             if tensor.get("datatype") != spec.datatype:
-                raise ProtocolError(f"{name!r} must have datatype {spec.datatype}, got {_show(tensor.get('datatype'))}")
+                raise ProtocolError(f"{name!r} must have datatype {spec.datatype}, got {show(tensor.get('datatype'))}")
             if "parameters" in tensor:
                 _refuse_binary(_parameters(tensor), "binary_data_size")
             data = tensor.get("data")
             if type(data) is not list:
-                raise ProtocolError(f'{name!r} needs "data", a list, got {_type(data)}')
-            arrays[spec.name] = _array(spec, data, tensor.get("shape"))
+                raise ProtocolError(f'{name!r} needs "data", a list, got {type_of(data)}')
+            arrays[spec.name] = array_of(spec, data, tensor.get("shape"))
     return arrays
-
-
-def _fit(spec: TensorSpec, dims: Any) -> list[int]:
-    """Check a request's shape against the declared one and return it with the declared rank."""
-    declared = spec.shape
-    if type(dims) is list and abs(len(dims) - len(declared)) <= 1:
-        shape = dims
-        if len(shape) < len(declared) and declared[-1] in (1, -1):
-            shape = [*shape, 1]
-        elif len(shape) > len(declared) and shape[-1] == 1:
-            shape = shape[:-1]
-        if len(shape) == len(declared) and all(
-            type(size) is int and size > 0 and want in (-1, size) for size, want in zip(shape, declared, strict=True)
-        ):
-            return shape
-    raise ProtocolError(f"{spec.name!r} must have shape {list(declared)} (-1 is any size from 1), got {_show(dims)}")
-
-
-def _array(spec: TensorSpec, data: list[Any], dims: Any) -> Array:
-    """Make an array of the declared rank from row-major values, flat or nested as the stated shape says."""
-    shape = _fit(spec, dims)
-    allowed, expected = _KINDS.get(spec.datatype, (frozenset(), ""))
-    kinds = set(map(type, data))
-    if list in kinds:
-        data = _flatten(spec, data, dims)
-        kinds = set(map(type, data))
-    if not kinds <= allowed:
-        if not expected:
-            raise ProtocolError(
-                f"{spec.name!r} has unknown datatype {_show(spec.datatype)}; one of {', '.join(DTYPES)}"
-            )
-        wrong = next(value for value in data if type(value) not in allowed)
-        raise ProtocolError(f"{spec.name!r} ({spec.datatype}) takes {expected}, got {_show(wrong)}")
-    if len(data) != prod(shape):
-        raise ProtocolError(f"{spec.name!r} of shape {shape} needs {prod(shape)} values, got {len(data)}")
-    if spec.datatype == "BYTES" and len(kinds) > 1:
-        data = ["" if value is None else value for value in data]
-    elif spec.datatype == "BYTES" and str not in kinds:
-        data = [""] * len(data)
-    try:
-        return np.array(data, dtype=DTYPES[spec.datatype]).reshape(shape)
-    except (OverflowError, FloatingPointError):
-        raise ProtocolError(f"{spec.name!r} has a value out of the range of {spec.datatype}") from None
-
-
-def _flatten(spec: TensorSpec, data: list[Any], shape: list[int]) -> list[Any]:
-    level: list[Any] = [data]
-    for size in shape:
-        if not all(type(item) is list and len(item) == size for item in level):
-            raise ProtocolError(f"{spec.name!r}: the nesting of the data does not match shape {shape}")
-        level = list(chain.from_iterable(level))
-    return level
-
-
-def _shape_of(value: Any) -> list[int]:
-    """Return the shape of nested lists, following first elements; `_flatten` checks the rest."""
-    shape = []
-    while type(value) is list and value:
-        shape.append(len(value))
-        value = value[0]
-    return shape
 
 
 def _columns(instances: list[Any], specs: Specs) -> dict[str, list[Any]]:
     names = specs.keys()
     for number, instance in enumerate(instances):
         if type(instance) is not dict:
-            raise ProtocolError(f"instance {number} must be an object with {_names(specs)}, got {_type(instance)}")
+            raise ProtocolError(f"instance {number} must be an object with {listed(specs)}, got {type_of(instance)}")
         if instance.keys() != names:
             _refuse_names(f"instance {number}", instance.keys(), specs)
     return {name: [instance[name] for instance in instances] for name in names}
@@ -341,7 +240,7 @@ def _rows(inputs: dict[str, Array], specs: Specs) -> int:
     sizes = {name: array.shape[0] if array.ndim else 1 for name, array in inputs.items()}
     free = {size for name, size in sizes.items() if specs[name].shape[:1] == (-1,)}
     if len(free) > 1:
-        listed = ", ".join(f"{_show(name)} {size}" for name, size in list(sizes.items())[:50])
+        listed = ", ".join(f"{show(name)} {size}" for name, size in list(sizes.items())[:50])
         raise ProtocolError(f"every input must have the same number of rows, got {listed}")
     return max(sizes.values())
 
@@ -363,7 +262,7 @@ def _requested(wanted: Any, outputs: Collection[str]) -> tuple[str, ...]:
     for item in wanted:
         name = item.get("name")
         if type(name) is not str or name not in outputs:
-            raise ProtocolError(f"unknown output {_show(name)}; expected {_names(outputs)}")
+            raise ProtocolError(f"unknown output {show(name)}; expected {listed(outputs)}")
         if name in names:
             raise ProtocolError(f"{name!r} appears twice in 'outputs'")
         _refuse_binary(_parameters(item), "binary_data")
@@ -379,23 +278,5 @@ def _refuse_binary(parameters: Parameters, key: str) -> None:
 def _refuse_names(where: str, got: Collection[str], specs: Specs) -> None:
     missing = [name for name in specs if name not in got]
     unknown = [name for name in got if name not in specs]
-    parts = [f"{word} {_names(names)}" for word, names in (("missing", missing), ("unknown", unknown)) if names]
-    raise ProtocolError(f"{where}: {' and '.join(parts)}; expected {_names(specs)}")
-
-
-def _names(names: Collection[str]) -> str:
-    shown = [_show(name) for name in list(names)[:50]]
-    return ", ".join(shown) + (f" and {len(names) - 50} more" if len(names) > 50 else "")
-
-
-def _type(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "nothing or null"}
-    return names.get(type(value), "a number")
-
-
-def _show(value: Any) -> str:
-    """Quote a client's value in an error without echoing megabytes, or nesting deeper than `repr` can."""
-    if type(value) is dict or (type(value) is list and (len(value) > 8 or {list, dict} & set(map(type, value)))):
-        return _type(value)
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    parts = [f"{word} {listed(names)}" for word, names in (("missing", missing), ("unknown", unknown)) if names]
+    raise ProtocolError(f"{where}: {' and '.join(parts)}; expected {listed(specs)}")

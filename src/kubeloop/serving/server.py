@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from kubeloop.serving import oip
 from kubeloop.serving.http import App, Limits, Metrics, Request, Response, add_arguments, limits_of
 from kubeloop.serving.model import PLATFORM, Model, ModelError, load
-from kubeloop.serving.oip import ProtocolError
 from kubeloop.serving.process import Server, log_to_stderr, run
+from kubeloop.serving.tensors import Array, ProtocolError
 
 log = logging.getLogger("kubeloop.serving")
 
@@ -78,17 +78,17 @@ class Predictor:
     def _parse_v1(self, body: bytes) -> oip.InferRequest:
         return oip.parse_v1(body, self.model.inputs)
 
-    def _encode_v2(self, request: oip.InferRequest, outputs: dict[str, oip.Array]) -> bytes:
+    def _encode_v2(self, request: oip.InferRequest, outputs: dict[str, Array]) -> bytes:
         return oip.encode_v2(self.name, self.version, outputs, request.id)
 
-    def _encode_v1(self, _request: oip.InferRequest, outputs: dict[str, oip.Array]) -> bytes:
+    def _encode_v1(self, _request: oip.InferRequest, outputs: dict[str, Array]) -> bytes:
         return oip.encode_v1(outputs)
 
     async def _answer(
         self,
         body: bytes,
         parse: Callable[[bytes], oip.InferRequest],
-        encode: Callable[[oip.InferRequest, dict[str, oip.Array]], bytes],
+        encode: Callable[[oip.InferRequest, dict[str, Array]], bytes],
     ) -> Response:
         # Parsing, like predicting, holds up everyone else when there is much of it.
         request = parse(body) if len(body) <= _INLINE_BYTES else await self._in_thread(lambda: parse(body))

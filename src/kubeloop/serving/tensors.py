@@ -1,0 +1,154 @@
+"""One tensor of a request: its declared shape and datatype, and the numpy array made of its JSON values."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from math import prod
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+DTYPES: dict[str, type[np.generic]] = {
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "UINT32": np.uint32,
+    "UINT64": np.uint64,
+    "INT8": np.int8,
+    "INT16": np.int16,
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP16": np.float16,
+    "FP32": np.float32,
+    "FP64": np.float64,
+    "BYTES": np.object_,
+}
+"""OIP datatypes and the numpy types that carry them; BYTES are Python strings."""
+
+_DATATYPES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+_FLOAT: tuple[frozenset[type], str] = (frozenset({float, int, type(None)}), "numbers or null")
+_INTEGER: tuple[frozenset[type], str] = (frozenset({int}), "whole numbers, never null")
+_KINDS: dict[str, tuple[frozenset[type], str]] = {
+    **{name: _FLOAT if name.startswith("FP") else _INTEGER for name in DTYPES},
+    "BOOL": (frozenset({bool}), "true or false, never null"),
+    "BYTES": (frozenset({str, type(None)}), "strings or null"),
+}
+
+
+class ProtocolError(Exception):
+    """A request that gets an HTTP error status instead of a prediction; the message says what was expected."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What a model declares for one input or output; -1 in `shape` takes any size, dimension 0 counts rows."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    def metadata(self) -> dict[str, Any]:
+        """Return the OIP metadata of the tensor."""
+        return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
+
+
+Specs = Mapping[str, TensorSpec]
+
+
+def specs_of(tensors: Iterable[TensorSpec]) -> dict[str, TensorSpec]:
+    """Index tensors by name, in order."""
+    return {tensor.name: tensor for tensor in tensors}
+
+
+def datatype_of(array: Array) -> str:
+    """Return the OIP datatype of an array.
+
+    Raises:
+        KeyError: the protocol has no datatype for it.
+    """
+    return _DATATYPES[array.dtype]
+
+
+def _fit(spec: TensorSpec, dims: Any) -> list[int]:
+    """Check a request's shape against the declared one and return it with the declared rank."""
+    declared = spec.shape
+    if type(dims) is list and abs(len(dims) - len(declared)) <= 1:
+        shape = dims
+        if len(shape) < len(declared) and declared[-1] in (1, -1):
+            shape = [*shape, 1]
+        elif len(shape) > len(declared) and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) == len(declared) and all(
+            type(size) is int and size > 0 and want in (-1, size) for size, want in zip(shape, declared, strict=True)
+        ):
+            return shape
+    raise ProtocolError(f"{spec.name!r} must have shape {list(declared)} (-1 is any size from 1), got {show(dims)}")
+
+
+def array_of(spec: TensorSpec, data: list[Any], dims: Any) -> Array:
+    """Make an array of the declared rank from row-major values, flat or nested as the stated shape says."""
+    shape = _fit(spec, dims)
+    allowed, expected = _KINDS.get(spec.datatype, (frozenset(), ""))
+    kinds = set(map(type, data))
+    if list in kinds:
+        data = _flatten(spec, data, dims)
+        kinds = set(map(type, data))
+    if not kinds <= allowed:
+        if not expected:
+            raise ProtocolError(f"{spec.name!r} has unknown datatype {show(spec.datatype)}; one of {', '.join(DTYPES)}")
+        wrong = next(value for value in data if type(value) not in allowed)
+        raise ProtocolError(f"{spec.name!r} ({spec.datatype}) takes {expected}, got {show(wrong)}")
+    if len(data) != prod(shape):
+        raise ProtocolError(f"{spec.name!r} of shape {shape} needs {prod(shape)} values, got {len(data)}")
+    if spec.datatype == "BYTES" and len(kinds) > 1:
+        data = ["" if value is None else value for value in data]
+    elif spec.datatype == "BYTES" and str not in kinds:
+        data = [""] * len(data)
+    try:
+        return np.array(data, dtype=DTYPES[spec.datatype]).reshape(shape)
+    except (OverflowError, FloatingPointError):
+        raise ProtocolError(f"{spec.name!r} has a value out of the range of {spec.datatype}") from None
+
+
+def _flatten(spec: TensorSpec, data: list[Any], shape: list[int]) -> list[Any]:
+    level: list[Any] = [data]
+    for size in shape:
+        if not all(type(item) is list and len(item) == size for item in level):
+            raise ProtocolError(f"{spec.name!r}: the nesting of the data does not match shape {shape}")
+        level = list(chain.from_iterable(level))
+    return level
+
+
+def shape_of(value: Any) -> list[int]:
+    """Return the shape of nested lists, following first elements; `_flatten` checks the rest."""
+    shape = []
+    while type(value) is list and value:
+        shape.append(len(value))
+        value = value[0]
+    return shape
+
+
+def listed(names: Collection[str]) -> str:
+    """Quote names for an error, the first fifty of them."""
+    shown = [show(name) for name in list(names)[:50]]
+    return ", ".join(shown) + (f" and {len(names) - 50} more" if len(names) > 50 else "")
+
+
+def type_of(value: Any) -> str:
+    """Name a value's JSON type for an error."""
+    words = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "nothing or null"}
+    return words.get(type(value), "a number")
+
+
+def show(value: Any) -> str:
+    """Quote a client's value in an error without echoing megabytes, or nesting deeper than `repr` can."""
+    if type(value) is dict or (type(value) is list and (len(value) > 8 or {list, dict} & set(map(type, value)))):
+        return type_of(value)
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,276 @@
+"""The feature transformer: from entity keys and request-time fields to a prediction, by way of the online features."""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import aiohttp
+import orjson
+from prometheus_client import Counter
+
+from kubeloop.serving import oip
+from kubeloop.serving.http import App, Limits, Metrics, Request, Response, add_arguments, limits_of
+from kubeloop.serving.process import Server, log_to_stderr, run
+from kubeloop.serving.tensors import Array, ProtocolError, TensorSpec, specs_of
+
+log = logging.getLogger("kubeloop.serving")
+
+_CONNECT_TRIES = 3
+_CONNECT_S = 2.0
+_PROBE_S = 2.0
+# Shorter than the predictor keeps an idle connection, so that no request is sent into a closing one.
+_IDLE_S = 15.0
+
+
+class Field(Protocol):
+    """A named column and its OIP datatype."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def datatype(self) -> str: ...  # noqa: D102
+
+
+class FeatureSource(Protocol):
+    """Where the online features come from."""
+
+    @property
+    def fields(self) -> Sequence[Field]:
+        """What a client must send: join keys and request-time fields."""
+
+    @property
+    def features(self) -> Sequence[Field]:
+        """What the model takes: FP32 or BYTES."""
+
+    def read(self, columns: dict[str, list[Any]], at: datetime) -> Mapping[str, Sequence[Any]]:
+        """Return one column a feature, in the order of the rows asked for; called from several threads.
+
+        Args:
+            columns: one list of n values a field; floats are None where missing.
+            at: the moment of prediction; None stands for a value that is missing or older than its TTL then.
+
+        Raises:
+            ValueError: a value is not of its field's type.
+        """
+
+
+class Transformer:
+    """The service in front of a predictor; see `http.Service`."""
+
+    def __init__(self, source: FeatureSource, name: str, predictor_url: str, limits: Limits, metrics: Metrics) -> None:
+        """Serve a model's features.
+
+        Args:
+            source: the online features.
+            name: name of the model, here and at the predictor.
+            predictor_url: the predictor's address, without `/v2`; http:// is added where there is no scheme.
+            limits: of one request; the time holds for reading and predicting together.
+            metrics: of this process.
+        """
+        self.name = name
+        self.limits = limits
+        self.metrics = metrics
+        base = predictor_url if "://" in predictor_url else f"http://{predictor_url}"
+        self._model_url = f"{base.rstrip('/')}/v2/models/{name}"
+        self._source = source
+        self._fields = specs_of(TensorSpec(field.name, field.datatype, (-1,)) for field in source.fields)
+        self._features = [TensorSpec(field.name, field.datatype, (-1, 1)) for field in source.features]
+        self._pool = ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1)), thread_name_prefix="features")
+        missing = Counter(
+            "kubeloop_features_missing",
+            "Feature values that were missing or too old.",
+            ["feature"],
+            registry=metrics.registry,
+        )
+        self._missing = {spec.name: missing.labels(spec.name) for spec in self._features}
+        self._session: aiohttp.ClientSession
+
+    async def start(self) -> None:
+        """Open the connections to the predictor."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=256, keepalive_timeout=_IDLE_S),
+            timeout=aiohttp.ClientTimeout(total=self.limits.timeout_s, sock_connect=_CONNECT_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+
+    async def stop(self) -> None:
+        """Close them, and let the worker threads end."""
+        await self._session.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def ready(self) -> bool:
+        """Return whether the predictor is ready."""
+        try:
+            async with asyncio.timeout(_PROBE_S):
+                return (await self._ask("GET", "/ready")).status == 200
+        except (ProtocolError, TimeoutError):
+            return False
+
+    async def metadata(self, version: str | None) -> dict[str, Any]:
+        """Return the predictor's metadata with this service's inputs."""
+        answer = await self._ask("GET", _versioned(version))
+        if answer.status != 200:
+            raise ProtocolError(_reason(answer), answer.status)
+        try:
+            metadata: dict[str, Any] = orjson.loads(answer.body)
+            return metadata | {"inputs": [spec.metadata() for spec in self._fields.values()]}
+        except (orjson.JSONDecodeError, TypeError):
+            raise ProtocolError("the predictor's metadata are not a JSON object", 502) from None
+
+    async def infer(self, request: Request) -> Response:
+        """Answer a V2 inference request."""
+        return await self._answer(request, lambda body: oip.parse_v2(body, self._fields))
+
+    async def predict(self, request: Request) -> Response:
+        """Answer a V1 predict request."""
+        answer = await self._answer(request, lambda body: oip.parse_v1(body, self._fields))
+        if answer.status != 200:
+            return answer
+        try:
+            return Response(oip.encode_v1(oip.parse_v2_response(answer.body)))
+        except ProtocolError as error:
+            raise ProtocolError(f"the predictor's answer is no V2 response: {error}", 502) from error
+
+    async def _answer(self, request: Request, parse: Callable[[bytes], oip.InferRequest]) -> Response:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self.limits.timeout_s):
+                payload = await loop.run_in_executor(self._pool, self._enrich, request.body, parse)
+                return await self._ask("POST", f"{_versioned(request.version)}/infer", payload)
+        except TimeoutError:
+            raise ProtocolError(f"no prediction within {self.limits.timeout_s:g} s; try again later", 504) from None
+
+    def _enrich(self, body: bytes, parse: Callable[[bytes], oip.InferRequest]) -> bytes:
+        """Turn a client's request into the predictor's; runs in a thread."""
+        request = parse(body)
+        rows = request.rows
+        self.limits.check_rows(rows)
+        _check_event_ids(request.parameters.get("event_ids"), rows)
+        at = _moment(request.parameters.get("event_time"))
+        columns = {name: _values(array) for name, array in request.inputs.items()}
+        try:
+            found = self._source.read(columns, at)
+        except ValueError as error:
+            raise ProtocolError(str(error)) from error
+        self.metrics.rows.inc(rows)
+        tensors = []
+        for spec in self._features:
+            values = [_feature(spec, value) for value in found[spec.name]]
+            self._missing[spec.name].inc(values.count(None))
+            tensors.append((spec, values))
+        return oip.encode_v2_request(tensors, rows, request.id, request.parameters)
+
+    async def _ask(self, method: str, path: str, payload: bytes | None = None) -> Response:
+        """Ask the predictor; only a connection that was never made is tried again.
+
+        Raises:
+            ProtocolError: it cannot be reached (503), took too long (504) or failed (502, 503).
+        """
+        headers = {} if payload is None else {"content-type": "application/json"}
+        for attempt in range(1, _CONNECT_TRIES + 1):
+            try:
+                async with self._session.request(
+                    method, self._model_url + path, data=payload, headers=headers, allow_redirects=False
+                ) as response:
+                    body = await response.read()
+                    answer = Response(body, response.status, response.headers.get("content-type", "").encode())
+                break
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+                if attempt == _CONNECT_TRIES:
+                    raise ProtocolError(f"the predictor cannot be reached ({error}); try again later", 503) from error
+                await asyncio.sleep(0.05 * attempt)
+            except TimeoutError:
+                raise ProtocolError(f"the predictor took more than {self.limits.timeout_s:g} s", 504) from None
+            except aiohttp.ClientError as error:
+                raise ProtocolError(f"the connection to the predictor broke ({error}); try again", 503) from error
+        if answer.status >= 500:
+            raise ProtocolError(f"the predictor failed: {_reason(answer)}", 503 if answer.status == 503 else 502)
+        return answer
+
+
+def _versioned(version: str | None) -> str:
+    return "" if version is None else f"/versions/{quote(version, safe='')}"
+
+
+def _reason(answer: Response) -> str:
+    try:
+        return str(orjson.loads(answer.body)["error"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return f"status {answer.status}"
+
+
+def _values(array: Array) -> list[Any]:
+    values: list[Any] = array.tolist()
+    return [None if value != value else value for value in values] if array.dtype.kind == "f" else values
+
+
+def _feature(spec: TensorSpec, value: Any) -> Any:
+    """Return a value as the predictor takes it: a number, a string, or None."""
+    if value is None or value != value:
+        return None
+    return str(value) if spec.datatype == "BYTES" else float(value)
+
+
+def _check_event_ids(text: Any, rows: int) -> None:
+    if text is None:
+        return
+    expected = f"parameter event_ids must be a string that holds a JSON list of {rows} strings, one a row"
+    if not isinstance(text, str):
+        raise ProtocolError(expected)
+    try:
+        ids = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ProtocolError(expected) from None
+    if not isinstance(ids, list) or not all(isinstance(item, str) for item in ids):
+        raise ProtocolError(expected)
+    if len(ids) != rows:
+        raise ProtocolError(f"{expected}; got {len(ids)}")
+
+
+def _moment(text: Any) -> datetime:
+    if text is None:
+        return datetime.now(UTC)
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (TypeError, ValueError, OverflowError):
+        expected = "parameter event_time must be an ISO 8601 time such as 2013-04-01T12:00:00Z"
+        raise ProtocolError(f"{expected}, got {str(text)[:80]!r}") from None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve the features of a model until SIGTERM."""
+    parser = argparse.ArgumentParser(prog="python -m kubeloop.serving.transformer", description=__doc__)
+    parser.add_argument(
+        "--predictor-url", "--predictor_host", required=True, help="where the predictor is, without /v2"
+    )
+    parser.add_argument(
+        "--feature-dir", type=Path, required=True, help="folder with the Feast registry and online store"
+    )
+    parser.add_argument("--feature-service", required=True, help="Feast feature service of the model")
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    log_to_stderr()
+    from kubeloop.features import FeatureError, OnlineFeatures
+
+    try:
+        source = OnlineFeatures.open(args.feature_dir, args.feature_service)
+    except FeatureError as error:
+        parser.exit(1, f"{error}\n")
+    limits = limits_of(args)
+    log.info("features of %s for %s at %s", args.feature_service, args.name, args.predictor_url)
+    app = App(Transformer(source, args.name, args.predictor_url, limits, Metrics()))
+    run(Server(app, args.host, args.port, timeout_s=limits.timeout_s, drain_s=args.drain_s))
+
+
+if __name__ == "__main__":
+    main()
