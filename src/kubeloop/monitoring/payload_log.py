@@ -1,0 +1,182 @@
+"""The payload log on disk: its Parquet schema, its file names, and how segments are listed, read and written."""
+
+import os
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+INSTANT = pa.timestamp("us", tz="UTC")
+SCHEMA = pa.schema(
+    [
+        pa.field("seq", pa.int64(), nullable=False),
+        pa.field("received_at", INSTANT, nullable=False),
+        pa.field("time", INSTANT, nullable=False),
+        *(
+            pa.field(name, pa.string(), nullable=False)
+            for name in ("id", "type", "source", "service", "namespace", "component", "endpoint")
+        ),
+        pa.field("body", pa.binary(), nullable=False),
+    ]
+)
+"""One row an event. `seq` counts from 1 without gaps; the times are UTC; `body` is the payload as it was sent."""
+
+Row: TypeAlias = tuple[int, int, int, str, str, str, str, str, str, str, bytes]
+"""The values of one event in the order of `SCHEMA`; times in microseconds since 1970."""
+
+_NAME = re.compile(r"events-(\d{16})-(\d{16})\.parquet")
+_TEMPORARY = ".events.tmp"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_YEAR_10000 = 253_402_300_800_000_000
+
+
+class LogError(RuntimeError):
+    """A segment cannot be read; the message names the file and says what to do."""
+
+
+class Segment(NamedTuple):
+    """One immutable file that holds the events `first` to `last`."""
+
+    first: int
+    last: int
+    path: Path
+
+
+def micros(text: str) -> int:
+    """Read an ISO 8601 / RFC 3339 time as microseconds since 1970; a time without an offset is UTC.
+
+    Raises:
+        ValueError: the text is no time, or lies before 1970.
+    """
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    value = (moment - _EPOCH) // _MICROSECOND
+    if not 0 <= value < _YEAR_10000:
+        raise ValueError(f"{text} lies outside the years 1970 to 9999")
+    return value
+
+
+def segments(directory: Path) -> list[Segment]:
+    """List the segments in order of `seq`, without those that a merged one covers.
+
+    Files with other names are none of ours and left out; a folder that does not exist yet holds none.
+    """
+    try:
+        with os.scandir(directory) as entries:
+            names = [match for entry in entries if (match := _NAME.fullmatch(entry.name))]
+    except FileNotFoundError:
+        return []
+    found = sorted((int(match[1]), -int(match[2]), match[0]) for match in names)
+    kept: list[Segment] = []
+    for first, minus_last, name in found:
+        if -minus_last > (kept[-1].last if kept else 0):
+            kept.append(Segment(first, -minus_last, directory / name))
+    return kept
+
+
+def read(directory: Path, after: int = 0, max_rows: int | None = None) -> tuple[pa.Table, int]:
+    """Read the events with `seq > after`, in order.
+
+    When nothing is new this costs one listing of the folder. Safe at any moment next to a running collector.
+
+    Args:
+        directory: the payload log.
+        after: the last `seq` the caller has seen.
+        max_rows: stop after the segment that reaches this many rows; call again with the returned `seq` for the rest.
+
+    Returns:
+        The events, `SCHEMA`, and the last `seq` among them (`after` when there are none).
+
+    Raises:
+        LogError: a segment is damaged, or gone without a merged one in its place.
+    """
+    tables: list[pa.Table] = []
+    rows = 0
+    lost: Path | None = None
+    listing = iter(segments(directory))
+    while (max_rows is None or rows < max_rows) and (segment := next(listing, None)):
+        if segment.last <= after:
+            continue
+        try:
+            table = load(segment)
+        except FileNotFoundError as error:
+            # The collector merged it after we listed the folder: list again, and find the merged one.
+            if lost == segment.path:
+                raise LogError(f"{segment.path} is listed but missing; remove the name if it is a dead link") from error
+            lost = segment.path
+            listing = iter(segments(directory))
+            continue
+        if segment.first <= after:
+            table = table.filter(pc.greater(table["seq"], after))
+        tables.append(table)
+        rows += table.num_rows
+        after = segment.last
+    return (pa.concat_tables(tables) if tables else SCHEMA.empty_table()), after
+
+
+def load(segment: Segment) -> pa.Table:
+    """Read one segment whole.
+
+    Raises:
+        FileNotFoundError: the file is gone.
+        LogError: the file is no segment.
+    """
+    try:
+        with pq.ParquetFile(segment.path) as file:
+            table = file.read()
+    except pa.ArrowInvalid as error:
+        raise LogError(f"{segment.path} is damaged ({error}); restore it or move it out of the log") from error
+    if not table.schema.equals(SCHEMA):
+        raise LogError(f"{segment.path} has another schema than the payload log; move it out of the log")
+    return table
+
+
+def table_of(rows: Sequence[Row]) -> pa.Table:
+    """Build the table of some events, at least one."""
+    columns = zip(*rows, strict=True)
+    return pa.table(
+        [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)], schema=SCHEMA
+    )
+
+
+def write(directory: Path, table: pa.Table) -> Segment:
+    """Write events, at least one and in order of `seq`, as one segment that readers see whole or not at all.
+
+    The file is on disk (fsync) when this returns. Only the owner of the folder may call it.
+
+    Raises:
+        OSError: the disk is full or fails; nothing is left behind that a reader would see.
+    """
+    first, last = table["seq"][0].as_py(), table["seq"][-1].as_py()
+    path = directory / f"events-{first:016d}-{last:016d}.parquet"
+    temporary = directory / _TEMPORARY
+    with temporary.open("wb") as file:
+        pq.write_table(
+            table,
+            file,
+            compression="zstd",
+            # Ids and bodies hardly repeat: a dictionary would only be built to be thrown away.
+            use_dictionary=[field.name for field in SCHEMA if field.name not in ("seq", "id", "body")],
+            write_statistics=["seq", "received_at"],
+        )
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    sync_folder(directory)
+    return Segment(first, last, path)
+
+
+def sync_folder(directory: Path) -> None:
+    """Make names that were added to or removed from a folder survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
