@@ -217,7 +217,7 @@ def _publish(
         for detail in ("unexpected_list", "unexpected_index_list", "partial_unexpected_index_list"):
             result.result.pop(detail, None)
     # The run's moment names it, so that the same run on the same data writes the same site.
-    run = RunIdentifier(run_name=f"as of {as_of:%Y-%m-%d %H:%M}", run_time=as_of)
+    run = RunIdentifier(run_name=f"as-of-{as_of:%Y-%m-%d}", run_time=as_of)
     outcome.meta |= {"run_id": run, "validation_time": as_of}
     key = ValidationResultIdentifier(ExpectationSuiteIdentifier(suite.name), run, batch_identifier=suite.name)
     context.validation_results_store.set(key, outcome)
