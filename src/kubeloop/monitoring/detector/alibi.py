@@ -20,7 +20,7 @@ from kubeloop.monitoring.detector.builtin import Baseline
 from kubeloop.monitoring.detector.port import DetectorError, Score, Window
 from kubeloop.reference import Reference
 
-_WORKER = Path(__file__).with_name("worker.py")
+WORKER = Path(__file__).with_name("worker.py")
 _ATTEMPTS = 3
 _START_S = 120.0
 _REQUEST_S = 60.0
@@ -80,7 +80,7 @@ class WorkerProcess:
         with self.log.open("ab") as log:
             # -I: neither PYTHONPATH nor this folder, where alibi.py would hide a package of that name, is searched.
             self._process = subprocess.Popen(
-                [self._python, "-I", _WORKER, "--port", "0", "--until-eof"],
+                [self._python, "-I", WORKER, "--port", "0", "--until-eof"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
