@@ -66,6 +66,19 @@ def _utc(value: Any) -> Any:
     return value
 
 
+def instant(text: str) -> datetime:
+    """Read an ISO 8601 moment; one without an offset is UTC.
+
+    Raises:
+        ConfigError: the text is no moment.
+    """
+    try:
+        value: datetime = _utc(text)
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is not a moment; write one such as 2013-04-01 or 2013-04-01T12:00:00Z") from error
+    return value
+
+
 Duration = Annotated[
     timedelta,
     BeforeValidator(duration),
@@ -283,6 +296,7 @@ class Settings(_Model):
 
     @property
     def loop_file(self) -> Path:
+        """The use case."""
         return self.home / "loop.yaml"
 
     @property
@@ -307,6 +321,7 @@ class Settings(_Model):
 
     @property
     def logs(self) -> Path:
+        """One log file a service."""
         return self.state / "logs"
 
     @property
@@ -346,15 +361,16 @@ QUIET = {
 """Variables that keep the libraries from calling home and from loading pickles."""
 
 
-def settings(home: Path | None = None) -> Settings:
+def settings(home: Path | None = None, state: Path | None = None) -> Settings:
     """Read the settings from `KUBELOOP_*` variables, with the laptop's defaults.
 
     Args:
         home: folder of loop.yaml; the variable `KUBELOOP_HOME`, else the current folder, when left out.
+        state: state folder; the variable `KUBELOOP_STATE`, else `.kubeloop` in `home`, when left out.
     """
     env = os.environ
     home = (home or Path(env.get("KUBELOOP_HOME", "."))).resolve()
-    state = Path(env.get("KUBELOOP_STATE", home / ".kubeloop")).resolve()
+    state = (state or Path(env.get("KUBELOOP_STATE", home / ".kubeloop"))).resolve()
     project = Path(sys.prefix).parent
 
     def python(name: str, folder: str) -> Path:

@@ -1,0 +1,20 @@
+"""Step: deployment through an InferenceService."""
+
+from components._step import step
+
+
+@step
+def deploy_model(loop: str, version: str) -> str:
+    """Serve a registered version and, once it answers, make it the champion.
+
+    Args:
+        loop: the use case, as JSON.
+        version: the version to serve.
+
+    Returns:
+        Address of the inference service.
+    """
+    from kubeloop import stages
+    from kubeloop.config import Loop, settings
+
+    return stages.deploy(Loop.parse(loop), settings(), version)

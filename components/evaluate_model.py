@@ -1,0 +1,40 @@
+"""Step: evaluation on the hold-out."""
+
+from kfp import dsl
+
+from components._step import step
+
+
+@step
+def evaluate_model(
+    loop: str,
+    model: dsl.Input[dsl.Model],
+    training_set: dsl.Input[dsl.Dataset],
+    evaluation: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
+    curves: dsl.Output[dsl.ClassificationMetrics],
+    report: dsl.Output[dsl.HTML],
+):
+    """Measure the model on the newest rows: metrics, curves, slices, latency and size.
+
+    Args:
+        loop: the use case, as JSON.
+        model: model folder.
+        training_set: Parquet file, one row an event.
+        evaluation: folder with figures, the report and the hold-out's predictions.
+        metrics: metrics of the hold-out.
+        curves: ROC curve and confusion matrix.
+        report: the evaluation report.
+    """
+    from pathlib import Path
+
+    from kubeloop import stages
+    from kubeloop.config import Loop
+
+    found = stages.evaluate(
+        Loop.parse(loop), Path(model.path), Path(training_set.path), Path(evaluation.path), Path(report.path)
+    )
+    for name, value in found.metrics.items():
+        metrics.log_metric(name, value)
+    curves.log_roc_curve(*found.roc)
+    curves.log_confusion_matrix(found.classes, found.confusion)

@@ -1,0 +1,42 @@
+"""Step: the gate."""
+
+from kfp import dsl
+
+from components._step import step
+
+
+@step
+def gate_model(
+    loop: str,
+    model: dsl.Input[dsl.Model],
+    training_set: dsl.Input[dsl.Dataset],
+    gate: dsl.Output[dsl.Metrics],
+    reason: dsl.OutputPath(str),
+    verdict: dsl.OutputPath(str),
+) -> bool:
+    """Promote the challenger only if it beats the champion on the same newest rows.
+
+    Args:
+        loop: the use case, as JSON.
+        model: model folder of the challenger.
+        training_set: Parquet file, one row an event; its newest rows are the hold-out.
+        gate: the numbers the decision rests on.
+        reason: why, in one sentence.
+        verdict: the whole verdict, as JSON.
+
+    Returns:
+        Whether to promote. It is the step's one return value because kfp's local runner reads a condition on a
+        named one as unmet, without an error.
+    """
+    import json
+    from pathlib import Path
+
+    from kubeloop import stages
+    from kubeloop.config import Loop, settings
+
+    found = stages.gate(Loop.parse(loop), settings(), Path(model.path), Path(training_set.path))
+    for name, value in stages.numbers(found).items():
+        gate.log_metric(name, value)
+    Path(reason).write_text(found.reason)
+    Path(verdict).write_text(json.dumps(found.to_dict()))
+    return found.promote

@@ -1,0 +1,52 @@
+"""Step: registration in MLflow."""
+
+from kfp import dsl
+
+from components._step import step
+
+
+@step
+def register_model(
+    loop: str,
+    as_of: str,
+    run: str,
+    reason: str,
+    snapshot: str,
+    verdict: str,
+    model: dsl.Input[dsl.Model],
+    training_set: dsl.Input[dsl.Dataset],
+    evaluation: dsl.Input[dsl.Artifact],
+) -> str:
+    """Register the model and its lineage in MLflow, whatever the gate decided.
+
+    Args:
+        loop: the use case, as JSON.
+        as_of: the run's moment, ISO 8601.
+        run: name of the run; registering twice for one run makes one version.
+        reason: why the run was started.
+        snapshot: digest of the raw data.
+        verdict: the gate's verdict, as JSON.
+        model: model folder.
+        training_set: Parquet file, one row an event.
+        evaluation: folder with figures and reports.
+
+    Returns:
+        The version.
+    """
+    from pathlib import Path
+
+    from kubeloop import stages
+    from kubeloop.config import Loop, instant, settings
+
+    return stages.register(
+        Loop.parse(loop),
+        settings(),
+        model=Path(model.path),
+        training_set=Path(training_set.path),
+        evaluation=Path(evaluation.path),
+        verdict=verdict,
+        run=run,
+        as_of=instant(as_of),
+        reason=reason,
+        snapshot=snapshot,
+    )

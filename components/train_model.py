@@ -1,0 +1,26 @@
+"""Step: training."""
+
+from kfp import dsl
+
+from components._step import step
+
+
+@step
+def train_model(loop: str, training_set: dsl.Input[dsl.Dataset], model: dsl.Output[dsl.Model]):
+    """Train on all but the newest rows and export to ONNX, with proof that both predict the same.
+
+    Args:
+        loop: the use case, as JSON.
+        training_set: Parquet file, one row an event.
+        model: model folder: model.onnx, model.json and the reference for drift.
+    """
+    from pathlib import Path
+
+    from kubeloop import stages
+    from kubeloop.config import Loop
+
+    facts = stages.train(Loop.parse(loop), Path(training_set.path), Path(model.path))
+    model.framework = "onnx"
+    model.metadata.update(
+        {name: facts[name] for name in ("algorithm", "parameters", "sha256", "trained_from", "trained_to")}
+    )
