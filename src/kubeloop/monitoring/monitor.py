@@ -1,0 +1,208 @@
+"""The monitor: watches a service's payload log, judges its windows and tells the trigger about episodes."""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from sqlalchemy.exc import OperationalError
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from kubeloop import config
+from kubeloop.monitoring.detector import port
+from kubeloop.monitoring.outbox import Outbox
+from kubeloop.monitoring.payloads import LogError
+from kubeloop.monitoring.rounds import Monitor
+from kubeloop.monitoring.status import Metrics, Status
+from kubeloop.monitoring.store import Store, StoreConflictError
+from kubeloop.monitoring.versions import NodeError, Versions
+from kubeloop.monitoring.windows import MONDAY, Grid
+
+_log = logging.getLogger("kubeloop.monitor")
+
+WAIT = (LogError, NodeError, port.DetectorError, StoreConflictError, OperationalError, httpx.HTTPError)
+"""What a round fails with when something it needs does not answer; the next round tries again."""
+
+_LONGEST_PAUSE_S = 30.0
+
+
+class Watch:
+    """Rounds in the background, and what the last one failed with."""
+
+    def __init__(self, monitor: Monitor, poll_seconds: float, collector_url: str | None) -> None:
+        self.failure: str | None = None
+        self._monitor = monitor
+        self._poll_seconds = poll_seconds
+        self._flush = f"{collector_url.rstrip('/')}/flush" if collector_url else None
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Make rounds until `stop` is set; one that fails is tried again, after ever longer pauses."""
+        pause = self._poll_seconds
+        while not stop.is_set():
+            try:
+                await asyncio.to_thread(self._monitor.step)
+                self.failure, pause = None, self._poll_seconds
+            except WAIT as error:
+                if str(error) != self.failure:
+                    _log.error("this round failed, trying again: %s", error)
+                self.failure, pause = str(error), min(2 * pause, _LONGEST_PAUSE_S)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), pause)
+
+    def advance(self, until: datetime) -> None:
+        """Make the collector write what it holds, then judge everything that ended by `until`.
+
+        Raises:
+            the errors of WAIT.
+        """
+        if self._flush:
+            httpx.post(self._flush, timeout=30.0).raise_for_status()
+        self._monitor.advance(until)
+        self.failure = None
+
+
+def create_app(status: Status, watch: Watch) -> Starlette:
+    """Return the HTTP face of the monitor."""
+    registry = CollectorRegistry()
+    registry.register(Metrics(status))
+
+    def get_status(_request: Request) -> Response:
+        return _json(status.read() | {"failure": watch.failure})
+
+    async def post_advance(request: Request) -> Response:
+        try:
+            until = _instant(orjson.loads(await request.body())["until"])
+        except (ValueError, KeyError, TypeError) as error:
+            return _json({"error": f'send {{"until": "2013-04-08T00:00:00Z"}} ({error})'}, 400)
+        try:
+            await asyncio.to_thread(watch.advance, until)
+        except WAIT as error:
+            return _json({"error": str(error)}, 503)
+        return await asyncio.to_thread(get_status, request)
+
+    def readyz(_request: Request) -> Response:
+        status.store.progress(status.service)
+        return _json({"status": watch.failure or "ok"}, 503 if watch.failure else 200)
+
+    return Starlette(
+        routes=[
+            Route("/status", get_status),
+            Route("/advance", post_advance, methods=["POST"]),
+            Route("/windows", lambda _: _json(status.windows())),
+            Route("/episodes", lambda _: _json(status.store.episodes(status.service))),
+            Route("/metrics", lambda _: Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)),
+            Route("/healthz", lambda _: _json({"status": "ok"})),
+            Route("/readyz", readyz),
+        ]
+    )
+
+
+def _json(content: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(content, option=orjson.OPT_UTC_Z), status, media_type="application/json")
+
+
+def _instant(text: str) -> datetime:
+    found = datetime.fromisoformat(text)
+    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server that says when it listens, and leaves by returning, so that cleaning up can follow."""
+
+    def __init__(self, settings: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+        super().__init__(settings)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self._on_ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
+
+
+async def _serve(args: argparse.Namespace, app: Starlette, watch: Watch) -> None:
+    with socket.create_server((args.host, args.port)) as listener:
+        address = f"http://{args.host}:{listener.getsockname()[1]}"
+        server = _Server(
+            uvicorn.Config(app, log_config=None, access_log=False),
+            on_ready=lambda: print(f"ready {address}", flush=True),
+        )
+        stop = asyncio.Event()
+        worker = asyncio.create_task(watch.run(stop))
+        # A monitor that answers but watches nothing would hide its failure.
+        worker.add_done_callback(lambda _: setattr(server, "should_exit", True))
+        await server.serve(sockets=[listener])
+        stop.set()
+        await worker
+
+
+def _run(args: argparse.Namespace) -> None:
+    loop = config.load(args.loop.resolve())
+    settings = config.settings(args.loop.resolve().parent)
+    settings.logs.mkdir(parents=True, exist_ok=True)
+    grid = Grid(loop.drift.window, args.origin)
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(contextlib.closing(Store(settings.monitor_db)))
+        versions = stack.enter_context(
+            contextlib.closing(Versions(store, loop.name, loop.delivery.namespace, args.node_url, args.references))
+        )
+        outbox = stack.enter_context(contextlib.closing(Outbox(store, loop.name, args.trigger_url)))
+        detector = stack.enter_context(
+            contextlib.closing(
+                port.open(loop.drift.engine, settings.detector_python, settings.logs, url=args.detector_url)
+            )
+        )
+        monitor = Monitor(loop, settings.payloads, store, detector, versions, grid, outbox)
+        status = Status(loop.name, store, settings.payloads, loop.drift, grid)
+        if args.once:
+            monitor.step()
+            print(orjson.dumps(status.read(), option=orjson.OPT_UTC_Z | orjson.OPT_INDENT_2).decode())
+            return
+        watch = Watch(monitor, args.poll_seconds, args.collector_url)
+        asyncio.run(_serve(args, create_app(status, watch), watch))
+
+
+def main() -> None:
+    """Serve until SIGTERM or SIGINT, or make one round with --once."""
+    parser = argparse.ArgumentParser(prog="python -m kubeloop.monitoring.monitor", description=__doc__)
+    parser.add_argument("--loop", type=Path, required=True, help="the loop.yaml to watch")
+    parser.add_argument("--port", type=int, default=0, help="0 lets the system pick one")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--poll-seconds", type=float, default=0.5, help="between two looks at the log")
+    parser.add_argument("--once", action="store_true", help="make one round, print the status and leave")
+    parser.add_argument("--trigger-url", help="gets the drift events; they wait in the store when left out")
+    parser.add_argument("--collector-url", help="is told to write what it holds before /advance")
+    parser.add_argument("--node-url", help="says where the model versions lie")
+    parser.add_argument("--references", type=Path, help="folder with <version>/reference, asked before the node")
+    parser.add_argument("--detector-url", help="a detector worker that runs already, such as a sidecar")
+    parser.add_argument("--origin", type=_instant, default=MONDAY, help="a moment at which a window starts, ISO 8601")
+    args = parser.parse_args()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        _run(args)
+    except (config.ConfigError, *WAIT) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Tells the trigger about episodes: every one until it answers, always under the same id."""
+
+import logging
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+
+from kubeloop.monitoring.store import Row, Store
+from kubeloop.names import DRIFT_EVENT
+
+_log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S = 0.5
+_LAST_PAUSE_S = 60.0
+
+
+class Outbox:
+    """Delivers the episodes in the store that are open and were never answered; without a url it keeps them."""
+
+    def __init__(self, store: Store, service: str, url: str | None = None, timeout_s: float = 10.0) -> None:
+        self._store = store
+        self._service = service
+        self._url = f"{url.rstrip('/')}/events" if url else None
+        self._client = httpx.Client(timeout=timeout_s)
+        self._pause = _FIRST_PAUSE_S
+        self._not_before = 0.0
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._client.close()
+
+    def hurry(self) -> None:
+        """Let the next delivery start at once, whatever failed before."""
+        self._not_before = 0.0
+
+    def deliver(self) -> None:
+        """Send what waits. A trigger that cannot be reached is tried again by a later call, ever more rarely."""
+        if self._url is None or time.monotonic() < self._not_before:
+            return
+        for row in waiting(self._store, self._service):
+            try:
+                response = self._client.post(self._url, json=event(row), headers=_HEADERS)
+                response.raise_for_status()
+                decision = response.json()
+                accepted = bool(decision["accepted"])
+            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+                _log.warning("episode %s is not delivered, trying again in %g s: %s", row["id"], self._pause, error)
+                self._not_before = time.monotonic() + self._pause
+                self._pause = min(2 * self._pause, _LAST_PAUSE_S)
+                return
+            self._pause = _FIRST_PAUSE_S
+            self._settle(row, accepted, decision)
+
+    def _settle(self, row: Row, accepted: bool, decision: dict[str, Any]) -> None:
+        over = {} if accepted else {"closed_at": row["opened_at"], "outcome": "refused"}
+        self._store.update_episode(
+            row["id"],
+            emitted_at=datetime.now(UTC),
+            accepted=accepted,
+            run_name=decision.get("run_name"),
+            decision=decision.get("reason"),
+            **over,
+        )
+        _log.info("episode %s: the trigger says %s", row["id"], decision.get("reason"))
+
+
+_HEADERS = {"content-type": "application/cloudevents+json"}
+
+
+def waiting(store: Store, service: str) -> list[Row]:
+    """Return the open episodes that the trigger has not answered."""
+    return [row for row in store.episodes(service) if row["emitted_at"] is None and row["closed_at"] is None]
+
+
+def event(row: Row) -> dict[str, Any]:
+    """Build the CloudEvent of an episode, in structured mode. Source: CloudEvents 1.0, JSON format."""
+    return {
+        "specversion": "1.0",
+        "id": row["id"],
+        "type": DRIFT_EVENT,
+        "source": f"/kubeloop/monitor/{row['service']}",
+        "subject": row["id"],
+        "time": row["opened_at"].isoformat(),
+        "datacontenttype": "application/json",
+        "data": {
+            "service": row["service"],
+            "episode": row["id"],
+            "opened_at": row["opened_at"].isoformat(),
+            "as_of": row["as_of"].isoformat(),
+            "kind": row["kind"],
+            "features": row["features"],
+            "reason": row["reason"],
+        },
+    }

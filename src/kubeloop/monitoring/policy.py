@@ -1,0 +1,196 @@
+"""What the numbers mean: when a window drifted, and when drifted windows become an episode. No I/O."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from kubeloop.config import Drift, duration_text
+from kubeloop.monitoring.detector.port import Score, correct
+
+Kind = Literal["drift", "performance"]
+
+_NAMED = 3
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A detector's score with what the policy makes of it."""
+
+    score: Score
+    p_adjusted: float
+    importance: float
+    drifted: bool
+
+
+@dataclass(frozen=True)
+class WindowVerdict:
+    """Whether a window drifted; `importance` is the share of the model that its drifted features carry."""
+
+    drifted: bool
+    importance: float
+    prediction_drifted: bool
+    judged: tuple[Judged, ...]
+
+    @property
+    def features(self) -> tuple[Judged, ...]:
+        """Return what drifted, the model's score included, the most harmful (importance times effect) first."""
+        found = [j for j in self.judged if j.drifted]
+        return tuple(sorted(found, key=lambda j: (-j.importance * j.score.effect, -j.score.effect, j.score.feature)))
+
+
+@dataclass(frozen=True)
+class PerformanceVerdict:
+    """Whether the live model falls short; `reason` is empty when it does not."""
+
+    drifted: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Vote:
+    """One judged window of the live version, as far as episodes care."""
+
+    start: datetime
+    end: datetime
+    drifted: bool
+    features: tuple[tuple[str, float, float], ...] = ()
+    """Name, effect and importance of what drifted."""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Drift that somebody, or a retraining, has to deal with.
+
+    `opened_at` is in event time. `closed_at` is None while it is open; `outcome` then says why it ended:
+    `replaced` (another version took over), `refused` (the trigger would not start a run) or `expired`
+    (the cooldown passed and the same version still serves).
+    """
+
+    id: str
+    service: str
+    version: str
+    kind: Kind
+    window_end: datetime
+    opened_at: datetime
+    features: tuple[str, ...]
+    reason: str
+    closed_at: datetime | None = None
+    outcome: str | None = None
+
+
+def judge(scores: Sequence[Score], importance: Mapping[str, float], drift: Drift) -> WindowVerdict:
+    """Judge one window of one model version.
+
+    A feature drifts when its Holm-corrected p-value is under `alpha` and its effect reaches `min_effect`: on many
+    rows every p-value is small, and on many features some are. The window drifts when the drifted features carry
+    `min_importance` of the model, or when the model's own score drifts by both.
+
+    Args:
+        scores: one a feature, and one of kind `score` for the model's probability.
+        importance: share of the model a feature carries; a feature that is not named carries nothing.
+    """
+    judged = tuple(
+        Judged(
+            score=score,
+            p_adjusted=adjusted,
+            importance=0.0 if score.kind == "score" else float(importance.get(score.feature, 0.0)),
+            drifted=bool(adjusted < drift.alpha and score.effect >= drift.min_effect),
+        )
+        for score, adjusted in zip(scores, correct([s.p_value for s in scores], "holm"), strict=True)
+    )
+    carried = sum(j.importance for j in judged if j.drifted)
+    of_model = any(j.drifted and j.score.kind == "score" for j in judged)
+    some = any(j.drifted for j in judged)
+    return WindowVerdict(
+        drifted=some and (of_model or carried >= drift.min_importance),
+        importance=carried,
+        prediction_drifted=of_model,
+        judged=judged,
+    )
+
+
+def performance(metrics: Mapping[str, float], reference_auc: float | None, drift: Drift) -> PerformanceVerdict:
+    """Judge one window's labelled rows by their AUC, on its own and against the hold-out's where that is known."""
+    auc = metrics["auc"]
+    if auc < drift.min_auc:
+        return PerformanceVerdict(True, f"AUC {auc:.3f}, under the floor of {drift.min_auc:.3f}")
+    if reference_auc is not None and auc < reference_auc - drift.max_auc_drop:
+        text = f"AUC {auc:.3f}, more than {drift.max_auc_drop:.3f} under the {reference_auc:.3f} of its hold-out"
+        return PerformanceVerdict(True, text)
+    return PerformanceVerdict(False, "")
+
+
+def propose(
+    service: str,
+    version: str,
+    kind: Kind,
+    votes: Sequence[Vote],
+    opened_at: datetime,
+    past: Sequence[Episode],
+    drift: Drift,
+) -> Episode | None:
+    """Return the episode that the newest vote opens, or None.
+
+    An episode opens when `votes` of the last `of` judged windows of the live version drifted. Only one is open a
+    service, and windows that began before the last one ended do not vote again.
+
+    Args:
+        votes: the judged windows of the live version in order of time, the newest last.
+        opened_at: event time at which the newest window was judged.
+        past: the service's earlier episodes, in any order.
+    """
+    if any(e.closed_at is None for e in past):
+        return None
+    ended = max((e.closed_at for e in past if e.closed_at is not None), default=None)
+    counted = [v for v in votes if ended is None or v.start >= ended][-drift.of :]
+    against = [v for v in counted if v.drifted]
+    if len(against) < drift.votes:
+        return None
+    last = counted[-1]
+    return Episode(
+        id=f"{service}-{last.end:%Y%m%dt%H%M%Sz}",
+        service=service,
+        version=version,
+        kind=kind,
+        window_end=last.end,
+        opened_at=opened_at,
+        features=tuple(name for name, _, _ in _worst(against)),
+        reason=_reason(version, kind, counted, against),
+    )
+
+
+def end(episode: Episode, replaced_at: datetime | None, now: datetime, drift: Drift) -> tuple[datetime, str] | None:
+    """Return when and why an open episode ended, or None while it goes on.
+
+    Args:
+        replaced_at: event time of the first ordinary traffic of a version that was new after the episode opened.
+        now: the service's watermark.
+    """
+    over = episode.opened_at + drift.cooldown
+    if replaced_at is not None and replaced_at <= over:
+        return replaced_at, "replaced"
+    return (over, "expired") if now >= over else None
+
+
+def _worst(votes: Sequence[Vote]) -> list[tuple[str, float, float]]:
+    """Each drifted feature once, with its newest effect, in the order of the newest vote that names it."""
+    found: dict[str, tuple[str, float, float]] = {}
+    for vote in reversed(votes):
+        for feature in vote.features:
+            found.setdefault(feature[0], feature)
+    return sorted(found.values(), key=lambda f: (-f[1] * f[2], -f[1], f[0]))
+
+
+def _reason(version: str, kind: Kind, counted: Sequence[Vote], against: Sequence[Vote]) -> str:
+    length = duration_text(counted[-1].end - counted[-1].start)
+    spans = ", ".join(f"{v.start:%Y-%m-%d}" for v in against)
+    where = f"in {len(against)} of the last {len(counted)} {length} windows of version {version} (from {spans})"
+    if kind == "performance":
+        return f"The model fell short {where}; the last one has {against[-1].reason}."
+    worst = _worst(against)
+    named = ", ".join(f"{name} (effect {effect:.2f})" for name, effect, _ in worst[:_NAMED])
+    more = f" and {len(worst) - _NAMED} more" if len(worst) > _NAMED else ""
+    share = sum(importance for _, _, importance in worst)
+    return f"{named}{more}, {share:.0%} of the model's importance, drifted {where}."

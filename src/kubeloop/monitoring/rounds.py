@@ -1,0 +1,272 @@
+"""The monitor's rounds: read the log, close the windows whose time has come, judge them, tell the trigger."""
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from kubeloop.config import Loop
+from kubeloop.evaluation import EvaluationError
+from kubeloop.monitoring import intake, payloads, performance, policy
+from kubeloop.monitoring.detector.port import Detector, Window
+from kubeloop.monitoring.held import Part
+from kubeloop.monitoring.outbox import Outbox
+from kubeloop.monitoring.policy import Episode, Kind, Vote
+from kubeloop.monitoring.store import Due, Progress, Row, Store
+from kubeloop.monitoring.versions import NodeError, VersionError, Versions
+from kubeloop.monitoring.windows import Grid, micros
+from kubeloop.reference import Reference, ReferenceError
+
+_log = logging.getLogger(__name__)
+
+READING = 50_000
+"""Events taken from the log at once."""
+
+_METRICS = ("auc", "log_loss", "brier", "ece")
+
+
+class Monitor:
+    """Watches one inference service. `step` and `advance` may be called from several threads; they take turns."""
+
+    def __init__(
+        self, loop: Loop, log: Path, store: Store, detector: Detector, versions: Versions, grid: Grid, outbox: Outbox
+    ) -> None:
+        self.service = loop.name
+        self.drift = loop.drift
+        self.grid = grid
+        self.store = store
+        self._log = log
+        self._detector = detector
+        self._versions = versions
+        self._outbox = outbox
+        self._turn = threading.Lock()
+        self._carry: tuple[int, payloads.Carry] | None = None
+
+    def step(self) -> None:
+        """Take in what the log has, judge what is due and deliver what the trigger has not heard.
+
+        Raises:
+            LogError, DetectorError, NodeError, StoreConflictError, sqlalchemy.exc.OperationalError: what is needed
+                does not answer; nothing is lost, and a later step goes on from there.
+        """
+        with self._turn:
+            self._round(None)
+
+    def advance(self, until: datetime) -> None:
+        """Do what `step` does, taking it as given that event time has reached `until`.
+
+        Every window that ends by then is judged when this returns. Rows that come later are late.
+        """
+        with self._turn:
+            self._outbox.hurry()
+            self._round(until)
+
+    def _round(self, until: datetime | None) -> None:
+        while self._take():
+            self._close()
+        now = self.store.progress(self.service)
+        if until is not None and (now.watermark is None or now.watermark < until):
+            self.store.ingest(replace(now, watermark=until), (), {})
+        self._close()
+        self._outbox.deliver()
+
+    def _take(self) -> bool:
+        """Commit one reading of the log; return whether there was anything to read."""
+        now = self.store.progress(self.service)
+        table, last = payloads.read(self._log, now.cursor, READING)
+        if last == now.cursor:
+            return False
+        if self._carry is None or self._carry[0] != now.cursor:
+            self._carry = now.cursor, payloads.resume(self._log, now.cursor, self.service)
+        decoded = payloads.decode(table, self._carry[1], self.service)
+        for reason in decoded.reasons:
+            _log.warning("not decoded: %s", reason)
+        taken = intake.sort(decoded, last, now, self.grid)
+        self.store.ingest(taken.progress, taken.parts, taken.live_since)
+        self._carry = last, decoded.carry
+        try:
+            self._versions.meet({part.version for part in taken.parts if part.kind == "features"})
+        except NodeError as error:
+            # The window's verdict will need the answer, and ask again.
+            _log.warning("%s", error)
+        return True
+
+    def _close(self) -> None:
+        watermark = self.store.progress(self.service).watermark
+        if watermark is None:
+            return
+        for due in self.store.due(self.service, watermark, self.drift.label_wait):
+            now = self.store.progress(self.service)
+            if due.kind == "features":
+                self._end_episodes(due.end)
+                self._close_window(now, due)
+            else:
+                self._end_episodes(due.end + self.drift.label_wait)
+                self._close_performance(now, due)
+            self._outbox.deliver()
+        self._end_episodes(watermark)
+
+    def _close_window(self, now: Progress, due: Due) -> None:
+        parts = self.store.parts(self.service, due)
+        live = max((p for p in parts if p.newest), key=lambda p: (p.newest, p.version), default=None)
+        windows: list[Row] = []
+        scores: list[Row] = []
+        for part in parts:
+            row, found = self._judge(part)
+            windows.append(row | {"live": part is live})
+            scores += found
+        episode = None
+        newest = next((row for row in windows if row["live"] and row["status"] == "judged"), None)
+        if newest is not None:
+            votes = [*self._votes(newest["version"], "drift"), _vote(newest, scores)]
+            episode = self._propose(newest["version"], "drift", votes, due.end, now)
+        scored = [replace(p, kind="scored", table=performance.scored(p.table), newest=None) for p in parts]
+        self.store.close_window(now, due, windows, scores, scored, episode)
+        for row in windows:
+            _log.info(
+                "window %s to %s of version %s: %s rows, %s%s",
+                row["start"].isoformat(),
+                row["end"].isoformat(),
+                row["version"],
+                row["rows"],
+                row["status"],
+                ", drifted" if row["drifted"] else "",
+            )
+
+    def _judge(self, part: Part) -> tuple[Row, list[Row]]:
+        """Return the row of `windows`, without `live`, and the rows of `window_scores`."""
+        key = {"service": self.service, "start": part.start, "version": part.version, "end": part.end}
+        row: Row = key | {
+            "rows": len(part.table),
+            "status": "small",
+            "drifted": None,
+            "importance": None,
+            "prediction_drifted": None,
+            "note": None,
+        }
+        if len(part.table) < self.drift.min_rows:
+            return row, []
+        try:
+            reference = self._versions.reference(part.version)
+            window = _encode(reference, part.table)
+        except VersionError as error:
+            return row | {"status": "no_reference", "note": str(error)}, []
+        except ReferenceError as error:
+            return row | {"status": "unreadable", "note": str(error)}, []
+        self._detector.fit(part.version, reference)
+        verdict = policy.judge(self._detector.score(part.version, window), reference.importance, self.drift)
+        scores = [
+            key | asdict(j.score) | {"p_adjusted": j.p_adjusted, "importance": j.importance, "drifted": j.drifted}
+            for j in verdict.judged
+        ]
+        judged = {
+            "status": "judged",
+            "drifted": verdict.drifted,
+            "importance": verdict.importance,
+            "prediction_drifted": verdict.prediction_drifted,
+        }
+        return row | judged, scores
+
+    def _close_performance(self, now: Progress, due: Due) -> None:
+        deadline = due.end + self.drift.label_wait
+        arrived = self.store.labels(self.service, due.start - self.grid.length)
+        live = {w["version"] for w in self.store.windows(self.service) if w["start"] == due.start and w["live"]}
+        rows: list[Row] = []
+        episode = None
+        for part in self.store.parts(self.service, due):
+            row = self._measure(part, arrived, micros(deadline)) | {"live": part.version in live}
+            rows.append(row)
+            if row["live"] and row["status"] == "judged":
+                votes = [*self._votes(part.version, "performance"), _vote(row, ())]
+                episode = self._propose(part.version, "performance", votes, deadline, now)
+        self.store.close_performance(now, due, rows, episode, slack=self.grid.length)
+
+    def _measure(self, part: Part, arrived: Sequence[pa.Table], before: int) -> Row:
+        """Return the row of `performance`, without `live`."""
+        y, p = performance.join(part.table, arrived, before)
+        row: Row = {
+            "service": self.service,
+            "start": part.start,
+            "version": part.version,
+            "end": part.end,
+            "rows": len(part.table),
+            "labelled": len(y),
+            "drifted": None,
+            "reference_auc": None,
+            "note": None,
+            **dict.fromkeys(_METRICS),
+        }
+        try:
+            status, metrics = performance.measure(y, p, self.drift.min_rows)
+        except EvaluationError as error:
+            return row | {"status": "unreadable", "note": str(error)}
+        if metrics is None:
+            return row | {"status": status}
+        try:
+            reference_auc = self._versions.reference(part.version).auc
+        except VersionError as error:
+            reference_auc = None
+            row["note"] = str(error)
+        verdict = policy.performance(metrics, reference_auc, self.drift)
+        row |= {"status": status, "drifted": verdict.drifted, "reference_auc": reference_auc}
+        return row | {name: metrics[name] for name in _METRICS} | ({"note": verdict.reason} if verdict.drifted else {})
+
+    def _votes(self, version: str, kind: Kind) -> list[Vote]:
+        """Return the votes of the last windows that were judged so far, as many as can count."""
+        rows = self.store.performance(self.service) if kind == "performance" else self.store.windows(self.service)
+        rows = [row for row in rows if row["version"] == version and row["live"] and row["status"] == "judged"]
+        return [
+            _vote(row, self.store.scores(self.service, row["start"]) if kind == "drift" else ())
+            for row in rows[-self.drift.of :]
+        ]
+
+    def _propose(self, version: str, kind: Kind, votes: list[Vote], opened_at: datetime, now: Progress) -> Row | None:
+        past = [_episode(row) for row in self.store.episodes(self.service)]
+        episode = policy.propose(self.service, version, kind, votes, opened_at, past, self.drift)
+        if episode is None:
+            return None
+        _log.warning("episode %s opens: %s", episode.id, episode.reason)
+        return asdict(episode) | {"features": list(episode.features), "as_of": now.watermark}
+
+    def _end_episodes(self, at: datetime) -> None:
+        for row in self.store.episodes(self.service):
+            if row["closed_at"] is not None:
+                continue
+            since = [v["live_since"] for v in self.store.versions(self.service).values() if v["live_since"]]
+            took_over = min((s for s in since if row["opened_at"] <= s <= at), default=None)
+            ended = policy.end(_episode(row), took_over, at, self.drift)
+            if ended is not None:
+                _log.info("episode %s ends: %s", row["id"], ended[1])
+                self.store.update_episode(row["id"], closed_at=ended[0], outcome=ended[1])
+
+
+def _vote(row: Row, scores: Sequence[Row]) -> Vote:
+    found = [s for s in scores if s["version"] == row["version"] and s["drifted"]]
+    return Vote(
+        start=row["start"],
+        end=row["end"],
+        drifted=row["drifted"],
+        features=tuple((s["feature"], s["effect"], s["importance"]) for s in found),
+        reason=row["note"] or "",
+    )
+
+
+def _episode(row: Row) -> Episode:
+    values = {field.name: row[field.name] for field in fields(Episode)}
+    return Episode(**values | {"features": tuple(row["features"])})
+
+
+def _encode(reference: Reference, table: pa.Table) -> Window:
+    columns = {
+        name: table[name].to_pylist() if pa.types.is_string(table[name].type) else table[name].to_numpy()
+        for name in reference.names
+        if name in table.column_names
+    }
+    numeric, categorical = reference.encode(columns)
+    score = np.asarray(table["score"].to_numpy(), dtype=np.float32)
+    return Window(numeric=numeric, categorical=categorical, score=score[~np.isnan(score)])

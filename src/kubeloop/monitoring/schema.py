@@ -1,0 +1,136 @@
+"""The tables of the monitor's state, on SQLite and PostgreSQL alike."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+
+class Utc(sa.TypeDecorator[datetime]):
+    """A moment in UTC, also where the database keeps no time zone."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, _dialect: sa.Dialect) -> datetime | None:
+        """Hand the database UTC."""
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, _dialect: sa.Dialect) -> datetime | None:
+        """Say that what comes back is UTC."""
+        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+
+
+metadata = sa.MetaData()
+
+
+def _key(name: str, kind: Any = sa.String) -> sa.Column[Any]:
+    return sa.Column(name, kind, primary_key=True)
+
+
+progress = sa.Table(
+    "progress",
+    metadata,
+    _key("service"),
+    sa.Column("cursor", sa.BigInteger, nullable=False),
+    sa.Column("revision", sa.BigInteger, nullable=False),
+    sa.Column("watermark", Utc),
+    sa.Column("late_rows", sa.BigInteger, nullable=False),
+    sa.Column("early_rows", sa.BigInteger, nullable=False),
+    sa.Column("malformed", sa.BigInteger, nullable=False),
+)
+versions = sa.Table(
+    "versions",
+    metadata,
+    _key("service"),
+    _key("version"),
+    sa.Column("uri", sa.String),
+    sa.Column("live_since", Utc),
+)
+held = sa.Table(
+    "held",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("service", sa.String, nullable=False),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("version", sa.String, nullable=False),
+    sa.Column("start", Utc, nullable=False),
+    sa.Column("end", Utc, nullable=False),
+    sa.Column("level", sa.Integer, nullable=False),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("newest", Utc),
+    sa.Column("body", sa.LargeBinary, nullable=False),
+    sa.Index("held_by_part", "service", "kind", "start", "version"),
+)
+windows = sa.Table(
+    "windows",
+    metadata,
+    _key("service"),
+    _key("start", Utc),
+    _key("version"),
+    sa.Column("end", Utc, nullable=False),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("status", sa.String, nullable=False),
+    sa.Column("live", sa.Boolean, nullable=False),
+    sa.Column("drifted", sa.Boolean),
+    sa.Column("importance", sa.Float),
+    sa.Column("prediction_drifted", sa.Boolean),
+    sa.Column("note", sa.String),
+)
+window_scores = sa.Table(
+    "window_scores",
+    metadata,
+    _key("service"),
+    _key("start", Utc),
+    _key("version"),
+    _key("feature"),
+    _key("kind"),
+    sa.Column("end", Utc, nullable=False),
+    sa.Column("statistic", sa.Float),
+    sa.Column("p_value", sa.Float),
+    sa.Column("p_adjusted", sa.Float),
+    sa.Column("effect", sa.Float),
+    sa.Column("psi", sa.Float),
+    sa.Column("rows", sa.Integer),
+    sa.Column("missing_share", sa.Float),
+    sa.Column("importance", sa.Float, nullable=False),
+    sa.Column("drifted", sa.Boolean, nullable=False),
+)
+performance = sa.Table(
+    "performance",
+    metadata,
+    _key("service"),
+    _key("start", Utc),
+    _key("version"),
+    sa.Column("end", Utc, nullable=False),
+    sa.Column("rows", sa.Integer, nullable=False),
+    sa.Column("labelled", sa.Integer, nullable=False),
+    sa.Column("status", sa.String, nullable=False),
+    sa.Column("live", sa.Boolean, nullable=False),
+    sa.Column("drifted", sa.Boolean),
+    sa.Column("auc", sa.Float),
+    sa.Column("log_loss", sa.Float),
+    sa.Column("brier", sa.Float),
+    sa.Column("ece", sa.Float),
+    sa.Column("reference_auc", sa.Float),
+    sa.Column("note", sa.String),
+)
+episodes = sa.Table(
+    "episodes",
+    metadata,
+    _key("id"),
+    sa.Column("service", sa.String, nullable=False),
+    sa.Column("version", sa.String, nullable=False),
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("window_end", Utc, nullable=False),
+    sa.Column("opened_at", Utc, nullable=False),
+    sa.Column("as_of", Utc, nullable=False),
+    sa.Column("features", sa.JSON, nullable=False),
+    sa.Column("reason", sa.String, nullable=False),
+    sa.Column("emitted_at", Utc),
+    sa.Column("accepted", sa.Boolean),
+    sa.Column("run_name", sa.String),
+    sa.Column("decision", sa.String),
+    sa.Column("closed_at", Utc),
+    sa.Column("outcome", sa.String),
+)

@@ -1,0 +1,126 @@
+"""What the monitor shows of itself: its status, and its metrics for Prometheus."""
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from kubeloop.config import Drift
+from kubeloop.monitoring import payloads
+from kubeloop.monitoring.outbox import waiting
+from kubeloop.monitoring.store import Row, Store
+from kubeloop.monitoring.windows import Grid
+
+
+class Status:
+    """Reads the store and the log; safe to ask while the monitor works."""
+
+    def __init__(self, service: str, store: Store, log: Path, drift: Drift, grid: Grid) -> None:
+        self.service = service
+        self.store = store
+        self._log = log
+        self._drift = drift
+        self._grid = grid
+
+    def read(self) -> dict[str, Any]:
+        """Return where the monitor stands.
+
+        `processed_until` is the end of the last window that is over and judged, by service; windows without rows count
+        as judged. `lag_events` are events in the log that were not read yet.
+        """
+        now = self.store.progress(self.service)
+        counts = Counter(row["status"] for row in self.store.windows(self.service))
+        filling = self.store.open_windows(self.service)
+        written = payloads.segments(self._log)
+        episodes = self.store.episodes(self.service)
+        until = None
+        if now.watermark is not None:
+            due = [row["start"] for row in filling if row["end"] <= now.watermark]
+            until = min(due, default=self._grid.start(now.watermark))
+        return {
+            "service": self.service,
+            "engine": self._drift.engine,
+            "watermark": now.watermark,
+            "processed_until": {self.service: until},
+            "last_seq": now.cursor,
+            "lag_events": max(0, written[-1].last - now.cursor) if written else 0,
+            "windows": dict(sorted(counts.items())) | {"open": len({row["start"] for row in filling})},
+            "waiting_rows": sum(row["rows"] for row in filling),
+            "late_rows": now.late_rows,
+            "early_rows": now.early_rows,
+            "malformed": now.malformed,
+            "open_episode": next((row for row in episodes if row["closed_at"] is None), None),
+            "episodes": len(episodes),
+            "undelivered": len(waiting(self.store, self.service)),
+        }
+
+    def windows(self) -> list[Row]:
+        """Return the closed windows with the scores of their features and, once labels are in, their performance."""
+        measured = {(row["start"], row["version"]): row for row in self.store.performance(self.service)}
+        scores: dict[tuple[Any, str], list[Row]] = {}
+        for row in self.store.scores(self.service):
+            scores.setdefault((row["start"], row["version"]), []).append(row)
+        return [
+            row
+            | {
+                "scores": scores.get((row["start"], row["version"]), []),
+                "performance": measured.get((row["start"], row["version"])),
+            }
+            for row in self.store.windows(self.service)
+        ]
+
+
+class Metrics(Collector):
+    """Everything from the store at each scrape, so that the numbers outlive the process."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+
+    def collect(self) -> Iterable[Metric]:
+        """Read the store."""
+        status, name = self._status.read(), self._status.service
+        store = self._status.store
+        windows = store.windows(name)
+        closed = CounterMetricFamily("kubeloop_monitor_windows", "Closed windows.", labels=["service", "status"])
+        for key, count in Counter(row["status"] for row in windows).items():
+            closed.add_metric([name, key], count)
+        yield closed
+        drifted = CounterMetricFamily("kubeloop_monitor_drifted_windows", "Drifted windows.", labels=["service"])
+        drifted.add_metric([name], sum(1 for row in windows if row["drifted"]))
+        yield drifted
+        effect = GaugeMetricFamily(
+            "kubeloop_monitor_effect",
+            "Effect size of the change of a feature in the last judged window of the live version, 0 to 1.",
+            labels=["service", "version", "feature", "kind"],
+        )
+        last = [row for row in windows if row["live"] and row["status"] == "judged"][-1:]
+        for row in (s for w in last for s in store.scores(name, w["start"]) if s["version"] == w["version"]):
+            effect.add_metric([name, row["version"], row["feature"], row["kind"]], row["effect"])
+        yield effect
+        auc = GaugeMetricFamily(
+            "kubeloop_monitor_auc", "AUC of the last window with labels.", labels=["service", "version"]
+        )
+        for row in [row for row in store.performance(name) if row["live"] and row["status"] == "judged"][-1:]:
+            auc.add_metric([name, row["version"]], row["auc"])
+        yield auc
+        rows = CounterMetricFamily(
+            "kubeloop_monitor_rows_outside", "Rows that are in no window.", labels=["service", "why"]
+        )
+        for why in ("late", "early"):
+            rows.add_metric([name, why], status[f"{why}_rows"])
+        yield rows
+        yield _gauge("kubeloop_monitor_open_episodes", "Open episodes.", name, status["open_episode"] is not None)
+        yield _gauge("kubeloop_monitor_undelivered", "Episodes without an answer.", name, status["undelivered"])
+        yield _gauge("kubeloop_monitor_lag_events", "Events in the log not read yet.", name, status["lag_events"])
+        if status["watermark"] is not None:
+            help_text = "Newest event time, seconds since 1970."
+            yield _gauge("kubeloop_monitor_watermark_seconds", help_text, name, status["watermark"].timestamp())
+
+
+def _gauge(name: str, text: str, service: str, value: float) -> GaugeMetricFamily:
+    gauge = GaugeMetricFamily(name, text, labels=["service"])
+    gauge.add_metric([service], value)
+    return gauge

@@ -1,0 +1,257 @@
+"""What the monitor remembers: where it stands in the payload log, its open windows, verdicts and episodes.
+
+What a round took from the log and the place it read up to are committed together, and so are a window's verdict,
+the rows it consumed and the episode it opened. A process killed anywhere starts again as if it had been slow.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, Literal
+
+import pyarrow as pa
+import sqlalchemy as sa
+
+from kubeloop.monitoring import held, schema
+from kubeloop.monitoring.held import Part
+
+Row = dict[str, Any]
+
+
+class StoreConflictError(RuntimeError):
+    """Another monitor of the same service wrote to the same state; only one may run."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a service's monitor stands in the log, and what it counted on the way.
+
+    `late_rows` came after their window had closed, `early_rows` claim a time that had not come when they arrived;
+    neither is in any window.
+    """
+
+    service: str
+    cursor: int = 0
+    revision: int = 0
+    watermark: datetime | None = None
+    late_rows: int = 0
+    early_rows: int = 0
+    malformed: int = 0
+
+
+@dataclass(frozen=True)
+class Due:
+    """A window that waits for its verdict (kind `features`) or for its performance (kind `scored`)."""
+
+    kind: Literal["features", "scored"]
+    start: datetime
+    end: datetime
+
+
+class Store:
+    """The state behind one database URL; many may read while one monitor writes.
+
+    Every method that takes a Progress is one transaction and returns the progress as stored. When another monitor has
+    moved the service on since that progress was read, it raises StoreConflictError and changes nothing.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = sa.create_engine(url)
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "connect", _tune_sqlite)
+        schema.metadata.create_all(self._engine)
+
+    @property
+    def engine(self) -> sa.Engine:
+        """The SQLAlchemy engine, for those who watch its transactions."""
+        return self._engine
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._engine.dispose()
+
+    def progress(self, service: str) -> Progress:
+        """Return where the service stands; a fresh start for a service that is not known."""
+        found = self._select(schema.progress, service)
+        return Progress(**found[0]) if found else Progress(service)
+
+    def ingest(self, now: Progress, rows: Sequence[Part], live_since: Mapping[str, datetime]) -> Progress:
+        """Commit one reading of the log: its rows, and the place reached.
+
+        Args:
+            now: the progress that was read, with the new cursor, watermark and counts.
+            rows: the rows, under their windows.
+            live_since: versions in ordinary traffic, with the event time of their first row in this reading; a
+                version that is known to be live already keeps its first time.
+        """
+        c = schema.versions.c
+        with self._write(now) as connection:
+            for part in rows:
+                held.add(connection, now.service, part)
+            for version, since in live_since.items():
+                key = {"service": now.service, "version": version}
+                _put(connection, schema.versions, key, {})
+                first = sa.update(schema.versions).filter_by(**key).where(c.live_since.is_(None))
+                connection.execute(first.values(live_since=since))
+        return replace(now, revision=now.revision + 1)
+
+    def due(self, service: str, watermark: datetime, label_wait: timedelta) -> list[Due]:
+        """Return the windows whose time has come, in the order of their deadlines."""
+        c = schema.held.c
+        wait = {"features": timedelta(0), "scored": label_wait}
+        ripe = [sa.and_(c.kind == kind, c.end <= watermark - waits) for kind, waits in wait.items()]
+        query = sa.select(c.kind, c.start, c.end).distinct().where(c.service == service, sa.or_(*ripe))
+        with self._engine.connect() as connection:
+            found = [Due(**row) for row in connection.execute(query).mappings()]
+        return sorted(found, key=lambda d: (d.end + wait[d.kind], d.start, d.kind))
+
+    def parts(self, service: str, due: Due) -> list[Part]:
+        """Return the rows of one window, one part a version, in the order of the versions."""
+        with self._engine.connect() as connection:
+            found = held.load(connection, *_of(service, due))
+        groups = groupby(sorted(found, key=attrgetter("version")), key=attrgetter("version"))
+        return [held.merge(list(group)) for _, group in groups]
+
+    def labels(self, service: str, since: datetime) -> list[pa.Table]:
+        """Return the labels that arrived in windows that start at or after a time."""
+        c = schema.held.c
+        with self._engine.connect() as connection:
+            return [s.table for s in held.load(connection, c.service == service, c.kind == "labels", c.start >= since)]
+
+    def close_window(
+        self,
+        now: Progress,
+        due: Due,
+        windows: Sequence[Row],
+        scores: Sequence[Row],
+        scored: Sequence[Part],
+        episode: Row | None,
+    ) -> Progress:
+        """Commit the verdict on a window: its rows leave, and what its labels will be held against stays.
+
+        Args:
+            now: the progress as read.
+            due: the window.
+            windows: a row of `windows` for each version.
+            scores: rows of `window_scores`.
+            scored: event ids and scores for each version.
+            episode: the row of the episode that this window opens.
+        """
+        with self._write(now) as connection:
+            connection.execute(sa.delete(schema.held).where(*_of(now.service, due)))
+            _insert(connection, schema.windows, windows)
+            _insert(connection, schema.window_scores, scores)
+            _insert(connection, schema.episodes, [episode] if episode else [])
+            for part in scored:
+                held.add(connection, now.service, part)
+        return replace(now, revision=now.revision + 1)
+
+    def close_performance(
+        self, now: Progress, due: Due, rows: Sequence[Row], episode: Row | None, slack: timedelta
+    ) -> Progress:
+        """Commit the performance of a window, and drop the labels that no window needs any more.
+
+        Args:
+            now: the progress as read.
+            due: the window.
+            rows: a row of `performance` for each version.
+            episode: the row of the episode that this window opens.
+            slack: how far a label may arrive ahead of its prediction.
+        """
+        c = schema.held.c
+        with self._write(now) as connection:
+            connection.execute(sa.delete(schema.held).where(*_of(now.service, due)))
+            _insert(connection, schema.performance, rows)
+            _insert(connection, schema.episodes, [episode] if episode else [])
+            waiting = sa.select(sa.func.min(c.start)).where(c.service == now.service, c.kind != "labels")
+            needed = (connection.execute(waiting).scalar() or due.end) - slack
+            used = sa.delete(schema.held).where(c.service == now.service, c.kind == "labels", c.end <= needed)
+            connection.execute(used)
+        return replace(now, revision=now.revision + 1)
+
+    def versions(self, service: str) -> dict[str, Row]:
+        """Return what is known of each model version: its `uri`, and `live_since` in event time."""
+        return {row["version"]: row for row in self._select(schema.versions, service)}
+
+    def remember(self, service: str, version: str, uri: str) -> None:
+        """Keep where a version's model lies, for the time when it is no longer served."""
+        with self._engine.begin() as connection:
+            _put(connection, schema.versions, {"service": service, "version": version}, {"uri": uri})
+
+    def update_episode(self, episode: str, **values: Any) -> None:
+        """Set columns of one episode, such as the trigger's decision."""
+        with self._engine.begin() as connection:
+            connection.execute(sa.update(schema.episodes).filter_by(id=episode).values(values))
+
+    def windows(self, service: str) -> list[Row]:
+        """Return the windows that have closed, in order of time, one row a version."""
+        return self._select(schema.windows, service, "start", "version")
+
+    def scores(self, service: str, start: datetime | None = None) -> list[Row]:
+        """Return the scores of every feature in every tested window, or in the one that starts at `start`."""
+        one = {} if start is None else {"start": start}
+        return self._select(schema.window_scores, service, "start", "version", "kind", "feature", **one)
+
+    def performance(self, service: str) -> list[Row]:
+        """Return the live performance of windows whose labels are in, in order of time, one row a version."""
+        return self._select(schema.performance, service, "start", "version")
+
+    def episodes(self, service: str) -> list[Row]:
+        """Return the episodes in the order in which they opened."""
+        return self._select(schema.episodes, service, "opened_at", "id")
+
+    def open_windows(self, service: str) -> list[Row]:
+        """Return `start`, `end`, `version` and `rows` of the windows that are filling."""
+        c = schema.held.c
+        part = (c.start, c.end, c.version)
+        query = sa.select(*part, sa.func.sum(c.rows).label("rows")).where(c.service == service, c.kind == "features")
+        with self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query.group_by(*part).order_by(*part)).mappings()]
+
+    def _select(self, table: sa.Table, service: str, *order: str, **where: Any) -> list[Row]:
+        query = sa.select(table).filter_by(service=service, **where).order_by(*(table.c[name] for name in order))
+        with self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    @contextmanager
+    def _write(self, now: Progress) -> Iterator[sa.Connection]:
+        values = asdict(now) | {"revision": now.revision + 1}
+        first = sa.insert(schema.progress).values(values)
+        next_one = sa.update(schema.progress).filter_by(service=now.service, revision=now.revision).values(values)
+        with self._engine.begin() as connection:
+            try:
+                moved = connection.execute(next_one if now.revision else first).rowcount
+            except sa.exc.IntegrityError:
+                moved = 0
+            if moved != 1:
+                raise StoreConflictError(f"another monitor of {now.service} writes to the same state; run only one")
+            yield connection
+
+
+def _of(service: str, due: Due) -> list[sa.ColumnElement[bool]]:
+    c = schema.held.c
+    return [c.service == service, c.kind == due.kind, c.start == due.start, c.end == due.end]
+
+
+def _insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
+    if rows:
+        connection.execute(sa.insert(table), rows)
+
+
+def _put(connection: sa.Connection, table: sa.Table, key: Row, values: Row) -> None:
+    """Set columns of a row, making it when it is not there."""
+    if connection.execute(sa.select(sa.func.count()).select_from(table).filter_by(**key)).scalar() == 0:
+        connection.execute(sa.insert(table).values({**key, **values}))
+    elif values:
+        connection.execute(sa.update(table).filter_by(**key).values(values))
+
+
+def _tune_sqlite(connection: Any, _record: Any) -> None:
+    # WAL lets the report read while the monitor writes.
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA busy_timeout=30000")
+    cursor.close()

@@ -1,0 +1,145 @@
+"""Where the model versions that answered lie, and the references in their folders."""
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import httpx
+
+from kubeloop import names
+from kubeloop.monitoring.store import Store
+from kubeloop.reference import Reference, ReferenceError
+
+_FOLDER = "reference"
+_VERSION_FLAG = "--version="
+
+
+class VersionError(LookupError):
+    """A version's reference cannot be had, and waiting would not help; the message says why."""
+
+
+class NodeError(RuntimeError):
+    """The node does not say what it serves; asking again later may help."""
+
+
+def served(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return version and storageUri of every model in an InferenceService, the canaries included."""
+    found = {}
+    for predictor in _predictors(manifest):
+        model = predictor.get("model", {})
+        version = predictor.get("annotations", {}).get(names.VERSION) or _argument(model)
+        if predictor is manifest["spec"].get("predictor"):
+            version = version or manifest["metadata"].get("annotations", {}).get(names.VERSION)
+        if version and model.get("storageUri"):
+            found[str(version)] = str(model["storageUri"])
+    return found
+
+
+def folder(uri: str) -> Path:
+    """Return the folder that a storageUri names on this machine.
+
+    Raises:
+        VersionError: it is neither a path nor a file:// address.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme not in ("", "file"):
+        raise VersionError(f"{uri} is not on this machine; mount the model folders and pass --references")
+    return Path(unquote(parts.path) if parts.scheme else uri)
+
+
+class Versions:
+    """The references of a service's model versions, loaded once each.
+
+    They are found under `references`/<version>/reference, or else at the storageUri under which the node served the
+    version when the monitor last looked: the store remembers it for versions that are gone.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        service: str,
+        namespace: str,
+        node_url: str | None = None,
+        references: Path | None = None,
+        timeout_s: float = 5.0,
+    ) -> None:
+        self._store = store
+        self._service = service
+        self._references = references
+        self._client = httpx.Client(timeout=timeout_s)
+        self._address = (
+            f"{node_url.rstrip('/')}/apis/serving.kserve.io/v1beta1/namespaces/{namespace}/inferenceservices/{service}"
+            if node_url
+            else None
+        )
+        self._loaded: dict[str, Reference] = {}
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._client.close()
+
+    def meet(self, versions: Collection[str]) -> None:
+        """Look up and remember where versions lie, for those that are new.
+
+        Raises:
+            NodeError: the node does not answer.
+        """
+        if self._address is None:
+            return
+        known = self._store.versions(self._service)
+        if all(known.get(version, {}).get("uri") for version in versions):
+            return
+        for version, uri in served(self._manifest()).items():
+            if known.get(version, {}).get("uri") != uri:
+                self._store.remember(self._service, version, uri)
+
+    def reference(self, version: str) -> Reference:
+        """Return a version's reference.
+
+        Raises:
+            VersionError: there is none to be had.
+            NodeError: the version is new and the node does not answer.
+        """
+        if version not in self._loaded:
+            try:
+                self._loaded[version] = Reference.load(self._folder(version) / _FOLDER)
+            except ReferenceError as error:
+                raise VersionError(str(error)) from error
+        return self._loaded[version]
+
+    def _folder(self, version: str) -> Path:
+        # A version comes from a model server's response: it must not lead out of the folder.
+        if self._references is not None and version not in ("", ".", "..") and "/" not in version:
+            here = self._references / version
+            if here.is_dir():
+                return here
+        self.meet([version])
+        uri = self._store.versions(self._service).get(version, {}).get("uri")
+        if not uri:
+            raise VersionError(f"nobody says where version {version} lies; pass --node-url or --references")
+        return folder(uri)
+
+    def _manifest(self) -> dict[str, Any]:
+        try:
+            response = self._client.get(str(self._address))
+            response.raise_for_status()
+            manifest = response.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise NodeError(f"the node does not say which models it serves ({error}); check --node-url") from error
+        if not isinstance(manifest, dict) or not isinstance(manifest.get("spec"), dict):
+            raise NodeError(f"{self._address} is no InferenceService; check --node-url")
+        return manifest
+
+
+def _predictors(manifest: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    spec = manifest["spec"]
+    if "predictor" in spec:
+        yield spec["predictor"]
+    for canary in spec.get("canary", ()):
+        yield canary.get("predictor", {})
+
+
+def _argument(model: Mapping[str, Any]) -> str | None:
+    found = [a.removeprefix(_VERSION_FLAG) for a in model.get("args", ()) if a.startswith(_VERSION_FLAG)]
+    return found[0] if found else None
