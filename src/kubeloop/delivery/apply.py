@@ -1,0 +1,40 @@
+"""Choose the applier that `delivery.applier` names and hand it the manifest."""
+
+import json
+from typing import Any
+
+from kubeloop.config import Loop, Settings
+from kubeloop.delivery import Applied, DeliveryError, local
+
+TIMEOUT_S = 180.0
+
+
+def apply(loop: Loop, manifest: dict[str, Any], settings: Settings) -> Applied:
+    """Bring a manifest into service and wait until it is.
+
+    Args:
+        loop: names the applier.
+        manifest: an InferenceService, as `serving.manifest` builds it.
+        settings: where the address of the local node is found.
+
+    Raises:
+        DeliveryError: it does not serve; the message says why and what to do.
+    """
+    if loop.delivery.applier != "local":
+        raise DeliveryError(
+            f"delivery.applier {loop.delivery.applier!r} is not available yet; write `applier: local` in loop.yaml"
+        )
+    return local.apply(manifest, node_url(settings), TIMEOUT_S)
+
+
+def node_url(settings: Settings) -> str:
+    """Return the address of the local node.
+
+    Raises:
+        DeliveryError: no node is up.
+    """
+    path = settings.services_file
+    try:
+        return str(json.loads(path.read_text())["node"]["url"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DeliveryError(f"no local node is up ({path} names none); start it with `kubeloop serve`") from error

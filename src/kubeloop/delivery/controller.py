@@ -1,0 +1,130 @@
+"""The inference services of this machine by name, kept on disk so that a restart brings them back."""
+
+import asyncio
+import functools
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kubeloop.delivery.desired import Commands, Desired, ManifestError, Program, read
+from kubeloop.delivery.processes import Replica
+from kubeloop.delivery.router import PREDICTOR_ENTRY, Router
+from kubeloop.delivery.service import Service
+
+LOG = logging.getLogger(__name__)
+
+
+class ConflictError(ValueError):
+    """The name is taken by a service of another namespace."""
+
+
+class Controller:
+    """Takes manifests, keeps them in `<state>/manifests` and the programs' logs in `<state>/logs`.
+
+    `manifests/<name>.yaml` is the newest manifest, `manifests/ready/<name>.yaml` the newest that was ready: a
+    restart after a bad one serves the good one and reports the bad.
+    """
+
+    def __init__(self, router: Router, commands: Commands, state: Path, ready_s: float) -> None:
+        self._router = router
+        self._commands = commands
+        self._manifests = state / "manifests"
+        self._logs = state / "logs"
+        self._url = ""
+        self._ready_s = ready_s
+        self._services: dict[str, Service] = {}
+
+    def restore(self, url: str) -> None:
+        """Take the node's address, and apply the manifests of the last time."""
+        self._url = self._router.url = url
+        for path in sorted(self._manifests.glob("*.yaml")):
+            manifest = yaml.safe_load(path.read_text())
+            try:
+                desired = self._read(manifest)
+                ready = self._manifests / "ready" / path.name
+                fallback = self._read(yaml.safe_load(ready.read_text())) if ready.is_file() else None
+            except ManifestError as error:
+                LOG.error("%s is not applied: %s", path, error)
+                continue
+            service = self._services[desired.name] = self._service(desired.name)
+            service.apply(manifest, desired, fallback)
+
+    def put(self, namespace: str, name: str, manifest: Any) -> dict[str, Any]:
+        """Apply a manifest and return it with its status; what follows happens in the background.
+
+        Raises:
+            ManifestError: it is malformed, or is not the object that the path names.
+            ConflictError: another namespace has a service of that name.
+        """
+        desired = self._read(manifest)
+        if (desired.namespace, desired.name) != (namespace, name):
+            raise ManifestError(
+                f"metadata: the manifest is {desired.namespace}/{desired.name}, the path {namespace}/{name}"
+            )
+        service = self._services.get(name) or self._service(name)
+        if service.generation and service.namespace != namespace:
+            raise ConflictError(
+                f"{name} is served for namespace {service.namespace}; a model has one name on this machine, "
+                "so delete that service first"
+            )
+        changed = service.spec != manifest["spec"]
+        generation = service.generation + changed
+        manifest = {key: manifest[key] for key in ("apiVersion", "kind", "metadata", "spec")}
+        manifest["metadata"] = manifest["metadata"] | {"generation": generation}
+        if changed or not service.settled:
+            _save(self._manifests / f"{name}.yaml", manifest)
+            self._services[name] = service
+            service.apply(manifest, desired)
+        return service.object()
+
+    def get(self, namespace: str, name: str) -> dict[str, Any] | None:
+        """Return one service with its status."""
+        service = self._services.get(name)
+        return service.object() if service and service.namespace == namespace else None
+
+    def list(self, namespace: str | None = None) -> list[dict[str, Any]]:
+        """Return the services of a namespace, or all."""
+        return [s.object() for s in self._services.values() if namespace in (None, s.namespace)]
+
+    async def delete(self, namespace: str, name: str) -> dict[str, Any] | None:
+        """End a service and forget its manifest; returns what it was."""
+        gone = self.get(namespace, name)
+        if gone:
+            service = self._services.pop(name)
+            (self._manifests / f"{name}.yaml").unlink(missing_ok=True)
+            (self._manifests / "ready" / f"{name}.yaml").unlink(missing_ok=True)
+            await service.close()
+        return gone
+
+    async def close(self) -> None:
+        """End every program; the manifests stay."""
+        await asyncio.gather(*(service.close() for service in self._services.values()))
+
+    def _read(self, manifest: Any) -> Desired:
+        return read(manifest, self._commands, f"{self._url}{PREDICTOR_ENTRY}")
+
+    def _service(self, name: str) -> Service:
+        on_ready = functools.partial(_save, self._manifests / "ready" / f"{name}.yaml")
+        return Service(self._router, functools.partial(self._replica, name), self._url, on_ready)
+
+    def _replica(self, service: str, program: Program, on_change: Callable[[], None]) -> Replica:
+        parts = (service, program.component, program.version)
+        log = self._logs / f"{'-'.join(part for part in parts if part)}.log"
+        return Replica(program, log, self._ready_s, on_change)
+
+
+def _save(path: Path, manifest: dict[str, Any]) -> None:
+    """Replace a file at once: a crash leaves the old one or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+        # Through JSON, since an object that occurs twice would become a YAML alias.
+        yaml.safe_dump(json.loads(json.dumps(manifest)), file, sort_keys=False)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(file.name).replace(path)

@@ -1,0 +1,182 @@
+"""Send what predictors were asked and answered to the payload log, without ever making inference wait."""
+
+import asyncio
+import logging
+import random
+from collections import deque
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import aiohttp
+
+from kubeloop import names
+
+LOG = logging.getLogger(__name__)
+
+WORKERS = 4
+FIRST_PAUSE_S = 0.1
+LAST_PAUSE_S = 2.0
+TIMEOUT_S = 10.0
+MAX_BYTES = 256 * 1024 * 1024
+"""Bodies held for a slow collector; large batches would fill the memory long before the queue is full."""
+_TRY_AGAIN = {408, 425, 429}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A request to a predictor and its response, bodies as they went over the wire."""
+
+    url: str
+    id: str
+    source: str
+    service: str
+    namespace: str
+    endpoint: str
+    request: bytes
+    request_type: str
+    requested_at: float
+    response: bytes
+    response_type: str
+    responded_at: float
+    rows: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of both bodies."""
+        return len(self.request) + len(self.response)
+
+
+class EventLog:
+    """A bounded queue of pairs and the workers that send them, at least once each, as CloudEvents in binary mode.
+
+    A full queue drops the newest pair, and counts its two events and its prediction rows. A collector that
+    cannot be reached, or answers 5xx, is tried again for as long as it takes; what it refuses with another
+    status is dropped, since it would refuse it again.
+
+    Sources: CloudEvents 1.0 HTTP protocol binding; the attributes are those of KServe's agent (pkg/logger).
+    """
+
+    def __init__(self, size: int, max_bytes: int = MAX_BYTES) -> None:
+        self._limit = max(2, size)
+        self._max_bytes = max_bytes
+        self._waiting: deque[Pair] = deque()
+        self._arrived = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._bytes = 0
+        self._pending = 0
+        self._pending_rows = 0
+        self._failing: set[str] = set()
+        self._workers: list[asyncio.Task[None]] = []
+        self._session: aiohttp.ClientSession | None = None
+        self.sent = 0
+        self.retries = 0
+        self.dropped_events = 0
+        self.dropped_predictions = 0
+
+    @property
+    def queued(self) -> int:
+        """Events accepted and neither sent nor dropped yet."""
+        return self._pending
+
+    def offer(self, pair: Pair) -> None:
+        """Take a pair, or drop it when the queue is full; returns at once."""
+        if self._pending + 2 > self._limit or self._bytes + pair.size > self._max_bytes:
+            self.dropped_events += 2
+            self.dropped_predictions += pair.rows
+            return
+        self._pending += 2
+        self._pending_rows += pair.rows
+        self._bytes += pair.size
+        self._waiting.append(pair)
+        self._arrived.set()
+        self._idle.clear()
+
+    async def open(self) -> None:
+        """Start the workers."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=WORKERS, keepalive_timeout=4),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+        )
+        self._workers = [asyncio.create_task(self._work(self._session)) for _ in range(WORKERS)]
+
+    async def close(self, flush_s: float) -> None:
+        """Send what is queued, for `flush_s` seconds at most; the rest counts as dropped."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), flush_s)
+        except TimeoutError:
+            LOG.error("payload log: %d events are lost, the collector did not take them in time", self._pending)
+            self.dropped_events += self._pending
+            self.dropped_predictions += self._pending_rows
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        if self._session:
+            await self._session.close()
+
+    async def _work(self, session: aiohttp.ClientSession) -> None:
+        while True:
+            while not self._waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+            pair = self._waiting.popleft()
+            refused = 0
+            for kind, body, media_type, moment in (
+                (names.REQUEST_EVENT, pair.request, pair.request_type, pair.requested_at),
+                (names.RESPONSE_EVENT, pair.response, pair.response_type, pair.responded_at),
+            ):
+                if await self._send(session, pair.url, _headers(pair, kind, media_type, moment), body):
+                    self.sent += 1
+                else:
+                    refused += 1
+                self._pending -= 1
+            if refused:
+                self.dropped_events += refused
+                self.dropped_predictions += pair.rows
+            self._pending_rows -= pair.rows
+            self._bytes -= pair.size
+            if not self._pending:
+                self._idle.set()
+
+    async def _send(self, session: aiohttp.ClientSession, url: str, headers: dict[str, str], body: bytes) -> bool:
+        """Return whether the collector took the event; False when it never will."""
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
+                    await response.read()
+                    status = response.status
+            except (aiohttp.ClientError, TimeoutError) as error:
+                reason = repr(error)
+            else:
+                if status < 300:
+                    if url in self._failing:
+                        self._failing.discard(url)
+                        LOG.info("payload log: %s takes events again", url)
+                    return True
+                reason = f"status {status}"
+                if status < 500 and status not in _TRY_AGAIN:
+                    LOG.error("payload log: %s refused an event: %s", url, reason)
+                    return False
+            if url not in self._failing:
+                self._failing.add(url)
+                LOG.warning("payload log: %s does not take events, trying on: %s", url, reason)
+            self.retries += 1
+            await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - spreads retries, hides nothing
+            pause = min(pause * 2, LAST_PAUSE_S)
+
+
+def _headers(pair: Pair, kind: str, media_type: str, moment: float) -> dict[str, str]:
+    return {
+        "content-type": media_type,
+        "ce-specversion": "1.0",
+        "ce-type": kind,
+        "ce-id": pair.id,
+        "ce-time": datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z"),
+        "ce-source": pair.source,
+        "ce-inferenceservicename": pair.service,
+        "ce-namespace": pair.namespace,
+        "ce-component": "predictor",
+        "ce-endpoint": pair.endpoint,
+    }

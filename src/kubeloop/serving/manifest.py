@@ -1,0 +1,146 @@
+"""The InferenceService of a model version, as a plain dict that every applier understands."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kubeloop import names
+from kubeloop.config import Loop
+
+API_VERSION = "serving.kserve.io/v1beta1"
+KIND = "InferenceService"
+DEPLOYMENT_MODE = "serving.kserve.io/deploymentMode"
+
+CANARY = "canary"
+"""`predictor.name` of the canary: KServe requires one and names its Deployment `<service>-canary-predictor`."""
+
+TRANSFORMER_COMMAND = ("python", "-m", "kubeloop.serving.transformer")
+
+_PREDICTOR_RESOURCES = {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}}
+_TRANSFORMER_RESOURCES = {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}}
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """One registered model version.
+
+    Attributes:
+        version: version in the registry, such as `7`.
+        uri: where the model folder lies; immutable, never an alias.
+        sha256: hex digest of its model.onnx; the server refuses any other file.
+        run: id of the run that made it.
+    """
+
+    version: str
+    uri: str
+    sha256: str
+    run: str
+
+
+def inference_service(
+    loop: Loop,
+    version: ModelRef,
+    *,
+    logger_url: str,
+    feature_dir: Path | str,
+    canary: ModelRef | None = None,
+    canary_percent: int = 0,
+    image: str = "kubeloop-core",
+) -> dict[str, Any]:
+    """Build the InferenceService that serves `version`, and `canary` beside it.
+
+    The split is written as `spec.canary[].trafficPercent`: Standard mode ignores `canaryTrafficPercent`.
+
+    Args:
+        loop: the use case; its name is the service's and the model's.
+        version: the model that takes the traffic that the canary does not.
+        logger_url: where the payload events of the predictors go.
+        feature_dir: folder with the Feast registry and online store that the transformer reads.
+        canary: a second model.
+        canary_percent: share of the traffic for the canary, 0 to 100; 0 starts it without traffic.
+        image: image of the transformer.
+
+    Raises:
+        ValueError: the percentage is out of range, or there is one without a canary.
+    """
+    if not 0 <= canary_percent <= 100:
+        raise ValueError(f"canary_percent must be between 0 and 100, not {canary_percent}")
+    if canary is None and canary_percent:
+        raise ValueError(f"canary_percent is {canary_percent}, but no canary version was given")
+    spec: dict[str, Any] = {
+        "predictor": _predictor(loop, version, logger_url),
+        "transformer": _transformer(loop, feature_dir, image),
+    }
+    if canary is not None:
+        predictor = {"name": CANARY} | _predictor(loop, canary, logger_url)
+        spec["canary"] = [{"predictor": predictor, "trafficPercent": canary_percent}]
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {
+            "name": loop.name,
+            "namespace": loop.delivery.namespace,
+            "labels": names.labels(loop.name, "inference"),
+            "annotations": {DEPLOYMENT_MODE: "Standard"} | _lineage(version),
+        },
+        "spec": spec,
+    }
+
+
+def _predictor(loop: Loop, model: ModelRef, logger_url: str) -> dict[str, Any]:
+    return {
+        "labels": names.labels(loop.name, "predictor"),
+        "annotations": _lineage(model),
+        **_times(loop),
+        "logger": {"mode": "all", "url": logger_url},
+        "model": {
+            "modelFormat": names.model_format(),
+            "runtime": names.RUNTIME,
+            "protocolVersion": "v2",
+            "storageUri": model.uri,
+            "args": [
+                f"--name={loop.name}",
+                f"--version={model.version}",
+                f"--sha256={model.sha256}",
+                *_limits(loop),
+            ],
+            "resources": _PREDICTOR_RESOURCES,
+        },
+    }
+
+
+def _transformer(loop: Loop, feature_dir: Path | str, image: str) -> dict[str, Any]:
+    return {
+        "labels": names.labels(loop.name, "transformer"),
+        **_times(loop),
+        "containers": [
+            {
+                "name": "kserve-container",
+                "image": image,
+                "command": list(TRANSFORMER_COMMAND),
+                "args": [f"--name={loop.name}", f"--feature-dir={feature_dir}", *_limits(loop)],
+                "resources": _TRANSFORMER_RESOURCES,
+            }
+        ],
+    }
+
+
+def _lineage(model: ModelRef) -> dict[str, str]:
+    return {names.VERSION: model.version, names.DIGEST: model.sha256, names.RUN: model.run}
+
+
+def _times(loop: Loop) -> dict[str, int]:
+    return {
+        "timeout": max(1, math.ceil(loop.serving.timeout_s)),
+        "terminationGracePeriodSeconds": math.ceil(loop.delivery.drain_s),
+    }
+
+
+def _limits(loop: Loop) -> list[str]:
+    serving = loop.serving
+    return [
+        f"--max-body-bytes={serving.max_body_bytes}",
+        f"--max-rows={serving.max_rows}",
+        f"--timeout-s={serving.timeout_s:g}",
+    ]
