@@ -105,7 +105,9 @@ def numbers(frame: pd.DataFrame, name: str) -> Matrix:
         with np.errstate(over="ignore"):
             return column.to_numpy(dtype=np.float32, na_value=np.nan)
     except (TypeError, ValueError) as error:
-        raise EncodingError(f"feature {name!r} is numeric, but holds {column.dtype} values: {error}") from error
+        raise EncodingError(
+            f"feature {name!r} is no number throughout ({error}); make it one, or text, in its SQL"
+        ) from error
 
 
 def texts(frame: pd.DataFrame, name: str) -> "pd.Series[str]":
@@ -127,9 +129,8 @@ def _column(frame: pd.DataFrame, name: str) -> "pd.Series[str]":
 def _is_text(column: "pd.Series[str]") -> bool:
     if isinstance(column.dtype, pd.CategoricalDtype):
         return pd.api.types.is_string_dtype(column.cat.categories)
-    return pd.api.types.infer_dtype(column, skipna=True) in ("string", "mixed", "empty") and (
-        pd.api.types.is_object_dtype(column) or pd.api.types.is_string_dtype(column)
-    )
+    has_objects = pd.api.types.is_object_dtype(column) or pd.api.types.is_string_dtype(column)
+    return has_objects and pd.api.types.infer_dtype(column, skipna=True) in ("string", "empty")
 
 
 def _median(values: Matrix) -> float:

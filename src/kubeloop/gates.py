@@ -106,7 +106,7 @@ def compare(
         Check("blocks", count >= MIN_BLOCKS, count, MIN_BLOCKS),
         Check("gain", low > gates.min_gain, low, gates.min_gain),
         *_limits(after, gates),
-        *_slice_checks(labels, old, new, gates, slices or {}),
+        *_slice_checks(labels, old, new, gates, {} if slices is None else slices),
     )
     summary = (
         f"{gates.metric} {after[gates.metric]:.4f} against the champion's {before[gates.metric]:.4f}, "

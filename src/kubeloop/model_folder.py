@@ -137,7 +137,8 @@ def predict(folder: Path, frame: pd.DataFrame) -> npt.NDArray[np.float32]:
         ModelFolderError: the folder cannot be read.
         EncodingError: the frame lacks a feature of the model, or has one of another kind.
     """
-    return export.predict((folder / GRAPH).read_bytes(), read(folder).features, frame)
+    kinds = read(folder).features
+    return export.predict((folder / GRAPH).read_bytes(), kinds, frame)
 
 
 def _column(frame: pd.DataFrame, name: str, kind: encoding.Kind) -> Sequence[Any] | npt.NDArray[Any]:

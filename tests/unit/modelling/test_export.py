@@ -1,0 +1,155 @@
+from datetime import timedelta
+
+import numpy as np
+import onnx
+import onnxruntime
+import pandas as pd
+import pytest
+
+from kubeloop import config, export, training
+
+# onnxmltools passes booleans where ONNX has integers.
+pytestmark = pytest.mark.filterwarnings("ignore:Field onnx:DeprecationWarning")
+
+Parts = tuple[pd.DataFrame, pd.DataFrame]
+
+
+def test_every_algorithm_predicts_the_same_as_a_graph(fitted: training.Fitted, parts: Parts) -> None:
+    """The hold-out holds missing, infinite and unseen values (see the fixture)."""
+    model = export.to_onnx(fitted)
+    found = export.parity(model, fitted, parts[1])
+    assert found.rows == len(parts[1])
+    assert 0 <= found.mean_abs_difference <= found.max_abs_difference < 1e-6
+
+
+def test_missing_and_unseen_values_are_served_as_they_were_trained(fitted: training.Fitted, parts: Parts) -> None:
+    rows = parts[1].head(60).copy()
+    rows["carrier"] = ([None, "", "never seen", "é", np.nan, "AA"] * 10)[: len(rows)]
+    rows["tail"] = None
+    for position, name in enumerate(("distance", "stamp", "seats", "constant", "absent")):
+        rows[name] = rows[name].astype(float).where(np.arange(len(rows)) % 7 != position)
+    rows.loc[rows.index[:3], "stamp"] = [np.inf, -np.inf, 3e38]
+    found = export.parity(export.to_onnx(fitted), fitted, rows)
+    assert found.max_abs_difference < 1e-6
+    served = _run(export.to_onnx(fitted), fitted, rows)
+    assert served[0] == pytest.approx(fitted.predict(rows.head(1).assign(stamp=np.nan))[0], abs=1e-6), (
+        "infinite is missing"
+    )
+
+
+def _run(model: onnx.ModelProto, fitted: training.Fitted, rows: pd.DataFrame) -> np.ndarray:
+    return export.predict(model.SerializeToString(), fitted.encoder.kinds, rows)
+
+
+def test_the_graph_has_one_input_a_feature_and_one_output(fitted: training.Fitted) -> None:
+    model = export.to_onnx(fitted)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    assert [tensor.name for tensor in session.get_inputs()] == list(fitted.encoder.columns)
+    assert {tensor.name: (tensor.type, tensor.shape) for tensor in session.get_inputs()} == {
+        name: ("tensor(float)" if kind == "numeric" else "tensor(string)", ["batch", 1])
+        for name, kind in fitted.encoder.kinds.items()
+    }
+    (output,) = session.get_outputs()
+    assert (output.name, output.type, output.shape) == ("probability", "tensor(float)", ["batch"])
+    assert model.ir_version == 8
+    assert {item.domain: item.version for item in model.opset_import} == {"": 17, "ai.onnx.ml": 3}
+
+
+def test_rows_may_come_alone_or_not_at_all(fitted: training.Fitted, parts: Parts) -> None:
+    model = export.to_onnx(fitted)
+    together = _run(model, fitted, parts[1].head(20))
+    alone = [_run(model, fitted, parts[1].iloc[[row]])[0] for row in range(20)]
+    assert together == pytest.approx(alone, abs=1e-7)
+    assert _run(model, fitted, parts[1].head(0)).shape == (0,)
+
+
+@pytest.mark.parametrize("columns", [["distance"], ["carrier"]])
+@pytest.mark.parametrize("algorithm", ["lightgbm", "logistic_regression", "random_forest", "hist_gradient_boosting"])
+def test_one_feature_is_enough(algorithm: str, columns: list[str], parts: Parts) -> None:
+    train, holdout = (part[["event_id", "event_timestamp", "label", *columns]] for part in parts)
+    fitted = training.fit(train, config.Training(algorithm=algorithm, threads=1))
+    assert export.parity(export.to_onnx(fitted), fitted, holdout).max_abs_difference < 1e-6
+
+
+@pytest.mark.parametrize("algorithm", ["lightgbm", "logistic_regression", "random_forest", "hist_gradient_boosting"])
+def test_a_model_that_learned_nothing_predicts_its_prior(algorithm: str, parts: Parts) -> None:
+    train = parts[0][["event_id", "event_timestamp", "label", "constant"]]
+    fitted = training.fit(train, config.Training(algorithm=algorithm, threads=1))
+    served = _run(export.to_onnx(fitted), fitted, train.head(5))
+    assert served == pytest.approx([train["label"].mean()] * 5, abs=0.01)
+    assert fitted.importance() == {"constant": 1.0}
+
+
+@pytest.mark.parametrize("algorithm", ["lightgbm", "random_forest", "hist_gradient_boosting"])
+@pytest.mark.parametrize("start", [-1.7e9, -1.0, 0.0, 1e-38, 1.0, 16777214.0, 1.7e9])
+def test_neighbouring_float32_values_fall_on_the_same_side(algorithm: str, start: float) -> None:
+    """A threshold between two neighbours cannot be a float32: rounding it to nearest would move some rows."""
+    steps = [np.float32(start)]
+    for _ in range(39):
+        steps.append(np.nextafter(steps[-1], np.float32(np.inf)))
+    x = np.tile(np.array(steps), 100)
+    random = np.random.default_rng(2)
+    y = (random.random(len(x)) < np.where(np.arange(len(x)) % 40 % 2, 0.9, 0.1)).astype(int)
+    frame = pd.DataFrame({"event_id": "e", "event_timestamp": pd.Timestamp("2024-01-01", tz="UTC"), "label": y, "x": x})
+    settings = config.Training(algorithm=algorithm, parameters=_TINY[algorithm], threads=1)
+    fitted = training.fit(frame, settings)
+    if start not in (0.0, 1e-38) and algorithm != "random_forest":
+        assert np.unique(fitted.predict(frame)).size > 10, "the model tells neighbours apart"
+    assert export.parity(export.to_onnx(fitted), fitted, frame).max_abs_difference < 1e-6
+
+
+_TINY: dict[str, dict[str, int | float]] = {
+    "lightgbm": {"n_estimators": 30, "min_child_samples": 5},
+    "random_forest": {"n_estimators": 10, "min_samples_leaf": 5},
+    "hist_gradient_boosting": {"max_iter": 30, "min_samples_leaf": 5},
+}
+
+
+def test_real_flights_pass(flights: pd.DataFrame) -> None:
+    train, holdout = training.split(flights, timedelta(days=5))
+    fitted = training.fit(train, config.Training(threads=2))
+    assert holdout["dep_delay"].isna().any()
+    assert not set(holdout["tailnum"].dropna()) <= set(train["tailnum"])
+    assert export.parity(export.to_onnx(fitted), fitted, flights).rows == 20_000
+
+
+def test_a_graph_of_another_model_fails_and_shows_the_worst_rows(fitted: training.Fitted, parts: Parts) -> None:
+    other = training.fit(parts[0], config.Training(algorithm="logistic_regression", parameters={"C": 1e-6}))
+    with pytest.raises(export.ExportError, match=rf"rows differ by more than 1e-05 .* {fitted.algorithm}") as raised:
+        export.parity(export.to_onnx(other), fitted, parts[1])
+    gaps = np.abs(fitted.predict(parts[1]) - other.predict(parts[1]))
+    assert f"\n{parts[1].index[gaps.argmax()]} " in str(raised.value)
+
+
+def test_a_graph_that_predicts_nan_fails(fitted: training.Fitted, parts: Parts) -> None:
+    model = export.to_onnx(fitted)
+    for node in model.graph.node:
+        for position, name in enumerate(node.output):
+            if name == "probability":
+                node.output[position] = "sound"
+    model.graph.node.append(onnx.helper.make_node("Sub", ["sound", "sound"], ["zero"]))
+    model.graph.node.append(onnx.helper.make_node("Div", ["zero", "zero"], ["probability"]))
+    with pytest.raises(export.ExportError, match=f"{len(parts[1])} of {len(parts[1])} rows differ"):
+        export.parity(model, fitted, parts[1])
+
+
+def test_parity_needs_rows(fitted: training.Fitted, parts: Parts) -> None:
+    with pytest.raises(export.ExportError, match="pass the hold-out"):
+        export.parity(export.to_onnx(fitted), fitted, parts[1].head(0))
+
+
+def test_a_feature_cannot_take_the_outputs_name(parts: Parts) -> None:
+    train = parts[0][["event_id", "event_timestamp", "label", "distance"]].rename(columns={"distance": "probability"})
+    fitted = training.fit(train, config.Training(algorithm="logistic_regression"))
+    with pytest.raises(export.ExportError, match="rename it"):
+        export.to_onnx(fitted)
+
+
+def test_latency_is_measured_for_one_and_a_hundred_rows(fitted: training.Fitted, parts: Parts) -> None:
+    content = export.to_onnx(fitted).SerializeToString()
+    found = export.latency(content, fitted.encoder.kinds, parts[1].head(30), repeats=20)
+    assert set(found) == {
+        "latency_1_p50_ms", "latency_1_p99_ms", "latency_100_p50_ms", "latency_100_p99_ms", "size_bytes",
+    }  # fmt: skip
+    assert 0 < found["latency_1_p50_ms"] <= found["latency_1_p99_ms"]
+    assert found["size_bytes"] == len(content)

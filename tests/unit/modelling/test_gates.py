@@ -1,0 +1,242 @@
+import json
+from datetime import timedelta
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kubeloop import config, evaluation, gates
+
+ROWS = 4200
+BLOCKS = np.arange(ROWS) * 14 // ROWS
+OPEN = {"floors": {}, "ceilings": {}, "resamples": 300}
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-x))
+
+
+def _world(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, and the logit they were drawn from."""
+    random = np.random.default_rng(seed)
+    logit = 1.5 * random.normal(size=ROWS)
+    return (random.random(ROWS) < _sigmoid(logit)).astype(int), logit
+
+
+def _model(logit: np.ndarray, noise: float, seed: int) -> np.ndarray:
+    return _sigmoid(logit + noise * np.random.default_rng(seed).normal(size=len(logit)))
+
+
+def _check(verdict: gates.Verdict, name: str) -> gates.Check:
+    (found,) = [check for check in verdict.checks if check.name == name]
+    return found
+
+
+@pytest.mark.parametrize("metric", ["auc", "pr_auc", "log_loss", "brier"])
+@pytest.mark.parametrize(
+    ("champion_noise", "challenger_noise", "promote"), [(3.0, 0.3, True), (0.3, 3.0, False), (1.0, 1.0, False)]
+)
+def test_promotes_what_is_clearly_better(
+    metric: str, champion_noise: float, challenger_noise: float, promote: bool
+) -> None:
+    y, logit = _world()
+    old, new = _model(logit, champion_noise, 1), _model(logit, challenger_noise, 2)
+    verdict = gates.compare(y, old, new, config.Gates(metric=metric, **OPEN), blocks=BLOCKS)
+    assert verdict.promote is promote
+    assert verdict.reason.startswith("Promoted: " if promote else "Rejected: ")
+    assert verdict.champion == pytest.approx(evaluation.score(y, old)[metric])
+    assert verdict.challenger == pytest.approx(evaluation.score(y, new)[metric])
+    assert verdict.interval
+    assert verdict.interval[0] < verdict.difference < verdict.interval[1]
+    if champion_noise != challenger_noise:
+        assert (verdict.difference > 0) is promote, "positive means better, also for losses"
+    for number in (verdict.champion, verdict.challenger, *verdict.interval):
+        assert f"{abs(number):.4f}" in verdict.reason
+
+
+@pytest.mark.parametrize("metric", ["auc", "pr_auc", "log_loss", "brier"])
+def test_an_equal_model_is_not_promoted(metric: str) -> None:
+    y, logit = _world()
+    same = _model(logit, 1.0, 1)
+    verdict = gates.compare(y, same, same.copy(), config.Gates(metric=metric, **OPEN), blocks=BLOCKS)
+    assert not verdict.promote
+    assert (verdict.difference, verdict.interval) == (0.0, (0.0, 0.0))
+    assert "the gain is not proven" in verdict.reason
+
+
+def test_a_gain_must_exceed_the_minimum() -> None:
+    y, logit = _world()
+    old, new = _model(logit, 3.0, 1), _model(logit, 0.3, 2)
+    verdict = gates.compare(y, old, new, config.Gates(min_gain=0.5, **OPEN), blocks=BLOCKS)
+    assert not verdict.promote
+    assert "does not exceed 0.5000" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("limits", "name", "told"),
+    [
+        ({"floors": {"auc": 0.99}}, "floor auc", "under its floor 0.9900"),
+        ({"floors": {"auc": 0.5, "pr_auc": 0.99}}, "floor pr_auc", "under its floor 0.9900"),
+        ({"ceilings": {"ece": 0.0001}}, "ceiling ece", "over its ceiling 0.0001"),
+        ({"ceilings": {"log_loss": 0.1}}, "ceiling log_loss", "over its ceiling 0.1000"),
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_broken_limit_rejects_and_is_named(
+    limits: dict[str, dict[str, float]], name: str, told: str, is_first: bool
+) -> None:
+    y, logit = _world()
+    old, new = _model(logit, 3.0, 1), _model(logit, 0.3, 2)
+    policy = config.Gates(**{**OPEN, **limits})
+    verdict = gates.first(y, new, policy) if is_first else gates.compare(y, old, new, policy, blocks=BLOCKS)
+    check = _check(verdict, name)
+    assert not verdict.promote
+    assert not check.passed
+    assert check.value == pytest.approx(evaluation.score(y, new)[name.split()[1]])
+    assert told in verdict.reason
+    assert name.split()[1] in verdict.reason
+    assert [other.passed for other in verdict.checks if other != check] == [True] * (len(verdict.checks) - 1)
+
+
+def test_harm_to_a_slice_rejects_and_is_named() -> None:
+    y, logit = _world()
+    old, new = _model(logit, 3.0, 1), _model(logit, 0.3, 2)
+    origin = np.where(np.arange(ROWS) % 4 == 0, "JFK", "EWR")
+    new = np.where(origin == "JFK", _model(logit, 8.0, 3), new)
+    policy = config.Gates(slices=("origin",), **OPEN)
+    verdict = gates.compare(y, old, new, policy, blocks=BLOCKS, slices=pd.DataFrame({"origin": origin}))
+    assert not verdict.promote
+    assert _check(verdict, "gain").passed
+    assert _check(verdict, "slice origin=EWR").passed
+    assert not _check(verdict, "slice origin=JFK").passed
+    assert "slice origin=JFK changes by -0." in verdict.reason
+    small = policy.model_copy(update={"slice_min_rows": 2000})
+    assert gates.compare(y, old, new, small, blocks=BLOCKS, slices={"origin": origin}).promote
+    tolerant = policy.model_copy(update={"slice_tolerance": 0.9})
+    assert gates.compare(y, old, new, tolerant, blocks=BLOCKS, slices={"origin": origin}).promote
+
+
+def test_a_slice_with_one_class_is_not_judged_by_auc() -> None:
+    y, logit = _world()
+    old, new = _model(logit, 3.0, 1), _model(logit, 0.3, 2)
+    policy = config.Gates(slices=("late",), **OPEN)
+    verdict = gates.compare(y, old, new, policy, blocks=BLOCKS, slices={"late": y})
+    assert verdict.promote
+    assert not [check for check in verdict.checks if check.name.startswith("slice")]
+
+
+def test_slices_that_were_not_passed_are_an_error() -> None:
+    y, logit = _world()
+    with pytest.raises(evaluation.EvaluationError, match="'origin'"):
+        gates.compare(y, _sigmoid(logit), _sigmoid(logit), config.Gates(slices=("origin",), **OPEN), blocks=BLOCKS)
+
+
+def test_few_blocks_reject_and_one_is_an_error() -> None:
+    y, logit = _world()
+    old, new = _model(logit, 3.0, 1), _model(logit, 0.3, 2)
+    verdict = gates.compare(y, old, new, config.Gates(**OPEN), blocks=BLOCKS // 5)
+    assert not verdict.promote
+    assert "spans 3 blocks of time and the gate needs 5" in verdict.reason
+    with pytest.raises(gates.GateError, match="one block; lengthen"):
+        gates.compare(y, old, new, config.Gates(**OPEN), blocks=np.zeros(ROWS))
+
+
+def test_one_class_is_an_error_that_says_what_to_change() -> None:
+    p = np.full(ROWS, 0.5)
+    with pytest.raises(gates.GateError, match=r"all 4200 labels are 0.*lengthen training\.holdout"):
+        gates.compare(np.zeros(ROWS), p, p, config.Gates(), blocks=BLOCKS)
+    with pytest.raises(gates.GateError, match=r"lengthen training\.holdout"):
+        gates.first(np.ones(ROWS), p, config.Gates())
+
+
+def test_resamples_that_cannot_hold_both_classes_are_an_error() -> None:
+    y = (BLOCKS == 3).astype(int)
+    y[np.flatnonzero(y)[:-1]] = 0
+    p = np.linspace(0, 1, ROWS)
+    blocks = np.where(BLOCKS == 3, 0, 1)
+    with pytest.raises(gates.GateError, match="most resamples hold one class"):
+        gates.difference_interval(np.where(blocks == 0, 1, 0), p, p, "auc", blocks, 100)
+
+
+def test_the_first_model_needs_no_champion() -> None:
+    y, logit = _world()
+    verdict = gates.first(y, _sigmoid(logit), config.Gates())
+    assert verdict.promote
+    assert verdict.champion is verdict.difference is verdict.interval is None
+    assert {check.name for check in verdict.checks} == {"floor auc", "ceiling ece"}
+
+
+def test_a_verdict_survives_json() -> None:
+    y, logit = _world()
+    old, new = _model(logit, 3.0, 1), _model(logit, 0.3, 2)
+    for verdict in (gates.compare(y, old, new, config.Gates(), blocks=BLOCKS), gates.first(y, new, config.Gates())):
+        text = json.dumps(verdict.to_dict(), allow_nan=False)
+        assert gates.Verdict.from_dict(json.loads(text)) == verdict
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    y, logit = _world()
+    a, b = _model(logit, 1.0, 1), _model(logit, 0.9, 2)
+    first, again, other = (gates.difference_interval(y, a, b, "auc", BLOCKS, 200, 0.9, seed) for seed in (7, 7, 8))
+    assert first == again
+    assert first[0] == other[0]
+    assert first[1:] != other[1:]
+
+
+@pytest.mark.parametrize("metric", ["auc", "log_loss"])
+def test_the_draw_is_paired_and_matches_explicit_resampling(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    y, logit = _world()
+    a, b = _model(logit, 1.0, 1), _model(logit, 0.8, 2)
+    monkeypatch.setattr(gates, "_CELLS", 10_000)  # several chunks
+    weights = np.concatenate(list(gates._draws(14, ROWS, 100, 7)))
+    assert weights.shape == (100, 14)
+    assert (weights.sum(axis=1) == 13).all()
+    sign = evaluation.DIRECTION[metric]
+    expected = []
+    for counts in weights:
+        rows = np.repeat(np.arange(ROWS), counts[BLOCKS])
+        before, after = (evaluation.score(y[rows], p[rows])[metric] for p in (a, b))
+        expected.append(sign * (after - before))
+    _, low, high = gates.difference_interval(y, a, b, metric, BLOCKS, 100, 0.9, 7)
+    assert (low, high) == pytest.approx(tuple(np.quantile(expected, [0.05, 0.95])), abs=1e-12)
+
+
+def _moody(logit: np.ndarray, blocks: np.ndarray, seed: int) -> np.ndarray:
+    """A model whose sharpness changes from day to day, as that of real models does."""
+    random = np.random.default_rng(seed)
+    sharpness = random.choice([0.1, 1.6], size=blocks.max() + 1)[blocks]
+    return _sigmoid(sharpness * logit + 0.5 * random.normal(size=len(logit)))
+
+
+def _trials(count: int, blocks: np.ndarray, drawn: np.ndarray) -> list[tuple[float, float, float]]:
+    """Intervals of two models of equal expected quality, on fresh days each time."""
+    found = []
+    for trial in range(count):
+        random = np.random.default_rng(1000 + trial)
+        logit = 1.5 * random.normal(size=len(blocks))
+        y = (random.random(len(blocks)) < _sigmoid(logit)).astype(int)
+        a, b = _moody(logit, blocks, 5000 + trial), _moody(logit, blocks, 9000 + trial)
+        found.append(gates.difference_interval(y, a, b, "log_loss", drawn, 200, 0.9, trial))
+    return found
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    blocks = np.arange(2000) * 20 // 2000
+    intervals = _trials(300, blocks, blocks)
+    covered = np.mean([low <= 0 <= high for _, low, high in intervals])
+    promoted = np.mean([low > 0 for _, low, _ in intervals])
+    assert 0.84 <= covered <= 0.95, "nominal 0.90, with a standard error of 0.017"
+    assert promoted <= 0.09, "nominal 0.05: two equal models"
+    by_row = _trials(100, blocks, np.arange(2000))
+    assert np.mean([low <= 0 <= high for _, low, high in by_row]) < 0.7, "rows of a day are not independent"
+
+
+def test_time_blocks_are_whole_spans_of_utc() -> None:
+    moments = pd.Series(
+        pd.to_datetime(["2013-04-01T23:59:59-04:00", "2013-04-02T00:00:00Z", "2013-04-02T23:59:59Z", "2013-04-03"],
+                       utc=True, format="ISO8601")
+    )  # fmt: skip
+    days = gates.time_blocks(moments, timedelta(days=1))
+    assert (days - days[1]).tolist() == [0, 0, 0, 1]
+    hours = gates.time_blocks(moments, timedelta(hours=12))
+    assert (hours - hours[1]).tolist() == [0, 0, 1, 2]
