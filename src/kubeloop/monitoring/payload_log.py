@@ -11,6 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from kubeloop.monitoring import folder
+
 INSTANT = pa.timestamp("us", tz="UTC")
 SCHEMA = pa.schema(
     [
@@ -169,14 +171,5 @@ def write(directory: Path, table: pa.Table) -> Segment:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
-    sync_folder(directory)
+    folder.sync(directory)
     return Segment(first, last, path)
-
-
-def sync_folder(directory: Path) -> None:
-    """Make names that were added to or removed from a folder survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -2,7 +2,7 @@
 
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from zlib import crc32
 
@@ -23,18 +23,24 @@ def encode(rows: Iterable[Row]) -> bytes:
     return b"".join(parts)
 
 
-def replay(path: Path) -> Iterator[Row]:
-    """Read a file's events in order, up to the first record that is torn or damaged (it was never acknowledged)."""
+def replay(path: Path) -> tuple[list[Row], int]:
+    """Read a file's events in order, up to the first record that is torn (it was never acknowledged).
+
+    Returns:
+        The events, and the number of bytes behind them that were ignored.
+    """
     data = memoryview(path.read_bytes())
+    rows: list[Row] = []
     position = 0
     while position + _HEADER.size <= len(data):
         attributes_size, body_size, checksum = _HEADER.unpack_from(data, position)
         start = position + _HEADER.size
         middle, end = start + attributes_size, start + attributes_size + body_size
-        if end > len(data) or crc32(data[start:end]) != checksum or not attributes_size:
-            return
-        yield (*orjson.loads(data[start:middle]), bytes(data[middle:end]))
+        if end > len(data) or not attributes_size or crc32(data[start:end]) != checksum:
+            break
+        rows.append((*orjson.loads(data[start:middle]), bytes(data[middle:end])))
         position = end
+    return rows, len(data) - position
 
 
 class Wal:
@@ -80,6 +86,6 @@ class Wal:
             self._torn = False
 
 
-def files(directory: Path) -> list[Path]:
+def wal_files(directory: Path) -> list[Path]:
     """List a folder's write-ahead files in order of `seq`."""
     return sorted(directory.glob("wal-*.log"))

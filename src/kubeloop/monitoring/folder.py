@@ -1,0 +1,38 @@
+"""One owner for a folder, and names in it that survive a power cut."""
+
+import fcntl
+import os
+from pathlib import Path
+
+
+class FolderTakenError(RuntimeError):
+    """Another process owns the folder."""
+
+
+def take(directory: Path) -> int:
+    """Become the owner of a folder until the returned file descriptor is closed or the process ends.
+
+    Raises:
+        FolderTakenError: another process is the owner.
+    """
+    descriptor = os.open(directory / "collector.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = os.read(descriptor, 32).decode("ascii", "replace")
+        os.close(descriptor)
+        raise FolderTakenError(
+            f"another collector (process {owner}) owns {directory}; stop it, or give --dir another folder"
+        ) from error
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
+    return descriptor
+
+
+def sync(directory: Path) -> None:
+    """Put names that were added to or removed from a folder on disk."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
