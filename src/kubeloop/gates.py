@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtr, stdtrit  # type: ignore[import-untyped]
 
 from kubeloop import config, evaluation
 
@@ -167,9 +168,10 @@ def difference_interval(
     """Return how much better b is than a, with a percentile bootstrap interval.
 
     Whole blocks are drawn with replacement (Efron & Tibshirani 1993, ch. 8; the cluster bootstrap of Field & Welsh
-    2007), since rows of one block share what happened that day; both models are measured on the same draw. Of B blocks
-    B-1 are drawn: that makes the variance unbiased, which matters for the few blocks of a hold-out (Rao & Wu 1988).
-    Draws that leave one class are dropped.
+    2007), since rows of one block share what happened that day; both models are measured on the same draw. A hold-out
+    has few blocks, for which the plain interval is too narrow. So of B blocks B-1 are drawn, which makes the variance
+    unbiased (Rao & Wu 1988), and the percentiles are widened as Student's t with B-1 degrees of freedom is wider than
+    the normal (Hesterberg 2015). Draws that leave one class are dropped.
 
     Args:
         y: labels [n], 0 or 1.
@@ -206,7 +208,8 @@ def difference_interval(
     draws = draws[~np.isnan(draws)]
     if len(draws) < resamples / 2:
         raise GateError("most resamples hold one class; lengthen training.holdout or gates.block")
-    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    tail = float(ndtr(stdtrit(count - 1, (1 - confidence) / 2)))
+    low, high = np.quantile(draws, [tail, 1 - tail])
     return difference, float(low), float(high)
 
 
