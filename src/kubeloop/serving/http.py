@@ -196,7 +196,7 @@ class App:
             except Exception:  # the last resort of a server: say so in the log and in the answer
                 log.exception("%s %s failed", scope["method"], scope["path"])
                 response = json_response({"error": "internal error; the server's log says more"}, 500)
-            if unread or self.draining:
+            if unread:
                 headers.append((b"connection", b"close"))
             headers.append((b"content-type", response.media))
             headers.append((b"content-length", b"%d" % len(response.body)))

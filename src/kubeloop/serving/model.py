@@ -151,7 +151,7 @@ def _check_card(path: Path, digest: str, inputs: Mapping[str, TensorSpec]) -> No
         )
     declared = {name: spec.datatype for name, spec in inputs.items()}
     if features != declared:
-        differ = sorted(name for name, _ in features.items() ^ declared.items())
+        differ = sorted({name for name, _ in features.items() ^ declared.items()})
         raise ModelError(f"{path} and model.onnx disagree on {', '.join(differ)}; export the model again")
 
 

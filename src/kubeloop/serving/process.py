@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import math
+import re
 import signal
 import socket
 import sys
@@ -18,13 +19,14 @@ log = logging.getLogger("kubeloop.serving")
 
 _MAX_HEAD_BYTES = 64 * 1024
 _HEAD_S = 10.0
+_OFFER = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 # Longer than common client pools keep an idle connection (aiohttp 15 s, Envoy 60 s by KServe's gateways), so that
 # the client closes first and no request meets a closing connection.
 _KEEP_ALIVE_S = 75
 
 
 class Application(Protocol):
-    """An ASGI application that stops being ready, and answers with `connection: close`, once `draining` is set."""
+    """An ASGI application that stops being ready, but not answering, once `draining` is set."""
 
     draining: bool
 
@@ -35,9 +37,9 @@ class Application(Protocol):
 class Server(uvicorn.Server):
     """uvicorn, with a port that it announces and a stop in three steps.
 
-    On SIGTERM or SIGINT it goes on serving for `drain_s` (its address is still known to routers), answering with
-    `connection: close`; then it stops listening and gives open connections `drain_s` more to send what is under
-    way; then it closes idle connections and waits for requests in flight.
+    On SIGTERM or SIGINT it is no longer ready, but goes on serving for `drain_s`, since routers still know its
+    address. Then it stops listening and, for `drain_s` more, says `connection: close` with every answer, so that
+    clients leave between two requests. Then it closes what is idle and waits for requests in flight.
     """
 
     def __init__(self, app: Application, host: str, port: int, *, timeout_s: float, drain_s: float = 0.5) -> None:
@@ -67,6 +69,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=math.ceil(timeout_s) + 1,
         )
         super().__init__(config)
+        self.server_state: _State = _State()
         self._app = app
         self._drain_s = drain_s
         self.url = ""
@@ -92,8 +95,11 @@ class Server(uvicorn.Server):
         self._app.draining = True
         log.info("draining")
         await asyncio.sleep(self._drain_s)
+        # Not before: a client told to leave comes back at once on a new connection, and one that waits to be accepted
+        # when the listener closes is reset.
         for server in self.servers:
             server.close()
+        self.server_state.leaving = True
         for _ in range(20):
             if not self.server_state.connections:
                 break
@@ -102,9 +108,16 @@ class Server(uvicorn.Server):
         log.info("stopped")
 
 
+class _State(uvicorn.server.ServerState):
+    """What the connections of a server share."""
+
+    leaving = False
+
+
 class _Connection(HttpToolsProtocol):
     """uvicorn's protocol, with a limit on the time and size of a request's head, and errors in JSON."""
 
+    server_state: _State
     _head_timer: asyncio.TimerHandle | None = None
     _in_head = True
     _head_bytes = 0
@@ -118,6 +131,10 @@ class _Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if b"pgrade:" in data:
+            # An offer may be ignored (RFC 9110, 7.8), but the parser would drop the request's body with it. Java's
+            # client offers h2c with its first request.
+            data = _OFFER.sub(b"\r\nx-offer:", data, count=1)
         super().data_received(data)
         if not self._in_head:
             if self._head_timer is not None:
@@ -137,6 +154,8 @@ class _Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         super().on_headers_complete()
+        if self.server_state.leaving:
+            self.cycle.keep_alive = False
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(b"400 Bad Request", msg)
