@@ -185,12 +185,12 @@ def _worst(votes: Sequence[Vote]) -> list[tuple[str, float, float]]:
 
 def _reason(version: str, kind: Kind, counted: Sequence[Vote], against: Sequence[Vote]) -> str:
     length = duration_text(counted[-1].end - counted[-1].start)
-    spans = ", ".join(f"{v.start:%Y-%m-%d}" for v in against)
-    where = f"in {len(against)} of the last {len(counted)} {length} windows of version {version} (from {spans})"
+    spans = ", ".join(f"{v.start:%Y-%m-%d %H:%M}".removesuffix(" 00:00") for v in against)
+    where = f"in {len(against)} of the last {len(counted)} windows of model version {version} ({length} from {spans})"
     if kind == "performance":
-        return f"The model fell short {where}; the last one has {against[-1].reason}."
+        return f"The model fell short {where}; the newest has {against[-1].reason}."
     worst = _worst(against)
     named = ", ".join(f"{name} (effect {effect:.2f})" for name, effect, _ in worst[:_NAMED])
     more = f" and {len(worst) - _NAMED} more" if len(worst) > _NAMED else ""
     share = sum(importance for _, _, importance in worst)
-    return f"{named}{more}, {share:.0%} of the model's importance, drifted {where}."
+    return f"{named}{more} drifted, {share:.0%} of the model's importance, {where}."

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from kubeloop.config import Loop
 from kubeloop.evaluation import EvaluationError
@@ -100,8 +102,9 @@ class Monitor:
         watermark = self.store.progress(self.service).watermark
         if watermark is None:
             return
-        for due in self.store.due(self.service, watermark, self.drift.label_wait):
-            now = self.store.progress(self.service)
+        # A window that closes may make its own performance due, before the next window: so one at a time.
+        while found := self.store.due(self.service, watermark, self.drift.label_wait):
+            due, now = found[0], self.store.progress(self.service)
             if due.kind == "features":
                 self._end_episodes(due.end)
                 self._close_window(now, due)
@@ -262,11 +265,15 @@ def _episode(row: Row) -> Episode:
 
 
 def _encode(reference: Reference, table: pa.Table) -> Window:
-    columns = {
-        name: table[name].to_pylist() if pa.types.is_string(table[name].type) else table[name].to_numpy()
-        for name in reference.names
-        if name in table.column_names
-    }
-    numeric, categorical = reference.encode(columns)
-    score = np.asarray(table["score"].to_numpy(), dtype=np.float32)
+    numeric, categorical = reference.encode({name: _values(table, name) for name in reference.names})
+    score = _values(table, "score").astype(np.float32)
     return Window(numeric=numeric, categorical=categorical, score=score[~np.isnan(score)])
+
+
+def _values(table: pa.Table, name: str) -> NDArray[Any]:
+    """Return a column; a feature that no request of the window carried is missing in every row."""
+    if name not in table.column_names:
+        return np.full(len(table), np.nan)
+    if pa.types.is_string(table[name].type):
+        return np.array(table[name].to_pylist(), dtype=object)
+    return np.asarray(table[name].to_numpy())

@@ -250,8 +250,10 @@ def _put(connection: sa.Connection, table: sa.Table, key: Row, values: Row) -> N
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
-    # WAL lets the report read while the monitor writes.
+    # WAL lets the report read while the monitor writes. Without an fsync a commit, a power cut can take the last
+    # ones back; they are made again from the log, with the same episode ids.
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
     cursor.execute("PRAGMA busy_timeout=30000")
     cursor.close()
