@@ -148,7 +148,7 @@ def latency(
 
 @dataclass(frozen=True)
 class _Graph:
-    """Nodes and constants under construction; the names with a slash cannot be those of features."""
+    """Nodes and constants under construction; a slash in their names keeps them clear of features."""
 
     nodes: list[onnx.NodeProto]
     constants: list[onnx.TensorProto]

@@ -234,7 +234,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(count: int) -> 
 
 def test_rows_of_a_day_are_not_independent() -> None:
     blocks = np.arange(14 * 80) // 80
-    by_row = _trials(150, blocks, np.arange(14 * 80))
+    by_row = _trials(60, blocks, np.arange(14 * 80))
     assert np.mean([low <= 0 <= high for _, low, high in by_row]) < 0.8, "so their interval is far too narrow"
 
 
