@@ -130,7 +130,7 @@ def latency(
     Returns:
         latency_<rows>_p50_ms and latency_<rows>_p99_ms for 1 and 100 rows, and size_bytes.
     """
-    session = _session(model, threads=1)
+    session = _session(model)
     measured: dict[str, float] = {}
     for rows in (1, 100):
         batch = _feeds(kinds, frame.iloc[np.arange(rows) % len(frame)])
@@ -292,9 +292,9 @@ def _feeds(kinds: Mapping[str, encoding.Kind], frame: pd.DataFrame) -> dict[str,
     }
 
 
-def _session(model: bytes, threads: int = 2) -> Any:
+def _session(model: bytes) -> Any:
     import onnxruntime  # type: ignore[import-untyped]
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -107,7 +107,7 @@ _TINY: dict[str, dict[str, int | float]] = {
 
 def test_real_flights_pass(flights: pd.DataFrame) -> None:
     train, holdout = training.split(flights, timedelta(days=5))
-    fitted = training.fit(train, config.Training(threads=2))
+    fitted = training.fit(train, config.Training(threads=1))
     assert holdout["dep_delay"].isna().any()
     assert not set(holdout["tailnum"].dropna()) <= set(train["tailnum"])
     assert export.parity(export.to_onnx(fitted), fitted, flights).rows == 20_000
