@@ -8,6 +8,7 @@ from components._step import step
 @step
 def gate_model(
     loop: str,
+    run: str,
     model: dsl.Input[dsl.Model],
     training_set: dsl.Input[dsl.Dataset],
     gate: dsl.Output[dsl.Metrics],
@@ -18,6 +19,7 @@ def gate_model(
 
     Args:
         loop: the use case, as JSON.
+        run: name of the run; a run that has promoted its model keeps its verdict when it is resumed.
         model: model folder of the challenger.
         training_set: Parquet file, one row an event; its newest rows are the hold-out.
         gate: the numbers the decision rests on.
@@ -34,7 +36,7 @@ def gate_model(
     from kubeloop import stages
     from kubeloop.config import Loop, settings
 
-    found = stages.gate(Loop.parse(loop), settings(), Path(model.path), Path(training_set.path))
+    found = stages.gate(Loop.parse(loop), settings(), run, Path(model.path), Path(training_set.path))
     for name, value in stages.numbers(found).items():
         gate.log_metric(name, value)
     Path(reason).write_text(found.reason)

@@ -49,7 +49,7 @@ def training(config: Loop, image: str) -> BaseComponent:
         training_set = checked.outputs["clean"]
         trained = train_model(loop=loop, training_set=training_set)
         evaluated = evaluate_model(loop=loop, model=trained.outputs["model"], training_set=training_set)
-        gate = gate_model(loop=loop, model=trained.outputs["model"], training_set=training_set)
+        gate = gate_model(loop=loop, run=run, model=trained.outputs["model"], training_set=training_set)
         # The champion that the gate reads is no input of the step, so a cached verdict could be about another one.
         gate.set_caching_options(False)
         registered = register_model(

@@ -106,7 +106,11 @@ def build(repo: Path, raw: Path, out: Path) -> dict[str, int]:
             query = repo / "sql" / f"{view.name}.sql"
             if not query.is_file():
                 raise FeatureError(f"feature view {view.name} has no query: write {query}")
-            columns = [*(keys[name] for name in view.entities), "event_timestamp", *(field.name for field in view.features)]
+            columns = [
+                *(keys[name] for name in view.entities),
+                "event_timestamp",
+                *(field.name for field in view.features),
+            ]
             part = out / f"{view.name}.part"
             try:
                 db.execute(
@@ -114,7 +118,9 @@ def build(repo: Path, raw: Path, out: Path) -> dict[str, int]:
                     f"ORDER BY event_timestamp) TO {sources.literal(part)} (FORMAT parquet, COMPRESSION zstd)"
                 )
             except duckdb.Error as error:
-                raise FeatureError(f"{query} does not give the columns of its view ({', '.join(columns)}): {error}") from error
+                raise FeatureError(
+                    f"{query} does not give the columns of its view ({', '.join(columns)}): {error}"
+                ) from error
             part.replace(out / f"{view.name}.parquet")
             # Feast's DuckDB store reads a relative path from the process's folder, not from the repository's.
             view.batch_source.file_options.uri = str(out.resolve() / f"{view.name}.parquet")
@@ -182,6 +188,15 @@ def events(repo: Path, raw: Path, *, start: datetime, end: datetime, labelled_by
         return result.to_arrow_table()
 
 
+def newest_label(repo: Path, raw: Path) -> datetime | None:
+    """Return the moment at which the newest label was known, or None when there is none."""
+    with sources.connect(sources.tables(raw)) as db:
+        query = f"SELECT max(label_available_at) FROM ({_body(repo / 'sql' / 'events.sql')}) WHERE label IS NOT NULL"
+        row = db.execute(query).fetchone()
+    found: datetime | None = row[0] if row else None
+    return found.astimezone(UTC) if found else None
+
+
 def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
     """Join each event with its features as they were known at the event's moment.
 
@@ -222,7 +237,9 @@ def features(store: "FeatureStore", service: str) -> list[Field]:
         if entity.tags.get("feature") == "categorical"
     ]
     for projection in store.get_feature_service(service).feature_view_projections:
-        found += [_field(feature.name, feature.dtype.to_value_type().name, feature=True) for feature in projection.features]
+        found += [
+            _field(feature.name, feature.dtype.to_value_type().name, feature=True) for feature in projection.features
+        ]
     return found
 
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import signal
 import subprocess
 import threading
@@ -9,10 +10,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Self
 
 from kubeloop.config import QUIET, Loop, Settings
+from kubeloop.delivery.processes import die_with_parent
 
 READY_S = 60.0
 STOP_S = 20.0
@@ -124,6 +127,7 @@ class Services:
                     text=True,
                     # A terminal's Ctrl-C reaches this program alone, which then ends the services in order.
                     start_new_session=True,
+                    preexec_fn=partial(die_with_parent, os.getpid()),
                 )
         except OSError as error:
             raise ServiceError(f"cannot start the {name} ({error}); run `kubeloop doctor`") from error

@@ -190,16 +190,22 @@ def evaluate(loop: Loop, model: Path, training_set: Path, out: Path, report: Pat
     )
 
 
-def gate(loop: Loop, settings: Settings, model: Path, training_set: Path) -> "Verdict":
+def gate(loop: Loop, settings: Settings, run: str, model: Path, training_set: Path) -> "Verdict":
     """Compare the new model with the champion on the same newest hold-out.
 
-    Rows that the champion was trained on are left out, or it would be judged on its own lessons.
+    Rows that the champion was trained on are left out, or it would be judged on its own lessons. A run that is
+    resumed after its model was registered keeps the verdict it was registered with: by then the champion may be
+    that very model.
 
     Raises:
         StageError: too few rows are newer than the champion's training data.
     """
     from kubeloop import gates, model_folder, registry, training
 
+    known = registry.versions(settings, loop.name)
+    ours = next((version for version in known if version.run == run), None)
+    if ours is not None:
+        return gates.Verdict.from_dict(json.loads(ours.tags["kubeloop.gate"]))
     frame = pq.read_table(training_set).to_pandas()
     _, holdout = training.split(frame, loop.training.holdout)
     champion = registry.champion(settings, loop.name)

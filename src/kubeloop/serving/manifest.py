@@ -119,7 +119,12 @@ def _transformer(loop: Loop, feature_dir: Path | str, image: str) -> dict[str, A
                 "name": "kserve-container",
                 "image": image,
                 "command": list(TRANSFORMER_COMMAND),
-                "args": [f"--name={loop.name}", f"--feature-dir={feature_dir}", *_limits(loop)],
+                "args": [
+                    f"--name={loop.name}",
+                    f"--feature-dir={feature_dir}",
+                    f"--feature-service={loop.features.service}",
+                    *_limits(loop),
+                ],
                 "resources": _TRANSFORMER_RESOURCES,
             }
         ],

@@ -1,0 +1,360 @@
+"""The command line: `kubeloop --help`."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from kubeloop import config
+from kubeloop.config import ConfigError, Loop, Settings
+
+app = typer.Typer(
+    help="The closed machine-learning loop: train, serve, watch, retrain, promote.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+)
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+
+Folder = Annotated[
+    Path, typer.Option("--dir", "-C", help="Folder with loop.yaml and the feature repo.", show_default="this folder")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text.")]
+HERE = Path()
+
+
+def _open(folder: Path) -> tuple[Loop, Settings]:
+    settings = config.settings(folder)
+    os.environ.update({**config.QUIET, **settings.environ()})
+    return config.load(settings.loop_file), settings
+
+
+def _fail(message: object, code: int = 1) -> NoReturn:
+    _err.print(f"[red]error:[/] {escape(str(message))}")
+    raise typer.Exit(code)
+
+
+def _print(content: Any) -> None:
+    print(json.dumps(content, indent=2, default=str))
+
+
+class _Screen:
+    """Shows a replay: what happened as lines, how far it is as a bar; plain lines where there is no terminal."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("[bold]{task.fields[day]}"),
+            BarColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            console=_out,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=1.0, day="", facts="", visible=False)
+        self._started = time.monotonic()
+        self._next = 0.0
+
+    def __enter__(self) -> "_Screen":
+        if _out.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line with the seconds since the start."""
+        _out.print(f"[dim]{time.monotonic() - self._started:6.1f} s[/]  {escape(text)}")
+
+    def progress(self, progress: Any) -> None:
+        """Show how far the replay is."""
+        whole = (progress.until - progress.begin).total_seconds()
+        done = (progress.moment - progress.begin).total_seconds() / whole
+        facts = (
+            f"{progress.served:,} predictions, {progress.rate():,.0f}/s, p50 {progress.latency(0.5):.0f} ms, "
+            f"{progress.errors:,} failed" + (", retraining" if progress.retraining else "")
+        )
+        if _out.is_terminal:
+            self._bar.update(
+                self._task, completed=done, day=f"{progress.moment:%Y-%m-%d}", facts=facts, visible=done < 1
+            )
+        elif time.monotonic() >= self._next:
+            self._next = time.monotonic() + 5
+            self.say(f"{progress.moment:%Y-%m-%d}: {facts}")
+
+
+@app.command()
+def run(
+    folder: Folder = HERE,
+    fast: Annotated[bool, typer.Option("--fast", help="Replay a smaller sample of fewer months.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget everything of earlier runs first.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the whole loop on the table of loop.yaml.
+
+    Trains the first model, serves it, replays the rest of the table as traffic, watches for drift and
+    retrains. Interrupted with Ctrl-C, it goes on where it stopped when it is run again.
+    """
+    from kubeloop import report, session
+
+    loop, settings = _open(folder)
+    _doctor_or_fail(settings)
+    try:
+        with _Screen() as screen:
+            if as_json:
+                screen.say = lambda text: _err.print(escape(text))  # type: ignore[method-assign]
+                screen.progress = lambda progress: None  # type: ignore[method-assign]
+            summary = session.run(loop, settings, _environment(), screen, plan=session.Plan(fast), fresh=fresh)
+            page = report.write(loop, settings, summary)
+    except KeyboardInterrupt:
+        _fail("stopped; the services have ended and nothing is lost. Run the same command again to go on.", 130)
+    except Exception as error:  # noqa: BLE001 - the last resort of a program: say what is wrong, keep the trace in a file
+        _crash(settings, error)
+    if as_json:
+        _print(summary)
+        return
+    _tell(summary)
+    _out.print(f"\nReport: {page}\nSummary: {settings.state / 'summary.json'}")
+    _out.print(
+        "Next: `kubeloop report --open`, `kubeloop status`, `make mlflow`; your own table: `kubeloop init --help`."
+    )
+
+
+def _crash(settings: Settings, error: Exception) -> NoReturn:
+    """End with a sentence for a known error, and with a file that holds the trace for any other."""
+    import traceback
+
+    from kubeloop.replay import ReplayError
+    from kubeloop.services import ServiceError
+    from kubeloop.session import SessionError
+    from kubeloop.sources import SourceError
+
+    if isinstance(error, (ConfigError, ReplayError, ServiceError, SessionError, SourceError)):
+        _fail(error)
+    settings.logs.mkdir(parents=True, exist_ok=True)
+    trace = settings.logs / "kubeloop.log"
+    trace.write_text("".join(traceback.format_exception(error)))
+    _fail(f"{type(error).__name__}: {error}\nThis is not expected; the trace is in {trace}", 2)
+
+
+def _tell(summary: dict[str, Any]) -> None:
+    """Print what came of a run."""
+    predictions, auc = summary["predictions"], summary["auc"]
+    _out.print(
+        f"\n[bold]{summary['name']}[/]: {predictions['served']:,} predictions served, {predictions['logged']:,} logged, "
+        f"{predictions['dropped']:,} dropped, {predictions['errors']:,} failed, in {summary['wall_s']:.0f} s"
+    )
+    table = Table("version", "trained on", "decision", box=None, pad_edge=False)
+    for version in summary["versions"]:
+        word = "[green]promoted[/]" if version["promoted"] else "[yellow]rejected[/]"
+        span = f"{version['trained_from'][:10]} to {version['trained_to'][:10]}"
+        table.add_row(version["version"], span, f"{word} {escape(str(version['reason']))}")
+    _out.print(table)
+    if auc["difference"] is not None:
+        low, high = auc["ci95"]
+        _out.print(
+            f"AUC since the first promotion: loop {auc['loop']:.4f}, frozen first model {auc['frozen']:.4f}, "
+            f"difference {auc['difference']:+.4f} (95% interval {low:+.4f} to {high:+.4f}, {auc['rows']:,} predictions)"
+        )
+
+
+@app.command()
+def status(folder: Folder = HERE, as_json: Json = False) -> None:
+    """Show the champion, the open episode, the active run and which services are up."""
+    from kubeloop import overview
+
+    loop, settings = _open(folder)
+    found = overview.read(loop, settings)
+    if as_json:
+        _print(found)
+        return
+    for line in overview.lines(found):
+        _out.print(line)
+
+
+@app.command()
+def report(
+    folder: Folder = HERE,
+    show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the HTML report anew from the kept state, and say where it is."""
+    from kubeloop import report as page
+    from kubeloop import summary
+
+    loop, settings = _open(folder)
+    kept = summary.read(settings)
+    if kept is None:
+        _fail("nothing has run here yet; start with `kubeloop run`")
+    path = page.write(loop, settings, kept)
+    if as_json:
+        _print({"report": str(path)})
+    else:
+        _out.print(str(path))
+    if show and typer.launch(path.as_uri()):
+        _fail(f"no browser could be opened; open {path} yourself")
+
+
+@app.command()
+def serve(folder: Folder = HERE) -> None:
+    """Serve the kept champion until Ctrl-C, with collector, monitor and trigger."""
+    from kubeloop import registry
+    from kubeloop.services import ServiceError, Services
+
+    loop, settings = _open(folder)
+    champion = registry.champion(settings, loop.name)
+    if champion is None:
+        _fail("there is no champion to serve yet; `kubeloop run` trains one")
+    origin = loop.replay.train_to.isoformat() if loop.replay else datetime.now().astimezone().isoformat()
+    try:
+        with Services(loop, settings, _environment()) as services:
+            services.start_all(origin)
+            base = f"{services.url('node')}/v2/models/{loop.name}"
+            _out.print(f"Version {champion.version} at {base}/infer (metadata: {base}). Ctrl-C ends it.")
+            while True:
+                services.check()
+                time.sleep(0.5)
+    except KeyboardInterrupt:
+        _out.print("Stopped.")
+    except ServiceError as error:
+        _fail(error)
+
+
+@app.command()
+def predict(
+    rows: Annotated[str, typer.Argument(help="JSON: one object or a list of them, one a prediction; `-` reads stdin.")],
+    folder: Folder = HERE,
+    at: Annotated[str | None, typer.Option(help="Moment of the prediction, ISO 8601.", show_default="now")] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask the running inference service for predictions.
+
+    A row holds the entity keys and request-time fields; `kubeloop predict '{}'` says which.
+    """
+    from kubeloop import client
+    from kubeloop.services import ServiceError
+
+    loop, settings = _open(folder)
+    try:
+        answers = client.predict(loop, settings, sys.stdin.read() if rows == "-" else rows, at)
+    except (ServiceError, client.RequestError) as error:
+        _fail(error)
+    if as_json:
+        _print(answers)
+        return
+    for value in answers["probability"]:
+        _out.print(f"{value:.4f}  [dim]version {answers['version']}[/]")
+
+
+@app.command()
+def monitor(folder: Folder = HERE, as_json: Json = False) -> None:
+    """Show what the monitor found: windows, drifted features, live performance, episodes."""
+    from kubeloop import overview
+
+    loop, settings = _open(folder)
+    found = overview.windows(loop, settings)
+    if as_json:
+        _print(found)
+        return
+    table = Table("window", "version", "rows", "AUC", "verdict", "drifted features (effect)", box=None, pad_edge=False)
+    for row in found["windows"]:
+        table.add_row(*overview.window_cells(row))
+    _out.print(table)
+    for row in found["episodes"]:
+        _out.print(f"{row['opened_at']:%Y-%m-%d} episode {row['id']}: {escape(row['reason'])} {row['outcome'] or ''}")
+
+
+@app.command()
+def retrain(
+    folder: Folder = HERE,
+    reason: Annotated[str, typer.Option(help="Why; it is kept with the version.")] = "asked for by hand",
+    as_of: Annotated[
+        str | None, typer.Option(help="Moment whose knowledge to use.", show_default="the newest label")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Retrain now; the gate decides as always. A cooldown does not hold it back, an active run does."""
+    from kubeloop import session
+
+    loop, settings = _open(folder)
+    _doctor_or_fail(settings)
+    try:
+        with _Screen() as screen:
+            say: Callable[[str], None] = _err.print if as_json else screen.say
+            record = session.retrain(loop, settings, _environment(), say, reason=reason, as_of=as_of)
+    except KeyboardInterrupt:
+        _fail("stopped; run the same command again to resume the run", 130)
+    except Exception as error:  # noqa: BLE001 - see `run`
+        _crash(settings, error)
+    if as_json:
+        _print(record)
+    else:
+        _out.print(f"{record['outcome']}: {escape(str(record['detail']))}")
+    if record["outcome"] == "failed":
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(folder: Folder = HERE, as_json: Json = False) -> None:
+    """Say what is missing, wrong or too old, and the command that mends it."""
+    from kubeloop import doctor as check
+
+    found = check.examine(config.settings(folder))
+    if as_json:
+        _print([finding.to_dict() for finding in found])
+    else:
+        for finding in found:
+            mark = "[green]ok[/]     " if finding.ok else "[red]problem[/]"
+            _out.print(
+                f"{mark} {escape(finding.what)}" + (f"\n        mend it: {finding.mend}" if not finding.ok else "")
+            )
+    if not all(finding.ok for finding in found):
+        raise typer.Exit(1)
+
+
+def _doctor_or_fail(settings: Settings) -> None:
+    from kubeloop import doctor as check
+
+    wrong = [finding for finding in check.quick(settings) if not finding.ok]
+    if wrong:
+        _fail("\n".join(f"{finding.what}; mend it: {finding.mend}" for finding in wrong))
+
+
+@app.command("config")
+def show_config(as_json: Json = False) -> None:
+    """Explain every setting of loop.yaml, with its default."""
+    from kubeloop import config_reference
+
+    if as_json:
+        _print(Loop.model_json_schema())
+        return
+    _out.print(config_reference.text())
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's variables for the services: paths, proxies and credentials by name."""
+    return dict(os.environ)
+
+
+def main() -> None:
+    """Run the command line; a wrong loop.yaml is a sentence, not a trace."""
+    try:
+        app()
+    except ConfigError as error:
+        _err.print(f"[red]error:[/] {escape(str(error))}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,430 @@
+"""One `kubeloop run`: raw data, services, the first model, the replay, and what came of it.
+
+Everything it does can be interrupted and done again: raw data and feature tables are kept, the first model
+and every retraining go through the ledger, and the payload log says what was replayed.
+"""
+
+import asyncio
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+
+from kubeloop import names, sources, stages
+from kubeloop.config import Loop, Settings, instant
+from kubeloop.replay import Addresses, Progress, Replay, Sent
+from kubeloop.services import ServiceError, Services
+
+_STEP = re.compile(r"Task \S*'([\w-]+)'\S* (?:finished with status \S*?(SUCCESS|FAILURE|CACHED)|was cached)")
+_POLL_S = 0.2
+
+
+class SessionError(RuntimeError):
+    """The loop cannot go on; the message says why and what to do."""
+
+
+class Observer(Protocol):
+    """Who is told what happens."""
+
+    def say(self, text: str) -> None:
+        """Hear of something that happened, in one sentence."""
+
+    def progress(self, progress: Progress) -> None:
+        """Hear how far the replay is."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run replays: `fast` takes a smaller sample of fewer months."""
+
+    fast: bool = False
+
+    def apply(self, loop: Loop) -> Loop:
+        """Return the loop with the replay that is to be run.
+
+        Raises:
+            SessionError: the loop has no replay.
+        """
+        if loop.replay is None:
+            raise SessionError("loop.yaml has no `replay` section; add one, or serve with `kubeloop serve`")
+        if not self.fast:
+            return loop
+        until = loop.replay.fast_until or loop.replay.until
+        replay = loop.replay.model_copy(update={"sample": loop.replay.fast_sample, "until": until})
+        return loop.model_copy(update={"replay": replay})
+
+
+def run(
+    loop: Loop,
+    settings: Settings,
+    environment: Mapping[str, str],
+    observer: Observer,
+    *,
+    plan: Plan,
+    fresh: bool = False,
+) -> dict[str, Any]:
+    """Run the whole loop on the replayed table and return the summary.
+
+    Args:
+        loop: the use case.
+        settings: the place.
+        environment: variables for the services, beside the settings.
+        observer: is told what happens.
+        plan: what to replay.
+        fresh: forget everything of earlier runs first.
+
+    Raises:
+        SessionError: the first model failed, or the kept state is of another kind of run.
+        ServiceError: a service does not start or ended.
+        ReplayError: a service stopped answering.
+    """
+    loop = plan.apply(loop)
+    assert loop.replay is not None  # noqa: S101 - plan.apply has made sure
+    started = time.monotonic()
+    settings.state.mkdir(parents=True, exist_ok=True)
+    with Services(loop, settings, environment) as services:
+        if fresh:
+            _forget(settings)
+        memory = _Memory.open(settings, plan)
+        prepare(loop, settings, observer)
+        observer.say("Starting collector, node, trigger and monitor.")
+        services.start_all(loop.replay.train_to.isoformat())
+        first_model(loop, settings, services, observer)
+        progress = _replay(loop, settings, services, observer, memory)
+        memory.add(time.monotonic() - started, progress.errors, _dropped(services))
+        from kubeloop import summary
+
+        observer.say("Comparing the loop with the frozen first model on the replayed predictions.")
+        result = summary.build(loop, settings, memory.content)
+        summary.write(settings, result)
+    return result
+
+
+def prepare(loop: Loop, settings: Settings, observer: Observer) -> None:
+    """Take the raw data in and build the serving side's feature tables, where that was not done yet."""
+    from kubeloop import features
+
+    counts = sources.take_in(loop, settings)
+    repo = settings.home / loop.features.repo
+    mark = settings.features / "built-from"
+    state = f"{stages.digest(settings.raw)} {stages.digest(repo)}"
+    observer.say("Raw data: " + ", ".join(f"{rows:,} {name}" for name, rows in counts.items()) + ".")
+    if not mark.is_file() or mark.read_text() != state:
+        rows = features.build(repo, settings.raw, settings.features)
+        mark.write_text(state)
+        observer.say(f"Feature tables: {sum(rows.values()):,} rows in {len(rows)} views.")
+
+
+def first_model(loop: Loop, settings: Settings, services: Services, observer: Observer) -> None:
+    """Train, gate and serve the first model through the ledger, unless there is a champion.
+
+    Raises:
+        SessionError: the run failed or the gate rejected it.
+    """
+    from kubeloop import registry
+
+    assert loop.replay is not None  # noqa: S101 - plan.apply has made sure
+    if registry.champion(settings, loop.name) is not None:
+        return
+    # Another configuration or other data is another first model: a failed one does not stand in its way.
+    identity = stages.digest(settings.raw)[:8] + loop.digest()[:8]
+    name = request_run(
+        services.url("trigger"), loop, f"first-{identity}", loop.replay.train_to, "the first model of the loop"
+    )
+    observer.say(f"Training the first model on data up to {loop.replay.train_to:%Y-%m-%d} (run {name}).")
+    outcome = follow(settings, services.url("trigger"), name, observer.say, services.check)
+    if outcome["outcome"] != "promoted":
+        raise SessionError(
+            f"the first model was not served: {outcome['detail']}\nThe log is {settings.runs / name / 'log.txt'}"
+        )
+    observer.say(str(outcome["detail"]))
+
+
+def request_run(trigger: str, loop: Loop, episode: str, as_of: datetime, reason: str) -> str:
+    """Ask the trigger for one run; asking again for the same episode starts nothing new. Return the run's name.
+
+    Raises:
+        SessionError: the trigger refuses, because another run is active.
+    """
+    identity = f"{loop.name}-{episode}"
+    event = {
+        "specversion": "1.0",
+        "type": names.DRIFT_EVENT,
+        "source": "kubeloop/cli",
+        "id": identity,
+        "subject": identity,
+        "datacontenttype": "application/json",
+        "data": {
+            "service": loop.name,
+            "episode": identity,
+            "opened_at": as_of.isoformat(),
+            "as_of": as_of.isoformat(),
+            "kind": "manual",
+            "features": [],
+            "reason": reason,
+        },
+    }
+    response = httpx.post(
+        f"{trigger}/events", json=event, headers={"content-type": "application/cloudevents+json"}, timeout=30
+    )
+    decision = response.json()
+    if response.status_code != 202:
+        raise SessionError(f"the trigger refuses the event: {decision.get('error', response.text)}")
+    if not decision.get("run_name"):
+        raise SessionError(f"the trigger starts no run: {decision['reason']}")
+    return str(decision["run_name"])
+
+
+def retrain(
+    loop: Loop,
+    settings: Settings,
+    environment: Mapping[str, str],
+    say: Callable[[str], None],
+    *,
+    reason: str,
+    as_of: str | None,
+) -> dict[str, Any]:
+    """Run the training pipeline once, through the ledger, and return the run's record.
+
+    It uses the services that are up, or starts them for the time of the run.
+
+    Args:
+        loop: the use case.
+        settings: the place.
+        environment: variables for the services, beside the settings.
+        say: is told what happens.
+        reason: kept with the version.
+        as_of: moment whose knowledge to use, ISO 8601; the newest label in the raw data when left out.
+    """
+    from kubeloop import services as known
+
+    prepare(loop, settings, _Teller(say))
+    moment = instant(as_of) if as_of else newest_label(loop, settings)
+    episode = f"manual-{moment:%Y%m%dT%H%M%S}-{hashlib.sha256(f'{reason}{loop.digest()}'.encode()).hexdigest()[:8]}"
+    try:
+        trigger = known.address(settings, "trigger")
+    except ServiceError:
+        origin = loop.replay.train_to if loop.replay else moment
+        with Services(loop, settings, environment) as services:
+            services.start_all(origin.isoformat())
+            name = request_run(services.url("trigger"), loop, episode, moment, reason)
+            say(f"Run {name} with what was known on {moment:%Y-%m-%d %H:%M}.")
+            return follow(settings, services.url("trigger"), name, say, services.check)
+    name = request_run(trigger, loop, episode, moment, reason)
+    say(f"Run {name} with what was known on {moment:%Y-%m-%d %H:%M}.")
+    return follow(settings, trigger, name, say)
+
+
+def newest_label(loop: Loop, settings: Settings) -> datetime:
+    """Return the moment at which the newest label of the raw data was known.
+
+    Raises:
+        SessionError: no event has a label.
+    """
+    from kubeloop import features
+
+    moment = features.newest_label(settings.home / loop.features.repo, settings.raw)
+    if moment is None:
+        raise SessionError("no event has a label yet; give --as-of once there are labels")
+    return moment
+
+
+@dataclass
+class _Teller:
+    say: Callable[[str], None]
+
+    def progress(self, progress: Progress) -> None:
+        """Nothing is replayed."""
+
+
+def follow(
+    settings: Settings,
+    trigger: str,
+    run_name: str,
+    say: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Say each step of a run as it finishes, and return the run's record once it is over.
+
+    Args:
+        settings: the place.
+        trigger: URL of the trigger.
+        run_name: the run.
+        say: is told each step.
+        check: called while waiting; raises when there is nothing left to wait for.
+    """
+    steps = Steps(settings.runs / run_name / "log.txt")
+    while True:
+        check()
+        record: dict[str, Any] = httpx.get(f"{trigger}/runs/{run_name}", timeout=30).json()
+        for line in steps.news():
+            say(line)
+        if record.get("outcome"):
+            return record
+        time.sleep(_POLL_S)
+
+
+class Steps:
+    """Reads the finished steps from a run's log as it grows."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._offset = 0
+        self._since = time.monotonic()
+
+    def news(self) -> list[str]:
+        """Return a sentence for each step that finished since the last call."""
+        if not self._log.is_file():
+            return []
+        with self._log.open("rb") as file:
+            file.seek(self._offset)
+            text = file.read()
+        whole = text.rfind(b"\n") + 1
+        self._offset += whole
+        found = []
+        for match in _STEP.finditer(text[:whole].decode(errors="replace")):
+            step, status = match[1], match[2] or "CACHED"
+            took, self._since = time.monotonic() - self._since, time.monotonic()
+            word = {"SUCCESS": f"done in {took:.1f} s", "FAILURE": "failed", "CACHED": "kept from before"}[status]
+            found.append(f"  {step.replace('-', ' ')}: {word}")
+        return found
+
+
+@dataclass
+class _Memory:
+    """What no log or store keeps over several sessions of one run."""
+
+    path: Path
+    content: dict[str, Any]
+
+    @classmethod
+    def open(cls, settings: Settings, plan: Plan) -> "_Memory":
+        path = settings.state / "session.json"
+        if not path.is_file():
+            return cls(path, {"fast": plan.fast, "wall_s": 0.0, "errors": 0, "dropped": 0, "sessions": 0})
+        content = json.loads(path.read_text())
+        if content["fast"] != plan.fast:
+            kept, asked = ("--fast", "the full replay") if content["fast"] else ("the full replay", "--fast")
+            raise SessionError(f"the kept state is of {kept}, not of {asked}; add --fresh to start over")
+        return cls(path, content)
+
+    def add(self, wall_s: float, errors: int, dropped: int) -> None:
+        self.content["wall_s"] += wall_s
+        self.content["errors"] += errors
+        self.content["dropped"] += dropped
+        self.content["sessions"] += 1
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(self.content))
+        part.replace(self.path)
+
+
+def _replay(loop: Loop, settings: Settings, services: Services, observer: Observer, memory: _Memory) -> Progress:
+    from kubeloop import features, log
+
+    assert loop.replay is not None  # noqa: S101 - plan.apply has made sure
+    plan = loop.replay
+    httpx.post(f"{services.url('collector')}/flush", timeout=30).raise_for_status()
+    known = log.read(settings, loop.name)
+    sent = Sent(frozenset(known.event_ids), frozenset(known.labelled))
+    if sent.predictions:
+        observer.say(f"Going on after {len(sent.predictions):,} predictions of an earlier session.")
+    events = features.events(settings.home / loop.features.repo, settings.raw, start=plan.train_to, end=plan.until)
+    materializer = features.Materializer(settings.features, loop.features.service)
+    observer.say(
+        f"Replaying {plan.train_to:%Y-%m-%d} to {plan.until:%Y-%m-%d}: {plan.sample:.0%} of the moments of "
+        f"{events.num_rows:,} events (seed {plan.seed}), labels as they became known."
+    )
+    addresses = Addresses(
+        services.url("node"), services.url("collector"), services.url("monitor"), services.url("trigger")
+    )
+    news = News(loop, settings, services, observer)
+
+    def report(progress: Progress) -> None:
+        observer.progress(progress)
+        news.look()
+
+    replay = Replay(loop, events, plan.sample, addresses, materializer.advance, sent, report)
+    try:
+        progress = asyncio.run(replay.run())
+    except BaseException:
+        memory.add(0.0, replay.progress.errors, _dropped(services))
+        raise
+    news.look(now=True)
+    observer.say(
+        f"Replayed {progress.served:,} predictions; {progress.errors:,} failed; latency of a request "
+        f"{progress.latency(0.5):.1f} ms at the median, {progress.latency(0.99):.1f} ms at the 99th percentile."
+    )
+    return progress
+
+
+class News:
+    """Finds out what the monitor and the trigger decided, and says it once."""
+
+    def __init__(self, loop: Loop, settings: Settings, services: Services, observer: Observer) -> None:
+        from kubeloop.monitoring.store import Store
+
+        self._loop = loop
+        self._services = services
+        self._settings = settings
+        self._say: Callable[[str], None] = observer.say
+        self._store = Store(settings.monitor_db)
+        self._episodes = {row["id"] for row in self._store.episodes(loop.name)}
+        self._steps: dict[str, Steps] = {}
+        self._finished = {str(run["name"]) for run in self._runs() if run["outcome"]}
+        self._next = 0.0
+
+    def look(self, now: bool = False) -> None:
+        """Say what is new, at most a few times a second."""
+        if not now and time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + 0.3
+        self._services.check()
+        for row in self._store.episodes(self._loop.name):
+            if row["id"] not in self._episodes and row["decision"]:
+                self._episodes.add(row["id"])
+                self._say(f"{row['opened_at']:%Y-%m-%d} drift: {row['reason']} The trigger: {row['decision']}")
+        for run in self._runs():
+            name = str(run["name"])
+            if name in self._finished:
+                continue
+            steps = self._steps.setdefault(name, Steps(self._settings.runs / name / "log.txt"))
+            for line in steps.news():
+                self._say(line)
+            if run["outcome"]:
+                self._finished.add(name)
+                self._say(f"Run {name}: {run['outcome']}. {run['detail']}")
+
+    def _runs(self) -> list[dict[str, Any]]:
+        status = httpx.get(f"{self._services.url('trigger')}/status", timeout=30).json()
+        runs: list[dict[str, Any]] = status["runs"]
+        return runs
+
+
+def _dropped(services: Services) -> int:
+    """Return the predictions that the payload log lost in this session, wherever that happened."""
+    try:
+        status = httpx.get(f"{services.url('node')}/status", timeout=10).json()
+    except httpx.HTTPError as error:
+        raise ServiceError(f"the node does not answer ({error}); its log is in the logs folder") from error
+    return int(status["dropped"]["predictions"])
+
+
+def _forget(settings: Settings) -> None:
+    """Delete what runs leave, and nothing else that may lie in the folder."""
+    for name in (
+        *("features", "payloads", "runs", "pipeline", "pipeline-cache", "mlartifacts", "manifests", "data-docs"),
+        *("quarantine", "raw", "logs"),
+    ):
+        shutil.rmtree(settings.state / name, ignore_errors=True)
+    for pattern in ("*.db", "*.db-wal", "*.db-shm", "*.json", "report.html"):
+        for path in settings.state.glob(pattern):
+            path.unlink()
+    settings.logs.mkdir(parents=True, exist_ok=True)

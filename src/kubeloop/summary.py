@@ -1,0 +1,141 @@
+"""What came of a run, as plain values for a machine, a report or a test to read."""
+
+import json
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kubeloop import evaluation, gates, log, model_folder, registry
+from kubeloop.config import Loop, Settings
+from kubeloop.monitoring.store import Store
+from kubeloop.trigger import Ledger
+
+
+def build(loop: Loop, settings: Settings, session: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the stores and return the summary.
+
+    Args:
+        loop: the use case.
+        settings: the place.
+        session: counts that no store keeps: wall_s, errors, dropped, fast.
+    """
+    known = log.read(settings, loop.name)
+    versions = registry.versions(settings, loop.name)
+    logged = known.predictions.num_rows
+    store = Store(settings.monitor_db)
+    windows = store.windows(loop.name)
+    return {
+        "name": loop.name,
+        "wall_s": round(session["wall_s"], 1),
+        "fast": session["fast"],
+        "replay": loop.replay.model_dump(mode="json") if loop.replay else None,
+        "predictions": {
+            "served": logged + session["dropped"],
+            "logged": logged,
+            "dropped": session["dropped"],
+            "errors": session["errors"],
+        },
+        "labels": known.labels.num_rows,
+        "windows": len(windows),
+        "windows_drifted": sum(1 for row in windows if row["drifted"]),
+        "episodes": _episodes(loop, settings, store),
+        "versions": [_version(version) for version in versions],
+        "auc": _auc(loop, known, versions),
+    }
+
+
+def write(settings: Settings, summary: Mapping[str, Any]) -> Path:
+    """Write summary.json in one piece and return its path."""
+    path = settings.state / "summary.json"
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    part.replace(path)
+    return path
+
+
+def read(settings: Settings) -> dict[str, Any] | None:
+    """Return the summary of the last finished run, or None."""
+    path = settings.state / "summary.json"
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def _episodes(loop: Loop, settings: Settings, store: Store) -> list[dict[str, Any]]:
+    runs = {run.name: run for run in Ledger(settings.ledger_db, loop.drift).runs(loop.name)}
+    found = []
+    for row in store.episodes(loop.name):
+        run = runs.get(row["run_name"]) if row["run_name"] else None
+        found.append(
+            {
+                "id": row["id"],
+                "opened_at": row["opened_at"].isoformat(),
+                "kind": row["kind"],
+                "features": row["features"],
+                "why": row["reason"],
+                "run_id": row["run_name"],
+                "outcome": run.outcome if run else "refused",
+                "reason": run.detail if run else row["decision"],
+            }
+        )
+    return found
+
+
+def _version(version: registry.Version) -> dict[str, Any]:
+    tags = version.tags
+    verdict = json.loads(tags.get("kubeloop.gate", "{}"))
+    return {
+        "version": version.version,
+        "run_id": version.run,
+        "as_of": tags.get("kubeloop.as_of"),
+        "trained_from": tags.get("kubeloop.trained_from"),
+        "trained_to": tags.get("kubeloop.trained_to"),
+        "promoted": tags.get("kubeloop.promoted") == "true",
+        "promoted_at": tags.get("kubeloop.promoted_at"),
+        "champion": registry.CHAMPION in version.aliases,
+        "reason": verdict.get("reason"),
+        "gate": verdict,
+        "lineage": {
+            name.removeprefix("kubeloop."): value
+            for name, value in tags.items()
+            if name.endswith("sha256") or name in ("kubeloop.code", "kubeloop.feature_service", "kubeloop.served_at")
+        },
+    }
+
+
+def _auc(loop: Loop, known: log.Log, versions: list[registry.Version]) -> dict[str, Any]:
+    """Compare the loop with its frozen first model on what was served since a newer model took over.
+
+    Both are scored on the same logged features and labels; whole days are resampled.
+    """
+    nothing = {"frozen": None, "loop": None, "difference": None, "ci95": None, "rows": 0, "from": None}
+    rows = known.labelled_predictions()
+    if not versions or not rows.num_rows:
+        return nothing
+    first = versions[0]
+    newer = pc.not_equal(rows["model_version"], first.version)
+    if not pc.any(newer).as_py():
+        return nothing
+    start: datetime = pc.min(rows.filter(newer)["event_time"]).as_py()
+    rows = rows.filter(pc.greater_equal(rows["event_time"], pa.scalar(start, rows["event_time"].type)))
+    labels = rows["label"].to_numpy().astype(np.int64)
+    served = rows["score"].to_numpy().astype(np.float64)
+    frozen = model_folder.predict(first.folder, rows.to_pandas()).astype(np.float64)
+    days = gates.time_blocks(rows["event_time"].cast(pa.timestamp("us")).to_numpy(), timedelta(days=1))
+    difference, low, high = gates.difference_interval(
+        labels, frozen, served, "auc", days, resamples=loop.gates.resamples, confidence=0.95, seed=loop.training.seed
+    )
+    return {
+        "frozen": evaluation.score(labels, frozen)["auc"],
+        "loop": evaluation.score(labels, served)["auc"],
+        "difference": difference,
+        "ci95": [low, high],
+        "rows": len(labels),
+        "from": start.isoformat(),
+    }
