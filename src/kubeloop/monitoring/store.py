@@ -209,12 +209,12 @@ class Store:
         part = (c.start, c.end, c.version)
         query = sa.select(*part, sa.func.sum(c.rows).label("rows")).where(c.service == service, c.kind == "features")
         with self._engine.connect() as connection:
-            return [dict(row) for row in connection.execute(query.group_by(*part).order_by(*part)).mappings()]
+            return _plain(connection.execute(query.group_by(*part).order_by(*part)))
 
     def _select(self, table: sa.Table, service: str, *order: str, **where: Any) -> list[Row]:
         query = sa.select(table).filter_by(service=service, **where).order_by(*(table.c[name] for name in order))
         with self._engine.connect() as connection:
-            return [dict(row) for row in connection.execute(query).mappings()]
+            return _plain(connection.execute(query))
 
     @contextmanager
     def _write(self, now: Progress) -> Iterator[sa.Connection]:
@@ -229,6 +229,11 @@ class Store:
             if moved != 1:
                 raise StoreConflictError(f"another monitor of {now.service} writes to the same state; run only one")
             yield connection
+
+
+def _plain(result: sa.Result[Any]) -> list[Row]:
+    # SQLAlchemy's keys can be its own kind of str, which JSON writers refuse.
+    return [{str(name): value for name, value in row.items()} for row in result.mappings()]
 
 
 def _of(service: str, due: Due) -> list[sa.ColumnElement[bool]]:
