@@ -1,5 +1,6 @@
 """The trigger ledger: turns drift events into pipeline runs, exactly one an episode, whatever is lost or repeated."""
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +16,7 @@ from kubeloop.trigger_event import DriftEvent
 from kubeloop.trigger_store import COOLDOWNS, EVENTS, IS_ACTIVE, RUNS, Cooldown, Outcome, Received, Run, open_engine
 
 _log = logging.getLogger(__name__)
+_TRIES = 5
 
 _RUN = sa.select(RUNS, EVENTS.c.kind, EVENTS.c.as_of, EVENTS.c.features, EVENTS.c.reason).join(
     EVENTS, (EVENTS.c.service == RUNS.c.service) & (EVENTS.c.episode == RUNS.c.episode)
@@ -68,13 +70,11 @@ class Ledger:
 
     def record(self, event: DriftEvent) -> Decision:
         """Decide about an event, once: the same episode gets the same answer however often it comes."""
-        while True:
-            try:
-                with self._engine.begin() as connection:
-                    return self._repeat(connection, event) or self._decide(connection, event)
-            except IntegrityError:
-                # Another replica wrote this episode, or a run of this service, since we looked; now it can be seen.
-                continue
+        for _ in range(_TRIES - 1):
+            # Another replica may write this episode, or a run of this service, after we look; then look again.
+            with contextlib.suppress(IntegrityError):
+                return self._record(event)
+        return self._record(event)
 
     def claim(self, holder: str, lease: timedelta) -> Run | None:
         """Lease the oldest run that waits for a start, or whose holder is gone; None when there is none.
@@ -173,6 +173,10 @@ class Ledger:
         """Return the newest cooldown of a service, over or not."""
         with self._reader.connect() as connection:
             return _cooldown(connection, service)
+
+    def _record(self, event: DriftEvent) -> Decision:
+        with self._engine.begin() as connection:
+            return self._repeat(connection, event) or self._decide(connection, event)
 
     def _repeat(self, connection: sa.Connection, event: DriftEvent) -> Decision | None:
         same = (EVENTS.c.service == event.service) & (EVENTS.c.episode == event.episode)

@@ -211,6 +211,8 @@ def main() -> None:
     parser.add_argument("--max-failures", type=int, default=3, help="failed attempts after which a run is abandoned")
     parser.add_argument("--backoff-seconds", type=float, default=5.0, help="before the second attempt; then doubles")
     args = parser.parse_args()
+    if args.lease_seconds <= 2 * args.poll_seconds:
+        parser.error("--lease-seconds must exceed twice --poll-seconds, or a lease ends before it is renewed")
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         asyncio.run(_serve(args))

@@ -141,13 +141,16 @@ COOLDOWNS = sa.Table(
 def open_engine(url: str) -> sa.Engine:
     """Connect to the database and make the tables that are missing.
 
-    SQLite gets a write-ahead log, so that readers never wait; a writer takes the write lock when it begins, since
-    one that took it later could not wait for another writer and would fail.
+    SQLite gets a write-ahead log, and a writer takes the write lock when it begins, since one that took it later
+    could not wait for another writer and would fail. It also gets a single connection a process: threads that queue
+    for that one are served at once, while writers that meet in the file sleep and try again.
     """
-    engine = sa.create_engine(url)
-    if engine.dialect.name == "sqlite":
-        if engine.url.database:
-            Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+    place = sa.make_url(url)
+    is_sqlite = place.get_backend_name() == "sqlite"
+    engine = sa.create_engine(place, **({"pool_size": 1, "max_overflow": 0} if is_sqlite else {}))
+    if is_sqlite:
+        if place.database:
+            Path(place.database).parent.mkdir(parents=True, exist_ok=True)
 
         @sa.event.listens_for(engine, "connect")
         def _connect(connection: Any, _record: Any) -> None:

@@ -205,7 +205,7 @@ def test_a_thousand_copies_in_many_threads_and_two_ledgers_make_one_run_an_episo
     events = [episode(day, service=service) for day in range(5) for service in ("flights", "trains")] * 100
     random.Random(7).shuffle(events)
     ledgers = [Ledger(url, policy, clock=clock) for _ in range(2)]
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(4) as pool:
         decisions = list(pool.map(lambda pair: pair[1].record(pair[0]), zip(events, ledgers * 500, strict=True)))
     assert sum(event.received for event in ledgers[0].events()) == 1000
     assert sorted(run.service for run in ledgers[0].runs()) == ["flights", "trains"]
