@@ -1,0 +1,352 @@
+"""Requests a second of our model server beside stock KServe and MLServer, all with one model, in one run.
+
+A LightGBM of 200 trees and 30 features; every server on one core, the load on another; one row a request over
+persistent connections; the servers take turns in every round, so that a busy machine is busy for all of them.
+
+    .venv/bin/python benchmarks/serving.py --seconds 5
+"""
+
+import argparse
+import asyncio
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import uvloop
+
+TREES, FEATURES, NAME = 200, 30, "bench"
+PEERS = Path(__file__).parent / "serving_peers"
+MLSERVER = ["mlserver>=1.7", "mlserver-lightgbm", "onnxruntime"]
+
+
+@dataclass
+class Target:
+    """One server and protocol under load; `rounds` holds its latencies in seconds, one array a round."""
+
+    server: str
+    engine: str
+    protocol: str
+    port: int
+    path: str
+    body: bytes
+    rounds: list[np.ndarray[Any, np.dtype[np.float64]]] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+
+def main() -> None:
+    """Run the benchmark and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=5, help="load on each server and protocol in each round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--json", type=Path, help="write the results here as well")
+    args = parser.parse_args()
+    cores = sorted(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        row, expected = _train(Path(folder))
+        targets, missing = _start_all(stack, Path(folder), row, cores[0])
+        os.sched_setaffinity(0, {cores[-1]})
+        for target in targets:
+            _check(target, expected)
+            uvloop.run(_load(target, args.connections, 0.5))
+        for number in range(args.rounds):
+            # Backwards in every other round, so that none is always next to the same neighbour.
+            for target in targets if number % 2 == 0 else reversed(targets):
+                times, rate = uvloop.run(_load(target, args.connections, args.seconds))
+                target.rounds.append(times)
+                target.rates.append(rate)
+    results = _results(targets)
+    _print(results, missing, args)
+    if args.json:
+        report = {"settings": vars(args) | {"json": None}, "machine": _machine(), "versions": _versions()}
+        args.json.write_text(json.dumps(report | {"results": results, "not_available": missing}, indent=2) + "\n")
+
+
+def _train(folder: Path) -> tuple[list[float], list[float]]:
+    """Write model.onnx and model.bst; return a row and its two probabilities."""
+    import lightgbm
+    import onnx
+    from onnxmltools import convert_lightgbm
+    from onnxmltools.convert.common.data_types import FloatTensorType
+
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=(20_000, FEATURES)).astype(np.float32)
+    y = (x[:, 0] + x[:, 1] * x[:, 2] + rng.normal(size=len(x)) > 0).astype(int)
+    model = lightgbm.LGBMClassifier(n_estimators=TREES, verbose=-1, n_jobs=1).fit(x, y)
+    graph = convert_lightgbm(model, initial_types=[("input", FloatTensorType([None, FEATURES]))], zipmap=False)
+    # Probabilities only, so that every server writes the same answer.
+    del graph.graph.output[0]
+    onnx.save(graph, folder / "model.onnx")
+    model.booster_.save_model(folder / "model.bst")
+    row = x[:1].round(4)
+    return [float(value) for value in row[0]], model.predict_proba(row)[0].tolist()
+
+
+def _start_all(
+    stack: contextlib.ExitStack, folder: Path, row: list[float], core: int
+) -> tuple[list[Target], dict[str, str]]:
+    v2_path, v1_path = f"/v2/models/{NAME}/infer", f"/v1/models/{NAME}:predict"
+    tensor = {"name": "input", "shape": [1, len(row)], "datatype": "FP32", "data": row}
+    # With an id, since KServe's server fails without one.
+    v2, v1 = json.dumps({"id": "1", "inputs": [tensor]}).encode(), json.dumps({"instances": [row]}).encode()
+    ports = iter(_free_ports(5))
+
+    def both(server: str, port: int) -> list[Target]:
+        return [
+            Target(server, "ONNX Runtime", "V2", port, v2_path, v2),
+            Target(server, "ONNX Runtime", "V1", port, v1_path, v1),
+        ]
+
+    port = next(ports)
+    ours = [
+        sys.executable,
+        "-m",
+        "kubeloop.serving.server",
+        f"--model-dir={folder}",
+        f"--name={NAME}",
+        f"--port={port}",
+    ]
+    stack.enter_context(_server(ours, port, core, folder))
+    targets = both("kubeloop", port)
+    port = next(ports)
+    kserve = [sys.executable, str(PEERS / "kserve_server.py"), str(folder / "model.onnx"), NAME, str(port)]
+    stack.enter_context(_server(kserve, port, core, folder))
+    targets += both("kserve", port)
+    try:
+        port = next(ports)
+        mlserver = _mlserver(folder / "mlserver", folder, [port, next(ports), next(ports)])
+        stack.enter_context(_server(mlserver, port, core, folder / "mlserver"))
+    except (OSError, RuntimeError) as error:
+        return targets, {"MLServer": str(error)}
+    body = json.dumps({"id": "1", "inputs": [tensor | {"parameters": {"content_type": "np"}}]}).encode()
+    for engine in ("ONNX Runtime", "LightGBM"):
+        path = f"/v2/models/{engine.split()[0].lower()}/infer"
+        targets.append(Target("MLServer", engine, "V2", port, path, body))
+    return targets, {}
+
+
+def _mlserver(folder: Path, models: Path, ports: list[int]) -> list[str]:
+    """Write MLServer's settings and return its command; it cannot share our environment."""
+    if shutil.which("uv") is None:
+        raise RuntimeError("needs uv, to run in an environment of its own")
+    # Inference in the server's own process, which is the faster way on one core.
+    settings = {"host": "127.0.0.1", "http_port": ports[0], "grpc_port": ports[1], "metrics_port": ports[2]}
+    settings |= {"parallel_workers": 0, "debug": False}
+    runtimes = {
+        "onnx": ("mlserver_runtime.OnnxRuntime", models / "model.onnx"),
+        "lightgbm": ("mlserver_lightgbm.LightGBMModel", models / "model.bst"),
+    }
+    folder.mkdir()
+    (folder / "settings.json").write_text(json.dumps(settings))
+    for name, (implementation, uri) in runtimes.items():
+        (folder / name).mkdir()
+        shutil.copy(PEERS / "mlserver_runtime.py", folder / name)
+        card = {"name": name, "implementation": implementation, "parameters": {"uri": str(uri)}}
+        (folder / name / "model-settings.json").write_text(json.dumps(card))
+    needs = [flag for package in MLSERVER for flag in ("--with", package)]
+    return [
+        "uv",
+        "run",
+        "--isolated",
+        "--no-project",
+        "--python",
+        "3.11",
+        *needs,
+        "--",
+        "mlserver",
+        "start",
+        str(folder),
+    ]
+
+
+@contextlib.contextmanager
+def _server(command: list[str], port: int, core: int, folder: Path) -> Iterator[None]:
+    """Run a server on one core until the block ends.
+
+    Raises:
+        RuntimeError: it ended or was not ready within two minutes; the message ends with its log.
+    """
+    log = folder / f"{port}.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command,
+            stdout=output,
+            stderr=output,
+            cwd=folder,
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not _ready(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{' '.join(command[:3])} did not start: {log.read_text()[-400:]}")
+            time.sleep(0.2)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _ready(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/v2/health/ready", timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _check(target: Target, expected: list[float]) -> None:
+    """Make sure that a server computes the same as the others before its speed counts."""
+    url = f"http://127.0.0.1:{target.port}{target.path}"
+    response = httpx.post(url, content=target.body, headers={"content-type": "application/json"})
+    if response.status_code != 200:
+        raise RuntimeError(f"{target.server} {target.protocol} answered {response.status_code}: {response.text}")
+    answer = response.json()
+    if target.protocol == "V1":
+        got = answer["predictions"][0]
+    elif target.engine == "LightGBM":
+        got, expected = answer["outputs"][0]["data"], expected[1:]
+    else:
+        got = answer["outputs"][0]["data"]
+    np.testing.assert_allclose(got, expected, atol=1e-5, err_msg=f"{target.server} {target.protocol}")
+
+
+class _Client(asyncio.Protocol):
+    """One connection that sends its next request as soon as the last is answered."""
+
+    def __init__(self, request: bytes, stop: float, times: list[float]) -> None:
+        self.request = request
+        self.stop = stop
+        self.times = times
+        self.received = b""
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self.send()
+
+    def send(self) -> None:
+        self.received = b""
+        self.sent = time.perf_counter()
+        self.transport.write(self.request)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += data
+        head, gap, body = self.received.partition(b"\r\n\r\n")
+        if not gap:
+            return
+        length = head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
+        if len(body) < int(length):
+            return
+        now = time.perf_counter()
+        if not head.startswith(b"HTTP/1.1 200"):
+            self.done.set_exception(RuntimeError(self.received.decode()))
+            self.transport.close()
+        elif now >= self.stop:
+            self.done.set_result(None)
+            self.transport.close()
+        else:
+            self.times.append(now - self.sent)
+            self.send()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_exception(exc or ConnectionError("the server closed a connection under load"))
+
+
+async def _load(
+    target: Target, connections: int, seconds: float
+) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
+    """Return the latencies in seconds, and the requests a second."""
+    head = f"POST {target.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    request = f"{head}Content-Length: {len(target.body)}\r\n\r\n".encode() + target.body
+    loop = asyncio.get_running_loop()
+    times: list[float] = []
+    begin = time.perf_counter()
+    clients = [
+        (await loop.create_connection(lambda: _Client(request, begin + seconds, times), "127.0.0.1", target.port))[1]
+        for _ in range(connections)
+    ]
+    await asyncio.gather(*(client.done for client in clients))
+    return np.array(times), len(times) / seconds
+
+
+def _results(targets: list[Target]) -> list[dict[str, Any]]:
+    reference = {target.protocol: target for target in targets if target.server == "kserve"}
+    results = []
+    for target in targets:
+        against = reference[target.protocol]
+        ratios = [rate / base for rate, base in zip(target.rates, against.rates, strict=True)]
+        milliseconds = np.concatenate(target.rounds) * 1000
+        results.append(
+            {
+                "server": target.server,
+                "engine": target.engine,
+                "protocol": target.protocol,
+                "requests_per_s": round(statistics.median(target.rates)),
+                "requests_per_s_rounds": [round(rate) for rate in target.rates],
+                "p50_ms": round(float(np.percentile(milliseconds, 50)), 2),
+                "p99_ms": round(float(np.percentile(milliseconds, 99)), 2),
+                "times_kserve": round(statistics.median(ratios), 2),
+                "times_kserve_rounds": [round(ratio, 2) for ratio in ratios],
+            }
+        )
+    return results
+
+
+def _print(results: list[dict[str, Any]], missing: dict[str, str], args: argparse.Namespace) -> None:
+    print(
+        f"LightGBM, {TREES} trees x {FEATURES} features, one row a request, {args.connections} connections, one core; "
+        f"median of {args.rounds} rounds of {args.seconds:g} s\n"
+    )
+    print(f"{'server':10} {'engine':13} {'API':4} {'requests/s':>10} {'p50 ms':>8} {'p99 ms':>8} {'x kserve':>9}")
+    for result in results:
+        print(
+            f"{result['server']:10} {result['engine']:13} {result['protocol']:4} {result['requests_per_s']:>10} "
+            f"{result['p50_ms']:>8.2f} {result['p99_ms']:>8.2f} {result['times_kserve']:>9.2f}"
+        )
+    for server, reason in missing.items():
+        print(f"{server}: not available ({reason})")
+    print("\n" + ", ".join(f"{name} {version}" for name, version in _versions().items()))
+    print(", ".join(f"{key} {value}" for key, value in _machine().items()))
+
+
+def _versions() -> dict[str, str]:
+    names = ("kubeloop", "kserve", "onnxruntime", "lightgbm", "uvicorn", "uvloop", "orjson", "numpy")
+    return {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+
+
+def _machine() -> dict[str, str]:
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    return {"CPU": cpu, "cores": str(os.cpu_count()), "load": load}
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [sock.getsockname()[1] for sock in sockets]
+
+
+if __name__ == "__main__":
+    main()
