@@ -35,7 +35,8 @@ def profile(frame: pd.DataFrame, *, timestamp: str, label: str | None = None, ke
     - Keys: never null; unique together, when they are now.
     - Freshness: the newest `timestamp` is not after the run's moment, and not before it by more than three times
       the largest gap in the data, at least one day.
-    - Nulls: twice today's share and two points more. Rows stay, since models take missing values.
+    - Nulls: twice today's share and two points more, or half of today's values lost, whichever allows fewer.
+      Rows stay, since models take missing values.
     - Numbers: the span between the quantiles 0.001 and 0.999, widened by half of itself at both ends, for 99 % of
       the values. Quantiles, because one absurd value must not set the bounds. Rows outside go to the quarantine.
     - Strings with few values: the values seen now, for 98 % of the rows. Rows stay: a new category is news, and
@@ -52,7 +53,8 @@ def profile(frame: pd.DataFrame, *, timestamp: str, label: str | None = None, ke
         The suite as `expectations.dump` writes it and `expectations.load` reads it.
 
     Raises:
-        ValueError: the frame is empty or lacks a named column, or the label is not binary.
+        ValueError: the frame is empty or lacks a named column, `timestamp` has no time zone, or the label is not
+            binary.
     """
     named = [timestamp, *keys, *([label] if label else [])]
     missing = [name for name in named if name not in frame.columns]
@@ -62,6 +64,8 @@ def profile(frame: pd.DataFrame, *, timestamp: str, label: str | None = None, ke
         )
     if frame.empty:
         raise ValueError("the data have no rows to draft a suite from")
+    if not isinstance(frame[timestamp].dtype, pd.DatetimeTZDtype):
+        raise ValueError(f"{timestamp} has no time zone; convert it with pandas.to_datetime(..., utc=True)")
     suite = [
         _item("expect_table_columns_to_match_set", column_set=[str(name) for name in frame.columns], exact_match=False),
         _item("expect_table_row_count_to_be_between", min_value=len(frame) // 2, max_value=len(frame) * 2),
@@ -106,7 +110,7 @@ def _nulls(values: "pd.Series[Any]", name: str, *, strict: bool = False) -> dict
     if strict and share == 0:
         return _item("expect_column_values_to_not_be_null", column=name)
     # Rounded down, so that the draft's data pass.
-    mostly = max(0.0, floor((1 - 2 * share - 0.02) * 1000) / 1000)
+    mostly = floor(max(1 - 2 * share - 0.02, (1 - share) / 2) * 1000) / 1000
     return _item("expect_column_values_to_not_be_null", column=name, mostly=mostly, meta=dict(_KEEP))
 
 
@@ -115,7 +119,11 @@ def _type(values: "pd.Series[Any]", name: str) -> Suite:
         return []
     if pd.api.types.is_integer_dtype(values):
         # A single null makes floats of integers, and the share of nulls has its own tolerance.
-        return [_item("expect_column_values_to_be_in_type_list", column=name, type_list=[str(values.dtype), "float64"])]
+        return [_item("expect_column_values_to_be_in_type_list", column=name, type_list=["int64", "float64"])]
+    if pd.api.types.is_float_dtype(values):
+        return [_item("expect_column_type_to_be", column=name, type_="float64")]
+    if isinstance(values.dtype, pd.DatetimeTZDtype):
+        return [_item("expect_column_type_to_be", column=name, type_="datetime64[us, UTC]")]
     return [_item("expect_column_type_to_be", column=name, type_=str(values.dtype))]
 
 
@@ -133,6 +141,8 @@ def _label(values: "pd.Series[Any]", name: str) -> Suite:
 def _column(values: "pd.Series[Any]", name: str) -> Suite:
     if pd.api.types.is_bool_dtype(values):
         return [_nulls(values, name, strict=True)]
+    if values.isna().all():
+        return []
     suite = [_nulls(values, name)]
     if pd.api.types.is_numeric_dtype(values):
         suite += _range(values, name)
@@ -159,6 +169,6 @@ def _categories(values: "pd.Series[Any]", name: str) -> Suite:
     if not known.map(lambda value: isinstance(value, str)).all():
         return []
     seen = sorted(known.unique())
-    if not 0 < len(seen) <= CATEGORIES or len(seen) * ROWS_A_CATEGORY > len(known):
+    if len(seen) > CATEGORIES or len(seen) * ROWS_A_CATEGORY > len(known):
         return []
     return [_item("expect_column_values_to_be_in_set", column=name, value_set=seen, mostly=0.98, meta=dict(_KEEP))]

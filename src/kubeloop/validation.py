@@ -48,6 +48,9 @@ def validate(
     other row is dropped. A table with a critical failure gets no clean file, and its quarantine file also holds the
     rows behind the failures. What an earlier run left for these tables in the folders is replaced.
 
+    Expectations see numbers as int64 and float64 and moments as `datetime64[us, UTC]`, whatever their width, unit and
+    zone in the file; the files that are written keep the types of the source.
+
     Args:
         tables: Parquet file a table.
         suites: folder with `<table>.yaml` a table; see `kubeloop.expectations` for the format.
@@ -140,10 +143,27 @@ def _run(
     source = context.data_sources.add_or_update_pandas(suite.name)
     batches = source.add_dataframe_asset(suite.name).add_batch_definition_whole_dataframe("all")
     # A row's index label is then its position in the Arrow table, whatever index pandas once wrote into the file.
-    frame = data.to_pandas(ignore_metadata=True)
+    frame = _widen(data).to_pandas(ignore_metadata=True)
     outcome = batches.get_batch(batch_parameters={"dataframe": frame}).validate(suite, result_format=_RESULT_FORMAT)
     outcome.results.sort(key=_place)
     return outcome
+
+
+def _widen(data: pa.Table) -> pa.Table:
+    """Give numbers and moments one type each.
+
+    A suite then need not name the file's width or unit, and comparisons are fast: on narrower numbers the library
+    compares value by value, in Python.
+    """
+
+    def wide(kind: pa.DataType) -> pa.DataType:
+        if pa.types.is_floating(kind):
+            return pa.float64()
+        if pa.types.is_timestamp(kind) and kind.tz:
+            return pa.timestamp("us", "UTC")
+        return pa.int64() if pa.types.is_integer(kind) and kind != pa.uint64() else kind
+
+    return data.cast(pa.schema([field.with_type(wide(field.type)) for field in data.schema]), safe=False)
 
 
 def _place(result: "ExpectationValidationResult") -> int:
