@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from kubeloop.monitoring import performance, windows
 from kubeloop.monitoring.held import Kind, Part
@@ -52,7 +53,6 @@ def sort(decoded: Decoded, cursor: int, before: Progress, grid: Grid) -> Intake:
     clock = Clock(received[~early], times[~early], NEVER if before.watermark is None else micros(before.watermark))
     late = windows.late(clock, grid)
     on_time = predictions.filter(pa.array(~late))
-    versions = pc.fill_null(on_time["model_version"], UNKNOWN)
     ordinary = np.asarray(pc.is_in(predictions["endpoint"], pa.array(_ORDINARY)))
     progress = replace(
         before,
@@ -62,50 +62,54 @@ def sort(decoded: Decoded, cursor: int, before: Progress, grid: Grid) -> Intake:
         early_rows=before.early_rows + int(early.sum()),
         malformed=before.malformed + decoded.malformed,
     )
-    parts = list(_parts("features", on_time, clock.times[~late], versions, grid, ordinary[~late]))
-    return Intake(progress, parts + _labels(decoded.labels, clock, grid), _first_seen(predictions, clock, ordinary))
+    names, codes = _versions(predictions)
+    parts = [
+        _part("features", names[code], start, on_time, rows, grid, clock.times[~late][rows & ordinary[~late]])
+        for start, code, rows in _cells(grid.starts(clock.times[~late]), codes[~late])
+    ]
+    usual = np.argsort(clock.positions, kind="stable")
+    usual = usual[ordinary[usual]]
+    found, first = np.unique(codes[usual], return_index=True)
+    live_since = {names[code]: moment(time) for code, time in zip(found, clock.times[usual[first]], strict=True)}
+    return Intake(progress, parts + _labels(decoded.labels, clock, grid), live_since)
 
 
 def _labels(table: pa.Table, clock: Clock, grid: Grid) -> list[Part]:
     known = clock.before(_int64(table["received_at"]))
     # Before the first prediction there is no watermark to go by.
     arrived = np.where(known == NEVER, np.minimum(_int64(table["observed_at"]), _int64(table["received_at"])), known)
-    nobody = pa.array([""] * len(table), pa.string())
-    return list(_parts("labels", performance.labels(table, known), arrived, nobody, grid))
+    labels, nobody = performance.labels(table, known), np.zeros(len(table), np.int64)
+    return [
+        _part("labels", "", start, labels, rows, grid, arrived[:0])
+        for start, _, rows in _cells(grid.starts(arrived), nobody)
+    ]
 
 
-def _parts(
-    kind: Kind,
-    table: pa.Table,
-    times: Micros,
-    versions: pa.Array | pa.ChunkedArray,
-    grid: Grid,
-    ordinary: np.ndarray | None = None,
-) -> Iterator[Part]:
-    starts = grid.starts(times)
-    names = np.asarray(versions.to_pylist(), dtype=object)
+def _versions(predictions: pa.Table) -> tuple[list[str], Micros]:
+    """Return the names of the versions, and the index of each row's version among them."""
+    encoded = pc.fill_null(predictions["model_version"], UNKNOWN).combine_chunks().dictionary_encode()
+    return encoded.dictionary.to_pylist(), np.asarray(encoded.indices, dtype=np.int64)
+
+
+def _cells(starts: Micros, codes: Micros) -> Iterator[tuple[int, int, NDArray[np.bool_]]]:
+    """Yield every window and version that occur together, with a mask of their rows."""
     for start in np.unique(starts):
-        for version in sorted(set(names[starts == start])):
-            rows = (starts == start) & (names == version)
-            usual = times[rows & ordinary] if ordinary is not None else times[:0]
-            yield Part(
-                kind=kind,
-                version=version,
-                start=moment(start),
-                end=moment(start) + grid.length,
-                table=table.filter(pa.array(rows)),
-                newest=moment(usual.max()) if len(usual) else None,
-            )
+        here = starts == start
+        for code in np.unique(codes[here]):
+            yield int(start), int(code), here & (codes == code)
 
 
-def _first_seen(predictions: pa.Table, clock: Clock, ordinary: np.ndarray) -> dict[str, datetime]:
-    """Return the event time of the first row of every version in ordinary traffic, in order of arrival."""
-    found: dict[str, datetime] = {}
-    names = pc.fill_null(predictions["model_version"], UNKNOWN).to_pylist()
-    for row in np.argsort(clock.positions, kind="stable"):
-        if ordinary[row]:
-            found.setdefault(names[row], moment(clock.times[row]))
-    return found
+def _part(
+    kind: Kind, version: str, start: int, table: pa.Table, rows: NDArray[np.bool_], grid: Grid, ordinary: Micros
+) -> Part:
+    return Part(
+        kind=kind,
+        version=version,
+        start=moment(start),
+        end=moment(start) + grid.length,
+        table=table.filter(pa.array(rows)),
+        newest=moment(ordinary.max()) if len(ordinary) else None,
+    )
 
 
 def _int64(column: pa.ChunkedArray) -> Micros:

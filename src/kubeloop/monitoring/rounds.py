@@ -26,7 +26,7 @@ from kubeloop.reference import Reference, ReferenceError
 
 _log = logging.getLogger(__name__)
 
-READING = 50_000
+READING = 10_000
 """Events taken from the log at once."""
 
 _METRICS = ("auc", "log_loss", "brier", "ece")

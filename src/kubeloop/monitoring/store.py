@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import sqlalchemy as sa
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from kubeloop.monitoring import held, schema
 from kubeloop.monitoring.held import Part
@@ -62,7 +63,12 @@ class Store:
         self._engine = sa.create_engine(url)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _tune_sqlite)
-        schema.metadata.create_all(self._engine)
+        with self._engine.begin() as connection:
+            for table in schema.metadata.sorted_tables:
+                # Said this way, two processes that start at once do not trip over each other.
+                connection.execute(CreateTable(table, if_not_exists=True))
+                for index in table.indexes:
+                    connection.execute(CreateIndex(index, if_not_exists=True))
 
     @property
     def engine(self) -> sa.Engine:
@@ -258,7 +264,7 @@ def _tune_sqlite(connection: Any, _record: Any) -> None:
     # WAL lets the report read while the monitor writes. Without an fsync a commit, a power cut can take the last
     # ones back; they are made again from the log, with the same episode ids.
     cursor = connection.cursor()
+    cursor.execute("PRAGMA busy_timeout=30000")
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.execute("PRAGMA busy_timeout=30000")
     cursor.close()

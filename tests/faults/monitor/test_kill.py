@@ -201,7 +201,7 @@ def test_a_process_that_is_killed_again_and_again_comes_to_the_same_end(
     (folder / "loop.yaml").write_text(world.loop(**POLICY).dump())
     chance = random.Random(7)
     place = 1
-    pieces = [log[begin : begin + len(log) // 5 + 1] for begin in range(0, len(log), len(log) // 5 + 1)]
+    pieces = [log[begin : begin + len(log) // 4 + 1] for begin in range(0, len(log), len(log) // 4 + 1)]
     for piece in pieces:
         place = world.write(folder / "payloads", piece, place)
         with Process(folder, references, trigger.url):
