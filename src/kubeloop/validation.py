@@ -4,6 +4,7 @@ Importing the library takes seconds, so functions import it when they run. It re
 moment: the process must have `config.QUIET` set before it validates.
 """
 
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
@@ -84,7 +85,9 @@ def validate(
         reports[table] = TableReport(data.num_rows, len(reasons), len(entries[table]), dict(counts))
         failures += failed
         _publish(context, entries[table], outcome, as_of)
-    context.clean_data_docs()
+    # The library's own cleaning would delete every file under the folder, also those that are not its pages.
+    for pages in ("expectations", "validations"):
+        shutil.rmtree(docs / pages, ignore_errors=True)
     context.build_data_docs()
     passed = not any(failure.severity == CRITICAL for failure in failures)
     return Report(passed, as_of.astimezone(UTC), reports, tuple(failures), docs, quarantine)

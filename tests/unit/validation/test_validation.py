@@ -252,7 +252,9 @@ def test_two_runs_into_the_same_folders_leave_the_second(place: Any, readings: p
     before = files()
     assert place.run({"t": place.table("t", faulty)}) == first
     assert files() == before
+    (place.docs / "notes.txt").write_text("not a page of the site")
     place.run({"t": place.table("t", readings)}, as_of=first.as_of + timedelta(days=1))
+    assert (place.docs / "notes.txt").exists()
     assert not place.has("quarantine", "t")
     assert len(place.read("clean", "t")) == 1000
     pages = list((place.docs / "validations").rglob("*.html"))
