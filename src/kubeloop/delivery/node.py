@@ -96,13 +96,12 @@ class Node:
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
-        await self.router.open()
-        await self.log.open()
+        self.log.open()
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await self.log.close(FLUSH_S)
         await self.controller.close()
-        await self.router.close()
+        self.router.close()
         await send({"type": "lifespan.shutdown.complete"})
 
 

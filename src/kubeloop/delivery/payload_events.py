@@ -6,10 +6,10 @@ import random
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
-
-import aiohttp
+from urllib.parse import urlsplit
 
 from kubeloop import names
+from kubeloop.delivery.upstream import Client, UpstreamError
 
 LOG = logging.getLogger(__name__)
 
@@ -33,10 +33,10 @@ class Pair:
     namespace: str
     endpoint: str
     request: bytes
-    request_type: str
+    request_type: bytes
     requested_at: float
     response: bytes
-    response_type: str
+    response_type: bytes
     responded_at: float
     rows: int
 
@@ -68,7 +68,7 @@ class EventLog:
         self._pending_rows = 0
         self._failing: set[str] = set()
         self._workers: list[asyncio.Task[None]] = []
-        self._session: aiohttp.ClientSession | None = None
+        self._client = Client()
         self.sent = 0
         self.retries = 0
         self.dropped_events = 0
@@ -92,14 +92,9 @@ class EventLog:
         self._arrived.set()
         self._idle.clear()
 
-    async def open(self) -> None:
+    def open(self) -> None:
         """Start the workers."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=WORKERS, keepalive_timeout=4),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
-        )
-        self._workers = [asyncio.create_task(self._work(self._session)) for _ in range(WORKERS)]
+        self._workers = [asyncio.create_task(self._work()) for _ in range(WORKERS)]
 
     async def close(self, flush_s: float) -> None:
         """Send what is queued, for `flush_s` seconds at most; the rest counts as dropped."""
@@ -112,10 +107,9 @@ class EventLog:
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
-        if self._session:
-            await self._session.close()
+        self._client.close()
 
-    async def _work(self, session: aiohttp.ClientSession) -> None:
+    async def _work(self) -> None:
         while True:
             while not self._waiting:
                 self._arrived.clear()
@@ -126,7 +120,7 @@ class EventLog:
                 (names.REQUEST_EVENT, pair.request, pair.request_type, pair.requested_at),
                 (names.RESPONSE_EVENT, pair.response, pair.response_type, pair.responded_at),
             ):
-                if await self._send(session, pair.url, _headers(pair, kind, media_type, moment), body):
+                if await self._send(pair.url, _headers(pair, kind, media_type, moment), body):
                     self.sent += 1
                 else:
                     refused += 1
@@ -139,16 +133,18 @@ class EventLog:
             if not self._pending:
                 self._idle.set()
 
-    async def _send(self, session: aiohttp.ClientSession, url: str, headers: dict[str, str], body: bytes) -> bool:
+    async def _send(self, url: str, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
         """Return whether the collector took the event; False when it never will."""
-        pause = FIRST_PAUSE_S
+        parts = urlsplit(url)
+        target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}".encode()
+        pause, fresh = FIRST_PAUSE_S, False
         while True:
             try:
-                async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
-                    await response.read()
-                    status = response.status
-            except (aiohttp.ClientError, TimeoutError) as error:
-                reason = repr(error)
+                answer = await self._client.send(url, "POST", target, headers, body, timeout_s=TIMEOUT_S, fresh=fresh)
+                status = answer.status
+            except (UpstreamError, TimeoutError) as error:
+                reason = str(error)
+                fresh = True
             else:
                 if status < 300:
                     if url in self._failing:
@@ -167,16 +163,16 @@ class EventLog:
             pause = min(pause * 2, LAST_PAUSE_S)
 
 
-def _headers(pair: Pair, kind: str, media_type: str, moment: float) -> dict[str, str]:
-    return {
-        "content-type": media_type,
-        "ce-specversion": "1.0",
-        "ce-type": kind,
-        "ce-id": pair.id,
-        "ce-time": datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z"),
-        "ce-source": pair.source,
-        "ce-inferenceservicename": pair.service,
-        "ce-namespace": pair.namespace,
-        "ce-component": "predictor",
-        "ce-endpoint": pair.endpoint,
-    }
+def _headers(pair: Pair, kind: str, media_type: bytes, moment: float) -> list[tuple[bytes, bytes]]:
+    return [
+        (b"content-type", media_type),
+        (b"ce-specversion", b"1.0"),
+        (b"ce-type", kind.encode()),
+        (b"ce-id", pair.id.encode()),
+        (b"ce-time", datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z").encode()),
+        (b"ce-source", pair.source.encode()),
+        (b"ce-inferenceservicename", pair.service.encode()),
+        (b"ce-namespace", pair.namespace.encode()),
+        (b"ce-component", b"predictor"),
+        (b"ce-endpoint", pair.endpoint.encode()),
+    ]

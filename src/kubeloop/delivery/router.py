@@ -7,33 +7,28 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import orjson
-from multidict import CIMultiDict
-from yarl import URL
 
 from kubeloop.delivery.metrics import Metrics
 from kubeloop.delivery.payload_events import EventLog, Pair
 from kubeloop.delivery.processes import Backend
+from kubeloop.delivery.upstream import Answer, Client, Headers, UpstreamError
 from kubeloop.serving.http import ClientGoneError, Limits, Receive, Scope, Send, read_body
-from kubeloop.serving.oip import ProtocolError
+from kubeloop.serving.tensors import ProtocolError
 
 PREDICTOR_ENTRY = "/_predictor"
 """Where a transformer finds the predictors: `<node>/_predictor/v2/models/<name>/infer`."""
 
-_INFERENCE = re.compile(r"^/v(?:2/models/[^/]+(?:/versions/[^/]+)?/infer|1/models/[^/]+:predict)$")
-_CONNECT_S = 2.0
+_PREDICTOR_PREFIX = f"{PREDICTOR_ENTRY}/".encode()
+_INFERENCE = re.compile(rb"^/v(?:2/models/[^/]+(?:/versions/[^/]+)?/infer|1/models/[^/]+:predict)$")
 # RFC 9110, section 7.6.1, and what is set anew for the next hop. Compression would only hide the payload.
 _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer transfer-encoding "
     b"upgrade host content-length expect accept-encoding".split()
 )
-
-Headers = Iterable[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +66,13 @@ class Route:
         return chosen.endpoint, chosen.backend
 
 
-@dataclass(slots=True)
-class _Answer:
-    status: int
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a predictor was asked, and when."""
+
     body: bytes
-    headers: list[tuple[bytes, bytes]]
-    backend: str = ""
+    headers: Headers
+    at: float
 
 
 class Router:
@@ -94,102 +90,77 @@ class Router:
         self._log = log
         self._metrics = metrics
         self._limits = Limits(max_body_bytes=max_body_bytes)
-        self._session: aiohttp.ClientSession | None = None
+        self._client = Client()
 
-    async def open(self) -> None:
-        """Open the connections to the backends."""
-        self._session = aiohttp.ClientSession(
-            # Idle connections end before the servers' 75 s, so that no request meets a closing one.
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=15),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-        )
-
-    async def close(self) -> None:
-        """Close them again."""
-        if self._session:
-            await self._session.close()
+    def close(self) -> None:
+        """Close the connections to the backends."""
+        self._client.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         began = time.perf_counter()
-        raw: str = scope["raw_path"].decode("latin-1")
-        component, path = "transformer", raw
-        if raw.startswith(PREDICTOR_ENTRY):
-            component, path = "predictor", raw[len(PREDICTOR_ENTRY) :]
+        path: bytes = scope["raw_path"]
+        component = "transformer"
+        if path.startswith(_PREDICTOR_PREFIX):
+            component, path = "predictor", path[len(_PREDICTOR_PREFIX) - 1 :]
+        endpoint = ""
         self.inflight += 1
         try:
             body = await read_body(dict(scope["headers"]), receive, self._limits)
-            answer = await self._answer(component, path, body, scope)
+            endpoint, answer = await self._answer(component, path, body, scope)
         except ProtocolError as error:
-            answer = _error(error.status, str(error))
+            answer = _error(error)
         except ClientGoneError:
             return
         finally:
             self.inflight -= 1
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         await send({"type": "http.response.body", "body": answer.body})
-        self._metrics.observe(component, answer.backend, answer.status, time.perf_counter() - began)
+        self._metrics.observe(component, endpoint, answer.status, time.perf_counter() - began)
 
-    async def _answer(self, component: str, path: str, body: bytes, scope: Scope) -> _Answer:
+    async def _answer(self, component: str, path: bytes, body: bytes, scope: Scope) -> tuple[str, Answer]:
+        """Return the answer and the endpoint that gave it."""
         if self.closing and component == "transformer":
-            return _error(503, "the node is shutting down")
+            raise ProtocolError("the node is shutting down", 503)
         service = self._service(path)
         method: str = scope["method"]
-        inference = method == "POST" and _INFERENCE.match(path) is not None
         query: bytes = scope["query_string"]
-        target = f"{path}?{query.decode('latin-1')}" if query else path
-        headers = _request_headers(scope["headers"])
+        target = b"%s?%s" % (path, query) if query else path
+        inference = method == "POST" and _INFERENCE.match(path) is not None
+        headers = _forwarded(scope["headers"])
         tried: Backend | None = None
-        for attempt in (1, 2):
+        while True:
             # Read anew each time: the second attempt meets the switch that took the first one's backend away.
             route = self.routes.get(service)
             choice = route.choose(component, tried) if route else None
             if route is None or choice is None:
-                return _error(503, f"no {component} of {service} is up; see the conditions of the inference service")
+                raise ProtocolError(f"no {component} of {service} is up; see the service's conditions", 503)
             endpoint, backend = choice
-            logged = inference and (component == "predictor" or route.transformer is None)
             requested_at = time.time()
             backend.inflight += 1
             try:
-                answer = await self._ask(backend, method, target, headers, body, route.timeout_s)
+                answer = await self._client.send(
+                    str(backend.url), method, target, headers, body, timeout_s=route.timeout_s, fresh=tried is not None
+                )
             except TimeoutError:
-                return _error(504, f"the {component} of {service} took more than {route.timeout_s:g} s", endpoint)
-            except aiohttp.ClientError:
-                tried = backend
-                if attempt == 1 and (inference or method in ("GET", "HEAD")):
+                raise ProtocolError(f"the {component} of {service} took over {route.timeout_s:g} s", 504) from None
+            except UpstreamError:
+                if tried is None and (inference or method in ("GET", "HEAD")):
+                    tried = backend
                     continue
-                break
+                raise ProtocolError(f"the {component} of {service} went away; try again", 503) from None
             finally:
                 backend.inflight -= 1
-            answer.backend = endpoint
-            if logged and 200 <= answer.status < 300:
-                self._record(route, endpoint, (body, scope["headers"], requested_at), answer)
-            return answer
-        return _error(503, f"the {component} of {service} went away; try again")
+            if inference and 200 <= answer.status < 300 and (component == "predictor" or route.transformer is None):
+                self._record(route, endpoint, Request(body, scope["headers"], requested_at), answer)
+            answer.headers = _returned(answer, method)
+            return endpoint, answer
 
-    async def _ask(
-        self, backend: Backend, method: str, target: str, headers: CIMultiDict[str], body: bytes, timeout_s: float
-    ) -> _Answer:
-        assert self._session  # noqa: S101 - `open` comes first
-        async with self._session.request(
-            method,
-            URL(f"{backend.url}{target}", encoded=True),
-            data=body or None,
-            headers=headers,
-            allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=_CONNECT_S),
-        ) as response:
-            payload = await response.read()
-            return _Answer(response.status, payload, _response_headers(response.raw_headers, payload, method))
-
-    def _record(self, route: Route, endpoint: str, request: tuple[bytes, Headers, float], answer: _Answer) -> None:
+    def _record(self, route: Route, endpoint: str, request: Request, answer: Answer) -> None:
         rows = count_rows(answer.body)
         self._metrics.predictions += rows
         if route.logger_url is None:
             return
-        body, headers, requested_at = request
         self._log.offer(
             Pair(
                 url=route.logger_url,
@@ -198,9 +169,9 @@ class Router:
                 service=route.service,
                 namespace=route.namespace,
                 endpoint=endpoint,
-                request=body,
-                request_type=_media_type(headers),
-                requested_at=requested_at,
+                request=request.body,
+                request_type=_media_type(request.headers),
+                requested_at=request.at,
                 response=answer.body,
                 response_type=_media_type(answer.headers),
                 responded_at=time.time(),
@@ -208,11 +179,11 @@ class Router:
             )
         )
 
-    def _service(self, path: str) -> str:
+    def _service(self, path: bytes) -> str:
         """Return the service that a path means; a path without a model means the only one."""
-        parts = path.split("/", 4)
-        if len(parts) > 3 and parts[2] == "models":
-            name = parts[3].partition(":")[0]
+        parts = path.split(b"/", 4)
+        if len(parts) > 3 and parts[2] == b"models":
+            name = parts[3].partition(b":")[0].decode("latin-1")
             if name in self.routes:
                 return name
             raise ProtocolError(f"there is no inference service {name[:80]!r} here", 404)
@@ -234,25 +205,24 @@ def count_rows(body: bytes) -> int:
         return 0
 
 
-def _error(status: int, message: str, backend: str = "") -> _Answer:
-    body = orjson.dumps({"error": message})
+def _error(error: ProtocolError) -> Answer:
+    body = orjson.dumps({"error": str(error)})
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    if status == 503:
+    if error.status == 503:
         headers.append((b"retry-after", b"1"))
-    return _Answer(status, body, headers, backend)
+    return Answer(error.status, headers, body)
 
 
-def _request_headers(headers: Headers) -> CIMultiDict[str]:
+def _forwarded(headers: Headers) -> list[tuple[bytes, bytes]]:
     dropped = _dropped(headers)
-    return CIMultiDict((k.decode("latin-1"), v.decode("latin-1")) for k, v in headers if k not in dropped)
+    return [header for header in headers if header[0] not in dropped]
 
 
-def _response_headers(headers: Headers, body: bytes, method: str) -> list[tuple[bytes, bytes]]:
-    lower = [(key.lower(), value) for key, value in headers]
-    dropped = _dropped(lower)
-    kept = [(key, value) for key, value in lower if key not in dropped]
-    length = next((v for k, v in lower if k == b"content-length"), b"0") if method == "HEAD" else b"%d" % len(body)
-    return [*kept, (b"content-length", length)]
+def _returned(answer: Answer, method: str) -> list[tuple[bytes, bytes]]:
+    length = b"%d" % len(answer.body)
+    if method == "HEAD":
+        length = next((value for key, value in answer.headers if key == b"content-length"), length)
+    return [*_forwarded(answer.headers), (b"content-length", length)]
 
 
 def _dropped(headers: Headers) -> frozenset[bytes]:
@@ -263,5 +233,5 @@ def _dropped(headers: Headers) -> frozenset[bytes]:
     return _HOP_BY_HOP | {name.strip().lower() for value in listed for name in value.split(b",")}
 
 
-def _media_type(headers: Headers) -> str:
-    return next((v.decode("latin-1") for k, v in headers if k == b"content-type"), "application/json")
+def _media_type(headers: Headers) -> bytes:
+    return next((value for key, value in headers if key == b"content-type"), b"application/json")

@@ -17,6 +17,9 @@ CANARY = "canary"
 
 TRANSFORMER_COMMAND = ("python", "-m", "kubeloop.serving.transformer")
 
+_CONTAINER = "kserve-container"
+"""The name that KServe gives the main container; the schema of a canary's model asks for it."""
+
 _PREDICTOR_RESOURCES = {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}}
 _TRANSFORMER_RESOURCES = {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}}
 
@@ -95,6 +98,7 @@ def _predictor(loop: Loop, model: ModelRef, logger_url: str) -> dict[str, Any]:
         **_times(loop),
         "logger": {"mode": "all", "url": logger_url},
         "model": {
+            "name": _CONTAINER,
             "modelFormat": names.model_format(),
             "runtime": names.RUNTIME,
             "protocolVersion": "v2",
@@ -116,7 +120,7 @@ def _transformer(loop: Loop, feature_dir: Path | str, image: str) -> dict[str, A
         **_times(loop),
         "containers": [
             {
-                "name": "kserve-container",
+                "name": _CONTAINER,
                 "image": image,
                 "command": list(TRANSFORMER_COMMAND),
                 "args": [

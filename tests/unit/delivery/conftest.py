@@ -1,6 +1,7 @@
 """A node in a process of its own, a payload collector, and clients that count."""
 
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -20,10 +21,11 @@ import httpx
 import pytest
 
 from kubeloop.config import Loop
-from kubeloop.delivery import Applied, local
+from kubeloop.delivery import Applied, DeliveryError, local
 from kubeloop.serving.manifest import ModelRef, inference_service
 
 HERE = Path(__file__).parent
+_NUMBERS = itertools.count()
 
 
 def eventually(check: Callable[[], Any], seconds: float = 10.0) -> Any:
@@ -78,10 +80,12 @@ class Collector:
             self.server.server_close()
             self.server = None
 
-    def pairs(self) -> dict[str, dict[str, tuple[dict[str, str], Any]]]:
-        """Events by id and by the last word of their type."""
+    def pairs(self, service: str = "flights") -> dict[str, dict[str, tuple[dict[str, str], Any]]]:
+        """Events of a service by id and by the last word of their type."""
         found: dict[str, dict[str, tuple[dict[str, str], Any]]] = {}
         for headers, body in list(self.events):
+            if headers["ce-inferenceservicename"] != service:
+                continue
             found.setdefault(headers["ce-id"], {})[headers["ce-type"].rpartition(".")[2]] = headers, json.loads(body)
         return found
 
@@ -129,16 +133,19 @@ class NodeProcess:
     def get(self, path: str = "/status") -> Any:
         return httpx.get(self.url + path, timeout=10).raise_for_status().json()
 
-    def service(self, name: str) -> dict[str, Any]:
+    def service(self, name: str = "flights") -> dict[str, Any]:
         return local.status("kubeloop", name, self.url)
+
+    def conditions(self, name: str = "flights") -> dict[str, dict[str, str]]:
+        return {condition["type"]: condition for condition in self.service(name)["status"]["conditions"]}
 
     def apply(self, manifest: dict[str, Any], timeout_s: float = 30.0) -> Applied:
         return local.apply(manifest, self.url, timeout_s)
 
-    def processes(self, name: str, component: str = "predictor") -> list[dict[str, Any]]:
+    def processes(self, component: str = "predictor", name: str = "flights") -> list[dict[str, Any]]:
         return [p for p in self.service(name)["status"]["processes"] if p["component"] == component]
 
-    def infer(self, name: str, rows: int = 1, **kwargs: Any) -> httpx.Response:
+    def infer(self, rows: int = 1, name: str = "flights", **kwargs: Any) -> httpx.Response:
         return httpx.post(f"{self.url}/v2/models/{name}/infer", json=request(rows), timeout=20, **kwargs)
 
 
@@ -154,7 +161,6 @@ class Load:
     url: str
     name: str
     clients: int
-    rows: int = 1
     answers: list[tuple[int, str, float]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -175,7 +181,7 @@ class Load:
     def _client(self, number: int) -> None:
         parts = urlsplit(self.url)
         connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=20)
-        body = json.dumps(request(self.rows, f"{number}-"))
+        body = json.dumps(request(1, f"{number}-"))
         while not self._stop.is_set():
             began = time.monotonic()
             try:
@@ -201,11 +207,35 @@ class Load:
         eventually(lambda: len(self.answers) >= goal, 30)
 
 
+class Background:
+    """Runs something beside a test and keeps its error."""
+
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.error: DeliveryError | None = None
+        self._work = work
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except DeliveryError as error:
+            self.error = error
+
+    def __enter__(self) -> "Background":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+
 @dataclass
 class Kit:
     """Makes models, manifests and nodes in a folder."""
 
     folder: Path
+    collector: Collector
     nodes: list[NodeProcess] = field(default_factory=list)
 
     def node(self, *flags: str, command: tuple[str, ...] | None = None) -> NodeProcess:
@@ -219,11 +249,13 @@ class Kit:
         folder = self.folder / "models" / version
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "behaviour.json").write_text(json.dumps(behaviour))
-        return ModelRef(version, folder.as_uri(), sha256, "run-1")
+        return self.ref(version, sha256)
 
-    def manifest(
-        self, version: ModelRef, name: str = "flights", logger_url: str = "http://127.0.0.1:9/", **kwargs: Any
-    ) -> dict[str, Any]:
+    def ref(self, version: str, sha256: str = "0" * 64) -> ModelRef:
+        """A version and its folder, which is there or not."""
+        return ModelRef(version.rpartition("/")[2], (self.folder / "models" / version).as_uri(), sha256, "run-1")
+
+    def manifest(self, version: ModelRef, name: str = "flights", logger_url: str = "", **kwargs: Any) -> dict[str, Any]:
         settings = kwargs.pop("serving", {})
         loop = Loop.model_validate(
             {
@@ -235,20 +267,64 @@ class Kit:
             }
         )
         kwargs.setdefault("feature_dir", "features")
-        return inference_service(loop, version, logger_url=logger_url, **kwargs)
+        return inference_service(loop, version, logger_url=logger_url or self.collector.url, **kwargs)
 
-    def load(self, node: NodeProcess, name: str = "flights", clients: int = 8, rows: int = 1) -> Load:
-        return Load(node.url, name, clients, rows)
+    def load(self, node: NodeProcess, clients: int = 8, name: str = "flights") -> Load:
+        return Load(node.url, name, clients)
 
     def eventually(self, check: Callable[[], Any], seconds: float = 10.0) -> Any:
         return eventually(check, seconds)
 
+    def background(self, work: Callable[[], Any]) -> "Background":
+        return Background(work)
+
+
+@dataclass
+class Service:
+    """One inference service of its own name on a node that other tests use as well."""
+
+    kit: Kit
+    node: NodeProcess
+    name: str
+
+    def model(self, version: str, **behaviour: Any) -> ModelRef:
+        return self.kit.model(f"{self.name}/{version}", **behaviour)
+
+    def manifest(self, version: str, canary: str = "", **kwargs: Any) -> dict[str, Any]:
+        if canary:
+            kwargs["canary"] = self.kit.ref(f"{self.name}/{canary}")
+        return self.kit.manifest(self.kit.ref(f"{self.name}/{version}"), name=self.name, **kwargs)
+
+    def apply(self, version: str, canary: str = "", timeout_s: float = 30.0, **kwargs: Any) -> Applied:
+        return self.node.apply(self.manifest(version, canary, **kwargs), timeout_s)
+
+    def status(self) -> dict[str, Any]:
+        return self.node.service(self.name)
+
+    def conditions(self) -> dict[str, dict[str, str]]:
+        return self.node.conditions(self.name)
+
+    def processes(self, component: str = "predictor") -> list[dict[str, Any]]:
+        return self.node.processes(component, self.name)
+
+    def infer(self, rows: int = 1, **kwargs: Any) -> httpx.Response:
+        return self.node.infer(rows, self.name, **kwargs)
+
+    def load(self, clients: int) -> Load:
+        return self.kit.load(self.node, clients, self.name)
+
+    def pairs(self) -> dict[str, dict[str, tuple[dict[str, str], Any]]]:
+        eventually(lambda: self.node.get()["queued"] == 0)
+        return self.kit.collector.pairs(self.name)
+
 
 def _kit(folder: Path) -> Iterator[Kit]:
-    kit = Kit(folder)
+    kit = Kit(folder, Collector())
+    kit.collector.up()
     yield kit
     for node in kit.nodes:
         node.stop()
+    kit.collector.down()
 
 
 @pytest.fixture
@@ -263,12 +339,21 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kit]:
     yield from _kit(tmp_path_factory.mktemp("shared"))
 
 
+@pytest.fixture(scope="module")
+def node(shared: Kit) -> NodeProcess:
+    """A node for all tests of a module."""
+    return shared.node("--ready-s", "2")
+
+
 @pytest.fixture
-def collector() -> Iterator[Collector]:
-    collector = Collector()
-    collector.up()
-    yield collector
-    collector.down()
+def service(shared: Kit, node: NodeProcess) -> Iterator[Service]:
+    """A service with the models v1 and v2, not applied yet."""
+    service = Service(shared, node, f"flights-{next(_NUMBERS)}")
+    for version in ("v1", "v2"):
+        service.model(version)
+    yield service
+    path = f"/apis/serving.kserve.io/v1beta1/namespaces/kubeloop/inferenceservices/{service.name}"
+    httpx.delete(node.url + path, timeout=30)
 
 
 @pytest.fixture

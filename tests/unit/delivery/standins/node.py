@@ -19,7 +19,5 @@ commands = Commands(
     predictor=(sys.executable, str(here / "predictor.py")), transformer=(sys.executable, str(here / "transformer.py"))
 )
 log_to_stderr()
-node = Node(
-    commands, args.state, log_queue=args.log_queue, max_body_bytes=args.max_body_bytes, ready_s=args.ready_s
-)
+node = Node(commands, args.state, log_queue=args.log_queue, max_body_bytes=args.max_body_bytes, ready_s=args.ready_s)
 run(NodeServer(node, 0))

@@ -1,0 +1,83 @@
+"""Choosing the applier, and what it says when there is nothing to apply to."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from kubeloop.config import Loop, Settings
+from kubeloop.delivery import DeliveryError, local
+from kubeloop.delivery import apply as choose
+
+
+def settings(folder: Path) -> Settings:
+    python = folder / "python"
+    return Settings(
+        home=folder,
+        state=folder,
+        mlflow_uri="sqlite://",
+        core_python=python,
+        runtime_python=python,
+        detector_python=python,
+    )
+
+
+def loop(applier: str) -> Loop:
+    return Loop.model_validate(
+        {
+            "name": "flights",
+            "source": {"tables": {"events": {"available_at": "at"}}},
+            "features": {"service": "v1"},
+            "delivery": {"applier": applier},
+        }
+    )
+
+
+def test_applies_to_the_node_that_the_services_file_names(kit):
+    node = kit.node()
+    place = settings(kit.folder)
+    place.services_file.write_text(json.dumps({"node": {"url": node.url, "pid": node.process.pid}}))
+    applied = choose.apply(loop("local"), kit.manifest(kit.model("v1")), place)
+    assert (applied.name, applied.namespace, applied.generation) == ("flights", "kubeloop", 1)
+    assert 0 < applied.seconds < 30
+    assert local.status("kubeloop", "flights", node.url)["status"]["url"] == node.url
+
+
+@pytest.mark.parametrize("applier", ["cluster", "gitops"])
+def test_other_appliers_say_that_they_are_not_there_yet(tmp_path, applier):
+    with pytest.raises(DeliveryError, match=f"'{applier}' is not available yet; write `applier: local`"):
+        choose.apply(loop(applier), {}, settings(tmp_path))
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"node": null}', '{"collector": {"url": "http://x"}}'])
+def test_without_a_node_it_says_how_to_start_one(tmp_path, content):
+    place = settings(tmp_path)
+    if content is not None:
+        place.services_file.write_text(content)
+    with pytest.raises(DeliveryError, match=r"no local node is up .*start it with `kubeloop serve`"):
+        choose.apply(loop("local"), {}, place)
+
+
+def test_a_node_that_has_gone_is_named(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(DeliveryError, match=f"{address} does not answer .*start it with `kubeloop serve`"):
+            local.status("kubeloop", "flights", address)
+
+
+def test_a_refusal_carries_the_reason(kit):
+    node = kit.node()
+    manifest = kit.manifest(kit.model("v1"))
+    manifest["spec"]["predictor"]["model"]["storageUri"] = "s3://bucket/model"
+    with pytest.raises(DeliveryError, match=r"refuses flights: .*'s3://bucket/model' is not on this machine"):
+        node.apply(manifest)
+    with pytest.raises(DeliveryError, match="there is no inference service 'elephants'"):
+        node.service("elephants")
+
+
+def test_waiting_has_an_end(kit):
+    node = kit.node()
+    with pytest.raises(DeliveryError, match=r"flights was not ready within 0.3 s: Starting"):
+        node.apply(kit.manifest(kit.model("v1", hang=True)), timeout_s=0.3)

@@ -1,0 +1,140 @@
+"""The payload log gets what was served, and a collector's troubles stay its own."""
+
+import json
+import statistics
+import time
+import uuid
+from datetime import datetime
+
+import pytest
+
+
+def test_every_prediction_is_one_pair_and_equal_to_what_was_served(kit):
+    node = kit.node()
+    node.apply(kit.manifest(kit.model("v1")))
+    forged = {"ce-id": "forged", "ce-type": "org.kubeflow.serving.inference.response", "ce-endpoint": "canary"}
+    answers = [node.infer(rows=1 + n % 3, headers=forged) for n in range(20)]
+    kit.eventually(lambda: node.get()["queued"] == 0)
+    pairs = kit.collector.pairs()
+    assert all(set(pair) == {"request", "response"} for pair in pairs.values())
+    assert len(kit.collector.events) == 2 * len(pairs) == 40
+    served = sorted(answer.text for answer in answers)
+    assert sorted(json.dumps(pair["response"][1]) for pair in pairs.values()) == served
+    assert sorted(pair["response"][1]["got"] for pair in pairs.values()) == sorted(
+        body.decode() for headers, body in kit.collector.events if headers["ce-type"].endswith("request")
+    )
+    for pair_id, pair in pairs.items():
+        assert uuid.UUID(pair_id).version == 4
+        asked, answered = (datetime.fromisoformat(pair[kind][0]["ce-time"]) for kind in ("request", "response"))
+        assert asked <= answered
+        assert asked.utcoffset() is not None
+        for kind in ("request", "response"):
+            headers = pair[kind][0]
+            assert {
+                key: headers[key] for key in headers if key.startswith("ce-") and key not in ("ce-id", "ce-time")
+            } == {
+                "ce-specversion": "1.0",
+                "ce-type": f"org.kubeflow.serving.inference.{kind}",
+                "ce-source": f"{node.url}/v2/models/flights",
+                "ce-inferenceservicename": "flights",
+                "ce-namespace": "kubeloop",
+                "ce-component": "predictor",
+                "ce-endpoint": "default",
+            }
+            assert headers["content-type"] == "application/json"
+    status = node.get()
+    assert (status["sent"], status["dropped"]) == (40, {"events": 0, "predictions": 0})
+    assert status["predictions"] == sum(1 + n % 3 for n in range(20))
+
+
+def test_failed_predictions_and_other_requests_are_not_logged(kit):
+    node = kit.node()
+    node.apply(kit.manifest(kit.model("v1", status=422)))
+    assert node.infer().status_code == 422
+    node.get("/_predictor/v2/models/flights")
+    status = node.get()
+    assert (status["queued"], status["sent"], status["predictions"]) == (0, 0, 0)
+
+
+def test_without_a_logger_nothing_is_sent(kit):
+    node = kit.node()
+    manifest = kit.manifest(kit.model("v1"))
+    del manifest["spec"]["predictor"]["logger"]
+    node.apply(manifest)
+    node.infer()
+    status = node.get()
+    assert (status["queued"], status["sent"], status["predictions"]) == (0, 0, 1)
+
+
+def test_collector_that_is_away_gets_everything_later(kit):
+    node = kit.node()
+    node.apply(kit.manifest(kit.model("v1")))
+    kit.collector.down()
+    with kit.load(node, clients=4) as load:
+        load.wait(200)
+    assert (set(load.codes()), load.failures) == ({200}, [])
+    status = node.get()
+    assert (status["queued"], status["sent"]) == (2 * len(load.answers), 0)
+    assert status["retries"] > 0
+    kit.collector.up()
+    kit.eventually(lambda: node.get()["queued"] == 0)
+    assert len(kit.collector.pairs()) == len(load.answers)
+    assert node.get()["dropped"] == {"events": 0, "predictions": 0}
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_collector_that_fails_is_tried_again(kit, status):
+    node = kit.node()
+    node.apply(kit.manifest(kit.model("v1")))
+    kit.collector.status = status
+    node.infer()
+    kit.eventually(lambda: node.get()["retries"] >= 2)
+    kit.collector.status = 200
+    kit.eventually(lambda: len(kit.collector.events) == 2)
+
+
+def test_refused_events_are_counted_and_do_not_block_the_next(kit):
+    node = kit.node()
+    node.apply(kit.manifest(kit.model("v1")))
+    kit.collector.status = 400
+    node.infer(rows=3)
+    kit.eventually(lambda: node.get()["dropped"] == {"events": 2, "predictions": 3})
+    kit.collector.status = 200
+    node.infer()
+    kit.eventually(lambda: len(kit.collector.events) == 2)
+
+
+def test_full_queue_drops_the_newest_and_counts_rows_and_events(kit):
+    node = kit.node("--log-queue", "20")
+    node.apply(kit.manifest(kit.model("v1")))
+    kit.collector.down()
+    kept = [node.infer(rows=2) for _ in range(10)]
+    lost = [node.infer(rows=3) for _ in range(7)]
+    assert {answer.status_code for answer in kept + lost} == {200}
+    status = node.get()
+    assert (status["queued"], status["dropped"]) == (20, {"events": 14, "predictions": 21})
+    assert status["predictions"] == 41
+    kit.collector.up()
+    kit.eventually(lambda: node.get()["sent"] == 20)
+    shapes = [pair["response"][1]["outputs"][0]["shape"] for pair in kit.collector.pairs().values()]
+    assert shapes == [[2]] * 10
+
+
+def test_slow_collector_does_not_slow_inference(kit):
+    node = kit.node()
+    node.apply(kit.manifest(kit.model("v1", sleep=0.01)))
+
+    def median() -> float:
+        with kit.load(node, clients=4) as load:
+            load.wait(150)
+        assert (set(load.codes()), load.failures) == ({200}, [])
+        return statistics.median(seconds for _, _, seconds in load.answers)
+
+    median()
+    fast = median()
+    kit.collector.sleep = 0.5
+    time.sleep(0.1)
+    slow = median()
+    assert node.get()["queued"] > 100
+    assert slow < fast * 1.5 + 0.01
+    kit.collector.sleep = 0.0

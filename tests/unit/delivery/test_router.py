@@ -1,0 +1,118 @@
+"""What passes through the router unchanged, what it takes away, and how it says no."""
+
+import re
+
+import httpx
+import pytest
+
+
+@pytest.fixture(scope="module")
+def node(shared):
+    node = shared.node("--max-body-bytes", "5000")
+    node.apply(shared.manifest(shared.model("v1"), name="flights"))
+    node.apply(shared.manifest(shared.model("slow", sleep=3), name="slow", serving={"timeout_s": 1}))
+    node.apply(shared.manifest(shared.model("sick", status=500), name="sick"))
+    return node
+
+
+def test_headers_query_and_path_arrive_and_hop_by_hop_headers_do_not(node):
+    sent = {
+        "x-request-id": "abc",
+        "x-mark": "ä".encode("latin-1"),
+        "connection": "keep-alive, x-hop",
+        "x-hop": "1",
+        "te": "trailers",
+        "keep-alive": "timeout=5",
+        "proxy-authorization": "secret",
+        "accept-encoding": "gzip",
+    }
+    answer = httpx.get(f"{node.url}/_predictor/v2/models/flights/any%20thing?x=%2F&y=1", headers=sent)
+    got = answer.json()
+    assert got["path"] == "/v2/models/flights/any%20thing?x=%2F&y=1"
+    assert (got["headers"]["x-request-id"], got["headers"]["x-mark"]) == ("abc", "ä")
+    assert not {"x-hop", "te", "keep-alive", "proxy-authorization", "accept-encoding"} & set(got["headers"])
+    assert answer.headers["x-served-by"] == "standin"
+    assert not {"x-secret", "connection", "transfer-encoding"} & set(answer.headers)
+
+
+def test_bytes_pass_as_they_are(node):
+    body = b'{ "inputs" :[ {"shape":[2], "name":"x\\u00e4", "data" : [1.50, null]} ]}\n'
+    answer = httpx.post(f"{node.url}/v2/models/flights/infer", content=body)
+    assert answer.json()["got"] == body.decode()
+
+
+@pytest.mark.parametrize(
+    "path", ["/v2/models/flights/infer", "/v2/models/flights/versions/v1/infer", "/v1/models/flights:predict"]
+)
+def test_the_ways_to_ask_for_a_prediction(node, path):
+    before = node.get()["predictions"]
+    body = {"inputs": [{"shape": [2]}]}
+    assert httpx.post(node.url + path, json=body).json()["model_version"] == "v1"
+    assert node.get()["predictions"] == before + 2
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("prefix", ["", "/_predictor"])
+def test_too_large_a_body_is_refused(node, prefix, chunked):
+    body = b"x" * 5001
+    content = iter([body[:3000], body[3000:]]) if chunked else body
+    answer = httpx.post(f"{node.url}{prefix}/v2/models/flights/infer", content=content)
+    assert answer.status_code == 413
+    assert "5000 bytes" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "message"),
+    [
+        ("/v2/models/elephants/infer", 404, "no inference service 'elephants'"),
+        ("/v2/health/ready", 404, "say which model"),
+        ("/elephants", 404, ""),
+    ],
+)
+def test_unknown_paths(node, path, code, message):
+    answer = httpx.post(node.url + path, json={})
+    assert answer.status_code == code
+    assert message in answer.text
+
+
+def test_without_a_service_there_is_503(shared):
+    answer = httpx.get(f"{shared.node().url}/v2/health/ready")
+    assert (answer.status_code, answer.json()) == (503, {"error": "there is no inference service here yet"})
+
+
+def test_slow_backend_is_504_in_time(node):
+    answer = node.infer(name="slow")
+    assert answer.status_code == 504
+    assert "over 1 s" in answer.json()["error"]
+    assert answer.elapsed.total_seconds() < 2.5
+
+
+def test_error_of_the_model_server_passes_through_and_is_no_prediction(node):
+    before = node.get()
+    answer = node.infer(name="sick")
+    assert (answer.status_code, answer.json()["model_version"]) == (500, "sick")
+    after = node.get()
+    assert after["predictions"] == before["predictions"]
+    assert after["errors"] == {key: value + 1 for key, value in before["errors"].items()}
+
+
+def test_metrics_count_by_component_backend_and_code(node):
+    def value(name: str, **labels: str) -> float:
+        text = httpx.get(f"{node.url}/metrics").text
+        for line in text.splitlines():
+            match = re.fullmatch(rf"{name}(?:{{(.*)}})? (\S+)", line)
+            if match and all(f'{key}="{label}"' in (match[1] or "") for key, label in labels.items()):
+                return float(match[2])
+        return 0.0
+
+    before = {
+        part: value("kubeloop_router_requests_total", component=part, backend="default", code="200")
+        for part in ("transformer", "predictor")
+    }
+    rows = value("kubeloop_predictions_total")
+    assert node.infer(rows=4).status_code == 200
+    for part, count in before.items():
+        labels = {"component": part, "backend": "default"}
+        assert value("kubeloop_router_requests_total", code="200", **labels) == count + 1
+        assert value("kubeloop_router_request_seconds_bucket", le="+Inf", **labels) > count
+    assert value("kubeloop_predictions_total") == rows + 4
