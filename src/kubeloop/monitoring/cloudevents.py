@@ -13,6 +13,7 @@ from kubeloop.monitoring.payload_log import micros
 _REQUIRED = ("specversion", "id", "source", "type")
 _TEXTS = ("id", "type", "source", "inferenceservicename", "namespace", "component", "endpoint")
 _LONGEST = 1024
+_SINGLE, _BATCH = b"application/cloudevents+json", b"application/cloudevents-batch+json"
 _CONTROL = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)])
 
 
@@ -50,14 +51,15 @@ def parse(headers: Mapping[bytes, bytes], body: bytes, received_at: int) -> list
     if not content_type.startswith(b"application/cloudevents"):
         attributes = {name: value for name in (*_REQUIRED, *_TEXTS, "time") if (value := _header(headers, name))}
         return [_event(attributes, body, received_at, "ce-")]
+    if content_type not in (_SINGLE, _BATCH):
+        known = f"{_SINGLE.decode()}, {_BATCH.decode()} or binary mode"
+        raise EventError(f"content type {content_type.decode('latin-1')!r} is none of {known}")
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise EventError(f"the body is no JSON: {error}") from error
-    if content_type == b"application/cloudevents+json":
+    if content_type == _SINGLE:
         return [_structured(content, received_at)]
-    if content_type != b"application/cloudevents-batch+json":
-        raise EventError(f"content type {content_type.decode('latin-1')!r} is none of JSON, JSON batch or binary mode")
     if not isinstance(content, list):
         raise EventError("a batch is a JSON list of events")
     events = []

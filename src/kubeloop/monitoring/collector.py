@@ -104,7 +104,7 @@ class Collector:
             self._rejected["too_large"] += 1
             await _reply(send, 413, str(error))
         except _RefusedError as error:
-            self._journal.drop(error.refusal, 1)
+            self._journal.turn_away(error.refusal)
             await _refuse(send, error.refusal)
         else:
             if refusal is None:
@@ -174,8 +174,7 @@ class Collector:
         try:
             return JSONResponse({"last_seq": await self._journal.flush()})
         except (OSError, TimeoutError) as error:
-            reason = str(error) or self._journal.flusher.error or "the disk does not answer"
-            return JSONResponse({"error": f"no segment could be written: {reason}"}, status_code=503)
+            return JSONResponse({"error": f"no segment could be written: {error}"}, status_code=503)
 
     def _numbers(self) -> dict[str, Any]:
         journal, flusher = self._journal, self._journal.flusher
@@ -190,6 +189,7 @@ class Collector:
             "wal_bytes": journal.wal_bytes,
             "segments": flusher.segments,
             "segment_bytes": flusher.segment_bytes,
+            "flush_failures": flusher.failures,
             "flush_error": flusher.error,
             "uptime": round(time.monotonic() - self._started, 3),
         }
@@ -219,6 +219,7 @@ class Collector:
         prefix = "kubeloop_collector_"
         yield CounterMetricFamily(f"{prefix}events_received", "Events that were well formed.", numbers["received"])
         yield CounterMetricFamily(f"{prefix}events_written", "Events put into segments.", numbers["written"])
+        yield CounterMetricFamily(f"{prefix}flush_failures", "Segments that failed, tries.", numbers["flush_failures"])
         for name, text in (("dropped", "Events refused, by reason."), ("rejected", "Requests that are no event.")):
             family = CounterMetricFamily(f"{prefix}events_{name}", text, labels=["reason"])
             for reason, count in numbers[name].items():

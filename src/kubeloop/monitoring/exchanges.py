@@ -1,7 +1,7 @@
 """Turns Open Inference Protocol exchanges (a request body and its response body) into rows of predictions."""
 
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -189,13 +189,12 @@ def _columns(kinds: list[tuple[str, pa.DataType]], group: list[_Exchange]) -> pa
     Raises:
         pa.ArrowInvalid, pa.ArrowTypeError, OverflowError: a value is not of its input's type.
     """
-    sizes = np.array([len(exchange.scores) for exchange in group], dtype=np.int64)
-    rows = pa.array(np.repeat(np.arange(len(group)), sizes))
+    sizes = [len(exchange.scores) for exchange in group]
 
     def spread(values: list[Any], name: str) -> pa.Array:
-        return pa.array(values, PREDICTION.field(name).type).take(rows)
+        return flat(map(repeat, values, sizes), PREDICTION.field(name).type)
 
-    def flat(lists: Iterable[list[Any]], kind: pa.DataType) -> pa.Array:
+    def flat(lists: Iterable[Iterable[Any]], kind: pa.DataType) -> pa.Array:
         return pa.array(list(chain.from_iterable(lists)), kind)
 
     own = [

@@ -41,6 +41,7 @@ class Flusher:
         segment_bytes: their size on disk.
         freed: bytes of write-ahead files removed.
         finished: jobs done.
+        failures: attempts to write a segment that failed.
         error: why the last attempt failed; None when it did not.
     """
 
@@ -59,7 +60,7 @@ class Flusher:
         live = segments(directory)
         remove_covered(directory, live)
         self.last_seq = live[-1].last if live else 0
-        self.written = self.freed = self.finished = 0
+        self.written = self.freed = self.finished = self.failures = 0
         self.error: str | None = None
         self._measure()
         self._thread = vital_thread("flusher", self._run)
@@ -80,20 +81,20 @@ class Flusher:
 
     def _run(self) -> None:
         while job := self._jobs.get():
-            rows, waiters = job.rows, job.waiters
+            rows = job.rows
             while rows:
                 try:
                     rows = self._write_part(rows)
                 except OSError as error:
                     self._report(error)
-                    _answer(waiters, self.last_seq, error)
-                    waiters = []
+                    self.failures += 1
                     if self._closing.wait(_RETRY_S):
                         return
             self._free(job.files)
             self.finished += 1
             self._wake()
-            _answer(waiters, self.last_seq, None)
+            for waiter in job.waiters:
+                waiter.get_loop().call_soon_threadsafe(_resolve, waiter, self.last_seq)
 
     def _write_part(self, rows: list[Row]) -> list[Row]:
         """Write the first rows as a segment; return the others."""
@@ -144,15 +145,6 @@ def vital_thread(name: str, run: Callable[[], None]) -> threading.Thread:
     return threading.Thread(target=guarded, name=name, daemon=True)
 
 
-def _answer(waiters: "list[asyncio.Future[int]]", last_seq: int, error: OSError | None) -> None:
-    for waiter in waiters:
-        waiter.get_loop().call_soon_threadsafe(_resolve, waiter, last_seq, error)
-
-
-def _resolve(waiter: "asyncio.Future[int]", last_seq: int, error: OSError | None) -> None:
-    if waiter.done():
-        return
-    if error is None:
+def _resolve(waiter: "asyncio.Future[int]", last_seq: int) -> None:
+    if not waiter.done():
         waiter.set_result(last_seq)
-    else:
-        waiter.set_exception(error)

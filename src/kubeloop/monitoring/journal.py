@@ -25,6 +25,7 @@ from kubeloop.monitoring.wal import Wal, encode, replay, wal_files
 logger = logging.getLogger(__name__)
 
 _GROUP_BYTES = 4 * 2**20
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -156,12 +157,13 @@ class Journal:
             self._inbox.put(entry)
             refusal = await answer
         if refusal is not None:
-            self.drop(refusal, len(events))
+            self.dropped[refusal.reason] += len(events)
         return refusal
 
-    def drop(self, refusal: Refusal, events: int) -> None:
-        """Count events that were refused."""
-        self.dropped[refusal.reason] += events
+    def turn_away(self, refusal: Refusal) -> None:
+        """Count an event that was refused before its body was read."""
+        self.received += 1
+        self.dropped[refusal.reason] += 1
 
     def expire(self) -> None:
         """Answer the events that have waited too long for the disk; call a few times a second.
@@ -182,8 +184,14 @@ class Journal:
             TimeoutError: the disk did not answer in time.
         """
         waiter: asyncio.Future[int] = self._loop.create_future()
+        failures, deadline = self.flusher.failures, time.monotonic() + timeout_s
         self._inbox.put(_Flush(waiter))
-        return await asyncio.wait_for(waiter, timeout_s)
+        while not (await asyncio.wait([waiter], timeout=_POLL_S))[0]:
+            if self.flusher.failures > failures:
+                raise OSError(self.flusher.error)
+            if time.monotonic() > deadline:
+                raise TimeoutError("the disk does not answer")
+        return waiter.result()
 
     def close(self) -> None:
         """Write what is left into a segment, end the threads and give the folder back.

@@ -1,0 +1,199 @@
+"""Segments on disk: their names, what readers see, merging; and the write-ahead file's records."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from kubeloop.monitoring import payload_log, wal
+from kubeloop.monitoring.compaction import Compactor, remove_covered
+from kubeloop.monitoring.payload_log import LogError, Row
+
+
+def rows(first: int, last: int) -> list[Row]:
+    return [(seq, seq, 0, str(seq), "t", "s", "", "", "", "", b"b" * (seq % 50)) for seq in range(first, last + 1)]
+
+
+def write(directory: Path, first: int, last: int) -> payload_log.Segment:
+    return payload_log.write(directory, payload_log.table_of(rows(first, last)))
+
+
+def seqs(directory: Path, after: int = 0, max_rows: int | None = None) -> list[int]:
+    table, last = payload_log.read(directory, after, max_rows)
+    found: list[int] = table["seq"].to_pylist()
+    assert table.schema == payload_log.SCHEMA
+    assert last == (found[-1] if found else after)
+    return found
+
+
+def test_a_segment_names_its_events_and_leaves_nothing_else(tmp_path: Path) -> None:
+    segment = write(tmp_path, 1, 3)
+    assert [path.name for path in tmp_path.iterdir()] == ["events-0000000000000001-0000000000000003.parquet"]
+    assert payload_log.segments(tmp_path) == [segment]
+    table = payload_log.load(segment)
+    assert [tuple(row.values())[3:] for row in table.to_pylist()] == [row[3:] for row in rows(1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("after", "max_rows", "expected"),
+    [
+        (0, None, range(1, 10)),
+        (3, None, range(4, 10)),
+        (4, None, range(5, 10)),
+        (9, None, []),
+        (50, None, []),
+        (0, 1, range(1, 4)),
+        (0, 4, range(1, 7)),
+        (4, 2, range(5, 7)),
+    ],
+)
+def test_reading_goes_on_where_the_reader_stopped(
+    tmp_path: Path, after: int, max_rows: int | None, expected: range
+) -> None:
+    for first in (1, 4, 7):
+        write(tmp_path, first, first + 2)
+    assert seqs(tmp_path, after, max_rows) == list(expected)
+
+
+def test_a_folder_that_is_missing_or_holds_other_files_is_an_empty_log(tmp_path: Path) -> None:
+    assert seqs(tmp_path / "missing", 5) == []
+    for name in ("events-1-2.parquet", "events-x.parquet", ".events.tmp", "wal-0000000000000001.log", "notes.txt"):
+        (tmp_path / name).write_text("foreign")
+    (tmp_path / "folder").mkdir()
+    assert seqs(tmp_path) == []
+    write(tmp_path, 1, 2)
+    assert seqs(tmp_path) == [1, 2]
+
+
+def test_nothing_new_opens_no_file(tmp_path: Path) -> None:
+    segment = write(tmp_path, 1, 2)
+    segment.path.write_bytes(b"would fail if it were opened")
+    assert seqs(tmp_path, 2) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 and then nothing"])
+def test_a_damaged_segment_is_named(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path, 1, 2).path.write_bytes(content)
+    with pytest.raises(LogError, match=r"events-0+1-0+2.parquet is damaged"):
+        payload_log.read(tmp_path)
+
+
+def test_a_dead_link_is_named_instead_of_read_forever(tmp_path: Path) -> None:
+    (tmp_path / "events-0000000000000001-0000000000000002.parquet").symlink_to(tmp_path / "gone")
+    with pytest.raises(LogError, match="dead link"):
+        payload_log.read(tmp_path)
+
+
+def test_a_merged_segment_hides_its_parts_wherever_the_reader_is(tmp_path: Path) -> None:
+    for first in (1, 4, 7, 10):
+        write(tmp_path, first, first + 2)
+    write(tmp_path, 1, 9)
+    assert [(s.first, s.last) for s in payload_log.segments(tmp_path)] == [(1, 9), (10, 12)]
+    for after in range(13):
+        assert seqs(tmp_path, after) == list(range(after + 1, 13))
+    remove_covered(tmp_path, payload_log.segments(tmp_path))
+    assert len(list(tmp_path.iterdir())) == 2
+    assert seqs(tmp_path) == list(range(1, 13))
+
+
+def test_merging_bounds_the_number_of_files_under_a_reader(tmp_path: Path) -> None:
+    """Parts go at once here (no grace), so the reader meets files that vanish between listing and opening."""
+    seen: list[int] = []
+    done = threading.Event()
+
+    def follow() -> None:
+        after = 0
+        last_round = False
+        while not last_round:
+            last_round = done.is_set()
+            table, after = payload_log.read(tmp_path, after)
+            seen.extend(table["seq"].to_pylist())
+
+    reader = threading.Thread(target=follow)
+    reader.start()
+    compactor = Compactor(tmp_path, grace_s=0)
+    for first in range(1, 451, 3):
+        compactor.add(write(tmp_path, first, first + 2), 100)
+        compactor.sweep()
+    done.set()
+    reader.join()
+    assert seen == list(range(1, 451))
+    assert len(list(tmp_path.iterdir())) <= 32
+
+
+def test_parts_stay_for_readers_until_their_grace_is_over(tmp_path: Path) -> None:
+    compactor = Compactor(tmp_path, grace_s=1000)
+    for first in range(1, 33):
+        compactor.add(write(tmp_path, first, first), 100)
+        compactor.sweep()
+    assert [(s.first, s.last) for s in payload_log.segments(tmp_path)] == [(1, 32)]
+    assert len(list(tmp_path.iterdir())) == 33
+    compactor.sweep(now=float("inf"))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_large_segments_are_left_alone(tmp_path: Path) -> None:
+    compactor = Compactor(tmp_path, grace_s=0)
+    for first in range(1, 41):
+        compactor.add(write(tmp_path, first, first), 30 * 2**20)
+    assert len(payload_log.segments(tmp_path)) == 40
+
+
+def test_write_ahead_records_survive_every_tear(tmp_path: Path) -> None:
+    written = rows(1, 4)
+    file = wal.Wal(tmp_path, 1)
+    file.append(wal.encode(written))
+    file.close()
+    [path] = wal.wal_files(tmp_path)
+    assert wal.replay(path) == (written, 0)
+    data = path.read_bytes()
+    ends = [len(wal.encode(written[:count])) for count in range(5)]
+    for size in range(len(data)):
+        path.write_bytes(data[:size])
+        whole = sum(end <= size for end in ends) - 1
+        assert wal.replay(path) == (written[:whole], size - ends[whole])
+
+
+@pytest.mark.parametrize("position", [0, 5, 9, 13, 60])
+def test_a_damaged_record_ends_the_replay(tmp_path: Path, position: int) -> None:
+    path = tmp_path / "wal-1.log"
+    data = bytearray(wal.encode(rows(1, 3)))
+    data[position] ^= 0xFF
+    path.write_bytes(data)
+    assert len(wal.replay(path)[0]) < 3
+
+
+def test_a_write_ahead_file_is_never_opened_twice(tmp_path: Path) -> None:
+    wal.Wal(tmp_path, 1).close()
+    with pytest.raises(FileExistsError):
+        wal.Wal(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1970-01-01T00:00:01Z", 1_000_000),
+        ("1970-01-01T01:00:00.000001+01:00", 1),
+        ("1970-01-02", 86_400_000_000),
+        ("1970-01-01T00:00:00.123456789Z", 123_456),
+    ],
+)
+def test_times_are_read_as_utc(text: str, expected: int) -> None:
+    assert payload_log.micros(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "soon", "1969-12-31T23:59:59Z", "0001-01-01T00:00:00+14:00"])
+def test_times_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"time|isoformat|years"):
+        payload_log.micros(text)
+
+
+def test_a_failed_write_leaves_nothing_a_reader_sees(tmp_path: Path) -> None:
+    target = tmp_path / "events-0000000000000001-0000000000000002.parquet"
+    target.mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write(tmp_path, 1, 2)
+    target.rmdir()
+    assert seqs(tmp_path) == []
+    write(tmp_path, 1, 2)
+    assert seqs(tmp_path) == [1, 2]
