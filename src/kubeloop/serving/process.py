@@ -105,6 +105,8 @@ class Server(uvicorn.Server):
                 break
             await asyncio.sleep(self._drain_s / 20)
         await super().shutdown(sockets)
+        # Libraries in C report what the last collection could not see as leaks.
+        gc.unfreeze()
         log.info("stopped")
 
 
@@ -197,5 +199,7 @@ def run(server: Server) -> None:
 
 
 def log_to_stderr() -> None:
-    """Write one line an event to standard error."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    """Write one line an event to standard error; of libraries, only their warnings."""
+    form = "%(asctime)s %(levelname)s %(name)s %(message)s"
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format=form)
+    logging.getLogger("kubeloop").setLevel(logging.INFO)

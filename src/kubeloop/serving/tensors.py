@@ -84,10 +84,12 @@ def _fit(spec: TensorSpec, dims: Any) -> list[int]:
             shape = [*shape, 1]
         elif len(shape) > len(declared) and shape[-1] == 1:
             shape = shape[:-1]
-        if len(shape) == len(declared) and all(
-            type(size) is int and size > 0 and want in (-1, size) for size, want in zip(shape, declared, strict=True)
-        ):
-            return shape
+        if len(shape) == len(declared):
+            for size, want in zip(shape, declared, strict=True):
+                if type(size) is not int or size < 1 or (want != size and want != -1):
+                    break
+            else:
+                return shape
     raise ProtocolError(f"{spec.name!r} must have shape {list(declared)} (-1 is any size from 1), got {show(dims)}")
 
 

@@ -76,9 +76,15 @@ def _front(predictor_url: str, **limits: Any) -> Iterator[Front]:
     assert not thread.is_alive()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def front(columns: str) -> Iterator[Front]:
-    yield from _front(columns, max_rows=100, timeout_s=2)
+    yield from _front(columns, max_rows=100)
+
+
+@pytest.fixture
+def fresh(columns: str) -> Iterator[Front]:
+    """One of its own, for counts and pauses."""
+    yield from _front(columns, timeout_s=1)
 
 
 @pytest.fixture
@@ -154,10 +160,10 @@ def test_the_moment_is_now_unless_the_request_says(front: Front) -> None:
     assert abs(datetime.now(UTC) - front.source.seen[-1][1]) < timedelta(seconds=10)
 
 
-def test_missing_and_outdated_features_are_counted(front: Front) -> None:
-    infer(front, v2(3, route=["JFK-LAX", "x", "y"]))
-    infer(front, v2(1, event_time="2013-04-03T00:00:00Z", departure=[""]))
-    lines = httpx.get(f"{front.url}/metrics").text.splitlines()
+def test_missing_and_outdated_features_are_counted(fresh: Front) -> None:
+    infer(fresh, v2(3, route=["JFK-LAX", "x", "y"]))
+    infer(fresh, v2(1, event_time="2013-04-03T00:00:00Z", departure=[""]))
+    lines = httpx.get(f"{fresh.url}/metrics").text.splitlines()
     assert 'kubeloop_features_missing_total{feature="distance"} 3.0' in lines
     assert 'kubeloop_features_missing_total{feature="hour"} 1.0' in lines
     assert 'kubeloop_features_missing_total{feature="carrier"} 0.0' in lines
@@ -259,11 +265,11 @@ def test_a_predictor_that_returns_is_found_again(models: Path, start: Callable[.
     assert list(fronts) == []
 
 
-def test_a_slow_feature_store_times_out(front: Front) -> None:
-    front.source.pause_s = 2.2
-    answer = infer(front, v2())
+def test_a_slow_feature_store_times_out(fresh: Front) -> None:
+    fresh.source.pause_s = 1.2
+    answer = infer(fresh, v2())
     assert answer.status_code == 504
-    assert "no prediction within 2 s" in answer.json()["error"]
+    assert "no prediction within 1 s" in answer.json()["error"]
 
 
 @dataclass
