@@ -17,4 +17,4 @@ def deploy_model(loop: str, version: str) -> str:
     from kubeloop import stages
     from kubeloop.config import Loop, settings
 
-    return stages.deploy(Loop.parse(loop), settings(), version)["url"]
+    return stages.deploy(Loop.parse(loop), settings(), version).url

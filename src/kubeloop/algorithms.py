@@ -98,16 +98,16 @@ def build(algorithm: str, parameters: Mapping[str, Any], *, seed: int, threads: 
             **parameters, random_state=seed, n_jobs=threads, deterministic=True, force_row_wise=True, verbose=-1
         )
     if algorithm == "random_forest":
-        from sklearn.ensemble import RandomForestClassifier  # type: ignore[import-untyped]
+        from sklearn.ensemble import RandomForestClassifier
 
         return RandomForestClassifier(**parameters, random_state=seed, n_jobs=threads)  # type: ignore[no-any-return]
     if algorithm == "hist_gradient_boosting":
         from sklearn.ensemble import HistGradientBoostingClassifier
 
         return HistGradientBoostingClassifier(**parameters, random_state=seed)  # type: ignore[no-any-return]
-    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
-    from sklearn.pipeline import make_pipeline  # type: ignore[import-untyped]
-    from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
     return make_pipeline(  # type: ignore[no-any-return]
         StandardScaler(), LogisticRegression(**parameters, random_state=seed)

@@ -155,8 +155,8 @@ class Gates(_Model):
         description="Rows of one block of time are resampled together, since they share weather and delays.",
     )
     min_gain: float = Field(default=0.0, ge=0, description="The interval's lower end must exceed this gain.")
-    floors: dict[Literal["auc", "pr_auc"], Share] = Field(default_factory=lambda: {"auc": 0.6})
-    ceilings: dict[Literal["log_loss", "brier", "ece"], float] = Field(default_factory=lambda: {"ece": 0.15})
+    floors: dict[Literal["auc", "pr_auc"], Share] = {"auc": 0.6}
+    ceilings: dict[Literal["log_loss", "brier", "ece"], float] = {"ece": 0.15}
     slices: tuple[str, ...] = ()
     slice_tolerance: float = Field(default=0.03, ge=0, description="Largest loss of the metric allowed in a slice.")
     slice_min_rows: int = Field(default=300, ge=1)

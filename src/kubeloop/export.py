@@ -229,15 +229,15 @@ def _converted(fitted: Fitted) -> onnx.ModelProto:
     """Convert the bare estimator with onnxmltools or skl2onnx; input [batch, F]."""
     width = len(fitted.encoder.names)
     if fitted.algorithm == "lightgbm":
-        from onnxmltools import convert_lightgbm  # type: ignore[import-untyped]
-        from onnxmltools.convert.common.data_types import FloatTensorType  # type: ignore[import-untyped]
+        from onnxmltools import convert_lightgbm
+        from onnxmltools.convert.common.data_types import FloatTensorType
 
         booster = _float32_booster(fitted.estimator.booster_)
         return convert_lightgbm(  # type: ignore[no-any-return]
             booster, initial_types=[("x", FloatTensorType([None, width]))], zipmap=False
         )
-    from skl2onnx import to_onnx as convert  # type: ignore[import-untyped]
-    from skl2onnx.common.data_types import FloatTensorType as Floats  # type: ignore[import-untyped]
+    from skl2onnx import to_onnx as convert
+    from skl2onnx.common.data_types import FloatTensorType as Floats
 
     estimator = fitted.estimator
     if fitted.algorithm == "hist_gradient_boosting":
@@ -293,7 +293,7 @@ def _feeds(kinds: Mapping[str, encoding.Kind], frame: pd.DataFrame) -> dict[str,
 
 
 def _session(model: bytes) -> Any:
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

@@ -95,7 +95,7 @@ def build(repo: Path, raw: Path, out: Path) -> dict[str, int]:
         FeatureError: a query is missing, fails, or does not return the view's columns.
     """
     import duckdb
-    from feast import Entity, FeatureView
+    from feast import Entity, FeatureView, FileSource
 
     objects = definitions(repo)
     keys = {item.name: item.join_key for item in objects if isinstance(item, Entity)}
@@ -123,7 +123,8 @@ def build(repo: Path, raw: Path, out: Path) -> dict[str, int]:
                 ) from error
             part.replace(out / f"{view.name}.parquet")
             # Feast's DuckDB store reads a relative path from the process's folder, not from the repository's.
-            view.batch_source.file_options.uri = str(out.resolve() / f"{view.name}.parquet")
+            if isinstance(view.batch_source, FileSource):
+                view.batch_source.file_options.uri = str(out.resolve() / f"{view.name}.parquet")
             rows[view.name] = pq.read_metadata(out / f"{view.name}.parquet").num_rows
     shutil.copyfile(repo / STORE_FILE, out / STORE_FILE)
     store = open_store(out)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr, stdtrit  # type: ignore[import-untyped]
+from scipy.special import ndtr, stdtrit
 
 from kubeloop import config, evaluation
 

@@ -196,11 +196,13 @@ def _package(folder: Path, target: Path) -> Path:
     import onnx
     import pandas as pd
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
     facts = json.loads((folder / "model.json").read_text())
     kinds = {item["name"]: item["kind"] for item in facts["features"]}
-    inputs = [ColSpec(DataType.float if kind == "numeric" else DataType.string, name) for name, kind in kinds.items()]
+    inputs: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.float if kind == "numeric" else DataType.string, name) for name, kind in kinds.items()
+    ]
     example = pd.DataFrame(
         {name: np.zeros(1, np.float32) if kind == "numeric" else ["?"] for name, kind in kinds.items()}
     )
@@ -227,7 +229,7 @@ def _version(item: "ModelVersion", aliases: tuple[str, ...] = ()) -> Version:
     return Version(
         name=item.name,
         version=str(item.version),
-        uri=item.source,
+        uri=item.source or "",
         sha256=tags.get("kubeloop.sha256", ""),
         run=tags.get(_RUN_TAG, ""),
         run_id=item.run_id or "",

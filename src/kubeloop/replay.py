@@ -27,6 +27,7 @@ RETRAIN_TIME = timedelta(days=1)
 """How far the simulated clock may run on while a retraining takes place; then the traffic waits for it."""
 
 _PACE_S = 0.15
+_DRAIN_S = 15.0
 
 
 class ReplayError(RuntimeError):
@@ -141,6 +142,7 @@ class Replay:
             await self._deliver(self.progress.until)
             await self._advance(self.progress.until)
             await self._settle()
+            await self._logged()
             self.progress.moment = self.progress.until
             self._report(self.progress)
         return self.progress
@@ -228,8 +230,21 @@ class Replay:
 
     async def _advance(self, until: datetime) -> bool:
         """Let the monitor judge every window that has ended; return whether a run is active now."""
+        await self._logged()
         await self._json("POST", f"{self._addresses.monitor}/advance", json={"until": until.isoformat()})
         return await self._active()
+
+    async def _logged(self) -> None:
+        """Wait until the collector has every payload event, so that a window is judged whole.
+
+        A collector that is away is not waited for longer than a moment: what it misses is counted as late.
+        """
+        deadline = time.monotonic() + _DRAIN_S
+        while time.monotonic() < deadline:
+            status = await self._json("GET", f"{self._addresses.inference}/status")
+            if not status["queued"]:
+                return
+            await asyncio.sleep(0.02)
 
     async def _active(self) -> bool:
         status = await self._json("GET", f"{self._addresses.trigger}/status")

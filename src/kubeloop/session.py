@@ -97,13 +97,13 @@ def run(
         prepare(loop, settings, observer)
         observer.say("Starting collector, node, trigger and monitor.")
         services.start_all(loop.replay.train_to.isoformat())
+        resume_serving(loop, settings, observer)
         first_model(loop, settings, services, observer)
-        progress = _replay(loop, settings, services, observer, memory)
-        memory.add(time.monotonic() - started, progress.errors, _dropped(services))
+        _replay(loop, settings, services, observer, memory)
         from kubeloop import summary
 
         observer.say("Comparing the loop with the frozen first model on the replayed predictions.")
-        result = summary.build(loop, settings, memory.content)
+        result = summary.build(loop, settings, memory.content, time.monotonic() - started)
         summary.write(settings, result)
     return result
 
@@ -121,6 +121,16 @@ def prepare(loop: Loop, settings: Settings, observer: Observer) -> None:
         rows = features.build(repo, settings.raw, settings.features)
         mark.write_text(state)
         observer.say(f"Feature tables: {sum(rows.values()):,} rows in {len(rows)} views.")
+
+
+def resume_serving(loop: Loop, settings: Settings, observer: Observer) -> None:
+    """Serve the kept champion again, if there is one, with the addresses that the services have now."""
+    from kubeloop import registry
+
+    champion = registry.champion(settings, loop.name)
+    if champion is not None:
+        applied = stages.serve(loop, settings, champion)
+        observer.say(f"Serving version {champion.version}, ready after {applied.seconds:.1f} s.")
 
 
 def first_model(loop: Loop, settings: Settings, services: Services, observer: Observer) -> None:
@@ -215,6 +225,7 @@ def retrain(
         origin = loop.replay.train_to if loop.replay else moment
         with Services(loop, settings, environment) as services:
             services.start_all(origin.isoformat())
+            resume_serving(loop, settings, _Teller(say))
             name = request_run(services.url("trigger"), loop, episode, moment, reason)
             say(f"Run {name} with what was known on {moment:%Y-%m-%d %H:%M}.")
             return follow(settings, services.url("trigger"), name, say, services.check)
@@ -309,24 +320,26 @@ class _Memory:
     def open(cls, settings: Settings, plan: Plan) -> "_Memory":
         path = settings.state / "session.json"
         if not path.is_file():
-            return cls(path, {"fast": plan.fast, "wall_s": 0.0, "errors": 0, "dropped": 0, "sessions": 0})
+            return cls(path, {"fast": plan.fast, "replay_s": 0.0, "errors": 0, "dropped": 0, "sessions": 0})
         content = json.loads(path.read_text())
         if content["fast"] != plan.fast:
             kept, asked = ("--fast", "the full replay") if content["fast"] else ("the full replay", "--fast")
             raise SessionError(f"the kept state is of {kept}, not of {asked}; add --fresh to start over")
         return cls(path, content)
 
-    def add(self, wall_s: float, errors: int, dropped: int) -> None:
-        self.content["wall_s"] += wall_s
-        self.content["errors"] += errors
+    def add(self, replay_s: float, progress: Progress, dropped: int) -> None:
+        self.content["replay_s"] += replay_s
+        self.content["errors"] += progress.errors
         self.content["dropped"] += dropped
         self.content["sessions"] += 1
+        if progress.latencies_ms:
+            self.content["latency_ms"] = {"p50": progress.latency(0.5), "p99": progress.latency(0.99)}
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(self.content))
         part.replace(self.path)
 
 
-def _replay(loop: Loop, settings: Settings, services: Services, observer: Observer, memory: _Memory) -> Progress:
+def _replay(loop: Loop, settings: Settings, services: Services, observer: Observer, memory: _Memory) -> None:
     from kubeloop import features, log
 
     assert loop.replay is not None  # noqa: S101 - plan.apply has made sure
@@ -352,17 +365,16 @@ def _replay(loop: Loop, settings: Settings, services: Services, observer: Observ
         news.look()
 
     replay = Replay(loop, events, plan.sample, addresses, materializer.advance, sent, report)
+    started = time.monotonic()
     try:
         progress = asyncio.run(replay.run())
-    except BaseException:
-        memory.add(0.0, replay.progress.errors, _dropped(services))
-        raise
+    finally:
+        memory.add(time.monotonic() - started, replay.progress, _dropped(services))
     news.look(now=True)
     observer.say(
         f"Replayed {progress.served:,} predictions; {progress.errors:,} failed; latency of a request "
         f"{progress.latency(0.5):.1f} ms at the median, {progress.latency(0.99):.1f} ms at the 99th percentile."
     )
-    return progress
 
 
 class News:

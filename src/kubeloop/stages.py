@@ -8,7 +8,7 @@ import hashlib
 import json
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,11 @@ from kubeloop import __version__, sources
 from kubeloop.config import Loop, Settings
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from kubeloop.delivery import Applied
     from kubeloop.gates import Verdict
+    from kubeloop.registry import Version
 
 TRAINING_SET = "training"
 """Table name, and so suite name, of the training set."""
@@ -125,7 +129,7 @@ def build_features(loop: Loop, settings: Settings, raw: Path, as_of: datetime, o
         features.build(repo, raw, Path(scratch))
         table = features.training_set(Path(scratch), loop.features.service, rows)
     pq.write_table(table, out, compression="zstd")
-    return table.num_rows
+    return int(table.num_rows)
 
 
 def train(loop: Loop, training_set: Path, out: Path) -> dict[str, Any]:
@@ -167,7 +171,9 @@ def evaluate(loop: Loop, model: Path, training_set: Path, out: Path, report: Pat
     scores = model_folder.predict(model, holdout)
     labels = holdout["label"].to_numpy()
     metrics = {name: value for name, value in card.metrics.items() if value is not None}
-    slices = evaluation.slices(holdout, labels, scores, loop.gates.slices, loop.gates.slice_min_rows)
+    slices = evaluation.slices(
+        _columns(holdout, loop.gates.slices), labels, scores, loop.gates.slices, loop.gates.slice_min_rows
+    )
     drawn = curves.draw(labels, scores)
     facts = {"algorithm": card.algorithm, "trained from": card.trained_from, "trained to": card.trained_to}
     page = evaluation_html.html(
@@ -224,9 +230,16 @@ def gate(loop: Loop, settings: Settings, run: str, model: Path, training_set: Pa
         model_folder.predict(model, unseen),
         loop.gates,
         blocks=gates.time_blocks(unseen["event_timestamp"].dt.tz_localize(None), loop.gates.block),
-        slices=unseen,
+        slices=_columns(unseen, loop.gates.slices),
         seed=loop.training.seed,
     )
+
+
+def _columns(frame: "pd.DataFrame", names: Sequence[str]) -> dict[str, Any]:
+    missing = [name for name in names if name not in frame]
+    if missing:
+        raise StageError(f"gates.slices names {', '.join(missing)}, which the training set does not have")
+    return {name: frame[name].to_numpy() for name in names}
 
 
 def numbers(verdict: "Verdict") -> dict[str, float]:
@@ -271,7 +284,7 @@ def register(
     return registry.register(settings, loop, model, run=run, tags=tags, artifacts=evaluation).version
 
 
-def deploy(loop: Loop, settings: Settings, version: str) -> dict[str, Any]:
+def deploy(loop: Loop, settings: Settings, version: str) -> "Applied":
     """Serve a registered version and, once it answers, make it the champion.
 
     The alias moves last: whoever reads it finds a model that serves.
@@ -279,23 +292,34 @@ def deploy(loop: Loop, settings: Settings, version: str) -> dict[str, Any]:
     Raises:
         DeliveryError: the version does not become ready; the old champion goes on serving.
     """
-    from kubeloop import registry, services
-    from kubeloop.delivery.apply import apply
-    from kubeloop.serving.manifest import ModelRef, inference_service
+    from kubeloop import registry
 
     found = registry.get(settings, loop.name, version)
-    manifest = inference_service(
-        loop,
-        ModelRef(found.version, found.uri, found.sha256, found.run),
-        logger_url=services.address(settings, "collector"),
-        feature_dir=settings.features,
-    )
-    applied = apply(loop, manifest, settings)
+    applied = serve(loop, settings, found)
     registry.promote(settings, found)
     registry.tag(
         settings, found, {"kubeloop.served_at": applied.url, "kubeloop.promoted_at": datetime.now(UTC).isoformat()}
     )
-    return {"version": found.version, "url": applied.url, "seconds": applied.seconds}
+    return applied
+
+
+def serve(loop: Loop, settings: Settings, version: "Version") -> "Applied":
+    """Apply the InferenceService of a version and wait until it answers.
+
+    Raises:
+        DeliveryError: the version does not become ready.
+    """
+    from kubeloop import services
+    from kubeloop.delivery.apply import apply
+    from kubeloop.serving.manifest import ModelRef, inference_service
+
+    manifest = inference_service(
+        loop,
+        ModelRef(version.version, version.uri, version.sha256, version.run),
+        logger_url=services.address(settings, "collector"),
+        feature_dir=settings.features,
+    )
+    return apply(loop, manifest, settings)
 
 
 def digest(path: Path) -> str:

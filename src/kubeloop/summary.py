@@ -16,13 +16,14 @@ from kubeloop.monitoring.store import Store
 from kubeloop.trigger import Ledger
 
 
-def build(loop: Loop, settings: Settings, session: Mapping[str, Any]) -> dict[str, Any]:
+def build(loop: Loop, settings: Settings, session: Mapping[str, Any], wall_s: float) -> dict[str, Any]:
     """Read the stores and return the summary.
 
     Args:
         loop: the use case.
         settings: the place.
-        session: counts that no store keeps: wall_s, errors, dropped, fast.
+        session: what no store keeps: fast, sessions, errors, dropped, replay_s, latency_ms.
+        wall_s: seconds that the last session took.
     """
     known = log.read(settings, loop.name)
     versions = registry.versions(settings, loop.name)
@@ -31,7 +32,9 @@ def build(loop: Loop, settings: Settings, session: Mapping[str, Any]) -> dict[st
     windows = store.windows(loop.name)
     return {
         "name": loop.name,
-        "wall_s": round(session["wall_s"], 1),
+        "wall_s": round(wall_s, 1),
+        "replay_s": round(session["replay_s"], 1),
+        "sessions": session["sessions"],
         "fast": session["fast"],
         "replay": loop.replay.model_dump(mode="json") if loop.replay else None,
         "predictions": {
@@ -40,6 +43,7 @@ def build(loop: Loop, settings: Settings, session: Mapping[str, Any]) -> dict[st
             "dropped": session["dropped"],
             "errors": session["errors"],
         },
+        "latency_ms": session.get("latency_ms"),
         "labels": known.labels.num_rows,
         "windows": len(windows),
         "windows_drifted": sum(1 for row in windows if row["drifted"]),

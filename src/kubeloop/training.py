@@ -177,7 +177,7 @@ def _probabilities(estimator: algorithms.Estimator, rows: algorithms.Rows) -> np
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     """Limit the threads of estimators that take no such parameter (OpenMP and BLAS)."""
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=count):
         yield

@@ -5,8 +5,8 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import chdtrc, gammaln  # type: ignore[import-untyped]
-from scipy.stats import kstwo  # type: ignore[import-untyped]
+from scipy.special import chdtrc, gammaln
+from scipy.stats import kstwo
 
 Counts = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
