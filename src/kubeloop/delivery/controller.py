@@ -44,12 +44,12 @@ class Controller:
         """Take the node's address, and apply the manifests of the last time."""
         self._url = self._router.url = url
         for path in sorted(self._manifests.glob("*.yaml")):
-            manifest = yaml.safe_load(path.read_text())
             try:
+                manifest = yaml.safe_load(path.read_text())
                 desired = self._read(manifest)
                 ready = self._manifests / "ready" / path.name
                 fallback = self._read(yaml.safe_load(ready.read_text())) if ready.is_file() else None
-            except ManifestError as error:
+            except (ManifestError, yaml.YAMLError) as error:
                 LOG.error("%s is not applied: %s", path, error)
                 continue
             service = self._services[desired.name] = self._service(desired.name)

@@ -26,7 +26,6 @@ _TRY_AGAIN = {408, 425, 429}
 class Pair:
     """A request to a predictor and its response, bodies as they went over the wire."""
 
-    url: str
     id: str
     source: str
     service: str
@@ -51,7 +50,8 @@ class EventLog:
 
     A full queue drops the newest pair, and counts its two events and its prediction rows. A collector that
     cannot be reached, or answers 5xx, is tried again for as long as it takes; what it refuses with another
-    status is dropped, since it would refuse it again.
+    status is dropped, since it would refuse it again. All services share the workers, as one collector serves
+    them all.
 
     Sources: CloudEvents 1.0 HTTP protocol binding; the attributes are those of KServe's agent (pkg/logger).
     """
@@ -67,6 +67,8 @@ class EventLog:
         self._pending = 0
         self._pending_rows = 0
         self._failing: set[str] = set()
+        self.urls: dict[str, str | None] = {}
+        """Collector of each service; read at every attempt, so that what waits follows it to a new address."""
         self._workers: list[asyncio.Task[None]] = []
         self._client = Client()
         self.sent = 0
@@ -120,7 +122,7 @@ class EventLog:
                 (names.REQUEST_EVENT, pair.request, pair.request_type, pair.requested_at),
                 (names.RESPONSE_EVENT, pair.response, pair.response_type, pair.responded_at),
             ):
-                if await self._send(pair.url, _headers(pair, kind, media_type, moment), body):
+                if await self._send(pair.service, _headers(pair, kind, media_type, moment), body):
                     self.sent += 1
                 else:
                     refused += 1
@@ -133,12 +135,12 @@ class EventLog:
             if not self._pending:
                 self._idle.set()
 
-    async def _send(self, url: str, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+    async def _send(self, service: str, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
         """Return whether the collector took the event; False when it never will."""
-        parts = urlsplit(url)
-        target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}".encode()
         pause, fresh = FIRST_PAUSE_S, False
-        while True:
+        while url := self.urls.get(service):
+            parts = urlsplit(url)
+            target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}".encode()
             try:
                 answer = await self._client.send(url, "POST", target, headers, body, timeout_s=TIMEOUT_S, fresh=fresh)
                 status = answer.status
@@ -161,6 +163,7 @@ class EventLog:
             self.retries += 1
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - spreads retries, hides nothing
             pause = min(pause * 2, LAST_PAUSE_S)
+        return False
 
 
 def _headers(pair: Pair, kind: str, media_type: bytes, moment: float) -> list[tuple[bytes, bytes]]:

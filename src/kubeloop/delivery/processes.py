@@ -23,6 +23,8 @@ STEADY_S = 30.0
 _TAIL_BYTES = 4096
 _TAIL_LINES = 5
 _PR_SET_PDEATHSIG = 1
+# Loaded here and not between fork and exec, where only little is safe.
+_LIBC = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
 
 class StartError(RuntimeError):
@@ -48,9 +50,9 @@ def die_with_parent(parent: int) -> None:
 
     Only Linux can do this (`prctl(2)`, PR_SET_PDEATHSIG); elsewhere a parent that is killed leaves its children.
     """
-    if not sys.platform.startswith("linux"):
+    if _LIBC is None:
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the call above
         os._exit(1)
 
@@ -119,18 +121,10 @@ class Replica:
 
     async def _spawn(self) -> None:
         program = self.program
-        self._log.parent.mkdir(parents=True, exist_ok=True)
-        with self._log.open("ab") as log:
-            self._offset = log.tell()
-            process = await asyncio.create_subprocess_exec(
-                *program.command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C must reach the node alone: it still has requests to finish
-                preexec_fn=functools.partial(die_with_parent, os.getpid()),
-            )
-        self._process = process
+        try:
+            process = self._process = await self._fork()
+        except OSError as error:
+            raise StartError(program, f"cannot run {program.command[0]}: {error}") from error
         try:
             async with asyncio.timeout(self._ready_s):
                 self.backend.url = await self._ready_line(process)
@@ -143,6 +137,19 @@ class Replica:
         self.error, self.exit_code = "", None
         LOG.info("%s %s ready: pid %d, %s", program.component, program.version, process.pid, self.backend.url)
         self._on_change()
+
+    async def _fork(self) -> asyncio.subprocess.Process:
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        with self._log.open("ab") as log:
+            self._offset = log.tell()
+            return await asyncio.create_subprocess_exec(
+                *self.program.command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C must reach the node alone: it still has requests to finish
+                preexec_fn=functools.partial(die_with_parent, os.getpid()),
+            )
 
     async def _ready_line(self, process: asyncio.subprocess.Process) -> str:
         assert process.stdout  # noqa: S101 - it was started with a pipe
@@ -177,10 +184,13 @@ class Replica:
 
     def _tail(self) -> str:
         """Return the last lines that the current process wrote, led by a colon; empty when there are none."""
-        with self._log.open("rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(self._offset, size - _TAIL_BYTES))
-            lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+        try:
+            with self._log.open("rb") as log:
+                size = log.seek(0, os.SEEK_END)
+                log.seek(max(self._offset, size - _TAIL_BYTES))
+                lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+        except OSError as error:
+            return f": its log cannot be read: {error}"
         return f": {' | '.join(line.strip() for line in lines[-_TAIL_LINES:])}" if lines else ""
 
 

@@ -92,6 +92,16 @@ class Router:
         self._limits = Limits(max_body_bytes=max_body_bytes)
         self._client = Client()
 
+    def switch(self, route: Route) -> None:
+        """Put a route in the place of its service's last one."""
+        self.routes[route.service] = route
+        self._log.urls[route.service] = route.logger_url
+
+    def remove(self, service: str) -> None:
+        """Take a service's route away; its events that are still queued are dropped."""
+        self.routes.pop(service, None)
+        self._log.urls.pop(service, None)
+
     def close(self) -> None:
         """Close the connections to the backends."""
         self._client.close()
@@ -163,7 +173,6 @@ class Router:
             return
         self._log.offer(
             Pair(
-                url=route.logger_url,
                 id=str(uuid.uuid4()),
                 source=f"{self.url}/v2/models/{route.service}",
                 service=route.service,

@@ -90,7 +90,7 @@ class Service:
             self._task.cancel()
         async with self._lock:
             if self._desired:
-                self._router.routes.pop(self._desired.name, None)
+                self._router.remove(self._desired.name)
             await asyncio.gather(*(replica.drain() for replica in self._replicas.values()), *self._retiring)
             self._replicas = {}
 
@@ -105,9 +105,10 @@ class Service:
                     LOG.error("%s: the %s does not start: %s", desired.name, error.program.component, error)
                 else:
                     self._failure = None
-                    self._on_ready(manifest)
                 self._rolling = False
                 self.refresh()
+                if not self._failure:
+                    self._on_ready(manifest)
                 if not self._replicas and self._fallback:
                     with contextlib.suppress(StartError):
                         await self._roll(self._fallback)
@@ -130,7 +131,7 @@ class Service:
             await _start(list(fresh.values()))
         except BaseException:
             if first:
-                self._router.routes.pop(desired.name, None)
+                self._router.remove(desired.name)
             raise
         old = [replica for program, replica in self._replicas.items() if program not in wanted]
         self._replicas = {program: replicas[program] for program in wanted}
@@ -145,7 +146,7 @@ class Service:
             task.add_done_callback(self._retiring.discard)
 
     def _switch(self, desired: Desired, replicas: dict[Program, Replica]) -> None:
-        self._router.routes[desired.name] = Route(
+        route = Route(
             service=desired.name,
             namespace=desired.namespace,
             transformer=replicas[desired.transformer].backend if desired.transformer else None,
@@ -153,6 +154,7 @@ class Service:
             logger_url=desired.logger_url,
             timeout_s=desired.timeout_s,
         )
+        self._router.switch(route)
 
     def refresh(self) -> None:
         """Bring the conditions up to date; a condition's time changes only with its status."""

@@ -1,13 +1,14 @@
 """A client for HTTP/1.1 on keep-alive connections that passes heads and bodies on as bytes.
 
-A general client costs more than the model it asks: aiohttp's takes 0.2 ms of this process a request, this one a
-fifth of that, and every prediction makes three (the predictor, and two events).
+A general client costs more than the model it asks: 75 µs of CPU a request with aiohttp, 19 µs with this one
+(measured), and every prediction makes three requests (the predictor, and two events). It also passes on header
+bytes that are not text.
 """
 
 import asyncio
 import functools
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 from urllib.parse import urlsplit
@@ -38,8 +39,8 @@ class Client:
     """Connections to any number of servers, as many as there are requests at once."""
 
     def __init__(self) -> None:
-        self._idle: dict[str, deque[tuple[float, _Connection]]] = {}
         self._open: set[_Connection] = set()
+        self._idle: dict[str, deque[_Connection]] = {}
 
     async def send(
         self,
@@ -81,8 +82,8 @@ class Client:
             connection.transport.abort()
             raise
         if connection.reusable:
-            idle = self._idle.setdefault(url, deque())
-            idle.append((asyncio.get_running_loop().time(), connection))
+            connection.idle_since = asyncio.get_running_loop().time()
+            self._idle.setdefault(url, deque()).append(connection)
         else:
             connection.transport.close()
         return answer
@@ -91,21 +92,21 @@ class Client:
         """Close every connection."""
         for connection in list(self._open):
             connection.transport.abort()
-        self._idle.clear()
 
     def _reuse(self, url: str) -> "_Connection | None":
         idle = self._idle.get(url)
-        if not idle:
-            return None
         oldest = asyncio.get_running_loop().time() - IDLE_S
-        while idle and (idle[0][0] < oldest or idle[0][1].lost):
-            idle.popleft()[1].transport.close()
-        while idle:
-            connection = idle.pop()[1]
-            if not connection.lost:
-                return connection
-        del self._idle[url]
-        return None
+        while idle and idle[0].idle_since < oldest:
+            idle.popleft().transport.close()
+        return idle.pop() if idle else None
+
+    def _forget(self, connection: "_Connection") -> None:
+        self._open.discard(connection)
+        idle = self._idle.get(connection.url, deque())
+        if connection in idle:
+            idle.remove(connection)
+        if not idle:
+            self._idle.pop(connection.url, None)
 
     async def _connect(self, url: str) -> "_Connection":
         host, port, tls, _ = _origin(url)
@@ -113,10 +114,11 @@ class Client:
         try:
             async with asyncio.timeout(CONNECT_S):
                 _, connection = await loop.create_connection(
-                    functools.partial(_Connection, self._open), host, port, ssl=tls or None
+                    functools.partial(_Connection, url, self._forget), host, port, ssl=tls or None
                 )
         except (OSError, TimeoutError) as error:
             raise UpstreamError(f"{url} does not accept a connection: {error}") from error
+        self._open.add(connection)
         return connection
 
 
@@ -126,10 +128,12 @@ class _Connection(asyncio.Protocol):
     transport: asyncio.Transport
     """Set by the event loop before anyone else sees the connection."""
 
-    def __init__(self, registry: "set[_Connection]") -> None:
-        self.lost = False
+    def __init__(self, url: str, forget: Callable[["_Connection"], None]) -> None:
+        self.url = url
+        self.idle_since = 0.0
         self.reusable = False
-        self._registry = registry
+        self._forget = forget
+        self._lost = False
         self._parser = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[Answer] | None = None
         self._bodyless = False
@@ -143,7 +147,7 @@ class _Connection(asyncio.Protocol):
         self._waiter = waiter
         self._bodyless, self.reusable, self._until_close = bodyless, False, False
         timer = loop.call_later(timeout_s, self._fail, TimeoutError(f"no answer within {timeout_s:g} s"))
-        if self.lost:
+        if self._lost:
             self._fail(UpstreamError("the server closed the connection"))
         else:
             self.transport.write(request)
@@ -155,26 +159,25 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        self._registry.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.lost = True
-        self._registry.discard(self)
+        self._lost, self.reusable = True, False
+        self._forget(self)
         if self._until_close and exc is None:
             self._finish()
         self._fail(UpstreamError(f"the server closed the connection: {exc or 'before it answered'}"))
 
     def data_received(self, data: bytes) -> None:
-        if self._waiter is None:
-            self.transport.abort()  # nobody asked
-            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
+            self.reusable = False
             self._fail(UpstreamError(f"the server does not speak HTTP/1.1: {error}"))
             self.transport.abort()
 
     def on_message_begin(self) -> None:
+        if self._waiter is None or self._waiter.done():
+            raise UpstreamError("an answer that nobody asked for")
         self._headers, self._chunks = [], []
 
     def on_header(self, name: bytes, value: bytes) -> None:

@@ -6,6 +6,7 @@ import time
 import uuid
 from datetime import datetime
 
+import httpx
 import pytest
 
 
@@ -80,6 +81,29 @@ def test_collector_that_is_away_gets_everything_later(kit):
     kit.eventually(lambda: node.get()["queued"] == 0)
     assert len(kit.collector.pairs()) == len(load.answers)
     assert node.get()["dropped"] == {"events": 0, "predictions": 0}
+
+
+def test_waiting_events_follow_the_collector_to_a_new_address(kit):
+    node = kit.node()
+    kit.collector.down()
+    node.apply(kit.manifest(kit.model("v1")))
+    for _ in range(10):
+        node.infer()
+    kit.collector.port = 0
+    kit.collector.up()
+    node.apply(kit.manifest(kit.model("v1")))
+    kit.eventually(lambda: len(kit.collector.pairs()) == 10)
+    assert [p["restarts"] for p in node.processes()] == [0]
+
+
+def test_events_of_a_deleted_service_are_dropped_and_counted(kit):
+    node = kit.node()
+    node.apply(kit.manifest(kit.model("v1")))
+    kit.collector.down()
+    node.infer(rows=2)
+    httpx.delete(f"{node.url}/apis/serving.kserve.io/v1beta1/namespaces/kubeloop/inferenceservices/flights")
+    kit.eventually(lambda: node.get()["dropped"] == {"events": 2, "predictions": 2})
+    assert node.get()["queued"] == 0
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])

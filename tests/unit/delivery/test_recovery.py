@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 import time
 
 import httpx
@@ -102,9 +103,11 @@ def test_a_file_that_is_no_manifest_does_not_stop_the_node(kit):
     node.apply(kit.manifest(kit.model("v1")))
     assert node.signal(signal.SIGTERM) == 0
     (node.state / "manifests" / "other.yaml").write_text("kind: Elephant\n")
+    (node.state / "manifests" / "broken.yaml").write_text("{")
     node.start()
     kit.eventually(lambda: node.infer().status_code == 200)
     assert "other.yaml is not applied" in node.log()
+    assert "broken.yaml is not applied" in node.log()
 
 
 def test_killed_node_leaves_no_child(kit, alive):
@@ -139,6 +142,21 @@ def test_undelivered_events_do_not_keep_the_node(kit):
     assert node.signal(signal.SIGINT) == 0
     assert time.monotonic() - began < 9
     assert "2 events are lost" in node.log()
+
+
+def test_a_program_that_is_not_there_is_named(kit, tmp_path, monkeypatch):
+    monkeypatch.setenv("KUBELOOP_RUNTIME_PYTHON", str(tmp_path / "no" / "python"))
+    node = kit.node(command=(sys.executable, "-m", "kubeloop.delivery.node", "--port", "0"))
+    with pytest.raises(DeliveryError, match=r"cannot run .*/no/python: .*No such file"):
+        node.apply(kit.manifest(kit.model("v1")))
+
+
+def test_a_lost_log_does_not_end_the_supervision(service, node, shared, kill):
+    service.apply("v1")
+    (node.state / "logs" / f"{service.name}-predictor-v1.log").unlink()
+    kill(service.processes()[0]["pid"])
+    shared.eventually(lambda: service.processes()[0]["restarts"] == 1)
+    shared.eventually(lambda: service.infer().status_code == 200)
 
 
 def test_stdout_of_a_child_is_kept_in_its_log(service, node, shared):
