@@ -41,7 +41,7 @@ class Parity:
 def to_onnx(fitted: Fitted) -> onnx.ModelProto:
     """Write encoder and estimator as one graph.
 
-    Inputs: one a feature, named as the feature, shape [batch, 1]: FLOAT, where NaN is a missing value, or STRING, where
+    Inputs: one a feature, named as the feature, shape [batch]: FLOAT, where NaN is a missing value, or STRING, where
     the empty string is one. Output: `probability`, FLOAT [batch], of class 1.
 
     Raises:
@@ -59,7 +59,7 @@ def to_onnx(fitted: Fitted) -> onnx.ModelProto:
         helper.make_tensor_value_info(
             name,
             TensorProto.FLOAT if kind == "numeric" else TensorProto.STRING,
-            [_BATCH, 1],
+            [_BATCH],
         )
         for name, kind in fitted.encoder.kinds.items()
     ]
@@ -164,36 +164,49 @@ class _Graph:
 
 def _encoder(graph: _Graph, encoder: encoding.Encoder) -> str:
     """Add the encoder; return the name of its matrix [batch, F]."""
-    parts = []
-    if encoder.medians:
-        raw = graph.add("Concat", list(encoder.medians), "encoder/numeric", axis=1)
-        unknown = graph.add(
-            "Or",
-            [
-                graph.add("IsNaN", [raw], "encoder/is_nan"),
-                graph.add("IsInf", [raw], "encoder/is_inf"),
-            ],
-            "encoder/unknown",
-        )
-        medians = graph.constant("encoder/medians", [list(encoder.medians.values())], np.float32)
-        parts.append(graph.add("Where", [unknown, medians, raw], "encoder/imputed"))
+    columns = list(encoder.medians)
     for position, (name, means) in enumerate(encoder.means.items()):
         # ONNX refuses an empty table; the empty string means missing, hence the prior, anyway.
         table = {"": encoder.prior, **means}
-        parts.append(f"encoder/mean_{position}")
+        columns.append(f"encoder/mean_{position}")
         graph.nodes.append(
             helper.make_node(
                 "LabelEncoder",
                 [name],
-                [parts[-1]],
-                name=parts[-1],
+                [columns[-1]],
+                name=columns[-1],
                 domain="ai.onnx.ml",
                 keys_strings=list(table),
                 values_floats=list(table.values()),
                 default_float=encoder.prior,
             )
         )
-    return graph.add("Concat", parts, "encoder/matrix", axis=1)
+    matrix = _stack(graph, columns)
+    if not encoder.medians:
+        return matrix
+    unknown = graph.add(
+        "Or",
+        [
+            graph.add("IsNaN", [matrix], "encoder/is_nan"),
+            graph.add("IsInf", [matrix], "encoder/is_inf"),
+        ],
+        "encoder/unknown",
+    )
+    # A category's mean is never missing, so its place only has to be filled.
+    fills = [*encoder.medians.values(), *(encoder.prior for _ in encoder.means)]
+    return graph.add(
+        "Where", [unknown, graph.constant("encoder/fills", [fills], np.float32), matrix], "encoder/imputed"
+    )
+
+
+def _stack(graph: _Graph, columns: list[str]) -> str:
+    """Add the matrix [batch, F] of F columns [batch], in five nodes whatever F is; a batch may be empty."""
+    flat = graph.add("Concat", columns, "encoder/flat", axis=0)
+    rows = graph.add("Shape", [columns[0]], "encoder/rows")
+    width = graph.constant("encoder/width", [len(columns)], np.int64)
+    shape = graph.add("Concat", [width, rows], "encoder/shape", axis=0)
+    by_column = graph.add("Reshape", [flat, shape], "encoder/by_column", allowzero=1)
+    return graph.add("Transpose", [by_column], "encoder/matrix", perm=[1, 0])
 
 
 def _logistic(graph: _Graph, matrix: str, estimator: Any) -> None:
@@ -285,9 +298,7 @@ def _float32_stages(estimator: Any) -> Any:
 
 def _feeds(kinds: Mapping[str, encoding.Kind], frame: pd.DataFrame) -> dict[str, npt.NDArray[Any]]:
     return {
-        name: encoding.numbers(frame, name).reshape(-1, 1)
-        if kind == "numeric"
-        else encoding.texts(frame, name).to_numpy(dtype=object).reshape(-1, 1)
+        name: encoding.numbers(frame, name) if kind == "numeric" else encoding.texts(frame, name).to_numpy(dtype=object)
         for name, kind in kinds.items()
     }
 

@@ -83,7 +83,7 @@ class Transformer:
         self._model_url = f"{base.rstrip('/')}/v2/models/{name}"
         self._source = source
         self._fields = specs_of(TensorSpec(field.name, field.datatype, (-1,)) for field in source.fields)
-        self._features = [TensorSpec(field.name, field.datatype, (-1, 1)) for field in source.features]
+        self._features = [TensorSpec(field.name, field.datatype, (-1,)) for field in source.features]
         self._pool = ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1)), thread_name_prefix="features")
         missing = Counter(
             "kubeloop_features_missing",

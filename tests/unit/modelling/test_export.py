@@ -46,7 +46,7 @@ def test_the_graph_has_one_input_a_feature_and_one_output(fitted: training.Fitte
     session = onnxruntime.InferenceSession(model.SerializeToString())
     assert [tensor.name for tensor in session.get_inputs()] == list(fitted.encoder.columns)
     assert {tensor.name: (tensor.type, tensor.shape) for tensor in session.get_inputs()} == {
-        name: ("tensor(float)" if kind == "numeric" else "tensor(string)", ["batch", 1])
+        name: ("tensor(float)" if kind == "numeric" else "tensor(string)", ["batch"])
         for name, kind in fitted.encoder.kinds.items()
     }
     (output,) = session.get_outputs()
