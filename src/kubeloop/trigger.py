@@ -144,7 +144,7 @@ class Ledger:
         """
         while self.claim(holder, lease):
             pass
-        for run in self._held(holder):
+        for run in self._select(RUNS.c.status.in_(("starting", "running")) & (RUNS.c.holder == holder)):
             try:
                 self._advance(self._renew(run, lease), runner)
             except (LeaseLostError, OSError) as error:
@@ -276,10 +276,6 @@ class Ledger:
             if state and not _is_over(state, run):
                 return state
             return RunState("failed", run.attempts, error=f"could not be started: {error}")
-
-    def _held(self, holder: str) -> list[Run]:
-        held = RUNS.c.status.in_(("starting", "running")) & (RUNS.c.holder == holder)
-        return self._select(held & (RUNS.c.lease_until > self._clock()))
 
     def _select(self, which: sa.ColumnElement[bool]) -> list[Run]:
         with self._reader.connect() as connection:
