@@ -27,7 +27,10 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 import uvloop
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
 TREES, FEATURES, NAME = 200, 30, "bench"
 PEERS = Path(__file__).parent / "serving_peers"
@@ -36,7 +39,7 @@ MLSERVER = ["mlserver>=1.7", "mlserver-lightgbm", "onnxruntime"]
 
 @dataclass
 class Target:
-    """One server and protocol under load; `rounds` holds its latencies in seconds, one array a round."""
+    """One server and protocol under load, and by round: latencies (s), requests a second, CPU seconds a request."""
 
     server: str
     engine: str
@@ -44,8 +47,16 @@ class Target:
     port: int
     path: str
     body: bytes
-    rounds: list[np.ndarray[Any, np.dtype[np.float64]]] = field(default_factory=list)
+    process: psutil.Process
+    version: str = ""
+    latencies: list[Array] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def cpu_s(self) -> float:
+        """Return the CPU time that the server has used, its child processes included."""
+        times = [process.cpu_times() for process in (self.process, *self.process.children(recursive=True))]
+        return float(sum(time.user + time.system for time in times))
 
 
 def main() -> None:
@@ -63,13 +74,16 @@ def main() -> None:
         os.sched_setaffinity(0, {cores[-1]})
         for target in targets:
             _check(target, expected)
+            target.version = httpx.get(f"http://127.0.0.1:{target.port}/v2").json()["version"]
             uvloop.run(_load(target, args.connections, 0.5))
         for number in range(args.rounds):
             # Backwards in every other round, so that none is always next to the same neighbour.
             for target in targets if number % 2 == 0 else reversed(targets):
-                times, rate = uvloop.run(_load(target, args.connections, args.seconds))
-                target.rounds.append(times)
-                target.rates.append(rate)
+                before = target.cpu_s()
+                times = uvloop.run(_load(target, args.connections, args.seconds))
+                target.latencies.append(times)
+                target.rates.append(len(times) / args.seconds)
+                target.cpu.append((target.cpu_s() - before) / len(times))
     results = _results(targets)
     _print(results, missing, args)
     if args.json:
@@ -106,10 +120,10 @@ def _start_all(
     v2, v1 = json.dumps({"id": "1", "inputs": [tensor]}).encode(), json.dumps({"instances": [row]}).encode()
     ports = iter(_free_ports(5))
 
-    def both(server: str, port: int) -> list[Target]:
+    def both(server: str, port: int, process: psutil.Process) -> list[Target]:
         return [
-            Target(server, "ONNX Runtime", "V2", port, v2_path, v2),
-            Target(server, "ONNX Runtime", "V1", port, v1_path, v1),
+            Target(server, "ONNX Runtime", "V2", port, v2_path, v2, process),
+            Target(server, "ONNX Runtime", "V1", port, v1_path, v1, process),
         ]
 
     port = next(ports)
@@ -121,22 +135,20 @@ def _start_all(
         f"--name={NAME}",
         f"--port={port}",
     ]
-    stack.enter_context(_server(ours, port, core, folder))
-    targets = both("kubeloop", port)
+    targets = both("kubeloop", port, stack.enter_context(_server(ours, port, core, folder)))
     port = next(ports)
     kserve = [sys.executable, str(PEERS / "kserve_server.py"), str(folder / "model.onnx"), NAME, str(port)]
-    stack.enter_context(_server(kserve, port, core, folder))
-    targets += both("kserve", port)
+    targets += both("kserve", port, stack.enter_context(_server(kserve, port, core, folder)))
     try:
         port = next(ports)
         mlserver = _mlserver(folder / "mlserver", folder, [port, next(ports), next(ports)])
-        stack.enter_context(_server(mlserver, port, core, folder / "mlserver"))
+        process = stack.enter_context(_server(mlserver, port, core, folder / "mlserver"))
     except (OSError, RuntimeError) as error:
         return targets, {"MLServer": str(error)}
     body = json.dumps({"id": "1", "inputs": [tensor | {"parameters": {"content_type": "np"}}]}).encode()
     for engine in ("ONNX Runtime", "LightGBM"):
         path = f"/v2/models/{engine.split()[0].lower()}/infer"
-        targets.append(Target("MLServer", engine, "V2", port, path, body))
+        targets.append(Target("MLServer", engine, "V2", port, path, body, process))
     return targets, {}
 
 
@@ -175,7 +187,7 @@ def _mlserver(folder: Path, models: Path, ports: list[int]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _server(command: list[str], port: int, core: int, folder: Path) -> Iterator[None]:
+def _server(command: list[str], port: int, core: int, folder: Path) -> Iterator[psutil.Process]:
     """Run a server on one core until the block ends.
 
     Raises:
@@ -196,7 +208,7 @@ def _server(command: list[str], port: int, core: int, folder: Path) -> Iterator[
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{' '.join(command[:3])} did not start: {log.read_text()[-400:]}")
             time.sleep(0.2)
-        yield
+        yield psutil.Process(process.pid)
     finally:
         process.terminate()
         try:
@@ -271,10 +283,8 @@ class _Client(asyncio.Protocol):
             self.done.set_exception(exc or ConnectionError("the server closed a connection under load"))
 
 
-async def _load(
-    target: Target, connections: int, seconds: float
-) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
-    """Return the latencies in seconds, and the requests a second."""
+async def _load(target: Target, connections: int, seconds: float) -> Array:
+    """Return the latencies in seconds."""
     head = f"POST {target.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     request = f"{head}Content-Length: {len(target.body)}\r\n\r\n".encode() + target.body
     loop = asyncio.get_running_loop()
@@ -285,7 +295,7 @@ async def _load(
         for _ in range(connections)
     ]
     await asyncio.gather(*(client.done for client in clients))
-    return np.array(times), len(times) / seconds
+    return np.array(times)
 
 
 def _results(targets: list[Target]) -> list[dict[str, Any]]:
@@ -294,17 +304,20 @@ def _results(targets: list[Target]) -> list[dict[str, Any]]:
     for target in targets:
         against = reference[target.protocol]
         ratios = [rate / base for rate, base in zip(target.rates, against.rates, strict=True)]
-        milliseconds = np.concatenate(target.rounds) * 1000
+        milliseconds = np.concatenate(target.latencies) * 1000
         results.append(
             {
                 "server": target.server,
+                "version": target.version,
                 "engine": target.engine,
                 "protocol": target.protocol,
                 "requests_per_s": round(statistics.median(target.rates)),
+                "cpu_us_per_request": round(statistics.median(target.cpu) * 1e6),
                 "requests_per_s_rounds": [round(rate) for rate in target.rates],
                 "p50_ms": round(float(np.percentile(milliseconds, 50)), 2),
                 "p99_ms": round(float(np.percentile(milliseconds, 99)), 2),
                 "times_kserve": round(statistics.median(ratios), 2),
+                "times_kserve_by_cpu": round(statistics.median(against.cpu) / statistics.median(target.cpu), 2),
                 "times_kserve_rounds": [round(ratio, 2) for ratio in ratios],
             }
         )
@@ -316,20 +329,23 @@ def _print(results: list[dict[str, Any]], missing: dict[str, str], args: argpars
         f"LightGBM, {TREES} trees x {FEATURES} features, one row a request, {args.connections} connections, one core; "
         f"median of {args.rounds} rounds of {args.seconds:g} s\n"
     )
-    print(f"{'server':10} {'engine':13} {'API':4} {'requests/s':>10} {'p50 ms':>8} {'p99 ms':>8} {'x kserve':>9}")
+    columns = ("requests/s", "x kserve", "p50 ms", "p99 ms", "CPU us/req", "x kserve")
+    print(f"{'server':10} {'engine':13} {'API':4}" + "".join(f"{name:>11}" for name in columns))
     for result in results:
         print(
-            f"{result['server']:10} {result['engine']:13} {result['protocol']:4} {result['requests_per_s']:>10} "
-            f"{result['p50_ms']:>8.2f} {result['p99_ms']:>8.2f} {result['times_kserve']:>9.2f}"
+            f"{result['server']:10} {result['engine']:13} {result['protocol']:4}{result['requests_per_s']:>11}"
+            f"{result['times_kserve']:>11.1f}{result['p50_ms']:>11.2f}{result['p99_ms']:>11.2f}"
+            f"{result['cpu_us_per_request']:>11}{result['times_kserve_by_cpu']:>11.1f}"
         )
     for server, reason in missing.items():
         print(f"{server}: not available ({reason})")
-    print("\n" + ", ".join(f"{name} {version}" for name, version in _versions().items()))
+    servers = {result["server"]: result["version"] for result in results}
+    print("\n" + ", ".join(f"{name} {version}" for name, version in (servers | _versions()).items()))
     print(", ".join(f"{key} {value}" for key, value in _machine().items()))
 
 
 def _versions() -> dict[str, str]:
-    names = ("kubeloop", "kserve", "onnxruntime", "lightgbm", "uvicorn", "uvloop", "orjson", "numpy")
+    names = ("onnxruntime", "lightgbm", "uvicorn", "uvloop", "orjson", "numpy")
     return {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
 
 
