@@ -6,3 +6,4 @@ SELECT s.flight_id AS event_id,
        s.origin, s.carrier, s.dest, coalesce(s.tailnum, 'unknown') AS tailnum,
        s.sched_dep, s.distance, s.sched_minutes
 FROM schedule s LEFT JOIN arrivals a USING (flight_id)
+WHERE s.published_at <= date_trunc('hour', s.sched_dep) - INTERVAL 1 HOUR
