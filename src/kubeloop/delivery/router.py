@@ -124,9 +124,10 @@ class Router:
             return
         finally:
             self.inflight -= 1
+        # Counted first: who has the answer finds it in the counts.
+        self._metrics.observe(component, endpoint, answer.status, time.perf_counter() - began)
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         await send({"type": "http.response.body", "body": answer.body})
-        self._metrics.observe(component, endpoint, answer.status, time.perf_counter() - began)
 
     async def _answer(self, component: str, path: bytes, body: bytes, scope: Scope) -> tuple[str, Answer]:
         """Return the answer and the endpoint that gave it."""

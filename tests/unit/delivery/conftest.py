@@ -25,6 +25,9 @@ from kubeloop.delivery import Applied, DeliveryError, local
 from kubeloop.serving.manifest import ModelRef, inference_service
 
 HERE = Path(__file__).parent
+SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/kubeloop/inferenceservices"
+# One client for all: making one reads the certificate store, which takes longer than a request.
+HTTP = httpx.Client(timeout=20)
 _NUMBERS = itertools.count()
 
 
@@ -131,10 +134,10 @@ class NodeProcess:
                 raise
 
     def get(self, path: str = "/status") -> Any:
-        return httpx.get(self.url + path, timeout=10).raise_for_status().json()
+        return HTTP.get(self.url + path).raise_for_status().json()
 
     def service(self, name: str = "flights") -> dict[str, Any]:
-        return local.status("kubeloop", name, self.url)
+        return self.get(f"{SERVICES}/{name}")
 
     def conditions(self, name: str = "flights") -> dict[str, dict[str, str]]:
         return {condition["type"]: condition for condition in self.service(name)["status"]["conditions"]}
@@ -146,7 +149,7 @@ class NodeProcess:
         return [p for p in self.service(name)["status"]["processes"] if p["component"] == component]
 
     def infer(self, rows: int = 1, name: str = "flights", **kwargs: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}/v2/models/{name}/infer", json=request(rows), timeout=20, **kwargs)
+        return HTTP.post(f"{self.url}/v2/models/{name}/infer", json=request(rows), **kwargs)
 
 
 def request(rows: int = 1, mark: str = "") -> dict[str, Any]:
@@ -352,8 +355,7 @@ def service(shared: Kit, node: NodeProcess) -> Iterator[Service]:
     for version in ("v1", "v2"):
         service.model(version)
     yield service
-    path = f"/apis/serving.kserve.io/v1beta1/namespaces/kubeloop/inferenceservices/{service.name}"
-    httpx.delete(node.url + path, timeout=30)
+    HTTP.delete(f"{node.url}{SERVICES}/{service.name}")
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_a_refusal_carries_the_reason(kit):
     with pytest.raises(DeliveryError, match=r"refuses flights: .*'s3://bucket/model' is not on this machine"):
         node.apply(manifest)
     with pytest.raises(DeliveryError, match="there is no inference service 'elephants'"):
-        node.service("elephants")
+        local.status("kubeloop", "elephants", node.url)
 
 
 def test_waiting_has_an_end(kit):

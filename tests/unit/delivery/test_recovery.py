@@ -121,9 +121,9 @@ def test_killed_node_leaves_no_child(kit, alive):
 
 def test_stopped_node_finishes_requests_sends_events_and_ends_its_children(kit, alive):
     node = kit.node()
-    node.apply(kit.manifest(kit.model("v1", sleep=0.8)))
+    node.apply(kit.manifest(kit.model("v1"), feature_dir="slow"))
     pids = [p["pid"] for p in node.service()["status"]["processes"]]
-    kit.collector.sleep = 0.2
+    kit.collector.sleep = 1.0
     with kit.load(node, clients=1) as load:
         time.sleep(0.3)
         assert node.signal(signal.SIGTERM) == 0

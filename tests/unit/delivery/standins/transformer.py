@@ -1,10 +1,11 @@
-"""A transformer for tests: hands a request to the predictor as it is and names itself in a header."""
+"""A transformer for tests: hands a request on as it is, late when its feature folder is `slow`, and says who it is."""
 
 import argparse
 import http.client
 import os
 import signal
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -31,6 +32,8 @@ class Handler(BaseHTTPRequestHandler):
         self.forward(self.rfile.read(int(self.headers["content-length"])))
 
     def forward(self, body: bytes | None) -> None:
+        if args.feature_dir == "slow":
+            time.sleep(0.8)
         if not hasattr(local, "connection"):
             local.connection = http.client.HTTPConnection(predictor.hostname, predictor.port)
         headers = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "content-length")}
