@@ -4,7 +4,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -52,13 +51,14 @@ def _print(content: Any) -> None:
 class _Screen:
     """Shows a replay: what happened as lines, how far it is as a bar; plain lines where there is no terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, console: Console) -> None:
+        self._console = console
         self._bar = Progress(
             TextColumn("[bold]{task.fields[day]}"),
             BarColumn(),
             TextColumn("{task.fields[facts]}"),
             TimeElapsedColumn(),
-            console=_out,
+            console=console,
             transient=True,
         )
         self._task = self._bar.add_task("", total=1.0, day="", facts="", visible=False)
@@ -66,7 +66,7 @@ class _Screen:
         self._next = 0.0
 
     def __enter__(self) -> "_Screen":
-        if _out.is_terminal:
+        if self._console.is_terminal:
             self._bar.start()
         return self
 
@@ -75,7 +75,10 @@ class _Screen:
 
     def say(self, text: str) -> None:
         """Print a line with the seconds since the start."""
-        _out.print(f"[dim]{time.monotonic() - self._started:6.1f} s[/]  {escape(text)}")
+        self._console.print(
+            f"[dim]{time.monotonic() - self._started:6.1f} s[/]  {escape(text)}",
+            soft_wrap=not self._console.is_terminal,
+        )
 
     def progress(self, progress: Any) -> None:
         """Show how far the replay is."""
@@ -85,7 +88,7 @@ class _Screen:
             f"{progress.served:,} predictions, {progress.rate():,.0f}/s, p50 {progress.latency(0.5):.0f} ms, "
             f"{progress.errors:,} failed" + (", retraining" if progress.retraining else "")
         )
-        if _out.is_terminal:
+        if self._console.is_terminal:
             self._bar.update(
                 self._task, completed=done, day=f"{progress.moment:%Y-%m-%d}", facts=facts, visible=done < 1
             )
@@ -111,10 +114,7 @@ def run(
     loop, settings = _open(folder)
     _doctor_or_fail(settings)
     try:
-        with _Screen() as screen:
-            if as_json:
-                screen.say = lambda text: _err.print(escape(text))  # type: ignore[method-assign]
-                screen.progress = lambda progress: None  # type: ignore[method-assign]
+        with _Screen(_err if as_json else _out) as screen:
             summary = session.run(loop, settings, _environment(), screen, plan=session.Plan(fast), fresh=fresh)
             page = report.write(loop, settings, summary)
     except KeyboardInterrupt:
@@ -290,9 +290,8 @@ def retrain(
     loop, settings = _open(folder)
     _doctor_or_fail(settings)
     try:
-        with _Screen() as screen:
-            say: Callable[[str], None] = _err.print if as_json else screen.say
-            record = session.retrain(loop, settings, _environment(), say, reason=reason, as_of=as_of)
+        with _Screen(_err if as_json else _out) as screen:
+            record = session.retrain(loop, settings, _environment(), screen.say, reason=reason, as_of=as_of)
     except KeyboardInterrupt:
         _fail("stopped; run the same command again to resume the run", 130)
     except Exception as error:  # noqa: BLE001 - see `run`

@@ -127,8 +127,9 @@ def build(repo: Path, raw: Path, out: Path) -> dict[str, int]:
                 view.batch_source.file_options.uri = str(out.resolve() / f"{view.name}.parquet")
             rows[view.name] = pq.read_metadata(out / f"{view.name}.parquet").num_rows
     shutil.copyfile(repo / STORE_FILE, out / STORE_FILE)
-    store = open_store(out)
-    store.apply(objects)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        open_store(out).apply(objects)
     return rows
 
 

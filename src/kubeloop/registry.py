@@ -5,8 +5,10 @@ adding `MLmodel`, so that KServe, MLflow and kubeloop read the same immutable fi
 """
 
 import json
+import logging
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -163,6 +165,9 @@ def get(settings: Settings, name: str, number: str) -> Version:
 def _client(settings: Settings) -> "MlflowClient":
     import mlflow
 
+    # What MLflow tells of its database and its environment is of no use to someone who follows a run.
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="mlflow")
     return mlflow.MlflowClient(tracking_uri=settings.mlflow_uri, registry_uri=settings.mlflow_uri)
 
 
