@@ -1,0 +1,40 @@
+"""The report: one HTML page that says why a model changed, and needs nothing beside itself."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from kubeloop import log
+from kubeloop.config import Loop, Settings
+from kubeloop.report import facts, view
+
+
+def write(loop: Loop, settings: Settings, summary: Mapping[str, Any] | None) -> Path:
+    """Write `report.html` into the state folder in one piece and return its path.
+
+    The page loads nothing, reads without JavaScript and follows the reader's light or dark scheme.
+
+    Args:
+        loop: the use case.
+        settings: the place.
+        summary: of `summary.build`; None for a run that has not finished.
+
+    Raises:
+        LogError: a segment of the payload log is damaged.
+    """
+    page = Environment(
+        loader=PackageLoader("kubeloop.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    content = view.build(loop, settings, facts.read(loop, settings), log.read(settings, loop.name), summary)
+    path = settings.state / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(page.get_template("report.html").render(content))
+    part.replace(path)
+    return path

@@ -1,0 +1,99 @@
+"""What a loop has left in its stores, read without making or changing any of them."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from kubeloop import registry
+from kubeloop.config import Loop, Settings
+from kubeloop.monitoring.store import Row, Store
+from kubeloop.registry import Version
+from kubeloop.trigger import Ledger
+from kubeloop.trigger_store import Cooldown, Received, Run
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Registry, monitor and ledger of one loop; each part is empty until something has written it.
+
+    Attributes:
+        versions: model versions, oldest first.
+        windows: closed windows, one row a version.
+        filling: windows that are not closed yet.
+        scores: drift scores of every feature in every judged window.
+        performance: live performance of windows whose labels are in.
+        episodes: in the order in which they opened.
+        watermark: newest event time that the monitor knows of.
+        runs: of the ledger, oldest first.
+        events: of the ledger, in event time.
+        cooldown: the newest one, over or not.
+    """
+
+    versions: list[Version] = field(default_factory=list)
+    windows: list[Row] = field(default_factory=list)
+    filling: list[Row] = field(default_factory=list)
+    scores: list[Row] = field(default_factory=list)
+    performance: list[Row] = field(default_factory=list)
+    episodes: list[Row] = field(default_factory=list)
+    watermark: datetime | None = None
+    runs: list[Run] = field(default_factory=list)
+    events: list[Received] = field(default_factory=list)
+    cooldown: Cooldown | None = None
+
+    @property
+    def champion(self) -> Version | None:
+        """The version that the champion alias names."""
+        return next((version for version in self.versions if registry.CHAMPION in version.aliases), None)
+
+    @property
+    def first(self) -> Version | None:
+        """The first version that was promoted: what would serve today if nobody had retrained."""
+        return next((version for version in self.versions if promoted(version)), None)
+
+    def run(self, name: str | None) -> Run | None:
+        """Return a run by its name."""
+        return next((run for run in self.runs if run.name == name), None)
+
+    def made_by(self, run: str | None) -> Version | None:
+        """Return the version that a run registered."""
+        return next((version for version in self.versions if run and version.run == run), None)
+
+
+def read(loop: Loop, settings: Settings) -> Facts:
+    """Read the stores that exist."""
+    found: dict[str, object] = {}
+    if _kept(settings.mlflow_uri):
+        found["versions"] = registry.versions(settings, loop.name)
+    if _kept(settings.monitor_db):
+        store = Store(settings.monitor_db)
+        found |= {
+            "windows": store.windows(loop.name),
+            "filling": store.open_windows(loop.name),
+            "scores": store.scores(loop.name),
+            "performance": store.performance(loop.name),
+            "episodes": store.episodes(loop.name),
+            "watermark": store.progress(loop.name).watermark,
+        }
+        store.close()
+    if _kept(settings.ledger_db):
+        ledger = Ledger(settings.ledger_db, loop.drift)
+        found |= {
+            "runs": ledger.runs(loop.name),
+            "events": ledger.events(loop.name),
+            "cooldown": ledger.cooldown(loop.name),
+        }
+        ledger.close()
+    return Facts(**found)  # type: ignore[arg-type]
+
+
+def promoted(version: Version) -> bool:
+    """Return whether the gate let the version through."""
+    return version.tags.get("kubeloop.promoted") == "true"
+
+
+def _kept(url: str) -> bool:
+    """Return whether there is something to read: opening a SQLite file that is not there would make it."""
+    place = sa.make_url(url)
+    return place.get_backend_name() != "sqlite" or Path(place.database or "").is_file()

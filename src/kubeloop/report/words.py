@@ -1,0 +1,127 @@
+"""What the numbers say, in plain sentences."""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from kubeloop.gates import Verdict
+from kubeloop.report.facts import Facts, promoted
+from kubeloop.trigger_store import Run
+
+Summary = Mapping[str, Any]
+
+
+def verdict(facts: Facts, summary: Summary | None, logged: int) -> tuple[str, str]:
+    """Return what came of the loop in one sentence, and whether that is `good`, `bad` or neither (`open`)."""
+    if summary is None:
+        if not facts.versions:
+            return "The run has not finished: no model has been trained yet.", "open"
+        return f"The run has not finished. So far: {counts(facts)}, {logged:,} predictions logged.", "open"
+    auc = summary["auc"]
+    if auc["difference"] is None:
+        return f"{_capital(counts(facts))}; {_unchanged(facts)}.", "open"
+    low, high = auc["ci95"]
+    numbers = f"{auc['loop']:.3f} against {auc['frozen']:.3f} of the frozen first model"
+    interval = f"{auc['difference']:+.3f}, 95% interval {low:+.3f} to {high:+.3f}"
+    start = _capital(counts(facts))
+    if low > 0:
+        return f"{start}; the loop's AUC is {numbers} ({interval}).", "good"
+    if high < 0:
+        return f"{start}; the loop did worse than if nobody had retrained: its AUC is {numbers} ({interval}).", "bad"
+    return f"{start}; no gain is proven: the loop's AUC is {numbers} ({interval}, which includes zero).", "open"
+
+
+def counts(facts: Facts) -> str:
+    """Return how many episodes there were, and what the gate made of the retrained models."""
+    first = facts.first.version if facts.first else None
+    again = [version for version in facts.versions if version.version != first]
+    through = sum(1 for version in again if promoted(version))
+    episodes = plural(len(facts.episodes), "episode")
+    if not again:
+        return f"{episodes}, no retrained model"
+    if through == len(again):
+        return f"{episodes}, {plural(through, 'retrained model')} promoted"
+    return f"{episodes}, {plural(len(again), 'retrained model')}, {through or 'none'} promoted"
+
+
+def _unchanged(facts: Facts) -> str:
+    if not facts.versions:
+        return "no model has been trained yet"
+    if facts.first is None:
+        return "no model has passed the gate, so none serves"
+    if sum(promoted(version) for version in facts.versions) > 1:
+        return "the promoted model has not answered a labelled prediction yet, so there is nothing to compare"
+    return f"version {facts.first.version}, the first model, still serves, so there is nothing to compare it with"
+
+
+def compared(summary: Summary | None) -> str:
+    """Return what the comparison rests on."""
+    auc = (summary or {}).get("auc") or {}
+    if auc.get("difference") is None:
+        return ""
+    return (
+        f"Both scored on the same {auc['rows']:,} logged and labelled predictions since "
+        f"{datetime.fromisoformat(auc['from']):%Y-%m-%d}, when the first retrained model took over; "
+        "the interval resamples whole days."
+    )
+
+
+def gate(verdict: Verdict | None) -> str:
+    """Return the gate's decision in one sentence."""
+    if verdict is None:
+        return "There is no record of the gate."
+    return verdict.reason
+
+
+def gain(verdict: Verdict) -> str:
+    """Return a verdict's gain with its interval."""
+    if verdict.difference is None or verdict.interval is None:
+        value = "undefined" if verdict.challenger is None else f"{verdict.challenger:.3f}"
+        return f"{verdict.metric} {value}, no champion to beat"
+    low, high = verdict.interval
+    return f"{verdict.difference:+.4f} ({low:+.4f} to {high:+.4f})"
+
+
+def trigger(accepted: bool | None, decision: str | None) -> str:
+    """Return what the trigger said to an episode."""
+    if decision is None:
+        return "The trigger has not answered yet."
+    if accepted:
+        return "The trigger started one run."
+    return f"The trigger started no run: {decision.removeprefix('absorbed: ')}."
+
+
+def outcome(run: Run | None) -> str:
+    """Return how a run ended, in one word."""
+    if run is None:
+        return "no run"
+    return run.outcome or "under way"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}" if count else f"no {noun}s"
+
+
+def length(value: timedelta | float) -> str:
+    """Return a length of time as one reads it aloud."""
+    seconds = value.total_seconds() if isinstance(value, timedelta) else value
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.0f} days"
+
+
+def day(text: str | None) -> str:
+    """Return the day of an ISO 8601 moment, a dash for none."""
+    return text[:10] if text else "–"
+
+
+def moment(text: str | None) -> str:
+    """Return an ISO 8601 moment to the minute, a dash for none."""
+    return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M}" if text else "–"
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
