@@ -152,8 +152,9 @@ def _tell(summary: dict[str, Any]) -> None:
     """Print what came of a run."""
     predictions, auc = summary["predictions"], summary["auc"]
     _out.print(
-        f"\n[bold]{summary['name']}[/]: {predictions['served']:,} predictions served, {predictions['logged']:,} logged, "
-        f"{predictions['dropped']:,} dropped, {predictions['errors']:,} failed, in {summary['wall_s']:.0f} s"
+        f"\n[bold]{summary['name']}[/]: {predictions['served']:,} predictions served, "
+        f"{predictions['logged']:,} logged, {predictions['dropped']:,} dropped, {predictions['errors']:,} failed, "
+        f"in {summary['wall_s']:.0f} s"
     )
     table = Table("version", "trained on", "decision", box=None, pad_edge=False)
     for version in summary["versions"]:

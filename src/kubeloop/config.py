@@ -357,8 +357,10 @@ QUIET = {
     "GX_ANALYTICS_ENABLED": "false",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Training shares the cores with serving: its threads must sleep while they wait, not spin.
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
-"""Variables that keep the libraries from calling home and from loading pickles."""
+"""Variables that keep the libraries from calling home, from loading pickles and from busy waiting."""
 
 
 def settings(home: Path | None = None, state: Path | None = None) -> Settings:

@@ -1,0 +1,164 @@
+"""The main job as a user runs it: the loop on the flights, cut off with a kill, resumed, and looked at."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def kubeloop(state: Path, *arguments: str, timeout: float = 420) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "kubeloop.cli", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "KUBELOOP_STATE": str(state)},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fast run that was killed in the middle of its replay and then run to its end."""
+    folder = tmp_path_factory.mktemp("flights")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kubeloop.cli", "run", "--fast"],
+        cwd=ROOT,
+        env={**os.environ, "KUBELOOP_STATE": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    seen = []
+    for line in process.stdout or ():
+        seen.append(line)
+        if "drift" in line:
+            process.send_signal(signal.SIGKILL)
+            break
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "".join(seen)
+    # The kernel ends what the killed program had started.
+    deadline = time.monotonic() + 20
+    while _alive(folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _alive(folder)
+    done = kubeloop(folder, "run", "--fast", "--json")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def summary(state: Path) -> dict:
+    return json.loads((state / "summary.json").read_text())
+
+
+def _alive(folder: Path) -> list[str]:
+    """Return the services, not the pipeline runs, that still work on a state folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().decode(errors="replace").replace("\0", " ")
+            environment = (process / "environ").read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if f"KUBELOOP_STATE={folder}\0" in environment and "-m kubeloop." in command:
+            found.append(command)
+    return found
+
+
+@pytest.mark.timeout(900)
+def test_every_prediction_is_served_once_and_logged(summary: dict) -> None:
+    predictions = summary["predictions"]
+    assert predictions["served"] > 8000
+    assert predictions["errors"] == 0
+    assert predictions["logged"] + predictions["dropped"] == predictions["served"]
+    assert summary["labels"] > 0.95 * predictions["logged"]
+
+
+def test_drift_led_to_a_retraining_and_a_verdict(summary: dict) -> None:
+    assert summary["windows"] >= 15
+    asked = [episode for episode in summary["episodes"] if episode["run_id"]]
+    assert asked
+    assert {episode["outcome"] for episode in asked} <= {"promoted", "rejected"}
+    assert all(episode["features"] and episode["reason"] for episode in asked)
+
+
+def test_one_version_a_run_and_one_champion(summary: dict) -> None:
+    runs = [version["run_id"] for version in summary["versions"]]
+    assert len(runs) == len(set(runs)) == 1 + sum(1 for episode in summary["episodes"] if episode["run_id"])
+    assert sum(1 for version in summary["versions"] if version["champion"]) == 1
+    assert summary["versions"][0]["promoted"]
+
+
+def test_nothing_is_left_running(state: Path) -> None:
+    assert not _alive(state)
+    assert not (state / "services.json").exists()
+
+
+def test_running_again_replays_nothing_new(state: Path, summary: dict) -> None:
+    again = kubeloop(state, "run", "--fast", "--json")
+    assert again.returncode == 0, again.stderr
+    second = json.loads(again.stdout)
+    for key in ("predictions", "windows", "episodes", "auc"):
+        assert second[key] == summary[key]
+    assert [v["version"] for v in second["versions"]] == [v["version"] for v in summary["versions"]]
+
+
+def test_the_full_replay_is_not_mixed_into_a_fast_one(state: Path) -> None:
+    done = kubeloop(state, "run")
+    assert done.returncode == 1
+    assert "--fresh" in done.stderr
+
+
+def test_status_monitor_and_report_tell_the_story(state: Path, summary: dict) -> None:
+    status = kubeloop(state, "status", "--json")
+    assert status.returncode == 0, status.stderr
+    champion = next(version["version"] for version in summary["versions"] if version["champion"])
+    assert json.loads(status.stdout)["champion"]["version"] == champion
+    windows = json.loads(kubeloop(state, "monitor", "--json").stdout)
+    assert len(windows["windows"]) == summary["windows"]
+    report = kubeloop(state, "report", "--json")
+    page = Path(json.loads(report.stdout)["report"]).read_text()
+    assert "flight-delay" in page
+    assert all(episode["run_id"] in page for episode in summary["episodes"] if episode["run_id"])
+
+
+def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dict) -> None:
+    environment = {**os.environ, "KUBELOOP_STATE": str(state)}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "kubeloop.cli", "serve"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert "/infer" in (server.stdout.readline() if server.stdout else "")
+        row = {
+            "origin": "EWR",
+            "carrier": "UA",
+            "dest": "ORD",
+            "tailnum": "N14228",
+            "sched_dep": "2013-08-31T13:00:00Z",
+            "distance": 719,
+            "sched_minutes": 105,
+        }
+        answer = kubeloop(state, "predict", json.dumps([row, row]), "--at", "2013-08-31T12:00:00Z", "--json")
+        assert answer.returncode == 0, answer.stderr
+        content = json.loads(answer.stdout)
+        assert len(content["probability"]) == 2
+        assert all(0 < value < 1 for value in content["probability"])
+        missing = kubeloop(state, "predict", '{"origin": "EWR"}')
+        assert missing.returncode == 1
+        assert "carrier" in missing.stderr
+        retrained = kubeloop(state, "retrain", "--as-of", "2013-08-31", "--reason", "a test", "--json")
+        assert retrained.returncode == 0, retrained.stderr
+        assert json.loads(retrained.stdout)["outcome"] in ("promoted", "rejected")
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(60)
+    assert kubeloop(state, "predict", json.dumps(row)).returncode == 1
