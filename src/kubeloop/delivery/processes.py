@@ -69,7 +69,6 @@ class Replica:
         self.backend = Backend()
         self.restarts = 0
         self.error = ""
-        self.exit_code: int | None = None
         self._log = log
         self._ready_s = ready_s
         self._on_change = on_change
@@ -134,7 +133,7 @@ class Replica:
             if isinstance(error, TimeoutError):
                 raise StartError(program, f"not ready after {self._ready_s:g} s{self._tail()}") from error
             raise
-        self.error, self.exit_code = "", None
+        self.error = ""
         LOG.info("%s %s ready: pid %d, %s", program.component, program.version, process.pid, self.backend.url)
         self._on_change()
 
@@ -158,8 +157,7 @@ class Replica:
             if word == "ready" and url.startswith("http://"):
                 self._background(_copy(process.stdout, self._log))
                 return url
-        self.exit_code = await process.wait()
-        raise StartError(self.program, f"ended with exit code {self.exit_code}{self._tail()}")
+        raise StartError(self.program, f"ended with exit code {await process.wait()}{self._tail()}")
 
     async def _keep_alive(self) -> None:
         loop = asyncio.get_running_loop()
@@ -167,9 +165,9 @@ class Replica:
         while True:
             if process := self._process:
                 began = loop.time()
-                self.exit_code = await process.wait()
+                code = await process.wait()
                 self._process, self.backend.url = None, None
-                self.error = f"ended with exit code {self.exit_code}{self._tail()}"
+                self.error = f"ended with exit code {code}{self._tail()}"
                 if loop.time() - began > STEADY_S:
                     pause = FIRST_PAUSE_S
             LOG.warning("%s %s: restart in %g s: %s", self.program.component, self.program.version, pause, self.error)
