@@ -9,6 +9,8 @@ import duckdb
 
 from kubeloop.config import ConfigError, Loop, Settings
 
+_NAIVE = ("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS")
+
 
 class SourceError(RuntimeError):
     """Raw data cannot be read; the message names the table and what to change."""
@@ -53,7 +55,7 @@ def take_in(loop: Loop, settings: Settings, fresh: bool = False) -> dict[str, in
             _call(settings.home / loop.features.repo, loop.source.entry, settings.raw)
         for name, table in loop.source.tables.items():
             if table.path:
-                _copy(settings.home / table.path, settings.raw / f"{name}.parquet")
+                copy(settings.home / table.path, settings.raw / f"{name}.parquet", table.available_at)
             elif not loop.source.entry:
                 raise ConfigError(f"source.tables.{name} needs a path, or source.entry a function that writes it")
     found = tables(settings.raw)
@@ -97,19 +99,33 @@ def _count(db: duckdb.DuckDBPyConnection, query: str) -> int:
     return int(row[0]) if row else 0
 
 
-def _copy(path: Path, target: Path) -> None:
+def copy(path: Path, target: Path, moment: str | None = None) -> None:
+    """Write a Parquet or CSV file as Parquet, with every time as a moment in UTC; one without an offset is UTC.
+
+    Args:
+        path: the file; anything not named `*.parquet` is read as CSV.
+        target: the Parquet file; never half-written.
+        moment: a column that is a moment even where the file holds it as text.
+
+    Raises:
+        SourceError: the file is missing or cannot be read.
+    """
     if not path.is_file():
         raise SourceError(f"{path} does not exist; set source.tables.{target.stem}.path in loop.yaml")
     reader = "read_parquet" if path.suffix == ".parquet" else "read_csv"
     part = target.with_suffix(".part")
     with connect() as db:
-        described = db.execute(f"DESCRIBE FROM {reader}({literal(path)})").fetchall()
-        # Naive timestamps are taken as UTC, so that every later comparison is between moments.
-        columns = ", ".join(
-            f"{identifier(name)}::TIMESTAMPTZ AS {identifier(name)}" if kind in ("TIMESTAMP", "DATE") else identifier(name)
-            for name, kind, *_ in described
-        )
-        db.execute(f"COPY (SELECT {columns} FROM {reader}({literal(path)})) TO {literal(part)} (FORMAT parquet)")
+        try:
+            described = db.execute(f"DESCRIBE FROM {reader}({literal(path)})").fetchall()
+            columns = ", ".join(
+                f"{identifier(name)}::TIMESTAMPTZ AS {identifier(name)}"
+                if kind in _NAIVE or (name == moment and kind == "VARCHAR")
+                else identifier(name)
+                for name, kind, *_ in described
+            )
+            db.execute(f"COPY (SELECT {columns} FROM {reader}({literal(path)})) TO {literal(part)} (FORMAT parquet)")
+        except duckdb.Error as error:
+            raise SourceError(f"{path} cannot be read: {error}") from error
     part.replace(target)
 
 
