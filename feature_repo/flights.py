@@ -13,11 +13,17 @@ import duckdb
 # An arrival counts as late from 15 minutes on; a cancelled or diverted flight never arrived as planned.
 # The data name no announcement times. Assumed: a cancellation is known 15 minutes after the scheduled
 # departure, an arrival 45 minutes after the time in the air ends (taxi and reporting), a diversion after 8 hours.
+# The data name the aircraft that flew, hence none for a flight cancelled early: its absence would give the label away.
+# The timetable names instead the aircraft with which the carrier last flew the route, two days earlier or more.
 TABLES = {
     "schedule": """
-        SELECT flight_id, carrier, flight, tailnum, origin, dest, distance::DOUBLE AS distance, sched_dep, sched_local,
-               sched_minutes::DOUBLE AS sched_minutes, sched_dep - INTERVAL 1 DAY AS published_at
-        FROM legs ORDER BY published_at, flight_id""",
+        SELECT flight_id, legs.carrier, flight, flown.tailnum, legs.origin, legs.dest, distance::DOUBLE AS distance,
+               legs.sched_dep, sched_local, sched_minutes::DOUBLE AS sched_minutes,
+               legs.sched_dep - INTERVAL 1 DAY AS published_at
+        FROM legs ASOF LEFT JOIN flown
+          ON legs.carrier = flown.carrier AND legs.origin = flown.origin AND legs.dest = flown.dest
+         AND flown.sched_dep <= legs.sched_dep - INTERVAL 2 DAY
+        ORDER BY published_at, flight_id""",
     "departures": """
         SELECT flight_id, dep_delay::DOUBLE AS dep_delay, dep_delay IS NULL AS cancelled,
                sched_dep + to_minutes(coalesce(dep_delay, 15)) AS available_at
@@ -48,6 +54,10 @@ LEGS = """
                  make_timestamp(year, month, day, hour % 24, minute, 0) AS sched_local_time
           FROM read_csv($flights, nullstr = ['NA', '']))"""
 
+FLOWN = """
+    CREATE TABLE flown AS
+    SELECT carrier, origin, dest, sched_dep, max(tailnum) AS tailnum FROM legs WHERE tailnum IS NOT NULL GROUP BY ALL"""
+
 
 def write(folder: Path) -> None:
     """Write the raw tables as Parquet files: schedule, departures, arrivals, weather and planes.
@@ -67,6 +77,7 @@ def write(folder: Path) -> None:
             flights = archive.extract("flights.csv", scratch)
         db.execute("SET TimeZone = 'UTC'")
         db.execute(LEGS, {"flights": flights})
+        db.execute(FLOWN)
         for table, query in TABLES.items():
             needed = {"data": str(data)} if "$data" in query else {}
             part = folder / f"{table}.parquet.part"
