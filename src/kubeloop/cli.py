@@ -136,11 +136,12 @@ def _crash(settings: Settings, error: Exception) -> NoReturn:
     import traceback
 
     from kubeloop.replay import ReplayError
+    from kubeloop.runs import RunError
     from kubeloop.services import ServiceError
     from kubeloop.session import SessionError
     from kubeloop.sources import SourceError
 
-    if isinstance(error, (ConfigError, ReplayError, ServiceError, SessionError, SourceError)):
+    if isinstance(error, (ConfigError, ReplayError, RunError, ServiceError, SessionError, SourceError)):
         _fail(error)
     settings.logs.mkdir(parents=True, exist_ok=True)
     trace = settings.logs / "kubeloop.log"
@@ -286,13 +287,13 @@ def retrain(
     as_json: Json = False,
 ) -> None:
     """Retrain now; the gate decides as always. A cooldown does not hold it back, an active run does."""
-    from kubeloop import session
+    from kubeloop import retraining
 
     loop, settings = _open(folder)
     _doctor_or_fail(settings)
     try:
         with _Screen(_err if as_json else _out) as screen:
-            record = session.retrain(loop, settings, _environment(), screen.say, reason=reason, as_of=as_of)
+            record = retraining.run(loop, settings, _environment(), screen.say, reason=reason, as_of=as_of)
     except KeyboardInterrupt:
         _fail("stopped; run the same command again to resume the run", 130)
     except Exception as error:  # noqa: BLE001 - see `run`

@@ -5,26 +5,20 @@ and every retraining go through the ledger, and the payload log says what was re
 """
 
 import asyncio
-import hashlib
 import json
-import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
 
-from kubeloop import names, sources, stages
-from kubeloop.config import Loop, Settings, instant
+from kubeloop import runs, sources, stages
+from kubeloop.config import Loop, Settings
 from kubeloop.replay import Addresses, Progress, Replay, Sent
 from kubeloop.services import ServiceError, Services
-
-_STEP = re.compile(r"Task \S*'([\w-]+)'\S* (?:finished with status \S*?(SUCCESS|FAILURE|CACHED)|was cached)")
-_POLL_S = 0.2
 
 
 class SessionError(RuntimeError):
@@ -94,10 +88,10 @@ def run(
         if fresh:
             _forget(settings)
         memory = _Memory.open(settings, plan)
-        prepare(loop, settings, observer)
+        prepare(loop, settings, observer.say)
         observer.say("Starting collector, node, trigger and monitor.")
         services.start_all(loop.replay.train_to.isoformat())
-        resume_serving(loop, settings, observer)
+        resume_serving(loop, settings, observer.say)
         first_model(loop, settings, services, observer)
         _replay(loop, settings, services, observer, memory)
         from kubeloop import summary
@@ -108,7 +102,7 @@ def run(
     return result
 
 
-def prepare(loop: Loop, settings: Settings, observer: Observer) -> None:
+def prepare(loop: Loop, settings: Settings, say: Callable[[str], None]) -> None:
     """Take the raw data in and build the serving side's feature tables, where that was not done yet."""
     from kubeloop import features
 
@@ -116,21 +110,21 @@ def prepare(loop: Loop, settings: Settings, observer: Observer) -> None:
     repo = settings.home / loop.features.repo
     mark = settings.features / "built-from"
     state = f"{stages.digest(settings.raw)} {stages.digest(repo)}"
-    observer.say("Raw data: " + ", ".join(f"{rows:,} {name}" for name, rows in counts.items()) + ".")
+    say("Raw data: " + ", ".join(f"{rows:,} {name}" for name, rows in counts.items()) + ".")
     if not mark.is_file() or mark.read_text() != state:
         rows = features.build(repo, settings.raw, settings.features)
         mark.write_text(state)
-        observer.say(f"Feature tables: {sum(rows.values()):,} rows in {len(rows)} views.")
+        say(f"Feature tables: {sum(rows.values()):,} rows in {len(rows)} views.")
 
 
-def resume_serving(loop: Loop, settings: Settings, observer: Observer) -> None:
+def resume_serving(loop: Loop, settings: Settings, say: Callable[[str], None]) -> None:
     """Serve the kept champion again, if there is one, with the addresses that the services have now."""
     from kubeloop import registry
 
     champion = registry.champion(settings, loop.name)
     if champion is not None:
         applied = stages.serve(loop, settings, champion)
-        observer.say(f"Serving version {champion.version}, ready after {applied.seconds:.1f} s.")
+        say(f"Serving version {champion.version}, ready after {applied.seconds:.1f} s.")
 
 
 def first_model(loop: Loop, settings: Settings, services: Services, observer: Observer) -> None:
@@ -146,167 +140,16 @@ def first_model(loop: Loop, settings: Settings, services: Services, observer: Ob
         return
     # Another configuration or other data is another first model: a failed one does not stand in its way.
     identity = stages.digest(settings.raw)[:8] + loop.digest()[:8]
-    name = request_run(
+    name = runs.request(
         services.url("trigger"), loop, f"first-{identity}", loop.replay.train_to, "the first model of the loop"
     )
     observer.say(f"Training the first model on data up to {loop.replay.train_to:%Y-%m-%d} (run {name}).")
-    outcome = follow(settings, services.url("trigger"), name, observer.say, services.check)
+    outcome = runs.follow(settings, services.url("trigger"), name, observer.say, services.check)
     if outcome["outcome"] != "promoted":
         raise SessionError(
             f"the first model was not served: {outcome['detail']}\nThe log is {settings.runs / name / 'log.txt'}"
         )
     observer.say(str(outcome["detail"]))
-
-
-def request_run(trigger: str, loop: Loop, episode: str, as_of: datetime, reason: str) -> str:
-    """Ask the trigger for one run; asking again for the same episode starts nothing new. Return the run's name.
-
-    Raises:
-        SessionError: the trigger refuses, because another run is active.
-    """
-    identity = f"{loop.name}-{episode}"
-    event = {
-        "specversion": "1.0",
-        "type": names.DRIFT_EVENT,
-        "source": "kubeloop/cli",
-        "id": identity,
-        "subject": identity,
-        "datacontenttype": "application/json",
-        "data": {
-            "service": loop.name,
-            "episode": identity,
-            "opened_at": as_of.isoformat(),
-            "as_of": as_of.isoformat(),
-            "kind": "manual",
-            "features": [],
-            "reason": reason,
-        },
-    }
-    response = httpx.post(
-        f"{trigger}/events", json=event, headers={"content-type": "application/cloudevents+json"}, timeout=30
-    )
-    decision = response.json()
-    if response.status_code != 202:
-        raise SessionError(f"the trigger refuses the event: {decision.get('error', response.text)}")
-    if not decision.get("run_name"):
-        raise SessionError(f"the trigger starts no run: {decision['reason']}")
-    return str(decision["run_name"])
-
-
-def retrain(
-    loop: Loop,
-    settings: Settings,
-    environment: Mapping[str, str],
-    say: Callable[[str], None],
-    *,
-    reason: str,
-    as_of: str | None,
-) -> dict[str, Any]:
-    """Run the training pipeline once, through the ledger, and return the run's record.
-
-    It uses the services that are up, or starts them for the time of the run.
-
-    Args:
-        loop: the use case.
-        settings: the place.
-        environment: variables for the services, beside the settings.
-        say: is told what happens.
-        reason: kept with the version.
-        as_of: moment whose knowledge to use, ISO 8601; the newest label in the raw data when left out.
-    """
-    from kubeloop import services as known
-
-    prepare(loop, settings, _Teller(say))
-    moment = instant(as_of) if as_of else newest_label(loop, settings)
-    episode = f"manual-{moment:%Y%m%dT%H%M%S}-{hashlib.sha256(f'{reason}{loop.digest()}'.encode()).hexdigest()[:8]}"
-    try:
-        trigger = known.address(settings, "trigger")
-    except ServiceError:
-        origin = loop.replay.train_to if loop.replay else moment
-        with Services(loop, settings, environment) as services:
-            services.start_all(origin.isoformat())
-            resume_serving(loop, settings, _Teller(say))
-            name = request_run(services.url("trigger"), loop, episode, moment, reason)
-            say(f"Run {name} with what was known on {moment:%Y-%m-%d %H:%M}.")
-            return follow(settings, services.url("trigger"), name, say, services.check)
-    name = request_run(trigger, loop, episode, moment, reason)
-    say(f"Run {name} with what was known on {moment:%Y-%m-%d %H:%M}.")
-    return follow(settings, trigger, name, say)
-
-
-def newest_label(loop: Loop, settings: Settings) -> datetime:
-    """Return the moment at which the newest label of the raw data was known.
-
-    Raises:
-        SessionError: no event has a label.
-    """
-    from kubeloop import features
-
-    moment = features.newest_label(settings.home / loop.features.repo, settings.raw)
-    if moment is None:
-        raise SessionError("no event has a label yet; give --as-of once there are labels")
-    return moment
-
-
-@dataclass
-class _Teller:
-    say: Callable[[str], None]
-
-    def progress(self, progress: Progress) -> None:
-        """Nothing is replayed."""
-
-
-def follow(
-    settings: Settings,
-    trigger: str,
-    run_name: str,
-    say: Callable[[str], None],
-    check: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    """Say each step of a run as it finishes, and return the run's record once it is over.
-
-    Args:
-        settings: the place.
-        trigger: URL of the trigger.
-        run_name: the run.
-        say: is told each step.
-        check: called while waiting; raises when there is nothing left to wait for.
-    """
-    steps = Steps(settings.runs / run_name / "log.txt")
-    while True:
-        check()
-        record: dict[str, Any] = httpx.get(f"{trigger}/runs/{run_name}", timeout=30).json()
-        for line in steps.news():
-            say(line)
-        if record.get("outcome"):
-            return record
-        time.sleep(_POLL_S)
-
-
-class Steps:
-    """Reads the finished steps from a run's log as it grows."""
-
-    def __init__(self, log: Path) -> None:
-        self._log = log
-        self._offset = 0
-        self._since = time.monotonic()
-
-    def news(self) -> list[str]:
-        """Return a sentence for each step that finished since the last call."""
-        if not self._log.is_file():
-            return []
-        with self._log.open("rb") as file:
-            file.seek(self._offset)
-            text = file.read()
-        whole = text.rfind(b"\n") + 1
-        self._offset += whole
-        found = []
-        for match in _STEP.finditer(text[:whole].decode(errors="replace")):
-            step, status = match[1], match[2] or "CACHED"
-            took, self._since = time.monotonic() - self._since, time.monotonic()
-            word = {"SUCCESS": f"done in {took:.1f} s", "FAILURE": "failed", "CACHED": "kept from before"}[status]
-            found.append(f"  {step.replace('-', ' ')}: {word}")
-        return found
 
 
 @dataclass
@@ -389,7 +232,7 @@ class News:
         self._say: Callable[[str], None] = observer.say
         self._store = Store(settings.monitor_db)
         self._episodes = {row["id"] for row in self._store.episodes(loop.name)}
-        self._steps: dict[str, Steps] = {}
+        self._steps: dict[str, runs.Steps] = {}
         self._finished = {str(run["name"]) for run in self._runs() if run["outcome"]}
         self._next = 0.0
 
@@ -407,7 +250,7 @@ class News:
             name = str(run["name"])
             if name in self._finished:
                 continue
-            steps = self._steps.setdefault(name, Steps(self._settings.runs / name / "log.txt"))
+            steps = self._steps.setdefault(name, runs.Steps(self._settings.runs / name / "log.txt"))
             for line in steps.news():
                 self._say(line)
             if run["outcome"]:

@@ -1,0 +1,60 @@
+"""Retrain by hand: one run of the training pipeline, through the ledger like any other."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+from kubeloop import features, runs, services, session
+from kubeloop.config import Loop, Settings, instant
+
+
+def run(
+    loop: Loop,
+    settings: Settings,
+    environment: Mapping[str, str],
+    say: Callable[[str], None],
+    *,
+    reason: str,
+    as_of: str | None,
+) -> dict[str, Any]:
+    """Run the training pipeline once, through the ledger, and return the run's record.
+
+    It uses the services that are up, or starts them for the time of the run.
+
+    Args:
+        loop: the use case.
+        settings: the place.
+        environment: variables for the services, beside the settings.
+        say: is told what happens.
+        reason: kept with the version.
+        as_of: moment whose knowledge to use, ISO 8601; the newest label in the raw data when left out.
+    """
+    session.prepare(loop, settings, say)
+    moment = instant(as_of) if as_of else newest_label(loop, settings)
+    episode = f"manual-{moment:%Y%m%dT%H%M%S}-{hashlib.sha256(f'{reason}{loop.digest()}'.encode()).hexdigest()[:8]}"
+    try:
+        trigger = services.address(settings, "trigger")
+    except services.ServiceError:
+        origin = loop.replay.train_to if loop.replay else moment
+        with services.Services(loop, settings, environment) as own:
+            own.start_all(origin.isoformat())
+            session.resume_serving(loop, settings, say)
+            name = runs.request(own.url("trigger"), loop, episode, moment, reason)
+            say(f"Run {name} with what was known on {moment:%Y-%m-%d %H:%M}.")
+            return runs.follow(settings, own.url("trigger"), name, say, own.check)
+    name = runs.request(trigger, loop, episode, moment, reason)
+    say(f"Run {name} with what was known on {moment:%Y-%m-%d %H:%M}.")
+    return runs.follow(settings, trigger, name, say)
+
+
+def newest_label(loop: Loop, settings: Settings) -> datetime:
+    """Return the moment at which the newest label of the raw data was known.
+
+    Raises:
+        session.SessionError: no event has a label.
+    """
+    moment = features.newest_label(settings.home / loop.features.repo, settings.raw)
+    if moment is None:
+        raise session.SessionError("no event has a label yet; give --as-of once there are labels")
+    return moment

@@ -1,0 +1,108 @@
+"""Ask the trigger for a pipeline run, and follow the run step by step."""
+
+import re
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from kubeloop import names
+from kubeloop.config import Loop, Settings
+
+_STEP = re.compile(r"Task \S*'([\w-]+)'\S* (?:finished with status \S*?(SUCCESS|FAILURE|CACHED)|was cached)")
+_POLL_S = 0.2
+
+
+class RunError(RuntimeError):
+    """The trigger starts no run; the message says why."""
+
+
+def request(trigger: str, loop: Loop, episode: str, as_of: datetime, reason: str) -> str:
+    """Ask the trigger for one run; asking again for the same episode starts nothing new. Return the run's name.
+
+    Raises:
+        RunError: the trigger refuses, because another run is active.
+    """
+    identity = f"{loop.name}-{episode}"
+    event = {
+        "specversion": "1.0",
+        "type": names.DRIFT_EVENT,
+        "source": "kubeloop/cli",
+        "id": identity,
+        "subject": identity,
+        "datacontenttype": "application/json",
+        "data": {
+            "service": loop.name,
+            "episode": identity,
+            "opened_at": as_of.isoformat(),
+            "as_of": as_of.isoformat(),
+            "kind": "manual",
+            "features": [],
+            "reason": reason,
+        },
+    }
+    response = httpx.post(
+        f"{trigger}/events", json=event, headers={"content-type": "application/cloudevents+json"}, timeout=30
+    )
+    decision = response.json()
+    if response.status_code != 202:
+        raise RunError(f"the trigger refuses the event: {decision.get('error', response.text)}")
+    if not decision.get("run_name"):
+        raise RunError(f"the trigger starts no run: {decision['reason']}")
+    return str(decision["run_name"])
+
+
+def follow(
+    settings: Settings,
+    trigger: str,
+    run_name: str,
+    say: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Say each step of a run as it finishes, and return the run's record once it is over.
+
+    Args:
+        settings: the place.
+        trigger: URL of the trigger.
+        run_name: the run.
+        say: is told each step.
+        check: called while waiting; raises when there is nothing left to wait for.
+    """
+    steps = Steps(settings.runs / run_name / "log.txt")
+    while True:
+        check()
+        record: dict[str, Any] = httpx.get(f"{trigger}/runs/{run_name}", timeout=30).json()
+        for line in steps.news():
+            say(line)
+        if record.get("outcome"):
+            return record
+        time.sleep(_POLL_S)
+
+
+class Steps:
+    """Reads the finished steps from a run's log as it grows."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._offset = 0
+        self._since = time.monotonic()
+
+    def news(self) -> list[str]:
+        """Return a sentence for each step that finished since the last call."""
+        if not self._log.is_file():
+            return []
+        with self._log.open("rb") as file:
+            file.seek(self._offset)
+            text = file.read()
+        whole = text.rfind(b"\n") + 1
+        self._offset += whole
+        found = []
+        for match in _STEP.finditer(text[:whole].decode(errors="replace")):
+            step, status = match[1], match[2] or "CACHED"
+            took, self._since = time.monotonic() - self._since, time.monotonic()
+            word = {"SUCCESS": f"done in {took:.1f} s", "FAILURE": "failed", "CACHED": "kept from before"}[status]
+            found.append(f"  {step.replace('-', ' ')}: {word}")
+        return found
