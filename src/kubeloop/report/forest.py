@@ -36,7 +36,9 @@ def draw(verdicts: Sequence[Verdict | None], min_gain: float) -> Forest:
 
 def failed(checks: Sequence[Check]) -> list[str]:
     """Return the checks that did not hold, each in one phrase."""
-    return [f"{check.name} {_number(check.value)} (limit {_number(check.limit)})" for check in checks if not check.passed]
+    return [
+        f"{check.name} {_number(check.value)} (limit {_number(check.limit)})" for check in checks if not check.passed
+    ]
 
 
 def _interval(verdict: Verdict, scale: Scale) -> list[Markup]:

@@ -51,11 +51,7 @@ def draw(
     effects = [row["effect"] for row in scores if row["effect"] is not None]
     largest = max(0.5, -(-max(effects, default=0.0) * 10 // 1) / 10)
     plot: list[Markup] = []
-    gutter = [
-        marks.gutter(16, "Episodes", "strong"),
-        marks.gutter(_TOP + 14, "Drifted", "strong"),
-        marks.gutter(_TOP + 29, "share of importance", "small"),
-    ]
+    gutter = [*marks.heading(16, "Episodes"), *marks.heading(_TOP + 11, "Drifted", "of importance")]
     _bars(plot, gutter, chosen, time, drift)
     y = _TOP + _BARS + 22.0
     rows: list[tuple[str, bool, float | None]] = [("prediction", True, None)]
@@ -98,7 +94,7 @@ def _by_importance(scores: Sequence[Row]) -> dict[str, float]:
 def _label(y: float, name: str, importance: float | None) -> list[Markup]:
     short = name if len(name) <= _NAME + 2 else f"{name[:_NAME]}…"
     middle = y + _CELL / 2 + 4
-    parts = [element("g", title(name), text("100%", middle, short, "end ink", dx="-44"))]
+    parts = [element("g", title(name), text("100%", middle, short, "end ink", dx="-38"))]
     if importance is not None:
         parts.append(marks.gutter(middle, f"{importance:.0%}", "small"))
     return parts
@@ -109,7 +105,7 @@ def _bars(plot: list[Markup], gutter: list[Markup], windows: Sequence[Row], time
     scale = Scale(0.0, 1.0, _TOP, _BARS)
     for value in (0.0, 1.0):
         plot.append(line(0, scale.y(value), "100%", scale.y(value), "grid"))
-    gutter.append(marks.gutter(scale.y(0) + 3, "0%"))
+        gutter.append(marks.gutter(scale.y(value) + 4, f"{value:.0%}"))
     for row in windows:
         if row["importance"] is None:
             continue
@@ -123,9 +119,7 @@ def _bars(plot: list[Markup], gutter: list[Markup], windows: Sequence[Row], time
     plot.append(line(0, scale.y(drift.min_importance), "100%", scale.y(drift.min_importance), "limit"))
 
 
-def _cell(
-    window: Row, score: Row | None, time: Time, y: float, largest: float, drift: Drift, name: str
-) -> Markup:
+def _cell(window: Row, score: Row | None, time: Time, y: float, largest: float, drift: Drift, name: str) -> Markup:
     place, width = time.at(window["start"]), time.width(window["end"] - window["start"])
     x, wide = percent(place + width * 0.03), percent(width * 0.94)
     if score is None:
@@ -136,8 +130,9 @@ def _cell(
         name,
         _head(window),
         f"effect {effect:.3f}, adjusted p {_p(score['p_adjusted'])}, PSI {_number(score['psi'])}",
-        "counted as drifted" if score["drifted"] else f"not drifted (needs effect {drift.min_effect:g} and p < "
-        f"{drift.alpha:g})",
+        "counted as drifted"
+        if score["drifted"]
+        else f"not drifted (needs effect {drift.min_effect:g} and p < {drift.alpha:g})",
     ]
     if score["missing_share"]:
         words.append(f"{score['missing_share']:.1%} missing")

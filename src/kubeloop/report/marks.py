@@ -7,8 +7,7 @@ from markupsafe import Markup
 
 from kubeloop.report.svg import Time, at, element, line, percent, text, title
 
-GUTTER_PAD = "-10"
-"""Distance of a gutter's text from the plot."""
+_PAD = "-4"
 
 _COLOURS = 7
 _PLOT_PX = 700
@@ -25,7 +24,13 @@ def colours(served: Sequence[str]) -> dict[str, str]:
 
 def gutter(y: float, content: object, class_: str = "") -> Markup:
     """Return a label of the gutter, written up to the plot."""
-    return text("100%", y, content, f"end {class_}".strip(), dx=GUTTER_PAD)
+    return text("100%", y, content, f"end {class_}".strip(), dx=_PAD)
+
+
+def heading(y: float, name: str, detail: str = "") -> list[Markup]:
+    """Return a panel's name at the left of the gutter, and under it what it counts."""
+    parts = [text(0, y, name, "strong")]
+    return [*parts, text(0, y + 14, detail, "small")] if detail else parts
 
 
 def episode(x: float, y: float, number: int, *, accepted: bool, tip: str) -> Markup:

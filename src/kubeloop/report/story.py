@@ -34,18 +34,13 @@ class _Board:
     gutter: list[Markup] = field(default_factory=list)
     plot: list[Markup] = field(default_factory=list)
 
-    def heading(self, name: str, detail: str = "") -> None:
-        self.gutter.append(marks.gutter(self.y + 10, name, "strong"))
-        if detail:
-            self.gutter.append(marks.gutter(self.y + 25, detail, "small"))
-
-    def ticks(self, scale: Scale, form: str, most: int = 4, skip: float = 0.0) -> None:
-        """Draw the scale's grid; labels stay `skip` pixels under the panel's heading."""
+    def panel(self, scale: Scale, name: str, detail: str, form: str, most: int = 4) -> None:
+        """Draw a panel's name, its grid and the values of its grid."""
+        self.gutter += marks.heading(scale.top + 11, name, detail)
         for value in scale.ticks(most):
             y = scale.y(value)
             self.plot.append(line(0, y, "100%", y, "grid"))
-            if y >= scale.top + skip:
-                self.gutter.append(marks.gutter(y + 4, f"{value:{form}}"))
+            self.gutter.append(marks.gutter(y + 4, f"{value:{form}}"))
 
 
 def draw(
@@ -91,7 +86,7 @@ def draw(
 def _episodes(board: _Board, episodes: Sequence[Mark]) -> None:
     places = [board.time.at(mark.moment) for mark in episodes]
     lanes = marks.lanes(places, 20)
-    board.gutter.append(marks.gutter(board.y + 14, "Episodes", "strong"))
+    board.gutter += marks.heading(board.y + 14, "Episodes")
     for number, (mark, place, lane) in enumerate(zip(episodes, places, lanes, strict=True), 1):
         y = board.y + 10 + lane * _LANE
         board.plot.append(marks.episode(place, y, number, accepted=mark.accepted, tip=mark.tip))
@@ -101,7 +96,7 @@ def _episodes(board: _Board, episodes: Sequence[Mark]) -> None:
 def _decisions(board: _Board, decisions: Sequence[Mark]) -> None:
     places = [board.time.at(mark.moment) for mark in decisions]
     lanes = marks.lanes(places, 46)
-    board.gutter.append(marks.gutter(board.y + 14, "Gate", "strong"))
+    board.gutter += marks.heading(board.y + 14, "Gate")
     for mark, place, lane in zip(decisions, places, lanes, strict=True):
         board.plot.append(marks.decision(place, board.y + 10 + lane * _LANE, mark.outcome, mark.label, mark.tip))
     board.y += _LANE * (1 + max(lanes, default=0))
@@ -111,7 +106,7 @@ def _serving(board: _Board, live: Live, colours: Mapping[str, str]) -> None:
     begins = [begin for begin, _ in live.served.values()]
     ends = [*begins[1:], max(end for _, end in live.served.values())]
     places = [board.time.at(begin) for begin in begins]
-    board.gutter.append(marks.gutter(board.y + 18, "Serving", "strong"))
+    board.gutter += marks.heading(board.y + 21, "Serving")
     for (name, (begin, _)), end, place, lane in zip(
         live.served.items(), ends, places, marks.lanes(places, 24), strict=True
     ):
@@ -125,8 +120,7 @@ def _serving(board: _Board, live: Live, colours: Mapping[str, str]) -> None:
 
 def _traffic(board: _Board, live: Live, colours: Mapping[str, str]) -> None:
     scale = Scale.around([0, *(sum(rows.values()) for _, rows in live.days)], board.y, _TRAFFIC, ticks=3)
-    board.heading("Predictions", "per day" if live.day.days == 1 else "per window")
-    board.ticks(scale, ",.0f", 3, 36)
+    board.panel(scale, "Predictions", "per day" if live.day.days == 1 else "per window", ",.0f", 3)
     width = board.time.width(live.day)
     floor = scale.y(0)
     for name in reversed(list(live.served)):
@@ -146,15 +140,11 @@ def _traffic(board: _Board, live: Live, colours: Mapping[str, str]) -> None:
 def _auc(board: _Board, live: Live, colours: Mapping[str, str], short: Mapping[datetime, str]) -> None:
     known = [value for part in live.bins for value in (part.loop, part.frozen) if value is not None]
     scale = Scale.around(known or [0.5, 1.0], board.y, _AUC)
-    board.heading("Live AUC", "per window")
-    board.ticks(scale, ".2f", 4, 36)
+    board.panel(scale, "Live AUC", "per window", ".2f")
     if not known:
         board.plot.append(text("50%", scale.y(0.75), "no window has enough labels yet", "mid"))
-    series = (("frozen", lambda part: part.frozen), ("loop", lambda part: part.loop))
-    for class_, value in series:
-        for points in runs((_middle(part, board.time), value(part)) for part in live.bins):
-            places = [(x, scale.y(y)) for x, y in points]
-            board.plot.append(path(places, int(scale.top + scale.height) + 2, f"curve {class_}"))
+    _line(board, scale, ((_middle(part, board.time), part.frozen) for part in live.bins), "curve frozen")
+    _line(board, scale, ((_middle(part, board.time), part.loop) for part in live.bins), "curve loop")
     for part in live.bins:
         x = _middle(part, board.time)
         if part.frozen is not None and part.difference is not None:
@@ -170,8 +160,7 @@ def _auc(board: _Board, live: Live, colours: Mapping[str, str], short: Mapping[d
 def _difference(board: _Board, live: Live) -> None:
     ends = [value for part in live.bins for value in (part.difference, *(part.interval or ())) if value is not None]
     scale = Scale.around([0, *ends], board.y, _DIFFERENCE, ticks=3)
-    board.heading("Loop − frozen", "AUC, 95% interval")
-    board.ticks(scale, "+.2f", 3, 36)
+    board.panel(scale, "Loop − frozen", "95% interval", "+.2f", 3)
     board.plot.append(line(0, scale.y(0), "100%", scale.y(0), "zero"))
     for part in live.bins:
         if part.difference is None:
@@ -188,8 +177,7 @@ def _difference(board: _Board, live: Live) -> None:
 def _share(board: _Board, live: Live) -> None:
     known = [value for part in live.bins for value in (part.share, part.score) if value is not None]
     scale = Scale.around([0, *known], board.y, _SHARE, ticks=2)
-    board.heading("Label 1", "share")
-    board.ticks(scale, ".0%", 2, 36)
+    board.panel(scale, "Label 1", "share, predicted", ".0%", 2)
     _line(board, scale, ((_middle(part, board.time), part.score) for part in live.bins), "curve predicted")
     _line(board, scale, ((_middle(part, board.time), part.share) for part in live.bins), "curve actual")
     board.y += _SHARE + _GAP

@@ -135,7 +135,7 @@ def _regular(start: datetime, end: datetime, step: timedelta) -> list[tuple[date
 def _months(start: datetime, end: datetime) -> list[tuple[datetime, str]]:
     months = (end.year - start.year) * 12 + end.month - start.month + 1
     every = next((n for n in (1, 2, 3, 6, 12) if months / n <= _MOST_TICKS), 12 * math.ceil(months / 144))
-    found = []
+    found: list[tuple[datetime, str]] = []
     for index in range(0, months + 1):
         year, month = divmod(start.month - 1 + index, 12)
         moment = start.replace(year=start.year + year, month=month + 1, day=1, hour=0, minute=0, second=0)

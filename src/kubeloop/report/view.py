@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 from kubeloop import registry
@@ -60,7 +61,7 @@ def build(loop: Loop, settings: Settings, facts: Facts, log: Log, summary: Mappi
         "heat": _heat(loop, facts, traffic, time, episodes),
         "drift": loop.drift,
         "gates": loop.gates,
-        "episodes": [_episode(loop, facts, traffic, number, row) for number, row in enumerate(facts.episodes, 1)],
+        "episodes": [_episode(facts, traffic, number, row) for number, row in enumerate(facts.episodes, 1)],
         "decisions": _decisions(loop, facts),
         "versions": [_version(settings, facts, traffic, colours, version) for version in reversed(facts.versions)],
         "lineage": _lineage(facts),
@@ -138,7 +139,7 @@ def _changes(facts: Facts, traffic: Live) -> list[dict[str, Any]]:
     """Return why each later version took over, newest first."""
     served = list(traffic.served.items())
     found = []
-    for (before, _), (name, (since, _)) in zip(served, served[1:], strict=False):
+    for (before, _), (name, (since, _)) in pairwise(served):
         version = next((version for version in facts.versions if version.version == name), None)
         run = facts.run(version.run) if version else None
         found.append(
@@ -154,8 +155,11 @@ def _changes(facts: Facts, traffic: Live) -> list[dict[str, Any]]:
 
 
 def _last_rejection(facts: Facts) -> str:
+    """Return why the model has not changed."""
     last = next((run for run in reversed(facts.runs) if run.outcome in ("rejected", "failed")), None)
-    return f"The last run that could have changed it, {last.name}, ended so: {last.detail}" if last else ""
+    if last is not None:
+        return f"The newest run that could have changed it, of {last.as_of:%Y-%m-%d}, did not: {last.detail}"
+    return "No retraining has ended." if facts.versions else "There is no model yet."
 
 
 def _story(
@@ -179,7 +183,7 @@ def _heat(loop: Loop, facts: Facts, traffic: Live, time: Time | None, episodes: 
     return heatmap.draw(facts.windows, facts.scores, time, episodes, taken_over, loop.drift)
 
 
-def _episode(loop: Loop, facts: Facts, traffic: Live, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+def _episode(facts: Facts, traffic: Live, number: int, row: Mapping[str, Any]) -> dict[str, Any]:
     run = facts.run(row["run_name"])
     version = facts.made_by(row["run_name"])
     scores = {
@@ -188,6 +192,7 @@ def _episode(loop: Loop, facts: Facts, traffic: Live, number: int, row: Mapping[
         if score["version"] == row["version"] and score["drifted"] and score["end"] <= row["window_end"]
     }
     features = [(name, f"{scores[name]['effect']:.2f}" if name in scores else "") for name in row["features"]]
+    shown = _FEATURES_SHOWN if len(features) > _FEATURES_SHOWN + 2 else len(features)
     live_since = traffic.served.get(version.version) if version and promoted(version) else None
     return {
         "number": number,
@@ -196,8 +201,8 @@ def _episode(loop: Loop, facts: Facts, traffic: Live, number: int, row: Mapping[
         "version": row["version"],
         "kind": row["kind"],
         "reason": row["reason"],
-        "features": features[:_FEATURES_SHOWN],
-        "more": features[_FEATURES_SHOWN:],
+        "features": features[:shown],
+        "more": features[shown:],
         "trigger": words.trigger(row["accepted"], row["decision"]),
         "accepted": bool(row["accepted"]),
         "run": row["run_name"],
@@ -206,7 +211,7 @@ def _episode(loop: Loop, facts: Facts, traffic: Live, number: int, row: Mapping[
         "took": _took(run),
         "made": version.version if version else None,
         "live": f"{live_since[0]:%Y-%m-%d %H:%M}" if live_since else None,
-        "closed": f"{row['outcome']} on {row['closed_at']:%Y-%m-%d}" if row["closed_at"] else "still open",
+        "ended": words.ended(row["outcome"], row["closed_at"]),
     }
 
 

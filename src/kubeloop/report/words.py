@@ -1,5 +1,6 @@
 """What the numbers say, in plain sentences."""
 
+import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
@@ -9,6 +10,8 @@ from kubeloop.report.facts import Facts, promoted
 from kubeloop.trigger_store import Run
 
 Summary = Mapping[str, Any]
+
+_ISO = re.compile(r"\d{4}-\d{2}-\d{2}T[\d:.]+(?:[+-]\d{2}:\d{2}|Z)?")
 
 
 def verdict(facts: Facts, summary: Summary | None, logged: int) -> tuple[str, str]:
@@ -88,7 +91,19 @@ def trigger(accepted: bool | None, decision: str | None) -> str:
         return "The trigger has not answered yet."
     if accepted:
         return "The trigger started one run."
-    return f"The trigger started no run: {decision.removeprefix('absorbed: ')}."
+    why = _ISO.sub(lambda found: moment(found[0]).removesuffix(" 00:00"), decision.removeprefix("absorbed: "))
+    return f"The trigger started no run: {why}."
+
+
+def ended(outcome: str | None, closed_at: datetime | None) -> str:
+    """Return how an episode ended."""
+    if closed_at is None:
+        return "It is still open."
+    return {
+        "refused": "It ended at once, since no run was started.",
+        "replaced": f"It ended on {closed_at:%Y-%m-%d}, when another version took the traffic over.",
+        "expired": f"It ended on {closed_at:%Y-%m-%d}: the cooldown had passed and the same version still served.",
+    }.get(outcome or "", f"It ended on {closed_at:%Y-%m-%d}: {outcome}.")
 
 
 def outcome(run: Run | None) -> str:
