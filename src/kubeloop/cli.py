@@ -115,7 +115,7 @@ def run(
     _doctor_or_fail(settings)
     try:
         with _Screen(_err if as_json else _out) as screen:
-            summary = session.run(loop, settings, _environment(), screen, plan=session.Plan(fast), fresh=fresh)
+            summary = session.run(loop, settings, config.inherited(), screen, plan=session.Plan(fast), fresh=fresh)
             page = report.write(loop, settings, summary)
     except KeyboardInterrupt:
         _fail("stopped; the services have ended and nothing is lost. Run the same command again to go on.", 130)
@@ -220,7 +220,7 @@ def serve(folder: Folder = HERE) -> None:
         _fail("there is no champion to serve yet; `kubeloop run` trains one")
     origin = loop.replay.train_to.isoformat() if loop.replay else datetime.now().astimezone().isoformat()
     try:
-        with Services(loop, settings, _environment()) as services:
+        with Services(loop, settings, config.inherited()) as services:
             services.start_all(origin)
             base = f"{services.url('node')}/v2/models/{loop.name}"
             _out.print(f"Version {champion.version} at {base}/infer (metadata: {base}). Ctrl-C ends it.")
@@ -293,7 +293,7 @@ def retrain(
     _doctor_or_fail(settings)
     try:
         with _Screen(_err if as_json else _out) as screen:
-            record = retraining.run(loop, settings, _environment(), screen.say, reason=reason, as_of=as_of)
+            record = retraining.run(loop, settings, config.inherited(), screen.say, reason=reason, as_of=as_of)
     except KeyboardInterrupt:
         _fail("stopped; run the same command again to resume the run", 130)
     except Exception as error:  # noqa: BLE001 - see `run`
@@ -341,11 +341,6 @@ def show_config(as_json: Json = False) -> None:
         _print(Loop.model_json_schema())
         return
     _out.print(config_reference.text())
-
-
-def _environment() -> dict[str, str]:
-    """Return this process's variables for the services: paths, proxies and credentials by name."""
-    return dict(os.environ)
 
 
 def main() -> None:

@@ -363,6 +363,11 @@ QUIET = {
 """Variables that keep the libraries from calling home, from loading pickles and from busy waiting."""
 
 
+def inherited() -> dict[str, str]:
+    """Return this process's variables, for a child that needs the same proxies, certificates and credentials."""
+    return dict(os.environ)
+
+
 def settings(home: Path | None = None, state: Path | None = None) -> Settings:
     """Read the settings from `KUBELOOP_*` variables, with the laptop's defaults.
 

@@ -70,20 +70,25 @@ class Services:
 
     def __exit__(self, *_: object) -> None:
         with _uninterrupted():
-            for name in reversed(self._running):
-                self._running[name].process.terminate()
-            # The node drains and the collector flushes, so all are asked before one is waited for.
-            deadline = time.monotonic() + STOP_S
-            for service in self._running.values():
-                try:
-                    service.process.wait(max(0.1, deadline - time.monotonic()))
-                except subprocess.TimeoutExpired:
-                    service.process.kill()
-                    service.process.wait()
-            self._running.clear()
+            first, *rest = self._running or [""]
+            # The collector started first and ends last: the node still sends it what waits in its queue.
+            self._stop(rest)
+            self._stop([first] if first else [])
             self._settings.services_file.unlink(missing_ok=True)
             if self._lock:
                 self._lock.close()
+
+    def _stop(self, names: Sequence[str]) -> None:
+        ending = [self._running.pop(name) for name in names]
+        for service in ending:
+            service.process.terminate()
+        deadline = time.monotonic() + STOP_S
+        for service in ending:
+            try:
+                service.process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                service.process.kill()
+                service.process.wait()
 
     def start_all(self, origin: str) -> None:
         """Start collector, node, trigger and monitor; return once each answers.
@@ -93,8 +98,15 @@ class Services:
         """
         loop_file, state = str(self._settings.loop_file), str(self._settings.state)
         self.start("collector", ["kubeloop.monitoring.collector", "--dir", str(self._settings.payloads)])
-        queue = str(self._loop.serving.log_queue)
-        self.start("node", ["kubeloop.delivery.node", "--state", state, "--log-queue", queue])
+        limits = self._loop.serving
+        self.start(
+            "node",
+            [
+                "kubeloop.delivery.node",
+                *("--state", state, "--log-queue", str(limits.log_queue)),
+                *("--max-body-bytes", str(limits.max_body_bytes)),
+            ],
+        )
         self.start("trigger", ["kubeloop.trigger_server", "--loop", loop_file])
         urls = {name: service.url for name, service in self._running.items()}
         self.start(

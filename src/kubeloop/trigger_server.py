@@ -6,17 +6,15 @@ import contextlib
 import logging
 import os
 import secrets
-import signal
 import socket
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import orjson
-import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -27,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kubeloop import config
+from kubeloop import background, config
 from kubeloop.runners import LocalRunner, Runner
 from kubeloop.trigger import Ledger
 from kubeloop.trigger_event import DriftEvent
@@ -137,25 +135,6 @@ def _json(content: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(content), status, media_type="application/json")
 
 
-class _Server(uvicorn.Server):
-    """A uvicorn server that says when it listens and leaves by returning, so that cleaning up can follow."""
-
-    def __init__(self, settings: uvicorn.Config, on_ready: Callable[[], None]) -> None:
-        super().__init__(settings)
-        self._on_ready = on_ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
-        self._on_ready()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        yield
-
-
 async def _work(ledger: Ledger, runner: Runner, holder: str, args: argparse.Namespace, stop: asyncio.Event) -> None:
     lease = timedelta(seconds=args.lease_seconds)
     while not stop.is_set():
@@ -177,27 +156,20 @@ async def _serve(args: argparse.Namespace) -> None:
         max_failures=args.max_failures,
         backoff=timedelta(seconds=args.backoff_seconds),
     )
-    runner = LocalRunner(settings, loop_file, {"HOME": str(Path.home()), "PATH": os.defpath})
+    runner = LocalRunner(settings, loop_file, config.inherited())
     holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    with socket.create_server((args.host, args.port)) as listener:
-        address = f"http://{args.host}:{listener.getsockname()[1]}"
-        server = _Server(
-            uvicorn.Config(create_app(ledger, loop.name), log_config=None, access_log=False),
-            on_ready=lambda: print(f"ready {address}", flush=True),
+    try:
+        await background.serve(
+            create_app(ledger, loop.name),
+            args.host,
+            args.port,
+            lambda stop: _work(ledger, runner, holder, args, stop),
         )
-        stop = asyncio.Event()
-        worker = asyncio.create_task(_work(ledger, runner, holder, args, stop))
-        # A trigger that answers but starts nothing would hide its failure.
-        worker.add_done_callback(lambda _: setattr(server, "should_exit", True))
-        try:
-            await server.serve(sockets=[listener])
-            stop.set()
-            await worker
-        finally:
-            for name in runner.stop():
-                _log.info("%s: interrupted, since the trigger stops; it starts again with the next one", name)
-            ledger.release(holder)
-            ledger.close()
+    finally:
+        for name in runner.stop():
+            _log.info("%s: interrupted, since the trigger stops; it starts again with the next one", name)
+        ledger.release(holder)
+        ledger.close()
 
 
 def main() -> None:

@@ -4,17 +4,13 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import signal
-import socket
 import sys
-from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import orjson
-import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from sqlalchemy.exc import OperationalError
 from starlette.applications import Starlette
@@ -22,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kubeloop import config
+from kubeloop import background, config
 from kubeloop.monitoring.detector import port
 from kubeloop.monitoring.outbox import Outbox
 from kubeloop.monitoring.payloads import LogError
@@ -120,41 +116,6 @@ def _instant(text: str) -> datetime:
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
-class _Server(uvicorn.Server):
-    """A uvicorn server that says when it listens, and leaves by returning, so that cleaning up can follow."""
-
-    def __init__(self, settings: uvicorn.Config, on_ready: Callable[[], None]) -> None:
-        super().__init__(settings)
-        self._on_ready = on_ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
-        self._on_ready()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        yield
-
-
-async def _serve(args: argparse.Namespace, app: Starlette, watch: Watch) -> None:
-    with socket.create_server((args.host, args.port)) as listener:
-        address = f"http://{args.host}:{listener.getsockname()[1]}"
-        server = _Server(
-            uvicorn.Config(app, log_config=None, access_log=False),
-            on_ready=lambda: print(f"ready {address}", flush=True),
-        )
-        stop = asyncio.Event()
-        worker = asyncio.create_task(watch.run(stop))
-        # A monitor that answers but watches nothing would hide its failure.
-        worker.add_done_callback(lambda _: setattr(server, "should_exit", True))
-        await server.serve(sockets=[listener])
-        stop.set()
-        await worker
-
-
 def _run(args: argparse.Namespace) -> None:
     loop = config.load(args.loop.resolve())
     settings = config.settings(args.loop.resolve().parent)
@@ -178,7 +139,7 @@ def _run(args: argparse.Namespace) -> None:
             print(orjson.dumps(status.read(), option=orjson.OPT_UTC_Z | orjson.OPT_INDENT_2).decode())
             return
         watch = Watch(monitor, args.poll_seconds, args.collector_url)
-        asyncio.run(_serve(args, create_app(status, watch), watch))
+        asyncio.run(background.serve(create_app(status, watch), args.host, args.port, watch.run))
 
 
 def main() -> None:
