@@ -6,6 +6,7 @@ folders, ports, interpreters; it comes from `KUBELOOP_*` variables and never cha
 """
 
 import hashlib
+import json
 import os
 import re
 import sys
@@ -260,9 +261,13 @@ class Loop(_Model):
             ConfigError: the text is no mapping, or a setting is missing, wrong or unknown.
         """
         try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"loop.yaml is not valid YAML: {error}") from error
+            data = json.loads(text)
+        except ValueError:
+            # Not every JSON text means the same to a YAML reader: 1e-5 is a string to PyYAML.
+            try:
+                data = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise ConfigError(f"loop.yaml is not valid YAML: {error}") from error
         if not isinstance(data, dict):
             raise ConfigError("loop.yaml must be a mapping with at least name, source and features")
         try:

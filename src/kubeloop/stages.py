@@ -291,10 +291,17 @@ def deploy(loop: Loop, settings: Settings, version: str) -> "Applied":
 
     Raises:
         DeliveryError: the version does not become ready; the old champion goes on serving.
+        StageError: a newer version is the champion; a run that is resumed late must not take its place.
     """
     from kubeloop import registry
 
     found = registry.get(settings, loop.name, version)
+    champion = registry.champion(settings, loop.name)
+    if champion is not None and int(champion.version) > int(version):
+        raise StageError(
+            f"version {champion.version} is the champion and newer than version {version}, which is not served again; "
+            "start a new run instead"
+        )
     applied = serve(loop, settings, found)
     registry.promote(settings, found)
     registry.tag(
