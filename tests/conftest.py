@@ -1,4 +1,4 @@
-"""The demo's flights, once a session: the real year, five weeks of it, and a use case that learns from them in seconds."""
+"""The demo's flights, once a session: the real year, five weeks of it, and a use case that learns fast from those."""
 
 import importlib.util
 import shutil

@@ -64,11 +64,16 @@ def take_in(loop: Loop, settings: Settings, fresh: bool = False) -> dict[str, in
         for name, table in loop.source.tables.items():
             if name not in found:
                 raise SourceError(f"{loop.source.entry} wrote no {name}.parquet")
-            columns = [row[0] for row in db.execute(f"DESCRIBE {identifier(name)}").fetchall()]
+            columns = {row[0]: row[1] for row in db.execute(f"DESCRIBE {identifier(name)}").fetchall()}
             if table.available_at not in columns:
                 raise SourceError(
                     f"table {name} has no column {table.available_at!r} (source.tables.{name}.available_at); "
                     f"its columns are {', '.join(columns)}"
+                )
+            if not columns[table.available_at].startswith("TIMESTAMP"):
+                raise SourceError(
+                    f"table {name}: {table.available_at!r} holds {columns[table.available_at]}, but "
+                    f"source.tables.{name}.available_at must name a column of times"
                 )
             counts[name] = _count(db, f"FROM {identifier(name)}")
     return counts
