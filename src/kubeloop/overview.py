@@ -225,10 +225,9 @@ def _run_line(run: Mapping[str, Any] | None, cooldown: Mapping[str, Any] | None)
 def _traffic_lines(monitor: Mapping[str, Any]) -> list[str]:
     if monitor["watermark"] is None:
         return ["Traffic     no predictions yet"]
-    found = [
-        f"Traffic     {words.plural(monitor['predictions'], 'prediction')} "
-        f"up to {monitor['watermark']:%Y-%m-%d %H:%M}, {words.plural(monitor['windows'], 'window')}, {monitor['windows_drifted']:,} drifted"
-    ]
+    seen, cut = words.plural(monitor["predictions"], "prediction"), words.plural(monitor["windows"], "window")
+    until = f"{monitor['watermark']:%Y-%m-%d %H:%M}"
+    found = [f"Traffic     {seen} up to {until}, {cut}, {monitor['windows_drifted']:,} drifted"]
     if monitor["auc"] is not None:
         reference = monitor["reference_auc"]
         beside = f", {reference:.3f} on its hold-out" if reference is not None else ""

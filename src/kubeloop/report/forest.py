@@ -8,7 +8,8 @@ from markupsafe import Markup
 from kubeloop.gates import Check, Verdict
 from kubeloop.report.svg import Scale, element, join, line, percent, text, title
 
-_HEIGHT, _MIDDLE = 30, 15
+HEIGHT = 38
+_MIDDLE = HEIGHT / 2
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ def draw(verdicts: Sequence[Verdict | None], min_gain: float) -> Forest:
     """Draw the verdicts on one scale that holds zero and `min_gain`."""
     ends = [end for verdict in verdicts if verdict and verdict.interval for end in verdict.interval]
     scale = Scale.around([0.0, min_gain, *ends], 0, 100, ticks=5)
-    limits = [line(_x(scale, 0.0), 0, _x(scale, 0.0), _HEIGHT, "zero")]
+    limits = [line(_x(scale, 0.0), 0, _x(scale, 0.0), HEIGHT, "zero")]
     if min_gain > 0:
-        limits.append(line(_x(scale, min_gain), 0, _x(scale, min_gain), _HEIGHT, "limit"))
+        limits.append(line(_x(scale, min_gain), 0, _x(scale, min_gain), HEIGHT, "limit"))
     rows = [join([*limits, *_interval(verdict, scale)]) if verdict else Markup("") for verdict in verdicts]
     ticks = [
         text(_x(scale, value), 14, f"{value:+.2f}" if round(value, 9) else "0", _anchor(scale, value))

@@ -54,7 +54,7 @@ def draw(
     gutter = [*marks.heading(16, "Episodes"), *marks.heading(_TOP + 11, "Drifted", "of importance")]
     _bars(plot, gutter, chosen, time, drift)
     y = _TOP + _BARS + 22.0
-    rows: list[tuple[str, bool, float | None]] = [("prediction", True, None)]
+    rows: list[tuple[str, bool, float | None]] = [("score", True, None)]
     rows += [(name, False, importance) for name, importance in names.items()]
     begin = y
     for name, of_model, importance in rows:
@@ -94,7 +94,7 @@ def _by_importance(scores: Sequence[Row]) -> dict[str, float]:
 def _label(y: float, name: str, importance: float | None) -> list[Markup]:
     short = name if len(name) <= _NAME + 2 else f"{name[:_NAME]}…"
     middle = y + _CELL / 2 + 4
-    parts = [element("g", title(name), text("100%", middle, short, "end ink", dx="-38"))]
+    parts = [element("g", title(name), text("100%", middle, short, "end ink", dx="-36"))]
     if importance is not None:
         parts.append(marks.gutter(middle, f"{importance:.0%}", "small"))
     return parts

@@ -20,7 +20,6 @@ from kubeloop.registry import Version
 MOST_BINS = 120
 _DAY = timedelta(days=1)
 _MOST_DAYS = 420
-_FEWEST_LABELS = 30
 
 Floats = npt.NDArray[np.float64]
 
@@ -31,7 +30,7 @@ class Bin:
 
     Attributes:
         rows: predictions by version.
-        labelled: how many of them have a label.
+        labelled: how many of them have a label; under `drift.min_rows` nothing more is said.
         share: of label 1 among them.
         score: mean prediction among them.
         loop: AUC as served.
@@ -71,7 +70,7 @@ class Live:
     note: str = ""
 
 
-def read(loop: Loop, known: Log, first: Version | None, origin: datetime | None) -> Live:
+def read(loop: Loop, known: Log, first: Version | None, origin: datetime | None, until: datetime | None) -> Live:
     """Cut the log into stretches and measure them.
 
     Args:
@@ -79,6 +78,7 @@ def read(loop: Loop, known: Log, first: Version | None, origin: datetime | None)
         known: its payload log.
         first: the frozen first model.
         origin: where one of the monitor's windows starts.
+        until: only what ends by then is measured; a stretch that is still filling says little.
     """
     table = known.predictions
     if not table.num_rows:
@@ -92,7 +92,7 @@ def read(loop: Loop, known: Log, first: Version | None, origin: datetime | None)
     frozen, note = _frozen(labelled, first)
     day = _DAY if days else grid.length
     return Live(
-        bins=_bins(loop, grid, times, versions, labelled, frozen),
+        bins=_bins(loop, grid, times, versions, labelled, frozen, until),
         days=_counts(Grid(day, grid.origin), times, versions),
         day=day,
         served={
@@ -129,21 +129,26 @@ def _bins(
     versions: npt.NDArray[np.object_],
     labelled: pa.Table,
     frozen: Floats | None,
+    until: datetime | None,
 ) -> list[Bin]:
     starts = grid.starts(_times(labelled))
     found = []
     for start, rows in _counts(grid, times, versions):
+        empty = Bin(start, start + grid.length, rows)
+        if until is not None and empty.end > until:
+            found.append(empty)
+            continue
         chosen = np.flatnonzero(starts == micros(start))
         part = labelled.take(pa.array(chosen))
         first = None if frozen is None else frozen[chosen]
-        found.append(_measure(loop, Bin(start, start + grid.length, rows), part, first))
+        found.append(_measure(loop, empty, part, first))
     return found
 
 
 def _measure(loop: Loop, empty: Bin, rows: pa.Table, frozen: Floats | None) -> Bin:
     labels = rows["label"].to_numpy().astype(np.int64)
     served = rows["score"].to_numpy().astype(np.float64)
-    if len(labels) < _FEWEST_LABELS:
+    if len(labels) < loop.drift.min_rows:
         return Bin(empty.start, empty.end, empty.rows, len(labels))
     basics = (empty.start, empty.end, empty.rows, len(labels), float(labels.mean()), float(served.mean()))
     if evaluation.undefined(labels) is not None:

@@ -40,7 +40,7 @@ class _Board:
         for value in scale.ticks(most):
             y = scale.y(value)
             self.plot.append(line(0, y, "100%", y, "grid"))
-            self.gutter.append(marks.gutter(y + 4, f"{value:{form}}"))
+            self.gutter.append(marks.gutter(y + 4, f"{value:{form}}" if value else "0"))
 
 
 def draw(
@@ -119,8 +119,8 @@ def _serving(board: _Board, live: Live, colours: Mapping[str, str]) -> None:
 
 
 def _traffic(board: _Board, live: Live, colours: Mapping[str, str]) -> None:
-    scale = Scale.around([0, *(sum(rows.values()) for _, rows in live.days)], board.y, _TRAFFIC, ticks=3)
-    board.panel(scale, "Predictions", "per day" if live.day.days == 1 else "per window", ",.0f", 3)
+    scale = Scale.around([0, *(sum(rows.values()) for _, rows in live.days)], board.y, _TRAFFIC)
+    board.panel(scale, "Predictions", "per day" if live.day.days == 1 else "per window", ",.0f")
     width = board.time.width(live.day)
     floor = scale.y(0)
     for name in reversed(list(live.served)):
@@ -139,7 +139,7 @@ def _traffic(board: _Board, live: Live, colours: Mapping[str, str]) -> None:
 
 def _auc(board: _Board, live: Live, colours: Mapping[str, str], short: Mapping[datetime, str]) -> None:
     known = [value for part in live.bins for value in (part.loop, part.frozen) if value is not None]
-    scale = Scale.around(known or [0.5, 1.0], board.y, _AUC)
+    scale = Scale.around(known or [0.5, 1.0], board.y, _AUC, ticks=8)
     board.panel(scale, "Live AUC", "per window", ".2f")
     if not known:
         board.plot.append(text("50%", scale.y(0.75), "no window has enough labels yet", "mid"))
@@ -159,8 +159,8 @@ def _auc(board: _Board, live: Live, colours: Mapping[str, str], short: Mapping[d
 
 def _difference(board: _Board, live: Live) -> None:
     ends = [value for part in live.bins for value in (part.difference, *(part.interval or ())) if value is not None]
-    scale = Scale.around([0, *ends], board.y, _DIFFERENCE, ticks=3)
-    board.panel(scale, "Loop − frozen", "95% interval", "+.2f", 3)
+    scale = Scale.around([0, *ends], board.y, _DIFFERENCE, ticks=8)
+    board.panel(scale, "Loop − frozen", "95% interval", "+.2f")
     board.plot.append(line(0, scale.y(0), "100%", scale.y(0), "zero"))
     for part in live.bins:
         if part.difference is None:
@@ -176,8 +176,8 @@ def _difference(board: _Board, live: Live) -> None:
 
 def _share(board: _Board, live: Live) -> None:
     known = [value for part in live.bins for value in (part.share, part.score) if value is not None]
-    scale = Scale.around([0, *known], board.y, _SHARE, ticks=2)
-    board.panel(scale, "Label 1", "share, predicted", ".0%", 2)
+    scale = Scale.around([0, *known], board.y, _SHARE, ticks=3)
+    board.panel(scale, "Label 1", "share, predicted", ".0%", 3)
     _line(board, scale, ((_middle(part, board.time), part.score) for part in live.bins), "curve predicted")
     _line(board, scale, ((_middle(part, board.time), part.share) for part in live.bins), "curve actual")
     board.y += _SHARE + _GAP
@@ -210,7 +210,9 @@ def _words(part: Bin, short: str | None) -> str:
     served = ", ".join(f"v{name} {count:,}" for name, count in part.rows.items())
     lines = [f"{span(part.start, part.end)}", f"{sum(part.rows.values()):,} predictions: {served}"]
     if part.loop is None:
-        lines.append(f"{part.labelled:,} labels: too few, or of one class, for an AUC")
+        lines.append(
+            f"{part.labelled:,} labels: too few, or of one class, for an AUC" if part.labelled else "no labels yet"
+        )
     else:
         lines.append(f"AUC {part.loop:.3f}, {part.labelled:,} labels")
     if part.difference is not None:

@@ -163,8 +163,10 @@ class Scale:
         """Return the scale from one round number under all values to one over them."""
         known = list(values)
         low, high = min(known, default=0.0), max(known, default=1.0)
-        step = round_step(max(high - low, 1e-6), ticks)
-        return cls(math.floor(low / step) * step, math.ceil(high / step + 1e-9) * step, top, height)
+        # Values that hardly differ shall look like it.
+        step = round_step(max(high - low, 1e-3 * max(abs(low), abs(high), 1.0)), ticks)
+        first, last = math.floor(low / step), math.ceil(high / step)
+        return cls(min(low, first * step), max(high, max(last, first + 1) * step), top, height)
 
     def ticks(self, most: int = 4) -> list[float]:
         """Return round values on the scale."""

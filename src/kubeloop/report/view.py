@@ -39,7 +39,7 @@ def build(loop: Loop, settings: Settings, facts: Facts, log: Log, summary: Mappi
         summary: of the finished run, or None.
     """
     origin = min((row["start"] for row in facts.windows), default=loop.replay.train_to if loop.replay else None)
-    traffic = live.read(loop, log, facts.first, origin)
+    traffic = live.read(loop, log, facts.first, origin, facts.watermark)
     sentence, tone = words.verdict(facts, summary, log.predictions.num_rows)
     episodes, decisions = _episode_marks(facts), _decision_marks(facts)
     time = _time(facts, traffic, [*episodes, *decisions])
@@ -103,8 +103,8 @@ def _decision_marks(facts: Facts) -> list[Mark]:
     found = []
     for run in sorted(facts.runs, key=lambda run: run.as_of):
         version = facts.made_by(run.name)
-        label = f"v{version.version}" if version else ""
-        tip = f"{run.as_of:%Y-%m-%d}: {label or run.name} {words.outcome(run)}\n{run.detail or ''}"
+        label = f"v{version.version}" if version else "" if run.outcome else "…"
+        tip = f"{run.as_of:%Y-%m-%d}: {run.name} {words.outcome(run)}\n{run.detail or ''}"
         found.append(Mark(run.as_of, label, tip, outcome=run.outcome))
     return found
 
@@ -127,12 +127,17 @@ def _tiles(facts: Facts, log: Log, summary: Mapping[str, Any] | None) -> list[tu
         ("Predictions served", f"{counts['served']:,}", lost),
         ("Logged", f"{counts['logged']:,}", f"{summary['labels']:,} labels"),
         *tiles,
-        ("Run time", words.length(float(summary["wall_s"])), "a fast replay" if summary["fast"] else "whole replay"),
+        ("Run time", words.length(float(summary["wall_s"])), _replayed(summary)),
     ]
     latency = summary.get("latency_ms") or {}
     if latency.get("p50") is not None:
-        tiles.append(("Latency p50", f"{latency['p50']:.1f} ms", f"p99 {latency['p99']:.1f} ms a request"))
+        tiles.append(("Request p50", f"{latency['p50']:.1f} ms", f"p99 {latency['p99']:.1f} ms"))
     return tiles
+
+
+def _replayed(summary: Mapping[str, Any]) -> str:
+    sessions = int(summary.get("sessions") or 1)
+    return f"the last of {sessions} sessions" if sessions > 1 else "fast replay" if summary["fast"] else "whole replay"
 
 
 def _changes(facts: Facts, traffic: Live) -> list[dict[str, Any]]:
@@ -253,7 +258,7 @@ def _version(
     served = traffic.served.get(version.version)
     numbers = {row["id"]: number for number, row in enumerate(facts.episodes, 1)}
     asked = f"episode {numbers[run.episode]}" if run and run.episode in numbers else run.reason if run else "–"
-    champion = registry.CHAMPION in version.aliases
+    champion, verdict = registry.CHAMPION in version.aliases, verdict_of(version)
     return {
         "version": version.version,
         "colour": colours.get(version.version, ""),
@@ -261,6 +266,7 @@ def _version(
         "trained": f"{words.day(tags.get('kubeloop.trained_from'))} to {words.day(tags.get('kubeloop.trained_to'))}",
         "as_of": words.moment(tags.get("kubeloop.as_of")),
         "digests": [(name, tags[tag]) for name, tag in _DIGESTS.items() if tags.get(tag)],
+        "gate": words.gain(verdict) if verdict else "–",
         "service": tags.get("kubeloop.feature_service", "–"),
         "code": tags.get("kubeloop.code", "–"),
         "run": version.run or "–",

@@ -1,0 +1,79 @@
+"""Sentences: honest when nothing was promoted, when the gain is not proven, and when the loop did worse."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from kubeloop.registry import Version
+from kubeloop.report import words
+from kubeloop.report.facts import Facts
+
+
+def _facts(promoted: list[bool], episodes: int) -> Facts:
+    versions = [
+        Version("parcels", str(number), "", "", "", "", 0, tags={"kubeloop.promoted": "true" if through else "false"})
+        for number, through in enumerate(promoted, 1)
+    ]
+    return Facts(versions=versions, episodes=[{}] * episodes)
+
+
+def _summary(difference: float | None = None, low: float = 0.0, high: float = 0.0) -> dict[str, Any]:
+    loop = None if difference is None else 0.72 + difference
+    return {"auc": {"frozen": 0.72, "loop": loop, "difference": difference, "ci95": [low, high]}}
+
+
+@pytest.mark.parametrize(
+    ("promoted", "episodes", "summary", "tone", "said"),
+    [
+        ([], 0, None, "open", "The run has not finished: no model has been trained yet."),
+        ([True], 0, None, "open", "The run has not finished. So far: no episodes, no retrained model, 5 predictions"),
+        ([], 0, _summary(), "open", "No episodes, no retrained model; no model has been trained yet."),
+        ([False], 0, _summary(), "open", "no model has passed the gate, so none serves."),
+        ([True], 0, _summary(), "open", "version 1, the first model, still serves"),
+        ([True, False], 2, _summary(), "open", "2 episodes, 1 retrained model, none promoted; version 1, the first"),
+        ([True, True], 1, _summary(), "open", "has not answered a labelled prediction yet"),
+        ([True, True, True], 5, _summary(0.021, 0.018, 0.024), "good",
+         "5 episodes, 2 retrained models promoted; the loop's AUC is 0.741 against 0.720 of the frozen first model "
+         "(+0.021, 95% interval +0.018 to +0.024)."),
+        ([True, True, False], 1, _summary(0.003, -0.002, 0.008), "open",
+         "1 episode, 2 retrained models, 1 promoted; no gain is proven: the loop's AUC is 0.723 against 0.720"),
+        ([True, True], 1, _summary(-0.02, -0.03, -0.01), "bad",
+         "the loop did worse than if nobody had retrained: its AUC is 0.700 against 0.720"),
+        ([False, True], 0, _summary(), "open", "No episodes, 1 retrained model, none promoted; version 2, the first"),
+    ],
+)  # fmt: skip
+def test_verdict(promoted: list[bool], episodes: int, summary: Any, tone: str, said: str) -> None:
+    sentence, found = words.verdict(_facts(promoted, episodes), summary, 5)
+    assert said in sentence
+    assert found == tone
+
+
+@pytest.mark.parametrize(
+    ("accepted", "decision", "said"),
+    [
+        (None, None, "The trigger has not answered yet."),
+        (True, "starts run-1", "The trigger started one run."),
+        (False, "absorbed: x rests until 2024-02-05T00:00:00+00:00", "no run: x rests until 2024-02-05."),
+        (False, "absorbed: x rests until 2024-02-05T10:30:00+00:00", "no run: x rests until 2024-02-05 10:30."),
+        (False, "absorbed: run-1 is under way", "no run: run-1 is under way."),
+    ],
+)
+def test_trigger(accepted: bool | None, decision: str | None, said: str) -> None:
+    assert words.trigger(accepted, decision).endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [("refused", "at once"), ("replaced", "on 2024-02-05, when another"), ("expired", "2024-02-05: the cooldown")],
+)
+def test_ended(outcome: str, said: str) -> None:
+    assert said in words.ended(outcome, datetime(2024, 2, 5, tzinfo=UTC))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(12.4, "12 s"), (99.0, "99 s"), (300.0, "5 min"), (timedelta(hours=3), "3 h"), (timedelta(days=4), "4 days")],
+)
+def test_length(value: float | timedelta, said: str) -> None:
+    assert words.length(value) == said
