@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from kubeloop import config
+from kubeloop import cli_init, config
 from kubeloop.config import ConfigError, Loop, Settings
 
 app = typer.Typer(
@@ -341,6 +341,9 @@ def show_config(as_json: Json = False) -> None:
         _print(Loop.model_json_schema())
         return
     _out.print(config_reference.text())
+
+
+cli_init.register(app)
 
 
 def main() -> None:

@@ -1,0 +1,288 @@
+"""`kubeloop init`: from any table with a label, a timestamp and keys to a use case that runs."""
+# ruff: noqa: S608 - DuckDB binds no column names; they are quoted by sources.identifier.
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kubeloop import config, evaluation, scaffold_columns, scaffold_files, scaffold_plan, scaffold_suites, sources
+from kubeloop.scaffold_columns import GIVEAWAY, Label, Moment
+from kubeloop.scaffold_files import Case
+from kubeloop.scaffold_names import dns
+from kubeloop.scaffold_plan import Activity, Quality, Timeline
+from kubeloop.scaffold_table import ScaffoldError, Table, quote
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+REHEARSED = 200_000
+"""Most rows whose features are built to draft expectations and to fit a first model."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the user asked for; `label`, `timestamp` and `keys` name columns."""
+
+    label: str
+    timestamp: str
+    keys: tuple[str, ...]
+    into: Path
+    name: str = ""
+    label_delay: timedelta | None = None
+    exclude: tuple[str, ...] = ()
+    positive: str | None = None
+    event_id: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was written, what was chosen, what to look at and what to do next."""
+
+    folder: Path
+    files: tuple[str, ...]
+    chosen: dict[str, str]
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+    next: tuple[str, ...]
+
+
+def write(table: Table, wish: Wish, scratch: Path) -> Result:
+    """Write the use case of a table.
+
+    Features are built and a first model is fitted on the way, so that floors and expectations rest on what was
+    measured, and a table that cannot work fails here.
+
+    Args:
+        table: the table, taken in.
+        wish: what the user asked for.
+        scratch: an empty folder on a disk with room for the table.
+
+    Raises:
+        ScaffoldError: the table cannot become a use case, or files would be overwritten; nothing was written.
+    """
+    case, activity, leaks = design(table, wish)
+    files = {f"feature_repo/{path}": content for path, content in scaffold_files.feature_repo(case).items()}
+    targets = [
+        *files,
+        "loop.yaml",
+        "README.md",
+        *(f"feature_repo/expectations/{n}.yaml" for n in (case.table, "training")),
+    ]
+    _refuse_overwriting(wish, targets)
+    repo = scratch / "home" / "feature_repo"
+    _put(scratch / "home", files)
+    trained = _rehearse(case, repo, table, scratch / "features")
+    quality = _measure(case, trained, activity)
+    warnings = _warnings(case, quality, leaks)
+    for name, content in _suites(case, table, activity, trained).items():
+        files[f"feature_repo/expectations/{name}.yaml"] = content
+    files["loop.yaml"] = scaffold_files.loop_file(case, quality)
+    config.Loop.parse(files["loop.yaml"])
+    files["README.md"] = scaffold_files.readme(case, quality, warnings, *_example(case, table, repo))
+    _put(wish.into, files)
+    return Result(
+        folder=wish.into,
+        files=tuple(sorted(files)),
+        chosen=_chosen(case, quality),
+        warnings=tuple(warnings),
+        notes=tuple(f"{item.column!r} {item.why}" for item in case.left),
+        next=(f"cd {wish.into}", "kubeloop doctor", "kubeloop run --fast"),
+    )
+
+
+def design(table: Table, wish: Wish) -> tuple[Case, Activity, list[tuple[str, str]]]:
+    """Decide what the use case is, from the table alone; return it with its rows over time and what looks like leaks.
+
+    Raises:
+        ScaffoldError: the table cannot become a use case.
+    """
+    for name in wish.exclude:
+        table.column(name, "--exclude")
+    taken = {table.name}
+    label = scaffold_columns.label(table, wish.label, wish.positive)
+    keys = scaffold_columns.keys(table, wish.keys, taken)
+    moment = scaffold_columns.moment(table, wish.timestamp, taken)
+    roles = [label.column, moment.column, *(key.column for key in keys)]
+    if len(set(roles)) < len(roles) or set(roles) & {table.column(name, "").name for name in wish.exclude}:
+        raise ScaffoldError("label, timestamp and keys must be different columns, and none of them excluded")
+    scale = scaffold_plan.scale(moment.start, moment.end, table.path)
+    activity = _activity(table, label, moment, scale.unit)
+    delay = wish.label_delay if wish.label_delay is not None else scaffold_plan.default_delay(scale)
+    timeline = scaffold_plan.timeline(activity, moment.start, moment.end, scale, delay)
+    event_id, id_column = scaffold_columns.event_id(table, moment, keys, wish.event_id)
+    excluded = {table.column(name, "").name for name in wish.exclude}
+    inputs, left = scaffold_columns.inputs(table, moment, [*roles, id_column or ""], excluded, taken)
+    case = Case(
+        name=wish.name or dns(table.name),
+        table=table.name,
+        path=os.path.relpath(table.path.resolve(), wish.into.resolve()),
+        rows=table.rows,
+        label=label,
+        moment=moment,
+        event_id=event_id,
+        keys=tuple(keys),
+        inputs=tuple(inputs),
+        left=tuple(left),
+        calendar=_calendar(table, moment, timeline),
+        timeline=timeline,
+    )
+    return case, activity, scaffold_columns.leaks(table, label, inputs)
+
+
+def _activity(table: Table, label: Label, moment: Moment, unit: str) -> Activity:
+    at = quote(moment.column)
+    query = f"""
+        WITH moments AS (
+            SELECT {at} AT TIME ZONE 'UTC' AS moment, count(*) AS rows,
+                   count_if({label.sql} = 1) AS positives, count_if({label.sql} = 0) AS negatives
+            FROM {table.name} GROUP BY 1
+        )
+        SELECT date_trunc('{unit}', moment)::TIMESTAMP AS starts, sum(rows)::BIGINT AS rows,
+               sum(positives)::BIGINT AS positives, sum(negatives)::BIGINT AS negatives,
+               count(*)::BIGINT AS moments, max(rows)::BIGINT AS largest
+        FROM moments GROUP BY 1 ORDER BY 1"""
+    with sources.connect({table.name: table.parquet}) as db:
+        found: dict[str, Any] = db.execute(query).fetchnumpy()
+    return Activity(**found)
+
+
+def _calendar(table: Table, moment: Moment, plan: Timeline) -> tuple[str, ...]:
+    """Return which of hour and weekday vary; a drift window that holds them in part would drift by design."""
+    at = f"{quote(moment.column)} AT TIME ZONE 'UTC'"
+    ((hours, weekdays),) = table.query(
+        f"SELECT count(DISTINCT (hour({at}), minute({at}))), count(DISTINCT isodow({at})) FROM {table.name}"
+    )
+    found = [("hour", hours, timedelta(days=1)), ("weekday", weekdays, timedelta(days=7))]
+    return tuple(name for name, values, cycle in found if values > 1 and not plan.window % cycle)
+
+
+def _refuse_overwriting(wish: Wish, targets: Sequence[str]) -> None:
+    if wish.into.exists() and not wish.into.is_dir():
+        raise ScaffoldError(f"{wish.into} is a file; name another folder with --into")
+    there = [path for path in targets if (wish.into / path).exists()]
+    if there and not wish.force:
+        raise ScaffoldError(
+            f"{wish.into} has {', '.join(there[:3])}{' and more' if len(there) > 3 else ''} already; name another "
+            "folder with --into, or replace these files with --force"
+        )
+
+
+def _put(folder: Path, files: dict[str, str]) -> None:
+    for path, content in files.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(content, encoding="utf-8")
+
+
+def _rehearse(case: Case, repo: Path, table: Table, out: Path) -> "pd.DataFrame":
+    """Build the features of all labelled rows, or of an even sample, as a run would."""
+    from kubeloop import features
+
+    plan = case.timeline
+    features.build(repo, table.parquet.parent, out)
+    rows = features.events(repo, table.parquet.parent, start=case.moment.start, end=plan.until)
+    rows = rows.filter(rows["label"].is_valid())
+    step = -(-rows.num_rows // REHEARSED)
+    rows = rows.take(list(range(0, rows.num_rows, step)))
+    frame: pd.DataFrame = features.training_set(out, case.service, rows).to_pandas()
+    shutil.rmtree(out)
+    return frame
+
+
+def _measure(case: Case, frame: "pd.DataFrame", activity: Activity) -> Quality:
+    """Fit the first model and measure it on its hold-out."""
+    from kubeloop import training
+
+    plan = case.timeline
+    when = frame["event_timestamp"]
+    window = frame[(when >= plan.train_from) & (when < plan.train_to - plan.label_delay)].reset_index(drop=True)
+    try:
+        learn, holdout = training.split(window, plan.holdout)
+        fitted = training.fit(learn, config.Training(window=plan.training_window, holdout=plan.holdout))
+    except training.TrainingError as error:
+        raise ScaffoldError(f"no first model can be trained on the oldest part of the table: {error}") from error
+    score = evaluation.score(holdout["label"].to_numpy(), fitted.predict(holdout))
+    windows = max(1.0, (plan.fast_until - plan.train_to) / plan.window)
+    positives, negatives = (
+        activity.total(name, plan.train_to, plan.fast_until) * plan.fast_sample / windows
+        for name in ("positives", "negatives")
+    )
+    return scaffold_plan.quality(score["auc"], score["ece"], positives, negatives)
+
+
+def _suites(case: Case, table: Table, activity: Activity, trained: "pd.DataFrame") -> dict[str, str]:
+    keys = [key.column for key in case.keys]
+    unique = next((name for name in table.columns if case.event_id == f"{quote(name)}::VARCHAR"), None)
+    left = {item.column for item in case.left}
+    used = [name for name in table.columns if name not in left]
+    columns = ", ".join(sources.identifier(name) for name in used)
+    with sources.connect({table.name: table.parquet}) as db:
+        sample = f"FROM {table.name} USING SAMPLE reservoir({REHEARSED} ROWS) REPEATABLE (7)"
+        raw = db.execute(f"SELECT {columns} FROM ({sample})").df()
+    runs = scaffold_suites.Runs.of(activity, case.timeline)
+    steps = [start.item() for start in activity.starts.astype("datetime64[us]")]
+    return {
+        case.table: scaffold_suites.raw(
+            raw,
+            case.moment.column,
+            case.label.column if case.label.is_zero_one else None,
+            keys,
+            unique,
+            runs,
+            scaffold_suites.gap(steps),
+        ),
+        "training": scaffold_suites.training(trained, runs, scaffold_suites.gap(steps, case.timeline.label_delay)),
+    }
+
+
+def _example(case: Case, table: Table, repo: Path) -> tuple[dict[str, Any], Any]:
+    """Return what a client would have sent for the newest row, and that row's moment."""
+    from kubeloop import features
+
+    rows = features.events(repo, table.parquet.parent, start=case.moment.end, end=case.timeline.until)
+    row = rows.slice(rows.num_rows - 1).to_pylist()[0]
+    asked = {name: row[name].isoformat() if name == case.moment.name else row[name] for name, _ in case.columns}
+    return asked, row["event_timestamp"]
+
+
+def _warnings(case: Case, quality: Quality, leaks: Sequence[tuple[str, str]]) -> list[str]:
+    found = [
+        f"{column!r} {why}. If it is not known when a prediction is asked for, init again with --exclude {column!r}"
+        for column, why in leaks
+    ]
+    if quality.auc >= GIVEAWAY and not leaks:
+        found.append(f"An AUC of {quality.auc:.3f} is too good for most tables: does a column know the label?")
+    if quality.auc < 0.55:
+        found.append(
+            f"A first model ranks little better than chance (AUC {quality.auc:.3f}), so the floors are low. "
+            "Add columns or features that say more about the label"
+        )
+    for key in case.keys:
+        if case.rows < 3 * key.distinct:
+            found.append(f"The key {key.column!r} hardly repeats, so its history says little")
+    return found
+
+
+def _chosen(case: Case, quality: Quality) -> dict[str, str]:
+    plan, text = case.timeline, scaffold_plan.text
+    share = case.label.positives / (case.label.positives + case.label.negatives)
+    unknown = f", {case.label.unknown:,} unknown" if case.label.unknown else ""
+    hints = {"number": "numbers", "category": "categories"}
+    counted = [f"{sum(item.kind == kind for item in case.inputs)} {word}" for kind, word in hints.items()]
+    return {
+        "label": f"{case.label.meaning}: {share:.1%} of {case.rows:,} rows{unknown}; "
+        f"known {text(plan.label_delay)} later",
+        "timestamp": f"{case.moment.column}, {case.moment.start:%Y-%m-%d %H:%M} to {case.moment.end:%Y-%m-%d %H:%M}",
+        "keys": ", ".join(f"{key.column} ({key.distinct:,})" for key in case.keys),
+        "features": ", ".join([*counted, *case.calendar, *(f"history of each {key.column}" for key in case.keys)]),
+        "training": f"{plan.train_from:%Y-%m-%d} to {plan.train_to:%Y-%m-%d}, newest {text(plan.holdout)} held out",
+        "first model": f"AUC {quality.auc:.3f}, calibration error {quality.ece:.3f}; floor {quality.floor}",
+        "replay": f"to {plan.until:%Y-%m-%d}, {plan.sample:.2%} of the moments; "
+        f"fast: to {plan.fast_until:%Y-%m-%d}, {plan.fast_sample:.2%}",
+        "drift": f"windows of {text(plan.window)} with at least {plan.min_rows} rows",
+    }

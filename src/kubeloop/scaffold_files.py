@@ -1,0 +1,189 @@
+"""Write the files of a use case from templates/init: plain text in, nothing decided here but its form."""
+
+import json
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import yaml
+
+from kubeloop.scaffold_columns import Input, Key, Label, LeftOut, Moment
+from kubeloop.scaffold_plan import Quality, Timeline, text
+from kubeloop.scaffold_table import quote
+
+_LINE = 88
+_UNITS = (("DAY", timedelta(days=1)), ("HOUR", timedelta(hours=1)), ("MINUTE", timedelta(minutes=1)))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A use case as its feature repo needs it.
+
+    Attributes:
+        name: of the loop.
+        table: of the raw table, in SQL and in file names.
+        path: the table's file, relative to the use case's folder.
+        rows: of the table.
+        label: what is predicted.
+        moment: when it is predicted.
+        event_id: SQL for the id of a prediction.
+        keys: what histories are kept of; at least one.
+        inputs: what a client sends beside the keys.
+        left: columns that are not used.
+        calendar: `hour` and `weekday`, where they are features.
+        timeline: of `scaffold_plan.timeline`.
+    """
+
+    name: str
+    table: str
+    path: str
+    rows: int
+    label: Label
+    moment: Moment
+    event_id: str
+    keys: tuple[Key, ...]
+    inputs: tuple[Input, ...]
+    left: tuple[LeftOut, ...]
+    calendar: tuple[str, ...]
+    timeline: Timeline
+
+    @property
+    def service(self) -> str:
+        """Name of the feature service."""
+        return f"{self.table}_v1"
+
+    @property
+    def asks(self) -> bool:
+        """Whether a client sends more than the keys."""
+        return bool(self.inputs or self.calendar)
+
+    @property
+    def views(self) -> list[str]:
+        """Names of the history views."""
+        return [f"{key.name}_history" for key in self.keys]
+
+    @property
+    def types(self) -> list[str]:
+        """Feast types in use."""
+        texts = any(item.kind == "category" for item in self.inputs)
+        return ["Float64"] + ["String"] * texts + ["UnixTimestamp"] * bool(self.calendar)
+
+    @property
+    def at(self) -> str:
+        """SQL for the moment of a row."""
+        return quote(self.moment.column)
+
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """Name and SQL of what a request holds, keys first."""
+        when = [(self.moment.name, self.at)] if self.calendar else []
+        return [*((key.name, key.sql) for key in self.keys), *when, *((item.name, item.sql) for item in self.inputs)]
+
+    @property
+    def slices(self) -> list[str]:
+        """The one or two categorical features with the fewest values: groups that a gate can protect."""
+        few = [(key.distinct, key.name) for key in self.keys if key.categorical]
+        few += [(item.distinct, item.feature) for item in self.inputs if item.kind == "category"]
+        return [name for distinct, name in sorted(few) if distinct <= 12][:2]
+
+    @property
+    def spans(self) -> dict[str, str]:
+        """The spans of the histories, as names and as SQL have them."""
+        scale, delay = self.timeline.scale, self.timeline.label_delay
+        ttl = self.timeline.history
+        return {
+            "unit": scale.unit,
+            "short": text(scale.short),
+            "long": text(scale.long),
+            "delay": text(delay),
+            "step_sql": interval(scale.step),
+            "short_sql": interval(scale.short),
+            "long_sql": interval(scale.long),
+            "delay_sql": interval(delay),
+            "ttl": f"days={ttl.days}" if ttl == timedelta(days=ttl.days) else f"seconds={ttl.total_seconds():.0f}",
+        }
+
+
+def feature_repo(case: Case) -> dict[str, str]:
+    """Return the files of the feature repo but its expectations, by path within it."""
+    files = {name: _render(name, case) for name in ("feature_store.yaml", "entities.py", "views.py", "services.py")}
+    files["sql/events.sql"] = _render("events.sql", case)
+    for key in case.keys:
+        files[f"sql/{key.name}_history.sql"] = _render("history.sql", case, key=key)
+    return files
+
+
+def loop_file(case: Case, quality: Quality) -> str:
+    """Return loop.yaml."""
+    return _render("loop.yaml", case, quality=quality)
+
+
+def readme(case: Case, quality: Quality, warnings: Iterable[str], row: Mapping[str, Any], at: datetime) -> str:
+    """Return the README of the use case.
+
+    Args:
+        case: the use case.
+        quality: of the first model.
+        warnings: what the reader must know first.
+        row: keys and request-time fields of a real row, times as ISO 8601 strings.
+        at: that row's moment.
+    """
+    example = shlex.quote(json.dumps(row, ensure_ascii=False))
+    return _render(
+        "README.md", case, quality=quality, warnings=list(warnings), example=example, example_at=at.isoformat()
+    )
+
+
+def interval(span: timedelta) -> str:
+    """Write a duration for SQL."""
+    for unit, size in _UNITS:
+        if not span % size:
+            return f"INTERVAL {span // size} {unit}"
+    return f"INTERVAL {span // timedelta(seconds=1)} SECOND"
+
+
+def _render(name: str, case: Case, **more: Any) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    pages = Environment(  # noqa: S701 - no HTML
+        loader=PackageLoader("kubeloop", "templates/init"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    pages.filters |= {"yaml": _scalar, "span": text, "moment": _moment, "share": _share, "comment": _comment}
+    pages.globals["imports"] = _imports
+    return pages.get_template(f"{name}.j2").render(case=case, plan=case.timeline, **case.spans, **more)
+
+
+def _scalar(value: str) -> str:
+    """Write a string for YAML; quoted where a reader could take it for something else."""
+    if re.fullmatch(r"[A-Za-z./_][\w./-]*", value, re.ASCII) and yaml.safe_load(value) == value:
+        return value
+    return yaml.safe_dump(value, default_style='"', width=2**31).strip()
+
+
+def _moment(value: datetime) -> str:
+    return f"{value:%Y-%m-%d}" if value.time() == datetime.min.time() else f"{value:%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _share(value: float) -> str:
+    return f"{value:.4f}".rstrip("0").rstrip(".")
+
+
+def _comment(value: str) -> str:
+    """Keep a comment on its line."""
+    return " ".join(value.split())
+
+
+def _imports(module: str, names: Iterable[str]) -> str:
+    """Write an import as ruff formats it."""
+    ordered = sorted(names)
+    line = f"from {module} import {', '.join(ordered)}"
+    if len(line) <= _LINE:
+        return line
+    return "\n".join([f"from {module} import (", *(f"    {name}," for name in ordered), ")"])
