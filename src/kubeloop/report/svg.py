@@ -140,7 +140,7 @@ def _months(start: datetime, end: datetime) -> list[tuple[datetime, str]]:
         year, month = divmod(start.month - 1 + index, 12)
         moment = start.replace(year=start.year + year, month=month + 1, day=1, hour=0, minute=0, second=0)
         if start <= moment <= end and month % min(every, 12) == 0:
-            found.append((moment, f"{moment:%b %Y}" if month == 0 or not found else f"{moment:%b}"))
+            found.append((moment, f"{moment:%b ’%y}" if month == 0 or not found else f"{moment:%b}"))
     return found
 
 

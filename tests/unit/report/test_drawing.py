@@ -34,7 +34,7 @@ def test_time_has_a_few_ticks_in_order(start: datetime, span: timedelta) -> None
         (5, ["01 Apr", "12:00", "02 Apr", "12:00", "03 Apr", "12:00", "04 Apr", "12:00", "05 Apr", "12:00", "06 Apr"]),
         (21, ["01 Apr", "03 Apr", "05 Apr", "07 Apr", "09 Apr", "11 Apr", "13 Apr", "15 Apr", "17 Apr", "19 Apr",
               "21 Apr"]),
-        (275, ["Apr 2013", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec", "Jan 2014"]),
+        (275, ["Apr ’13", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec", "Jan ’14"]),
     ],
 )  # fmt: skip
 def test_ticks_are_round(days: int, labels: list[str]) -> None:
