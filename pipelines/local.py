@@ -10,7 +10,7 @@ import signal
 import sys
 import textwrap
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,6 +19,7 @@ from kfp import local
 from kfp.dsl.base_component import BaseComponent
 
 from kubeloop.config import Settings
+from pipelines import warm
 
 _LOG_LINE = re.compile(r"\s*(\d\d:\d\d:\d\d\.\d+ - |---)")
 
@@ -55,7 +56,7 @@ def run(pipeline: BaseComponent, arguments: Mapping[str, Any], *, name: str, set
             enable_caching=True,
             raise_on_error=True,
         )
-        with contextlib.redirect_stdout(output):
+        with contextlib.redirect_stdout(output), _executable():
             result = dict(pipeline(**arguments).outputs)
     except BaseException as error:
         message = "interrupted" if isinstance(error, KeyboardInterrupt) else output.reason() or str(error)
@@ -63,6 +64,18 @@ def run(pipeline: BaseComponent, arguments: Mapping[str, Any], *, name: str, set
         raise
     _write(folder, report | {"status": "succeeded", "result": result, "finished_at": _now()})
     return result
+
+
+@contextlib.contextmanager
+def _executable() -> Iterator[None]:
+    """Have kfp, which runs each step with this program's interpreter, run it with a warm one."""
+    cold = sys.executable
+    with warm.interpreter() as stand_in:
+        sys.executable = stand_in
+        try:
+            yield
+        finally:
+            sys.executable = cold
 
 
 def _interrupt(*_: object) -> None:

@@ -196,10 +196,9 @@ def report(
     from kubeloop import summary
 
     loop, settings = _open(folder)
-    kept = summary.read(settings)
-    if kept is None:
+    if not settings.state.is_dir():
         _fail("nothing has run here yet; start with `kubeloop run`")
-    path = page.write(loop, settings, kept)
+    path = page.write(loop, settings, summary.read(settings))
     if as_json:
         _print({"report": str(path)})
     else:
@@ -269,7 +268,12 @@ def monitor(folder: Folder = HERE, as_json: Json = False) -> None:
     if as_json:
         _print(found)
         return
-    table = Table("window", "version", "rows", "AUC", "verdict", "drifted features (effect)", box=None, pad_edge=False)
+    if not found["windows"]:
+        _out.print("No window has been judged yet; start with `kubeloop run`.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("window", "version", "rows", "AUC", "verdict", "drifted features (effect)"):
+        table.add_column(column, no_wrap=column == "window")
     for row in found["windows"]:
         table.add_row(*overview.window_cells(row))
     _out.print(table)

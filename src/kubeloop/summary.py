@@ -120,9 +120,9 @@ def _auc(loop: Loop, known: log.Log, versions: list[registry.Version]) -> dict[s
     """
     nothing = {"frozen": None, "loop": None, "difference": None, "ci95": None, "rows": 0, "from": None}
     rows = known.labelled_predictions()
-    if not versions or not rows.num_rows:
+    first = next((version for version in versions if version.tags.get("kubeloop.promoted") == "true"), None)
+    if first is None or not rows.num_rows:
         return nothing
-    first = versions[0]
     newer = pc.not_equal(rows["model_version"], first.version)
     if not pc.any(newer).as_py():
         return nothing

@@ -1,0 +1,141 @@
+"""Give the steps of a local run processes that have their libraries loaded: importing them is most of a step's time.
+
+A server imports the libraries one by one, in the order in which the steps need them, and forks itself for each step.
+What stands in for the interpreter is a few lines that ask for such a fork and pass on streams, folder, variables and
+exit status. The fork stays in the run's process group, so that whatever ends the run ends its steps.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+LIBRARIES = (
+    "kfp.dsl.executor_main",
+    "pandas",
+    "duckdb",
+    "great_expectations",
+    "feast",
+    "sklearn.ensemble",
+    "lightgbm",
+    "onnx",
+    "matplotlib.figure",
+    "mlflow",
+)
+
+_STAND_IN = """#!{python} -IS
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX) as server:
+    server.connect({address!r})
+    order = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+    socket.send_fds(server, [len(order).to_bytes(8, "big")], [0, 1, 2])
+    server.sendall(order)
+    status = server.recv(16)
+# A step that dies without a word has sent nothing.
+sys.exit(int(status) if status else 70)
+"""
+
+
+@contextlib.contextmanager
+def interpreter(libraries: Sequence[str] = LIBRARIES) -> Iterator[str]:
+    """Start the server, and yield the path of what stands in for `python -m MODULE …`."""
+    with tempfile.TemporaryDirectory(prefix="kubeloop-") as folder:
+        address = str(Path(folder) / "fork")
+        stand_in = Path(folder) / "python"
+        stand_in.write_text(_STAND_IN.format(python=sys.executable, address=address))
+        stand_in.chmod(0o700)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(address)
+            listener.listen()
+            server = subprocess.Popen(
+                [sys.executable, "-m", "pipelines.warm", str(listener.fileno()), *libraries],
+                pass_fds=[listener.fileno()],
+                stdin=subprocess.PIPE,
+            )
+        try:
+            yield str(stand_in)
+        finally:
+            server.terminate()
+            # The server also reads the end of its input as its own, should this program be killed before.
+            server.communicate()
+
+
+def main() -> None:
+    """Import the libraries named on the command line, and fork for every order that arrives in between."""
+    listener = socket.socket(fileno=int(sys.argv[1]))
+    waiting = list(sys.argv[2:])
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        ready, _, _ = select.select([listener, sys.stdin], [], [], 0 if waiting else None)
+        if sys.stdin in ready:
+            return
+        if listener in ready:
+            _fork(listener)
+        elif waiting:
+            importlib.import_module(waiting.pop(0))
+
+
+def _fork(listener: socket.socket) -> None:
+    client, _ = listener.accept()
+    with client:
+        if os.fork():
+            return
+        listener.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        status = 1
+        try:
+            status = _step(client)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            with contextlib.suppress(OSError):
+                client.sendall(str(status).encode())
+            # The server's own way out is not the step's.
+            os._exit(status)
+
+
+def _step(client: socket.socket) -> int:
+    """Become the process that was ordered, and return its exit status."""
+    size, streams, _, _ = socket.recv_fds(client, 8, 3)
+    order = b""
+    while len(order) < int.from_bytes(size, "big"):
+        order += client.recv(1 << 20)
+    arguments, folder, variables = json.loads(order)
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(variables)
+    flag, module, *rest = arguments
+    if flag != "-m":
+        print(f"python {flag}: only `-m MODULE` is understood here", file=sys.stderr)
+        return 2
+    # As `python -m` does.
+    sys.path[0] = folder
+    sys.argv = [module, *rest]
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as leaving:
+        if isinstance(leaving.code, str):
+            print(leaving.code, file=sys.stderr)
+            return 1
+        return leaving.code or 0
+    except BaseException:  # noqa: BLE001 - as the interpreter does at the end of a program
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    main()
