@@ -64,6 +64,7 @@ class _Screen:
         self._task = self._bar.add_task("", total=1.0, day="", facts="", visible=False)
         self._started = time.monotonic()
         self._next = 0.0
+        self._shown: datetime | None = None
 
     def __enter__(self) -> "_Screen":
         if self._console.is_terminal:
@@ -92,8 +93,8 @@ class _Screen:
             self._bar.update(
                 self._task, completed=done, day=f"{progress.moment:%Y-%m-%d}", facts=facts, visible=done < 1
             )
-        elif time.monotonic() >= self._next:
-            self._next = time.monotonic() + 5
+        elif time.monotonic() >= self._next and progress.moment != self._shown:
+            self._next, self._shown = time.monotonic() + 5, progress.moment
             self.say(f"{progress.moment:%Y-%m-%d}: {facts}")
 
 

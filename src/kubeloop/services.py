@@ -70,10 +70,10 @@ class Services:
 
     def __exit__(self, *_: object) -> None:
         with _uninterrupted():
-            first, *rest = self._running or [""]
             # The collector started first and ends last: the node still sends it what waits in its queue.
-            self._stop(rest)
-            self._stop([first] if first else [])
+            names = list(self._running)
+            self._stop(names[1:])
+            self._stop(names[:1])
             self._settings.services_file.unlink(missing_ok=True)
             if self._lock:
                 self._lock.close()
