@@ -169,8 +169,10 @@ def events(repo: Path, raw: Path, *, start: datetime, end: datetime, labelled_by
         labelled_by: keep only rows whose label was known at that moment.
 
     Raises:
-        FeatureError: the query is missing or lacks a column that every event has.
+        FeatureError: the query is missing, fails or lacks a column that every event has.
     """
+    import duckdb
+
     query = repo / "sql" / "events.sql"
     if not query.is_file():
         raise FeatureError(f"{query} is missing: it lists the moments to predict, with their labels")
@@ -182,12 +184,16 @@ def events(repo: Path, raw: Path, *, start: datetime, end: datetime, labelled_by
         moment = sources.literal(labelled_by.isoformat())
         condition += f" AND label IS NOT NULL AND label_available_at <= {moment}::TIMESTAMPTZ"
     with sources.connect(sources.tables(raw)) as db:
-        names = [row[0] for row in db.execute(f"DESCRIBE {_body(query)}").fetchall()]
-        missing = [name for name in EVENT_COLUMNS if name not in names]
-        if missing:
-            raise FeatureError(f"{query} must also return {', '.join(missing)}")
-        result = db.execute(f"FROM ({_body(query)}) WHERE {condition} ORDER BY event_timestamp, event_id")
-        return result.to_arrow_table()
+        try:
+            names = [row[0] for row in db.execute(f"DESCRIBE {_body(query)}").fetchall()]
+            missing = [name for name in EVENT_COLUMNS if name not in names]
+            if missing:
+                raise FeatureError(f"{query} must also return {', '.join(missing)}")
+            return db.sql(
+                f"FROM ({_body(query)}) WHERE {condition} ORDER BY event_timestamp, event_id"
+            ).to_arrow_table()
+        except duckdb.Error as error:
+            raise FeatureError(f"{query} fails: {error}") from error
 
 
 def newest_label(repo: Path, raw: Path) -> datetime | None:

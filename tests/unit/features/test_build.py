@@ -1,0 +1,172 @@
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from kubeloop import features, sources
+
+NOON = datetime(2024, 3, 1, 12, tzinfo=UTC)
+Write = Callable[[str, dict[str, Any]], Path]
+
+
+@pytest.fixture
+def raw(write: Write) -> Path:
+    write(
+        "prices",
+        {"shop": ["a", "b"], "sku": ["1", "1"], "seen": [NOON, NOON], "price": [1.5, 2.5], "kind": ["x", None]},
+    )
+    write("stock", {"sku": ["1"], "seen": [NOON], "units": [3]})
+    return write(
+        "orders",
+        {
+            "id": ["o2", "o1", "o3"],
+            "seen": [NOON + timedelta(minutes=5), NOON + timedelta(minutes=5), NOON + timedelta(hours=5)],
+            "label": pa.array([1, 0, None], pa.int32()),
+            "known": [NOON + timedelta(days=1), NOON + timedelta(hours=2), None],
+            "shop": ["a", "b", "a"],
+            "sku": ["1", "1", "2"],
+            "count": [2.0, 1.0, 1.0],
+            "opened": [NOON, NOON, NOON],
+        },
+    )
+
+
+def test_every_view_gets_its_table_and_is_registered(shop: Path, raw: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert features.build(shop, raw, out) == {"prices": 2, "stock": 1}
+    table = pq.read_table(out / "prices.parquet")
+    assert table.column_names == ["shop", "sku", "event_timestamp", "price", "kind"]
+    assert not list(out.glob("*.part"))
+    store = features.open_store(out)
+    fields = features.features(store, "shop_v1")
+    assert [(field.name, field.datatype, field.kind) for field in fields] == [
+        ("shop", "BYTES", "categorical"),
+        ("price", "FP32", "numeric"),
+        ("kind", "BYTES", "categorical"),
+        ("units", "FP32", "numeric"),
+        ("total", "FP32", "numeric"),
+        ("minute", "FP32", "numeric"),
+        ("cents", "FP32", "numeric"),
+    ]
+    asked = features.requests(store, "shop_v1")
+    assert [(field.name, field.datatype) for field in asked] == [
+        ("sku", "BYTES"), ("shop", "BYTES"), ("count", "FP64"), ("opened", "BYTES"),
+    ]  # fmt: skip
+    # Views that are only derived from still need their keys.
+    assert features.requests(store, "derived_v1") == asked
+
+
+def test_a_second_build_replaces_the_tables(shop: Path, raw: Path, write: Write, tmp_path: Path) -> None:
+    features.build(shop, raw, tmp_path / "out")
+    write("stock", {"sku": ["1", "2"], "seen": [NOON, NOON], "units": [3, 4]})
+    assert features.build(shop, raw, tmp_path / "out")["stock"] == 2
+    rows = features.events(shop, raw, start=NOON, end=NOON + timedelta(days=1))
+    table = features.training_set(tmp_path / "out", "shop_v1", rows)
+    assert dict(zip(table["event_id"].to_pylist(), table["units"].to_pylist(), strict=True)) == {
+        "o1": 3, "o2": 3, "o3": 4,
+    }  # fmt: skip
+
+
+def test_two_repos_with_modules_of_one_name_do_not_mix(shop: Path, repo: Path) -> None:
+    names = [[getattr(item, "name", "") for item in features.definitions(folder)] for folder in (shop, repo, shop)]
+    assert names[0] == names[2] != names[1]
+    assert "carrier_daily" in names[1]
+    assert "carrier_daily" not in names[2]
+
+
+@pytest.mark.parametrize(
+    ("breaking", "message"),
+    [
+        (lambda repo: (repo / "feature_store.yaml").unlink(), "is not a feature repo: it has no feature_store.yaml"),
+        (
+            lambda repo: (repo / "sql" / "stock.sql").unlink(),
+            r"feature view stock has no query: write .*sql/stock\.sql",
+        ),
+        (
+            lambda repo: (repo / "sql" / "stock.sql").write_text("SELECT sku, seen AS event_timestamp FROM stock"),
+            "units",
+        ),
+        (lambda repo: (repo / "sql" / "stock.sql").write_text("SELECT FROM"), r"stock\.sql does not give the columns"),
+        (lambda repo: (repo / "sql" / "stock.sql").write_text("FROM away"), r"stock\.sql does not give .*away"),
+    ],
+)
+def test_what_is_missing_is_named(
+    shop: Path, raw: Path, tmp_path: Path, breaking: Callable[[Path], Any], message: str
+) -> None:
+    breaking(shop)
+    with pytest.raises(features.FeatureError, match=f"(?s){message}"):
+        features.build(shop, raw, tmp_path / "out")
+
+
+def test_an_empty_folder_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(features.FeatureError, match="holds no feature tables yet"):
+        features.open_store(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "labelled_by", "expected"),
+    [
+        (0, 24, None, ["o1", "o2", "o3"]),
+        (0, 5, None, ["o1", "o2"]),
+        (5, 6, None, ["o3"]),
+        (0, 24, 48, ["o1", "o2"]),
+        (0, 24, 24, ["o1", "o2"]),
+        (0, 24, 23, ["o1"]),
+        (0, 24, 1, []),
+        (6, 24, None, []),
+    ],
+)
+def test_events_are_of_a_span_and_labelled_by_a_moment(
+    shop: Path, raw: Path, start: int, end: int, labelled_by: int | None, expected: list[str]
+) -> None:
+    found = features.events(
+        shop,
+        raw,
+        start=NOON + timedelta(hours=start),
+        end=NOON + timedelta(hours=end),
+        labelled_by=None if labelled_by is None else NOON + timedelta(hours=labelled_by),
+    )
+    assert found["event_id"].to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (None, r"events\.sql is missing: it lists the moments to predict"),
+        (
+            "SELECT id AS event_id, label FROM orders",
+            r"events\.sql must also return event_timestamp, label_available_at",
+        ),
+        ("FROM away", r"events\.sql fails: .*away"),
+    ],
+)
+def test_events_need_a_whole_query(shop: Path, raw: Path, query: str | None, message: str) -> None:
+    (shop / "sql" / "events.sql").unlink()
+    if query:
+        (shop / "sql" / "events.sql").write_text(query)
+    with pytest.raises(features.FeatureError, match=message):
+        features.events(shop, raw, start=NOON, end=NOON)
+
+
+def test_the_newest_label(shop: Path, raw: Path, write: Write) -> None:
+    assert features.newest_label(shop, raw) == NOON + timedelta(days=1)
+    orders = pq.read_table(raw / "orders.parquet")
+    write("orders", {name: orders[name].slice(0, 0) for name in orders.column_names})
+    assert features.newest_label(shop, raw) is None
+
+
+def test_the_demos_features(built: Path) -> None:
+    store = features.open_store(built)
+    assert [field.name for field in features.requests(store, "flight_delay_v1")] == [
+        "tailnum", "carrier", "dest", "origin", "sched_dep", "distance", "sched_minutes",
+    ]  # fmt: skip
+    fields = features.features(store, "flight_delay_v1")
+    assert [field.name for field in fields if field.kind == "categorical"] == ["carrier", "dest", "origin"]
+    assert len(fields) == 22
+    assert set(sources.tables(built)) == {
+        "aircraft", "carrier_daily", "destination_daily", "origin_hourly", "weather_hourly",
+    }  # fmt: skip

@@ -1,0 +1,149 @@
+# ruff: noqa: S608
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from kubeloop import features, sources
+
+NOON = datetime(2024, 3, 1, 12, tzinfo=UTC)
+TTL = timedelta(hours=1)
+Write = Callable[[str, dict[str, Any]], Path]
+
+
+@pytest.fixture
+def join(shop: Path, write: Write, tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
+    """Join orders (id, shop, sku, minutes after noon) with prices (shop, sku, minutes, price)."""
+
+    def join(
+        orders: list[tuple[str, str, str, float]], prices: list[tuple[str, str, float, float]]
+    ) -> list[dict[str, Any]]:
+        write("stock", {"sku": ["1"], "seen": [NOON - timedelta(days=400)], "units": [7]})
+        raw = write(
+            "prices",
+            {
+                "shop": pa.array([row[0] for row in prices], pa.string()),
+                "sku": pa.array([row[1] for row in prices], pa.string()),
+                "seen": pa.array([NOON + timedelta(minutes=row[2]) for row in prices], pa.timestamp("us", "UTC")),
+                "price": pa.array([row[3] for row in prices], pa.float64()),
+                "kind": pa.array(["k"] * len(prices), pa.string()),
+            },
+        )
+        features.build(shop, raw, tmp_path / "out")
+        rows = pa.table(
+            {
+                "event_id": [row[0] for row in orders],
+                "event_timestamp": pa.array(
+                    [NOON + timedelta(minutes=row[3]) for row in orders], pa.timestamp("us", "UTC")
+                ),
+                "label": pa.array([1] * len(orders), pa.int32()),
+                "label_available_at": pa.array([NOON] * len(orders), pa.timestamp("us", "UTC")),
+                "shop": [row[1] for row in orders],
+                "sku": [row[2] for row in orders],
+                "count": [2.0] * len(orders),
+                "opened": pa.array([NOON] * len(orders), pa.timestamp("us", "UTC")),
+            }
+        )
+        found: list[dict[str, Any]] = features.training_set(tmp_path / "out", "shop_v1", rows).to_pylist()
+        return found
+
+    return join
+
+
+def test_each_event_gets_the_newest_value_within_the_ttl(join: Callable[..., list[dict[str, Any]]]) -> None:
+    prices = [("a", "1", 0, 1.0), ("a", "1", 30, 2.0), ("b", "1", 0, 9.0)]
+    moments = {-1: None, 0: 1.0, 29: 1.0, 30: 2.0, 89: 2.0, 90: 2.0, 90.01: None, 500: None}
+    orders = [(f"o{position}", "a", "1", minute) for position, minute in enumerate(moments)]
+    found = join(orders, prices)
+    assert [row["price"] for row in found] == list(moments.values())
+    assert [row["total"] for row in found] == [None if price is None else 2 * price for price in moments.values()]
+    assert [row["cents"] for row in found] == [None if price is None else 100 * price for price in moments.values()]
+    # A view with a TTL of zero never grows old.
+    assert {row["units"] for row in found} == {7.0}
+
+
+def test_rows_keep_their_number_and_order(join: Callable[..., list[dict[str, Any]]]) -> None:
+    """Duplicate keys at one moment, events without any feature, keys nobody knows."""
+    orders = [
+        ("z", "a", "1", 5), ("y", "a", "1", 5), ("x", "a", "1", 5), ("y", "a", "1", 5),
+        ("late", "a", "1", 60), ("early", "a", "1", -60), ("unknown", "nobody", "?", 5), ("w", "a", "1", 0),
+    ]  # fmt: skip
+    found = join(orders, [("a", "1", 0, 1.0), ("a", "1", 0, 1.0)])
+    assert [row["event_id"] for row in found] == ["early", "w", "unknown", "x", "y", "y", "z", "late"]
+    assert [row["price"] for row in found] == [None, 1.0, None, 1.0, 1.0, 1.0, 1.0, 1.0]
+    assert [row["shop"] for row in found] == ["a", "a", "nobody", "a", "a", "a", "a", "a"]
+
+
+def test_no_feature_at_all(join: Callable[..., list[dict[str, Any]]]) -> None:
+    (row,) = join([("o", "a", "1", 0)], [])
+    assert (row["price"], row["kind"], row["units"], row["minute"]) == (None, None, 7.0, 0.0)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_it_is_the_join_of_the_definition(join: Callable[..., list[dict[str, Any]]], seed: int) -> None:
+    """Random keys and microseconds against a loop over all values."""
+    draw = random.Random(seed)
+    prices = [(draw.choice("ab"), draw.choice("12"), draw.uniform(0, 400), float(number)) for number in range(80)]
+    orders = [(f"o{number:03}", draw.choice("abc"), draw.choice("12"), draw.uniform(-20, 500)) for number in range(120)]
+
+    def known(order: tuple[str, str, str, float]) -> float | None:
+        moment = NOON + timedelta(minutes=order[3])
+        values = [
+            (NOON + timedelta(minutes=minute), price)
+            for shop, sku, minute, price in prices
+            if (shop, sku) == order[1:3] and moment - TTL <= NOON + timedelta(minutes=minute) <= moment
+        ]
+        return max(values)[1] if values else None
+
+    found = {row["event_id"]: row["price"] for row in join(orders, prices)}
+    assert found == {order[0]: known(order) for order in orders}
+
+
+TTLS = {"weather_hourly": 6, "origin_hourly": 2, "carrier_daily": 72, "destination_daily": 72, "aircraft": 87600}
+KEYS = {"weather_hourly": "origin", "origin_hourly": "origin", "carrier_daily": "carrier", "destination_daily": "dest"}
+
+
+def test_the_flights_are_joined_as_duckdb_joins_them(repo: Path, weeks: Path, built: Path, as_of: datetime) -> None:
+    rows = features.events(repo, weeks, start=as_of - timedelta(days=7), end=as_of)
+    table = features.training_set(built, "flight_delay_v1", rows)
+    assert table.num_rows == rows.num_rows > 5000
+    assert table["event_id"].to_pylist() == rows["event_id"].to_pylist()
+    assert pc.min(table["event_timestamp"]).as_py() >= as_of - timedelta(days=7)
+    with sources.connect(sources.tables(built)) as db:
+        db.register("events", rows)
+        for view, ttl in TTLS.items():
+            key = KEYS.get(view, "tailnum")
+            columns = set(pq.read_schema(built / f"{view}.parquet").names) & set(table.column_names)
+            columns -= {key, "event_timestamp"}
+            assert columns
+            for column in columns:
+                expected = db.sql(
+                    f"SELECT CASE WHEN v.event_timestamp >= e.event_timestamp - INTERVAL {ttl} HOUR "
+                    f"THEN v.{column}::FLOAT END AS value FROM events e ASOF LEFT JOIN {view} v "
+                    f"ON e.{key} = v.{key} AND e.event_timestamp >= v.event_timestamp "
+                    "ORDER BY e.event_timestamp, e.event_id"
+                ).to_arrow_table()["value"]
+                assert expected.null_count < rows.num_rows
+                assert table[column].to_pylist() == expected.to_pylist(), column
+
+
+def test_what_follows_from_a_flight_alone(repo: Path, weeks: Path, built: Path, as_of: datetime) -> None:
+    rows = features.events(repo, weeks, start=as_of - timedelta(hours=6), end=as_of)
+    table = features.training_set(built, "flight_delay_v1", rows)
+    expected = duckdb.sql(
+        "SELECT (hour(t) + minute(t) / 60)::FLOAT, (isodow(t) - 1)::FLOAT, (year(t) - p.built)::FLOAT, r.distance::FLOAT "
+        "FROM (SELECT *, sched_dep AT TIME ZONE 'America/New_York' AS t FROM rows) r "
+        f"LEFT JOIN '{weeks}/planes.parquet' p USING (tailnum) ORDER BY r.event_timestamp, r.event_id"
+    ).fetchall()
+    names = ("hour", "weekday", "plane_age", "distance_miles")
+    found = list(zip(*(table[name].to_pylist() for name in names), strict=True))
+    assert len(found) > 100
+    assert any(row[2] is None for row in found)
+    assert found == expected
