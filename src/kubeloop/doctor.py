@@ -16,6 +16,10 @@ from kubeloop import config
 from kubeloop.config import ConfigError, Settings
 
 FREE_BYTES = 2 * 1024**3
+_VERSIONS = (
+    "import importlib.metadata, json, sys; "
+    "print(json.dumps([importlib.metadata.version(sys.argv[1]), *sys.version_info[:2]]))"
+)
 _PROBES = {"runtime": "onnxruntime", "detector": "alibi-detect"}
 
 
@@ -76,12 +80,13 @@ def _environments(settings: Settings) -> Iterator[Finding]:
         python: Path = getattr(settings, f"{name}_python")
         if not python.exists():
             continue
-        code = f"import importlib.metadata as m, json, sys; print(json.dumps([m.version('{package}'), sys.version_info[:2]]))"
-        done = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            [python, "-c", _VERSIONS, package], capture_output=True, text=True, timeout=60, check=False
+        )
         if done.returncode:
             yield Finding(f"{name} environment has no {package}", False, "make setup")
             continue
-        version, (major, minor) = json.loads(done.stdout)
+        version, major, minor = json.loads(done.stdout)
         yield Finding(
             f"{name} environment: Python {major}.{minor}, {package} {version}", (major, minor) == (3, 11), "make setup"
         )
