@@ -2,8 +2,9 @@
 # ruff: noqa: S608 - DuckDB binds no column names; they are quoted by sources.identifier.
 
 import os
+import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -51,7 +52,7 @@ class Result:
     next: tuple[str, ...]
 
 
-def write(table: Table, wish: Wish, scratch: Path) -> Result:
+def write(table: Table, wish: Wish, scratch: Path, say: Callable[[str], None]) -> Result:
     """Write the use case of a table.
 
     Features are built and a first model is fitted on the way, so that floors and expectations rest on what was
@@ -61,6 +62,7 @@ def write(table: Table, wish: Wish, scratch: Path) -> Result:
         table: the table, taken in.
         wish: what the user asked for.
         scratch: an empty folder on a disk with room for the table.
+        say: is told what takes time.
 
     Raises:
         ScaffoldError: the table cannot become a use case, or files would be overwritten; nothing was written.
@@ -76,6 +78,7 @@ def write(table: Table, wish: Wish, scratch: Path) -> Result:
     _refuse_overwriting(wish, targets)
     repo = scratch / "home" / "feature_repo"
     _put(scratch / "home", files)
+    say(f"{table.rows:,} rows: building features and fitting a first model ...")
     trained = _rehearse(case, repo, table, scratch / "features")
     quality = _measure(case, trained, activity)
     warnings = _warnings(case, quality, leaks)
@@ -101,21 +104,21 @@ def design(table: Table, wish: Wish) -> tuple[Case, Activity, list[tuple[str, st
     Raises:
         ScaffoldError: the table cannot become a use case.
     """
-    for name in wish.exclude:
-        table.column(name, "--exclude")
+    excluded = {table.column(name, "--exclude").name for name in wish.exclude}
+    if wish.name and wish.name != dns(wish.name):
+        raise ScaffoldError(f"--name {wish.name!r} names Kubernetes objects: write it as {dns(wish.name)!r}")
     taken = {table.name}
     label = scaffold_columns.label(table, wish.label, wish.positive)
     keys = scaffold_columns.keys(table, wish.keys, taken)
     moment = scaffold_columns.moment(table, wish.timestamp, taken)
     roles = [label.column, moment.column, *(key.column for key in keys)]
-    if len(set(roles)) < len(roles) or set(roles) & {table.column(name, "").name for name in wish.exclude}:
+    if len(set(roles)) < len(roles) or set(roles) & excluded:
         raise ScaffoldError("label, timestamp and keys must be different columns, and none of them excluded")
     scale = scaffold_plan.scale(moment.start, moment.end, table.path)
     activity = _activity(table, label, moment, scale.unit)
     delay = wish.label_delay if wish.label_delay is not None else scaffold_plan.default_delay(scale)
     timeline = scaffold_plan.timeline(activity, moment.start, moment.end, scale, delay)
     event_id, id_column = scaffold_columns.event_id(table, moment, keys, wish.event_id)
-    excluded = {table.column(name, "").name for name in wish.exclude}
     inputs, left = scaffold_columns.inputs(table, moment, [*roles, id_column or ""], excluded, taken)
     case = Case(
         name=wish.name or dns(table.name),
@@ -223,7 +226,8 @@ def _suites(case: Case, table: Table, activity: Activity, trained: "pd.DataFrame
     columns = ", ".join(sources.identifier(name) for name in used)
     with sources.connect({table.name: table.parquet}) as db:
         sample = f"FROM {table.name} USING SAMPLE reservoir({REHEARSED} ROWS) REPEATABLE (7)"
-        raw = db.execute(f"SELECT {columns} FROM ({sample})").df()
+        # As validation reads a table, so that types and nulls look the same.
+        raw = db.sql(f"SELECT {columns} FROM ({sample})").to_arrow_table().to_pandas()
     runs = scaffold_suites.Runs.of(activity, case.timeline)
     steps = [start.item() for start in activity.starts.astype("datetime64[us]")]
     return {
@@ -252,7 +256,8 @@ def _example(case: Case, table: Table, repo: Path) -> tuple[dict[str, Any], Any]
 
 def _warnings(case: Case, quality: Quality, leaks: Sequence[tuple[str, str]]) -> list[str]:
     found = [
-        f"{column!r} {why}. If it is not known when a prediction is asked for, init again with --exclude {column!r}"
+        f"{column!r} {why}. If it is not known when a prediction is asked for, init again with "
+        f"--exclude {shlex.quote(column)}"
         for column, why in leaks
     ]
     if quality.auc >= GIVEAWAY and not leaks:
@@ -272,8 +277,8 @@ def _chosen(case: Case, quality: Quality) -> dict[str, str]:
     plan, text = case.timeline, scaffold_plan.text
     share = case.label.positives / (case.label.positives + case.label.negatives)
     unknown = f", {case.label.unknown:,} unknown" if case.label.unknown else ""
-    hints = {"number": "numbers", "category": "categories"}
-    counted = [f"{sum(item.kind == kind for item in case.inputs)} {word}" for kind, word in hints.items()]
+    words = {"number": "numeric", "category": "categorical"}
+    counted = [f"{sum(item.kind == kind for item in case.inputs)} {word}" for kind, word in words.items()]
     return {
         "label": f"{case.label.meaning}: {share:.1%} of {case.rows:,} rows{unknown}; "
         f"known {text(plan.label_delay)} later",

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from kubeloop import sources
 from kubeloop.scaffold_names import safe
-from kubeloop.scaffold_table import MOMENT, TEXTS, Column, ScaffoldError, Table, quote, rewrite
-from kubeloop.sources import identifier, literal
+from kubeloop.scaffold_table import TEXTS, Column, ScaffoldError, Table, quote, rewrite
+from kubeloop.sources import MOMENT, identifier, literal
 
 LEAST_ROWS = 1000
 LEAST_OF_A_CLASS = 50
@@ -99,7 +99,9 @@ def label(table: Table, name: str, positive: str | None) -> Label:
     """
     column = table.column(name, "the label")
     value = identifier(column.name)
-    listed = f"SELECT {value}::VARCHAR, count(*) FROM {table.name} WHERE {value} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC"
+    listed = (
+        f"SELECT {value}::VARCHAR, count(*) FROM {table.name} WHERE {value} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
+    )
     counts: dict[str, int] = dict(table.query(f"{listed} LIMIT 6"))
     shown = ", ".join(f"{value!r} ({count:,} rows)" for value, count in counts.items())
     if len(counts) != 2:
@@ -147,16 +149,14 @@ def moment(table: Table, name: str, taken: set[str]) -> Moment:
         table.take_in(column.name)
     elif column.kind != MOMENT:
         ((example,),) = table.query(f"SELECT any_value({value}) FROM {table.name}")
-        read = f"to_timestamp({value})" if column.is_number else f"strptime({value}, '%d/%m/%Y %H:%M')"
         raise ScaffoldError(
             f"the timestamp {column.name!r} is no time but {column.kind}, such as {example!r}. Write the table with "
-            "one, from seconds since 1970 or from the format you have, such as\n"
-            + rewrite(table.path, f"* REPLACE ({read} AS {value})")
+            "one, " + rewrite(table.path, f"* REPLACE ({_as_moment(column, example)} AS {value})")
         )
     if column.filled < table.rows:
         raise ScaffoldError(
-            f"{table.rows - column.filled:,} rows have no {column.name!r}, so nobody knows what was known then. Write "
-            "the table without them:\n" + rewrite(table.path, "*", f" WHERE {value} IS NOT NULL")
+            f"{_some(table.rows - column.filled)} no {column.name!r}, so nobody knows what was known then. Write the "
+            "table without them, " + rewrite(table.path, "*", f" WHERE {value} IS NOT NULL")
         )
     ((start, early, late, end),) = table.query(
         f"SELECT min({value}), quantile_disc({value}, 0.005), quantile_disc({value}, 0.995), max({value}) "
@@ -170,11 +170,26 @@ def moment(table: Table, name: str, taken: set[str]) -> Moment:
     if end - start > 3 * (late - early) and early < late:
         raise ScaffoldError(
             f"99 % of the rows have a {column.name!r} from {early} to {late}, but it goes from {start} to {end}. Leave "
-            "the strays out:\n" + rewrite(table.path, "*", f" WHERE {value} BETWEEN '{early}' AND '{late}'")
+            "the strays out, " + rewrite(table.path, "*", f" WHERE {value} BETWEEN '{early}' AND '{late}'")
         )
     short = safe(column.name, taken)
     taken.add(short)
     return Moment(column.name, short, start.astimezone(UTC), end.astimezone(UTC))
+
+
+def _as_moment(column: Column, example: object) -> str:
+    """Return SQL that makes a moment of a number or a text, as far as an example tells how."""
+    value = identifier(column.name)
+    if column.is_number:
+        milliseconds = isinstance(example, (int, float)) and abs(example) > 1e11
+        return f"to_timestamp({value} / 1000)" if milliseconds else f"to_timestamp({value})"
+    day = "%d.%m.%Y" if re.match(r"\d+\.", str(example)) else "%m/%d/%Y"
+    time = next((f" {part}" for part in ("%H:%M:%S", "%H:%M") if str(example).count(":") == part.count(":")), "")
+    return f"strptime({value}, '{day}{time}')"
+
+
+def _some(rows: int) -> str:
+    return f"{rows:,} rows have" if rows > 1 else "1 row has"
 
 
 def keys(table: Table, names: Sequence[str], taken: set[str]) -> list[Key]:
@@ -187,11 +202,9 @@ def keys(table: Table, names: Sequence[str], taken: set[str]) -> list[Key]:
     for column in dict.fromkeys(table.column(name, "a key") for name in names):
         value = identifier(column.name)
         if column.filled < table.rows:
-            missing = table.rows - column.filled
             raise ScaffoldError(
-                f"{missing:,} row{'s have' if missing > 1 else ' has'} no {column.name!r}, but every prediction is "
-                "about one. Give them a value, such as\n"
-                + rewrite(table.path, f"* REPLACE (coalesce({value}::VARCHAR, 'unknown') AS {value})")
+                f"{_some(table.rows - column.filled)} no {column.name!r}, but every prediction is about one. Give "
+                "them a value, " + rewrite(table.path, f"* REPLACE (coalesce({value}::VARCHAR, 'unknown') AS {value})")
             )
         if column.distinct < 2:
             raise ScaffoldError(f"the key {column.name!r} has one value; name a column that tells the subjects apart")

@@ -24,7 +24,7 @@ _PYTHON = frozenset(word.lower() for word in (*keyword.kwlist, *keyword.softkwli
 _DERIVED = re.compile(r"_(now|history|(seen|events|rate)_\d+[dhm])$")
 
 
-def safe(text: str, taken: Collection[str] = (), fallback: str = "column") -> str:
+def safe(text: str, taken: Collection[str] = (), fallback: str = "field") -> str:
     """Return a lower-case identifier for any text, in at most `LONGEST` characters.
 
     Args:

@@ -2,7 +2,6 @@
 # ruff: noqa: S608 - DuckDB binds no column names; they are quoted by sources.identifier.
 
 import re
-import shlex
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 from kubeloop import sources
 from kubeloop.config import ConfigError
 from kubeloop.scaffold_names import safe
-from kubeloop.sources import identifier
+from kubeloop.sources import MOMENT, identifier
 
-MOMENT = "TIMESTAMP WITH TIME ZONE"
 TEXTS = ("VARCHAR", "UUID")
 LIKE_ID = re.compile(r"(^|_)(id|ids|uuid|guid|key|nr|no|number|code|zip|postcode|index|row)(_column)?$")
 
@@ -80,7 +78,7 @@ class Table:
         found = self.query(f"DESCRIBE {self.name}")
         if len(found) < 3:
             raise ScaffoldError(
-                f"{path} has only {quoted([row[0] for row in found])} as columns, but a use case needs a label, a "
+                f"{path} has the columns {quoted([row[0] for row in found])} alone, but a use case needs a label, a "
                 "timestamp and a key. If the file has more, its separator was not found: write it with commas"
             )
         measures = ", ".join(_measures(name, kind) for name, kind, *_ in found)
@@ -188,9 +186,9 @@ def quoted(names: Collection[str]) -> str:
 
 
 def rewrite(path: Path | str, columns: str, condition: str = "") -> str:
-    """Return a shell command that writes a table anew as table.parquet."""
+    """Return Python that writes a table anew as table.parquet."""
     query = f"COPY (SELECT {columns} FROM {sources.literal(path)}{condition}) TO 'table.parquet'"
-    return f"  python -c {shlex.quote(f'import duckdb; duckdb.sql({query!r})')}"
+    return f'with Python:\n  import duckdb; duckdb.sql("""{query}""")'
 
 
 def _like_label(column: Column) -> bool:
@@ -210,7 +208,7 @@ def _measures(name: str, kind: str) -> str:
 def _check_file(path: Path) -> None:
     if path.is_dir():
         raise ScaffoldError(
-            f"{path} is a folder; name one Parquet or CSV file. Many files of one table become one with\n"
+            f"{path} is a folder; name one Parquet or CSV file. Many files of one table become one "
             + rewrite(f"{path}/*.parquet", "*")
         )
     if not path.is_file():

@@ -1,6 +1,7 @@
 """Raw tables: take them in once, and show only what was known at a given moment."""
 
 import importlib.util
+import re
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -9,7 +10,9 @@ import duckdb
 
 from kubeloop.config import ConfigError, Loop, Settings
 
-_NAIVE = ("DATE", "TIMESTAMP", "TIMESTAMP_S", "TIMESTAMP_MS", "TIMESTAMP_NS")
+MOMENT = "TIMESTAMP WITH TIME ZONE"
+"""DuckDB's type of a moment, in microseconds; every other kind of time is made one when it is taken in."""
+_OTHER_TIMES = re.compile(r"DATE|TIMESTAMP\w*")
 
 
 class SourceError(RuntimeError):
@@ -124,13 +127,14 @@ def copy(path: Path, target: Path, moment: str | None = None) -> None:
             described = db.execute(f"DESCRIBE FROM {reader}({literal(path)})").fetchall()
             columns = ", ".join(
                 f"{identifier(name)}::TIMESTAMPTZ AS {identifier(name)}"
-                if kind in _NAIVE or (name == moment and kind == "VARCHAR")
+                if _OTHER_TIMES.fullmatch(kind) or (name == moment and kind == "VARCHAR")
                 else identifier(name)
                 for name, kind, *_ in described
             )
             db.execute(f"COPY (SELECT {columns} FROM {reader}({literal(path)})) TO {literal(part)} (FORMAT parquet)")
         except duckdb.Error as error:
-            raise SourceError(f"{path} cannot be read: {error}") from error
+            # DuckDB ends with our own query, which says nothing about the file.
+            raise SourceError(f"{path} cannot be read: {str(error).partition('LINE 1:')[0].strip()}") from error
     part.replace(target)
 
 

@@ -1,0 +1,232 @@
+"""What init makes of a table: proposals, roles, ids, leaks, and a sentence for every table that cannot work."""
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from kubeloop import scaffold, sources
+from kubeloop.cli import app
+from kubeloop.scaffold import Wish
+from kubeloop.scaffold_files import Case
+from kubeloop.scaffold_table import ScaffoldError, Table
+
+ROLES = ["--label", "failed", "--timestamp", "read_at", "--key", "machine"]
+
+
+def table(frame: pd.DataFrame, folder: Path, name: str = "readings.parquet") -> Table:
+    frame.to_parquet(folder / name)
+    (folder / "raw").mkdir(exist_ok=True)
+    return Table(folder / name, folder / "raw")
+
+
+def design(frame: pd.DataFrame, folder: Path, **wish: Any) -> tuple[Case, list[tuple[str, str]]]:
+    asked: dict[str, Any] = {"label": "failed", "timestamp": "read_at", "keys": ("machine",), "into": folder / "out"}
+    case, _, leaks = scaffold.design(table(frame, folder), Wish(**asked | wish))
+    return case, leaks
+
+
+def test_a_clear_table_is_understood_without_a_word(readings: pd.DataFrame, folder: Path) -> None:
+    found = table(readings.assign(hot=readings["heat"] > 70, is_old=1), folder)
+    assert found.likely_label() == "failed"
+    assert found.likely_moment() == "read_at"
+    assert found.possible_keys() == ["machine"]
+
+
+def test_where_there_is_nobody_to_ask_the_candidates_are_named(readings: pd.DataFrame, folder: Path) -> None:
+    readings.assign(night=readings["read_at"].dt.hour < 6).to_csv("readings.csv", index=False)
+    answer = CliRunner().invoke(app, ["init", "readings.csv"])
+    assert answer.exit_code == 1
+    assert "name the label with --label (candidates: 'failed', 'night')" in answer.output
+    answer = CliRunner().invoke(app, ["init", "readings.csv", "--label", "failed", "--timestamp", "read_at"])
+    assert "name the key with --key (candidates: 'machine')" in answer.output
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        (lambda f: f.drop(columns="failed"), [], "has no column 'failed' (the label); it has 'machine', 'read_at'"),
+        (lambda f: f.assign(failed=np.arange(len(f)) % 3), [], "must have two values, but has '0' (1,000 rows)"),
+        (lambda f: f.assign(failed=0), [], "must have two values, but has '0' (3,000 rows)"),
+        (lambda f: f.head(300), [], "too few to train, test and replay on"),
+        (lambda f: f.assign(failed=np.where(f["failed"] == 1, "bad", "good")), [], "--positive bad"),
+        (lambda f: f, ["--positive", "2"], "--positive '2' is no value of the label"),
+        (lambda f: f.assign(machine=f["machine"].where(f.index != 7)), [], "1 row has no 'machine'"),
+        (lambda f: f.assign(machine="M1"), [], "the key 'machine' has one value"),
+        (lambda f: f.assign(read_at=f["read_at"].where(f.index > 1)), [], "2 rows have no 'read_at'"),
+        (lambda f: f.assign(read_at=f["read_at"].iloc[0]), [], "every row has the same 'read_at'"),
+        (lambda f: f.assign(read_at=1_700_000_000 + f.index * 60), [], 'to_timestamp("read_at")'),
+        (lambda f: f.assign(read_at=f["read_at"].dt.strftime("%d.%m.%Y um %H")), [], "'%d.%m.%Y') AS"),
+        (lambda f: f.assign(read_at=f["read_at"].where(f.index != 9, pd.Timestamp(0))), [], "the strays out"),
+        (lambda f: f, ["--exclude", "heet"], "has no column 'heet' (--exclude)"),
+        (lambda f: f, ["--key", "read_at"], "must be different columns"),
+        (lambda f: f, ["--id", "line"], "--id 'line' is not unique"),
+        (lambda f: f, ["--label-delay", "soon"], "'soon' is not a duration"),
+        (lambda f: f, ["--name", "My Loop"], "write it as 'my-loop'"),
+        (lambda f: f.rename(columns={"line": "Reasons"}), [], "has a name that the quarantine needs; rename it"),
+        (lambda f: f[["failed", "read_at"]], [], "has the columns 'failed', 'read_at' alone"),
+        (lambda f: f.head(0), [], "has columns but no rows"),
+    ],
+)
+def test_a_table_that_cannot_work_gets_a_sentence_with_the_way_out(
+    readings: pd.DataFrame, folder: Path, change: Any, options: list[str], message: str
+) -> None:
+    change(readings).to_csv("readings.csv", index=False)
+    answer = CliRunner().invoke(app, ["init", "readings.csv", *ROLES, *options])
+    assert answer.exit_code == 1
+    assert message in answer.output
+    assert not (folder / "readings").exists(), "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone.csv", None, "gone.csv does not exist; name a Parquet or CSV file"),
+        ("empty.csv", b"", "empty.csv is empty"),
+        ("junk.parquet", b"not a table", "junk.parquet cannot be read"),
+        ("named.csv", b"PAR1....", "give it the ending .parquet"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused(folder: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        Path(name).write_bytes(content)
+    answer = CliRunner().invoke(app, ["init", name, *ROLES])
+    assert answer.exit_code == 1
+    assert message in answer.output
+    assert "LINE 1" not in answer.output
+
+
+def test_a_folder_is_answered_with_the_line_that_makes_one_file(readings: pd.DataFrame, folder: Path) -> None:
+    (folder / "parts").mkdir()
+    readings.to_parquet("parts/1.parquet")
+    answer = CliRunner().invoke(app, ["init", "parts", *ROLES])
+    (line,) = [line for line in answer.output.splitlines() if "import duckdb" in line]
+    exec(line.strip())  # noqa: S102 - what the user is told to run
+    assert len(pd.read_parquet("table.parquet")) == len(readings)
+
+
+def test_files_are_replaced_only_by_force(readings: pd.DataFrame, folder: Path) -> None:
+    found = table(readings, folder)
+    (folder / "out").mkdir()
+    (folder / "out" / "loop.yaml").write_text("mine")
+    wish = Wish("failed", "read_at", ("machine",), folder / "out")
+    (folder / "scratch").mkdir()
+    with pytest.raises(ScaffoldError, match=r"has loop.yaml already; .*--force"):
+        scaffold.write(found, wish, folder / "scratch", print)
+    assert (folder / "out" / "loop.yaml").read_text() == "mine"
+    assert [path.name for path in (folder / "out").iterdir()] == ["loop.yaml"]
+
+
+def test_columns_become_numbers_categories_ages_or_nothing(readings: pd.DataFrame, folder: Path) -> None:
+    random = np.random.default_rng(3)
+    rows = len(readings)
+    frame = readings.assign(
+        built=readings["read_at"] - pd.to_timedelta(random.integers(10, 900, rows), unit="D"),
+        repaired=readings["read_at"] + pd.Timedelta(days=1),
+        ok=pd.array(random.integers(0, 2, rows), dtype="boolean"),
+        site_id=random.integers(0, 9, rows),
+        order_no=random.integers(0, 2000, rows),
+        note=[f"n{number}" for number in range(rows)],
+        same="x",
+        nothing=None,
+        steps=random.integers(0, 9, rows),
+    )
+    case, leaks = design(frame, folder, exclude=("LINE",))
+    assert {item.name: item.kind for item in case.inputs} == {
+        "heat": "number",
+        "built_age": "number",
+        "ok": "number",
+        "site_id": "category",
+        "steps": "number",
+    }
+    reasons = {item.column: item.why for item in case.left}
+    expected = {
+        "line": "left out with --exclude",
+        "repaired": "lies after the row's own moment in 3,000 rows",
+        "order_no": "looks like an identifier",
+        "note": "different texts, too many for categories",
+        "same": "has one value",
+        "nothing": "is empty",
+    }
+    assert reasons.keys() == expected.keys()
+    for column, why in expected.items():
+        assert why in reasons[column]
+    assert case.calendar == ("hour", "weekday")
+    assert leaks == []
+
+
+def test_what_knows_the_label_is_named(readings: pd.DataFrame, folder: Path) -> None:
+    failed = readings["failed"]
+    frame = readings.assign(
+        temperature_then=failed * 5 + np.random.default_rng(1).normal(size=len(failed)) * 0.1,
+        ticket=np.where(failed == 1, readings["heat"].sample(frac=1, random_state=1), np.nan),
+        heat_after=0.1 * readings["heat"] + np.random.default_rng(2).normal(size=len(failed)),
+        cause=np.where(failed == 1, "wear", "none"),
+    )
+    case, leaks = design(frame, folder)
+    assert [column for column, _ in leaks] == ["temperature_then", "ticket", "heat_after", "cause"]
+    assert len(case.inputs) == 6, "they are named, not taken away"
+
+
+@pytest.mark.parametrize(
+    ("change", "wish", "column"),
+    [
+        (lambda f: f.assign(reading_id=[f"r{n}" for n in range(len(f))]), {}, "reading_id"),
+        (lambda f: f.assign(serial=range(len(f))), {"event_id": "serial"}, "serial"),
+        (lambda f: f, {}, None),
+        (lambda f: pd.concat([f, f.head(500), f.head(200)]).sort_values("read_at"), {}, None),
+        (lambda f: f.assign(read_at=f["read_at"].dt.floor("D")), {}, None),
+    ],
+)
+def test_every_row_has_an_id_that_is_its_own(
+    readings: pd.DataFrame, folder: Path, change: Any, wish: dict[str, Any], column: str | None
+) -> None:
+    frame = change(readings)
+    case, _ = design(frame, folder, **wish)
+    with sources.connect({case.table: folder / "raw" / f"{case.table}.parquet"}) as db:
+        ids = db.execute(f"SELECT {case.event_id} FROM {case.table}").fetchall()  # noqa: S608
+    assert len({row[0] for row in ids}) == len(frame)
+    if column:
+        assert {row[0] for row in ids} == set(frame[column].astype(str))
+
+
+def test_texts_and_widths_of_time_are_all_moments_in_utc(readings: pd.DataFrame, folder: Path) -> None:
+    starts = []
+    for number, moments in enumerate(
+        [
+            readings["read_at"].astype("datetime64[ns]"),
+            readings["read_at"].dt.tz_localize("UTC").dt.tz_convert("Europe/Berlin"),
+            readings["read_at"].dt.strftime("%Y-%m-%dT%H:%M:%S+00:00"),
+            readings["read_at"].dt.strftime("%Y-%m-%d %H:%M:%S"),
+        ]
+    ):
+        case, _ = design(readings.assign(read_at=moments), folder, into=folder / str(number))
+        starts.append(case.moment.start)
+    assert len(set(starts)) == 1
+    assert starts[0].utcoffset() == timedelta(0)
+
+
+def test_the_shape_of_time_decides_the_calendar(readings: pd.DataFrame, folder: Path) -> None:
+    daily, _ = design(readings.assign(read_at=readings["read_at"].dt.floor("D")), folder)
+    assert daily.calendar == ("weekday",)
+    assert "UnixTimestamp" in daily.types
+    begin = readings["read_at"].min()
+    short = readings.assign(read_at=begin + (readings["read_at"] - begin) / 100)
+    minutes, _ = design(short, folder)
+    assert minutes.calendar == ()
+    assert [name for name, _ in minutes.columns] == ["machine", "heat", "line"]
+
+
+def test_json_says_what_was_chosen(readings: pd.DataFrame, folder: Path) -> None:
+    readings.to_parquet("readings.parquet")
+    answer = CliRunner().invoke(app, ["init", "readings.parquet", "--yes", "--into", "mine", "--json"])
+    assert answer.exit_code == 0, answer.output
+    content = json.loads(answer.stdout)
+    assert content["folder"] == "mine"
+    assert all((folder / "mine" / path).is_file() for path in content["files"])
+    assert content["next"] == ["cd mine", "kubeloop doctor", "kubeloop run --fast"]
