@@ -24,7 +24,7 @@ from kubeloop import sources
 
 if TYPE_CHECKING:
     import pandas as pd
-    from feast import FeatureService, FeatureStore
+    from feast import FeatureStore
 
 EVENT_COLUMNS = ("event_id", "event_timestamp", "label", "label_available_at")
 STORE_FILE = "feature_store.yaml"
@@ -293,19 +293,28 @@ def _entities(store: "FeatureStore", service: str) -> list[tuple[Any, str]]:
 
 
 class OnlineFeatures:
-    """The online side: from entity keys and request-time fields to the features of a service."""
+    """The online side: from entity keys and request-time fields to the features of a service.
+
+    Stored values are read through Feast without the views that are derived on demand, and those are computed here,
+    through Feast too: it would derive them from values that are older than their TTL.
+    """
 
     def __init__(self, store: "FeatureStore", service: str) -> None:
         self._store = store
-        self._service: FeatureService = store.get_feature_service(service)
         self.fields = requests(store, service)
         self.features = features(store, service)
-        self._times = {field.name for field in self.fields if field.kind == "UNIX_TIMESTAMP"}
+        self._keys = {key for _, key in _entities(store, service)}
+        self._derived = _on_demand(store, service)
+        needed: dict[str, dict[str, None]] = {view.name: {} for view in _views(store, service)}
+        for projection in (
+            *store.get_feature_service(service).feature_view_projections,
+            *(item for view in self._derived for item in view.source_feature_view_projections.values()),
+        ):
+            if projection.name in needed:
+                needed[projection.name].update(dict.fromkeys(feature.name for feature in projection.features))
+        self._stored = [f"{view}:{name}" for view, names in needed.items() for name in names]
         self._ttl = {
-            feature.name: view.ttl.total_seconds()
-            for view in _views(store, service)
-            for feature in view.features
-            if view.ttl
+            name: view.ttl.total_seconds() for view in _views(store, service) for name in needed[view.name] if view.ttl
         }
 
     @classmethod
@@ -321,35 +330,52 @@ class OnlineFeatures:
         """Return one list a feature, in the order of the rows asked for.
 
         Args:
-            columns: a list of n values for each of `fields`; times as ISO 8601 strings.
+            columns: a list of n values for each of `fields`; times as ISO 8601 strings, numbers None where missing.
             at: the moment of prediction; a value older than its view's TTL at that moment is None.
 
         Raises:
             ValueError: a value is not of its field's type.
         """
-        asked: dict[str, list[Any]] = {}
-        for field in self.fields:
-            values = columns[field.name]
-            asked[field.name] = [moment(value) for value in values] if field.name in self._times else list(values)
-        rows = len(next(iter(asked.values())))
-        response = self._store.get_online_features(self._service, asked)
-        answered = response.to_dict()
-        answer: dict[str, list[Any]] = {}
-        now = at.timestamp()
-        times = dict(zip(response.proto.metadata.feature_names.val, response.proto.results, strict=True))
-        for feature in self.features:
-            values = list(answered[feature.name])
-            ttl = self._ttl.get(feature.name)
-            if ttl is not None:
-                stamps = times[feature.name].event_timestamps
-                values = [
-                    None if stamp.seconds and now - stamp.seconds > ttl else value
-                    for value, stamp in zip(values, stamps, strict=True)
-                ]
-            answer[feature.name] = values
+        known = {field.name: _checked(field, columns[field.name]) for field in self.fields}
+        rows = len(next(iter(known.values())))
+        if self._stored:
+            known |= self._read({name: known[name] for name in self._keys}, int(at.timestamp()))
+        found = dict(known)
+        for view in self._derived:
+            if view.mode == "python":
+                found |= view.transform_dict(known)
+            else:
+                found |= view.transform_arrow(pa.table(known)).to_pydict()
+        answer = {
+            feature.name: [None if value is None or value != value else value for value in found[feature.name]]
+            for feature in self.features
+        }
         if any(len(values) != rows for values in answer.values()):
             raise FeatureError(f"Feast answered another number of rows than the {rows} asked for")
         return answer
+
+    def _read(self, keys: dict[str, list[Any]], now: int) -> dict[str, list[Any]]:
+        """Return the stored values that are not too old `now`, in seconds since the epoch, as Feast tells times."""
+        response = self._store.get_online_features(self._stored, keys)
+        values = response.to_dict()
+        for name, column in zip(response.proto.metadata.feature_names.val, response.proto.results, strict=True):
+            if ttl := self._ttl.get(name):
+                values[name] = [
+                    None if now - stamp.seconds > ttl else value
+                    for value, stamp in zip(values[name], column.event_timestamps, strict=True)
+                ]
+        return values
+
+
+def _checked(field: Field, values: Sequence[Any]) -> list[Any]:
+    """Read a field's values; see `OnlineFeatures.read`."""
+    if field.kind == "UNIX_TIMESTAMP":
+        return [moment(value) for value in values]
+    text = field.datatype == "BYTES"
+    for value in values:
+        if not isinstance(value, str) if text else isinstance(value, str | list | dict):
+            raise ValueError(f"{field.name} takes {'text' if text else 'numbers'}, not {value!r:.80}")
+    return list(values)
 
 
 def moment(text: Any) -> datetime:

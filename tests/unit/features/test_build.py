@@ -79,7 +79,7 @@ def test_two_repos_with_modules_of_one_name_do_not_mix(shop: Path, repo: Path) -
 
 
 @pytest.mark.parametrize(
-    ("breaking", "message"),
+    ("file", "content", "message"),
     [
         (lambda repo: (repo / "feature_store.yaml").unlink(), "is not a feature repo: it has no feature_store.yaml"),
         (
@@ -95,9 +95,11 @@ def test_two_repos_with_modules_of_one_name_do_not_mix(shop: Path, repo: Path) -
     ],
 )
 def test_what_is_missing_is_named(
-    shop: Path, raw: Path, tmp_path: Path, breaking: Callable[[Path], Any], message: str
+    shop: Path, raw: Path, tmp_path: Path, file: str, content: str | None, message: str
 ) -> None:
-    breaking(shop)
+    (shop / file).unlink()
+    if content:
+        (shop / file).write_text(content)
     with pytest.raises(features.FeatureError, match=f"(?s){message}"):
         features.build(shop, raw, tmp_path / "out")
 

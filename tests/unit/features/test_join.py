@@ -1,6 +1,6 @@
 # ruff: noqa: S608
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,13 @@ from kubeloop import features, sources
 NOON = datetime(2024, 3, 1, 12, tzinfo=UTC)
 TTL = timedelta(hours=1)
 Write = Callable[[str, dict[str, Any]], Path]
+Order = tuple[str, str, str, float]
+Price = tuple[str, str, float, float]
+
+
+def times(minutes: Iterable[float]) -> pa.Array:
+    """Return moments, in minutes after noon."""
+    return pa.array([NOON + timedelta(minutes=number) for number in minutes], pa.timestamp("us", "UTC"))
 
 
 @pytest.fixture
@@ -31,7 +38,7 @@ def join(shop: Path, write: Write, tmp_path: Path) -> Callable[..., list[dict[st
             {
                 "shop": pa.array([row[0] for row in prices], pa.string()),
                 "sku": pa.array([row[1] for row in prices], pa.string()),
-                "seen": pa.array([NOON + timedelta(minutes=row[2]) for row in prices], pa.timestamp("us", "UTC")),
+                "seen": times(row[2] for row in prices),
                 "price": pa.array([row[3] for row in prices], pa.float64()),
                 "kind": pa.array(["k"] * len(prices), pa.string()),
             },
@@ -44,11 +51,11 @@ def join(shop: Path, write: Write, tmp_path: Path) -> Callable[..., list[dict[st
                     [NOON + timedelta(minutes=row[3]) for row in orders], pa.timestamp("us", "UTC")
                 ),
                 "label": pa.array([1] * len(orders), pa.int32()),
-                "label_available_at": pa.array([NOON] * len(orders), pa.timestamp("us", "UTC")),
+                "label_available_at": times([0] * len(orders)),
                 "shop": [row[1] for row in orders],
                 "sku": [row[2] for row in orders],
                 "count": [2.0] * len(orders),
-                "opened": pa.array([NOON] * len(orders), pa.timestamp("us", "UTC")),
+                "opened": times([0] * len(orders)),
             }
         )
         found: list[dict[str, Any]] = features.training_set(tmp_path / "out", "shop_v1", rows).to_pylist()
@@ -93,7 +100,7 @@ def test_it_is_the_join_of_the_definition(join: Callable[..., list[dict[str, Any
     prices = [(draw.choice("ab"), draw.choice("12"), draw.uniform(0, 400), float(number)) for number in range(80)]
     orders = [(f"o{number:03}", draw.choice("abc"), draw.choice("12"), draw.uniform(-20, 500)) for number in range(120)]
 
-    def known(order: tuple[str, str, str, float]) -> float | None:
+    def known(order: Order) -> float | None:
         moment = NOON + timedelta(minutes=order[3])
         values = [
             (NOON + timedelta(minutes=minute), price)
@@ -138,7 +145,7 @@ def test_what_follows_from_a_flight_alone(repo: Path, weeks: Path, built: Path, 
     rows = features.events(repo, weeks, start=as_of - timedelta(hours=6), end=as_of)
     table = features.training_set(built, "flight_delay_v1", rows)
     expected = duckdb.sql(
-        "SELECT (hour(t) + minute(t) / 60)::FLOAT, (isodow(t) - 1)::FLOAT, (year(t) - p.built)::FLOAT, r.distance::FLOAT "
+        "SELECT (hour(t) + minute(t) / 60)::FLOAT, (isodow(t) - 1)::FLOAT, (year(t) - p.built)::FLOAT, distance::FLOAT "
         "FROM (SELECT *, sched_dep AT TIME ZONE 'America/New_York' AS t FROM rows) r "
         f"LEFT JOIN '{weeks}/planes.parquet' p USING (tailnum) ORDER BY r.event_timestamp, r.event_id"
     ).fetchall()

@@ -1,0 +1,203 @@
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from kubeloop import features
+from kubeloop.features import Materializer, OnlineFeatures
+
+NOON = datetime(2024, 3, 1, 12, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+Write = Callable[[str, dict[str, Any]], Path]
+
+
+def moments(rows: pa.Table) -> list[tuple[datetime, pa.Table]]:
+    """Split events by their moment, oldest first."""
+    stamps = rows["event_timestamp"]
+    return [(moment.as_py(), rows.filter(pc.equal(stamps, moment))) for moment in pc.unique(stamps)]
+
+
+def asked(rows: pa.Table, online: OnlineFeatures) -> dict[str, list[Any]]:
+    """Return the columns that a client sends: times as ISO 8601 strings."""
+    columns: dict[str, list[Any]] = {field.name: rows[field.name].to_pylist() for field in online.fields}
+    return {
+        name: [value.isoformat() if isinstance(value, datetime) else value for value in values]
+        for name, values in columns.items()
+    }
+
+
+def float32(value: Any) -> Any:
+    return value if value is None or isinstance(value, str) else float(np.float32(value))
+
+
+def replay(
+    folder: Path, service: str, rows: pa.Table, materializer: Materializer | None = None
+) -> list[dict[str, Any]]:
+    """Ask for every event at its moment and return what the training set should hold."""
+    online = OnlineFeatures.open(folder, service)
+    materializer = materializer or Materializer(folder, service)
+    found = []
+    for moment, group in moments(rows):
+        materializer.advance(moment)
+        answer = online.read(asked(group, online), moment)
+        assert list(answer) == [field.name for field in online.features]
+        for position, event in enumerate(group.select(["event_id", "event_timestamp", "label"]).to_pylist()):
+            found.append(event | {name: float32(values[position]) for name, values in answer.items()})
+    return found
+
+
+def test_a_week_of_flights_is_served_as_it_is_learned(repo: Path, weeks: Path, built: Path, as_of: datetime) -> None:
+    rows = features.events(repo, weeks, start=as_of - timedelta(days=7), end=as_of)
+    offline = features.training_set(built, "flight_delay_v1", rows).to_pylist()
+    assert len(offline) > 5000
+    assert any(None in row.values() for row in offline)
+    served = replay(built, "flight_delay_v1", rows)
+    differences = [
+        (name, learned[name], row[name])
+        for row, learned in zip(served, offline, strict=True)
+        for name in learned
+        if row[name] != learned[name]
+    ]
+    assert differences == []
+
+
+@pytest.mark.parametrize("service", ["shop_v1", "derived_v1"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_any_values_are_served_as_they_are_learned(
+    shop: Path, write: Write, tmp_path: Path, service: str, seed: int
+) -> None:
+    """Values on the edge of their TTL, keys without any, and features derived from an old value."""
+    draw = random.Random(seed)
+
+    def moment(low: int, high: int) -> datetime:
+        return NOON + draw.randint(low, high) * 10 * MINUTE + timedelta(seconds=draw.choice((0, 0, 1, 59)))
+
+    write("stock", {"sku": ["1", "2"], "seen": [moment(0, 5), moment(0, 50)], "units": [3, 4]})
+    prices = sorted({(draw.choice("ab"), draw.choice("12"), moment(0, 60)) for _ in range(40)})
+    raw = write(
+        "prices",
+        {
+            "shop": [price[0] for price in prices],
+            "sku": [price[1] for price in prices],
+            "seen": pa.array([price[2] for price in prices], pa.timestamp("us", "UTC")),
+            "price": [draw.choice((None, 0.1, 1e9)) for _ in prices],
+            "kind": [draw.choice((None, "", "é")) for _ in prices],
+        },
+    )
+    features.build(shop, raw, tmp_path / "out")
+    events = sorted((moment(-1, 80), f"o{number}") for number in range(200))
+    rows = pa.table(
+        {
+            "event_id": [name for _, name in events],
+            "event_timestamp": pa.array([at for at, _ in events], pa.timestamp("us", "UTC")),
+            "label": pa.array([draw.randint(0, 1) for _ in events], pa.int32()),
+            "label_available_at": pa.array([NOON] * len(events), pa.timestamp("us", "UTC")),
+            "shop": [draw.choice("abc") for _ in events],
+            "sku": [draw.choice("123") for _ in events],
+            "count": [draw.choice((0.0, 2.0, 1e6)) for _ in events],
+            "opened": pa.array([moment(0, 10) + timedelta(microseconds=7) for _ in events], pa.timestamp("us", "UTC")),
+        }
+    )
+    offline = {row["event_id"]: row for row in features.training_set(tmp_path / "out", service, rows).to_pylist()}
+    served = {row["event_id"]: row for row in replay(tmp_path / "out", service, rows)}
+    differences = [
+        (row["event_id"], name, offline[event][name], row[name])
+        for event, row in served.items()
+        for name in row
+        if row[name] != offline[event][name]
+    ]
+    assert differences == []
+    assert served.keys() == offline.keys()
+    for name in ("price", "total", "units") if service == "shop_v1" else ("total",):
+        assert len({row[name] for row in offline.values()}) > 2
+        assert None in {row[name] for row in offline.values()}
+
+
+def test_a_restart_goes_on_where_it_was(repo: Path, weeks: Path, tmp_path: Path, as_of: datetime) -> None:
+    """Another process knows nothing of the last one's position."""
+    features.build(repo, weeks, tmp_path)
+    rows = features.events(repo, weeks, start=as_of - timedelta(hours=9), end=as_of)
+    offline = features.training_set(tmp_path, "flight_delay_v1", rows).to_pylist()
+    half = [row["event_timestamp"] for row in offline][len(offline) // 2]
+    early = rows.filter(pc.less_equal(rows["event_timestamp"], pa.scalar(half)))
+    late = rows.filter(pc.greater(rows["event_timestamp"], pa.scalar(half)))
+    assert early.num_rows
+    assert late.num_rows
+    served = replay(tmp_path, "flight_delay_v1", early) + replay(tmp_path, "flight_delay_v1", late)
+    assert served == offline
+
+
+def test_each_row_is_written_once(built: Path, as_of: datetime) -> None:
+    materializer = Materializer(built, "flight_delay_v1")
+    assert materializer.advance(as_of) > 3000
+    assert materializer.advance(as_of) == 0
+    # Three airports: the weather and the state of each.
+    assert materializer.advance(as_of + timedelta(hours=1)) == 6
+
+
+@pytest.fixture
+def online(built: Path, as_of: datetime) -> OnlineFeatures:
+    Materializer(built, "flight_delay_v1").advance(as_of)
+    return OnlineFeatures.open(built, "flight_delay_v1")
+
+
+FLIGHT = {
+    "tailnum": ["N14228"], "carrier": ["UA"], "dest": ["IAH"], "origin": ["EWR"],
+    "sched_dep": ["2013-05-20T01:15:00Z"], "distance": [1400.0], "sched_minutes": [210.0],
+}  # fmt: skip
+
+
+def test_what_nobody_knows_is_none(online: OnlineFeatures, as_of: datetime) -> None:
+    unknown = FLIGHT | {"tailnum": ["N0"], "carrier": ["??"], "dest": ["???"], "origin": ["???"]}
+    known, empty = online.read(FLIGHT, as_of), online.read(unknown, as_of)
+    stored = {"temp", "departures_next_2h", "origin_late_3h", "carrier_late_1d", "dest_late_7d", "seats", "plane_age"}
+    assert all(known[name][0] is not None for name in stored)
+    own = {"carrier", "dest", "origin", "hour", "weekday", "distance_miles", "timetable_minutes"}
+    assert {name for name, values in empty.items() if values[0] is not None} == own
+    assert (empty["carrier"], empty["hour"], empty["weekday"]) == (["??"], [21.25], [6.0])
+    assert online.read(FLIGHT | {"distance": [None]}, as_of)["distance_miles"] == [None]
+
+
+def test_rows_are_answered_in_their_order(online: OnlineFeatures, as_of: datetime) -> None:
+    several = {name: values * 3 for name, values in FLIGHT.items()} | {"origin": ["JFK", "EWR", "JFK"]}
+    answer = online.read(several, as_of)
+    assert answer["origin"] == ["JFK", "EWR", "JFK"]
+    assert answer["departures_next_2h"][0] == answer["departures_next_2h"][2] != answer["departures_next_2h"][1]
+    assert answer["departures_next_2h"][1] == online.read(FLIGHT, as_of)["departures_next_2h"][0]
+
+
+@pytest.mark.parametrize(
+    ("hours", "gone"),
+    [(0, set()), (2, set()), (2.01, {"departures_next_2h"}), (7, {"departures_next_2h", "temp"}),
+     (87, {"departures_next_2h", "temp", "carrier_late_1d", "dest_late_7d"})],
+)  # fmt: skip
+def test_a_value_expires(online: OnlineFeatures, as_of: datetime, hours: float, gone: set[str]) -> None:
+    answer = online.read(FLIGHT, as_of + timedelta(hours=hours))
+    looked_at = ("departures_next_2h", "temp", "carrier_late_1d", "dest_late_7d", "seats", "plane_age")
+    assert {name for name in looked_at if answer[name] == [None]} == gone
+
+
+@pytest.mark.parametrize("value", ["", "soon", "2013-05-20T25:00:00Z", "20/05/2013", 1369011600, None, 1.5, [], True])
+def test_a_malformed_time_is_refused(online: OnlineFeatures, as_of: datetime, value: Any) -> None:
+    with pytest.raises(ValueError, match="is not an ISO 8601 time such as 2013-04-01T12:00:00Z"):
+        online.read(FLIGHT | {"sched_dep": [value]}, as_of)
+
+
+@pytest.mark.parametrize(
+    ("text", "hour"), [("2013-05-20T01:15:00Z", 21.25), ("2013-05-20T01:15:00", 21.25), ("2013-05-20T03:15:00+02:00", 21.25),
+                       ("2013-05-20", 20.0), ("2013-12-20T01:15:00Z", 20.25)]
+)  # fmt: skip
+def test_a_time_without_an_offset_is_utc(online: OnlineFeatures, as_of: datetime, text: str, hour: float) -> None:
+    assert online.read(FLIGHT | {"sched_dep": [text]}, as_of)["hour"] == [hour]
+
+
+@pytest.mark.parametrize(("field", "value"), [("tailnum", 5), ("distance", "far"), ("origin", None)])
+def test_a_value_of_another_type_is_refused(online: OnlineFeatures, as_of: datetime, field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=field):
+        online.read(FLIGHT | {field: [value]}, as_of)
