@@ -81,17 +81,11 @@ def test_two_repos_with_modules_of_one_name_do_not_mix(shop: Path, repo: Path) -
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        (lambda repo: (repo / "feature_store.yaml").unlink(), "is not a feature repo: it has no feature_store.yaml"),
-        (
-            lambda repo: (repo / "sql" / "stock.sql").unlink(),
-            r"feature view stock has no query: write .*sql/stock\.sql",
-        ),
-        (
-            lambda repo: (repo / "sql" / "stock.sql").write_text("SELECT sku, seen AS event_timestamp FROM stock"),
-            "units",
-        ),
-        (lambda repo: (repo / "sql" / "stock.sql").write_text("SELECT FROM"), r"stock\.sql does not give the columns"),
-        (lambda repo: (repo / "sql" / "stock.sql").write_text("FROM away"), r"stock\.sql does not give .*away"),
+        ("feature_store.yaml", None, "is not a feature repo: it has no feature_store.yaml"),
+        ("sql/stock.sql", None, r"feature view stock has no query: write .*sql/stock\.sql"),
+        ("sql/stock.sql", "SELECT sku, seen AS event_timestamp FROM stock", "does not give the columns.*units"),
+        ("sql/stock.sql", "SELECT FROM", r"stock\.sql does not give the columns"),
+        ("sql/stock.sql", "FROM away", r"stock\.sql does not give .*away"),
     ],
 )
 def test_what_is_missing_is_named(

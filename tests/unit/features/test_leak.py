@@ -46,10 +46,7 @@ def plant(loop: Loop, raw: Path, out: Path, moment: datetime, seed: int, shift: 
             new = f"SELECT * REPLACE ({unheard}, {soon}) FROM ({again})"
             query = f"FROM {name} WHERE {when} <= {now} UNION ALL {later} UNION ALL {again} UNION ALL {new}"
             db.execute(f"COPY ({query}) TO '{out}/{name}.parquet' (FORMAT parquet)")
-            (count,) = db.execute(f"SELECT count(*) FROM ({later} UNION ALL {again} UNION ALL {new})").fetchone() or (
-                0,
-            )
-            planted += count
+            planted += pq.read_table(out / f"{name}.parquet", filters=pc.field(when) > moment).num_rows
     return planted
 
 

@@ -190,9 +190,15 @@ def test_a_malformed_time_is_refused(online: OnlineFeatures, as_of: datetime, va
 
 
 @pytest.mark.parametrize(
-    ("text", "hour"), [("2013-05-20T01:15:00Z", 21.25), ("2013-05-20T01:15:00", 21.25), ("2013-05-20T03:15:00+02:00", 21.25),
-                       ("2013-05-20", 20.0), ("2013-12-20T01:15:00Z", 20.25)]
-)  # fmt: skip
+    ("text", "hour"),
+    [
+        ("2013-05-20T01:15:00Z", 21.25),
+        ("2013-05-20T01:15:00", 21.25),
+        ("2013-05-20T03:15:00+02:00", 21.25),
+        ("2013-05-20", 20.0),
+        ("2013-12-20T01:15:00Z", 20.25),
+    ],
+)
 def test_a_time_without_an_offset_is_utc(online: OnlineFeatures, as_of: datetime, text: str, hour: float) -> None:
     assert online.read(FLIGHT | {"sched_dep": [text]}, as_of)["hour"] == [hour]
 
