@@ -77,12 +77,6 @@ def loop(demo: Loop) -> Loop:
     )
 
 
-@pytest.fixture(scope="session")
-def make_home(loop: Loop, repo: Path, weeks: Path) -> "Home":
-    """Make installations."""
-    return Home(loop, repo, weeks)
-
-
 class Home:
     """Makes a folder with loop.yaml, the feature repo and raw data, and returns the settings of it."""
 
@@ -98,3 +92,24 @@ class Home:
         settings.state.mkdir()
         shutil.copytree(self._raw, settings.raw)
         return settings
+
+
+@pytest.fixture(scope="session")
+def make_home(loop: Loop, repo: Path, weeks: Path) -> Home:
+    """Make installations."""
+    return Home(loop, repo, weeks)
+
+
+@pytest.fixture(scope="session")
+def learned(
+    loop: Loop, make_home: Home, as_of: datetime, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A training set (Parquet) and the model folder trained on it."""
+    from kubeloop import stages
+
+    folder = tmp_path_factory.mktemp("learned")
+    settings = make_home(folder)
+    stages.extract(loop, settings, as_of, folder / "raw")
+    stages.build_features(loop, settings, folder / "raw", as_of, folder / "training.parquet")
+    stages.train(loop, folder / "training.parquet", folder / "model")
+    return folder / "training.parquet", folder / "model"
