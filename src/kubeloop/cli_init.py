@@ -63,8 +63,9 @@ def init(
             ask = sys.stdin.isatty() and not as_json and not yes
             chosen_label = label or _choose("label", data.likely_label(), data.possible_labels(), ask, yes)
             chosen_moment = timestamp or _choose("timestamp", data.likely_moment(), data.possible_moments(), ask, yes)
-            likely_keys = [found for found in data.possible_keys() if found not in (chosen_label, chosen_moment)]
-            keys = key or [_choose("key", next(iter(likely_keys), None), likely_keys, ask, yes)]
+            others = (chosen_label, chosen_moment)
+            possible = [found for found in data.possible_keys() if found not in others]
+            keys = key or [_choose("key", data.likely_key(others), possible, ask, yes)]
             wish = scaffold.Wish(
                 label=chosen_label,
                 timestamp=chosen_moment,

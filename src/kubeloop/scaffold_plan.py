@@ -20,7 +20,7 @@ FAST_MOMENTS, FAST_ROWS = 2_000, 40_000
 _MINUTE, _HOUR, _DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 _NICE = [_MINUTE * n for n in (1, 2, 5, 10, 20, 30)] + [_HOUR * n for n in (1, 2, 3, 6, 12)]
 _NICE += [_DAY * n for n in (1, 2, 3, 7, 14, 28, 56, 84)]
-_WINDOWS = 26
+_WINDOWS = 40
 _LEAST_WINDOWS = 6
 _WINDOW_ROWS = 300
 _HOLDOUT_ROWS = 300

@@ -168,10 +168,15 @@ class Table:
             for column in self.columns.values()
             if (column.kind in TEXTS or column.is_integer)
             and column.filled == self.rows
-            and 5 <= column.distinct <= self.rows / 3
-            and (column.like_id or (column.kind in TEXTS and column.distinct > 20))
+            and 2 <= column.distinct <= self.rows / 3
+            and (column.like_id or column.kind in TEXTS)
         ]
         return [column.name for column in sorted(found, key=lambda column: (not column.like_id, -column.distinct))]
+
+    def likely_key(self, others: Collection[str]) -> str | None:
+        """Return the likeliest key that has no other role, where it is named like an id or has many values."""
+        found = [self.columns[name] for name in self.possible_keys() if name not in others]
+        return found[0].name if found and (found[0].like_id or found[0].distinct > 20) else None
 
 
 def quote(name: str) -> str:

@@ -35,7 +35,9 @@ def test_a_clear_table_is_understood_without_a_word(readings: pd.DataFrame, fold
     found = table(readings.assign(hot=readings["heat"] > 70, is_old=1), folder)
     assert found.likely_label() == "failed"
     assert found.likely_moment() == "read_at"
-    assert found.possible_keys() == ["machine"]
+    assert found.possible_keys() == ["machine", "line"]
+    assert found.likely_key(("failed", "read_at")) == "machine"
+    assert found.likely_key(("failed", "read_at", "machine")) is None, "three lines are hardly subjects"
 
 
 def test_where_there_is_nobody_to_ask_the_candidates_are_named(readings: pd.DataFrame, folder: Path) -> None:
@@ -44,7 +46,7 @@ def test_where_there_is_nobody_to_ask_the_candidates_are_named(readings: pd.Data
     assert answer.exit_code == 1
     assert "name the label with --label (candidates: 'failed', 'night')" in answer.output
     answer = CliRunner().invoke(app, ["init", "readings.csv", "--label", "failed", "--timestamp", "read_at"])
-    assert "name the key with --key (candidates: 'machine')" in answer.output
+    assert "name the key with --key (candidates: 'machine', 'line')" in answer.output
 
 
 @pytest.mark.parametrize(

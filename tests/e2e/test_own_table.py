@@ -1,0 +1,104 @@
+"""The other main job: a table that is not the demo's, `kubeloop init`, and the whole loop on it with real services."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def subscriptions(rows: int = 30_000, customers: int = 400, days: int = 270) -> pd.DataFrame:
+    """Renewals of nine months; after two thirds of them, a new price turns round what heavy use means."""
+    random = np.random.default_rng(11)
+    who = random.integers(0, customers, rows)
+    moments = pd.Timestamp("2023-01-01") + pd.to_timedelta(np.sort(random.integers(0, days * 86400, rows)), unit="s")
+    day = (moments - moments[0]).total_seconds().to_numpy() / 86400
+    loyal = random.normal(0, 0.8, customers)[who]
+    plan = np.array(["basic", "plus", "pro"])[random.choice(3, rows, p=[0.5, 0.3, 0.2])]
+    changed = day > 0.6 * days
+    minutes = random.gamma(2, 30 * np.where(changed, 2.0, 1.0))
+    tickets = random.poisson(1, rows)
+    logit = -1.3 - loyal + 0.4 * tickets + 0.7 * (plan == "basic") + 0.3 * np.sin(2 * np.pi * day / 365)
+    logit += np.where(changed, 0.012, -0.012) * (minutes - 60)
+    return pd.DataFrame(
+        {
+            "Customer ID": [f"C{number:04d}" for number in who],
+            "Renewal Time": moments,
+            "Plan": plan,
+            "minutes used": minutes.round(1),
+            "class": np.where(random.uniform(size=rows) < 0.02, None, plan),
+            "support tickets": tickets,
+            "Churned?": np.where(random.uniform(size=rows) < 1 / (1 + np.exp(-logit)), "yes", "no"),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("own")
+    subscriptions().to_parquet(folder / "my renewals.parquet")
+    return folder
+
+
+def kubeloop(place: Path, *arguments: str) -> Any:
+    """Run the command line in `place` and return its JSON; a failure shows what it said."""
+    done = subprocess.run(
+        [sys.executable, "-m", "kubeloop.cli", *arguments, "--json"],
+        cwd=place,
+        env={**os.environ, "KUBELOOP_STATE": str(place / "state")},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def summary(place: Path) -> dict[str, Any]:
+    columns = ["--label", "Churned?", "--timestamp", "Renewal Time", "--key", "Customer ID"]
+    written = kubeloop(place, "init", "my renewals.parquet", *columns, "--into", "use case")
+    assert written["warnings"] == []
+    assert all(finding["ok"] for finding in kubeloop(place, "doctor", "-C", "use case"))
+    kubeloop(place, "run", "-C", "use case", "--fast")
+    content: dict[str, Any] = json.loads((place / "state" / "summary.json").read_text())
+    return content
+
+
+def test_every_prediction_is_served_and_accounted_for(summary: dict[str, Any]) -> None:
+    predictions = summary["predictions"]
+    assert predictions["served"] > 1500
+    assert predictions["served"] == predictions["logged"] + predictions["dropped"]
+    assert predictions["errors"] == 0
+    assert summary["labels"] > 0.95 * predictions["served"]
+
+
+def test_a_model_learned_from_the_table_and_serves(summary: dict[str, Any]) -> None:
+    (champion,) = [version for version in summary["versions"] if version["champion"]]
+    assert champion["promoted"]
+    first = summary["versions"][0]
+    assert first["gate"]["challenger"] > 0.65
+
+
+def test_the_change_of_the_world_is_noticed_and_answered(summary: dict[str, Any], place: Path) -> None:
+    assert summary["windows"] >= 10
+    judged = [row for row in kubeloop(place, "monitor", "-C", "use case")["windows"] if row["status"] == "judged"]
+    assert len(judged) >= 10
+    first, *_ = summary["episodes"]
+    assert first["opened_at"] >= "2023-06-12", "before, the world was as in training"
+    assert any("minutes_used_now" in episode["features"] for episode in summary["episodes"])
+
+
+def test_what_was_learned_anew_beats_the_frozen_model(summary: dict[str, Any]) -> None:
+    newer = [version for version in summary["versions"][1:] if version["promoted"]]
+    assert newer, [version["reason"] for version in summary["versions"]]
+    assert newer[0]["gate"]["difference"] > 0.1
+    assert summary["auc"]["loop"] > summary["auc"]["frozen"] + 0.1
