@@ -1,0 +1,177 @@
+"""Every step run once, in the order of the pipeline, on real artifacts and against real services."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kfp import dsl
+
+from kubeloop import features
+from kubeloop.config import Loop, Settings
+from kubeloop.services import Services
+
+
+@dataclass
+class Bench:
+    """An installation, and what the steps left in it.
+
+    Attributes:
+        loop: the use case, as JSON.
+        as_of: the run's moment, ISO 8601.
+        settings: the place; the environment names it.
+        folder: where artifacts go.
+        made: the artifacts by name.
+        returned: what the steps returned, by name.
+    """
+
+    loop: str
+    as_of: str
+    settings: Settings
+    folder: Path
+    made: dict[str, Any] = field(default_factory=dict)
+    returned: dict[str, Any] = field(default_factory=dict)
+
+    def new(self, kind: type[Any], name: str) -> Any:
+        """Make an empty output artifact."""
+        self.made[name] = artifact(kind, self.folder / name)
+        return self.made[name]
+
+
+def artifact(kind: type[Any], path: Path) -> Any:
+    """Make an artifact that lies at a path, as kfp hands it to a step."""
+    return kind(name=path.name, uri=str(path), metadata={})
+
+
+@pytest.fixture(scope="session")
+def bench(loop: Loop, make_home: Any, as_of: datetime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    """An installation with services that are up."""
+    settings = make_home(tmp_path_factory.mktemp("bench"))
+    features.build(settings.home / "feature_repo", settings.raw, settings.features)
+    with pytest.MonkeyPatch.context() as patch, Services(loop, settings, os.environ) as services:
+        for name, value in settings.environ().items():
+            patch.setenv(name, value)
+        services.start("collector", ["kubeloop.monitoring.collector", "--dir", str(settings.payloads)])
+        services.start("node", ["kubeloop.delivery.node", "--state", str(settings.state)])
+        yield Bench(loop.dump(), as_of.isoformat(), settings, tmp_path_factory.mktemp("artifacts"))
+
+
+@pytest.fixture(scope="session")
+def extracted(bench: Bench) -> Bench:
+    from components.extract_data import extract_data
+
+    extract_data.python_func(bench.loop, bench.as_of, "the snapshot", bench.new(dsl.Dataset, "raw"))
+    return bench
+
+
+@pytest.fixture(scope="session")
+def validated(extracted: Bench) -> Bench:
+    from components.validate_data import validate_data
+
+    bench = extracted
+    validate_data.python_func(
+        bench.loop,
+        bench.as_of,
+        "r1",
+        bench.made["raw"],
+        bench.new(dsl.Dataset, "clean"),
+        bench.new(dsl.HTML, "raw.html"),
+    )
+    return bench
+
+
+@pytest.fixture(scope="session")
+def joined(validated: Bench) -> Bench:
+    from components.build_features import build_features
+
+    bench = validated
+    build_features.python_func(bench.loop, bench.as_of, bench.made["clean"], bench.new(dsl.Dataset, "joined"))
+    return bench
+
+
+@pytest.fixture(scope="session")
+def checked(joined: Bench) -> Bench:
+    from components.validate_features import validate_features
+
+    bench = joined
+    validate_features.python_func(
+        bench.loop,
+        bench.as_of,
+        "r1",
+        bench.made["joined"],
+        bench.new(dsl.Dataset, "training_set"),
+        bench.new(dsl.HTML, "training.html"),
+    )
+    return bench
+
+
+@pytest.fixture(scope="session")
+def trained(checked: Bench) -> Bench:
+    from components.train_model import train_model
+
+    train_model.python_func(checked.loop, checked.made["training_set"], checked.new(dsl.Model, "model"))
+    return checked
+
+
+@pytest.fixture(scope="session")
+def evaluated(trained: Bench) -> Bench:
+    from components.evaluate_model import evaluate_model
+
+    bench = trained
+    evaluate_model.python_func(
+        bench.loop,
+        bench.made["model"],
+        bench.made["training_set"],
+        bench.new(dsl.Artifact, "evaluation"),
+        bench.new(dsl.Metrics, "metrics"),
+        bench.new(dsl.ClassificationMetrics, "curves"),
+        bench.new(dsl.HTML, "evaluation.html"),
+    )
+    return bench
+
+
+@pytest.fixture(scope="session")
+def judged(trained: Bench) -> Bench:
+    from components.gate_model import gate_model
+
+    bench = trained
+    bench.returned["promote"] = gate_model.python_func(
+        bench.loop,
+        "r1",
+        bench.made["model"],
+        bench.made["training_set"],
+        bench.new(dsl.Metrics, "gate"),
+        str(bench.folder / "reason"),
+        str(bench.folder / "verdict"),
+    )
+    return bench
+
+
+@pytest.fixture(scope="session")
+def registered(judged: Bench, evaluated: Bench) -> Bench:
+    from components.register_model import register_model
+
+    bench = judged
+    bench.returned["version"] = register_model.python_func(
+        bench.loop,
+        bench.as_of,
+        "r1",
+        "a test",
+        "the snapshot",
+        (bench.folder / "verdict").read_text(),
+        bench.made["model"],
+        bench.made["training_set"],
+        bench.made["evaluation"],
+    )
+    return bench
+
+
+@pytest.fixture(scope="session")
+def deployed(registered: Bench) -> Bench:
+    from components.deploy_model import deploy_model
+
+    registered.returned["url"] = deploy_model.python_func(registered.loop, registered.returned["version"])
+    return registered
