@@ -113,3 +113,13 @@ def learned(
     stages.build_features(loop, settings, folder / "raw", as_of, folder / "training.parquet")
     stages.train(loop, folder / "training.parquet", folder / "model")
     return folder / "training.parquet", folder / "model"
+
+
+@pytest.fixture(scope="session")
+def blank_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database with its tables, which take a second to make."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("blank") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path

@@ -15,19 +15,11 @@ Learned = tuple[Path, Path]
 TAGS = {"kubeloop.as_of": "2013-05-20T00:00:00+00:00", "kubeloop.reason": "test", "kubeloop.gate": '{"promote": true}'}
 
 
-@pytest.fixture(scope="module")
-def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database with its tables, which take a second to make."""
-    path = tmp_path_factory.mktemp("blank") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
-def settings(blank: Path, tmp_path: Path) -> Settings:
+def settings(blank_mlflow: Path, tmp_path: Path) -> Settings:
     found = config.settings(tmp_path, tmp_path / "state with a space")
     found.state.mkdir()
-    shutil.copy(blank, found.state / "mlflow.db")
+    shutil.copy(blank_mlflow, found.state / "mlflow.db")
     return found
 
 

@@ -1,0 +1,230 @@
+import json
+import shutil
+import subprocess
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from kubeloop import __version__, config, evaluation, gates, model_folder, registry, sources, stages
+from kubeloop.config import Loop, Settings
+
+Learned = tuple[Path, Path]
+DAY = timedelta(days=1)
+
+
+@pytest.fixture
+def settings(blank_mlflow: Path, tmp_path: Path) -> Settings:
+    found = config.settings(tmp_path, tmp_path / "state")
+    found.state.mkdir()
+    shutil.copy(blank_mlflow, found.state / "mlflow.db")
+    return found
+
+
+def test_a_window_ends_at_its_moment(loop: Loop, as_of: datetime) -> None:
+    assert stages.Window.ending(loop, as_of) == stages.Window(as_of - timedelta(days=12), as_of)
+
+
+def test_extract_takes_the_window_and_its_history(loop: Loop, make_home: Any, as_of: datetime, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    settings = make_home(tmp_path / "home")
+    counts = stages.extract(loop, settings, as_of, tmp_path / "raw")
+    known = pq.read_table(tmp_path / "raw" / "arrivals.parquet")["available_at"]
+    assert counts["arrivals"] == len(known)
+    assert as_of - 21 * DAY <= pc.min(known).as_py() < as_of - 20 * DAY
+    assert as_of - DAY < pc.max(known).as_py() <= as_of
+
+
+def test_a_run_learns_what_a_run_over_all_data_would_learn(
+    learned: Learned, loop: Loop, repo: Path, weeks: Path, as_of: datetime, tmp_path: Path
+) -> None:
+    """Nothing is lost at the edges of what a run takes: its history covers all that features look back on."""
+    from kubeloop import features
+
+    features.build(repo, weeks, tmp_path)
+    rows = features.events(repo, weeks, start=as_of - loop.training.window, end=as_of, labelled_by=as_of)
+    assert pq.read_table(learned[0]).equals(features.training_set(tmp_path, loop.features.service, rows))
+
+
+def test_build_features_needs_labels(loop: Loop, make_home: Any, as_of: datetime, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    settings = make_home(tmp_path / "home")
+    sources.cut(loop, settings.raw, tmp_path / "raw", since=as_of, as_of=as_of)
+    with pytest.raises(stages.StageError, match="no event between 2013-05-08 and 2013-05-20 has a label known by then"):
+        stages.build_features(loop, settings, tmp_path / "raw", as_of, tmp_path / "training.parquet")
+    assert not (tmp_path / "training.parquet").exists()
+
+
+def test_the_same_data_make_the_same_model(learned: Learned, loop: Loop, tmp_path: Path) -> None:
+    assert stages.train(loop, learned[0], tmp_path / "model")["sha256"] == model_folder.read(learned[1]).sha256
+
+
+def part(training_set: Path, out: Path, *, until: datetime, shuffle: bool = False) -> Path:
+    """Write the rows of a training set before a moment, with labels that say nothing where `shuffle`."""
+    table = pq.read_table(training_set)
+    table = table.filter(pc.less(table["event_timestamp"], pa.scalar(until, table["event_timestamp"].type)))
+    if shuffle:
+        labels = np.random.default_rng(1).permutation(table["label"].to_numpy())
+        table = table.set_column(2, "label", pa.array(labels, pa.int32()))
+    pq.write_table(table, out)
+    return out
+
+
+def crown(loop: Loop, settings: Settings, model: Path, run: str = "r1", verdict: str = '{"promote": true}') -> None:
+    tags = {"kubeloop.gate": verdict}
+    registry.promote(settings, registry.register(settings, loop, model, run=run, tags=tags))
+
+
+def test_a_first_model_is_promoted(loop: Loop, settings: Settings, learned: Learned) -> None:
+    verdict = stages.gate(loop, settings, "r1", learned[1], learned[0])
+    assert verdict.promote
+    assert verdict.champion is None
+    assert stages.numbers(verdict) == {"auc_challenger": verdict.challenger}
+
+
+def test_a_first_model_must_reach_the_floor(loop: Loop, settings: Settings, learned: Learned) -> None:
+    strict = loop.model_copy(update={"gates": loop.gates.model_copy(update={"floors": {"auc": 0.99}})})
+    verdict = stages.gate(strict, settings, "r1", learned[1], learned[0])
+    assert not verdict.promote
+    assert "auc" in verdict.reason
+
+
+def test_a_better_model_is_promoted(
+    loop: Loop, settings: Settings, learned: Learned, as_of: datetime, tmp_path: Path
+) -> None:
+    stages.train(loop, part(learned[0], tmp_path / "t", until=as_of, shuffle=True), tmp_path / "blind")
+    crown(loop, settings, tmp_path / "blind")
+    verdict = stages.gate(loop, settings, "r2", learned[1], learned[0])
+    assert verdict.promote
+    assert verdict.challenger is not None
+    assert verdict.champion is not None
+    assert verdict.challenger > verdict.champion + 0.1
+    numbers = stages.numbers(verdict)
+    assert set(numbers) == {
+        "auc_champion", "auc_challenger", "auc_difference", "auc_interval_low", "auc_interval_high",
+    }  # fmt: skip
+    assert numbers["auc_interval_low"] > 0
+    slices = {check.name for check in verdict.checks if "origin=" in check.name}
+    assert len(slices) == 3
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_model_that_is_not_better_is_rejected(
+    loop: Loop, settings: Settings, learned: Learned, as_of: datetime, tmp_path: Path, same: bool
+) -> None:
+    crown(loop, settings, learned[1])
+    challenger = learned[1]
+    if not same:
+        challenger = tmp_path / "blind"
+        stages.train(loop, part(learned[0], tmp_path / "t", until=as_of, shuffle=True), challenger)
+    verdict = stages.gate(loop, settings, "r2", challenger, learned[0])
+    assert not verdict.promote
+    assert verdict.difference is not None
+    assert verdict.difference == 0 if same else verdict.difference < -0.1
+
+
+def test_the_champions_own_lessons_are_left_out(
+    loop: Loop, settings: Settings, learned: Learned, as_of: datetime, tmp_path: Path
+) -> None:
+    """The champion learned from all but the last two days, so that only those tell the two apart."""
+    longer = loop.model_copy(update={"training": loop.training.model_copy(update={"holdout": 2 * DAY})})
+    stages.train(longer, learned[0], tmp_path / "champion")
+    crown(loop, settings, tmp_path / "champion")
+    verdict = stages.gate(loop, settings, "r2", learned[1], learned[0])
+    (blocks,) = (check for check in verdict.checks if check.name == "blocks")
+    assert (blocks.value, blocks.passed, verdict.promote) == (3, False, False)
+
+    rows = pq.read_table(learned[0]).to_pandas()
+    newest = rows[rows["event_timestamp"] > model_folder.read(tmp_path / "champion").trained_to]
+    assert 1000 < len(newest) < 2200
+    expected = evaluation.score(newest["label"], model_folder.predict(learned[1], newest))["auc"]
+    assert verdict.challenger == pytest.approx(expected, abs=1e-9)
+
+
+def test_too_few_new_rows_are_an_error(loop: Loop, settings: Settings, learned: Learned, tmp_path: Path) -> None:
+    training = loop.training.model_copy(update={"holdout": timedelta(hours=2)})
+    stages.train(loop.model_copy(update={"training": training}), learned[0], tmp_path / "champion")
+    crown(loop, settings, tmp_path / "champion")
+    with pytest.raises(stages.StageError, match="of the hold-out's rows are newer than the data that champion 1 was"):
+        stages.gate(loop, settings, "r2", learned[1], learned[0])
+
+
+def test_a_resumed_run_keeps_its_verdict(loop: Loop, settings: Settings, learned: Learned) -> None:
+    first = stages.gate(loop, settings, "r1", learned[1], learned[0])
+    crown(loop, settings, learned[1], verdict=json.dumps(first.to_dict()))
+    assert stages.gate(loop, settings, "r1", learned[1], learned[0]) == first
+    assert not stages.gate(loop, settings, "r2", learned[1], learned[0]).promote
+
+
+def test_slices_must_be_features(loop: Loop, settings: Settings, learned: Learned, tmp_path: Path) -> None:
+    crown(loop, settings, learned[1])
+    wrong = loop.model_copy(update={"gates": loop.gates.model_copy(update={"slices": ("origin", "pilot")})})
+    with pytest.raises(stages.StageError, match=r"gates\.slices names pilot, which the training set does not have"):
+        stages.gate(wrong, settings, "r2", learned[1], learned[0])
+
+
+def test_a_late_resumption_does_not_depose_a_newer_champion(loop: Loop, settings: Settings, learned: Learned) -> None:
+    crown(loop, settings, learned[1], "r1")
+    crown(loop, settings, learned[1], "r2")
+    with pytest.raises(stages.StageError, match="version 2 is the champion and newer than version 1"):
+        stages.deploy(loop, settings, "1")
+    champion = registry.champion(settings, loop.name)
+    assert champion is not None
+    assert champion.version == "2"
+
+
+def test_without_services_nothing_is_deployed(loop: Loop, settings: Settings, learned: Learned) -> None:
+    registry.register(settings, loop, learned[1], run="r1", tags={})
+    with pytest.raises(RuntimeError, match="no collector is up; start the services with `kubeloop serve`"):
+        stages.deploy(loop, settings, "1")
+    assert registry.champion(settings, loop.name) is None
+
+
+def test_a_digest_is_of_content_and_names(tmp_path: Path) -> None:
+    def tree(name: str, files: dict[str, str]) -> str:
+        for path, content in files.items():
+            (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / path).write_text(content)
+        return stages.digest(tmp_path / name)
+
+    one = tree("one", {"a.sql": "x", "b/c.yaml": "y", "d.parquet": "z"})
+    assert (
+        tree("same", {"a.sql": "x", "b/c.yaml": "y", "d.parquet": "z", "notes.txt": "n", "__pycache__/a.pyc": ""})
+        == one
+    )
+    others = [
+        tree("content", {"a.sql": "xx", "b/c.yaml": "y", "d.parquet": "z"}),
+        tree("moved", {"a.sql": "x", "c.yaml": "y", "d.parquet": "z"}),
+        tree("swapped", {"a.sql": "y", "b/c.yaml": "x", "d.parquet": "z"}),
+        tree("fewer", {"a.sql": "x", "b/c.yaml": "y"}),
+    ]
+    assert len({one, *others}) == 5
+    (tmp_path / "file").write_text("x")
+    assert stages.digest(tmp_path / "file") == stages.digest(tmp_path / "file")
+
+
+def test_the_code_version_names_the_commit(settings: Settings) -> None:
+    assert stages.code_version(settings) == __version__
+
+    def git(*arguments: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        done = subprocess.run(
+            ["git", "-C", settings.home, *who, *arguments], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    git("init", "-q")
+    (settings.home / "file").write_text("x")
+    git("add", "file")
+    git("commit", "-q", "-m", "x")
+    assert stages.code_version(settings) == f"{__version__}+{git('rev-parse', '--short=12', 'HEAD')}"
+
+
+def test_a_verdict_of_nothing_defined_has_no_numbers() -> None:
+    verdict = gates.Verdict(False, "no", "auc", None, None, None, None, 0.95, ())
+    assert stages.numbers(verdict) == {}
