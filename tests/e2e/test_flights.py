@@ -77,18 +77,18 @@ def _alive(folder: Path) -> list[str]:
 @pytest.mark.timeout(900)
 def test_every_prediction_is_served_once_and_logged(summary: dict) -> None:
     predictions = summary["predictions"]
-    assert predictions["served"] > 8000
+    assert predictions["served"] > 4000
     assert predictions["errors"] == 0
     assert predictions["logged"] + predictions["dropped"] == predictions["served"]
     assert summary["labels"] > 0.95 * predictions["logged"]
 
 
 def test_drift_led_to_a_retraining_and_a_verdict(summary: dict) -> None:
-    assert summary["windows"] >= 15
+    assert summary["windows"] >= 10
     asked = [episode for episode in summary["episodes"] if episode["run_id"]]
     assert asked
     assert {episode["outcome"] for episode in asked} <= {"promoted", "rejected"}
-    assert all(episode["features"] and episode["reason"] for episode in asked)
+    assert all(episode["why"] and episode["reason"] for episode in asked)
 
 
 def test_one_version_a_run_and_one_champion(summary: dict) -> None:
@@ -143,11 +143,11 @@ def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dic
             "carrier": "UA",
             "dest": "ORD",
             "tailnum": "N14228",
-            "sched_dep": "2013-08-31T13:00:00Z",
+            "sched_dep": "2013-06-30T13:00:00Z",
             "distance": 719,
             "sched_minutes": 105,
         }
-        answer = kubeloop(state, "predict", json.dumps([row, row]), "--at", "2013-08-31T12:00:00Z", "--json")
+        answer = kubeloop(state, "predict", json.dumps([row, row]), "--at", "2013-06-30T12:00:00Z", "--json")
         assert answer.returncode == 0, answer.stderr
         content = json.loads(answer.stdout)
         assert len(content["probability"]) == 2
@@ -155,7 +155,7 @@ def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dic
         missing = kubeloop(state, "predict", '{"origin": "EWR"}')
         assert missing.returncode == 1
         assert "carrier" in missing.stderr
-        retrained = kubeloop(state, "retrain", "--as-of", "2013-08-31", "--reason", "a test", "--json")
+        retrained = kubeloop(state, "retrain", "--as-of", "2013-06-30", "--reason", "a test", "--json")
         assert retrained.returncode == 0, retrained.stderr
         assert json.loads(retrained.stdout)["outcome"] in ("promoted", "rejected")
     finally:
