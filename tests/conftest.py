@@ -1,14 +1,21 @@
 """The demo's flights, once a session: the real year, five weeks of it, and a use case that learns fast from those."""
 
+import contextlib
 import importlib.util
+import json
+import os
 import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kubeloop import config, sources
 from kubeloop.config import Loop, Settings
+from kubeloop.services import Services
 
 PROJECT = Path(__file__).parents[1]
 
@@ -123,3 +130,64 @@ def blank_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("blank") / "mlflow.db"
     mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+class Installation:
+    """An installation whose services are up, and runs of its training pipeline as the trigger starts them."""
+
+    def __init__(self, settings: Settings, services: Services) -> None:
+        self.settings = settings
+        self.services = services
+
+    def start(self, run: str, as_of: datetime, reason: str = "a test") -> "subprocess.Popen[bytes]":
+        """Start a run as a process group of its own; what it prints goes to `log`."""
+        command = [
+            *(str(self.settings.core_python), "-m", "pipelines", "run", "training", "--run-name", run),
+            *("--as-of", as_of.isoformat(), "--reason", reason),
+            *("--loop", str(self.settings.loop_file), "--state", str(self.settings.state)),
+        ]
+        self.log(run).parent.mkdir(parents=True, exist_ok=True)
+        with self.log(run).open("ab") as log:
+            return subprocess.Popen(
+                command, cwd=self.settings.home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
+
+    def finish(self, run: str, as_of: datetime, reason: str = "a test") -> int:
+        """Run to the end and return the exit code."""
+        return self.start(run, as_of, reason).wait(timeout=240)
+
+    def log(self, run: str) -> Path:
+        return self.settings.runs / run / "log.txt"
+
+    def report(self, run: str) -> dict[str, Any]:
+        """Return the run's run.json."""
+        found: dict[str, Any] = json.loads((self.settings.runs / run / "run.json").read_text())
+        return found
+
+
+@pytest.fixture(scope="session")
+def install(
+    loop: Loop, make_home: Home, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Installation]]:
+    """Make installations whose services stay up to the end of the session."""
+    from kubeloop import features
+
+    with contextlib.ExitStack() as stack:
+
+        def install(name: str) -> Installation:
+            settings = make_home(tmp_path_factory.mktemp(name))
+            features.build(settings.home / "feature_repo", settings.raw, settings.features)
+            services = stack.enter_context(Services(loop, settings, os.environ))
+            services.start("collector", ["kubeloop.monitoring.collector", "--dir", str(settings.payloads)])
+            services.start("node", ["kubeloop.delivery.node", "--state", str(settings.state)])
+            return Installation(settings, services)
+
+        yield install
+
+
+@pytest.fixture(scope="session")
+def undisturbed(install: Callable[[str], Installation], as_of: datetime) -> Installation:
+    """An installation in which the run `first` went through undisturbed."""
+    installation = install("undisturbed")
+    assert installation.finish("first", as_of) == 0, installation.log("first").read_text()[-3000:]
+    return installation

@@ -1,6 +1,5 @@
 """Every step run once, in the order of the pipeline, on real artifacts and against real services."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,9 +9,7 @@ from typing import Any
 import pytest
 from kfp import dsl
 
-from kubeloop import features
 from kubeloop.config import Loop, Settings
-from kubeloop.services import Services
 
 
 @dataclass
@@ -47,15 +44,12 @@ def artifact(kind: type[Any], path: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def bench(loop: Loop, make_home: Any, as_of: datetime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def bench(install: Any, loop: Loop, as_of: datetime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """An installation with services that are up."""
-    settings = make_home(tmp_path_factory.mktemp("bench"))
-    features.build(settings.home / "feature_repo", settings.raw, settings.features)
-    with pytest.MonkeyPatch.context() as patch, Services(loop, settings, os.environ) as services:
+    settings: Settings = install("bench").settings
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in settings.environ().items():
             patch.setenv(name, value)
-        services.start("collector", ["kubeloop.monitoring.collector", "--dir", str(settings.payloads)])
-        services.start("node", ["kubeloop.delivery.node", "--state", str(settings.state)])
         yield Bench(loop.dump(), as_of.isoformat(), settings, tmp_path_factory.mktemp("artifacts"))
 
 
