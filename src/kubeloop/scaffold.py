@@ -10,9 +10,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kubeloop import config, evaluation, scaffold_columns, scaffold_files, scaffold_plan, scaffold_suites, sources
-from kubeloop.scaffold_columns import GIVEAWAY, Label, Moment
+from kubeloop import (
+    config,
+    evaluation,
+    scaffold_columns,
+    scaffold_files,
+    scaffold_leaks,
+    scaffold_plan,
+    scaffold_suites,
+    sources,
+)
+from kubeloop.scaffold_columns import Label, Moment
 from kubeloop.scaffold_files import Case
+from kubeloop.scaffold_leaks import GIVEAWAY
 from kubeloop.scaffold_names import dns
 from kubeloop.scaffold_plan import Activity, Quality, Timeline
 from kubeloop.scaffold_table import ScaffoldError, Table, quote
@@ -134,7 +144,7 @@ def design(table: Table, wish: Wish) -> tuple[Case, Activity, list[tuple[str, st
         calendar=_calendar(table, moment, timeline),
         timeline=timeline,
     )
-    return case, activity, scaffold_columns.leaks(table, label, inputs)
+    return case, activity, scaffold_leaks.find(table, label, inputs)
 
 
 def _activity(table: Table, label: Label, moment: Moment, unit: str) -> Activity:

@@ -5,9 +5,8 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Literal
 
-from kubeloop import sources
 from kubeloop.scaffold_names import safe
 from kubeloop.scaffold_table import TEXTS, Column, ScaffoldError, Table, quote, rewrite
 from kubeloop.sources import MOMENT, identifier, literal
@@ -17,16 +16,11 @@ LEAST_OF_A_CLASS = 50
 CATEGORIES = 200
 """Texts with more values than this are no categories; the same bound as in drafted expectations."""
 ROWS_A_CATEGORY = 10
-SAMPLE = 100_000
-"""Rows on which columns are held against the label."""
-GIVEAWAY = 0.98
-"""AUC from which on a single column seems to know the label."""
+FEW = 20
+"""Keys with fewer values share their ups and downs."""
 
 _POSITIVE = ("1", "1.0", "true", "yes", "y", "t")
 _NEGATIVE = ("0", "0.0", "false", "no", "n", "f")
-_AFTERWARDS = re.compile(
-    r"_(after|outcome|result|resolution|resolved|closed|final|reason)(_age)?$|^(outcome|result)(_|$)"
-)
 
 
 @dataclass(frozen=True)
@@ -65,6 +59,14 @@ class Key:
     sql: str
     distinct: int
     categorical: bool
+
+    @property
+    def many(self) -> bool:
+        """Whether there are enough values for shares over a long span to vary within a window of traffic.
+
+        With a handful, they only follow the calendar, and every window would drift.
+        """
+        return self.distinct >= FEW
 
 
 @dataclass(frozen=True)
@@ -295,45 +297,3 @@ def _judge(table: Table, column: Column, when: Moment) -> str | tuple[Literal["n
             return f"lies after the row's own moment in {later:,} rows, so it was not known then"
         return "number", f"date_diff('second', {name}, {moment_sql}) / 86400.0", f"{column.name} age"
     return f"has the type {column.kind}, which no feature is made of"
-
-
-def leaks(table: Table, target: Label, found: Sequence[Input]) -> list[tuple[str, str]]:
-    """Return the columns that seem to know the label, with the reason.
-
-    A column is suspicious when it alone, or the fact that it is filled, ranks a sample of the rows nearly perfectly,
-    or when its name says that it came after.
-    """
-    if not found:
-        return []
-    columns = ", ".join(f"{item.sql} AS {item.name}" for item in found)
-    rows = f"SELECT {target.sql} AS label, {columns} FROM {table.name} WHERE {quote(target.column)} IS NOT NULL"
-    with sources.connect({table.name: table.parquet}) as db:
-        frame = db.execute(f"FROM ({rows}) USING SAMPLE reservoir({SAMPLE} ROWS) REPEATABLE (7)").df()
-    stem = safe(target.column)
-    suspicious = []
-    for item in found:
-        values = frame[item.name]
-        best = max(_auc(values, frame["label"]), _auc(values.notna(), frame["label"]))
-        if best >= GIVEAWAY:
-            suspicious.append((item.column, f"alone predicts the label almost perfectly (AUC {best:.3f})"))
-        elif _AFTERWARDS.search(item.name) or (len(stem) > 3 and stem in item.name):
-            suspicious.append((item.column, "has the name of something that is known only with the label"))
-    return suspicious
-
-
-def _auc(values: Any, labels: Any) -> float:
-    """Return how well a column ranks the label, whichever way round; texts by their share of positives."""
-    import pandas as pd
-    from scipy.stats import rankdata
-
-    known = values.notna()
-    values, truth = values[known], labels[known].to_numpy()
-    if not pd.api.types.is_numeric_dtype(values):
-        values = pd.Series(truth, index=values.index).groupby(values).transform("mean")
-    positives = int(truth.sum())
-    negatives = len(truth) - positives
-    if min(positives, negatives) < 10:
-        return 0.5
-    ranks = rankdata(values.to_numpy(dtype=float))
-    area = (ranks[truth == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives)
-    return float(max(area, 1 - area))

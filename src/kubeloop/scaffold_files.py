@@ -61,9 +61,9 @@ class Case:
         return bool(self.inputs or self.calendar)
 
     @property
-    def views(self) -> list[str]:
-        """Names of the history views."""
-        return [f"{key.name}_history" for key in self.keys]
+    def rated(self) -> list[str]:
+        """Names of the history views whose share of class 1 is a feature."""
+        return [f"{key.name}_history" for key in self.keys if key.many]
 
     @property
     def types(self) -> list[str]:

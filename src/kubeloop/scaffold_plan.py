@@ -253,10 +253,9 @@ def _window(activity: Activity, start: datetime, until: datetime, chosen: Scale)
     """Return the shortest round drift window that holds enough rows, but no more than fit six times into the replay."""
     span = until - start
     fitting = [size for size in _NICE if chosen.step <= size <= span / _LEAST_WINDOWS] or [chosen.step]
-    # Weekly habits are no drift.
-    weeks = [size for size in fitting if not size % (7 * _DAY)]
-    if chosen.step == _DAY and weeks:
-        fitting = weeks
+    # Habits of the week, or of the day, are no drift.
+    cycle = 7 * _DAY if chosen.step == _DAY else _DAY
+    fitting = [size for size in fitting if not size % cycle] or fitting
     rows = activity.total("rows", start, until) / (span / _HOUR)
     for size in fitting:
         if span / size <= _WINDOWS and rows * (size / _HOUR) >= _WINDOW_ROWS:

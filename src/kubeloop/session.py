@@ -118,12 +118,16 @@ def prepare(loop: Loop, settings: Settings, say: Callable[[str], None]) -> None:
 
 
 def resume_serving(loop: Loop, settings: Settings, say: Callable[[str], None]) -> None:
-    """Serve the kept champion again, if there is one, with the addresses that the services have now."""
+    """Serve the kept champion again, if there is one, with the addresses that the services have now.
+
+    It gets the features that it was trained on, also where loop.yaml names a newer feature service by now.
+    """
     from kubeloop import registry
 
     champion = registry.champion(settings, loop.name)
     if champion is not None:
-        applied = stages.serve(loop, settings, champion)
+        own = loop.features.model_copy(update={"service": champion.tags["kubeloop.feature_service"]})
+        applied = stages.serve(loop.model_copy(update={"features": own}), settings, champion)
         say(f"Serving version {champion.version}, ready after {applied.seconds:.1f} s.")
 
 

@@ -260,6 +260,11 @@ def test_histories_count_what_was_known_and_nothing_else(
             assert got == pytest.approx(list(expected))
 
 
+def test_long_counts_of_a_handful_of_keys_stay_out_of_the_model(training_set: pd.DataFrame) -> None:
+    assert {"wer_rate_30d", "wer_events_30d", "wer_events_7d", "site_id_events_7d"} <= set(training_set)
+    assert not {"site_id_rate_30d", "site_id_events_30d"} & set(training_set)
+
+
 def test_nothing_of_a_history_reaches_past_what_a_run_is_given(written: scaffold.Result, loop: Loop) -> None:
     text = (written.folder / "feature_repo" / "sql" / "wer_history.sql").read_text()
     assert "INTERVAL 30 DAY" in text

@@ -81,7 +81,7 @@ def test_every_plan_holds_together(days: float, moments: int, rows: int, share: 
         (270, 39, 60_000, "day", timedelta(days=7)),
         (270, 2500, 2500, "day", timedelta(days=14)),
         (30, 30_000, 30_000, "hour", timedelta(days=1)),
-        (2, 20_000, 20_000, "minute", timedelta(hours=2)),
+        (2, 20_000, 20_000, "minute", timedelta(hours=1)),
     ],
 )
 def test_windows_and_steps_follow_span_and_density(
