@@ -211,25 +211,26 @@ def report(
 @app.command()
 def serve(folder: Folder = HERE) -> None:
     """Serve the kept champion until Ctrl-C, with collector, monitor and trigger."""
-    from kubeloop import registry
+    from kubeloop import registry, session
+    from kubeloop.delivery import DeliveryError
     from kubeloop.services import ServiceError, Services
 
     loop, settings = _open(folder)
-    champion = registry.champion(settings, loop.name)
-    if champion is None:
+    if registry.champion(settings, loop.name) is None:
         _fail("there is no champion to serve yet; `kubeloop run` trains one")
     origin = loop.replay.train_to.isoformat() if loop.replay else datetime.now().astimezone().isoformat()
     try:
         with Services(loop, settings, config.inherited()) as services:
             services.start_all(origin)
+            session.resume_serving(loop, settings, _out.print)
             base = f"{services.url('node')}/v2/models/{loop.name}"
-            _out.print(f"Version {champion.version} at {base}/infer (metadata: {base}). Ctrl-C ends it.")
+            _out.print(f"Send requests to {base}/infer; {base} says what they hold. Ctrl-C ends it.")
             while True:
                 services.check()
                 time.sleep(0.5)
     except KeyboardInterrupt:
         _out.print("Stopped.")
-    except ServiceError as error:
+    except (DeliveryError, ServiceError) as error:
         _fail(error)
 
 

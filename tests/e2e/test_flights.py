@@ -137,7 +137,7 @@ def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dic
         [sys.executable, "-m", "kubeloop.cli", "serve"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
     )
     try:
-        assert "/infer" in (server.stdout.readline() if server.stdout else "")
+        assert any("/infer" in line for line in server.stdout or ())
         row = {
             "origin": "EWR",
             "carrier": "UA",
