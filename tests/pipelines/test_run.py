@@ -112,8 +112,11 @@ def test_a_run_that_is_asked_to_stop_says_so(undisturbed: Any, as_of: datetime) 
     assert process.wait(timeout=60) != 0
     report = undisturbed.report("stopped")
     assert (report["status"], report["error"]) == ("failed", "interrupted")
-    # No step outlives its run.
+    # No step outlives its run to finish its work.
     _until(lambda: not _alive(process.pid))
+    attempt = max((undisturbed.settings.state / "pipeline").iterdir())
+    assert (attempt / "extract-data" / "executor_output.json").is_file()
+    assert not (attempt / "validate-data" / "executor_output.json").exists()
 
 
 def _alive(group: int) -> bool:

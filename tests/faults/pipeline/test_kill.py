@@ -1,0 +1,151 @@
+"""A run whose whole process group is killed in the middle of each step ends, once resumed, as if nothing had been."""
+
+import json
+import os
+import re
+import signal
+import sqlite3
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from kubeloop import model_folder, registry
+from kubeloop.config import Loop, Settings
+
+_STARTED = re.compile(r"Executing task \S*'([\w-]+)'")
+_LIMIT_S = 120.0
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def _output(settings: Settings, step: str) -> Callable[[], bool]:
+    """Return whether the newest attempt's step has begun to write."""
+
+    def written() -> bool:
+        attempts = sorted((settings.state / "pipeline").glob("*"))
+        return bool(attempts) and any(path.is_file() for path in (attempts[-1] / step).rglob("*"))
+
+    return written
+
+
+def _registered(settings: Settings) -> Callable[[], bool]:
+    """Return whether a model version is in the registry; its alias comes later."""
+
+    def registered() -> bool:
+        with sqlite3.connect(f"file:{settings.state / 'mlflow.db'}?mode=ro", uri=True, timeout=10) as db:
+            (count,) = db.execute("SELECT count(*) FROM model_versions").fetchone()
+        return bool(count)
+
+    return registered
+
+
+def _applied(settings: Settings, node: str) -> Callable[[], bool]:
+    """Return whether the node was given the manifest; the alias moves only once it serves."""
+
+    def applied() -> bool:
+        path = "/apis/serving.kserve.io/v1beta1/inferenceservices"
+        return bool(httpx.get(f"{node}{path}", trust_env=False).json()["items"])
+
+    return applied
+
+
+def _kill(installation: Any, as_of: datetime, step: str, moment: Callable[[], bool]) -> None:
+    """Start the run, wait until a step has started and a moment has come, and kill the process group."""
+    log = installation.log("first")
+    length = log.stat().st_size if log.is_file() else 0
+    process = installation.start("first", as_of)
+    deadline = time.monotonic() + _LIMIT_S
+    try:
+        while step not in _started(log, length) or not moment():
+            assert time.monotonic() < deadline, f"{step} did not come to the moment"
+            assert process.poll() is None, log.read_text()[-3000:]
+            time.sleep(0.005)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert installation.report("first")["status"] == "running", "nobody had the time to say how it ended"
+
+
+def _started(log: Path, offset: int = 0) -> list[str]:
+    with log.open("rb") as file:
+        file.seek(offset)
+        return _STARTED.findall(file.read().decode(errors="replace"))
+
+
+def test_a_run_that_was_killed_in_every_step_ends_as_an_undisturbed_one(
+    install: Callable[[str], Any], undisturbed: Any, loop: Loop, as_of: datetime
+) -> None:
+    installation = install("killed")
+    settings: Settings = installation.settings
+    moments: list[tuple[str, Callable[[], bool]]] = [
+        ("extract-data", _output(settings, "extract-data")),
+        ("validate-data", _output(settings, "validate-data")),
+        ("build-features", lambda: True),
+        ("validate-features", lambda: True),
+        ("train-model", _output(settings, "train-model")),
+        ("evaluate-model", _output(settings, "evaluate-model")),
+        ("gate-model", lambda: True),
+        ("register-model", _registered(settings)),
+        ("deploy-model", _applied(settings, installation.services.url("node"))),
+    ]
+    for step, moment in moments:
+        _kill(installation, as_of, step, moment)
+        assert len(registry.versions(settings, loop.name)) <= 1
+        assert registry.champion(settings, loop.name) is None, "the alias moves last"
+    length = installation.log("first").stat().st_size
+    assert installation.finish("first", as_of) == 0, installation.log("first").read_text()[-3000:]
+    # What was finished before is not repeated.
+    again = _started(installation.log("first"), length)
+    assert set(again) <= {"gate-model", "register-model", "deploy-model"}
+
+    report, expected = installation.report("first"), undisturbed.report("first")
+    assert report["status"] == "succeeded"
+    assert report["result"] == expected["result"]
+    (version,) = registry.versions(settings, loop.name)
+    assert version.aliases == ("champion",)
+    twin = registry.get(undisturbed.settings, loop.name, "1")
+    assert version.sha256 == twin.sha256
+    moving = {"kubeloop.served_at", "kubeloop.promoted_at"}
+    assert {name: value for name, value in version.tags.items() if name not in moving} == {
+        name: value for name, value in twin.tags.items() if name not in moving
+    }
+    assert _card(version.folder) == _card(twin.folder)
+    served = httpx.get(f"{installation.services.url('node')}/v2/models/{loop.name}", trust_env=False).json()
+    assert served["versions"] == ["1"]
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    """Return what a model's card says of anything but time."""
+    card: dict[str, Any] = json.loads((folder / "model.json").read_text())
+    assert model_folder.read(folder).sha256 == card["sha256"]
+    card["metrics"] = {name: value for name, value in card["metrics"].items() if not name.startswith("latency")}
+    return card
+
+
+def test_the_dead_leave_no_process_behind(install: Callable[[str], Any], undisturbed: Any, as_of: datetime) -> None:
+    """Even when the run's own process alone is killed, as the kernel does when memory runs out."""
+    log = undisturbed.log("orphan")
+    process = undisturbed.start("orphan", as_of)
+    deadline = time.monotonic() + _LIMIT_S
+    while not log.is_file() or "Executing task" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    while _alive(process.pid):
+        assert time.monotonic() < deadline, "a process of the run is still there"
+        time.sleep(0.05)
+
+
+def _alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
