@@ -55,6 +55,12 @@ def request(trigger: str, loop: Loop, episode: str, as_of: datetime, reason: str
     return str(decision["run_name"])
 
 
+def record(trigger: str, run_name: str) -> dict[str, Any]:
+    """Return what the ledger knows of a run; `outcome` is None until it is over."""
+    found: dict[str, Any] = httpx.get(f"{trigger}/runs/{run_name}", timeout=30).json()
+    return found
+
+
 def follow(
     settings: Settings,
     trigger: str,
@@ -74,11 +80,11 @@ def follow(
     steps = Steps(settings.runs / run_name / "log.txt")
     while True:
         check()
-        record: dict[str, Any] = httpx.get(f"{trigger}/runs/{run_name}", timeout=30).json()
+        found = record(trigger, run_name)
         for line in steps.news():
             say(line)
-        if record.get("outcome"):
-            return record
+        if found.get("outcome"):
+            return found
         time.sleep(_POLL_S)
 
 

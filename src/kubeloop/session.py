@@ -5,6 +5,7 @@ and every retraining go through the ledger, and the payload log says what was re
 """
 
 import asyncio
+import itertools
 import json
 import shutil
 import time
@@ -144,11 +145,15 @@ def first_model(loop: Loop, settings: Settings, services: Services, observer: Ob
         return
     # Another configuration or other data is another first model: a failed one does not stand in its way.
     identity = stages.digest(settings.raw)[:8] + loop.digest()[:8]
-    name = runs.request(
-        services.url("trigger"), loop, f"first-{identity}", loop.replay.train_to, "the first model of the loop"
-    )
+    trigger = services.url("trigger")
+    for attempt in itertools.count(1):
+        episode = f"first-{identity}" if attempt == 1 else f"first-{identity}-{attempt}"
+        name = runs.request(trigger, loop, episode, loop.replay.train_to, "the first model of the loop")
+        # A run whose attempts were used up in an earlier session is over; what was wrong may be mended by now.
+        if runs.record(trigger, name)["outcome"] != "failed":
+            break
     observer.say(f"Training the first model on data up to {loop.replay.train_to:%Y-%m-%d} (run {name}).")
-    outcome = runs.follow(settings, services.url("trigger"), name, observer.say, services.check)
+    outcome = runs.follow(settings, trigger, name, observer.say, services.check)
     if outcome["outcome"] != "promoted":
         raise SessionError(
             f"the first model was not served: {outcome['detail']}\nThe log is {settings.runs / name / 'log.txt'}"
@@ -167,7 +172,9 @@ class _Memory:
     def open(cls, settings: Settings, plan: Plan) -> "_Memory":
         path = settings.state / "session.json"
         if not path.is_file():
-            return cls(path, {"fast": plan.fast, "replay_s": 0.0, "errors": 0, "dropped": 0, "sessions": 0})
+            new = cls(path, {"fast": plan.fast, "replay_s": 0.0, "errors": 0, "dropped": 0, "sessions": 0})
+            new.save()
+            return new
         content = json.loads(path.read_text())
         if content["fast"] != plan.fast:
             kept, asked = ("--fast", "the full replay") if content["fast"] else ("the full replay", "--fast")
@@ -181,6 +188,9 @@ class _Memory:
         self.content["sessions"] += 1
         if progress.latencies_ms:
             self.content["latency_ms"] = {"p50": progress.latency(0.5), "p99": progress.latency(0.99)}
+        self.save()
+
+    def save(self) -> None:
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(self.content))
         part.replace(self.path)
