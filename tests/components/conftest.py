@@ -43,7 +43,7 @@ def artifact(kind: type[Any], path: Path) -> Any:
     return kind(name=path.name, uri=str(path), metadata={})
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def bench(install: Any, loop: Loop, as_of: datetime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     """An installation with services that are up."""
     settings: Settings = install("bench").settings
@@ -53,7 +53,7 @@ def bench(install: Any, loop: Loop, as_of: datetime, tmp_path_factory: pytest.Te
         yield Bench(loop.dump(), as_of.isoformat(), settings, tmp_path_factory.mktemp("artifacts"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def extracted(bench: Bench) -> Bench:
     from components.extract_data import extract_data
 
@@ -61,7 +61,7 @@ def extracted(bench: Bench) -> Bench:
     return bench
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def validated(extracted: Bench) -> Bench:
     from components.validate_data import validate_data
 
@@ -77,7 +77,7 @@ def validated(extracted: Bench) -> Bench:
     return bench
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def joined(validated: Bench) -> Bench:
     from components.build_features import build_features
 
@@ -86,7 +86,7 @@ def joined(validated: Bench) -> Bench:
     return bench
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def checked(joined: Bench) -> Bench:
     from components.validate_features import validate_features
 
@@ -102,7 +102,7 @@ def checked(joined: Bench) -> Bench:
     return bench
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def trained(checked: Bench) -> Bench:
     from components.train_model import train_model
 
@@ -110,7 +110,7 @@ def trained(checked: Bench) -> Bench:
     return checked
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def evaluated(trained: Bench) -> Bench:
     from components.evaluate_model import evaluate_model
 
@@ -127,7 +127,7 @@ def evaluated(trained: Bench) -> Bench:
     return bench
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def judged(trained: Bench) -> Bench:
     from components.gate_model import gate_model
 
@@ -144,7 +144,7 @@ def judged(trained: Bench) -> Bench:
     return bench
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def registered(judged: Bench, evaluated: Bench) -> Bench:
     from components.register_model import register_model
 
@@ -163,7 +163,7 @@ def registered(judged: Bench, evaluated: Bench) -> Bench:
     return bench
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def deployed(registered: Bench) -> Bench:
     from components.deploy_model import deploy_model
 

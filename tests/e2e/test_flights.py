@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+# Settings of this process must not reach the program: it is to find its own.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("KUBELOOP_")}
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -17,7 +20,7 @@ def kubeloop(state: Path, *arguments: str, timeout: float = 420) -> subprocess.C
     return subprocess.run(
         [sys.executable, "-m", "kubeloop.cli", *arguments],
         cwd=ROOT,
-        env={**os.environ, "KUBELOOP_STATE": str(state)},
+        env={**ENVIRONMENT, "KUBELOOP_STATE": str(state)},
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -32,7 +35,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     process = subprocess.Popen(
         [sys.executable, "-m", "kubeloop.cli", "run", "--fast"],
         cwd=ROOT,
-        env={**os.environ, "KUBELOOP_STATE": str(folder)},
+        env={**ENVIRONMENT, "KUBELOOP_STATE": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -132,7 +135,7 @@ def test_status_monitor_and_report_tell_the_story(state: Path, summary: dict) ->
 
 
 def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dict) -> None:
-    environment = {**os.environ, "KUBELOOP_STATE": str(state)}
+    environment = {**ENVIRONMENT, "KUBELOOP_STATE": str(state)}
     server = subprocess.Popen(
         [sys.executable, "-m", "kubeloop.cli", "serve"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
     )

@@ -13,6 +13,9 @@ import pytest
 from kubeloop import registry
 from kubeloop.config import Loop, Replay, Settings
 
+# Settings of this process must not reach the program: it is to find its own.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("KUBELOOP_")}
+
 pytestmark = pytest.mark.timeout(600)
 
 IMPOSSIBLE = "\n- expect_column_values_to_be_between: {column: temp, min_value: 500, max_value: 600}\n"
@@ -21,7 +24,7 @@ IMPOSSIBLE = "\n- expect_column_values_to_be_between: {column: temp, min_value: 
 def run(settings: Settings) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "kubeloop.cli", "run", "--json", "-C", str(settings.home)],
-        env={**os.environ, "KUBELOOP_STATE": str(settings.state)},
+        env={**ENVIRONMENT, "KUBELOOP_STATE": str(settings.state)},
         capture_output=True,
         text=True,
         timeout=400,

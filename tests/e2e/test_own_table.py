@@ -11,6 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+# Settings of this process must not reach the program: it is to find its own.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("KUBELOOP_")}
+
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -52,7 +55,7 @@ def kubeloop(place: Path, *arguments: str) -> Any:
     done = subprocess.run(
         [sys.executable, "-m", "kubeloop.cli", *arguments, "--json"],
         cwd=place,
-        env={**os.environ, "KUBELOOP_STATE": str(place / "state")},
+        env={**ENVIRONMENT, "KUBELOOP_STATE": str(place / "state")},
         capture_output=True,
         text=True,
         timeout=600,
