@@ -20,6 +20,8 @@ import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from kubeloop.delivery.processes import die_with_parent
+
 LIBRARIES = (
     "kfp.dsl.executor_main",
     "pandas",
@@ -87,9 +89,12 @@ def main() -> None:
 
 def _fork(listener: socket.socket) -> None:
     client, _ = listener.accept()
+    server = os.getpid()
     with client:
         if os.fork():
             return
+        # The run ends its server when it is interrupted, and a step must not go on to deploy without its run.
+        die_with_parent(server)
         listener.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         status = 1

@@ -1,6 +1,5 @@
 """Every step run once, in the order of the pipeline, on real artifacts and against real services."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +31,13 @@ class Bench:
     made: dict[str, Any] = field(default_factory=dict)
     returned: dict[str, Any] = field(default_factory=dict)
 
+    def call(self, step: Any, *arguments: Any) -> Any:
+        """Run a component's function with the variables from which a step reads its settings."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in self.settings.environ().items():
+                patch.setenv(name, value)
+            return step.python_func(*arguments)
+
     def new(self, kind: type[Any], name: str) -> Any:
         """Make an empty output artifact."""
         self.made[name] = artifact(kind, self.folder / name)
@@ -43,30 +49,27 @@ def artifact(kind: type[Any], path: Path) -> Any:
     return kind(name=path.name, uri=str(path), metadata={})
 
 
-@pytest.fixture(scope="package")
-def bench(install: Any, loop: Loop, as_of: datetime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+@pytest.fixture(scope="session")
+def bench(install: Any, loop: Loop, as_of: datetime, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """An installation with services that are up."""
-    settings: Settings = install("bench").settings
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.environ().items():
-            patch.setenv(name, value)
-        yield Bench(loop.dump(), as_of.isoformat(), settings, tmp_path_factory.mktemp("artifacts"))
+    return Bench(loop.dump(), as_of.isoformat(), install("bench").settings, tmp_path_factory.mktemp("artifacts"))
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def extracted(bench: Bench) -> Bench:
     from components.extract_data import extract_data
 
-    extract_data.python_func(bench.loop, bench.as_of, "the snapshot", bench.new(dsl.Dataset, "raw"))
+    bench.call(extract_data, bench.loop, bench.as_of, "the snapshot", bench.new(dsl.Dataset, "raw"))
     return bench
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def validated(extracted: Bench) -> Bench:
     from components.validate_data import validate_data
 
     bench = extracted
-    validate_data.python_func(
+    bench.call(
+        validate_data,
         bench.loop,
         bench.as_of,
         "r1",
@@ -77,21 +80,22 @@ def validated(extracted: Bench) -> Bench:
     return bench
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def joined(validated: Bench) -> Bench:
     from components.build_features import build_features
 
     bench = validated
-    build_features.python_func(bench.loop, bench.as_of, bench.made["clean"], bench.new(dsl.Dataset, "joined"))
+    bench.call(build_features, bench.loop, bench.as_of, bench.made["clean"], bench.new(dsl.Dataset, "joined"))
     return bench
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def checked(joined: Bench) -> Bench:
     from components.validate_features import validate_features
 
     bench = joined
-    validate_features.python_func(
+    bench.call(
+        validate_features,
         bench.loop,
         bench.as_of,
         "r1",
@@ -102,20 +106,22 @@ def checked(joined: Bench) -> Bench:
     return bench
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def trained(checked: Bench) -> Bench:
     from components.train_model import train_model
 
-    train_model.python_func(checked.loop, checked.made["training_set"], checked.new(dsl.Model, "model"))
-    return checked
+    bench = checked
+    bench.call(train_model, bench.loop, bench.made["training_set"], bench.new(dsl.Model, "model"))
+    return bench
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def evaluated(trained: Bench) -> Bench:
     from components.evaluate_model import evaluate_model
 
     bench = trained
-    evaluate_model.python_func(
+    bench.call(
+        evaluate_model,
         bench.loop,
         bench.made["model"],
         bench.made["training_set"],
@@ -127,12 +133,13 @@ def evaluated(trained: Bench) -> Bench:
     return bench
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def judged(trained: Bench) -> Bench:
     from components.gate_model import gate_model
 
     bench = trained
-    bench.returned["promote"] = gate_model.python_func(
+    bench.returned["promote"] = bench.call(
+        gate_model,
         bench.loop,
         "r1",
         bench.made["model"],
@@ -144,12 +151,13 @@ def judged(trained: Bench) -> Bench:
     return bench
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def registered(judged: Bench, evaluated: Bench) -> Bench:
     from components.register_model import register_model
 
     bench = judged
-    bench.returned["version"] = register_model.python_func(
+    bench.returned["version"] = bench.call(
+        register_model,
         bench.loop,
         bench.as_of,
         "r1",
@@ -163,9 +171,10 @@ def registered(judged: Bench, evaluated: Bench) -> Bench:
     return bench
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def deployed(registered: Bench) -> Bench:
     from components.deploy_model import deploy_model
 
-    registered.returned["url"] = deploy_model.python_func(registered.loop, registered.returned["version"])
-    return registered
+    bench = registered
+    bench.returned["url"] = bench.call(deploy_model, bench.loop, bench.returned["version"])
+    return bench

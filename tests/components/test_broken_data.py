@@ -33,7 +33,8 @@ def validate(bench: Any, raw: Path, out: Path, days: int = 0) -> Any:
     from components.validate_data import validate_data
 
     clean = dsl.Dataset(name="clean", uri=str(out / "clean"), metadata={})
-    validate_data.python_func(
+    bench.call(
+        validate_data,
         bench.loop,
         (instant(bench.as_of) + timedelta(days=days)).isoformat(),
         out.name,
@@ -108,7 +109,8 @@ def test_a_broken_training_set_stops_the_run(joined: Any, tmp_path: Path, query:
     table = Path(shutil.copy(joined.made["joined"].path, tmp_path / "training_set"))
     change(table, query)
     with pytest.raises(ValidationFailed, match=expectation):
-        validate_features.python_func(
+        joined.call(
+            validate_features,
             joined.loop,
             joined.as_of,
             tmp_path.name,

@@ -211,7 +211,7 @@ def test_what_was_served_is_in_the_payload_log(deployed: Any, loop: Loop, as_of:
 def test_deploying_again_changes_nothing(deployed: Any, loop: Loop) -> None:
     from components.deploy_model import deploy_model
 
-    assert deploy_model.python_func(deployed.loop, deployed.returned["version"]) == deployed.returned["url"]
+    assert deployed.call(deploy_model, deployed.loop, deployed.returned["version"]) == deployed.returned["url"]
     champion = registry.champion(deployed.settings, loop.name)
     assert champion is not None
     assert champion.version == deployed.returned["version"]
@@ -222,7 +222,8 @@ def test_a_resumed_run_keeps_its_verdict(deployed: Any, tmp_path: Path) -> None:
     from components.gate_model import gate_model
 
     def judge(run: str) -> bool:
-        promote: bool = gate_model.python_func(
+        promote: bool = deployed.call(
+            gate_model,
             deployed.loop,
             run,
             deployed.made["model"],

@@ -128,19 +128,21 @@ def _card(folder: Path) -> dict[str, Any]:
     return card
 
 
-def test_the_dead_leave_no_process_behind(install: Callable[[str], Any], undisturbed: Any, as_of: datetime) -> None:
-    """Even when the run's own process alone is killed, as the kernel does when memory runs out."""
+def test_no_step_outlives_a_run_that_was_killed_alone(undisturbed: Any, as_of: datetime) -> None:
+    """As the kernel does when memory runs out: the steps are left, and must not go on to deploy."""
     log = undisturbed.log("orphan")
     process = undisturbed.start("orphan", as_of)
     deadline = time.monotonic() + _LIMIT_S
-    while not log.is_file() or "Executing task" not in log.read_text():
+    while not log.is_file() or "validate-data" not in _started(log):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     while _alive(process.pid):
         assert time.monotonic() < deadline, "a process of the run is still there"
-        time.sleep(0.05)
+        time.sleep(0.01)
+    attempt = max((undisturbed.settings.state / "pipeline").iterdir())
+    assert not (attempt / "validate-data" / "executor_output.json").exists()
 
 
 def _alive(group: int) -> bool:

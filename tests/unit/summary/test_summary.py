@@ -26,7 +26,7 @@ SESSION = {
     "errors": 3,
     "dropped": 4,
     "replay_s": 12.34,
-    "latency_ms": {"p50": 1, "p99": 2},
+    "latency_ms": {"p50": 1},
 }
 
 
