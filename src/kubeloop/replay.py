@@ -24,7 +24,10 @@ from kubeloop import names
 from kubeloop.config import Drift, Loop
 
 RETRAIN_TIME = timedelta(days=1)
-"""How far the simulated clock may run on while a retraining takes place; then the traffic waits for it."""
+"""How far the simulated clock may run on while a retraining takes place; then the traffic waits for it.
+
+Never more than a window: a table of one day would else be over before the new model serves.
+"""
 
 _PACE_S = 0.15
 _DRAIN_S = 15.0
@@ -132,7 +135,7 @@ class Replay:
                     end = barriers.popleft()
                     await self._deliver(end)
                     if await self._advance(end) and hold is None:
-                        hold = end + RETRAIN_TIME
+                        hold = end + min(RETRAIN_TIME, self._loop.drift.window)
                 hold = await self._pace(moment, hold)
                 self._materialize(moment)
                 await asyncio.gather(*(self._ask(moment, group) for group in self._groups(rows)))

@@ -284,7 +284,7 @@ def _warnings(case: Case, quality: Quality, leaks: Sequence[tuple[str, str]]) ->
 
 
 def _chosen(case: Case, quality: Quality) -> dict[str, str]:
-    plan, text = case.timeline, scaffold_plan.text
+    plan, text, at = case.timeline, scaffold_plan.text, scaffold_files.moment
     share = case.label.positives / (case.label.positives + case.label.negatives)
     unknown = f", {case.label.unknown:,} unknown" if case.label.unknown else ""
     words = {"number": "numeric", "category": "categorical"}
@@ -295,9 +295,9 @@ def _chosen(case: Case, quality: Quality) -> dict[str, str]:
         "timestamp": f"{case.moment.column}, {case.moment.start:%Y-%m-%d %H:%M} to {case.moment.end:%Y-%m-%d %H:%M}",
         "keys": ", ".join(f"{key.column} ({key.distinct:,})" for key in case.keys),
         "features": ", ".join([*counted, *case.calendar, *(f"history of each {key.column}" for key in case.keys)]),
-        "training": f"{plan.train_from:%Y-%m-%d} to {plan.train_to:%Y-%m-%d}, newest {text(plan.holdout)} held out",
+        "training": f"{at(plan.train_from)} to {at(plan.train_to)}, newest {text(plan.holdout)} held out",
         "first model": f"AUC {quality.auc:.3f}, calibration error {quality.ece:.3f}; floor {quality.floor}",
-        "replay": f"to {plan.until:%Y-%m-%d}, {plan.sample:.2%} of the moments; "
-        f"fast: to {plan.fast_until:%Y-%m-%d}, {plan.fast_sample:.2%}",
+        "replay": f"to {at(plan.until)}, {plan.sample:.2%} of the moments; "
+        f"fast: to {at(plan.fast_until)}, {plan.fast_sample:.2%}",
         "drift": f"windows of {text(plan.window)} with at least {plan.min_rows} rows",
     }

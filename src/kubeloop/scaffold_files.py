@@ -155,7 +155,7 @@ def _render(name: str, case: Case, **more: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    pages.filters |= {"yaml": _scalar, "span": text, "moment": _moment, "share": _share, "comment": _comment}
+    pages.filters |= {"yaml": _scalar, "span": text, "moment": moment, "share": _share, "comment": _comment}
     pages.globals["imports"] = _imports
     return pages.get_template(f"{name}.j2").render(case=case, plan=case.timeline, **case.spans, **more)
 
@@ -167,7 +167,8 @@ def _scalar(value: str) -> str:
     return yaml.safe_dump(value, default_style='"', width=2**31).strip()
 
 
-def _moment(value: datetime) -> str:
+def moment(value: datetime) -> str:
+    """Write a moment in UTC as loop.yaml reads it: a date at midnight, else ISO 8601."""
     return f"{value:%Y-%m-%d}" if value.time() == datetime.min.time() else f"{value:%Y-%m-%dT%H:%M:%SZ}"
 
 
