@@ -202,10 +202,11 @@ def test_what_was_served_is_in_the_payload_log(deployed: Any, loop: Loop, as_of:
     assert served["score"].to_pylist() == pytest.approx([scores[name] for name in sorted(event_ids)], abs=1e-7)
     assert set(served["model_version"].to_pylist()) == {"1"}
     assert set(served["event_time"].to_pylist()) == {moment}
-    assert known.labelled == sorted(event_ids)
+    assert sorted(known.labelled) == sorted(event_ids)
     labelled = known.labelled_predictions()
-    assert labelled["event_id"].to_pylist() == sorted(event_ids[:7])
-    assert labelled["label"].to_pylist() == [1] * 7
+    truth = {label["event_id"]: label["label"] for label in told}
+    assert labelled["event_id"].to_pylist() == sorted(event_ids)
+    assert labelled["label"].to_pylist() == [truth[name] for name in sorted(event_ids)]
 
 
 def test_deploying_again_changes_nothing(deployed: Any, loop: Loop) -> None:
