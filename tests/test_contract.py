@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -157,6 +158,15 @@ def test_no_environment_pulls_torch_or_cuda() -> None:
 def test_the_lock_names_public_indexes_only() -> None:
     hosts = set(re.findall(r"https://([^/\"]+)", (ROOT / "uv.lock").read_text()))
     assert hosts == {"pypi.org", "files.pythonhosted.org"}
+
+
+def test_the_lock_is_in_step_with_the_project() -> None:
+    # Where `make setup` found no uv it brought one.
+    uv = shutil.which("uv") or ROOT / ".uv/bin/uv"
+    done = subprocess.run(
+        [uv, "lock", "--check", "--offline"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, f"{done.stderr}run `uv lock`"
 
 
 def test_this_suite_runs_in_the_core_environment() -> None:
