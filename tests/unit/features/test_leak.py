@@ -90,7 +90,7 @@ def _difference(one: pa.Table, other: pa.Table) -> str:
 
 
 @settings(
-    max_examples=20,
+    max_examples=12,
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
