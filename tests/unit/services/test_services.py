@@ -140,11 +140,15 @@ def test_a_missing_interpreter_is_named(demo: Loop, settings: Settings) -> None:
 def test_a_service_that_ended_by_itself_is_noticed(demo: Loop, settings: Settings) -> None:
     with Services(demo, settings, os.environ) as running:
         collect(running, settings)
-        pid = json.loads(settings.services_file.read_text())["collector"]["pid"]
-        os.kill(pid, signal.SIGKILL)
-        until(lambda: not alive(pid))
+        running.check()
+        os.kill(json.loads(settings.services_file.read_text())["collector"]["pid"], signal.SIGKILL)
+
+        def watch() -> None:
+            # The kernel takes a moment to end every thread of a process.
+            until(running.check)
+
         with pytest.raises(ServiceError, match=r"(?s)the collector ended with code -9:.*The log is .*collector\.log"):
-            running.check()
+            watch()
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"node": {}}', '{"collector": {"url": "http://x"}}'])
