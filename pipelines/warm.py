@@ -18,6 +18,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from kubeloop.delivery.processes import die_with_parent
@@ -63,12 +64,14 @@ def interpreter(libraries: Sequence[str] = LIBRARIES) -> Iterator[str]:
                 [sys.executable, "-m", "pipelines.warm", str(listener.fileno()), *libraries],
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.PIPE,
+                # It reads nothing while it imports a library, which takes seconds; a killed run must end it at once.
+                preexec_fn=partial(die_with_parent, os.getpid()),
             )
         try:
             yield str(stand_in)
         finally:
             server.terminate()
-            # The server also reads the end of its input as its own, should this program be killed before.
+            # Where the kernel cannot end it, the server reads the end of its input as its own.
             server.communicate()
 
 
