@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -52,7 +51,7 @@ def main() -> None:
     loop = config.load(root / "loop.yaml")
     with tempfile.TemporaryDirectory() as folder:
         place = config.settings(root, Path(folder))
-        os.environ.update({**config.QUIET, **place.environ()})
+        config.adopt(place)
         sources.take_in(loop, place)
         features.build(root / "feature_repo", place.raw, place.features)
         rows = features.events(root / "feature_repo", place.raw, start=START, end=END, labelled_by=END)

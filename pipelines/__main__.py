@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def _compile(loop: config.Loop, options: argparse.Namespace) -> int:
 
 def _run(loop: config.Loop, options: argparse.Namespace) -> int:
     place = config.settings(options.loop.resolve().parent, options.state)
-    os.environ.update({**config.QUIET, **place.environ()})
+    config.adopt(place)
 
     from kubeloop import stages
     from pipelines import local

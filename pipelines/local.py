@@ -21,6 +21,8 @@ from kfp.dsl.base_component import BaseComponent
 from kubeloop.config import Settings
 from pipelines import warm
 
+# Data and configuration: another attempt would read the same ones.
+_LASTING = ("ConfigError", "FeatureError", "ParameterError", "StageError", "SuiteError", "ValidationFailed")
 _LOG_LINE = re.compile(r"\s*(\d\d:\d\d:\d\d\.\d+ - |---)")
 
 
@@ -59,8 +61,11 @@ def run(pipeline: BaseComponent, arguments: Mapping[str, Any], *, name: str, set
         with contextlib.redirect_stdout(output), _executable():
             result = dict(pipeline(**arguments).outputs)
     except BaseException as error:
-        message = "interrupted" if isinstance(error, KeyboardInterrupt) else output.reason() or str(error)
-        _write(folder, report | {"status": "failed", "error": message, "finished_at": _now()})
+        kind, message = output.reason()
+        if isinstance(error, KeyboardInterrupt):
+            kind, message = "", "interrupted"
+        failed = {"status": "failed", "error": message or str(error), "final": kind in _LASTING}
+        _write(folder, report | failed | {"finished_at": _now()})
         raise
     _write(folder, report | {"status": "succeeded", "result": result, "finished_at": _now()})
     return result
@@ -98,17 +103,20 @@ class _Remember(io.TextIOBase):
         """Pass on what is buffered."""
         self._stream.flush()
 
-    def reason(self) -> str:
-        """Return the message of the last traceback printed, without the frames; empty when there was none."""
+    def reason(self) -> tuple[str, str]:
+        """Return the class and the message of the last exception printed; both are empty when there was none."""
         lines = textwrap.dedent("\n".join(line for line in self._lines if line.strip())).splitlines()
         starts = [number for number, line in enumerate(lines) if line.strip().startswith("Traceback (most recent")]
         if not starts:
-            return ""
+            return "", ""
         indent = lines[starts[-1]].index("T")
         block = [line[indent:] for line in lines[starts[-1] + 1 :]]
         first = next((number for number, line in enumerate(block) if line and not line[0].isspace()), len(block))
         rest = list(itertools.takewhile(lambda line: not _LOG_LINE.match(line), block[first:]))
-        return "\n".join([rest[0].partition(": ")[2] or rest[0], *rest[1:]]).strip() if rest else ""
+        if not rest:
+            return "", ""
+        kind, _, message = rest[0].partition(": ")
+        return kind.rpartition(".")[2], "\n".join([message or rest[0], *rest[1:]]).strip()
 
 
 def _now() -> str:

@@ -1,10 +1,9 @@
 """The command line: `kubeloop --help`."""
 
 import json
-import os
 import sys
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -35,7 +34,7 @@ HERE = Path()
 
 def _open(folder: Path) -> tuple[Loop, Settings]:
     settings = config.settings(folder)
-    os.environ.update({**config.QUIET, **settings.environ()})
+    config.adopt(settings)
     return config.load(settings.loop_file), settings
 
 
@@ -213,14 +212,20 @@ def serve(folder: Folder = HERE) -> None:
     """Serve the kept champion until Ctrl-C, with collector, monitor and trigger."""
     from kubeloop import registry, session
     from kubeloop.delivery import DeliveryError
+    from kubeloop.features import FeatureError
+    from kubeloop.online import Materializer
     from kubeloop.services import ServiceError, Services
+    from kubeloop.sources import SourceError
 
     loop, settings = _open(folder)
     if registry.champion(settings, loop.name) is None:
         _fail("there is no champion to serve yet; `kubeloop run` trains one")
-    origin = loop.replay.train_to.isoformat() if loop.replay else datetime.now().astimezone().isoformat()
+    origin = loop.replay.train_to.isoformat() if loop.replay else datetime.now(UTC).isoformat()
     try:
         with Services(loop, settings, config.inherited()) as services:
+            session.prepare(loop, settings, _out.print)
+            rows = Materializer(settings.features, loop.features.service).advance(datetime.now(UTC))
+            _out.print(f"Online store: {rows:,} rows, the newest of every key.")
             services.start_all(origin)
             session.resume_serving(loop, settings, _out.print)
             base = f"{services.url('node')}/v2/models/{loop.name}"
@@ -230,7 +235,7 @@ def serve(folder: Folder = HERE) -> None:
                 time.sleep(0.5)
     except KeyboardInterrupt:
         _out.print("Stopped.")
-    except (DeliveryError, ServiceError) as error:
+    except (DeliveryError, FeatureError, ServiceError, SourceError) as error:
         _fail(error)
 
 

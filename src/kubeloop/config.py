@@ -80,6 +80,13 @@ def instant(text: str) -> datetime:
     return value
 
 
+def _number(value: Any) -> Any:
+    """Read `1e-5` as the number it is to everyone but YAML 1.1, which wants `1.0e-5`."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
 Duration = Annotated[
     timedelta,
     BeforeValidator(duration),
@@ -131,7 +138,7 @@ class Training(_Model):
     """How a model is made."""
 
     algorithm: Literal["lightgbm", "logistic_regression", "random_forest", "hist_gradient_boosting"] = "lightgbm"
-    parameters: dict[str, int | float | str | bool] = Field(default_factory=dict)
+    parameters: dict[str, Annotated[int | float | str | bool, BeforeValidator(_number)]] = Field(default_factory=dict)
     trials: int = Field(default=0, ge=0, le=500, description="Optuna trials; 0 takes `parameters` as they are.")
     seed: int = Field(default=7, ge=0)
     window: Duration = Field(default=timedelta(days=90), description="Labelled data a run trains and tests on.")
@@ -189,6 +196,8 @@ class Drift(_Model):
     def _votes_fit(self) -> "Drift":
         if self.votes > self.of:
             raise ValueError(f"drift.votes ({self.votes}) cannot exceed drift.of ({self.of})")
+        if self.cooldown > self.max_cooldown:
+            raise ValueError("drift.cooldown cannot exceed drift.max_cooldown, to which it doubles")
         return self
 
 
@@ -366,6 +375,11 @@ QUIET = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 """Variables that keep the libraries from calling home, from loading pickles and from busy waiting."""
+
+
+def adopt(settings: Settings) -> None:
+    """Give this process the settings' variables and the quiet ones, for the libraries and steps that read them."""
+    os.environ.update({**QUIET, **settings.environ()})
 
 
 def inherited() -> dict[str, str]:

@@ -185,7 +185,12 @@ def _run(client: "MlflowClient", settings: Settings, loop: Loop, run: str) -> It
         experiment_id = client.create_experiment(loop.name, artifact_location=location)
     else:
         experiment_id = experiment.experiment_id
-    run_id = client.create_run(experiment_id, run_name=run, tags={_RUN_TAG: run}).info.run_id
+    # An attempt that was killed in the middle has left its run open; this one goes on with it.
+    query = f"attributes.status = 'RUNNING' and tags.`{_RUN_TAG}` = '{run}'"
+    opened = client.search_runs([experiment_id], query) or [
+        client.create_run(experiment_id, run_name=run, tags={_RUN_TAG: run})
+    ]
+    run_id = opened[0].info.run_id
     try:
         yield run_id
     except BaseException:

@@ -32,6 +32,8 @@ class RunState:
     attempt: int
     result: dict[str, Any] | None = None
     error: str | None = None
+    final: bool = False
+    """Whether another attempt would fail in the same way."""
 
 
 class Runner(Protocol):
@@ -134,7 +136,8 @@ class LocalRunner:
             return RunState("failed", attempt, error=f"run.json of {name} is not valid JSON: {error}")
         match report.get("status"):
             case "succeeded" | "interrupted" | "failed" as status:
-                return RunState(status, attempt, result=report.get("result"), error=report.get("error"))
+                final = bool(report.get("final"))
+                return RunState(status, attempt, result=report.get("result"), error=report.get("error"), final=final)
             case _:
                 return RunState("failed", attempt, error=f"process died; the end of {folder / 'log.txt'} may say why")
 

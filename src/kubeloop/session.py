@@ -197,7 +197,7 @@ class _Memory:
 
 
 def _replay(loop: Loop, settings: Settings, services: Services, observer: Observer, memory: _Memory) -> None:
-    from kubeloop import features, log
+    from kubeloop import features, log, online
 
     assert loop.replay is not None  # noqa: S101 - plan.apply has made sure
     plan = loop.replay
@@ -207,7 +207,7 @@ def _replay(loop: Loop, settings: Settings, services: Services, observer: Observ
     if sent.predictions:
         observer.say(f"Going on after {len(sent.predictions):,} predictions of an earlier session.")
     events = features.events(settings.home / loop.features.repo, settings.raw, start=plan.train_to, end=plan.until)
-    materializer = features.Materializer(settings.features, loop.features.service)
+    materializer = online.Materializer(settings.features, loop.features.service)
     observer.say(
         f"Replaying {plan.train_to:%Y-%m-%d} to {plan.until:%Y-%m-%d}: {plan.sample:.0%} of the moments of "
         f"{events.num_rows:,} events (seed {plan.seed}), labels as they became known."

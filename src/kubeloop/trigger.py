@@ -104,8 +104,10 @@ class Ledger:
         """
         return self._write(run, status="running", started_at=run.started_at or self._clock())
 
-    def finish(self, run: Run, outcome: Outcome, reason: str, result: dict[str, Any] | None = None) -> Run:
-        """Close a run and start its cooldown; a failure only closes the attempt while others are left.
+    def finish(
+        self, run: Run, outcome: Outcome, reason: str, result: dict[str, Any] | None = None, final: bool = False
+    ) -> Run:
+        """Close a run and start its cooldown; a failure that is not `final` leaves the attempts that are left.
 
         Raises:
             LeaseLostError: somebody else has written to the run since it was read.
@@ -114,7 +116,7 @@ class Ledger:
         values: dict[str, Any] = {"detail": reason, "result": result, "lease_until": None, "holder": None}
         if outcome == "failed":
             values["failures"] = run.failures + 1
-            if values["failures"] < self._max_failures:
+            if values["failures"] < self._max_failures and not final:
                 return self._write(run, **values, status="failed", not_before=now + self._backoff * 2**run.failures)
         status = "abandoned" if outcome == "failed" else "succeeded"
         with self._engine.begin() as connection:
@@ -254,7 +256,8 @@ class Ledger:
                 self.requeue(run, state.error or "interrupted")
                 _log.info("%s: attempt %d was interrupted and starts again", run.name, state.attempt)
             case "failed":
-                self.finish(run, "failed", state.error or "the pipeline failed and gave no reason")
+                reason = state.error or "the pipeline failed and gave no reason"
+                self.finish(run, "failed", reason, final=state.final)
                 _log.error("%s: attempt %d failed: %s", run.name, state.attempt, state.error)
 
     def _look(self, run: Run, runner: Runner) -> RunState:

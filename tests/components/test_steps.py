@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from kfp import dsl
 
-from kubeloop import gates, model_folder, names, registry, sources, stages
+from kubeloop import gates, model_folder, names, online, registry, sources, stages
 from kubeloop.config import Loop
 
 DAY = timedelta(days=1)
@@ -143,7 +143,7 @@ def test_deploy_model_serves_the_champion(deployed: Any, loop: Loop, as_of: date
     assert datetime.fromisoformat(champion.tags["kubeloop.promoted_at"]).tzinfo is not None
 
     moment = as_of - timedelta(hours=4)
-    features.Materializer(settings.features, loop.features.service).advance(moment)
+    online.Materializer(settings.features, loop.features.service).advance(moment)
     rows = features.events(settings.home / "feature_repo", settings.raw, start=moment, end=moment + timedelta(hours=1))
     learned = features.training_set(settings.features, loop.features.service, rows).to_pandas()
     answer = ask(url, loop, rows, moment)

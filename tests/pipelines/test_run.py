@@ -95,6 +95,7 @@ def test_broken_data_fail_the_run_by_name(undisturbed: Any, loop: Loop, as_of: d
     report = undisturbed.report("broken")
     assert report["status"] == "failed"
     assert report["result"] is None
+    assert report["final"], "the same data would fail again"
     assert report["finished_at"]
     assert "expect_column_values_to_not_be_null" in report["error"]
     assert "departures" in report["error"]
@@ -111,7 +112,7 @@ def test_a_run_that_is_asked_to_stop_says_so(undisturbed: Any, as_of: datetime) 
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) != 0
     report = undisturbed.report("stopped")
-    assert (report["status"], report["error"]) == ("failed", "interrupted")
+    assert (report["status"], report["error"], report["final"]) == ("failed", "interrupted", False)
     # No step outlives its run to finish its work.
     _until(lambda: not _alive(process.pid))
     attempt = max((undisturbed.settings.state / "pipeline").iterdir())

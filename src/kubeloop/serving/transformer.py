@@ -260,7 +260,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_arguments(parser)
     args = parser.parse_args(argv)
     log_to_stderr()
-    from kubeloop.features import FeatureError, OnlineFeatures
+    from kubeloop.features import FeatureError
+    from kubeloop.online import OnlineFeatures
 
     try:
         source = OnlineFeatures.open(args.feature_dir, args.feature_service)

@@ -165,6 +165,7 @@ def test_a_loop_does_not_change() -> None:
         ("drift.alpha", 0.5),
         ("drift.min_effect", -0.1),
         ("drift", {"votes": 4, "of": 3}),
+        ("drift", {"cooldown": "60d"}),
         ("serving.max_body_bytes", 1),
         ("serving.timeout_s", 0),
         ("delivery.applier", "ftp"),
@@ -259,3 +260,11 @@ def test_a_child_process_reads_the_same_settings(tmp_path: Path, monkeypatch: py
     for name, value in found.environ().items():
         monkeypatch.setenv(name, value)
     assert config.settings() == found
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-5", 1e-5), ("1E3", 1000.0), ("-2.5e+1", -25.0), ("gbdt", "gbdt")])
+def test_a_number_with_an_exponent_is_one_to_yaml_too(text: str, value: Any) -> None:
+    data = yaml.safe_dump(SMALL) + f"training: {{parameters: {{reg_alpha: {text}}}}}\n"
+    found = Loop.parse(data).training.parameters["reg_alpha"]
+    assert found == value
+    assert type(found) is type(value)

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pytest
 
 from kubeloop import features
-from kubeloop.features import Materializer, OnlineFeatures
+from kubeloop.online import Materializer, OnlineFeatures
 
 NOON = datetime(2024, 3, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)

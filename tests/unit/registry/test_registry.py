@@ -169,6 +169,16 @@ def test_a_run_that_was_given_is_used(settings: Settings, loop: Loop, model: Pat
     assert client.get_run(run_id).info.status == "RUNNING"
 
 
+def test_an_attempt_that_was_killed_leaves_no_open_run(settings: Settings, loop: Loop, model: Path) -> None:
+    client = mlflow.MlflowClient(settings.mlflow_uri, settings.mlflow_uri)
+    experiment = client.create_experiment(loop.name, artifact_location=(settings.state / "mlartifacts").as_uri())
+    opened = client.create_run(experiment, run_name="r1", tags={"kubeloop.run": "r1"}).info.run_id
+    other = client.create_run(experiment, run_name="r2", tags={"kubeloop.run": "r2"}).info.run_id
+    assert register(settings, loop, model, "r1").run_id == opened
+    assert client.get_run(opened).info.status == "FINISHED"
+    assert client.get_run(other).info.status == "RUNNING"
+
+
 def test_a_model_that_cannot_be_packed_registers_nothing(settings: Settings, loop: Loop, model: Path) -> None:
     (model / "model.onnx").write_bytes(b"no graph")
     with pytest.raises(Exception, match=r"(?i)pars|decod|protobuf"):

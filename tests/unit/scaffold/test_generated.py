@@ -13,6 +13,7 @@ import yaml
 
 from kubeloop import config, features, scaffold, scaffold_files, sources, stages, validation
 from kubeloop.config import Loop, Settings
+from kubeloop.online import Materializer, OnlineFeatures
 from kubeloop.scaffold import Wish
 from kubeloop.scaffold_table import Table
 
@@ -101,8 +102,8 @@ def test_the_online_features_are_the_offline_ones(
     loop: Loop, place: Settings, written: scaffold.Result, training_set: pd.DataFrame
 ) -> None:
     rows = features.events(written.folder / "feature_repo", place.raw, start=CUT, end=CUT + timedelta(days=2))
-    materializer = features.Materializer(place.features, loop.features.service)
-    online = features.OnlineFeatures.open(place.features, loop.features.service)
+    materializer = Materializer(place.features, loop.features.service)
+    online = OnlineFeatures.open(place.features, loop.features.service)
     offline = training_set.set_index("event_id")
     assert rows.num_rows > 5
     for row in rows.to_pylist():
@@ -195,7 +196,7 @@ def test_the_readme_shows_a_request_that_the_service_would_take(
     start = next(number for number, line in enumerate(lines) if line.strip().startswith("kubeloop predict"))
     words = shlex.split(lines[start].rstrip("\\") + lines[start + 1])
     request = json.loads(words[2])
-    online = features.OnlineFeatures.open(place.features, loop.features.service)
+    online = OnlineFeatures.open(place.features, loop.features.service)
     assert request.keys() == {field.name for field in online.fields}
     asked = {name: ["" if value is None else value] for name, value in request.items()}
     answer = online.read(asked, config.instant(words[words.index("--at") + 1]))

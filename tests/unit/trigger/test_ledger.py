@@ -163,6 +163,15 @@ def test_a_failed_run_is_retried_with_backoff_then_abandoned(ledger: Ledger, epi
     assert cooldown.length == timedelta(days=14), "a failure of the machinery says nothing about the model"
 
 
+def test_a_failure_that_would_repeat_itself_is_given_up_at_once(ledger: Ledger, episode: Event) -> None:
+    ledger.record(episode(0))
+    run = ledger.claim("a", LEASE)
+    assert run
+    run = ledger.finish(run, "failed", "dep_delay is null", final=True)
+    assert (run.status, run.outcome, run.attempts) == ("abandoned", "failed", 1)
+    assert ledger.active("flights") is None
+
+
 def test_a_lease_keeps_others_out_until_it_runs_out(ledger: Ledger, episode: Event, clock: Any) -> None:
     ledger.record(episode())
     first = ledger.claim("a", LEASE)

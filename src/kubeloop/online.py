@@ -1,0 +1,159 @@
+"""The online store: from entity keys to features at the moment of a prediction, and what keeps it up to date."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from kubeloop import features
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from feast import FeatureStore
+
+
+class OnlineFeatures:
+    """The online side: from entity keys and request-time fields to the features of a service.
+
+    Stored values are read through Feast without the views that are derived on demand, and those are computed here,
+    through Feast too: it would derive them from values that are older than their TTL.
+    """
+
+    def __init__(self, store: "FeatureStore", service: str) -> None:
+        self._store = store
+        self.fields = features.requests(store, service)
+        self.features = features.features(store, service)
+        self._keys = {key for _, key in features.entities(store, service)}
+        self._derived = features.on_demand(store, service)
+        needed: dict[str, dict[str, None]] = {view.name: {} for view in features.views(store, service)}
+        for projection in (
+            *store.get_feature_service(service).feature_view_projections,
+            *(item for view in self._derived for item in view.source_feature_view_projections.values()),
+        ):
+            if projection.name in needed:
+                needed[projection.name].update(dict.fromkeys(feature.name for feature in projection.features))
+        self._stored = [f"{view}:{name}" for view, names in needed.items() for name in names]
+        self._ttl = {
+            name: view.ttl.total_seconds()
+            for view in features.views(store, service)
+            for name in needed[view.name]
+            if view.ttl
+        }
+
+    @classmethod
+    def open(cls, folder: Path, service: str) -> "OnlineFeatures":
+        """Open the online store of a folder of feature tables.
+
+        Raises:
+            features.FeatureError: nothing was built there yet.
+        """
+        return cls(features.open_store(folder), service)
+
+    def read(self, columns: Mapping[str, Sequence[Any]], at: datetime) -> dict[str, list[Any]]:
+        """Return one list a feature, in the order of the rows asked for.
+
+        Args:
+            columns: a list of n values for each of `fields`; times as ISO 8601 strings, numbers None where missing.
+            at: the moment of prediction; a value older than its view's TTL at that moment is None.
+
+        Raises:
+            ValueError: a value is not of its field's type.
+        """
+        known = {field.name: _checked(field, columns[field.name]) for field in self.fields}
+        rows = len(next(iter(known.values())))
+        if self._stored:
+            known |= self._read({name: known[name] for name in self._keys}, int(at.timestamp()))
+        found = dict(known)
+        for view in self._derived:
+            if view.mode == "python":
+                found |= view.transform_dict(known)
+            else:
+                found |= view.transform_arrow(pa.table(known)).to_pydict()
+        answer = {
+            feature.name: [None if value is None or value != value else value for value in found[feature.name]]
+            for feature in self.features
+        }
+        if any(len(values) != rows for values in answer.values()):
+            raise features.FeatureError(f"Feast answered another number of rows than the {rows} asked for")
+        return answer
+
+    def _read(self, keys: dict[str, list[Any]], now: int) -> dict[str, list[Any]]:
+        """Return the stored values that are not too old `now`, in seconds since the epoch, as Feast tells times."""
+        response = self._store.get_online_features(self._stored, keys)
+        values = response.to_dict()
+        for name, column in zip(response.proto.metadata.feature_names.val, response.proto.results, strict=True):
+            if ttl := self._ttl.get(name):
+                values[name] = [
+                    None if now - stamp.seconds > ttl else value
+                    for value, stamp in zip(values[name], column.event_timestamps, strict=True)
+                ]
+        return values
+
+
+def _checked(field: features.Field, values: Sequence[Any]) -> list[Any]:
+    """Read a field's values; see `OnlineFeatures.read`."""
+    if field.kind == "UNIX_TIMESTAMP":
+        return [moment(value) for value in values]
+    text = field.datatype == "BYTES"
+    for value in values:
+        if not isinstance(value, str) if text else isinstance(value, str | list | dict):
+            raise ValueError(f"{field.name} takes {'text' if text else 'numbers'}, not {value!r:.80}")
+    return list(values)
+
+
+def moment(text: Any) -> datetime:
+    """Read an ISO 8601 time; one without an offset is UTC.
+
+    Raises:
+        ValueError: the text is not a time.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"{text!r} is not an ISO 8601 time such as 2013-04-01T12:00:00Z")
+    try:
+        value = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is not an ISO 8601 time such as 2013-04-01T12:00:00Z") from error
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Materializer:
+    """Brings the online store up to a moment, row by row as they became known.
+
+    Feast's own `materialize` reads each table anew; a replay of months advances thousands of times,
+    so the tables are read once and the newest row of each key is written through Feast.
+    """
+
+    def __init__(self, folder: Path, service: str) -> None:
+        self._store = features.open_store(folder)
+        self._tables: list[tuple[str, list[str], pd.DataFrame, np.ndarray]] = []
+        for view in features.views(self._store, service):
+            frame = pq.read_table(folder / f"{view.name}.parquet").to_pandas().sort_values("event_timestamp")
+            stamps = frame["event_timestamp"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+            self._tables.append((view.name, list(view.join_keys), frame, stamps))
+        self._position: datetime | None = None
+
+    def advance(self, to: datetime) -> int:
+        """Write what became known since the last call, up to and including `to`; return the rows written.
+
+        The first call writes the newest row of every key, so that a restart needs no memory of the last.
+        """
+        written = 0
+        limit = np.datetime64(to.astimezone(UTC).replace(tzinfo=None), "us")
+        for name, keys, frame, stamps in self._tables:
+            first = 0
+            if self._position is not None:
+                first = int(np.searchsorted(stamps, np.datetime64(self._position.replace(tzinfo=None), "us"), "right"))
+            last = int(np.searchsorted(stamps, limit, "right"))
+            rows = frame.iloc[first:last].drop_duplicates(keys, keep="last")
+            if len(rows):
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    self._store.write_to_online_store(name, rows)
+                written += len(rows)
+        self._position = to.astimezone(UTC)
+        return written
