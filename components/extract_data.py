@@ -6,19 +6,23 @@ from components._step import step
 
 
 @step
-def extract_data(loop: str, as_of: str, snapshot: str, raw: dsl.Output[dsl.Dataset]):
+def extract_data(loop: str, as_of: str, snapshot: str, raw: dsl.Output[dsl.Dataset]) -> str:
     """Take the raw tables as they were known at a moment.
 
     Args:
         loop: the use case, as JSON.
         as_of: the moment, ISO 8601.
-        snapshot: digest of the raw data, so that a cached result is of the same data.
+        snapshot: digest of the raw data, so that a cached result is of the same data; empty when it is not known.
         raw: folder with one Parquet file a table.
+
+    Returns:
+        Digest of the raw data.
     """
     from pathlib import Path
 
     from kubeloop import stages
     from kubeloop.config import Loop, instant, settings
 
-    raw.metadata["rows"] = stages.extract(Loop.parse(loop), settings(), instant(as_of), Path(raw.path))
-    raw.metadata["snapshot"] = snapshot
+    found = stages.extract(Loop.parse(loop), settings(), instant(as_of), Path(raw.path), snapshot)
+    raw.metadata.update({"rows": found.rows, "snapshot": found.snapshot})
+    return found.snapshot

@@ -5,9 +5,10 @@ import json
 import sys
 from pathlib import Path
 
-from kubeloop import __version__, config
+from kubeloop import config
+from kubeloop.config_cluster import Pipelines, StepSettings
 
-IMAGE = f"kubeloop-core:{__version__}"
+NAMES = ("training", "materialize", "batch-scoring", "backfill")
 
 
 def main() -> int:
@@ -16,29 +17,33 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     compiling = commands.add_parser("compile", help="write every pipeline as KFP IR YAML")
     compiling.add_argument("--out", type=Path, default=Path("build"), help="folder (default: build)")
-    compiling.add_argument("--image", default=IMAGE, help=f"image of the steps (default: {IMAGE})")
+    compiling.add_argument("--image", help="image of the steps, in place of pipelines.images.core")
     running = commands.add_parser("run", help="run a pipeline on this machine")
-    running.add_argument("pipeline", choices=["training"])
+    running.add_argument("pipeline", choices=NAMES)
     running.add_argument("--run-name", required=True, help="unique name; the same name again resumes the run")
-    running.add_argument("--as-of", required=True, help="moment whose knowledge the run uses, ISO 8601")
-    running.add_argument("--reason", default="manual", help="why the run was started")
+    running.add_argument("--as-of", default="", help="moment whose knowledge the run uses, ISO 8601 (default: now)")
+    running.add_argument("--reason", default="asked for by hand", help="why the run was started")
+    running.add_argument("--since", default="1d", help="span that batch-scoring scores (default: 1d)")
     for command in (compiling, running):
         command.add_argument("--loop", type=Path, default=Path("loop.yaml"), help="the use case (default: loop.yaml)")
     running.add_argument("--state", type=Path, help="state folder (default: .kubeloop beside loop.yaml)")
     options = parser.parse_args()
-    loop = config.load(options.loop)
-    return _compile(loop, options) if options.command == "compile" else _run(loop, options)
+    try:
+        loop = config.load(options.loop)
+        if options.command == "compile":
+            return _compile(loop, options)
+    except config.ConfigError as error:
+        parser.exit(1, f"{error}\n")
+    return _run(loop, options)
 
 
 def _compile(loop: config.Loop, options: argparse.Namespace) -> int:
-    from kfp import compiler
+    from pipelines import catalog
 
-    from pipelines.training import training
-
-    options.out.mkdir(parents=True, exist_ok=True)
-    target = options.out / f"{loop.name}-training.yaml"
-    compiler.Compiler().compile(training(loop, options.image), str(target))
-    print(target)
+    if options.image:
+        loop = config.Loop.parse(loop.dump(), {"pipelines": {"images": {"core": options.image}}})
+    for name in NAMES:
+        print(catalog.write(loop, name, options.out))
     return 0
 
 
@@ -46,18 +51,15 @@ def _run(loop: config.Loop, options: argparse.Namespace) -> int:
     place = config.settings(options.loop.resolve().parent, options.state)
     config.adopt(place)
 
-    from kubeloop import stages
-    from pipelines import local
-    from pipelines.training import training
+    from pipelines import catalog, local
 
-    arguments = {
-        "as_of": options.as_of,
-        "run": options.run_name,
-        "reason": options.reason,
-        "snapshot": stages.digest(place.raw),
-        "loop": loop.dump(),
-    }
-    result = local.run(training(loop, IMAGE), arguments, name=options.run_name, settings=place)
+    # Here the caller decides about another attempt, and a cluster's settings mean nothing.
+    here = Pipelines(defaults=StepSettings(retries=0))
+    pipeline = catalog.PIPELINES[options.pipeline](loop.model_copy(update={"pipelines": here}))
+    given = {"run": options.run_name, "loop": loop.dump()}
+    given |= {name: getattr(options, name) for name in ("as_of", "reason", "since")}
+    arguments = {name: given[name] for name in pipeline.component_spec.inputs or {}}
+    result = local.run(pipeline, arguments, name=options.run_name, settings=place)
     print(json.dumps(result))
     return 0
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
+from components.begin_run import begin_run
 from components.build_features import build_features
 from components.deploy_model import deploy_model
 from components.evaluate_model import evaluate_model
@@ -15,61 +16,54 @@ from components.train_model import train_model
 from components.validate_data import validate_data
 from components.validate_features import validate_features
 from kubeloop.config import Loop
+from pipelines import kubeflow
 
 
-def training(config: Loop, image: str) -> BaseComponent:
-    """Return the training pipeline of a use case.
-
-    Args:
-        config: names the pipeline and is the default of its parameter `loop`.
-        image: image of every step, with a full tag or digest.
-    """
+def training(config: Loop) -> BaseComponent:
+    """Return the training pipeline of a use case, which is the default of its parameter `loop`."""
 
     @dsl.pipeline(
         name=f"{config.name}-training",
         description=config.description,
         display_name=f"{config.name}: train, gate, deploy",
+        pipeline_config=kubeflow.run_config(config),
     )
-    def pipeline(as_of: str, run: str, snapshot: str, reason: str = "manual", loop: str = config.dump()) -> NamedTuple(
-        "Outputs", promote=bool, reason=str, version=str
-    ):
+    def pipeline(
+        as_of: str = "", run: str = "", reason: str = "asked for by hand", loop: str = config.dump()
+    ) -> NamedTuple("Outputs", promote=bool, reason=str, version=str):
         """Validate, build features, train, evaluate, gate, register and, if the gate says so, deploy.
 
         Args:
-            as_of: the moment whose knowledge the run uses, ISO 8601.
-            run: unique name of the run.
-            snapshot: digest of the raw data.
+            as_of: the moment whose knowledge the run uses, ISO 8601; now when empty.
+            run: unique name of the run; the job's when empty.
             reason: why the run was started.
             loop: the use case, as JSON.
         """
-        extract = extract_data(loop=loop, as_of=as_of, snapshot=snapshot)
-        valid = validate_data(loop=loop, as_of=as_of, run=run, raw=extract.outputs["raw"])
-        features = build_features(loop=loop, as_of=as_of, clean=valid.outputs["clean"])
-        checked = validate_features(loop=loop, as_of=as_of, run=run, training_set=features.outputs["training_set"])
+        begun = begin_run(as_of=as_of, run=run, job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
+        moment, name = begun.outputs["as_of"], begun.outputs["run"]
+        extract = extract_data(loop=loop, as_of=moment, snapshot=begun.outputs["snapshot"])
+        valid = validate_data(loop=loop, as_of=moment, run=name, raw=extract.outputs["raw"])
+        features = build_features(loop=loop, as_of=moment, clean=valid.outputs["clean"])
+        checked = validate_features(loop=loop, as_of=moment, run=name, training_set=features.outputs["training_set"])
         training_set = checked.outputs["clean"]
         trained = train_model(loop=loop, training_set=training_set)
         evaluated = evaluate_model(loop=loop, model=trained.outputs["model"], training_set=training_set)
-        gate = gate_model(loop=loop, run=run, model=trained.outputs["model"], training_set=training_set)
-        # The champion that the gate reads is no input of the step, so a cached verdict could be about another one.
-        gate.set_caching_options(False)
+        gate = gate_model(loop=loop, run=name, model=trained.outputs["model"], training_set=training_set)
         registered = register_model(
             loop=loop,
-            as_of=as_of,
-            run=run,
+            as_of=moment,
+            run=name,
             reason=reason,
-            snapshot=snapshot,
+            snapshot=extract.outputs["Output"],
             verdict=gate.outputs["verdict"],
             model=trained.outputs["model"],
             training_set=training_set,
             evaluation=evaluated.outputs["evaluation"],
         )
-        tasks = [extract, valid, features, checked, trained, evaluated, gate, registered]
         with dsl.If(gate.outputs["Output"] == True, name="promote"):  # noqa: E712 - kfp's condition syntax
             deployed = deploy_model(loop=loop, version=registered.output)
-            deployed.set_caching_options(False)
-            tasks.append(deployed)
-        for task in tasks:
-            task.set_container_image(image)
+        steps = (begun, extract, valid, features, checked, trained, evaluated, gate, registered, deployed)
+        kubeflow.settle(config, steps)
         outputs = NamedTuple("Outputs", promote=bool, reason=str, version=str)
         return outputs(gate.outputs["Output"], gate.outputs["reason"], registered.output)
 

@@ -133,16 +133,18 @@ def blank_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Installation:
-    """An installation whose services are up, and runs of its training pipeline as the trigger starts them."""
+    """An installation whose services are up, and runs of its pipelines as the trigger starts them."""
 
     def __init__(self, settings: Settings, services: Services) -> None:
         self.settings = settings
         self.services = services
 
-    def start(self, run: str, as_of: datetime, reason: str = "a test") -> "subprocess.Popen[bytes]":
+    def start(
+        self, run: str, as_of: datetime, reason: str = "a test", pipeline: str = "training"
+    ) -> "subprocess.Popen[bytes]":
         """Start a run as a process group of its own; what it prints goes to `log`."""
         command = [
-            *(str(self.settings.core_python), "-m", "pipelines", "run", "training", "--run-name", run),
+            *(str(self.settings.core_python), "-m", "pipelines", "run", pipeline, "--run-name", run),
             *("--as-of", as_of.isoformat(), "--reason", reason),
             *("--loop", str(self.settings.loop_file), "--state", str(self.settings.state)),
         ]
@@ -152,9 +154,9 @@ class Installation:
                 command, cwd=self.settings.home, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
 
-    def finish(self, run: str, as_of: datetime, reason: str = "a test") -> int:
+    def finish(self, run: str, as_of: datetime, reason: str = "a test", pipeline: str = "training") -> int:
         """Run to the end and return the exit code."""
-        return self.start(run, as_of, reason).wait(timeout=240)
+        return self.start(run, as_of, reason, pipeline).wait(timeout=240)
 
     def log(self, run: str) -> Path:
         return self.settings.runs / run / "log.txt"

@@ -8,100 +8,33 @@ folders, ports, interpreters; it comes from `KUBELOOP_*` variables and never cha
 import hashlib
 import json
 import os
-import re
 import sys
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    AwareDatetime,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationError,
-    model_validator,
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from kubeloop.config_cluster import Delivery, Pipelines
+from kubeloop.config_types import (
+    ConfigError,
+    DnsName,
+    Duration,
+    Instant,
+    Model,
+    Share,
+    duration,
+    duration_text,
+    instant,
+    number,
 )
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+__all__ = ["ConfigError", "DnsName", "Loop", "Settings", "duration", "duration_text", "instant", "load", "settings"]
 
 
-class ConfigError(ValueError):
-    """A setting is missing, wrong or unknown; the message says which and what to write instead."""
-
-
-def duration(text: str | timedelta) -> timedelta:
-    """Read a duration such as `90d`, `12h` or `30m`.
-
-    Raises:
-        ValueError: the text is not a whole number followed by one of s, m, h, d, w.
-    """
-    if isinstance(text, timedelta):
-        return text
-    match = re.fullmatch(r"\s*(\d+)\s*([smhdw])\s*", str(text))
-    if not match:
-        raise ValueError(f"{text!r} is not a duration; write a number and a unit, such as 7d, 12h or 30m")
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
-
-
-def duration_text(value: timedelta) -> str:
-    """Write a duration the way `duration` reads it, in the largest unit that stays whole."""
-    seconds = int(value.total_seconds())
-    for unit, size in (("w", 604800), ("d", 86400), ("h", 3600), ("m", 60)):
-        if seconds and seconds % size == 0:
-            return f"{seconds // size}{unit}"
-    return f"{seconds}s"
-
-
-def _utc(value: Any) -> Any:
-    """Read a bare date or a naive time as UTC."""
-    if isinstance(value, str):
-        value = datetime.fromisoformat(value.replace("Z", "+00:00"))
-    elif not isinstance(value, datetime) and hasattr(value, "isoformat"):
-        value = datetime.fromisoformat(value.isoformat())
-    if isinstance(value, datetime):
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-    return value
-
-
-def instant(text: str) -> datetime:
-    """Read an ISO 8601 moment; one without an offset is UTC.
-
-    Raises:
-        ConfigError: the text is no moment.
-    """
-    try:
-        value: datetime = _utc(text)
-    except ValueError as error:
-        raise ConfigError(f"{text!r} is not a moment; write one such as 2013-04-01 or 2013-04-01T12:00:00Z") from error
-    return value
-
-
-def _number(value: Any) -> Any:
-    """Read `1e-5` as the number it is to everyone but YAML 1.1, which wants `1.0e-5`."""
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        return float(value)
-    return value
-
-
-Duration = Annotated[
-    timedelta,
-    BeforeValidator(duration),
-    PlainSerializer(duration_text, return_type=str),
-]
-Instant = Annotated[AwareDatetime, BeforeValidator(_utc)]
-Share = Annotated[float, Field(ge=0, le=1)]
-DnsName = Annotated[str, Field(pattern=r"^[a-z]([a-z0-9-]{0,40}[a-z0-9])?$")]
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Table(_Model):
+class Table(Model):
     """One raw table of the source."""
 
     available_at: str = Field(description="Column with the moment (UTC) from which a row was known.")
@@ -112,7 +45,7 @@ class Table(_Model):
     )
 
 
-class Source(_Model):
+class Source(Model):
     """Where raw data come from."""
 
     entry: str | None = Field(
@@ -123,7 +56,7 @@ class Source(_Model):
     tables: dict[str, Table] = Field(min_length=1)
 
 
-class Features(_Model):
+class Features(Model):
     """Which features the model reads."""
 
     repo: str = Field(default="feature_repo", description="Feature repo folder, relative to loop.yaml.")
@@ -134,11 +67,11 @@ class Features(_Model):
     )
 
 
-class Training(_Model):
+class Training(Model):
     """How a model is made."""
 
     algorithm: Literal["lightgbm", "logistic_regression", "random_forest", "hist_gradient_boosting"] = "lightgbm"
-    parameters: dict[str, Annotated[int | float | str | bool, BeforeValidator(_number)]] = Field(default_factory=dict)
+    parameters: dict[str, Annotated[int | float | str | bool, BeforeValidator(number)]] = Field(default_factory=dict)
     trials: int = Field(default=0, ge=0, le=500, description="Optuna trials; 0 takes `parameters` as they are.")
     seed: int = Field(default=7, ge=0)
     window: Duration = Field(default=timedelta(days=90), description="Labelled data a run trains and tests on.")
@@ -152,7 +85,7 @@ class Training(_Model):
         return self
 
 
-class Gates(_Model):
+class Gates(Model):
     """When a challenger may become the champion."""
 
     metric: Literal["auc", "pr_auc", "log_loss", "brier"] = "auc"
@@ -163,14 +96,14 @@ class Gates(_Model):
         description="Rows of one block of time are resampled together, since they share weather and delays.",
     )
     min_gain: float = Field(default=0.0, ge=0, description="The interval's lower end must exceed this gain.")
-    floors: dict[Literal["auc", "pr_auc"], Share] = {"auc": 0.6}
-    ceilings: dict[Literal["log_loss", "brier", "ece"], float] = {"ece": 0.15}
+    floors: dict[Literal["auc", "pr_auc"], Share] = Field(default={"auc": 0.6})
+    ceilings: dict[Literal["log_loss", "brier", "ece"], float] = Field(default={"ece": 0.15})
     slices: tuple[str, ...] = ()
     slice_tolerance: float = Field(default=0.03, ge=0, description="Largest loss of the metric allowed in a slice.")
     slice_min_rows: int = Field(default=300, ge=1)
 
 
-class Drift(_Model):
+class Drift(Model):
     """What counts as drift, and when it becomes an episode."""
 
     engine: Literal["alibi", "builtin"] = "alibi"
@@ -201,7 +134,7 @@ class Drift(_Model):
         return self
 
 
-class Serving(_Model):
+class Serving(Model):
     """The limits of the inference service."""
 
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
@@ -210,15 +143,7 @@ class Serving(_Model):
     log_queue: int = Field(default=10_000, ge=1, description="Payload events held for a slow collector before drops.")
 
 
-class Delivery(_Model):
-    """How a promoted model takes the traffic."""
-
-    applier: Literal["local", "cluster", "gitops"] = "local"
-    namespace: DnsName = "kubeloop"
-    drain_s: float = Field(default=5.0, ge=0, description="Time an old predictor gets to finish its requests.")
-
-
-class Replay(_Model):
+class Replay(Model):
     """The part of the table that trains the first model, and the part that is replayed as traffic."""
 
     train_from: Instant
@@ -240,7 +165,7 @@ class Replay(_Model):
         return self
 
 
-class Loop(_Model):
+class Loop(Model):
     """The use case: one loop.yaml."""
 
     name: DnsName = Field(description="Names the model, the inference service and the pipelines.")
@@ -252,6 +177,7 @@ class Loop(_Model):
     drift: Drift = Drift()
     serving: Serving = Serving()
     delivery: Delivery = Delivery()
+    pipelines: Pipelines = Pipelines()
     replay: Replay | None = None
 
     def dump(self) -> str:
@@ -259,12 +185,12 @@ class Loop(_Model):
         return self.model_dump_json()
 
     def digest(self) -> str:
-        """Return the SHA-256 hex digest of what shapes a model: everything but the replay."""
-        return hashlib.sha256(self.model_dump_json(exclude={"replay"}).encode()).hexdigest()
+        """Return the SHA-256 hex digest of what shapes a model: neither the replay nor where things run."""
+        return hashlib.sha256(self.model_dump_json(exclude={"replay", "delivery", "pipelines"}).encode()).hexdigest()
 
     @classmethod
-    def parse(cls, text: str) -> "Loop":
-        """Read YAML or JSON text.
+    def parse(cls, text: str, over: Mapping[str, Any] | None = None) -> "Loop":
+        """Read YAML or JSON text; the settings in `over` replace the text's, section by section.
 
         Raises:
             ConfigError: the text is no mapping, or a setting is missing, wrong or unknown.
@@ -280,10 +206,19 @@ class Loop(_Model):
         if not isinstance(data, dict):
             raise ConfigError("loop.yaml must be a mapping with at least name, source and features")
         try:
-            return cls.model_validate(data)
+            return cls.model_validate(_over(data, over or {}))
         except ValidationError as error:
             lines = [f"  {'.'.join(map(str, e['loc'])) or 'loop'}: {e['msg']}" for e in error.errors()]
             raise ConfigError("loop.yaml is not valid:\n" + "\n".join(lines)) from error
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    nested = {
+        name: _over(below[name], value)
+        for name, value in above.items()
+        if isinstance(value, Mapping) and isinstance(below.get(name), Mapping)
+    }
+    return {**below, **above, **nested}
 
 
 def load(path: Path) -> Loop:
@@ -297,7 +232,7 @@ def load(path: Path) -> Loop:
     return Loop.parse(path.read_text())
 
 
-class Settings(_Model):
+class Settings(Model):
     """Where this installation keeps its state and finds its interpreters."""
 
     home: Path = Field(description="Folder of loop.yaml and the feature repo.")
@@ -307,6 +242,20 @@ class Settings(_Model):
     core_python: Path
     runtime_python: Path
     detector_python: Path
+    code: str = Field(default="", description="Commit that an image was built from; asked of git when empty.")
+    ledger_db: str = Field(description="SQLAlchemy URL of the trigger ledger.", repr=False)
+    monitor_db: str = Field(description="SQLAlchemy URL of the monitor's state.", repr=False)
+    feature_registry: str = Field(default="", repr=False, description="SQLAlchemy URL of a shared Feast registry.")
+    online_store: str = Field(default="", repr=False, description="redis:// or postgresql:// URL of the online store.")
+    bucket: str = Field(default="", description="s3:// address under which the payload log and references are kept.")
+    s3_endpoint: str = Field(default="", description="Address of an S3 store that is not AWS.")
+    collector_url: str = Field(default="", description="The collector, where it is no process of this machine.")
+    monitor_url: str = Field(default="", description="The monitor, likewise; {loop} stands for the loop's name.")
+    kfp_url: str = Field(
+        default="", description="The Kubeflow Pipelines API, such as http://ml-pipeline.kubeflow:8888."
+    )
+    kfp_ui: str = Field(default="", description="Where people open the Kubeflow UI; for links alone.")
+    kfp_token_file: Path | None = Field(default=None, description="Service account token for the pipelines API.")
 
     @property
     def loop_file(self) -> Path:
@@ -339,31 +288,35 @@ class Settings(_Model):
         return self.state / "logs"
 
     @property
-    def monitor_db(self) -> str:
-        """SQLAlchemy URL of the monitor's state."""
-        return f"sqlite:///{self.state / 'monitor.db'}"
-
-    @property
-    def ledger_db(self) -> str:
-        """SQLAlchemy URL of the trigger ledger."""
-        return f"sqlite:///{self.state / 'ledger.db'}"
-
-    @property
     def services_file(self) -> Path:
         """Addresses and process ids of the services that are up."""
         return self.state / "services.json"
 
     def environ(self) -> dict[str, str]:
         """Return the variables from which a child process reads these same settings."""
+        found = {field: getattr(self, field) for field in Settings.model_fields if field not in _OTHERS}
+        # What follows from the state folder is left out, or it would outlive a change of that folder.
+        derived = _databases(self.state)
         return {
-            "KUBELOOP_HOME": str(self.home),
-            "KUBELOOP_STATE": str(self.state),
-            "KUBELOOP_MLFLOW_URI": self.mlflow_uri,
-            "KUBELOOP_CORE_PYTHON": str(self.core_python),
-            "KUBELOOP_RUNTIME_PYTHON": str(self.runtime_python),
-            "KUBELOOP_DETECTOR_PYTHON": str(self.detector_python),
+            f"KUBELOOP_{field.upper()}": str(value)
+            for field, value in found.items()
+            if value and value != derived.get(field)
         }
 
+
+def _databases(state: Path) -> dict[str, str]:
+    names = {"mlflow_uri": "mlflow", "ledger_db": "ledger", "monitor_db": "monitor"}
+    return {field: f"sqlite:///{state / name}.db" for field, name in names.items()}
+
+
+PUBLIC = (
+    *("KUBELOOP_MLFLOW_URI", "KUBELOOP_BUCKET", "KUBELOOP_COLLECTOR_URL", "KUBELOOP_MONITOR_URL"),
+    *("AWS_ENDPOINT_URL", "AWS_REGION"),
+)
+"""Variables of a pipeline step that are no secret; the chart's ConfigMap holds them."""
+
+# Settings whose variables are not ours to name.
+_OTHERS = {"mlflow_run_id": "MLFLOW_RUN_ID", "s3_endpoint": "AWS_ENDPOINT_URL"}
 
 QUIET = {
     "DO_NOT_TRACK": "1",
@@ -402,12 +355,14 @@ def settings(home: Path | None = None, state: Path | None = None) -> Settings:
     def python(name: str, folder: str) -> Path:
         return Path(env.get(name, project / folder / "bin" / "python")).absolute()
 
-    return Settings(
-        home=home,
-        state=state,
-        mlflow_uri=env.get("KUBELOOP_MLFLOW_URI", f"sqlite:///{state / 'mlflow.db'}"),
-        mlflow_run_id=env.get("MLFLOW_RUN_ID", ""),
-        core_python=python("KUBELOOP_CORE_PYTHON", ".venv"),
-        runtime_python=python("KUBELOOP_RUNTIME_PYTHON", ".venv-runtime"),
-        detector_python=python("KUBELOOP_DETECTOR_PYTHON", ".venv-detector"),
+    given = {field: env.get(_OTHERS.get(field, f"KUBELOOP_{field.upper()}")) for field in Settings.model_fields}
+    place = {
+        "home": home,
+        "state": state,
+        "core_python": python("KUBELOOP_CORE_PYTHON", ".venv"),
+        "runtime_python": python("KUBELOOP_RUNTIME_PYTHON", ".venv-runtime"),
+        "detector_python": python("KUBELOOP_DETECTOR_PYTHON", ".venv-detector"),
+    }
+    return Settings.model_validate(
+        {**_databases(state), **{name: value for name, value in given.items() if value}, **place}
     )

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kubeloop import sources
+from kubeloop.config import Settings
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -78,13 +80,14 @@ def _importing(repo: Path) -> Iterator[list[str]]:
         sys.modules.update(hidden)
 
 
-def build(repo: Path, raw: Path, out: Path) -> dict[str, int]:
+def build(repo: Path, raw: Path, out: Path, shared: Settings | None = None) -> dict[str, int]:
     """Compute every view's table from the raw tables and register the definitions.
 
     Args:
         repo: feature repo; `sql/<view>.sql` computes the table of each feature view.
         raw: folder of raw tables.
         out: folder of feature tables; tables in it are replaced, the online store is kept.
+        shared: names the registry that the definitions go to, if not the folder's own.
 
     Returns:
         Rows by view.
@@ -127,15 +130,19 @@ def build(repo: Path, raw: Path, out: Path) -> dict[str, int]:
     shutil.copyfile(repo / STORE_FILE, out / STORE_FILE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        open_store(out).apply(objects)
+        open_store(out, shared).apply(objects)
     return rows
 
 
-def open_store(folder: Path) -> "FeatureStore":
+def open_store(folder: Path, shared: Settings | None = None) -> "FeatureStore":
     """Open the Feast store of a folder of feature tables.
 
+    Args:
+        folder: where the tables and `feature_store.yaml` are.
+        shared: names the registry and the online store that many pods share, in place of the folder's own.
+
     Raises:
-        FeatureError: nothing was built there yet.
+        FeatureError: nothing was built there yet, or a setting names a store that is not known.
     """
     import yaml
 
@@ -146,10 +153,42 @@ def open_store(folder: Path) -> "FeatureStore":
         if not (folder / STORE_FILE).is_file():
             raise FeatureError(f"{folder} holds no feature tables yet; `kubeloop run` builds them")
         config = yaml.safe_load((folder / STORE_FILE).read_text())
+        if shared is not None:
+            config |= _shared(shared)
         if config["registry"].get("registry_type") == "file":
             # Feast resolves this one path against the process's folder.
             config["registry"]["path"] = str(folder.resolve() / config["registry"]["path"])
         return FeatureStore(config=RepoConfig(**config, repo_path=folder))
+
+
+def _shared(settings: Settings) -> dict[str, Any]:
+    """Return the parts of Feast's configuration that the settings' URLs stand for."""
+    found: dict[str, Any] = {}
+    if settings.feature_registry:
+        found["registry"] = {"registry_type": "sql", "path": settings.feature_registry, "cache_ttl_seconds": 60}
+    if not settings.online_store:
+        return found
+    url = urlsplit(settings.online_store)
+    user, password = unquote(url.username or ""), unquote(url.password or "")
+    if url.scheme in ("redis", "rediss"):
+        options = {"username": user, "password": password, "db": url.path.strip("/")}
+        options |= {"ssl": "true"} if url.scheme == "rediss" else {}
+        words = [f"{url.hostname}:{url.port or 6379}", *(f"{name}={value}" for name, value in options.items() if value)]
+        found["online_store"] = {"type": "redis", "connection_string": ",".join(words)}
+    elif url.scheme.partition("+")[0] == "postgresql":
+        found["online_store"] = {
+            "type": "postgres",
+            "host": url.hostname,
+            "port": url.port or 5432,
+            "database": url.path.strip("/"),
+            "user": user,
+            "password": password,
+        }
+    else:
+        raise FeatureError(
+            f"KUBELOOP_ONLINE_STORE starts with {url.scheme}://; write redis://, rediss:// or postgresql://"
+        )
+    return found
 
 
 def _body(query: Path) -> str:

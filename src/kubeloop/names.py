@@ -18,6 +18,21 @@ RUNTIME = "kubeloop-onnx"
 """The ServingRuntime of our Open Inference Protocol server."""
 
 
+PAYLOADS = "payloads"
+REFERENCES = "references"
+"""Prefixes of the bucket: segments of the payload log, and the references of model versions."""
+
+
+def reference(service: str, version: str) -> str:
+    """Return the bucket's prefix of a version's reference."""
+    return f"{REFERENCES}/{service}/{version}/reference"
+
+
+def outcome(run: str) -> str:
+    """Return the name of the object that says what a pipeline run decided."""
+    return f"outcomes/{run}.json"
+
+
 def labels(service: str, component: str) -> dict[str, str]:
     """Return the labels that every object of an inference service carries."""
     return {

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kubeloop import features
+from kubeloop.config import Settings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,13 +47,13 @@ class OnlineFeatures:
         }
 
     @classmethod
-    def open(cls, folder: Path, service: str) -> "OnlineFeatures":
-        """Open the online store of a folder of feature tables.
+    def open(cls, folder: Path, service: str, shared: Settings | None = None) -> "OnlineFeatures":
+        """Open the online store of a folder of feature tables, or the one that the settings name.
 
         Raises:
             features.FeatureError: nothing was built there yet.
         """
-        return cls(features.open_store(folder), service)
+        return cls(features.open_store(folder, shared), service)
 
     def read(self, columns: Mapping[str, Sequence[Any]], at: datetime) -> dict[str, list[Any]]:
         """Return one list a feature, in the order of the rows asked for.
@@ -128,8 +129,8 @@ class Materializer:
     so the tables are read once and the newest row of each key is written through Feast.
     """
 
-    def __init__(self, folder: Path, service: str) -> None:
-        self._store = features.open_store(folder)
+    def __init__(self, folder: Path, service: str, shared: Settings | None = None) -> None:
+        self._store = features.open_store(folder, shared)
         self._tables: list[tuple[str, list[str], pd.DataFrame, np.ndarray]] = []
         for view in features.views(self._store, service):
             frame = pq.read_table(folder / f"{view.name}.parquet").to_pandas().sort_values("event_timestamp")

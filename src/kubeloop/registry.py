@@ -149,6 +149,20 @@ def versions(settings: Settings, name: str) -> list[Version]:
     )
 
 
+def folder(settings: Settings, version: Version) -> Path:
+    """Return a version's model folder, fetched where its artifacts are not on this machine."""
+    if urlparse(version.uri).scheme in ("file", ""):
+        return version.folder
+    import mlflow
+
+    mlflow.set_tracking_uri(settings.mlflow_uri)
+    target = settings.state / "models" / version.name / version.version
+    if not target.is_dir():
+        with tempfile.TemporaryDirectory(dir=_made(target.parent)) as scratch:
+            Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=scratch)).rename(target)
+    return target
+
+
 def get(settings: Settings, name: str, number: str) -> Version:
     """Return one version.
 
@@ -228,6 +242,11 @@ def _package(folder: Path, target: Path) -> Path:
     # MLflow writes the graph anew; the digest is of the file we checked.
     shutil.copytree(folder, target, dirs_exist_ok=True)
     return target
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _alias(client: "MlflowClient", version: Version, alias: str) -> None:

@@ -31,6 +31,8 @@ def address(settings: Settings, name: str) -> str:
     Raises:
         ServiceError: no such service is up.
     """
+    if known := {"collector": settings.collector_url, "monitor": settings.monitor_url}.get(name):
+        return known
     try:
         return str(json.loads(settings.services_file.read_text())[name]["url"])
     except (OSError, ValueError, KeyError, TypeError) as error:

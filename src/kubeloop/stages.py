@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubeloop import __version__, sources
-from kubeloop.config import Loop, Settings
+from kubeloop import __version__, names, sources
+from kubeloop.config import Loop, Settings, instant
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,10 +48,48 @@ class Window:
         return cls(as_of - loop.training.window, as_of)
 
 
-def extract(loop: Loop, settings: Settings, as_of: datetime, out: Path) -> dict[str, int]:
-    """Write the raw tables as they were known at `as_of`, with the history that rolling features need."""
+class Begun(NamedTuple):
+    """What all steps of a run share."""
+
+    as_of: str
+    run: str
+    snapshot: str
+
+
+def begin(settings: Settings, as_of: str, run: str, job: str) -> Begun:
+    """Fix the moment, the name and the data of a run.
+
+    Args:
+        settings: where the raw data are, if they are taken in already.
+        as_of: the moment, ISO 8601; now when empty.
+        run: unique name; the job's when empty.
+        job: what the pipeline system calls the run.
+    """
+    moment = instant(as_of) if as_of else datetime.now(UTC)
+    return Begun(moment.isoformat(), run or job, digest(settings.raw) if sources.tables(settings.raw) else "")
+
+
+class Extract(NamedTuple):
+    """What was read: rows by table, and the digest of the raw data."""
+
+    rows: dict[str, int]
+    snapshot: str
+
+
+def extract(loop: Loop, settings: Settings, as_of: datetime, out: Path, snapshot: str = "") -> Extract:
+    """Write the raw tables as they were known at `as_of`, with the history that rolling features need.
+
+    Args:
+        loop: the use case.
+        settings: where the raw data are; they are taken in when they are not there yet.
+        as_of: the run's moment.
+        out: folder of the tables.
+        snapshot: digest of the raw data, computed here when it is empty.
+    """
+    sources.take_in(loop, settings)
     window = Window.ending(loop, as_of)
-    return sources.cut(loop, settings.raw, out, since=window.start - loop.features.history, as_of=as_of)
+    rows = sources.cut(loop, settings.raw, out, since=window.start - loop.features.history, as_of=as_of)
+    return Extract(rows, snapshot or digest(settings.raw))
 
 
 def validate_raw(
@@ -217,7 +255,8 @@ def gate(loop: Loop, settings: Settings, run: str, model: Path, training_set: Pa
     champion = registry.champion(settings, loop.name)
     if champion is None:
         return gates.first(holdout["label"].to_numpy(), model_folder.predict(model, holdout), loop.gates)
-    trained_to = model_folder.read(champion.folder).trained_to
+    folder = registry.folder(settings, champion)
+    trained_to = model_folder.read(folder).trained_to
     unseen = holdout[holdout["event_timestamp"] > datetime.fromisoformat(trained_to)]
     if len(unseen) < loop.gates.slice_min_rows:
         raise StageError(
@@ -226,7 +265,7 @@ def gate(loop: Loop, settings: Settings, run: str, model: Path, training_set: Pa
         )
     return gates.compare(
         unseen["label"].to_numpy(),
-        model_folder.predict(champion.folder, unseen),
+        model_folder.predict(folder, unseen),
         model_folder.predict(model, unseen),
         loop.gates,
         blocks=gates.time_blocks(unseen["event_timestamp"].dt.tz_localize(None), loop.gates.block),
@@ -281,7 +320,24 @@ def register(
         "kubeloop.gate": verdict,
         "kubeloop.promoted": json.dumps(json.loads(verdict)["promote"]),
     }
-    return registry.register(settings, loop, model, run=run, tags=tags, artifacts=evaluation).version
+    version = registry.register(settings, loop, model, run=run, tags=tags, artifacts=evaluation).version
+    if settings.bucket:
+        _tell(loop, settings, model, verdict, run, version)
+    return version
+
+
+def _tell(loop: Loop, settings: Settings, model: Path, verdict: str, run: str, version: str) -> None:
+    """Put where others look: the reference, for the monitor, and the outcome, for the trigger.
+
+    The outcome holds only once the run has succeeded: a promoted version may yet fail to become ready.
+    """
+    from kubeloop.bucket import Bucket
+
+    decision = json.loads(verdict)
+    outcome = {"promote": decision["promote"], "reason": decision["reason"], "version": version}
+    bucket = Bucket.open(settings)
+    bucket.push(model / "reference", names.reference(loop.name, version))
+    bucket.put(names.outcome(run), json.dumps(outcome).encode())
 
 
 def deploy(loop: Loop, settings: Settings, version: str) -> "Applied":
@@ -343,7 +399,9 @@ def digest(path: Path) -> str:
 
 
 def code_version(settings: Settings) -> str:
-    """Return kubeloop's version, with the commit where the loop's folder is a git checkout."""
+    """Return kubeloop's version, with the commit of the image or of the loop's folder where there is one."""
+    if settings.code:
+        return f"{__version__}+{settings.code}"
     try:
         commit = subprocess.run(
             ["git", "-C", str(settings.home), "rev-parse", "--short=12", "HEAD"],

@@ -146,6 +146,14 @@ async def _work(ledger: Ledger, runner: Runner, holder: str, args: argparse.Name
             await asyncio.wait_for(stop.wait(), args.poll_seconds)
 
 
+def _runner(kind: str, settings: config.Settings, loop: config.Loop, loop_file: Path) -> Runner:
+    if kind == "kfp":
+        from kubeloop.runners_kfp import KfpRunner
+
+        return KfpRunner(settings, loop)
+    return LocalRunner(settings, loop_file, config.inherited())
+
+
 async def _serve(args: argparse.Namespace) -> None:
     loop_file = args.loop.resolve()
     loop = config.load(loop_file)
@@ -156,7 +164,7 @@ async def _serve(args: argparse.Namespace) -> None:
         max_failures=args.max_failures,
         backoff=timedelta(seconds=args.backoff_seconds),
     )
-    runner = LocalRunner(settings, loop_file, config.inherited())
+    runner = _runner(args.runner, settings, loop, loop_file)
     holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         await background.serve(
@@ -166,7 +174,7 @@ async def _serve(args: argparse.Namespace) -> None:
             lambda stop: _work(ledger, runner, holder, args, stop),
         )
     finally:
-        for name in runner.stop():
+        for name in runner.stop() if isinstance(runner, LocalRunner) else ():
             _log.info("%s: interrupted, since the trigger stops; it starts again with the next one", name)
         ledger.release(holder)
         ledger.close()
@@ -177,6 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m kubeloop.trigger_server", description=__doc__)
     parser.add_argument("--port", type=int, required=True, help="0 lets the system pick one")
     parser.add_argument("--loop", type=Path, required=True, help="the loop.yaml to retrain")
+    parser.add_argument("--runner", choices=["local", "kfp"], default="local", help="where pipelines run")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--poll-seconds", type=float, default=0.2, help="between two looks at the runs")
     parser.add_argument("--lease-seconds", type=float, default=10.0, help="after which another trigger takes over")

@@ -13,11 +13,12 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubeloop import registry, stages
+from kubeloop import registry
 from kubeloop.config import Loop
 
 STEPS = {
-    "extract-data", "validate-data", "build-features", "validate-features", "train-model", "evaluate-model",
+    "begin-run", "extract-data", "validate-data", "build-features", "validate-features", "train-model",
+    "evaluate-model",
     "gate-model", "register-model", "deploy-model",
 }  # fmt: skip
 _STARTED = re.compile(r"Executing task \S*'([\w-]+)'")
@@ -38,7 +39,6 @@ def test_a_run_ends_with_a_served_champion(undisturbed: Any, loop: Loop, as_of: 
         "as_of": as_of.isoformat(),
         "run": "first",
         "reason": "a test",
-        "snapshot": stages.digest(undisturbed.settings.raw),
     }
     begin, end = (datetime.fromisoformat(report[name]) for name in ("started_at", "finished_at"))
     assert begin < end <= datetime.now(UTC)
@@ -55,7 +55,7 @@ def test_the_same_run_again_repeats_nothing(undisturbed: Any, loop: Loop, as_of:
     length = len(undisturbed.log("first").read_text())
     assert undisturbed.finish("first", as_of) == 0
     # What the gate and the deployment depend on is outside the pipeline, so they look again.
-    assert started(undisturbed.log("first").read_text()[length:]) == ["gate-model", "deploy-model"]
+    assert started(undisturbed.log("first").read_text()[length:]) == ["begin-run", "gate-model", "deploy-model"]
     assert undisturbed.report("first")["result"]["version"] == "1"
     after = registry.versions(undisturbed.settings, loop.name)
     assert [(item.version, item.aliases, item.sha256) for item in after] == [
@@ -77,6 +77,33 @@ def test_a_later_run_meets_the_champion(undisturbed: Any, loop: Loop, as_of: dat
     assert champion is not None
     assert champion.version == ("2" if verdict["promote"] else "1")
     assert ("deploy-model" in started(undisturbed.log("second").read_text())) is verdict["promote"]
+
+
+def test_the_other_pipelines_run(undisturbed: Any, loop: Loop, as_of: datetime) -> None:
+    for pipeline in ("materialize", "batch-scoring"):
+        assert undisturbed.finish(pipeline, as_of, pipeline=pipeline) == 0, undisturbed.log(pipeline).read_text()[
+            -3000:
+        ]
+    assert started(undisturbed.log("materialize").read_text())[-1] == "materialize-features"
+    assert undisturbed.report("batch-scoring")["result"]["Output"] > 300
+    (scores,) = (undisturbed.settings.state / "pipeline").glob("flight-delay-batch-scoring-*/score-batch/scores")
+    assert pq.read_metadata(scores).num_rows == undisturbed.report("batch-scoring")["result"]["Output"]
+
+
+def test_a_backfill_has_the_monitor_judge(undisturbed: Any, loop: Loop, as_of: datetime) -> None:
+    assert undisturbed.finish("early", as_of, pipeline="backfill") != 0
+    assert "no monitor is up" in undisturbed.report("early")["error"]
+    node, collector = (undisturbed.services.url(name) for name in ("node", "collector"))
+    undisturbed.services.start(
+        "monitor",
+        [
+            *("kubeloop.monitoring.monitor", "--loop", str(undisturbed.settings.loop_file)),
+            *("--node-url", node, "--collector-url", collector),
+        ],
+    )
+    assert undisturbed.finish("backfill", as_of, pipeline="backfill") == 0
+    (status,) = (undisturbed.settings.state / "pipeline").glob("flight-delay-backfill-*/judge-windows/status")
+    assert json.loads(status.read_text())["service"] == loop.name
 
 
 def test_broken_data_fail_the_run_by_name(undisturbed: Any, loop: Loop, as_of: datetime) -> None:
@@ -101,7 +128,7 @@ def test_broken_data_fail_the_run_by_name(undisturbed: Any, loop: Loop, as_of: d
     assert "departures" in report["error"]
     assert "dep_delay" in report["error"]
     assert "Traceback" not in report["error"]
-    assert started(undisturbed.log("broken").read_text()) == ["extract-data", "validate-data"]
+    assert started(undisturbed.log("broken").read_text()) == ["begin-run", "extract-data", "validate-data"]
     assert [item.version for item in registry.versions(settings, loop.name)] == before
     assert (settings.state / "data-docs" / "broken" / "raw" / "index.html").is_file()
 

@@ -124,7 +124,9 @@ def _run(args: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(contextlib.closing(Store(settings.monitor_db)))
         versions = stack.enter_context(
-            contextlib.closing(Versions(store, loop.name, loop.delivery.namespace, args.node_url, args.references))
+            contextlib.closing(
+                Versions(store, loop.name, loop.delivery.namespace, args.node_url, args.references, pod=args.kubernetes)
+            )
         )
         outbox = stack.enter_context(contextlib.closing(Outbox(store, loop.name, args.trigger_url)))
         detector = stack.enter_context(
@@ -153,6 +155,7 @@ def main() -> None:
     parser.add_argument("--trigger-url", help="gets the drift events; they wait in the store when left out")
     parser.add_argument("--collector-url", help="is told to write what it holds before /advance")
     parser.add_argument("--node-url", help="says where the model versions lie")
+    parser.add_argument("--kubernetes", action="store_true", help="ask the API server of this pod in place of a node")
     parser.add_argument("--references", type=Path, help="folder with <version>/reference, asked before the node")
     parser.add_argument("--detector-url", help="a detector worker that runs already, such as a sidecar")
     parser.add_argument("--origin", type=_instant, default=MONDAY, help="a moment at which a window starts, ISO 8601")

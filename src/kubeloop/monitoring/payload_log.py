@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -65,22 +65,33 @@ def micros(text: str) -> int:
     return value
 
 
+def covered(names: Iterable[str]) -> set[str]:
+    """Return the names of segments whose events a merged one of the others holds."""
+    known = {match[0]: (int(match[1]), int(match[2])) for name in names if (match := _NAME.fullmatch(name))}
+    found, end = set(), 0
+    for name, (_, last) in sorted(known.items(), key=lambda item: (item[1][0], -item[1][1])):
+        if last <= end:
+            found.add(name)
+        end = max(end, last)
+    return found
+
+
 def segments(directory: Path) -> list[Segment]:
     """List the segments in order of `seq`, without those that a merged one covers.
 
     Files with other names are none of ours and left out; a folder that does not exist yet holds none.
     """
     try:
-        with os.scandir(directory) as entries:
-            names = [match for entry in entries if (match := _NAME.fullmatch(entry.name))]
+        names = [path.name for path in directory.iterdir() if _NAME.fullmatch(path.name)]
     except FileNotFoundError:
         return []
-    found = sorted((int(match[1]), -int(match[2]), match[0]) for match in names)
-    kept: list[Segment] = []
-    for first, minus_last, name in found:
-        if -minus_last > (kept[-1].last if kept else 0):
-            kept.append(Segment(first, -minus_last, directory / name))
-    return kept
+    return [_segment(directory / name) for name in sorted(set(names) - covered(names))]
+
+
+def _segment(path: Path) -> Segment:
+    match = _NAME.fullmatch(path.name)
+    assert match  # noqa: S101 - the caller has made sure
+    return Segment(int(match[1]), int(match[2]), path)
 
 
 def read(directory: Path, after: int = 0, max_rows: int | None = None) -> tuple[pa.Table, int]:

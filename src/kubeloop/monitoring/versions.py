@@ -1,6 +1,7 @@
 """Where the model versions that answered lie, and the references in their folders."""
 
-from collections.abc import Collection, Iterator, Mapping
+import ssl
+from collections.abc import Collection, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -10,6 +11,9 @@ import httpx
 from kubeloop import names
 from kubeloop.monitoring.store import Store
 from kubeloop.reference import Reference, ReferenceError
+
+ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+"""Where a pod finds its service account's token and the API server's certificate authority."""
 
 _FOLDER = "reference"
 _VERSION_FLAG = "--version="
@@ -63,11 +67,16 @@ class Versions:
         node_url: str | None = None,
         references: Path | None = None,
         timeout_s: float = 5.0,
+        pod: bool = False,
     ) -> None:
         self._store = store
         self._service = service
         self._references = references
-        self._client = httpx.Client(timeout=timeout_s)
+        if pod:
+            node_url = node_url or "https://kubernetes.default.svc"
+            self._client = httpx.Client(timeout=timeout_s, auth=_Account(), verify=_authority(), trust_env=False)
+        else:
+            self._client = httpx.Client(timeout=timeout_s)
         self._address = (
             f"{node_url.rstrip('/')}/apis/serving.kserve.io/v1beta1/namespaces/{namespace}/inferenceservices/{service}"
             if node_url
@@ -125,11 +134,23 @@ class Versions:
             response = self._client.get(str(self._address))
             response.raise_for_status()
             manifest = response.json()
-        except (httpx.HTTPError, ValueError) as error:
+        except (OSError, httpx.HTTPError, ValueError) as error:
             raise NodeError(f"the node does not say which models it serves ({error}); check --node-url") from error
         if not isinstance(manifest, dict) or not isinstance(manifest.get("spec"), dict):
             raise NodeError(f"{self._address} is no InferenceService; check --node-url")
         return manifest
+
+
+class _Account(httpx.Auth):
+    """The pod's service account. Its token is read at each request, since Kubernetes replaces it every hour."""
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        request.headers["authorization"] = f"Bearer {(ACCOUNT / 'token').read_text().strip()}"
+        yield request
+
+
+def _authority() -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(ACCOUNT / "ca.crt"))
 
 
 def _predictors(manifest: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -260,11 +260,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_arguments(parser)
     args = parser.parse_args(argv)
     log_to_stderr()
+    from kubeloop import config
     from kubeloop.features import FeatureError
     from kubeloop.online import OnlineFeatures
 
     try:
-        source = OnlineFeatures.open(args.feature_dir, args.feature_service)
+        source = OnlineFeatures.open(args.feature_dir, args.feature_service, config.settings())
     except FeatureError as error:
         parser.exit(1, f"{error}\n")
     limits = limits_of(args)

@@ -102,7 +102,7 @@ def test_a_run_that_was_killed_in_every_step_ends_as_an_undisturbed_one(
     assert installation.finish("first", as_of) == 0, installation.log("first").read_text()[-3000:]
     # What was finished before is not repeated.
     again = _started(installation.log("first"), length)
-    assert set(again) <= {"gate-model", "register-model", "deploy-model"}
+    assert set(again) <= {"begin-run", "gate-model", "register-model", "deploy-model"}
 
     report, expected = installation.report("first"), undisturbed.report("first")
     assert report["status"] == "succeeded"

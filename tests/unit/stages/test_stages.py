@@ -1,7 +1,7 @@
 import json
 import shutil
 import subprocess
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,28 @@ def test_a_window_ends_at_its_moment(loop: Loop, as_of: datetime) -> None:
 def test_extract_takes_the_window_and_its_history(loop: Loop, make_home: Any, as_of: datetime, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     settings = make_home(tmp_path / "home")
-    counts = stages.extract(loop, settings, as_of, tmp_path / "raw")
+    found = stages.extract(loop, settings, as_of, tmp_path / "raw")
+    assert found.snapshot == stages.digest(settings.raw)
     known = pq.read_table(tmp_path / "raw" / "arrivals.parquet")["available_at"]
-    assert counts["arrivals"] == len(known)
+    assert found.rows["arrivals"] == len(known)
     assert as_of - 21 * DAY <= pc.min(known).as_py() < as_of - 20 * DAY
     assert as_of - DAY < pc.max(known).as_py() <= as_of
+
+
+def test_a_run_without_a_moment_or_a_name_takes_the_jobs(make_home: Any, tmp_path: Path) -> None:
+    """As a recurring run does, which is given neither."""
+    settings = config.settings(tmp_path, tmp_path / "state")
+    before = datetime.now(UTC)
+    begun = stages.begin(settings, "", "", "job-1")
+    assert before <= datetime.fromisoformat(begun.as_of) <= datetime.now(UTC)
+    assert (begun.run, begun.snapshot) == ("job-1", ""), "nothing is taken in yet"
+    (tmp_path / "home").mkdir()
+    home = make_home(tmp_path / "home")
+    assert stages.begin(home, "2013-05-20", "mine", "job-1") == (
+        "2013-05-20T00:00:00+00:00",
+        "mine",
+        stages.digest(home.raw),
+    )
 
 
 def test_a_run_learns_what_a_run_over_all_data_would_learn(

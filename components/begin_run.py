@@ -1,0 +1,23 @@
+"""Step: what all steps of a run share."""
+
+from typing import NamedTuple
+
+from components._step import step
+
+
+@step
+def begin_run(as_of: str, run: str, job: str) -> NamedTuple("Outputs", as_of=str, run=str, snapshot=str):
+    """Fix the moment, the name and the data of the run.
+
+    Args:
+        as_of: the moment whose knowledge the run uses, ISO 8601; now when empty.
+        run: unique name of the run; the job's when empty.
+        job: name that Kubeflow Pipelines gave the job.
+
+    Returns:
+        The moment, the name, and the digest of the raw data, empty where they are not taken in yet.
+    """
+    from kubeloop import stages
+    from kubeloop.config import settings
+
+    return stages.begin(settings(), as_of, run, job)

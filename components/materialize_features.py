@@ -1,0 +1,26 @@
+"""Step: the online store, brought forward."""
+
+from kfp import dsl
+
+from components._step import step
+
+
+@step
+def materialize_features(loop: str, as_of: str, clean: dsl.Input[dsl.Dataset], rows: dsl.Output[dsl.Metrics]):
+    """Compute the feature tables and write the newest row of every key to the online store.
+
+    Args:
+        loop: the use case, as JSON.
+        as_of: rows that became known later stay out, ISO 8601.
+        clean: folder of validated raw tables.
+        rows: rows by view, and those written online.
+    """
+    import json
+    from pathlib import Path
+
+    from kubeloop import batch
+    from kubeloop.config import Loop, instant, settings
+
+    for name, value in batch.materialize(Loop.parse(loop), settings(), Path(clean.path), instant(as_of)).items():
+        rows.log_metric(name, value)
+    Path(rows.path).write_text(json.dumps(rows.metadata))

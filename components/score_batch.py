@@ -1,0 +1,31 @@
+"""Step: scores of a batch of events."""
+
+from kfp import dsl
+
+from components._step import step
+
+
+@step
+def score_batch(
+    loop: str, as_of: str, since: str, clean: dsl.Input[dsl.Dataset], scores: dsl.Output[dsl.Dataset]
+) -> int:
+    """Score the events of a span of time with the champion, with the features as they were known.
+
+    Args:
+        loop: the use case, as JSON.
+        as_of: end of the span, ISO 8601.
+        since: length of the span, such as 1d.
+        clean: folder of validated raw tables.
+        scores: Parquet file, one row an event: event_id, event_timestamp, probability, version.
+
+    Returns:
+        Events scored.
+    """
+    from pathlib import Path
+
+    from kubeloop import batch
+    from kubeloop.config import Loop, instant, settings
+
+    found = batch.score(Loop.parse(loop), settings(), Path(clean.path), instant(as_of), since, Path(scores.path))
+    scores.metadata.update({"rows": found.rows, "version": found.version})
+    return found.rows

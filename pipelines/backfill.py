@@ -1,0 +1,33 @@
+"""The backfill pipeline: what the monitor missed, judged from the payload log."""
+
+from kfp import dsl
+from kfp.dsl.base_component import BaseComponent
+
+from components.begin_run import begin_run
+from components.judge_windows import judge_windows
+from kubeloop.config import Loop
+from pipelines import kubeflow
+
+
+def backfill(config: Loop) -> BaseComponent:
+    """Return the backfill pipeline of a use case."""
+
+    @dsl.pipeline(
+        name=f"{config.name}-backfill",
+        description=f"Judge the windows of {config.name} that the monitor missed.",
+        display_name=f"{config.name}: judge missed windows",
+        pipeline_config=kubeflow.run_config(config),
+    )
+    def pipeline(as_of: str = "", run: str = "", loop: str = config.dump()):
+        """Have the monitor judge every window of the payload log that was not judged yet.
+
+        Args:
+            as_of: windows that end later stay out, ISO 8601; now when empty.
+            run: unique name of the run; the job's when empty.
+            loop: the use case, as JSON.
+        """
+        begun = begin_run(as_of=as_of, run=run, job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
+        judged = judge_windows(loop=loop, as_of=begun.outputs["as_of"])
+        kubeflow.settle(config, (begun, judged))
+
+    return pipeline

@@ -1,0 +1,131 @@
+"""Objects in an S3 store: small reads and writes, and folders of files that never change once they are there."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pyarrow import fs
+
+from kubeloop.config import Settings
+
+_CONNECT_S = 3.0
+_REQUEST_S = 30.0
+_ATTEMPTS = 2
+
+
+class BucketError(OSError):
+    """The store does not answer, or refuses; asking again later may help."""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A prefix of an S3 bucket. Credentials come from the AWS variables that every S3 client reads."""
+
+    store: fs.FileSystem
+    root: str
+
+    @classmethod
+    def open(cls, settings: Settings) -> "Bucket":
+        """Open what `KUBELOOP_BUCKET` names; nothing is sent yet.
+
+        Raises:
+            BucketError: it names no s3:// address.
+        """
+        url = urlsplit(settings.bucket)
+        if url.scheme != "s3" or not url.netloc:
+            raise BucketError(f"KUBELOOP_BUCKET is {settings.bucket!r}; write s3://bucket or s3://bucket/prefix")
+        endpoint = urlsplit(settings.s3_endpoint)
+        options = {"endpoint_override": endpoint.netloc, "scheme": endpoint.scheme} if endpoint.netloc else {}
+        store = fs.S3FileSystem(
+            **options,
+            connect_timeout=_CONNECT_S,
+            request_timeout=_REQUEST_S,
+            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
+            background_writes=False,
+        )
+        return cls(store, f"{url.netloc}{url.path}".rstrip("/"))
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of the objects under a prefix, relative to it, in order.
+
+        Raises:
+            BucketError: the store does not answer.
+        """
+        base = f"{self.root}/{prefix}"
+        try:
+            found = self.store.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=True))
+        except OSError as error:
+            raise BucketError(f"cannot list {base}: {error}") from error
+        return sorted(info.path.removeprefix(f"{base}/") for info in found if info.type == fs.FileType.File)
+
+    def put(self, name: str, content: bytes) -> None:
+        """Write an object in one piece.
+
+        Raises:
+            BucketError: the store does not take it.
+        """
+        try:
+            with self.store.open_output_stream(f"{self.root}/{name}") as sink:
+                sink.write(content)
+        except OSError as error:
+            raise BucketError(f"cannot write {self.root}/{name}: {error}") from error
+
+    def get(self, name: str) -> bytes | None:
+        """Return an object, or None when there is none.
+
+        Raises:
+            BucketError: the store does not answer.
+        """
+        try:
+            with self.store.open_input_stream(f"{self.root}/{name}") as source:
+                return bytes(source.read())
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise BucketError(f"cannot read {self.root}/{name}: {error}") from error
+
+    def delete(self, name: str) -> None:
+        """Remove an object, if it is there.
+
+        Raises:
+            BucketError: the store does not answer.
+        """
+        try:
+            self.store.delete_file(f"{self.root}/{name}")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise BucketError(f"cannot remove {self.root}/{name}: {error}") from error
+
+    def push(self, folder: Path, prefix: str) -> int:
+        """Copy every file of a folder under a prefix, and return how many there were.
+
+        Raises:
+            BucketError: the store does not take one; those before it are there.
+        """
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        for path in files:
+            self.put(f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+        return len(files)
+
+    def pull(self, prefix: str, folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> list[str]:
+        """Copy the objects under a prefix that a folder has not yet, each in one step, and return their names.
+
+        Raises:
+            BucketError: the store does not answer; what was copied before is whole.
+        """
+        fetched = []
+        for name in self.names(prefix):
+            target = folder / name
+            if target.exists() or not wanted(name) or ".." in Path(name).parts:
+                continue
+            content = self.get(f"{prefix}/{name}")
+            if content is None:  # removed since it was listed
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f".{target.name}.part")
+            part.write_bytes(content)
+            part.replace(target)
+            fetched.append(name)
+        return fetched

@@ -1,0 +1,159 @@
+"""How the loop runs on a cluster: images, resources, pipeline steps, recurring runs, the inference service's shape."""
+
+from datetime import timedelta
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from kubeloop import __version__
+from kubeloop.config_types import DnsName, Duration, EnvName, ImageRef, Model, Quantity
+
+Percent = Annotated[int, Field(ge=1, le=100)]
+
+
+class Images(Model):
+    """The images, each with a full version tag or a digest; a release names them by digest."""
+
+    core: ImageRef = f"kubeloop-core:{__version__}"
+    runtime: ImageRef = f"kubeloop-runtime:{__version__}"
+    runtime_gpu: ImageRef = f"kubeloop-runtime-gpu:{__version__}"
+    detector: ImageRef = f"kubeloop-detector:{__version__}"
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    pull_secrets: tuple[DnsName, ...] = ()
+
+
+class Toleration(Model):
+    """A taint that a pod accepts."""
+
+    key: str | None = None
+    operator: Literal["Equal", "Exists"] = "Exists"
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+
+
+class Gpu(Model):
+    """Accelerators of one pod."""
+
+    count: int = Field(default=1, ge=1)
+    resource: str = Field(default="nvidia.com/gpu", description="The extended resource that the device plugin offers.")
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: tuple[Toleration, ...] = (Toleration(key="nvidia.com/gpu", effect="NoSchedule"),)
+
+
+class Resources(Model):
+    """What one container gets; memory is requested and limited alike, so that no pod lives on its neighbour's."""
+
+    cpu: Quantity = "500m"
+    cpu_limit: Quantity | None = None
+    memory: Quantity = "1Gi"
+    gpu: Gpu | None = None
+
+
+class StepSettings(Resources):
+    """How a pipeline step runs."""
+
+    memory: Quantity = "4Gi"
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: tuple[Toleration, ...] = ()
+    retries: int = Field(default=2, ge=0, le=10)
+    backoff: Duration = Field(default=timedelta(seconds=30), description="Wait before the first retry; it doubles.")
+    timeout: Duration = timedelta(hours=4)
+    cache: bool = Field(default=True, description="Whether an earlier result of the same inputs is taken.")
+
+
+class Step(Model):
+    """What is different for one step; what is left out is as in `pipelines.defaults`."""
+
+    cpu: Quantity | None = None
+    cpu_limit: Quantity | None = None
+    memory: Quantity | None = None
+    gpu: Gpu | None = None
+    node_selector: dict[str, str] | None = None
+    tolerations: tuple[Toleration, ...] | None = None
+    retries: int | None = Field(default=None, ge=0, le=10)
+    backoff: Duration | None = None
+    timeout: Duration | None = None
+    cache: bool | None = None
+
+
+class SecretEnv(Model):
+    """Variables of every step that come from a Secret, by name."""
+
+    secret: DnsName
+    env: dict[EnvName, str] = Field(min_length=1, description="Variable name to key of the Secret.")
+
+
+class Recurring(Model):
+    """A pipeline that runs by itself."""
+
+    name: DnsName
+    pipeline: Literal["training", "materialize", "batch-scoring", "backfill"]
+    cron: str = Field(
+        pattern=r"^(\S+\s+){5}\S+$", description="Six fields, seconds first, as Kubeflow Pipelines reads them."
+    )
+    max_concurrency: int = Field(default=1, ge=1, le=10)
+    catch_up: bool = Field(default=False, description="Whether runs that were missed are made up for.")
+    enabled: bool = True
+
+
+class Pipelines(Model):
+    """How the pipelines run on Kubeflow."""
+
+    experiment: str = Field(default="", description="Experiment of the runs; the loop's name when empty.")
+    service_account: DnsName = "kubeloop-pipeline"
+    images: Images = Images()
+    defaults: StepSettings = StepSettings()
+    steps: dict[DnsName, Step] = Field(default_factory=dict, description="Settings of single steps, by name.")
+    secrets: tuple[SecretEnv, ...] = ()
+    config_map: DnsName | None = Field(
+        default="kubeloop-env", description="ConfigMap with the KUBELOOP_* variables of every step; the chart makes it."
+    )
+    run_as_user: int = Field(default=65532, ge=1, description="User id of the steps; never root.")
+    deadline: Duration = Field(default=timedelta(hours=12), description="Longest time of a whole run.")
+    ttl: Duration = Field(default=timedelta(days=7), description="How long a finished run's pods are kept.")
+    recurring: tuple[Recurring, ...] = ()
+
+    def step(self, name: str) -> StepSettings:
+        """Return how a step runs: its own settings over the defaults of all."""
+        own = self.steps.get(name, Step())
+        return self.defaults.model_copy(update={field: getattr(own, field) for field in own.model_fields_set})
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "Pipelines":
+        names = [item.name for item in self.recurring]
+        if len(set(names)) < len(names):
+            raise ValueError(f"pipelines.recurring names {', '.join(sorted(names))}; each name may come once")
+        return self
+
+
+class Autoscaling(Model):
+    """How many predictor pods there are."""
+
+    scaler: Literal["hpa", "keda", "none"] = "hpa"
+    min_replicas: int = Field(default=1, ge=0, description="0 needs KEDA.")
+    max_replicas: int = Field(default=4, ge=1)
+    cpu_percent: Percent = Field(default=70, description="CPU utilization that a replica is held at.")
+
+    @model_validator(mode="after")
+    def _bounds_fit(self) -> "Autoscaling":
+        if self.min_replicas > self.max_replicas:
+            raise ValueError("delivery.autoscaling.min_replicas cannot exceed max_replicas")
+        if self.min_replicas == 0 and self.scaler != "keda":
+            raise ValueError("delivery.autoscaling.min_replicas can only be 0 with `scaler: keda`")
+        return self
+
+
+class Delivery(Model):
+    """How a promoted model takes the traffic."""
+
+    applier: Literal["local", "cluster", "gitops"] = "local"
+    namespace: DnsName = "kubeloop"
+    drain_s: float = Field(default=5.0, ge=0, description="Time an old predictor gets to finish its requests.")
+    ready_timeout: Duration = Field(default=timedelta(minutes=10), description="How long the cluster gets to be ready.")
+    runtime: DnsName | None = Field(
+        default=None, description="ServingRuntime of the predictor; kubeloop's own, CPU or GPU, when left out."
+    )
+    service_account: DnsName | None = Field(default="kubeloop-serving", description="Its Secret opens the model store.")
+    predictor: Resources = Resources(cpu="250m", memory="1Gi")
+    transformer: Resources = Resources(cpu="250m", memory="2Gi")
+    autoscaling: Autoscaling = Autoscaling()

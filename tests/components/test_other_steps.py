@@ -1,0 +1,107 @@
+"""The steps of the pipelines beside training."""
+
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from kfp import dsl
+
+from kubeloop import model_folder, online, stages
+from kubeloop.batch import judge
+from kubeloop.config import Loop
+from kubeloop.services import ServiceError
+
+
+def test_begin_run_gives_all_steps_one_moment(bench: Any, as_of: datetime) -> None:
+    from components.begin_run import begin_run
+
+    begun = bench.call(begin_run, "2013-05-20", "", "job-7")
+    assert begun == (as_of.isoformat(), "job-7", stages.digest(bench.settings.raw))
+
+
+def test_extract_data_says_which_data_it_took(bench: Any) -> None:
+    from components.extract_data import extract_data
+
+    raw = bench.new(dsl.Dataset, "unnamed")
+    assert bench.call(extract_data, bench.loop, bench.as_of, "", raw) == stages.digest(bench.settings.raw)
+    assert raw.metadata["snapshot"] == stages.digest(bench.settings.raw)
+
+
+def test_materialize_features_brings_the_online_store_forward(
+    validated: Any, loop: Loop, make_home: Any, as_of: datetime, tmp_path: Path
+) -> None:
+    from components.materialize_features import materialize_features
+
+    settings = make_home(tmp_path)
+    place = type(validated)(validated.loop, validated.as_of, settings, tmp_path)
+    rows = place.new(dsl.Metrics, "rows")
+    place.call(materialize_features, place.loop, place.as_of, validated.made["clean"], rows)
+    tables = {path.stem: pq.read_table(path) for path in settings.features.glob("*.parquet")}
+    assert {name: rows.metadata[name] for name in tables} == {name: table.num_rows for name, table in tables.items()}
+    assert rows.metadata["online"] > 0
+    assert json.loads(Path(rows.path).read_text()) == rows.metadata
+    weather = tables["weather_hourly"]
+    newest = weather.filter(pc.equal(weather["event_timestamp"], pc.max(weather["event_timestamp"]))).to_pylist()[0]
+    store = online.OnlineFeatures.open(settings.features, loop.features.service)
+    asked = {field.name: [_example(field, newest)] for field in store.fields}
+    answer = store.read(asked, as_of)
+    known = [name for name in newest if name in answer and newest[name] is not None]
+    assert known
+    assert all(answer[name][0] == pytest.approx(newest[name]) for name in known)
+
+
+def _example(field: Any, row: dict[str, Any]) -> Any:
+    if field.name in row:
+        return row[field.name]
+    if field.kind == "UNIX_TIMESTAMP":
+        return "2013-05-20T00:00:00+00:00"
+    return "?" if field.datatype == "BYTES" else 0
+
+
+def test_score_batch_scores_as_the_champion(deployed: Any, loop: Loop, as_of: datetime) -> None:
+    from components.score_batch import score_batch
+
+    scores = deployed.new(dsl.Dataset, "scores")
+    rows = deployed.call(score_batch, deployed.loop, deployed.as_of, "1d", deployed.made["clean"], scores)
+    found = pq.read_table(scores.path)
+    assert found.column_names == ["event_id", "event_timestamp", "probability", "version"]
+    assert rows == found.num_rows == scores.metadata["rows"] > 300
+    assert set(found["version"].to_pylist()) == {deployed.returned["version"]} == {scores.metadata["version"]}
+    moments = found["event_timestamp"]
+    assert as_of - timedelta(days=1) <= pc.min(moments).as_py() <= pc.max(moments).as_py() < as_of
+
+    # The training set holds the same events, for those whose label is known, and so their features.
+    learned = pq.read_table(deployed.made["training_set"].path).to_pandas().set_index("event_id", drop=False)
+    both = [name for name in found["event_id"].to_pylist() if name in learned.index]
+    assert len(both) > 100
+    expected = dict(zip(both, model_folder.predict(Path(deployed.made["model"].path), learned.loc[both]), strict=True))
+    scored = dict(zip(found["event_id"].to_pylist(), found["probability"].to_pylist(), strict=True))
+    assert {name: scored[name] for name in both} == pytest.approx(expected, abs=1e-6)
+
+
+def test_score_batch_needs_a_champion(
+    validated: Any, loop: Loop, make_home: Any, tmp_path: Path, as_of: datetime
+) -> None:
+    from kubeloop import batch
+
+    settings = make_home(tmp_path)
+    with pytest.raises(stages.StageError, match="flight-delay has no champion to score with"):
+        batch.score(loop, settings, Path(validated.made["clean"].path), as_of, "1d", tmp_path / "scores.parquet")
+
+
+def test_score_batch_names_an_empty_span(deployed: Any, loop: Loop, as_of: datetime, tmp_path: Path) -> None:
+    from kubeloop import batch
+
+    clean = Path(deployed.made["clean"].path)
+    late = as_of + timedelta(days=400)
+    with pytest.raises(stages.StageError, match=r"no event lies between .* score a longer span"):
+        batch.score(loop, deployed.settings, clean, late, "1d", tmp_path / "scores.parquet")
+
+
+def test_judge_windows_needs_a_monitor(make_home: Any, loop: Loop, as_of: datetime, tmp_path: Path) -> None:
+    with pytest.raises(ServiceError, match="no monitor is up"):
+        judge(loop, make_home(tmp_path), as_of)
