@@ -1,6 +1,7 @@
 """The commands of Kubeflow Pipelines: `kubeloop submit`, `kubeloop schedule` and `kubeloop pipelines objects`."""
 
 import json
+import re
 import secrets
 import sys
 import tempfile
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 import yaml
-from pydantic import TypeAdapter, ValidationError
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kubeloop import config
-from kubeloop.config import DnsName, Loop, Settings
+from kubeloop.config import Loop, Settings
 
 if TYPE_CHECKING:
     from kubeloop.kfp_api import Api
@@ -40,6 +40,7 @@ _WORDS = {
     "CANCELED": "ended",
     "PAUSED": "paused",
 }
+_NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _COLOURS = {"SUCCEEDED": "green", "FAILED": "red", "CANCELED": "red", "RUNNING": "cyan"}
 
 Folder = Annotated[
@@ -80,7 +81,10 @@ def submit(
     loop, settings = _open(folder)
     if pipeline not in submission.PIPELINES:
         _fail(f"there is no pipeline {pipeline}; there are {', '.join(submission.PIPELINES)}")
-    run_name = _named(name or f"{loop.name}-{pipeline}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}")
+    stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    run_name = name or f"{loop.name[:27]}-{pipeline}-{stamp}"
+    if not _NAME.fullmatch(run_name):
+        _fail(f"--name {run_name}: write lower-case letters, digits and dashes, a letter first, at most 63 characters")
     again = f"`kubeloop submit {pipeline} --name {run_name}`"
     try:
         api = Api.open(settings, loop)
@@ -126,7 +130,7 @@ def schedule(
         api = Api.open(settings, loop)
         with tempfile.TemporaryDirectory(prefix="kubeloop-") as scratch:
             packages = submission.compile_all(loop, settings, Path(scratch))
-            wanted = {"training", *(item.pipeline for item in loop.pipelines.recurring)}
+            wanted: set[str] = {"training", *(item.pipeline for item in loop.pipelines.recurring)}
             versions = {
                 name: Version("", "", package.version) if dry_run else submission.upload(api, loop, package)
                 for name, package in packages.items()
@@ -264,13 +268,6 @@ def _record(run: "Run", address: str, decided: dict[str, Any] | None) -> dict[st
         "steps": steps,
         "result": decided,
     }
-
-
-def _named(name: str) -> str:
-    try:
-        return str(TypeAdapter(DnsName).validate_python(name))
-    except ValidationError:
-        _fail(f"--name {name}: lower-case letters, digits and dashes, at most 63 characters")
 
 
 def _open(folder: Path) -> tuple[Loop, Settings]:
