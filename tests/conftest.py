@@ -17,6 +17,8 @@ from kubeloop import config, sources
 from kubeloop.config import Loop, Settings
 from kubeloop.services import Services
 
+pytest_plugins = ["tests.backends"]
+
 PROJECT = Path(__file__).parents[1]
 
 

@@ -237,7 +237,7 @@ class Settings(Model):
 
     home: Path = Field(description="Folder of loop.yaml and the feature repo.")
     state: Path = Field(description="Folder with everything a run leaves; deleting it starts over.")
-    mlflow_uri: str
+    mlflow_uri: str = Field(description="MLflow's tracking and registry server.")
     mlflow_run_id: str = Field(default="", description="MLflow run to log to; empty makes a run of our own.")
     core_python: Path
     runtime_python: Path
@@ -256,6 +256,11 @@ class Settings(Model):
     )
     kfp_ui: str = Field(default="", description="Where people open the Kubeflow UI; for links alone.")
     kfp_token_file: Path | None = Field(default=None, description="Service account token for the pipelines API.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _databases_are_in_the_state(cls, given: Any) -> Any:
+        return {**_databases(given["state"]), **given}
 
     @property
     def loop_file(self) -> Path:
@@ -304,9 +309,9 @@ class Settings(Model):
         }
 
 
-def _databases(state: Path) -> dict[str, str]:
+def _databases(state: Path | str) -> dict[str, str]:
     names = {"mlflow_uri": "mlflow", "ledger_db": "ledger", "monitor_db": "monitor"}
-    return {field: f"sqlite:///{state / name}.db" for field, name in names.items()}
+    return {field: f"sqlite:///{state}/{name}.db" for field, name in names.items()}
 
 
 PUBLIC = (
@@ -363,6 +368,4 @@ def settings(home: Path | None = None, state: Path | None = None) -> Settings:
         "runtime_python": python("KUBELOOP_RUNTIME_PYTHON", ".venv-runtime"),
         "detector_python": python("KUBELOOP_DETECTOR_PYTHON", ".venv-detector"),
     }
-    return Settings.model_validate(
-        {**_databases(state), **{name: value for name, value in given.items() if value}, **place}
-    )
+    return Settings.model_validate({**{name: value for name, value in given.items() if value}, **place})

@@ -25,7 +25,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kubeloop import background, config
+from kubeloop import background, config, database
 from kubeloop.runners import LocalRunner, Runner
 from kubeloop.trigger import Ledger
 from kubeloop.trigger_event import DriftEvent
@@ -127,7 +127,8 @@ def create_app(ledger: Ledger, service: str) -> Starlette:
             Route("/metrics", get_metrics),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
-        ]
+        ],
+        exception_handlers={OperationalError: database.unavailable},
     )
 
 
@@ -199,6 +200,8 @@ def main() -> None:
         asyncio.run(_serve(args))
     except config.ConfigError as error:
         sys.exit(str(error))
+    except OperationalError as error:
+        sys.exit(f"the ledger's database does not answer (KUBELOOP_LEDGER_DB): {error.orig}")
 
 
 if __name__ == "__main__":

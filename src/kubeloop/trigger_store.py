@@ -1,12 +1,14 @@
 """The ledger's tables and rows, and the one place that knows which database holds them."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from kubeloop import database
+from kubeloop.database import Utc
 from kubeloop.trigger_event import Kind
 
 Status = Literal["requested", "starting", "running", "succeeded", "failed", "abandoned"]
@@ -72,21 +74,6 @@ class Cooldown:
     length: timedelta
 
 
-class _Utc(sa.TypeDecorator[datetime]):
-    """A moment in UTC; SQLite drops the zone, so it is put back on the way out."""
-
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002
-        return value.astimezone(UTC) if value else None
-
-    def process_result_value(self, value: datetime | None, dialect: sa.Dialect) -> datetime | None:  # noqa: ARG002
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
 METADATA = sa.MetaData()
 EVENTS = sa.Table(
     "events",
@@ -94,16 +81,16 @@ EVENTS = sa.Table(
     sa.Column("service", sa.String(63), primary_key=True),
     sa.Column("episode", sa.String(200), primary_key=True),
     sa.Column("kind", sa.String(16), nullable=False),
-    sa.Column("opened_at", _Utc, nullable=False),
-    sa.Column("as_of", _Utc, nullable=False),
+    sa.Column("opened_at", Utc, nullable=False),
+    sa.Column("as_of", Utc, nullable=False),
     sa.Column("features", sa.JSON, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("accepted", sa.Boolean, nullable=False),
     sa.Column("run_name", sa.String(63)),
     sa.Column("decision", sa.Text, nullable=False),
     sa.Column("received", sa.Integer, nullable=False),
-    sa.Column("first_received", _Utc, nullable=False),
-    sa.Column("last_received", _Utc, nullable=False),
+    sa.Column("first_received", Utc, nullable=False),
+    sa.Column("last_received", Utc, nullable=False),
 )
 RUNS = sa.Table(
     "runs",
@@ -117,12 +104,12 @@ RUNS = sa.Table(
     sa.Column("result", sa.JSON(none_as_null=True)),
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
     sa.Column("failures", sa.Integer, nullable=False, default=0),
-    sa.Column("not_before", _Utc),
+    sa.Column("not_before", Utc),
     sa.Column("holder", sa.String(200)),
-    sa.Column("lease_until", _Utc),
-    sa.Column("created_at", _Utc, nullable=False),
-    sa.Column("started_at", _Utc),
-    sa.Column("finished_at", _Utc),
+    sa.Column("lease_until", Utc),
+    sa.Column("created_at", Utc, nullable=False),
+    sa.Column("started_at", Utc),
+    sa.Column("finished_at", Utc),
     sa.Column("revision", sa.Integer, nullable=False, default=0),
     sa.ForeignKeyConstraint(["service", "episode"], ["events.service", "events.episode"]),
     sa.UniqueConstraint("service", "episode"),
@@ -133,7 +120,7 @@ COOLDOWNS = sa.Table(
     "cooldowns",
     METADATA,
     sa.Column("service", sa.String(63), primary_key=True),
-    sa.Column("until", _Utc, nullable=False),
+    sa.Column("until", Utc, nullable=False),
     sa.Column("length", sa.Interval, nullable=False),
 )
 
@@ -147,7 +134,7 @@ def open_engine(url: str) -> sa.Engine:
     """
     place = sa.make_url(url)
     is_sqlite = place.get_backend_name() == "sqlite"
-    engine = sa.create_engine(place, **({"pool_size": 1, "max_overflow": 0} if is_sqlite else {}))
+    engine = database.connect(url, **({"pool_size": 1, "max_overflow": 0} if is_sqlite else {}))
     if is_sqlite:
         if place.database:
             Path(place.database).parent.mkdir(parents=True, exist_ok=True)
@@ -163,6 +150,5 @@ def open_engine(url: str) -> sa.Engine:
             reads_only = connection.get_execution_options().get("reads_only")
             connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
 
-    with engine.begin() as connection:
-        METADATA.create_all(connection)
+    database.create(engine, METADATA)
     return engine

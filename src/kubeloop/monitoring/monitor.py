@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kubeloop import background, config
+from kubeloop import background, config, database
 from kubeloop.monitoring.detector import port
 from kubeloop.monitoring.outbox import Outbox
 from kubeloop.monitoring.payloads import LogError
@@ -103,7 +103,8 @@ def create_app(status: Status, watch: Watch) -> Starlette:
             Route("/metrics", lambda _: Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)),
             Route("/healthz", lambda _: _json({"status": "ok"})),
             Route("/readyz", readyz),
-        ]
+        ],
+        exception_handlers={OperationalError: database.unavailable},
     )
 
 

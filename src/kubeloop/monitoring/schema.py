@@ -1,25 +1,10 @@
 """The tables of the monitor's state, on SQLite and PostgreSQL alike."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
 
-
-class Utc(sa.TypeDecorator[datetime]):
-    """A moment in UTC, also where the database keeps no time zone."""
-
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, _dialect: sa.Dialect) -> datetime | None:
-        """Hand the database UTC."""
-        return None if value is None else value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, _dialect: sa.Dialect) -> datetime | None:
-        """Say that what comes back is UTC."""
-        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
-
+from kubeloop.database import Utc
 
 metadata = sa.MetaData()
 

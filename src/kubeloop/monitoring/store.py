@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import sqlalchemy as sa
-from sqlalchemy.schema import CreateIndex, CreateTable
 
+from kubeloop import database
 from kubeloop.monitoring import held, schema
 from kubeloop.monitoring.held import Part
 
@@ -60,15 +60,10 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        self._engine = sa.create_engine(url)
+        self._engine = database.connect(url)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _tune_sqlite)
-        with self._engine.begin() as connection:
-            for table in schema.metadata.sorted_tables:
-                # Said this way, two processes that start at once do not trip over each other.
-                connection.execute(CreateTable(table, if_not_exists=True))
-                for index in table.indexes:
-                    connection.execute(CreateIndex(index, if_not_exists=True))
+        database.create(self._engine, schema.metadata)
 
     @property
     def engine(self) -> sa.Engine:
@@ -229,10 +224,11 @@ class Store:
         next_one = sa.update(schema.progress).filter_by(service=now.service, revision=now.revision).values(values)
         with self._engine.begin() as connection:
             try:
-                moved = connection.execute(next_one if now.revision else first).rowcount
+                # How many rows an insert made is not told everywhere; that it made one, the primary key tells.
+                moved = connection.execute(next_one).rowcount == 1 if now.revision else bool(connection.execute(first))
             except sa.exc.IntegrityError:
-                moved = 0
-            if moved != 1:
+                moved = False
+            if not moved:
                 raise StoreConflictError(f"another monitor of {now.service} writes to the same state; run only one")
             yield connection
 

@@ -24,7 +24,7 @@ features: {service: flights_v1}
 class Home:
     """A folder with a loop.yaml and a stand-in for the pipelines, which Python finds before the real ones."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
         self.loop_file = folder / "loop.yaml"
         self.loop_file.write_text(LOOP)
@@ -36,6 +36,7 @@ class Home:
             core_python=Path(sys.executable),
             runtime_python=Path(sys.executable),
             detector_python=Path(sys.executable),
+            **settings,
         )
         self.gate = folder / "gate"
         self.behave("promote")
@@ -94,8 +95,21 @@ class Trigger:
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
+    """An installation with its ledger on SQLite."""
     home = Home(tmp_path)
     yield home
+    _end(home)
+
+
+@pytest.fixture
+def home_on_postgres(tmp_path: Path, postgres: str) -> Iterator[Home]:
+    """An installation with its ledger on PostgreSQL."""
+    home = Home(tmp_path, ledger_db=postgres)
+    yield home
+    _end(home)
+
+
+def _end(home: Home) -> None:
     for start in home.starts():
         if _command_line(start["pid"]).find(start["run_name"]) >= 0:
             os.kill(start["pid"], signal.SIGKILL)
@@ -109,11 +123,12 @@ def _command_line(pid: int) -> str:
 
 
 @pytest.fixture
-def serve(home: Home) -> Iterator[Callable[..., Trigger]]:
+def serve(request: pytest.FixtureRequest) -> Iterator[Callable[..., Trigger]]:
     started: list[Trigger] = []
+    kind = "home_on_postgres" if "home_on_postgres" in request.fixturenames else "home"
 
     def start(*flags: str) -> Trigger:
-        started.append(Trigger(home, *flags))
+        started.append(Trigger(request.getfixturevalue(kind), *flags))
         return started[-1]
 
     yield start

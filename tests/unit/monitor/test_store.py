@@ -14,9 +14,16 @@ START = datetime(2013, 4, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgres":
+        return str(request.getfixturevalue("postgres"))
+    return f"sqlite:///{tmp_path / 'monitor.db'}"
+
+
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    found = Store(f"sqlite:///{tmp_path / 'monitor.db'}")
+def store(url: str) -> Store:
+    found = Store(url)
     yield found
     found.close()
 

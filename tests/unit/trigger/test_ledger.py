@@ -19,8 +19,10 @@ Event = Callable[..., DriftEvent]
 LEASE = timedelta(seconds=10)
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgres":
+        return str(request.getfixturevalue("postgres"))
     return f"sqlite:///{tmp_path / 'state' / 'ledger.db'}"
 
 

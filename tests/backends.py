@@ -1,0 +1,239 @@
+"""PostgreSQL, Redis and an S3 store for tests: real ones, on loopback, with credentials made for the run."""
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from kubeloop.delivery.processes import die_with_parent
+
+ADVICE = "make backends"
+_LIMIT_S = 30.0
+_GRACE_S = 3.0
+
+
+def _program(name: str, *folders: str) -> str:
+    """Return a program's path; without it the test is skipped, or fails where every test must run."""
+    places = os.pathsep.join([*folders, os.environ["PATH"], str(Path(sys.executable).parent)])
+    found = shutil.which(name, path=places)
+    if not found:
+        message = f"{name} is not installed; `{ADVICE}` installs it on Debian"
+        if os.environ.get("KUBELOOP_REQUIRE_BACKENDS"):
+            pytest.fail(message, pytrace=False)
+        pytest.skip(message)
+    return found
+
+
+def _port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _running(command: list[str], log: Path, ready: Callable[[], bool], **options: object) -> Iterator[None]:
+    parent = os.getpid()
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, preexec_fn=lambda: die_with_parent(parent), **options
+        )
+    try:
+        deadline = time.monotonic() + _LIMIT_S
+        while not ready():
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:  # SeaweedFS takes half a minute to say goodbye
+            process.kill()
+            process.wait()
+
+
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
+class Postgres:
+    """A PostgreSQL server that tests may stop and start again."""
+
+    def __init__(self, folder: Path) -> None:
+        # Debian keeps the server's programs out of PATH, in a folder a version.
+        places = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)
+        self._initdb, self._server = _program("initdb", *places), _program("postgres", *places)
+        self._folder, self._log = folder / "data", folder / "postgres.log"
+        self._password = secrets.token_hex(16)
+        self.port = _port()
+        self._stack = contextlib.ExitStack()
+        # PostgreSQL refuses to run as root.
+        self._user = {"user": "postgres"} if os.getuid() == 0 else {}
+        secret = folder / "password"
+        secret.write_text(self._password)
+        self._folder.mkdir()
+        if self._user:
+            for path in (folder, self._folder, secret):
+                shutil.chown(path, "postgres")
+            for path in (folder, *folder.parents):
+                if path.owner() == "root" and path != Path("/"):
+                    path.chmod(path.stat().st_mode | 0o011)
+        subprocess.run(
+            [self._initdb, "-D", self._folder, "-U", "kubeloop", "-A", "scram-sha-256", f"--pwfile={secret}", "-N"],
+            check=True,
+            capture_output=True,
+            cwd=folder,
+            **self._user,
+        )
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        command = [self._server, "-D", str(self._folder), "-p", str(self.port), "-k", "", "-h", "127.0.0.1"]
+        options = {"cwd": self._folder.parent, **self._user}
+        self._stack.enter_context(_running([*command, "-F"], self._log, self._answers, **options))
+
+    def stop(self) -> None:
+        """End it; its data stay."""
+        self._stack.close()
+
+    def database(self, name: str) -> str:
+        """Make an empty database and return its SQLAlchemy URL."""
+        import sqlalchemy as sa
+
+        engine = sa.create_engine(self._url("postgres"), isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            connection.execute(sa.text(f'CREATE DATABASE "{name}"'))
+        engine.dispose()
+        return self._url(name)
+
+    def _url(self, name: str) -> str:
+        return f"postgresql+psycopg://kubeloop:{self._password}@127.0.0.1:{self.port}/{name}"
+
+    def _answers(self) -> bool:
+        import psycopg
+
+        url = self._url("postgres").replace("+psycopg", "")
+        with contextlib.suppress(psycopg.OperationalError), psycopg.connect(url, connect_timeout=1):
+            return True
+        return False
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A PostgreSQL server of the session; a test that stops it starts it again."""
+    server = Postgres(tmp_path_factory.mktemp("postgres"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def postgres(postgres_server: Postgres) -> str:
+    """The SQLAlchemy URL of an empty database."""
+    return postgres_server.database(f"test_{secrets.token_hex(4)}")
+
+
+@pytest.fixture(scope="session")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a Redis server."""
+    server, folder, port = _program("redis-server"), tmp_path_factory.mktemp("redis"), _port()
+    password = secrets.token_hex(16)
+    config = folder / "redis.conf"
+    config.write_text(f'bind 127.0.0.1\nport {port}\nrequirepass {password}\nsave ""\ndir {folder}\n')
+    with _running([server, str(config)], folder / "redis.log", lambda: _listens(port)):
+        yield f"redis://:{password}@127.0.0.1:{port}/0"
+
+
+@dataclass(frozen=True)
+class S3:
+    """An S3 store with one bucket.
+
+    Attributes:
+        endpoint: its address.
+        bucket: s3:// address of the bucket.
+        environ: the variables from which S3 clients read address and credentials.
+    """
+
+    endpoint: str
+    bucket: str
+    environ: dict[str, str]
+
+
+class Seaweed:
+    """A SeaweedFS server that tests may stop and start again."""
+
+    def __init__(self, folder: Path) -> None:
+        import json
+
+        self._program, self._folder = _program("weed"), folder
+        access, secret = secrets.token_hex(8), secrets.token_hex(16)
+        identity = {"name": "test", "credentials": [{"accessKey": access, "secretKey": secret}], "actions": ["Admin"]}
+        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+        (folder / "data").mkdir()
+        names = ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc")
+        self._ports = {name: _port() for name in names}
+        self.endpoint = f"http://127.0.0.1:{self._ports['s3']}"
+        self.environ = {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": access,
+            "AWS_SECRET_ACCESS_KEY": secret,
+            "AWS_REGION": "us-east-1",
+        }
+        self._stack = contextlib.ExitStack()
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        flags = [f"-{name if '.' in name else name + '.port'}={port}" for name, port in self._ports.items()]
+        flags = [flag.replace(".grpc=", ".port.grpc=") for flag in flags]
+        command = [
+            *(self._program, "server", f"-dir={self._folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"),
+            *(f"-s3.config={self._folder / 's3.json'}", "-volume.max=20", "-master.volumeSizeLimitMB=64", *flags),
+        ]
+        log = self._folder / "weed.log"
+        self._stack.enter_context(_running(command, log, self._answers, cwd=self._folder))
+
+    def stop(self) -> None:
+        """End it; its data stay."""
+        self._stack.close()
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{self.endpoint}/healthz", timeout=2, trust_env=False).is_success
+        return False
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """An S3 server of the session; a test that stops it starts it again."""
+    server = Seaweed(tmp_path_factory.mktemp("seaweed"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> S3:
+    """An empty bucket, whose credentials are in the process's variables."""
+    from pyarrow import fs
+
+    for name, value in seaweed.environ.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"test-{secrets.token_hex(4)}"
+    store = fs.S3FileSystem(
+        endpoint_override=seaweed.endpoint.removeprefix("http://"), scheme="http", allow_bucket_creation=True
+    )
+    store.create_dir(bucket)
+    return S3(seaweed.endpoint, f"s3://{bucket}", seaweed.environ)
