@@ -133,7 +133,7 @@ class Store:
         if pipeline_id not in self.pipelines or not name.endswith((".yaml", ".yml")):
             raise ApiError(400, "Failed to create a pipeline version")
         try:
-            spec = next(yaml.safe_load_all(content))
+            spec = next(yaml.load_all(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
             assert spec["pipelineInfo"]["name"]
             assert spec["root"]
             assert spec["deploymentSpec"]
@@ -266,7 +266,9 @@ class Store:
             if wanted != criteria:
                 raise ApiError(400, "page token does not match the supplied sort by and/or filtering criteria")
         size = min(int(query.get("page_size") or 20), 200)
-        answer: dict[str, Any] = {kind: found[begin : begin + size], "total_size": len(found)}
+        # The one list whose name is in camel case.
+        named = "recurringRuns" if kind == "recurring_runs" else kind
+        answer: dict[str, Any] = {named: found[begin : begin + size], "total_size": len(found)}
         if begin + size < len(found):
             answer["next_page_token"] = base64.b64encode(json.dumps([begin + size, *criteria]).encode()).decode()
         return answer
