@@ -57,6 +57,40 @@ schema: setup ## Write the JSON schema of loop.yaml, for editors
 compile: setup ## Write every pipeline to build/ as KFP IR YAML
 	$(BIN)/python -m pipelines compile
 
+# Kubernetes' own programs, built from the modules pinned in tests/control_plane. KUBEBUILDER_ASSETS follows the
+# convention of envtest: `setup-envtest use 1.36.x --bin-dir ...` can fill the folder with etcd, kube-apiserver and kubectl.
+GO ?= $(firstword $(shell command -v go) $(wildcard /usr/local/go/bin/go) go)
+PINS := tests/control_plane
+ASSETS := $(or $(KUBEBUILDER_ASSETS),.control-plane/bin)
+KUBERNETES = $(shell sed -En 's|^(require)?[[:space:]]*k8s.io/kubernetes v([0-9.]+).*|\2|p' $(PINS)/kubernetes/go.mod)
+PROGRAMS := $(addprefix $(ASSETS)/,kubectl helm kustomize etcd kube-apiserver actionlint)
+STAMP := -X k8s.io/component-base/version
+GO_BUILD = @echo "building $(@F)"; command -v $(GO) > /dev/null \
+  || { echo "building $(@F) needs Go 1.26 or newer; see https://go.dev/doc/install" >&2; exit 1; }; mkdir -p $(@D); \
+  CGO_ENABLED=0 GOWORK=off $(GO) build -C $(<D) -trimpath -buildvcs=false -o $(abspath $@) -ldflags "-s -w $(LDFLAGS)"
+
+.PHONY: control-plane
+control-plane: $(PROGRAMS) ## Build an API server and the tools that the cluster tests need, once (8 minutes)
+
+$(ASSETS)/kube-apiserver $(ASSETS)/kubectl: LDFLAGS = $(STAMP).gitVersion=v$(KUBERNETES) $(STAMP).gitTreeState=clean \
+  $(STAMP).gitMajor=$(word 1,$(subst ., ,$(KUBERNETES))) $(STAMP).gitMinor=$(word 2,$(subst ., ,$(KUBERNETES)))
+$(ASSETS)/kube-apiserver $(ASSETS)/kubectl: $(ASSETS)/%: $(PINS)/kubernetes/go.mod $(PINS)/kubernetes/go.sum
+	$(GO_BUILD) k8s.io/kubernetes/cmd/$*
+
+$(ASSETS)/etcd: $(PINS)/etcd/go.mod $(PINS)/etcd/go.sum
+	$(GO_BUILD) go.etcd.io/etcd/server/v3
+
+$(ASSETS)/helm: LDFLAGS = -X helm.sh/helm/v3/internal/version.version=$(shell \
+  sed -En 's|.*helm.sh/helm/v3 (v[0-9.]+).*|\1|p' $(PINS)/tools/go.mod)
+$(ASSETS)/helm: $(PINS)/tools/go.mod $(PINS)/tools/go.sum
+	$(GO_BUILD) helm.sh/helm/v3/cmd/helm
+
+$(ASSETS)/kustomize: $(PINS)/tools/go.mod $(PINS)/tools/go.sum
+	$(GO_BUILD) sigs.k8s.io/kustomize/kustomize/v5
+
+$(ASSETS)/actionlint: $(PINS)/tools/go.mod $(PINS)/tools/go.sum
+	$(GO_BUILD) github.com/rhysd/actionlint/cmd/actionlint
+
 .PHONY: bench
 bench: setup ## Measure against peers, side by side; writes build/bench.json
 	$(BIN)/python -m benchmarks
