@@ -1,0 +1,21 @@
+#!/bin/sh
+# Collect the CUDA libraries that ONNX Runtime opens into /cuda/lib64; `cuda.sh 1` demands TensorRT's as well.
+set -eu
+needed='libcudart libcublas libcublasLt libcufft libcurand libnvrtc libcudnn'
+optional='libcudnn_* libnvrtc-builtins libnvJitLink libnvinfer libnvinfer_* libnvonnxparser'
+if [ "$1" = 1 ]; then needed="$needed libnvinfer libnvinfer_plugin libnvonnxparser"; fi
+
+mkdir -p /cuda/lib64
+collect() {
+    find / -xdev -path /cuda -prune -o \( -type f -o -type l \) -name "$1.so.*" ! -path '*/stubs/*' -print |
+        xargs -r cp --no-clobber --no-dereference --target-directory /cuda/lib64
+}
+set -f
+for name in $needed $optional; do collect "$name"; done
+for name in $needed; do
+    set +f
+    if ! ls /cuda/lib64/"$name".so.* >/dev/null 2>&1; then
+        echo "the CUDA base has no $name; take an image with the CUDA runtime, cuDNN and, for TENSORRT=1, TensorRT" >&2
+        exit 1
+    fi
+done

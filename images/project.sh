@@ -1,0 +1,20 @@
+#!/bin/sh
+# Install kubeloop alone into /install, lay out the demo's project in /project and the detector's worker in /worker.
+# Runs in the `project` stage.
+set -eu
+export UV_LINK_MODE=copy UV_NO_PROGRESS=1 UV_NO_CACHE=1 UV_PYTHON_DOWNLOADS=never
+PATH=/opt/tools/bin:$PATH
+
+python -m hatchling build --target wheel --directory dist
+uv venv --quiet --python "$(command -v python3.11)" /opt/venv
+uv pip install --quiet --python /opt/venv --prefix /install --no-deps --no-index --find-links dist kubeloop
+find /install -path '*.dist-info/uv_cache.json' -delete
+
+mv demo /project
+mkdir /worker
+cp src/kubeloop/monitoring/detector/worker.py /worker/
+# The checkout's umask is nobody's business but its owner's.
+find /install /project /worker -type d -exec chmod 755 {} +
+find /install/lib /project /worker -type f -exec chmod 644 {} +
+PYTHONHASHSEED=0 /opt/venv/bin/python -m compileall -q --invalidation-mode unchecked-hash \
+    /install/lib /project /worker
