@@ -1,0 +1,48 @@
+{{- /* A loop's configuration with the cluster's defaults under it, as YAML: dict root, name. */ -}}
+{{- define "kubeloop.loop" -}}
+{{- $config := (index .root.Values.loops .name).config -}}
+{{- if kindIs "string" $config -}}
+{{- $config = fromYaml $config -}}
+{{- if hasKey $config "Error" -}}
+{{- fail (printf "loops.%s.config is not valid YAML: %s" .name $config.Error) -}}
+{{- end -}}
+{{- end -}}
+{{- range list "name" "source" "features" -}}
+{{- if not (hasKey $config .) -}}
+{{- fail (printf "loops.%s.config has no `%s`; give it what loop.yaml says: --set-file loops.%s.config=loop.yaml" $.name . $.name) -}}
+{{- end -}}
+{{- end -}}
+{{- if ne $config.name .name -}}
+{{- fail (printf "loops.%s.config.name is %s; call the entry loops.%s" .name $config.name $config.name) -}}
+{{- end -}}
+{{- $images := .root.Values.images -}}
+{{- $pipelineImages := dict "pull_policy" $images.pullPolicy "pull_secrets" $images.pullSecrets -}}
+{{- range $key, $name := dict "core" "core" "runtime" "runtime" "runtime_gpu" "runtimeGpu" "detector" "detector" -}}
+{{- $_ := set $pipelineImages $key (include "kubeloop.image" (dict "root" $.root "image" $name)) -}}
+{{- end -}}
+{{- $cluster := dict
+  "delivery" (dict "applier" "cluster" "namespace" .root.Release.Namespace)
+  "pipelines" (dict "images" $pipelineImages "secrets" (include "kubeloop.stepSecrets" .root | fromYaml).items)
+-}}
+{{- mergeOverwrite $cluster (deepCopy $config) | toYaml -}}
+{{- end -}}
+
+{{- /* The Secrets of every pipeline step, as loop.yaml's pipelines.secrets. */ -}}
+{{- define "kubeloop.stepSecrets" -}}
+{{- $found := list -}}
+{{- with .Values.storage.secret -}}
+{{- $found = append $found (dict "secret" . "env" (dict "AWS_ACCESS_KEY_ID" "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" "AWS_SECRET_ACCESS_KEY")) -}}
+{{- end -}}
+{{- range $variable, $secret := dict "KUBELOOP_FEATURE_REGISTRY" .Values.features.registry "KUBELOOP_ONLINE_STORE" .Values.features.onlineStore -}}
+{{- if $secret.name -}}
+{{- $found = append $found (dict "secret" $secret.name "env" (dict $variable $secret.key)) -}}
+{{- end -}}
+{{- end -}}
+items: {{ $found | toJson }}
+{{- end -}}
+
+{{- /* Resources of one container of a loop: its own, or everyone's: dict root, name, part, default. */ -}}
+{{- define "kubeloop.loopResources" -}}
+{{- $own := dig .part nil ((index .root.Values.loops .name).resources | default dict) -}}
+{{- $own | default .default | toYaml -}}
+{{- end -}}
