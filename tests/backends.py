@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 from kubeloop.delivery.processes import die_with_parent
 
 ADVICE = "make backends"
+BUCKET = "kubeloop"
 _LIMIT_S = 30.0
 _GRACE_S = 3.0
 
@@ -41,7 +43,9 @@ def _port() -> int:
 
 
 @contextlib.contextmanager
-def _running(command: list[str], log: Path, ready: Callable[[], bool], **options: object) -> Iterator[None]:
+def _running(
+    command: list[str], log: Path, ready: Callable[[], bool], end: signal.Signals = signal.SIGTERM, **options: object
+) -> Iterator[None]:
     parent = os.getpid()
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -55,7 +59,7 @@ def _running(command: list[str], log: Path, ready: Callable[[], bool], **options
             time.sleep(0.05)
         yield
     finally:
-        process.terminate()
+        process.send_signal(end)
         try:
             process.wait(_GRACE_S)
         except subprocess.TimeoutExpired:  # SeaweedFS takes half a minute to say goodbye
@@ -103,7 +107,8 @@ class Postgres:
         """Start it, and wait until it answers."""
         command = [self._server, "-D", str(self._folder), "-p", str(self.port), "-k", "", "-h", "127.0.0.1"]
         options = {"cwd": self._folder.parent, **self._user}
-        self._stack.enter_context(_running([*command, "-F"], self._log, self._answers, **options))
+        # SIGINT ends it without waiting for its clients.
+        self._stack.enter_context(_running([*command, "-F"], self._log, self._answers, signal.SIGINT, **options))
 
     def stop(self) -> None:
         """End it; its data stay."""
@@ -159,11 +164,11 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class S3:
-    """An S3 store with one bucket.
+    """A place in an S3 store.
 
     Attributes:
         endpoint: its address.
-        bucket: s3:// address of the bucket.
+        bucket: its s3:// address.
         environ: the variables from which S3 clients read address and credentials.
     """
 
@@ -210,8 +215,24 @@ class Seaweed:
         self._stack.close()
 
     def _answers(self) -> bool:
-        with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{self.endpoint}/healthz", timeout=2, trust_env=False).is_success
+        """Return whether it takes and gives back an object: after a restart it is healthy before it can."""
+        from pyarrow import fs
+
+        with contextlib.suppress(httpx.HTTPError, OSError):
+            if httpx.get(f"{self.endpoint}/healthz", timeout=2, trust_env=False).is_success:
+                store = fs.S3FileSystem(
+                    access_key=self.environ["AWS_ACCESS_KEY_ID"],
+                    secret_key=self.environ["AWS_SECRET_ACCESS_KEY"],
+                    endpoint_override=self.endpoint.removeprefix("http://"),
+                    scheme="http",
+                    allow_bucket_creation=True,
+                )
+                # It keeps volumes of its own for each bucket: one bucket serves all tests.
+                store.create_dir(BUCKET)
+                with store.open_output_stream(f"{BUCKET}/probe") as sink:
+                    sink.write(b"probe")
+                with store.open_input_stream(f"{BUCKET}/probe") as source:
+                    return bool(source.read() == b"probe")
         return False
 
 
@@ -226,14 +247,7 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
 
 @pytest.fixture
 def s3(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> S3:
-    """An empty bucket, whose credentials are in the process's variables."""
-    from pyarrow import fs
-
+    """An empty prefix of a bucket, whose credentials are in the process's variables."""
     for name, value in seaweed.environ.items():
         monkeypatch.setenv(name, value)
-    bucket = f"test-{secrets.token_hex(4)}"
-    store = fs.S3FileSystem(
-        endpoint_override=seaweed.endpoint.removeprefix("http://"), scheme="http", allow_bucket_creation=True
-    )
-    store.create_dir(bucket)
-    return S3(seaweed.endpoint, f"s3://{bucket}", seaweed.environ)
+    return S3(seaweed.endpoint, f"s3://{BUCKET}/{secrets.token_hex(4)}", seaweed.environ)

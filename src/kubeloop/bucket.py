@@ -110,7 +110,7 @@ class Bucket:
         return len(files)
 
     def pull(self, prefix: str, folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> list[str]:
-        """Copy the objects under a prefix that a folder has not yet, each in one step, and return their names.
+        """Copy the objects under a prefix that a folder has not yet, in order and each in one step; return their names.
 
         Raises:
             BucketError: the store does not answer; what was copied before is whole.
@@ -121,8 +121,8 @@ class Bucket:
             if target.exists() or not wanted(name) or ".." in Path(name).parts:
                 continue
             content = self.get(f"{prefix}/{name}")
-            if content is None:  # removed since it was listed
-                continue
+            if content is None:  # removed since it was listed: what follows waits for the next call, to keep the order
+                break
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f".{target.name}.part")
             part.write_bytes(content)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 EVENT_COLUMNS = ("event_id", "event_timestamp", "label", "label_available_at")
 STORE_FILE = "feature_store.yaml"
+_TLS = {"sslkey": "sslkey_path", "sslcert": "sslcert_path", "sslrootcert": "sslrootcert_path"}
 _DATATYPES = {"STRING": "BYTES", "UNIX_TIMESTAMP": "BYTES", "BOOL": "BOOL", "INT32": "INT64", "INT64": "INT64"}
 
 
@@ -183,6 +184,8 @@ def _shared(settings: Settings) -> dict[str, Any]:
             "database": url.path.strip("/"),
             "user": user,
             "password": password,
+            # Feast asks for TLS unless it is told otherwise, as `?sslmode=` does.
+            **{_TLS.get(name, name): value for name, value in parse_qsl(url.query)},
         }
     else:
         raise FeatureError(

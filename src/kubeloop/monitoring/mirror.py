@@ -44,8 +44,9 @@ def push(bucket: Bucket, folder: Path) -> int:
             continue
         try:
             content = segment.path.read_bytes()
-        except FileNotFoundError:  # merged since it was listed; the merged one comes with the next call
-            continue
+        except FileNotFoundError:
+            # Merged since it was listed. A later one must not come first: a reader would never go back for this one.
+            break
         bucket.put(f"{names.PAYLOADS}/{segment.path.name}", content)
         there.add(segment.path.name)
         copied += 1

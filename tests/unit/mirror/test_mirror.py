@@ -1,0 +1,190 @@
+"""The payload log carried through a real S3 store, by real processes."""
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from kubeloop import config, names
+from kubeloop.bucket import Bucket
+from kubeloop.monitoring import mirror, payload_log
+from kubeloop.monitoring.compaction import Compactor, remove_covered
+
+
+@pytest.fixture
+def bucket(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    monkeypatch.setenv("KUBELOOP_BUCKET", f"{s3.bucket}/loop")
+    return Bucket.open(config.settings(tmp_path))
+
+
+def write(folder: Path, first: int, last: int) -> payload_log.Segment:
+    rows = [(seq, seq, 0, str(seq), "t", "s", "", "", "", "", b"body") for seq in range(first, last + 1)]
+    return payload_log.write(folder, payload_log.table_of(rows))
+
+
+def seqs(folder: Path, after: int = 0) -> list[int]:
+    found: list[int] = payload_log.read(folder, after)[0]["seq"].to_pylist()
+    return found
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
+    found = (tmp_path / "collector", tmp_path / "monitor", tmp_path / "references")
+    for folder in found:
+        folder.mkdir()
+    return found
+
+
+def test_segments_arrive_once_and_in_order(bucket: Bucket, folders: tuple[Path, Path, Path]) -> None:
+    here, there, references = folders
+    for first in (1, 4, 7):
+        write(here, first, first + 2)
+    assert mirror.push(bucket, here) == 3
+    assert mirror.push(bucket, here) == 0
+    assert mirror.pull(bucket, there, references) == 3
+    assert mirror.pull(bucket, there, references) == 0
+    assert seqs(there) == list(range(1, 10))
+
+
+def test_a_merged_segment_takes_the_place_of_its_parts(bucket: Bucket, folders: tuple[Path, Path, Path]) -> None:
+    here, there, references = folders
+    compactor = Compactor(here, grace_s=0)
+    for first in range(1, 20):
+        compactor.add(write(here, first, first), 1)
+        mirror.push(bucket, here)
+    mirror.pull(bucket, there, references)
+    reader = payload_log.read(there)[1]
+    for first in range(20, 41):
+        compactor.add(write(here, first, first), 1)
+    compactor.sweep()
+    assert len(payload_log.segments(here)) < 20, "something was merged"
+    mirror.push(bucket, here)
+    mirror.pull(bucket, there, references)
+    assert seqs(there) == list(range(1, 41))
+    assert seqs(there, reader) == list(range(20, 41))
+    kept = [segment.path.name for segment in payload_log.segments(here)]
+    assert bucket.names(names.PAYLOADS) == kept, "the store keeps no parts"
+    assert sorted(path.name for path in there.iterdir()) == kept
+
+
+def test_references_come_before_the_segments_that_need_them(
+    bucket: Bucket, folders: tuple[Path, Path, Path], learned: tuple[Path, Path]
+) -> None:
+    here, there, references = folders
+    assert bucket.push(learned[1] / "reference", names.reference("flights", "7"))
+    write(here, 1, 1)
+    mirror.push(bucket, here)
+    assert mirror.pull(bucket, there, references) > 1
+    from kubeloop.reference import Reference
+
+    found = Reference.load(references / "flights" / "7" / "reference")
+    assert found.rows == Reference.load(learned[1] / "reference").rows
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_reader_misses_nothing_whatever_is_merged_meanwhile(
+    seed: int, bucket: Bucket, folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writing, merging, pushing, pulling and reading in any order; objects vanish between listing and reading."""
+    here, there, references = folders
+    chance = random.Random(seed)
+    compactor, last, seen, after = Compactor(here, grace_s=0), 0, list[int](), 0
+    plain = Bucket.get
+
+    def slow(store: Bucket, name: str) -> bytes | None:
+        if chance.random() < 0.3:
+            mirror.push(bucket, here)
+        return plain(store, name)
+
+    monkeypatch.setattr(Bucket, "get", slow)
+    for _ in range(120):
+        match chance.choice(("write", "write", "write", "sweep", "push", "pull", "read")):
+            case "write":
+                size = chance.randint(1, 3)
+                compactor.add(write(here, last + 1, last + size), 1)
+                last += size
+            case "sweep":
+                compactor.sweep()
+            case "push":
+                mirror.push(bucket, here)
+            case "pull":
+                mirror.pull(bucket, there, references)
+            case "read":
+                table, after = payload_log.read(there, after)
+                seen += table["seq"].to_pylist()
+    mirror.push(bucket, here)
+    mirror.pull(bucket, there, references)
+    seen += seqs(there, after)
+    assert seen == list(range(1, last + 1))
+    remove_covered(here, payload_log.segments(here))
+
+
+@pytest.fixture
+def carry(bucket: Bucket) -> Iterator[Callable[..., tuple[subprocess.Popen[str], str]]]:
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
+        command = [sys.executable, "-m", "kubeloop.monitoring.mirror", *arguments]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout
+        line = process.stdout.readline()
+        assert line.startswith("ready "), process.communicate(timeout=10)
+        return process, line.split()[1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_processes_carry_on_through_a_store_that_was_away(
+    carry: Any, seaweed: Any, bucket: Bucket, folders: tuple[Path, Path, Path]
+) -> None:
+    here, there, references = folders
+    pusher, url = carry("push", "--dir", str(here), "--poll-seconds", "0.1")
+    carry("pull", "--dir", str(there), "--references", str(references), "--poll-seconds", "0.1")
+    write(here, 1, 5)
+    _until(lambda: seqs(there) == [1, 2, 3, 4, 5])
+    assert httpx.get(f"{url}/readyz").status_code == 200
+    seaweed.stop()
+    try:
+        write(here, 6, 7)
+        _until(lambda: httpx.get(f"{url}/readyz").status_code == 503)
+        assert "cannot" in httpx.get(f"{url}/readyz").text
+        assert httpx.get(f"{url}/healthz").status_code == 200, "a restart would not help"
+        assert _metric(url, "kubeloop_mirror_failures_total") >= 1
+    finally:
+        seaweed.start()
+    _until(lambda: seqs(there) == list(range(1, 8)))
+    assert _metric(url, "kubeloop_mirror_files_total") == 2
+    write(here, 8, 8)
+    pusher.terminate()
+    assert pusher.wait(20) == 0
+    assert len(bucket.names(names.PAYLOADS)) == 3, "what was written before the end is carried"
+
+
+def test_without_a_bucket_it_says_what_to_set(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "kubeloop.monitoring.mirror", "push", "--dir", str(tmp_path), "--once"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "write s3://bucket" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def _metric(url: str, name: str) -> float:
+    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    return float(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 40
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
