@@ -154,6 +154,12 @@ class Delivery(Model):
         default=None, description="ServingRuntime of the predictor; kubeloop's own, CPU or GPU, when left out."
     )
     service_account: DnsName | None = Field(default="kubeloop-serving", description="Its Secret opens the model store.")
+    secrets: tuple[SecretEnv, ...] = Field(
+        default=(), description="Variables of the transformer, such as KUBELOOP_ONLINE_STORE, that come from a Secret."
+    )
+    config_map: DnsName | None = Field(
+        default="kubeloop-env", description="ConfigMap with the transformer's other variables; the chart makes it."
+    )
     predictor: Resources = Resources(cpu="250m", memory="1Gi")
     transformer: Resources = Resources(cpu="250m", memory="2Gi")
     autoscaling: Autoscaling = Autoscaling()

@@ -15,7 +15,8 @@ LABEL_EVENT = "io.kubeloop.label"
 DRIFT_EVENT = "io.kubeloop.drift"
 
 RUNTIME = "kubeloop-onnx"
-"""The ServingRuntime of our Open Inference Protocol server."""
+RUNTIME_GPU = "kubeloop-onnx-gpu"
+"""The ServingRuntimes of our Open Inference Protocol server."""
 
 
 PAYLOADS = "payloads"

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 _RUN_TAG = "kubeloop.run"
+_KSERVE_READS = ("s3", "gs", "abfs", "wasbs", "hdfs", "pvc", "oci")
 _REQUIREMENTS = ["onnxruntime>=1.22", "numpy>=2.0"]
 
 
@@ -161,6 +162,21 @@ def folder(settings: Settings, version: Version) -> Path:
         with tempfile.TemporaryDirectory(dir=_made(target.parent)) as scratch:
             Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=scratch)).rename(target)
     return target
+
+
+def storage_uri(version: Version) -> str:
+    """Return where KServe reads a version from; it never changes, unlike an alias.
+
+    Raises:
+        RegistryError: MLflow keeps the model where only its own server, or only this machine, can read it.
+    """
+    scheme = urlparse(version.uri).scheme
+    if scheme not in _KSERVE_READS:
+        raise RegistryError(
+            f"version {version.version} of {version.name} lies at {version.uri}, which KServe cannot read; start the "
+            "MLflow server with --default-artifact-root s3://... and --no-serve-artifacts, and train again"
+        )
+    return version.uri
 
 
 def get(settings: Settings, name: str, number: str) -> Version:

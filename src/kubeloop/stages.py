@@ -372,17 +372,21 @@ def serve(loop: Loop, settings: Settings, version: "Version") -> "Applied":
     Raises:
         DeliveryError: the version does not become ready.
     """
-    from kubeloop import services
+    from kubeloop import registry, services
     from kubeloop.delivery.apply import apply
+    from kubeloop.serving import pods
     from kubeloop.serving.manifest import ModelRef, inference_service
 
+    here = loop.delivery.applier == "local"
+    uri = version.uri if here else registry.storage_uri(version)
     manifest = inference_service(
         loop,
-        ModelRef(version.version, version.uri, version.sha256, version.run),
+        ModelRef(version.version, uri, version.sha256, version.run),
         logger_url=services.address(settings, "collector"),
-        feature_dir=settings.features,
+        # A pod finds the feature repo in its image; tables and store are shared.
+        feature_dir=settings.features if here else settings.home / loop.features.repo,
     )
-    return apply(loop, manifest, settings)
+    return apply(loop, manifest if here else pods.place(loop, manifest), settings)
 
 
 def digest(path: Path) -> str:

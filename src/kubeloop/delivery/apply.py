@@ -20,11 +20,15 @@ def apply(loop: Loop, manifest: dict[str, Any], settings: Settings) -> Applied:
     Raises:
         DeliveryError: it does not serve; the message says why and what to do.
     """
-    if loop.delivery.applier != "local":
-        raise DeliveryError(
-            f"delivery.applier {loop.delivery.applier!r} is not available yet; write `applier: local` in loop.yaml"
-        )
-    return local.apply(manifest, node_url(settings), TIMEOUT_S)
+    match loop.delivery.applier:
+        case "local":
+            return local.apply(manifest, node_url(settings), TIMEOUT_S)
+        case "cluster":
+            from kubeloop.delivery import cluster
+
+            return cluster.apply([manifest], loop.delivery.ready_timeout.total_seconds())
+        case "gitops":
+            raise DeliveryError("delivery.applier 'gitops' is not available yet; write `applier: cluster` in loop.yaml")
 
 
 def node_url(settings: Settings) -> str:

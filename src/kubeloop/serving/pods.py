@@ -1,0 +1,139 @@
+"""What an InferenceService says about its pods on a cluster: images, resources, identity, scaling, privileges."""
+
+import copy
+import math
+from typing import Any
+
+from kubeloop import names
+from kubeloop.config import PUBLIC, Loop
+from kubeloop.config_cluster import Gpu, Resources
+
+PORT = 8080
+USER = 65532
+AUTOSCALER = "serving.kserve.io/autoscalerClass"
+_TMP = {"name": "tmp", "mountPath": "/tmp"}  # noqa: S108 - the pod's own, on a read-only root file system
+
+
+def place(loop: Loop, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return an InferenceService with what its pods need on a cluster.
+
+    KServe makes the autoscaler, from the annotation and the replicas: an HPA or, with `scaler: keda`, a ScaledObject.
+
+    Args:
+        loop: the use case; its `delivery` says how the pods run.
+        manifest: as `manifest.inference_service` builds it; it is left as it is.
+    """
+    found = copy.deepcopy(manifest)
+    delivery = loop.delivery
+    found["metadata"]["annotations"][AUTOSCALER] = delivery.autoscaling.scaler
+    spec = found["spec"]
+    predictors = [spec["predictor"], *(canary["predictor"] for canary in spec.get("canary", ()))]
+    for predictor in predictors:
+        predictor |= _pod(loop, "predictor", delivery.predictor)
+        model = predictor["model"]
+        model["runtime"] = delivery.runtime or (names.RUNTIME_GPU if delivery.predictor.gpu else names.RUNTIME)
+        model["resources"] = _resources(delivery.predictor)
+        if delivery.runtime:
+            # Another server's flags are not ours to give; it checks no digest either.
+            del model["args"]
+        else:
+            model["args"].append(f"--drain-s={delivery.drain_s:g}")
+    transformer = spec["transformer"]
+    transformer |= _pod(loop, "transformer", delivery.transformer)
+    transformer["volumes"] = [{"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}]
+    (container,) = transformer["containers"]
+    container |= _transformer(loop, container)
+    return found
+
+
+def _pod(loop: Loop, component: str, resources: Resources) -> dict[str, Any]:
+    """Return the fields of a component's pod."""
+    delivery, scaling = loop.delivery, loop.delivery.autoscaling
+    labels = {"app.kubernetes.io/name": loop.name, names.COMPONENT: component}
+    pod: dict[str, Any] = {
+        # The drain begins with SIGTERM, and the answers on their way must still go out.
+        "terminationGracePeriodSeconds": math.ceil(delivery.drain_s + loop.serving.timeout_s),
+        "minReplicas": scaling.min_replicas,
+        "maxReplicas": scaling.max_replicas,
+        "scaleMetric": "cpu",
+        "scaleTarget": scaling.cpu_percent,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "fsGroup": USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": key,
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": labels},
+            }
+            for key in ("topology.kubernetes.io/zone", "kubernetes.io/hostname")
+        ],
+    }
+    if delivery.service_account:
+        pod["serviceAccountName"] = delivery.service_account
+    if loop.pipelines.images.pull_secrets:
+        pod["imagePullSecrets"] = [{"name": name} for name in loop.pipelines.images.pull_secrets]
+    if resources.gpu:
+        pod |= _accelerated(resources.gpu)
+    return pod
+
+
+def _accelerated(gpu: Gpu) -> dict[str, Any]:
+    tolerations = [item.model_dump(exclude_none=True) for item in gpu.tolerations]
+    found: dict[str, Any] = {"nodeSelector": dict(gpu.node_selector), "tolerations": tolerations}
+    return {name: value for name, value in found.items() if value}
+
+
+def _resources(resources: Resources) -> dict[str, Any]:
+    limits = {"memory": resources.memory}
+    if resources.cpu_limit:
+        limits["cpu"] = resources.cpu_limit
+    if resources.gpu:
+        limits[resources.gpu.resource] = str(resources.gpu.count)
+    return {"requests": {"cpu": resources.cpu, "memory": resources.memory}, "limits": limits}
+
+
+def _transformer(loop: Loop, container: dict[str, Any]) -> dict[str, Any]:
+    """Return the transformer's container; the predictor's comes from its ServingRuntime."""
+    delivery, images = loop.delivery, loop.pipelines.images
+    env: list[dict[str, Any]] = [{"name": "HOME", "value": _TMP["mountPath"]}]
+    if delivery.config_map:
+        env += [
+            {
+                "name": name,
+                "valueFrom": {"configMapKeyRef": {"name": delivery.config_map, "key": name, "optional": True}},
+            }
+            for name in PUBLIC
+        ]
+    env += [
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret.secret, "key": key}}}
+        for secret in delivery.secrets
+        for name, key in secret.env.items()
+    ]
+    return {
+        "image": images.core,
+        "imagePullPolicy": images.pull_policy,
+        "args": [*container["args"], "--host=0.0.0.0", f"--port={PORT}", f"--drain-s={delivery.drain_s:g}"],
+        "env": env,
+        "ports": [{"name": "http1", "containerPort": PORT, "protocol": "TCP"}],
+        "resources": _resources(delivery.transformer),
+        "startupProbe": _probe("/v2/health/live", failureThreshold=60, periodSeconds=2),
+        "readinessProbe": _probe("/v2/health/ready", periodSeconds=5),
+        "livenessProbe": _probe("/v2/health/live", periodSeconds=10, failureThreshold=6),
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+        },
+        "volumeMounts": [_TMP],
+    }
+
+
+def _probe(path: str, **times: int) -> dict[str, Any]:
+    return {"httpGet": {"path": path, "port": PORT}, "timeoutSeconds": 2, **times}

@@ -1,0 +1,144 @@
+"""The InferenceService as a cluster gets it."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+
+from kubeloop import config
+from kubeloop.config import Loop
+from kubeloop.serving import pods
+from kubeloop.serving.manifest import ModelRef, inference_service
+
+V1 = ModelRef("7", "s3://models/7", "a" * 64, "run-7")
+V2 = ModelRef("8", "s3://models/8", "b" * 64, "run-8")
+GPU = {"predictor": {"gpu": {"count": 2, "node_selector": {"pool": "gpu"}}, "cpu": "2", "memory": "8Gi"}}
+SECRETS = [{"secret": "online-store", "env": {"KUBELOOP_ONLINE_STORE": "url"}}]
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "gpu": GPU,
+    "keda": {"autoscaling": {"scaler": "keda", "min_replicas": 0, "max_replicas": 9, "cpu_percent": 50}},
+    "none": {"autoscaling": {"scaler": "none"}, "service_account": None, "config_map": None},
+    "secrets": {"secrets": SECRETS},
+    "triton": {"runtime": "kubeloop-triton"},
+}
+
+
+def loop(delivery: dict[str, Any], **sections: Any) -> Loop:
+    base = {
+        "name": "flights",
+        "source": {"tables": {"events": {"available_at": "at"}}},
+        "features": {"service": "flights_v1"},
+        "delivery": {"namespace": "ml", "drain_s": 3, "applier": "cluster"} | delivery,
+        "pipelines": {"images": {"core": "registry.example/core:1.2", "pull_secrets": ["registry"]}},
+        "serving": {"timeout_s": 1.5},
+    }
+    return Loop.model_validate(base | sections)
+
+
+def plain(found: Loop, canary: ModelRef | None = V2) -> dict[str, Any]:
+    return inference_service(found, V1, logger_url="http://c/", feature_dir="/project/feature_repo", canary=canary)
+
+
+def build(delivery: dict[str, Any], canary: ModelRef | None = V2) -> dict[str, Any]:
+    found = loop(delivery)
+    return pods.place(found, plain(found, canary))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("canary", [None, V2])
+def test_kserve_accepts_it(check: Callable[[Any], list[str]], case: str, canary: ModelRef | None) -> None:
+    assert check(build(CASES[case], canary)) == []
+
+
+def test_the_plain_manifest_is_left_as_it_is() -> None:
+    found = loop(GPU)
+    manifest = plain(found)
+    before = copy.deepcopy(manifest)
+    assert pods.place(found, manifest) != manifest
+    assert manifest == before
+
+
+def test_the_laptop_understands_what_a_cluster_gets() -> None:
+    """One manifest, three appliers: what only a cluster can honour is left aside by the local node."""
+    from kubeloop.delivery.desired import Commands, read
+
+    found = loop({"secrets": SECRETS})
+    here = pods.place(found, plain(found))
+    for predictor in (here["spec"]["predictor"], here["spec"]["canary"][0]["predictor"]):
+        predictor["model"]["storageUri"] = "file:///models"
+    desired = read(here, Commands(("server",), ("transformer",)), "http://127.0.0.1:1")
+    assert [share.percent for share in desired.predictors] == [100, 0]
+
+
+@pytest.mark.parametrize("name", ["predictor", "transformer"])
+def test_every_pod_is_unprivileged_spread_and_named(name: str) -> None:
+    part = build({})["spec"][name]
+    context = part["securityContext"]
+    assert context["runAsNonRoot"] is True
+    assert context["runAsUser"] != 0
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert part["serviceAccountName"] == "kubeloop-serving"
+    assert part["imagePullSecrets"] == [{"name": "registry"}]
+    for constraint in part["topologySpreadConstraints"]:
+        assert constraint["labelSelector"]["matchLabels"].items() <= part["labels"].items()
+    # A request that came just before the drain ended is still answered.
+    assert part["terminationGracePeriodSeconds"] == 5
+
+
+def test_the_transformer_is_least_privileged_and_finds_the_shared_store() -> None:
+    part = build({"secrets": SECRETS})["spec"]["transformer"]
+    (container,) = part["containers"]
+    assert container["image"] == "registry.example/core:1.2"
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+    }
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in part["volumes"]}
+    env = {item["name"]: item.get("valueFrom") for item in container["env"]}
+    assert env["KUBELOOP_ONLINE_STORE"] == {"secretKeyRef": {"name": "online-store", "key": "url"}}
+    assert all(env[name]["configMapKeyRef"]["name"] == "kubeloop-env" for name in config.PUBLIC)
+    assert {"--host=0.0.0.0", "--port=8080", "--feature-dir=/project/feature_repo"} <= set(container["args"])
+    assert "redis" not in yaml.safe_dump(part)
+
+
+def test_a_gpu_is_asked_for_where_it_is_wanted() -> None:
+    spec = build(GPU)["spec"]
+    for predictor in (spec["predictor"], spec["canary"][0]["predictor"]):
+        assert predictor["model"]["runtime"] == "kubeloop-onnx-gpu"
+        assert predictor["model"]["resources"] == {
+            "requests": {"cpu": "2", "memory": "8Gi"},
+            "limits": {"memory": "8Gi", "nvidia.com/gpu": "2"},
+        }
+        assert predictor["nodeSelector"] == {"pool": "gpu"}
+        assert predictor["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
+    assert "nodeSelector" not in spec["transformer"]
+    assert build({})["spec"]["predictor"]["model"]["runtime"] == "kubeloop-onnx"
+
+
+def test_another_server_gets_none_of_our_flags() -> None:
+    model = build({"runtime": "kubeloop-triton"})["spec"]["predictor"]["model"]
+    assert model["runtime"] == "kubeloop-triton"
+    assert "args" not in model
+    assert "--drain-s=3" in build({})["spec"]["predictor"]["model"]["args"]
+
+
+@pytest.mark.parametrize(
+    ("autoscaling", "expected"),
+    [
+        ({}, ("hpa", 1, 4, 70)),
+        ({"scaler": "keda", "min_replicas": 0, "max_replicas": 2, "cpu_percent": 40}, ("keda", 0, 2, 40)),
+        ({"scaler": "none", "min_replicas": 3}, ("none", 3, 4, 70)),
+    ],
+)
+def test_kserve_is_told_how_to_scale(autoscaling: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    manifest = build({"autoscaling": autoscaling})
+    predictor = manifest["spec"]["predictor"]
+    assert (
+        manifest["metadata"]["annotations"][pods.AUTOSCALER],
+        *(predictor[name] for name in ("minReplicas", "maxReplicas", "scaleTarget")),
+    ) == expected
