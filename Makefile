@@ -91,6 +91,13 @@ $(ASSETS)/kustomize: $(PINS)/tools/go.mod $(PINS)/tools/go.sum
 $(ASSETS)/actionlint: $(PINS)/tools/go.mod $(PINS)/tools/go.sum
 	$(GO_BUILD) github.com/rhysd/actionlint/cmd/actionlint
 
+.PHONY: backends
+backends: ## Install PostgreSQL and Redis for the tests (Debian and Ubuntu; needs root)
+	@export DEBIAN_FRONTEND=noninteractive; missing=; \
+	  compgen -G "/usr/lib/postgresql/*/bin/postgres" > /dev/null || missing+=" postgresql"; \
+	  command -v redis-server > /dev/null || missing+=" redis-server"; \
+	  if [ -n "$$missing" ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing > /dev/null; fi
+
 .PHONY: bench
 bench: setup ## Measure against peers, side by side; writes build/bench.json
 	$(BIN)/python -m benchmarks

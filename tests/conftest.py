@@ -17,7 +17,7 @@ from kubeloop import config, sources
 from kubeloop.config import Loop, Settings
 from kubeloop.services import Services
 
-pytest_plugins = ["tests.backends"]
+pytest_plugins = ["tests.backends", "tests.control_plane.plugin"]
 
 PROJECT = Path(__file__).parents[1]
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from kubeloop import cli_init, config
+from kubeloop import cli_init, cli_submit, config
 from kubeloop.config import ConfigError, Loop, Settings
 
 app = typer.Typer(
@@ -355,6 +355,7 @@ def show_config(as_json: Json = False) -> None:
 
 
 cli_init.register(app)
+cli_submit.register(app)
 
 
 def main() -> None:
