@@ -1,9 +1,9 @@
 {{- /* Parts of NetworkPolicies; each is one entry of `ingress` or `egress`. */ -}}
 
 {{- define "kubeloop.ports" -}}
-{{- range . }}
-- {port: {{ int . }}, protocol: TCP}
-{{- end }}
+{{- $found := list -}}
+{{- range . -}}{{- $found = append $found (dict "port" (int .) "protocol" "TCP") -}}{{- end -}}
+{{- toYaml $found -}}
 {{- end -}}
 
 {{- /* Anywhere but the blocked addresses: pods by selector, since not every network takes them for addresses. */ -}}
@@ -56,12 +56,12 @@
 
 {{- /* Ingress of Prometheus: dict root, ports. */ -}}
 {{- define "kubeloop.scrape" -}}
-{{- with .root.Values.networkPolicy.prometheusNamespace }}
+{{- with .root.Values.networkPolicy.prometheusNamespace -}}
 - from:
     {{- include "kubeloop.peerNamespaces" (list .) | nindent 4 }}
   ports:
     {{- include "kubeloop.ports" $.ports | nindent 4 }}
-{{- end }}
+{{- end -}}
 {{- end -}}
 
 {{- define "kubeloop.policy" -}}
