@@ -1,22 +1,25 @@
 """How many drift events a second the trigger ledger takes, next to bare durable inserts into the same database.
 
     python benchmarks/ledger.py --json ledger.json
+    python benchmarks/ledger.py --url postgresql+psycopg://user:password@127.0.0.1/empty
 
-Every event is a transaction that is on disk before the answer; the bare insert shows what the disk alone allows.
+Every event is a transaction that is on disk before the answer; a bare insert shows what database and disk alone allow.
 """
 
 import argparse
 import json
-import sqlite3
 import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from kubeloop.config import Drift
 from kubeloop.trigger import Ledger
 from kubeloop.trigger_event import DriftEvent
+from kubeloop.trigger_store import open_engine
 
 
 def event(service: str, number: int) -> DriftEvent:
@@ -33,31 +36,41 @@ def rate(step: Callable[[int], object], count: int) -> float:
     return round(count / (time.perf_counter() - begin), 1)
 
 
-def measure(folder: Path, count: int) -> dict[str, float]:
+def measure(url: str, count: int) -> dict[str, float]:
     """Return events a second by what becomes of the event."""
-    bare = sqlite3.connect(folder / "bare.db", isolation_level=None)
-    bare.execute("PRAGMA journal_mode = WAL")
-    bare.execute("CREATE TABLE events (number INTEGER PRIMARY KEY, body TEXT)")
-    ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}", Drift())
-    rates = {
-        "bare_insert": rate(lambda n: bare.execute("INSERT INTO events VALUES (?, 'drift')", (n,)), count),
-        "new_accepted": rate(lambda n: ledger.record(event(f"service-{n}", n)), count),
-        "new_absorbed": rate(lambda n: ledger.record(event("service-0", n + 1)), count),
-        "duplicate": rate(lambda n: ledger.record(event("service-0", n % 10 + 1)), count),
-    }
-    ledger.close()
-    bare.close()
-    return rates
+    ledger = Ledger(url, Drift())
+    engine = open_engine(url)
+    table = sa.Table(
+        "bare", sa.MetaData(), sa.Column("number", sa.Integer, primary_key=True), sa.Column("body", sa.Text)
+    )
+    table.create(engine)
+
+    def insert(number: int) -> None:
+        with engine.begin() as connection:
+            connection.execute(table.insert().values(number=number, body="drift"))
+
+    try:
+        return {
+            "bare_insert": rate(insert, count),
+            "new_accepted": rate(lambda n: ledger.record(event(f"service-{n}", n)), count),
+            "new_absorbed": rate(lambda n: ledger.record(event("service-0", n + 1)), count),
+            "duplicate": rate(lambda n: ledger.record(event("service-0", n % 10 + 1)), count),
+        }
+    finally:
+        ledger.close()
+        table.drop(engine)
+        engine.dispose()
 
 
 def main() -> None:
     """Measure and print, or write with --json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", type=int, default=1000)
+    parser.add_argument("--url", help="SQLAlchemy URL of an empty database (default: SQLite in a temporary folder)")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rates = measure(Path(folder), args.events)
+        rates = measure(args.url or f"sqlite:///{folder}/ledger.db", args.events)
     for name, figure in rates.items():
         print(f"{name:14} {figure:>10,.1f} events/s")
     if args.json:
