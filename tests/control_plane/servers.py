@@ -32,6 +32,8 @@ class StartError(RuntimeError):
 class Servers:
     """One etcd and one kube-apiserver, their data in a folder, RBAC and Pod Security admission on.
 
+    Start them in the main thread: the kernel ends them with the thread that did.
+
     Attributes:
         url: the API server.
         authority: makes the certificates of its users.

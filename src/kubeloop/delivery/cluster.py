@@ -1,0 +1,267 @@
+"""Apply a manifest to a cluster and wait until KServe serves it; the one importer of the Kubernetes client."""
+
+import json
+import logging
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import urllib3
+from kubernetes import client as kubernetes  # type: ignore[import-untyped]
+from kubernetes import config
+
+from kubeloop.delivery import Applied, DeliveryError
+from kubeloop.delivery.rollout import SERVICE, Object, Observed, failure, ready, stamp, stamped, troubles, waiting_for
+from kubeloop.serving.manifest import API_VERSION, KIND
+
+FIELD_MANAGER = "kubeloop"
+
+AWAY_S = 60.0
+"""How long an API server may be away before we give up on it; every request can be repeated."""
+
+SETTLE_S = 10.0
+"""How long KServe gets to look at a manifest before a complaint in its status is taken to be about this one."""
+
+_FIRST_POLL_S, _LAST_POLL_S = 0.1, 2.0
+_CONNECT_S, _READ_S = 5.0, 60.0
+_RACES = 5
+_BUSY = (429, 502, 503, 504)
+_APPLY = "application/apply-patch+yaml"
+_AGAIN = "apply it again if it is still wanted"
+
+LOG = logging.getLogger(__name__)
+
+
+def apply(manifests: Sequence[Object], timeout_s: float, client: kubernetes.ApiClient | None = None) -> Applied:
+    """Apply an InferenceService and what goes with it, and wait until all of it serves, and nothing else.
+
+    Every object is tried without effect first, so that either all are accepted or nothing is changed. Objects are only
+    ever applied, never deleted. It needs the verbs get, create and patch on what it applies, list on Deployments, and
+    takes list on pods to name causes sooner. Three kinds tell how a rollout goes, so they are read every two seconds:
+    a watch of each would need one more verb and show no more.
+
+    Args:
+        manifests: exactly one InferenceService, and other objects, in the order in which they are applied.
+        timeout_s: how long it may take until it is ready.
+        client: the cluster; by default that of this pod, or else of the kubeconfig file.
+
+    Raises:
+        DeliveryError: it is refused, fails, is not ready in time or is overtaken by another; the message says why and
+            what to do.
+    """
+    began = time.monotonic()
+    services = [m for m in manifests if (m.get("apiVersion"), m.get("kind")) == (API_VERSION, KIND)]
+    if len(services) != 1:
+        raise DeliveryError(f"a delivery needs one {KIND} of {API_VERSION}, not {len(services)}; mend the manifests")
+    service = stamped(services[0])
+    objects = [service if manifest is services[0] else manifest for manifest in manifests]
+    cluster = _Cluster(client or _connect())
+    paths = [cluster.path(manifest) for manifest in objects]
+    cluster.deployments(service["metadata"])
+    for dry in (True, False):
+        for path, manifest in zip(paths, objects, strict=True):
+            cluster.apply(path, manifest, dry=dry)
+    LOG.info("%s: applied, waiting until it is ready", service["metadata"]["name"])
+    return _wait(cluster, paths[objects.index(service)], service, began, timeout_s)
+
+
+def _wait(cluster: "_Cluster", path: str, manifest: Object, began: float, timeout_s: float) -> Applied:
+    name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
+    applied, pause = time.monotonic(), _FIRST_POLL_S
+    while True:
+        found = cluster.observe(path, manifest["metadata"])
+        if found is None:
+            raise DeliveryError(f"{name} was deleted while it was being rolled out; {_AGAIN}")
+        if stamp(found.service) != stamp(manifest):
+            raise DeliveryError(f"{name}: another manifest was applied while this one was being rolled out; {_AGAIN}")
+        lacks = waiting_for(found)
+        if not lacks:
+            status = found.service["status"]
+            return Applied(
+                name,
+                namespace,
+                found.service["metadata"]["generation"],
+                found.service["spec"]["predictor"].get("model", {}).get("storageUri", ""),
+                status.get("url") or status.get("address", {}).get("url", ""),
+                time.monotonic() - began,
+            )
+        kept = "; what was served before still is" if ready(found.service) else ""
+        if reason := failure(found, settled=time.monotonic() - applied > SETTLE_S):
+            raise DeliveryError(f"{name} is not ready: {reason}{kept}; mend that and deploy again")
+        if time.monotonic() - began > timeout_s:
+            reasons = "; ".join([lacks, *troubles(found)])
+            raise DeliveryError(
+                f"{name} was not ready within {timeout_s:g} s: {reasons}{kept}; mend that and deploy again, or give it "
+                "more time with delivery.ready_timeout"
+            )
+        time.sleep(pause)
+        pause = min(pause * 1.5, _LAST_POLL_S)
+
+
+def _connect() -> kubernetes.ApiClient:
+    configuration = kubernetes.Configuration()
+    configuration.retries = False
+    try:
+        try:
+            config.load_incluster_config(client_configuration=configuration)
+        except config.ConfigException:
+            config.load_kube_config(client_configuration=configuration)
+    except config.ConfigException as error:
+        raise DeliveryError(f"no cluster is known ({error}); set KUBECONFIG, or run in a pod of the cluster") from error
+    return kubernetes.ApiClient(configuration)
+
+
+class _Cluster:
+    """Requests to one API server that survive its absence for a moment."""
+
+    def __init__(self, client: kubernetes.ApiClient) -> None:
+        self._client = client
+        self._kinds: dict[str, list[Object]] = {}
+
+    def path(self, manifest: Object) -> str:
+        """Return the path of the object that a manifest describes."""
+        version, kind = str(manifest.get("apiVersion", "")), str(manifest.get("kind", ""))
+        metadata = manifest.get("metadata", {})
+        root = f"/apis/{version}" if "/" in version else f"/api/{version}"
+        if version not in self._kinds:
+            found = self._ask("GET", root, f"the kinds of {version}", missing=True)
+            self._kinds[version] = found["resources"] if found else []
+        served = next((r for r in self._kinds[version] if r["kind"] == kind and "/" not in r["name"]), None)
+        if served is None:
+            who = "KServe" if version == API_VERSION else f"what serves {version}"
+            raise DeliveryError(
+                f"the cluster has no kind {kind} of {version}; install {who}, or leave the object out ("
+                f"{metadata.get('name', '')})"
+            )
+        within = f"/namespaces/{metadata['namespace']}" if served["namespaced"] else ""
+        return f"{root}{within}/{served['name']}/{metadata['name']}"
+
+    def apply(self, path: str, manifest: Object, *, dry: bool) -> None:
+        """Apply one object server-side; a dry run has all the answers of a real one, and no effect."""
+        query = [("fieldManager", FIELD_MANAGER), ("fieldValidation", "Strict")] + [("dryRun", "All")] * dry
+        what = f"{manifest['kind']} {manifest['metadata']['name']}"
+        for race in range(_RACES):
+            try:
+                self._ask("PATCH", path, what, query=query, body=manifest, content_type=_APPLY)
+            except _RaceError as error:
+                if race == _RACES - 1:
+                    raise DeliveryError(
+                        f"{what} is being changed by others all the time ({error}); {_AGAIN}"
+                    ) from error
+            else:
+                return
+
+    def deployments(self, metadata: Mapping[str, Any]) -> list[Object]:
+        """Return the Deployments of an inference service."""
+        path = f"/apis/apps/v1/namespaces/{metadata['namespace']}/deployments"
+        found = self._ask("GET", path, "Deployments", query=[("labelSelector", f"{SERVICE}={metadata['name']}")])
+        items: list[Object] = found["items"] if found else []
+        return items
+
+    def observe(self, path: str, metadata: Mapping[str, Any]) -> Observed | None:
+        """Return the inference service as it is now; None when it is gone, or going."""
+        service = self._ask("GET", path, f"{KIND} {metadata['name']}", missing=True)
+        if service is None or service["metadata"].get("deletionTimestamp"):
+            return None
+        pods = f"/api/v1/namespaces/{metadata['namespace']}/pods"
+        query = [("labelSelector", f"{SERVICE}={metadata['name']}")]
+        found = self._ask("GET", pods, "pods", query=query, forbidden=True)
+        return Observed(service, self.deployments(metadata), None if found is None else found["items"])
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        what: str,
+        *,
+        query: Sequence[tuple[str, str]] = (),
+        body: Object | None = None,
+        content_type: str = "application/json",
+        missing: bool = False,
+        forbidden: bool = False,
+    ) -> Object | None:
+        """Return the answer; None where it is missing or forbidden, and may be."""
+        began, pause = time.monotonic(), _FIRST_POLL_S
+        while True:
+            try:
+                response = self._client.call_api(
+                    path,
+                    method,
+                    query_params=list(query),
+                    header_params={"Accept": "application/json", "Content-Type": content_type},
+                    body=body,
+                    auth_settings=["BearerToken"],
+                    _preload_content=False,
+                    _return_http_data_only=True,
+                    _request_timeout=(_CONNECT_S, _READ_S),
+                )
+                answer: Object = json.loads(response.data)
+                return answer
+            except kubernetes.ApiException as error:
+                if (error.status == 404 and missing) or (error.status == 403 and forbidden):
+                    return None
+                if error.status and (not _passing(error) or time.monotonic() - began > AWAY_S):
+                    raise _refusal(error, what) from error
+                problem: Exception = error
+            except urllib3.exceptions.HTTPError as error:
+                problem = error
+            if time.monotonic() - began > AWAY_S:
+                host = self._client.configuration.host
+                raise DeliveryError(
+                    f"the API server at {host} does not answer ({problem}); see that it is up and that KUBECONFIG "
+                    "names the right one"
+                ) from problem
+            time.sleep(pause)
+            pause = min(pause * 1.5, _LAST_POLL_S)
+
+
+class _RaceError(Exception):
+    """Someone changed the object between our reading and writing, inside the API server; again is enough."""
+
+
+def _status(error: kubernetes.ApiException) -> Object:
+    try:
+        status: Object = json.loads(error.body)
+    except (TypeError, ValueError):
+        status = {}
+    return status
+
+
+def _passing(error: kubernetes.ApiException) -> bool:
+    """Return whether a refusal may be gone in a moment; a manifest of the wrong shape is a 500 without a reason."""
+    return error.status in _BUSY or (error.status == 500 and bool(_status(error).get("reason")))
+
+
+def _refusal(error: kubernetes.ApiException, what: str) -> Exception:
+    """Return what a refusal means, in one sentence that says what to do."""
+    status = _status(error)
+    message = " ".join(str(status.get("message") or error.reason).split())
+    causes = (status.get("details") or {}).get("causes") or []
+    match error.status:
+        case 401:
+            text = f"the cluster does not accept our credentials ({message}); renew the kubeconfig or the token"
+        case 403 if denied := re.search(
+            r'User "([^"]*)" cannot (\w+) resource "([^"]*)" in API group "([^"]*)"', message
+        ):
+            user, verb, resource, group = denied.groups()
+            right = f"{verb} on {resource}{group and '.'}{group}"
+            text = f"{user} may not {verb} {what}: it lacks {right}; grant it in a Role, as the chart does"
+        case 404:
+            text = f"{what}: {message}; create it first"
+        case 409 if conflicts := [c for c in causes if c.get("reason") == "FieldManagerConflict"]:
+            owners = "; ".join(f"{c['field']} is owned by {_owner(c['message'])}" for c in conflicts)
+            text = (
+                f"{what} has fields that another field manager set: {owners}; take them out there, or hand them over "
+                f"with `kubectl apply --server-side --force-conflicts --field-manager={FIELD_MANAGER}`"
+            )
+        case 409:
+            return _RaceError(message)
+        case _:
+            text = f"the cluster refuses {what}: {message}; mend the manifest or what forbids it"
+    return DeliveryError(text)
+
+
+def _owner(message: str) -> str:
+    named = re.search(r'conflict with "([^"]*)"', message)
+    return named[1] if named else message
