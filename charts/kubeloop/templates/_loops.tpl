@@ -21,22 +21,28 @@
 {{- $_ := set $pipelineImages $key (include "kubeloop.image" (dict "root" $.root "image" $name)) -}}
 {{- end -}}
 {{- $cluster := dict
-  "delivery" (dict "applier" "cluster" "namespace" .root.Release.Namespace)
+  "delivery" (dict "applier" "cluster" "namespace" .root.Release.Namespace "secrets" (include "kubeloop.featureSecrets" .root | fromYaml).items)
   "pipelines" (dict "images" $pipelineImages "secrets" (include "kubeloop.stepSecrets" .root | fromYaml).items)
 -}}
 {{- mergeOverwrite $cluster (deepCopy $config) | toYaml -}}
 {{- end -}}
 
-{{- /* The Secrets of every pipeline step, as loop.yaml's pipelines.secrets. */ -}}
-{{- define "kubeloop.stepSecrets" -}}
+{{- /* The Secrets of the shared feature store, as loop.yaml's delivery.secrets. */ -}}
+{{- define "kubeloop.featureSecrets" -}}
 {{- $found := list -}}
-{{- with .Values.storage.secret -}}
-{{- $found = append $found (dict "secret" . "env" (dict "AWS_ACCESS_KEY_ID" "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" "AWS_SECRET_ACCESS_KEY")) -}}
-{{- end -}}
 {{- range $variable, $secret := dict "KUBELOOP_FEATURE_REGISTRY" .Values.features.registry "KUBELOOP_ONLINE_STORE" .Values.features.onlineStore -}}
 {{- if $secret.name -}}
 {{- $found = append $found (dict "secret" $secret.name "env" (dict $variable $secret.key)) -}}
 {{- end -}}
+{{- end -}}
+items: {{ $found | toJson }}
+{{- end -}}
+
+{{- /* Those of every pipeline step, as loop.yaml's pipelines.secrets. */ -}}
+{{- define "kubeloop.stepSecrets" -}}
+{{- $found := (include "kubeloop.featureSecrets" . | fromYaml).items -}}
+{{- with .Values.storage.secret -}}
+{{- $found = append $found (dict "secret" . "env" (dict "AWS_ACCESS_KEY_ID" "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" "AWS_SECRET_ACCESS_KEY")) -}}
 {{- end -}}
 items: {{ $found | toJson }}
 {{- end -}}
