@@ -25,7 +25,7 @@ from kubeloop.config import Loop, Settings
 
 if TYPE_CHECKING:
     from kubeloop.kfp_api import Api
-    from kubeloop.kfp_runs import Runs
+    from kubeloop.kfp_runs import Attempt, Runs
     from kubeloop.kfp_values import Run, Step
 
 _OUT = Console(highlight=False)
@@ -75,8 +75,9 @@ def submit(
     follows the run that is there, also one that the trigger started.
     """
     from kubeloop import submission
+    from kubeloop.bucket import Bucket
     from kubeloop.kfp_api import Api
-    from kubeloop.kfp_runs import Runs
+    from kubeloop.kfp_runs import Runs, verdict
 
     loop, settings = _open(folder)
     if pipeline not in submission.PIPELINES:
@@ -94,7 +95,7 @@ def submit(
         if not as_json:
             _OUT.print(f"Run {run_name} of {loop.name}-{pipeline} {address}".rstrip(), soft_wrap=True)
         run = _watch(api, runs, run_name, as_json) if follow else attempt.run
-        decided = submission.result(settings, run_name) if run.state == "SUCCEEDED" else None
+        decided = verdict(Bucket.open(settings), run_name) if run.state == "SUCCEEDED" and settings.bucket else None
     except KeyboardInterrupt:
         _fail(f"no longer following; the run goes on. {again} follows it again", 130)
     except submission.SubmissionError as error:
@@ -179,7 +180,7 @@ def _nothing() -> None:
 
 def _start(
     api: "Api", runs: "Runs", loop: Loop, settings: Settings, pipeline: str, run_name: str, param: list[str]
-) -> Any:
+) -> "Attempt":
     from kubeloop import submission
 
     with tempfile.TemporaryDirectory(prefix="kubeloop-") as scratch:
@@ -253,7 +254,9 @@ def _tell(run: "Run", decided: dict[str, Any] | None) -> None:
         return
     failed = [step.name for step in run.steps if step.state == "FAILED"]
     where = f" in {', '.join(failed)}" if failed else ""
-    _OUT.print(f"[red]{_WORDS.get(run.state, run.state.lower())}[/]{escape(where)}; the Kubeflow UI has the logs")
+    word = _WORDS.get(run.state, run.state.lower())
+    advice = "the Kubeflow UI has the logs, another --name starts anew"
+    _OUT.print(f"[red]{word}[/]{escape(where)}; {advice}", soft_wrap=True)
 
 
 def _record(run: "Run", address: str, decided: dict[str, Any] | None) -> dict[str, Any]:

@@ -211,8 +211,8 @@ class Api:
             trigger=self._kfp.V2beta1Trigger(cron_schedule=self._kfp.V2beta1CronSchedule(cron=cron)),
             max_concurrency=str(max_concurrency),
             no_catchup=not catch_up,
+            # No namespace: it is the experiment's, and where there is one user alone another one is refused.
             mode="ENABLE" if enabled else "DISABLE",
-            namespace=self.namespace or None,
         )
         made = self._ask("make a recurring run", self._recurring.recurring_run_service_create_recurring_run, body)
         return kfp_values.schedule(made)

@@ -1,5 +1,7 @@
 """One run a name: Kubeflow Pipelines starts a run for every request, so ours are found by a mark before and after."""
 
+import json
+import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -7,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from kubeloop import names
+from kubeloop.bucket import Bucket
 from kubeloop.config import Loop
 from kubeloop.kfp_api import DESCRIPTION_LIMIT, Api
 from kubeloop.kfp_errors import NoAnswerError
 from kubeloop.kfp_values import Run, Version
 
+_log = logging.getLogger(__name__)
 _LOOKS_S = (0.0, 0.5, 1.0)
 
 
@@ -29,8 +33,8 @@ class Runs:
     The API has no idempotency key and its run names are not unique. A run carries its key in its description, which
     can be filtered: `kubeloop.io/run: <loop>/<name>/<attempt>`. Before a start the key is searched for, and again
     after one, whether its answer came or not. Where two starts crossed, or a lost one came through late, each
-    onlooker picks the same run of those found and ends the others, so that one goes on. A second run of a name is
-    harmless while it lives: its steps take their results from the first one's cache, and the registry knows the name.
+    onlooker picks the same run of those found and ends the others, so that one goes on. What a second run does before
+    it is ended is harmless: the gate and the registry know a run by its name and answer it as they did the first.
     """
 
     def __init__(self, api: Api, loop: Loop, looks_s: Sequence[float] = _LOOKS_S) -> None:
@@ -91,6 +95,25 @@ class Runs:
                     return found
             raise
         return self.find(name) or Attempt(made, attempt)
+
+
+def verdict(bucket: Bucket, name: str) -> dict[str, Any] | None:
+    """Return what a run of the training pipeline decided (promote, reason, version); None when it said nothing.
+
+    Raises:
+        BucketError: the bucket does not answer.
+    """
+    content = bucket.get(names.outcome(name))
+    if content is None:
+        return None
+    try:
+        found = json.loads(content)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        _log.error("%s in the bucket is no JSON object", names.outcome(name))
+        return None
+    return found
 
 
 def _title(name: str, attempt: int) -> str:

@@ -1,17 +1,14 @@
 """The trigger's runner on a cluster: each attempt of a run is a run of the training pipeline in Kubeflow Pipelines."""
 
-import json
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-from kubeloop import names
 from kubeloop.bucket import Bucket
 from kubeloop.config import ConfigError, Loop, Settings, duration_text
 from kubeloop.kfp_api import Api
 from kubeloop.kfp_errors import RefusedError
-from kubeloop.kfp_runs import Attempt, Runs
+from kubeloop.kfp_runs import Attempt, Runs, verdict
 from kubeloop.kfp_values import Run
 from kubeloop.runners import Parameters, RunState
 
@@ -68,7 +65,7 @@ class KfpRunner:
         run, number = attempt.run, attempt.number
         match run.state:
             case "SUCCEEDED":
-                return RunState("succeeded", number, result=self._result(run_name))
+                return RunState("succeeded", number, result=verdict(self._bucket, run_name))
             case "FAILED" | "SKIPPED":
                 return RunState("failed", number, error=self._reason(run))
             case "CANCELED" if self._is_late(run, run.finished):
@@ -79,19 +76,6 @@ class KfpRunner:
             _log.warning("%s: attempt %d %s; ending it", run_name, number, self._overrun())
             self._api.terminate(run.run_id)
         return RunState("running", number)
-
-    def _result(self, run_name: str) -> dict[str, Any] | None:
-        content = self._bucket.get(names.outcome(run_name))
-        if content is None:
-            return None
-        try:
-            found = json.loads(content)
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            _log.error("%s in the bucket is no JSON object", names.outcome(run_name))
-            return None
-        return found
 
     def _reason(self, run: Run) -> str:
         if self._is_late(run, run.finished):

@@ -105,22 +105,6 @@ def arguments(package: Package, given: Sequence[str], run_name: str) -> dict[str
     return found
 
 
-def result(settings: Settings, run_name: str) -> dict[str, Any] | None:
-    """Return what a run of the training pipeline decided; None when it said nothing, or there is no bucket.
-
-    Raises:
-        OSError: the bucket does not answer.
-    """
-    if not settings.bucket:
-        return None
-    from kubeloop import names
-    from kubeloop.bucket import Bucket
-
-    content = Bucket.open(settings).get(names.outcome(run_name))
-    found: dict[str, Any] | None = json.loads(content) if content else None
-    return found
-
-
 def follow(
     api: Api,
     runs: Runs,

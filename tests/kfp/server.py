@@ -169,6 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, body: bytes, kind: str = "application/json") -> None:
         self.send_response(status)
+        if 300 <= status < 400:
+            self.send_header("location", f"{self.owner.url}/login")
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(body)))
         self.end_headers()

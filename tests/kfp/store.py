@@ -176,6 +176,9 @@ class Store:
     def recurring_run_service_create_recurring_run(self, body: Any, **_: Any) -> Any:
         self._limit(body)
         self._runnable(body)
+        namespace = self.experiments[body["experiment_id"]]["namespace"]
+        if body.get("namespace") not in (None, "", namespace):
+            raise ApiError(400, f"Experiment belongs to namespace '{namespace}' instead of '{body['namespace']}'")
         if len(body["trigger"]["cron_schedule"]["cron"].split()) != 6:
             raise ApiError(400, "cron expressions have six fields")
         if not 1 <= int(body["max_concurrency"]) <= 10:

@@ -131,7 +131,10 @@ def test_a_failed_run_is_a_failure_that_names_its_step(
     scripted(fail)
     done = kubeloop("submit", "--name", NAME)
     assert done.exit_code == 1
-    assert done.output.splitlines()[-1] == "failed in extract-data; the Kubeflow UI has the logs"
+    assert (
+        done.output.splitlines()[-1]
+        == "failed in extract-data; the Kubeflow UI has the logs, another --name starts anew"
+    )
 
 
 def test_json_is_one_object_whatever_was_shown(

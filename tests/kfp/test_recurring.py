@@ -1,12 +1,13 @@
 """Recurring runs follow loop.yaml, and nobody else's are touched."""
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kubeloop import recurring
-from kubeloop.config import Loop
+from kubeloop.config import Loop, Settings
 from kubeloop.kfp_api import Api
 from kubeloop.kfp_errors import KfpError, NoAnswerError
 from kubeloop.kfp_values import Version
@@ -49,6 +50,18 @@ def test_what_is_declared_is_made_as_declared(server: Any, api: Api, case: Loop,
     assert weekly["runtime_config"]["parameters"] == {"reason": "recurring run weekly"}
     assert weekly["pipeline_version_reference"]["pipeline_version_id"] == versions["training"].version_id
     assert reconcile(api, case, versions) == [], "a second time nothing is to do"
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_token_and_a_namespace_do_for_one_user_and_for_many(
+    server: Any, place: Settings, case: Loop, packages: dict[str, Package], tmp_path: Path, many: bool
+) -> None:
+    server.store.multi_user, server.tokens = many, {"token"}
+    (tmp_path / "token").write_text("token")
+    ours = Api.open(place.model_copy(update={"kfp_token_file": tmp_path / "token"}), case)
+    versions = {name: upload(ours, case, package) for name, package in packages.items()}
+    assert len(reconcile(ours, case, versions)) == 3
+    assert reconcile(ours, case, versions) == []
 
 
 @pytest.mark.parametrize(

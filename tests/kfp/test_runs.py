@@ -185,7 +185,7 @@ def test_a_run_among_hundreds_is_found(server: Any, runs: Runs, version: Version
     assert found.number == 251
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32))
 def test_with_answers_lost_at_random_each_name_has_one_run(
     server: Any, api: Api, version: Version, case: Loop, fault: Any, seed: int
