@@ -38,7 +38,7 @@ def changed(change) -> set[str]:
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        (lambda m: None, ()),
+        (lambda m: m.update(kind="InferenceService"), ()),
         (lambda m: m["spec"]["transformer"].update(timeout=9), ("service", "transformer")),
         (lambda m: m["spec"]["canary"][0]["predictor"]["model"].update(storageUri="s3://x"), ("service", "canary")),
         # KServe merges a canary over the predictor.

@@ -147,8 +147,8 @@ def _annotation(holder: Object) -> str | None:
 
 def _from(component: Object, holder: Object) -> bool:
     """Return whether a pod or a pod template was made from a component."""
-    stamps: tuple[str | None, str | None] = component["annotations"][STAMP], _annotation(holder)
-    return stamps[0] == stamps[1]
+    mark = (component.get("annotations") or {}).get(STAMP)
+    return mark is not None and bool(mark == _annotation(holder))
 
 
 def _own(found: Observed) -> list[Object]:
