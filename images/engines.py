@@ -92,13 +92,16 @@ class Docker(Engine):
         ]
 
     def inspect(self, reference: str) -> tuple[str, int]:
+        """Docker names an image by its configuration."""
         found = json.loads(self._run("image", "inspect", reference))[0]
         return found["Id"], found["Size"]
 
     def read(self, reference: str, path: str) -> bytes:
+        """Run `cat` without a network; an image has no way to be read unrun that all versions know."""
         return self._run("run", "--rm", "--network", "none", reference, "cat", path)
 
     def push(self, reference: str, *, tls: bool) -> str:
+        """Docker notes the registry's digests in the image."""
         if not tls:
             raise EngineError("docker reads plain HTTP registries from its daemon's settings; leave --plain-http out")
         self._run("push", reference, show=True)
@@ -116,13 +119,16 @@ class Podman(Engine):
         return ["--layers", "--timestamp", str(epoch)]
 
     def inspect(self, reference: str) -> tuple[str, int]:
+        """Podman leaves out the algorithm."""
         found = json.loads(self._run("image", "inspect", reference))[0]
         return f"sha256:{found['Id']}", found["Size"]
 
     def read(self, reference: str, path: str) -> bytes:
+        """Run `cat` without a network."""
         return self._run("run", "--rm", "--network", "none", reference, "cat", path)
 
     def push(self, reference: str, *, tls: bool) -> str:
+        """Podman writes the digest to a file."""
         with tempfile.NamedTemporaryFile() as digest:
             self._run("push", "--digestfile", digest.name, f"--tls-verify={str(tls).lower()}", reference, show=True)
             return Path(digest.name).read_text().strip()
@@ -134,11 +140,13 @@ class Buildah(Podman):
     program = "buildah"
 
     def inspect(self, reference: str) -> tuple[str, int]:
+        """Buildah lists sizes for people, with three digits."""
         found = json.loads(self._run("inspect", "--type", "image", reference))
         images = json.loads(self._run("images", "--json", reference))
         return f"sha256:{found['FromImageID']}", _bytes(images[0]["size"])
 
     def read(self, reference: str, path: str) -> bytes:
+        """Run `cat` in a working container."""
         container = self._run("from", "--pull-never", reference).decode().strip()
         try:
             return self._run("run", container, "--", "cat", path)

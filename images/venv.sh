@@ -1,13 +1,17 @@
 #!/bin/sh
-# Make the virtual environment of one image at /opt/venv from uv.lock, and its bill of materials in /sbom:
+# Install the virtual environment of one image at /opt/venv from uv.lock, and its bill of materials beside it:
 #   venv.sh core|runtime|runtime-gpu|detector
+# The stage `tools` is mounted at /mnt and uv's cache at /media: folders that every base has, so that no trace is left.
 set -eu
 image=$1
 extra=${image%-gpu}
+site=/opt/venv/lib/python3.11/site-packages
 
 if [ -f /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi
-export UV_LINK_MODE=copy UV_NO_PROGRESS=1 UV_PROJECT_ENVIRONMENT=/opt/venv UV_PYTHON_DOWNLOADS=never
-PATH=/opt/tools/bin:$PATH
+export TMPDIR=/media UV_CACHE_DIR=/media UV_LINK_MODE=copy UV_NO_PROGRESS=1 UV_PYTHON_DOWNLOADS=never
+export UV_PROJECT_ENVIRONMENT=/opt/venv
+PATH=/mnt/opt/tools/bin:$PATH
+cd /mnt/build
 
 if [ "$image" = runtime-gpu ]; then
     uv sync --quiet --frozen --python "$(command -v python3.11)" --no-install-project --extra "$extra" \
@@ -17,17 +21,16 @@ else
     uv sync --quiet --frozen --python "$(command -v python3.11)" --no-install-project --extra "$extra"
 fi
 
-mkdir /sbom
+mkdir /usr/share/kubeloop
 uv export --quiet --frozen --preview-features sbom-export --format cyclonedx1.5 --extra "$extra" |
-    /opt/venv/bin/python images/sbom.py --image "$image" --dpkg dpkg-status --libraries /usr/local/cuda/lib64 \
-        >/sbom/sbom.json
+    /opt/venv/bin/python images/sbom.py --image "$image" --dpkg /var/lib/dpkg/status --libraries /usr/local/cuda/lib64 \
+        >/usr/share/kubeloop/sbom.json
 
-# Nobody runs the libraries' own tests in an image. uv notes when and from where it installed: that differs each time.
-cd /opt/venv/lib/python3.11/site-packages
-find . -type d -name tests -path '*/*/*' -prune -exec rm -rf {} +
-find . -path '*.dist-info/uv_cache.json' -delete
+# Nobody runs the libraries' own tests in an image; uv's notes name the moment of the installation.
+find "$site" -mindepth 2 -type d -name tests -prune -exec rm -rf {} +
+find "$site" -path '*.dist-info/uv_cache.json' -delete
 rm -f /opt/venv/.lock
 
-# A process a package, since what else a process compiled shows in its byte code. Templates are no valid Python.
-find . -mindepth 1 -maxdepth 1 -print0 | sort -z | PYTHONHASHSEED=0 xargs -0 -n 1 -P "$(nproc)" \
-    /opt/venv/bin/python -m compileall -qq --invalidation-mode unchecked-hash || true
+# What a process compiled before shows in the byte code that follows: so a process a package, and the same bytes.
+find "$site" -mindepth 1 -maxdepth 1 ! -name '*.dist-info' -print0 | sort -z | PYTHONHASHSEED=0 xargs -0 -n 1 \
+    -P "$(nproc)" /opt/venv/bin/python -I -m compileall -qq --invalidation-mode unchecked-hash

@@ -1,6 +1,7 @@
 """The detector worker: Alibi Detect's tests over loopback HTTP, run by file path in the detector environment.
 
     <detector environment>/bin/python -I worker.py --port 0
+    <detector environment>/bin/python -I worker.py --check --port 8090     does one answer there? (an exec probe)
 
 It imports nothing of kubeloop, decides nothing and keeps nothing: a client that is told 404 sends its
 reference again. Arrays travel as .npz (`numeric` [rows, Fn] float32 with NaN where missing, `categorical`
@@ -13,6 +14,8 @@ reference again. Arrays travel as .npz (`numeric` [rows, Fn] float32 with NaN wh
 """
 
 import argparse
+import http.client
+import importlib
 import io
 import json
 import math
@@ -29,10 +32,10 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import numpy.typing as npt
-from alibi_detect.cd import TabularDrift  # type: ignore[import-not-found]
 
 _KEPT = 8
 """References held; the least recently used goes first, and its client sends it again."""
+_CHECK_S = 5.0
 _ARRAYS = {"numeric": (np.float32, 2), "categorical": (np.int32, 2), "score": (np.float32, 1)}
 
 Arrays = dict[str, npt.NDArray[np.generic]]
@@ -88,6 +91,9 @@ class Reference:
     """One fitted detector a feature."""
 
     def __init__(self, arrays: Arrays) -> None:
+        # A probe runs this file every few seconds, and this import takes that long; `main` makes it before it serves.
+        from alibi_detect.cd import TabularDrift  # type: ignore[import-not-found]
+
         self.widths = (arrays["numeric"].shape[1], arrays["categorical"].shape[1])
         # `score` is read, never `predict`: p_val and correction decide nothing here. The categories are those of
         # the reference's rows, since chi-square is undefined for one that neither side has; Alibi adds the window's.
@@ -223,8 +229,21 @@ class Handler(BaseHTTPRequestHandler):
             super().log_message(format, *args)
 
 
+def check(port: int) -> str:
+    """Ask the worker on a port for its health; return what is wrong, or nothing."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_CHECK_S)
+    try:
+        connection.request("GET", "/healthz")
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        return f"no detector worker answers on port {port}: {error!r}"
+    finally:
+        connection.close()
+    return "" if status == HTTPStatus.OK else f"the detector worker on port {port} answered {status}"
+
+
 def main() -> None:
-    """Serve until SIGTERM, SIGINT or, with --until-eof, the end of standard input."""
+    """Serve until SIGTERM, SIGINT or, with --until-eof, the end of standard input; or check a worker."""
     parser = argparse.ArgumentParser(description="Alibi Detect's drift tests over loopback HTTP.")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one; it is printed")
     parser.add_argument("--max-body-mb", type=int, default=256, help="largest body, packed and unpacked")
@@ -233,7 +252,11 @@ def main() -> None:
         action="store_true",
         help="stop when standard input closes: a child that cannot outlive its parent",
     )
+    parser.add_argument("--check", action="store_true", help="ask the worker on --port for its health, and end")
     options = parser.parse_args()
+    if options.check:
+        sys.exit(check(options.port))
+    importlib.import_module("alibi_detect.cd")
     server = Worker(options.port, options.max_body_mb * 2**20)
 
     def stop(*_: object) -> None:

@@ -1,0 +1,46 @@
+"""What the core image does: import what the steps import, compile the pipelines, start the transformer and MLflow.
+
+`docker run --rm -i --read-only --tmpfs /tmp IMAGE python - < core.py`
+"""
+
+# ruff: noqa: S101 - a smoke test is a test
+
+import importlib
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+MODULES = ("feast", "great_expectations", "kfp", "kserve", "kubernetes", "lightgbm", "mlflow", "onnx", "onnxruntime")
+
+
+def run(*command: str) -> str:
+    """Run a program in the project's folder and return what it prints."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def main() -> None:
+    """Run it all; any failure ends the program with a message."""
+    for module in MODULES:
+        importlib.import_module(module)
+    assert Path.cwd() == Path(os.environ["KUBELOOP_HOME"]), Path.cwd()
+    with tempfile.TemporaryDirectory() as out:
+        run("python", "-m", "pipelines", "compile", "--out", out)
+        written = sorted(path.name for path in Path(out).glob("*.yaml"))
+    assert "training.yaml" in written, written
+    run("python", "-m", "kubeloop.serving.transformer", "--help")
+    # The interpreter that a step's container command names.
+    assert run("sh", "-c", 'cd "$(mktemp -d)" && python3 -c "import kubeloop; print(kubeloop.__version__)"').strip()
+    findings = json.loads(subprocess.run(["kubeloop", "doctor", "--json"], capture_output=True, check=False).stdout)
+    # A pod has no other image's environment beside it, and nobody makes one there.
+    wrong = [item["what"] for item in findings if not item["ok"] and "detector environment" not in item["what"]]
+    assert not wrong, wrong
+    run("mlflow", "server", "--help")
+    print("ok")
+
+
+if __name__ == "__main__":
+    main()

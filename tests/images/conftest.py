@@ -1,0 +1,206 @@
+"""Images built with buildah on a small Debian that stands in for the Python base, pushed to a registry on loopback."""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+PROGRAMS = ("buildah", "debootstrap", "docker-registry")
+BUILT = ("core", "runtime", "detector")
+BASE = "localhost/python:3.11-bookworm"
+_PACKAGES = "ca-certificates,libgomp1,make,python3,python3-pip,python3-venv"
+
+# A container of the kubelet's: its own mounts, a read-only root, /tmp, no privileges to gain.
+_RUN = """
+set -eu
+root=$1 mnt=$2; shift 2
+mount --bind "$root" "$mnt"
+mount -o remount,bind,ro "$mnt"
+mount -t tmpfs -o mode=1777 tmpfs "$mnt/tmp"
+mount -t proc proc "$mnt/proc"
+mount -t tmpfs tmpfs "$mnt/dev"
+for device in null zero random urandom; do touch "$mnt/dev/$device"; mount --bind "/dev/$device" "$mnt/dev/$device"; done
+mkdir -m 1777 "$mnt/dev/shm"
+exec setpriv --no-new-privs chroot --userspec=65532:65532 --groups= "$mnt" "$@"
+"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what builds where nothing can build, unless images are demanded."""
+    missing = [program for program in PROGRAMS if not shutil.which(program)]
+    why = f"{', '.join(missing)} missing: apt-get install {' '.join(missing)}" if missing else ""
+    if not why and os.getuid() != 0:
+        why = "a Debian base can be made by root alone"
+    if not why:
+        return
+    for item in items:
+        if "images" in Path(item.path).parts and "built" in getattr(item, "fixturenames", ()):
+            if os.environ.get("KUBELOOP_REQUIRE_IMAGES") == "1":
+                raise pytest.UsageError(f"KUBELOOP_REQUIRE_IMAGES=1, but {why}")
+            item.add_marker(pytest.mark.skip(reason=why))
+
+
+class Builder:
+    """buildah with a store of its own, and the build script over it."""
+
+    def __init__(self, project: Path, store: Path, scratch: Path) -> None:
+        self.project = project
+        config = store / "storage.conf"
+        store.mkdir(parents=True, exist_ok=True)
+        config.write_text(
+            f'[storage]\ndriver = "overlay"\ngraphroot = "{store / "layers"}"\nrunroot = "{store / "run"}"\n'
+        )
+        self.environ = {
+            **os.environ,
+            "BUILDAH_ISOLATION": "chroot",
+            "CONTAINERS_STORAGE_CONF": str(config),
+            # Buildah keeps the caches of `RUN --mount=type=cache` under it, and uv's with them.
+            "TMPDIR": str(scratch),
+        }
+
+    def buildah(self, *arguments: str) -> str:
+        done = subprocess.run(["buildah", *arguments], env=self.environ, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"buildah {' '.join(arguments)}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
+        return done.stdout.strip()
+
+    def build(self, *arguments: str, out: Path) -> list[dict[str, Any]]:
+        """Run images/build.py and return images.json."""
+        command = [sys.executable, "images/build.py", "--engine", "buildah", "--build-arg", f"IMAGE_BASE={BASE}"]
+        log = out / "build.log"
+        out.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as stream:
+            done = subprocess.run(
+                [*command, *arguments, "--out", str(out)],
+                cwd=self.project,
+                env=self.environ,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        assert done.returncode == 0, log.read_text()[-6000:]
+        found: list[dict[str, Any]] = json.loads((out / "images.json").read_text())
+        return found
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image as a registry and a kubelet see it."""
+
+    listing: dict[str, Any]
+    manifest: dict[str, Any]
+    config: dict[str, Any]
+    root: Path
+    out: Path
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return dict(entry.split("=", 1) for entry in self.config["config"]["Env"])
+
+    def run(self, *command: str, script: Path | None = None, mount: Path) -> "subprocess.CompletedProcess[str]":
+        """Run a command as a pod would; `mount` is an empty folder to see the root file system at."""
+        place = ["env", "-i", *self.config["config"]["Env"], "-C", self.config["config"]["WorkingDir"]]
+        unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", _RUN, "sh"]
+        return subprocess.run(
+            [*unshare, str(self.root), str(mount), *place, *command],
+            input=script.read_text() if script else "",
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+
+def _key(project: Path) -> str:
+    """Return what the big layers follow from; another lock gets another store, and the old one goes."""
+    files = [project / "uv.lock", *sorted((project / "images").glob("*.sh")), project / "images" / "Dockerfile"]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def _make_base(archive: Path, scratch: Path) -> None:
+    """Make a Debian with Python and pip, as the real base has them: some from dpkg, some not."""
+    root = scratch / "base"
+    shutil.rmtree(root, ignore_errors=True)
+    subprocess.run(
+        ["debootstrap", "--variant=minbase", f"--include={_PACKAGES}", "bookworm", str(root)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    (root / "usr/bin/python").symlink_to("python3")
+    shutil.copytree(root / "usr/lib/python3/dist-packages/pip", root / "usr/local/lib/python3.11/dist-packages/pip")
+    shutil.copy(root / "usr/bin/pip3", root / "usr/local/bin/pip3.11")
+    for name in ("resolv.conf", "hostname"):
+        (root / "etc" / name).unlink(missing_ok=True)
+    part = archive.with_suffix(".part")
+    subprocess.run(["tar", "-C", str(root), "-cf", str(part), "."], check=True)
+    part.rename(archive)
+    shutil.rmtree(root)
+
+
+@pytest.fixture(scope="session")
+def builder(project: Path) -> Iterator[Builder]:
+    """buildah and the base; the base, uv's cache and the layers outlive the session, or each would take minutes."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kubeloop-images"
+    scratch = cache / "scratch"
+    scratch.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        archive = cache / "base.tar"
+        if not archive.exists():
+            _make_base(archive, scratch)
+        store = cache / f"store-{_key(project)}"
+        for old in set(cache.glob("store-*")) - {store}:
+            shutil.rmtree(old)
+        made = Builder(project, store, scratch)
+        if not made.buildah("images", "--quiet", "--filter", f"reference={BASE}"):
+            container = made.buildah("from", "scratch")
+            made.buildah("add", "--quiet", container, str(archive), "/")
+            made.buildah("commit", "--quiet", container, BASE)
+            made.buildah("rm", container)
+        yield made
+        made.buildah("rm", "--all")
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an empty registry on loopback."""
+    folder = tmp_path_factory.mktemp("registry")
+    settings = folder / "config.yml"
+    storage = {"filesystem": {"rootdirectory": str(folder / "blobs")}}
+    settings.write_text(json.dumps({"version": "0.1", "storage": storage, "http": {"addr": "127.0.0.1:0"}}))
+    with subprocess.Popen(
+        ["docker-registry", "serve", str(settings)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        found = next((match for line in process.stderr if (match := re.search(r"listening on (127[\d.]+:\d+)", line))))
+        yield found[1]
+        process.terminate()
+        process.communicate(timeout=20)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def built(builder: Builder, registry: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image]:
+    """Every image that can be built without NVIDIA's base, pushed and pulled back, by its target's name."""
+    out = tmp_path_factory.mktemp("images")
+    listed = builder.build(*BUILT, "--registry", registry, "--push", "--plain-http", out=out)
+    images = {}
+    for name, listing in zip(BUILT, listed, strict=True):
+        url = f"http://{registry}/v2/kubeloop-{name}"
+        accept = {"Accept": "application/vnd.oci.image.manifest.v1+json"}
+        manifest = httpx.get(f"{url}/manifests/{listing['tag']}", headers=accept).raise_for_status().json()
+        config = httpx.get(f"{url}/blobs/{manifest['config']['digest']}").raise_for_status().json()
+        reference = f"docker://{listing['name']}@{listing['digest']}"
+        container = builder.buildah("from", "--pull-always", "--tls-verify=false", reference)
+        images[name] = Image(listing, manifest, config, Path(builder.buildah("mount", container)), out)
+    return images
