@@ -86,6 +86,7 @@ def submit(
     run_name = name or f"{loop.name[:27]}-{pipeline}-{stamp}"
     if not _NAME.fullmatch(run_name):
         _fail(f"--name {run_name}: write lower-case letters, digits and dashes, a letter first, at most 63 characters")
+    attempt = None
     again = f"`kubeloop submit {pipeline} --name {run_name}`"
     try:
         api = Api.open(settings, loop)
@@ -97,7 +98,8 @@ def submit(
         run = _watch(api, runs, run_name, as_json) if follow else attempt.run
         decided = verdict(Bucket.open(settings), run_name) if run.state == "SUCCEEDED" and settings.bucket else None
     except KeyboardInterrupt:
-        _fail(f"no longer following; the run goes on. {again} follows it again", 130)
+        stopped = "no longer following; the run goes on" if attempt else "stopped before the run was seen to start"
+        _fail(f"{stopped}. {again} follows it again", 130)
     except submission.SubmissionError as error:
         _fail(error)
     except OSError as error:

@@ -239,6 +239,19 @@ def test_interrupted_it_leaves_the_run_and_says_how_to_go_on(server: Any, home: 
     assert [run["state"] for run in server.store.runs.values()] == ["PENDING"]
 
 
+def test_interrupted_before_a_start_it_does_not_speak_of_a_run(server: Any, home: Path, fault: Any) -> None:
+    begun = threading.Event()
+    server.fault = lambda _: begun.set() or fault("delay", seconds=1.0)
+    command = [sys.executable, "-c", APP, "submit", "--name", NAME, "-C", str(home)]
+    with subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert begun.wait(20)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "stopped before the run was seen to start" in said.decode()
+    assert server.store.runs == {}
+
+
 def test_a_terminal_gets_a_live_table(server: Any, api: Api, kubeloop: Callable[..., Result]) -> None:
     kubeloop("submit", "--name", NAME, "--no-follow")
     run_id = next(iter(server.store.runs))

@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote_plus
 
 import kfp_server_api as kfp
 import pytest
@@ -91,7 +91,7 @@ def test_a_run_shows_the_steps_that_people_know() -> None:
 
 
 def test_a_filter_survives_being_decoded_twice() -> None:
-    once = unquote(kfp_values.where("description", "EQUALS", "100 % + 1 & 2"))
+    once = unquote_plus(kfp_values.where("description", "EQUALS", "100 % + 1 & 2"))
     assert json.loads(once)["predicates"] == [
         {"key": "description", "operation": "EQUALS", "string_value": "100 % + 1 & 2"}
     ]
