@@ -11,7 +11,7 @@ export UV_NO_PROGRESS := 1
 
 .PHONY: help
 help: ## Explain every target
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[36m%-10s\033[0m %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[36m%-13s\033[0m %s\n", $$1, $$2}' Makefile
 
 .PHONY: setup
 setup: .venv/ready ## Install uv if it is missing, and the three environments from the lock

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import urllib3
-from kubernetes import client as kubernetes  # type: ignore[import-untyped]
+from kubernetes import client as kubernetes
 from kubernetes import config
 
 from kubeloop.delivery import Applied, DeliveryError

@@ -14,7 +14,6 @@ from typing import Any
 
 from kubeloop import names
 
-STAMP = f"{names.LABEL_DOMAIN}/manifest-sha256"
 SERVICE = "serving.kserve.io/inferenceservice"
 """KServe's label with the inference service's name, on its Deployments and pods."""
 
@@ -53,8 +52,8 @@ def stamped(manifest: Object) -> Object:
         digests.append(_digest([inherited, _pod_part(base or {}), _pod_part(component)]))
     whole = _digest([inherited, spec])
     for (_, component), digest in zip(_components(spec), digests, strict=True):
-        component.setdefault("annotations", {})[STAMP] = digest
-    metadata.setdefault("annotations", {})[STAMP] = whole
+        component.setdefault("annotations", {})[names.MANIFEST] = digest
+    metadata.setdefault("annotations", {})[names.MANIFEST] = whole
     return result
 
 
@@ -142,12 +141,12 @@ def _digest(content: Any) -> str:
 
 
 def _annotation(holder: Object) -> str | None:
-    return (holder["metadata"].get("annotations") or {}).get(STAMP)
+    return (holder["metadata"].get("annotations") or {}).get(names.MANIFEST)
 
 
 def _from(component: Object, holder: Object) -> bool:
     """Return whether a pod or a pod template was made from a component."""
-    mark = (component.get("annotations") or {}).get(STAMP)
+    mark = (component.get("annotations") or {}).get(names.MANIFEST)
     return mark is not None and bool(mark == _annotation(holder))
 
 
