@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from kubeloop.delivery.rollout import STAMP, Observed, failure, stamp, stamped, troubles, waiting_for
+from kubeloop import names
+from kubeloop.delivery.rollout import Observed, failure, stamp, stamped, troubles, waiting_for
 from kubeloop.serving.manifest import ModelRef
 from tests.cluster.conftest import build
 
@@ -25,7 +26,9 @@ def stamps(manifest: dict[str, Any]) -> dict[str, str]:
         "transformer": spec["transformer"],
         "canary": spec["canary"][0]["predictor"],
     }
-    return {"service": stamp(service) or ""} | {name: part["annotations"][STAMP] for name, part in parts.items()}
+    return {"service": stamp(service) or ""} | {
+        name: part["annotations"][names.MANIFEST] for name, part in parts.items()
+    }
 
 
 def changed(change) -> set[str]:
