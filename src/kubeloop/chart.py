@@ -37,6 +37,8 @@ def _plain(node: Any) -> Any:
     plain = {
         key: _plain(value) for key, value in node.items() if not (key in ("title", "format") and isinstance(value, str))
     }
+    if "patternProperties" in plain:
+        plain["additionalProperties"] = False
     # `cpu: 1` is a quantity too.
     return plain | {"type": ["string", "number"]} if plain.get("pattern") == _QUANTITY else plain
 

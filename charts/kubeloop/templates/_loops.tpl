@@ -47,8 +47,8 @@ items: {{ $found | toJson }}
 items: {{ $found | toJson }}
 {{- end -}}
 
-{{- /* Resources of one container of a loop: its own, or everyone's: dict root, name, part, default. */ -}}
+{{- /* Resources of one container of a loop: everyone's, with its own over them: dict root, name, part, default. */ -}}
 {{- define "kubeloop.loopResources" -}}
-{{- $own := dig .part nil ((index .root.Values.loops .name).resources | default dict) -}}
-{{- $own | default .default | toYaml -}}
+{{- $own := index ((index .root.Values.loops .name).resources | default dict) .part | default dict -}}
+{{- mergeOverwrite (deepCopy .default) (deepCopy $own) | toYaml -}}
 {{- end -}}

@@ -1,0 +1,264 @@
+"""The chart on a real API server: installed, upgraded, rolled back, uninstalled; accepted, admitted, authorized."""
+
+import json
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from kubeloop.config import Loop
+from kubeloop.serving import pods as serving_pods
+from kubeloop.serving.manifest import ModelRef, inference_service
+from tests.charts.conftest import CHART, LOOP, RELEASE, SECOND, VALUES, Object, kinds, named, pods
+from tests.control_plane.plane import SERVICE_ACCOUNT, CommandError, ControlPlane
+
+SETS = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
+
+
+@pytest.fixture
+def elsewhere(control_plane: ControlPlane) -> Iterator[str]:
+    """A second namespace, which `SECOND` is served in."""
+    with control_plane.namespace("models") as name:
+        yield name
+
+
+@pytest.fixture
+def values_file(tmp_path: Path):
+    """Write values to a file, with the namespace of the second loop."""
+
+    def write(values: Object, elsewhere: str) -> str:
+        path = tmp_path / f"values-{len(list(tmp_path.iterdir()))}.yaml"
+        path.write_text(placed(values, elsewhere))
+        return str(path)
+
+    return write
+
+
+def placed(values: Object, elsewhere: str) -> str:
+    found = json.loads(json.dumps(values))
+    for name in found.get("loops", {}):
+        if name == "fraud":
+            found["loops"][name]["config"]["delivery"] = {"namespace": elsewhere}
+    return yaml.safe_dump(found)
+
+
+def present(plane: ControlPlane, namespace: str, kinds: str) -> set[str]:
+    found = plane.kubectl("get", kinds, "-n", namespace, "-o", "name", "--ignore-not-found")
+    return set(found.split())
+
+
+EVERYTHING = "deploy,sts,svc,cm,sa,role,rolebinding,netpol,pdb,hpa,servingruntimes,httproutes,scaledobjects,podmonitors"
+
+
+def test_install_upgrade_rollback_uninstall(control_plane, namespace, elsewhere, values_file):
+    plane = control_plane
+    before = present(plane, namespace, EVERYTHING)
+    # A volume's class cannot change, so that part stays as it is.
+    more = {name: part for name, part in VALUES["everything"].items() if name != "collector"}
+    one, all_ = (values_file(values, elsewhere) for values in (VALUES["one loop"], more))
+    began = time.monotonic()
+    told = plane.helm("install", RELEASE, str(CHART), "-n", namespace, "-f", one)
+    took = time.monotonic() - began
+    assert took < 30
+    assert "kubeloop submit" in told
+    for secret in ("kubeloop-ledger", "kubeloop-monitor", "kubeloop-mlflow", "kubeloop-features"):
+        assert secret in told
+    first = present(plane, namespace, EVERYTHING)
+    assert f"deployment.apps/{RELEASE}-monitor-flight-delay" in first
+
+    plane.helm("upgrade", RELEASE, str(CHART), "-n", namespace, "-f", all_)
+    second = present(plane, namespace, EVERYTHING)
+    assert f"deployment.apps/{RELEASE}-monitor-fraud" in second
+    assert f"scaledobject.keda.sh/{RELEASE}-mlflow" in second
+    assert present(plane, elsewhere, "servingruntimes") >= {"servingruntime.serving.kserve.io/kubeloop-onnx-gpu"}
+
+    plane.helm("rollback", RELEASE, "1", "-n", namespace)
+    assert present(plane, namespace, EVERYTHING) == first
+    assert present(plane, elsewhere, "servingruntimes,roles") == set()
+
+    plane.helm("uninstall", RELEASE, "-n", namespace)
+    assert present(plane, namespace, EVERYTHING) == before
+
+
+@SETS
+def test_every_object_is_accepted_as_it_is(control_plane, render, namespace, elsewhere, values):
+    objects = render(yaml.safe_load(placed(values, elsewhere)), namespace=namespace)
+    assert objects
+    apply = ("apply", "--server-side", "--validate=strict", "-f", "-")
+    # A pod is only accepted where its account exists.
+    control_plane.kubectl(*apply, input=yaml.safe_dump_all(kinds(objects, "ServiceAccount")))
+    control_plane.kubectl(*apply, "--dry-run=server", input=yaml.safe_dump_all(objects))
+
+
+def test_strict_means_strict(control_plane, namespace):
+    wrong = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x", "namespace": namespace}, "dta": {}}
+    with pytest.raises(CommandError, match="dta"):
+        control_plane.kubectl(
+            "apply", "--server-side", "--validate=strict", "--dry-run=server", "-f", "-", input=yaml.safe_dump(wrong)
+        )
+
+
+def admit(plane: ControlPlane, namespace: str, name: str, spec: Object) -> None:
+    metadata = {"name": name, "namespace": namespace}
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": spec["serviceAccountName"]}}
+    response = plane.http.post(f"/api/v1/namespaces/{namespace}/serviceaccounts", json=account)
+    assert response.status_code in (201, 409)
+    plane.request("POST", f"/api/v1/namespaces/{namespace}/pods?dryRun=All&fieldValidation=Strict", body)
+
+
+@SETS
+def test_pods_are_admitted_where_restricted_is_enforced(control_plane, restricted_namespace, render, values):
+    for name, pod in pods(render(values)).items():
+        spec = pod["spec"]
+        if name == f"{RELEASE}-collector":
+            spec = spec | {"volumes": [*spec["volumes"], {"name": "data", "emptyDir": {}}]}
+        admit(control_plane, restricted_namespace, name, spec)
+
+
+@pytest.mark.parametrize("name", ["kubeloop-onnx", "kubeloop-onnx-gpu", "kubeloop-triton", "kubeloop-vllm"])
+def test_predictors_are_admitted_too(control_plane, restricted_namespace, render, name):
+    """The pod that KServe makes: the runtime's containers and volumes with the InferenceService's own fields."""
+    objects = render(VALUES["everything"])
+    runtime = named(objects, "ServingRuntime", name, "kubeloop")["spec"]
+    predictor = service(objects)["predictor"]
+    spec = {key: runtime[key] for key in ("containers", "volumes", "tolerations", "nodeSelector") if key in runtime}
+    for key in ("securityContext", "serviceAccountName"):
+        spec[key] = predictor[key]
+    admit(control_plane, restricted_namespace, "predictor", spec)
+
+
+def test_transformers_are_admitted_too(control_plane, restricted_namespace, render):
+    transformer = service(render(VALUES["everything"]))["transformer"]
+    keys = ("containers", "volumes", "securityContext", "serviceAccountName")
+    admit(control_plane, restricted_namespace, "transformer", {key: transformer[key] for key in keys})
+
+
+def service(objects: list[Object]) -> Object:
+    loop = Loop.parse(named(objects, "ConfigMap", f"{RELEASE}-loop-flight-delay")["data"]["loop.yaml"])
+    model = ModelRef("1", "s3://models/1", "a" * 64, "first")
+    plain = inference_service(loop, model, logger_url="http://collector/", feature_dir="/project/feature_repo")
+    found: Object = serving_pods.place(loop, plain)["spec"]
+    return found
+
+
+def test_restricted_means_restricted(control_plane, restricted_namespace):
+    spec = {"serviceAccountName": "default", "containers": [{"name": "root", "image": "x:1"}]}
+    with pytest.raises(CommandError, match="violates PodSecurity"):
+        admit(control_plane, restricted_namespace, "root", spec)
+
+
+class Account:
+    """Requests as a service account, and the status they are answered with."""
+
+    def __init__(self, plane: ControlPlane, namespace: str, name: str) -> None:
+        token = plane.token(f"{SERVICE_ACCOUNT}{namespace}:{name}")
+        tls = ssl.create_default_context(cafile=plane.authority.certificate)
+        headers = {"authorization": f"Bearer {token}"}
+        self._http = httpx.Client(base_url=plane.url, verify=tls, headers=headers, trust_env=False)
+
+    def __call__(self, method: str, path: str, body: Any = None, **headers: str) -> int:
+        deadline = time.monotonic() + 3
+        while True:
+            content = None if body is None else json.dumps(body)
+            found = self._http.request(method, path, content=content, headers=headers).status_code
+            # Roles that were just made take a moment to count.
+            if found != 403 or time.monotonic() > deadline:
+                return found
+            time.sleep(0.05)
+
+    def refused(self, method: str, path: str) -> bool:
+        return self._http.request(method, path, content=b"{}").status_code == 403
+
+
+KSERVE = "/apis/serving.kserve.io/v1beta1/namespaces"
+APPLY = {"content-type": "application/apply-patch+yaml"}
+
+
+@pytest.fixture
+def installed(control_plane, namespace, elsewhere, values_file) -> str:
+    values = {"loops": {"flight-delay": {"config": LOOP}, "fraud": {"config": SECOND}}}
+    told = values_file(values, elsewhere)
+    control_plane.helm("install", RELEASE, str(CHART), "-n", namespace, "-f", told)
+    return str(namespace)
+
+
+def test_the_pipelines_account(control_plane, installed, elsewhere):
+    act = Account(control_plane, installed, "kubeloop-pipeline")
+    manifest = {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {"name": "flight-delay"},
+        "spec": {"predictor": {"model": {"modelFormat": {"name": "onnx"}, "storageUri": "s3://m/1"}}},
+    }
+    for namespace in (installed, elsewhere):
+        path = f"{KSERVE}/{namespace}/inferenceservices/flight-delay"
+        assert act("PATCH", f"{path}?fieldManager=kubeloop", manifest, **APPLY) == 201
+        assert act("PATCH", f"{path}?fieldManager=kubeloop", manifest, **APPLY) == 200
+        assert act("GET", path) == 200
+        assert act("GET", f"/apis/apps/v1/namespaces/{namespace}/deployments") == 200
+        assert act("GET", f"/api/v1/namespaces/{namespace}/pods") == 200
+        assert act.refused("DELETE", path)
+        assert act.refused("GET", f"{KSERVE}/{namespace}/inferenceservices")
+        assert act.refused("POST", f"/apis/apps/v1/namespaces/{namespace}/deployments")
+        assert act.refused("GET", f"/api/v1/namespaces/{namespace}/secrets")
+        assert act.refused("GET", f"/api/v1/namespaces/{namespace}/secrets/kubeloop-ledger")
+    # Not there, but allowed to look: the launcher's own ConfigMap and Secret.
+    assert act("GET", f"/api/v1/namespaces/{installed}/configmaps/kfp-launcher") == 404
+    assert act("GET", f"/api/v1/namespaces/{installed}/secrets/mlpipeline-minio-artifact") == 404
+    assert act.refused("GET", f"/api/v1/namespaces/{installed}/configmaps/kubeloop-env")
+    assert act.refused("GET", "/api/v1/secrets")
+    for verb in ("create", "patch"):
+        user = f"{SERVICE_ACCOUNT}{installed}:kubeloop-pipeline"
+        assert control_plane.may(user, verb, "workflowtaskresults.argoproj.io", installed)
+    assert not control_plane.may(user, "create", "workflows.argoproj.io", installed, within_s=0)
+
+
+def test_a_monitors_account_sees_its_own_service_alone(control_plane, installed, elsewhere):
+    own, other = (Account(control_plane, installed, f"{RELEASE}-monitor-{name}") for name in ("fraud", "flight-delay"))
+    path = f"{KSERVE}/{elsewhere}/inferenceservices/fraud"
+    assert own("GET", path) == 404
+    assert other.refused("GET", path)
+    assert own.refused("GET", f"{KSERVE}/{elsewhere}/inferenceservices/flight-delay")
+    assert own.refused("GET", f"{KSERVE}/{elsewhere}/inferenceservices")
+    assert own.refused("GET", f"{KSERVE}/{installed}/inferenceservices/fraud")
+    for method in ("PATCH", "PUT", "DELETE"):
+        assert own.refused(method, path)
+    assert own.refused("GET", f"/api/v1/namespaces/{installed}/secrets")
+
+
+def test_the_triggers_account_may_start_runs_and_nothing_else(control_plane, installed):
+    user = f"{SERVICE_ACCOUNT}{installed}:{RELEASE}-trigger"
+    for verb in ("create", "get", "list", "terminate"):
+        assert control_plane.may(user, verb, "runs.pipelines.kubeflow.org", installed)
+    assert control_plane.may(user, "get", "pipelines.pipelines.kubeflow.org", installed)
+    for verb, resource in (
+        ("delete", "runs.pipelines.kubeflow.org"),
+        ("create", "pipelines.pipelines.kubeflow.org"),
+        ("get", "inferenceservices.serving.kserve.io"),
+        ("get", "secrets"),
+    ):
+        assert not control_plane.may(user, verb, resource, installed, within_s=0), f"{verb} {resource}"
+
+
+@pytest.mark.parametrize("name", [f"{RELEASE}-collector", f"{RELEASE}-mlflow", f"{RELEASE}-test", "kubeloop-serving"])
+def test_the_other_accounts_may_nothing(control_plane, installed, name):
+    act = Account(control_plane, installed, name)
+    for kind in ("secrets", "configmaps", "pods"):
+        assert act.refused("GET", f"/api/v1/namespaces/{installed}/{kind}")
+    assert act.refused("GET", f"{KSERVE}/{installed}/inferenceservices/flight-delay")
+
+
+def test_nobody_reads_secrets_of_the_cluster(control_plane, installed):
+    accounts = control_plane.request("GET", f"/api/v1/namespaces/{installed}/serviceaccounts")["items"]
+    assert len(accounts) >= 8
+    for account in accounts:
+        user = f"{SERVICE_ACCOUNT}{installed}:{account['metadata']['name']}"
+        for verb in ("get", "list", "watch"):
+            assert not control_plane.may(user, verb, "secrets", "", within_s=0)
+            assert not control_plane.may(user, verb, "secrets", installed, within_s=0)

@@ -1,0 +1,188 @@
+"""Dashboard and alerts ask for metrics that the programs really have, and every alert has its runbook."""
+
+import asyncio
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client import generate_latest
+from pyarrow import fs
+
+from kubeloop.bucket import Bucket
+from kubeloop.config import Loop
+from kubeloop.monitoring import collector, mirror, monitor
+from kubeloop.monitoring.journal import Journal, Limits
+from kubeloop.monitoring.status import Status
+from kubeloop.monitoring.store import Store
+from kubeloop.monitoring.windows import MONDAY, Grid
+from kubeloop.serving import http, transformer
+from kubeloop.trigger import Ledger
+from kubeloop.trigger_server import create_app
+from tests.charts.conftest import PROJECT, RELEASE, SECOND, VALUES, kinds, named
+
+ALL = VALUES["everything"]
+_METRIC = re.compile(r"\b(kubeloop_\w+)")
+
+
+@pytest.fixture(scope="module")
+def metrics(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The sample names of every program, as Prometheus reads them from /metrics."""
+    folder = tmp_path_factory.mktemp("metrics")
+    loop = Loop.model_validate(SECOND)
+    database = f"sqlite:///{folder}/state.db"
+    ledger, store = Ledger(database, loop.drift), Store(database)
+    bucket = Bucket(fs.LocalFileSystem(), str(folder / "bucket"))
+    carrier = mirror.Mirror(bucket, "push", folder / "payloads", folder / "references")
+    status = Status(loop.name, store, folder / "payloads", loop.drift, Grid(loop.drift.window, MONDAY))
+    journal = Journal(folder / "payloads", Limits())
+    apps = (
+        collector.Collector(journal, 1024),
+        create_app(ledger, loop.name),
+        monitor.create_app(status, None),
+        mirror.create_app(carrier),
+    )
+    text = "".join(asyncio.run(scrape(app)) for app in apps)
+    serving = http.Metrics()
+    serving.observe("/v2", 200, 0.1)
+    transformer.Transformer(Source(), loop.name, "localhost", http.Limits(), serving)
+    text += generate_latest(serving.registry).decode()
+    ledger.close()
+    store.close()
+    found = set()
+    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE):
+        found |= {f"{name}_{part}" for part in ("bucket", "sum", "count")} if kind == "histogram" else {name}
+    # Told once something was carried.
+    return found | {"kubeloop_mirror_age_seconds"}
+
+
+async def scrape(app: Any) -> str:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app") as client:
+        return (await client.get("/metrics")).raise_for_status().text
+
+
+class Source:
+    """A feature source with one feature."""
+
+    fields = ()
+    features = ()
+
+
+def dashboard() -> dict:
+    found: dict = json.loads((PROJECT / "charts" / "kubeloop" / "files" / "dashboard.json").read_text())
+    return found
+
+
+def alerts(render) -> list[dict]:
+    (rule,) = kinds(render(ALL), "PrometheusRule")
+    return [alert for group in rule["spec"]["groups"] for alert in group["rules"]]
+
+
+def test_the_dashboard_is_what_the_config_map_holds(render):
+    found = named(render(ALL), "ConfigMap", f"{RELEASE}-dashboard")
+    assert json.loads(found["data"]["kubeloop.json"]) == dashboard()
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+
+
+def test_the_dashboard_loads():
+    found = dashboard()
+    panels = found["panels"]
+    assert found["uid"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    variables = {variable["name"] for variable in found["templating"]["list"]}
+    for panel in panels:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+        assert (panel["type"] == "row") == ("targets" not in panel)
+        for target in panel.get("targets", ()):
+            used = set(re.findall(r"\$\{?(\w+)", target["expr"] + target["datasource"]["uid"]))
+            assert used <= variables | {"__rate_interval"}
+
+
+def test_panels_do_not_overlap():
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard()["panels"]:
+        place = panel["gridPos"]
+        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+        assert not cells & taken, panel["title"]
+        taken |= cells
+
+
+def test_the_dashboard_asks_for_metrics_that_exist(metrics):
+    used = {name for panel in dashboard()["panels"] for t in panel.get("targets", ()) for name in used_in(t["expr"])}
+    assert used
+    assert used - metrics == set()
+
+
+def test_the_alerts_ask_for_metrics_that_exist(render, metrics):
+    used = {name for alert in alerts(render) for name in used_in(alert["expr"])}
+    assert used
+    assert used - metrics == set()
+
+
+def used_in(expression: str) -> set[str]:
+    return set(_METRIC.findall(expression))
+
+
+def test_expressions_are_balanced(render):
+    expressions = [alert["expr"] for alert in alerts(render)]
+    expressions += [t["expr"] for panel in dashboard()["panels"] for t in panel.get("targets", ())]
+    for expression in expressions:
+        for one, other in ("()", "{}", "[]"):
+            assert expression.count(one) == expression.count(other), expression
+
+
+def test_the_alerts_that_must_be(render):
+    assert {alert["alert"] for alert in alerts(render)} >= {
+        "KubeloopDriftOpen",
+        "KubeloopCollectorDropping",
+        "KubeloopFeaturesStale",
+        "KubeloopRetrainFailing",
+        "KubeloopGateRejecting",
+    }
+
+
+def test_every_alert_has_its_runbook(render):
+    page = (PROJECT / "docs" / "operations.md").read_text()
+    anchors = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.+)$", page, re.M)
+    }
+    for alert in alerts(render):
+        url, _, anchor = alert["annotations"]["runbook_url"].partition("#")
+        assert url == "https://github.com/kubeloop/kubeloop/blob/main/docs/operations.md"
+        assert Path(url).name == "operations.md"
+        assert anchor in anchors, alert["alert"]
+        assert alert["labels"]["severity"] in ("warning", "critical")
+
+
+def test_thresholds_are_values(render):
+    told = {"alerts": {"enabled": True, "driftOpenFor": "2h", "missingShare": 0.5, "rejections": 2}}
+    (rule,) = kinds(render(told), "PrometheusRule")
+    found = {alert["alert"]: alert for group in rule["spec"]["groups"] for alert in group["rules"]}
+    assert found["KubeloopDriftOpen"]["for"] == "2h"
+    assert found["KubeloopFeaturesStale"]["expr"].endswith("> 0.5")
+    assert "> 1.5" in found["KubeloopGateRejecting"]["expr"]
+
+
+def test_labels_of_the_operator(render):
+    objects = render(ALL)
+    for kind in ("ServiceMonitor", "PodMonitor", "PrometheusRule"):
+        for item in kinds(objects, kind):
+            assert item["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_a_scrape_keeps_the_loops_label_and_finds_the_services(render):
+    objects = render(ALL)
+    (scrape,) = kinds(objects, "ServiceMonitor")
+    assert all(endpoint["honorLabels"] for endpoint in scrape["spec"]["endpoints"])
+    wanted = scrape["spec"]["selector"]
+    (expression,) = wanted["matchExpressions"]
+    found = [
+        item["metadata"]["name"]
+        for item in kinds(objects, "Service")
+        if wanted["matchLabels"].items() <= item["metadata"]["labels"].items()
+        and item["metadata"]["labels"][expression["key"]] in expression["values"]
+    ]
+    assert len(found) == 5

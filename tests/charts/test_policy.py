@@ -1,0 +1,217 @@
+"""What every rendered object keeps: least privilege, no secrets of its own, no open network."""
+
+import ipaddress
+import re
+
+import pytest
+
+from tests.charts.conftest import RELEASE, VALUES, containers, kinds, named, pods, values_of
+
+ALL = VALUES["everything"]
+EVERY = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
+
+
+def all_containers(objects):
+    for name, pod in pods(objects).items():
+        for container in containers(pod["spec"]).values():
+            yield f"{name}/{container['name']}", container
+    for item in objects:
+        if item["kind"].endswith("ServingRuntime"):
+            for container in item["spec"]["containers"]:
+                yield f"{item['metadata']['name']}/{container['name']}", container
+
+
+@EVERY
+def test_containers(render, values):
+    for name, container in all_containers(render(values)):
+        security = container["securityContext"]
+        assert security["runAsNonRoot"], name
+        assert security["runAsUser"] == 65532, name
+        assert security["readOnlyRootFilesystem"], name
+        assert security["allowPrivilegeEscalation"] is False, name
+        assert security["capabilities"] == {"drop": ["ALL"]}, name
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        resources = container["resources"]
+        assert {"cpu", "memory"} <= resources["requests"].keys(), name
+        assert "memory" in resources["limits"], name
+        tag = container["image"].rpartition("/")[2].partition(":")[2]
+        assert tag not in ("", "latest"), name
+        assert {"name": "tmp", "mountPath": "/tmp"} in container["volumeMounts"], name  # noqa: S108 - in the pod
+        assert values_of(container)["HOME"] == "/tmp", name  # noqa: S108 - in the pod
+
+
+@EVERY
+def test_what_stays_up_is_probed(render, values):
+    test = f"{RELEASE}-test"
+    for name, container in all_containers(render(values)):
+        if not name.startswith(test):
+            assert {"startupProbe", "livenessProbe"} <= container.keys(), name
+        # A sidecar must not take its pod out of the Service when a store or the detector is away.
+        sidecar = container.get("restartPolicy") == "Always"
+        assert ("readinessProbe" in container) == (not sidecar and not name.startswith(test)), name
+
+
+@EVERY
+def test_pods(render, values):
+    objects = render(values)
+    accounts = {(item["metadata"]["namespace"], item["metadata"]["name"]) for item in kinds(objects, "ServiceAccount")}
+    for name, pod in pods(objects).items():
+        spec = pod["spec"]
+        assert ("kubeloop", spec["serviceAccountName"]) in accounts, name
+        # Only the monitor asks the API server for anything.
+        assert spec["automountServiceAccountToken"] == ("-monitor-" in name), name
+        assert spec["enableServiceLinks"] is False, name
+        assert spec["securityContext"]["runAsNonRoot"], name
+        assert "hostPath" not in str(spec["volumes"]), name
+
+
+@EVERY
+def test_secrets_come_by_name_alone(render, values):
+    objects = render(values)
+    assert kinds(objects, "Secret") == []
+    for name, container in all_containers(objects):
+        for variable, value in values_of(container).items():
+            if re.search(r"_DB$|_KEY|STORE_URI|REGISTRY$|ONLINE_STORE$", variable):
+                assert "secretKeyRef" in value, f"{name}: {variable}"
+
+
+@EVERY
+def test_roles_are_small(render, values):
+    objects = render(values)
+    assert kinds(objects, "ClusterRole") == kinds(objects, "ClusterRoleBinding") == []
+    for role in kinds(objects, "Role"):
+        for rule in role["rules"]:
+            assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]]
+            assert not {"delete", "deletecollection", "escalate", "impersonate"} & set(rule["verbs"])
+            if "secrets" in rule["resources"]:
+                assert rule["verbs"] == ["get"]
+                assert rule["resourceNames"] == ["mlpipeline-minio-artifact"]
+
+
+@EVERY
+def test_bindings_name_accounts_that_exist(render, values):
+    objects = render(values)
+    accounts = {(item["metadata"]["namespace"], item["metadata"]["name"]) for item in kinds(objects, "ServiceAccount")}
+    roles = {(item["metadata"]["namespace"], item["metadata"]["name"]) for item in kinds(objects, "Role")}
+    for binding in kinds(objects, "RoleBinding"):
+        assert (binding["metadata"]["namespace"], binding["roleRef"]["name"]) in roles
+        assert {(subject["namespace"], subject["name"]) for subject in binding["subjects"]} <= accounts
+
+
+@EVERY
+def test_what_is_mounted_or_named_exists(render, values):
+    objects = render(values)
+    maps = {item["metadata"]["name"] for item in kinds(objects, "ConfigMap")}
+    for name, pod in pods(objects).items():
+        spec = pod["spec"]
+        claims = {"data"} if name == f"{RELEASE}-collector" else set()
+        volumes = {volume["name"] for volume in spec["volumes"]} | claims
+        for volume in spec["volumes"]:
+            assert volume.get("configMap", {"name": "kubeloop-env"})["name"] in maps, name
+        for container in containers(spec).values():
+            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes, name
+
+
+@EVERY
+def test_budgets_and_spread(render, values):
+    objects = render(values)
+    replicated = {
+        item["metadata"]["name"] for item in kinds(objects, "Deployment") if "-monitor-" not in item["metadata"]["name"]
+    }
+    budgets = {item["metadata"]["name"] for item in kinds(objects, "PodDisruptionBudget")}
+    if values.get("podDisruptionBudgets", {"enabled": True})["enabled"]:
+        assert replicated <= budgets
+    for name in replicated:
+        assert "topologySpreadConstraints" in pods(objects)[name]["spec"], name
+
+
+def selects(policy, labels) -> bool:
+    return (policy["spec"]["podSelector"].get("matchLabels") or {}).items() <= labels.items()
+
+
+def test_every_pod_is_denied_what_no_policy_allows(render):
+    objects = render(ALL)
+    policies = kinds(objects, "NetworkPolicy")
+    for policy in policies:
+        assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    for name, pod in pods(objects).items():
+        over = [item["metadata"]["name"] for item in policies if selects(item, pod["metadata"]["labels"])]
+        assert f"{RELEASE}-default-deny" in over, name
+        assert len(over) >= 2, name
+    denial = named(objects, "NetworkPolicy", f"{RELEASE}-default-deny", "kubeloop")["spec"]
+    assert "ingress" not in denial
+    assert [port["port"] for rule in denial["egress"] for port in rule["ports"]] == [53, 53]
+
+
+@pytest.mark.parametrize("name", ["one loop", "everything"])
+def test_no_policy_lets_the_metadata_address_through(render, name):
+    policies = kinds(render(VALUES[name]), "NetworkPolicy")
+    blocks = [
+        peer["ipBlock"]
+        for policy in policies
+        for rule in policy["spec"].get("egress") or ()
+        for peer in rule.get("to", ())
+        if "ipBlock" in peer
+    ]
+    assert blocks
+    for block in blocks:
+        network = ipaddress.ip_network(block["cidr"])
+        address = ipaddress.ip_address("169.254.169.254" if network.version == 4 else "fd00:ec2::254")
+        excepted = any(address in ipaddress.ip_network(item) for item in block.get("except", ()))
+        assert address not in network or excepted, block
+
+
+def test_rules_without_peers_let_everyone_in_so_there_are_none(render):
+    for policy in kinds(render(ALL), "NetworkPolicy"):
+        for direction, peers in (("ingress", "from"), ("egress", "to")):
+            for rule in policy["spec"].get(direction) or ():
+                assert rule[peers], policy["metadata"]["name"]
+
+
+def test_the_steps_kserves_pods_and_ours_may_reach_the_collector(render):
+    rules = named(render(ALL, namespace="ml"), "NetworkPolicy", f"{RELEASE}-collector")["spec"]["ingress"]
+    peers = [peer for rule in rules for peer in rule["from"] if "podSelector" in peer]
+    found = {(peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"], namespace_of(peer)) for peer in peers}
+    assert found == {("predictor", "ml"), ("predictor", "kubeloop"), ("pipeline", "ml"), ("test", None)}
+
+
+def namespace_of(peer):
+    return peer.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name")
+
+
+def test_a_destination_can_be_narrowed(render):
+    spec = named(render(ALL), "NetworkPolicy", f"{RELEASE}-mlflow")["spec"]
+    database = [rule["to"] for rule in spec["egress"] if rule["ports"][0]["port"] == 5432]
+    assert database == [[{"ipBlock": {"cidr": "10.9.0.0/16"}}]]
+
+
+def test_the_trigger_proves_who_it_is_to_kubeflow_alone(render):
+    spec = pods(render(ALL))[f"{RELEASE}-trigger-fraud"]["spec"]
+    (volume,) = (item for item in spec["volumes"] if item["name"] == "token")
+    (source,) = volume["projected"]["sources"]
+    assert source["serviceAccountToken"]["audience"] == "pipelines.kubeflow.org"
+    container = containers(spec)["trigger"]
+    (mount,) = (item for item in container["volumeMounts"] if item["name"] == "token")
+    token = f"{mount['mountPath']}/{source['serviceAccountToken']['path']}"
+    assert values_of(container)["KUBELOOP_KFP_TOKEN_FILE"] == token
+
+
+def test_a_collector_that_refuses_is_still_found(render):
+    assert named(render({}), "Service", f"{RELEASE}-collector")["spec"]["publishNotReadyAddresses"] is True
+
+
+def test_programs_accept_their_flags(render):
+    """The flags in the pods are those of the programs: --help names each."""
+    import subprocess
+    import sys
+
+    found = pods(render(VALUES["one loop"]))
+    for name in (f"{RELEASE}-collector", f"{RELEASE}-monitor-flight-delay", f"{RELEASE}-trigger-flight-delay"):
+        for container in containers(found[name]["spec"]).values():
+            if container["name"] == "detector":
+                continue
+            program = [sys.executable, *container["command"][1:], "--help"]
+            told = subprocess.run(program, capture_output=True, text=True, check=True).stdout
+            for arg in container["args"]:
+                flag = arg.partition("=")[0]
+                assert not flag.startswith("--") or flag in told, f"{container['name']}: {flag}"

@@ -1,0 +1,214 @@
+"""What the chart renders: each branch on and off, the loops' configuration, the contract with the programs."""
+
+import re
+
+import pytest
+import yaml
+
+from kubeloop import config, names
+from kubeloop.config import Loop
+from kubeloop.config_cluster import Delivery, Pipelines
+from tests.charts.conftest import (
+    CHART,
+    EXTRA,
+    LOOP,
+    PROJECT,
+    RELEASE,
+    SECOND,
+    VALUES,
+    containers,
+    helm,
+    kinds,
+    named,
+    pods,
+    values_of,
+)
+
+ONE = VALUES["one loop"]
+ALL = VALUES["everything"]
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
+def test_lints(assets, values):
+    done = helm(
+        assets, "lint", "--strict", str(CHART), "--kube-version", "1.36", "-f", "-", text=yaml.safe_dump(values)
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("values", [{"colector": {}}, {"loops": {"fraud": {"config": SECOND | {"drfit": {}}}}}])
+def test_helm_refuses_unknown_values(assets, values):
+    text = yaml.safe_dump(values)
+    done = helm(assets, "template", RELEASE, str(CHART), "--kube-version", "1.36", "-f", "-", text=text)
+    assert done.returncode != 0
+    assert re.search(r"colector|drfit", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"loops": {"flights": {"config": SECOND}}}, r"call the entry loops\.fraud"),
+        ({"loops": {"fraud": {"config": "a: ["}}}, "not valid YAML"),
+        ({"loops": {"fraud": {"config": "name: fraud"}}}, "has no `source`.*--set-file"),
+        ({"mlflow": {"enabled": False}}, "mlflow.uri is empty"),
+    ],
+)
+def test_what_cannot_work_says_so(assets, values, message):
+    text = yaml.safe_dump(values)
+    done = helm(assets, "template", RELEASE, str(CHART), "--kube-version", "1.36", "-f", "-", text=text)
+    assert done.returncode != 0
+    assert re.search(message, done.stderr), done.stderr
+
+
+def test_a_name_that_does_not_fit_is_refused(assets):
+    text = yaml.safe_dump({"loops": {"l" * 42: {"config": SECOND | {"name": "l" * 42}}}})
+    done = helm(assets, "template", "r" * 40, str(CHART), "--kube-version", "1.36", "-f", "-", text=text)
+    assert "fullnameOverride" in done.stderr
+
+
+def test_a_loop_may_be_a_file(render):
+    told = render({}, "--set-file", f"loops.flight-delay.config={PROJECT / 'loop.yaml'}")
+    name = f"{RELEASE}-loop-flight-delay"
+    found, mapping = (named(objects, "ConfigMap", name)["data"]["loop.yaml"] for objects in (told, render(ONE)))
+    assert Loop.parse(found) == Loop.parse(mapping)
+
+
+def test_a_loop_gets_what_the_cluster_has(render):
+    objects = render(ALL, namespace="ml")
+    loop = Loop.parse(named(objects, "ConfigMap", f"{RELEASE}-loop-flight-delay")["data"]["loop.yaml"])
+    plain = config.load(PROJECT / "loop.yaml")
+    assert loop.model_copy(update={"delivery": plain.delivery, "pipelines": plain.pipelines}) == plain
+    assert loop.delivery.applier == "cluster"
+    assert loop.delivery.namespace == "ml"
+    assert loop.pipelines.images.core == "ghcr.io/acme/kubeloop-core:0.1.0"
+    assert loop.pipelines.images.pull_secrets == ("registry",)
+    variables = {name for secret in loop.pipelines.secrets for name in secret.env}
+    features = {"KUBELOOP_FEATURE_REGISTRY", "KUBELOOP_ONLINE_STORE"}
+    assert variables == features | {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    assert {name for secret in loop.delivery.secrets for name in secret.env} == features
+
+
+def test_what_a_loop_says_wins(render):
+    told = SECOND | {"delivery": {"applier": "gitops", "namespace": "models"}}
+    objects = render({"loops": {"fraud": {"config": told}}}, namespace="ml")
+    loop = Loop.parse(named(objects, "ConfigMap", f"{RELEASE}-loop-fraud")["data"]["loop.yaml"])
+    assert (loop.delivery.applier, loop.delivery.namespace) == ("gitops", "models")
+    assert named(objects, "ServingRuntime", names.RUNTIME)["metadata"]["namespace"] == "models"
+    assert named(objects, "Role", f"{RELEASE}-monitor-fraud")["metadata"]["namespace"] == "models"
+
+
+def test_fixed_names_are_those_of_the_configuration(render):
+    objects = render(ALL)
+    assert named(objects, "ConfigMap", str(Pipelines().config_map))
+    assert named(objects, "ServiceAccount", Pipelines().service_account)
+    assert named(objects, "ServiceAccount", str(Delivery().service_account))
+    runtimes = {item["metadata"]["name"] for item in kinds(objects, "ServingRuntime")}
+    assert runtimes == {names.RUNTIME, names.RUNTIME_GPU, "kubeloop-triton", "kubeloop-vllm"}
+
+
+@pytest.mark.parametrize("values", [ONE, ALL, VALUES["little"]])
+def test_the_environment_of_the_steps_is_the_public_one(render, values):
+    found = kinds(render(values), "ConfigMap")
+    (data,) = (item["data"] for item in found if item["metadata"]["name"] == "kubeloop-env")
+    optional = {"AWS_ENDPOINT_URL"}
+    assert set(config.PUBLIC) - optional <= set(data) <= set(config.PUBLIC)
+    assert all(data.values())
+
+
+def test_addresses_lead_to_services(render):
+    objects = render(ALL, namespace="ml")
+    data = named(objects, "ConfigMap", "kubeloop-env", "ml")["data"]
+    urls = [data[f"KUBELOOP_{name}_URL"].format(loop="fraud") for name in ("COLLECTOR", "MONITOR")]
+    monitor = containers(pods(objects)[f"{RELEASE}-monitor-fraud"]["spec"])["monitor"]
+    urls += [arg.partition("=")[2] for arg in monitor["args"] if arg.startswith("--trigger-url")]
+    urls += [data["KUBELOOP_MLFLOW_URI"]]
+    urls += [arg.rpartition("/")[0] for arg in pods(objects)[f"{RELEASE}-test"]["spec"]["containers"][0]["args"][1:]]
+    assert len(urls) == 11
+    for url in urls:
+        host = re.fullmatch(r"http://([a-z-]+)\.ml\.svc", url)
+        assert host, url
+        service = named(objects, "Service", host[1])
+        targets = [pod for pod in pods(objects).values() if matches(service["spec"]["selector"], pod)]
+        assert len(targets) == 1, url
+        ports = {port["name"] for item in containers(targets[0]["spec"]).values() for port in item.get("ports", ())}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+
+
+def matches(selector, pod) -> bool:
+    return selector.items() <= pod["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
+def test_selectors_select_one_workload(render, values):
+    objects = render(values)
+    for item in objects:
+        if item["kind"] in ("Deployment", "StatefulSet"):
+            selector = item["spec"]["selector"]["matchLabels"]
+            assert [name for name, pod in pods(objects).items() if matches(selector, pod)] == [item["metadata"]["name"]]
+
+
+def test_branches_are_off_by_default(render):
+    found = {item["kind"] for item in render(ONE)}
+    assert not found & {*EXTRA, "HorizontalPodAutoscaler", "ClusterServingRuntime"}
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ({"metrics": {"enabled": True}}, "ServiceMonitor"),
+        ({"metrics": {"enabled": True}}, "PodMonitor"),
+        ({"alerts": {"enabled": True}}, "PrometheusRule"),
+        ({"gateway": {"enabled": True}}, "HTTPRoute"),
+        ({"features": {"operator": {"enabled": True}}}, "FeatureStore"),
+        ({"mlflow": {"autoscaling": {"enabled": True}}}, "HorizontalPodAutoscaler"),
+        ({"mlflow": {"autoscaling": {"enabled": True}}, "keda": {"enabled": True}}, "ScaledObject"),
+        ({"runtimes": {"clusterWide": True}}, "ClusterServingRuntime"),
+    ],
+)
+def test_one_value_turns_a_branch_on(render, value, kind):
+    assert kinds(render(value), kind)
+    assert not kinds(render({}), kind)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ({"networkPolicy": {"enabled": False}}, "NetworkPolicy"),
+        ({"podDisruptionBudgets": {"enabled": False}}, "PodDisruptionBudget"),
+        ({"runtimes": {"onnx": {"enabled": False}}}, "ServingRuntime"),
+    ],
+)
+def test_one_value_turns_a_branch_off(render, value, kind):
+    assert kinds(render(ONE), kind)
+    assert not kinds(render(ONE | value), kind)
+
+
+def test_the_detector_is_left_out_with_the_builtin_engine(render):
+    found = pods(render(ALL))
+    alibi, builtin = (containers(found[f"{RELEASE}-monitor-{name}"]["spec"]) for name in ("flight-delay", "fraud"))
+    assert set(alibi) == {"mirror", "detector", "monitor"}
+    assert set(builtin) == {"mirror", "monitor"}
+    assert not any(arg.startswith("--detector-url") for arg in builtin["monitor"]["args"])
+
+
+def test_a_changed_loop_rolls_its_pods_and_no_others(render):
+    def checksums(values):
+        return {name: pod["metadata"].get("annotations") for name, pod in pods(render(values)).items()}
+
+    changed = {"loops": {"flight-delay": {"config": LOOP | {"description": "another"}}, "fraud": {"config": SECOND}}}
+    before = checksums({"loops": {"flight-delay": {"config": LOOP}, "fraud": {"config": SECOND}}})
+    after = checksums(changed)
+    different = {name for name in before if before[name] != after[name]}
+    assert different == {f"{RELEASE}-monitor-flight-delay", f"{RELEASE}-trigger-flight-delay"}
+
+
+def test_settings_of_pods(render):
+    found = pods(render(ALL))
+    collector, trigger = found[f"{RELEASE}-collector"]["spec"], found[f"{RELEASE}-trigger-fraud"]["spec"]
+    assert collector["nodeSelector"] == {"pool": "ml"}
+    assert trigger["nodeSelector"] == {"pool": "ml", "zone": "a"}
+    assert collector["tolerations"] == [{"key": "ml", "operator": "Exists"}]
+    assert values_of(containers(trigger)["trigger"])["HTTPS_PROXY"] == "http://proxy:3128"
+    monitor = containers(found[f"{RELEASE}-monitor-flight-delay"]["spec"])["monitor"]
+    assert monitor["resources"]["requests"] == {"cpu": 1, "memory": "2Gi"}
+    assert trigger["topologySpreadConstraints"][0]["topologyKey"] == "kubernetes.io/hostname"
