@@ -205,7 +205,9 @@ class Seaweed:
         flags = [flag.replace(".grpc=", ".port.grpc=") for flag in flags]
         command = [
             *(self._program, "server", f"-dir={self._folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"),
-            *(f"-s3.config={self._folder / 's3.json'}", "-volume.max=20", "-master.volumeSizeLimitMB=64", *flags),
+            *(f"-s3.config={self._folder / 's3.json'}", "-volume.max=50", "-master.volumeSizeLimitMB=64", *flags),
+            # Ports of its other protocols, which are fixed unless they are told to stay away.
+            *("-s3.port.iceberg=0", "-s3.port.lance=0"),
         ]
         log = self._folder / "weed.log"
         self._stack.enter_context(_running(command, log, self._answers, cwd=self._folder))

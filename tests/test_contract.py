@@ -42,6 +42,7 @@ LIBRARIES = (
         "email.parser",
         "http.server",
         "httpx",
+        "kubernetes",
     ),
     *("jinja2", "lightgbm", "matplotlib", "multiprocessing", "numpy", "onnx", "onnxruntime", "optuna", "orjson"),
     *("pandas", "prometheus_client.core", "pyarrow.parquet", "pydantic", "rich.progress", "scipy.special"),

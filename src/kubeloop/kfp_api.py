@@ -23,7 +23,7 @@ class Api:
     """
 
     def __init__(self, url: str, *, token_file: Path | None = None, namespace: str = "") -> None:
-        import kfp_server_api as kfp  # type: ignore[import-untyped]  # it opens sockets when it is imported
+        import kfp_server_api as kfp  # it opens sockets when it is imported
 
         self.url = url.rstrip("/")
         self.namespace = namespace
