@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
-from kubeloop.config import QUIET, Settings
+from kubeloop.config import QUIET, Settings, duration_text
 
 
 class Parameters(TypedDict):
@@ -63,7 +63,22 @@ class LocalRunner:
     a process id, which the next process may carry.
     """
 
-    def __init__(self, settings: Settings, loop_file: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        loop_file: Path,
+        environment: Mapping[str, str],
+        deadline: timedelta = timedelta(hours=12),
+    ) -> None:
+        """Drive the runs of one installation.
+
+        Args:
+            settings: the place.
+            loop_file: the use case.
+            environment: variables of the pipelines, beside the settings.
+            deadline: a run that takes longer is ended, or a pipeline that hangs would hold back every later one.
+        """
+        self._deadline = deadline
         self._settings = settings
         self._loop_file = loop_file
         self._environment = {**environment, **settings.environ(), **QUIET}
@@ -73,7 +88,17 @@ class LocalRunner:
     def find(self, run_name: str) -> RunState | None:
         """Return the state of the run's newest attempt; a process that died without a report has failed."""
         with self._exclusive():
-            return self._state(run_name)
+            state = self._state(run_name)
+            if state and state.status == "running" and self._overdue(run_name):
+                _signal(self._group(run_name), signal.SIGKILL)
+                error = f"took longer than {duration_text(self._deadline)} (pipelines.deadline) and was ended"
+                _write(self._folder(run_name) / "run.json", _report(run_name, "failed", error))
+                return RunState("failed", state.attempt, error=error)
+            return state
+
+    def _overdue(self, name: str) -> bool:
+        started = _read(self._folder(name) / "attempt.json").get("started_at")
+        return started is not None and datetime.now(UTC) - datetime.fromisoformat(started) > self._deadline
 
     def start(self, run_name: str, parameters: Parameters) -> RunState:
         """Start an attempt in a process group of its own; see `Runner.start`."""
@@ -92,7 +117,7 @@ class LocalRunner:
                 advice = f"cannot start the pipeline ({error}); KUBELOOP_CORE_PYTHON must name the core interpreter"
                 _write(folder / "run.json", _report(run_name, "failed", advice))
                 return RunState("failed", attempt, error=advice)
-            _write(folder / "attempt.json", {"attempt": attempt, "pid": child.pid})
+            _write(folder / "attempt.json", {"attempt": attempt, "pid": child.pid, "started_at": _now()})
             self._children[run_name] = child
             self._followed.add(run_name)
             return RunState("running", attempt)
@@ -193,7 +218,7 @@ class LocalRunner:
 
 def _report(name: str, status: str, error: str | None = None) -> dict[str, Any]:
     """Return the content of a run.json that the pipeline itself did not write."""
-    now = datetime.now(UTC).isoformat()
+    now = _now()
     finished = None if status == "starting" else now
     return {
         "name": name,
@@ -204,6 +229,10 @@ def _report(name: str, status: str, error: str | None = None) -> dict[str, Any]:
         "result": None,
         "error": error,
     }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()
 
 
 def _signal(group: int | None, number: signal.Signals) -> None:

@@ -152,7 +152,7 @@ def _runner(kind: str, settings: config.Settings, loop: config.Loop, loop_file: 
         from kubeloop.runners_kfp import KfpRunner
 
         return KfpRunner(settings, loop)
-    return LocalRunner(settings, loop_file, config.inherited())
+    return LocalRunner(settings, loop_file, config.inherited(), loop.pipelines.deadline)
 
 
 async def _serve(args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,19 @@ def test_a_starter_killed_before_it_noted_the_process_leaves_a_run_that_is_found
     assert runner.stop() == [NAME]
     assert child.wait(timeout=5) == -signal.SIGTERM
     assert len(home.starts()) == 1
+
+
+def test_a_run_that_hangs_is_ended_at_its_deadline(home: Any, eventually: Any) -> None:
+    home.behave("promote", wait=True)
+    runner = LocalRunner(home.settings, home.loop_file, {"PATH": os.defpath}, timedelta(seconds=1))
+    assert runner.start(NAME, ask()).status == "running"
+    eventually(lambda: home.starts())
+    (start,) = home.starts()
+    assert runner.find(NAME) == RunState("running", 1)
+    state = eventually(ended(runner))
+    assert state == RunState("failed", 1, error="took longer than 1s (pipelines.deadline) and was ended")
+    eventually(lambda: not Path(f"/proc/{start['pid']}/cwd").exists())
+    assert runner.find(NAME) == state, "it is remembered"
+    home.behave("promote")
+    assert runner.start(NAME, ask(2)).status == "running"
+    assert eventually(ended(runner)).status == "succeeded"
