@@ -1,0 +1,73 @@
+"""The workflows of GitHub, by actionlint, and that what they run exists."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+PROJECT = Path(__file__).parents[2]
+WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
+
+
+def test_actionlint_is_content(assets):
+    done = subprocess.run(
+        [assets / "actionlint", "-shellcheck=", "-pyflakes=", *WORKFLOWS],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def steps() -> list[dict]:
+    found = [yaml.safe_load(path.read_text()) for path in WORKFLOWS]
+    return [step for workflow in found for job in workflow["jobs"].values() for step in job["steps"]]
+
+
+def test_there_is_one_for_each_purpose():
+    assert {path.stem for path in WORKFLOWS} == {"ci", "images", "promote"}
+    jobs = yaml.safe_load((PROJECT / ".github/workflows/ci.yml").read_text())["jobs"]
+    assert set(jobs) == {"lint", "test", "chart"}
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    used = {target for step in steps() for target in re.findall(r"\bmake ([a-z-]+)", step.get("run", ""))}
+    assert used == {"lint", "test", "control-plane", "backends"}
+    assert used <= targets
+
+
+def test_files_that_steps_name_exist():
+    named = {
+        path
+        for step in steps()
+        for path in re.findall(r"(?<![\w$/.])((?:charts|manifests|images|tests)/[\w./-]+\.\w+)", step.get("run", ""))
+    }
+    assert named
+    for path in named:
+        assert (PROJECT / path).is_file(), path
+
+
+def test_the_images_are_the_dockerfiles_targets():
+    images = yaml.safe_load((PROJECT / ".github/workflows/images.yml").read_text())
+    targets = images["jobs"]["image"]["strategy"]["matrix"]["target"]
+    dockerfile = (PROJECT / "images" / "Dockerfile").read_text()
+    stages = set(re.findall(r"^FROM .* AS (\S+)$", dockerfile, re.MULTILINE))
+    assert set(targets) <= stages
+    for base in ("IMAGE_BASE", "CUDA_BASE"):
+        assert re.search(rf"^ARG {base}=\S+:\S+$", dockerfile, re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_may_only_what_it_says(path):
+    workflow = yaml.safe_load(path.read_text())
+    assert "permissions" in workflow
+    assert workflow["permissions"] != "write-all"
+    for step in (step for job in workflow["jobs"].values() for step in job["steps"]):
+        if "uses" in step:
+            assert re.fullmatch(r"[\w.-]+/[\w./-]+@v\d+(\.\d+)*", step["uses"]), step["uses"]
+        # An expression in a script is code that whoever fills it in may write.
+        assert "${{" not in step.get("run", "")
