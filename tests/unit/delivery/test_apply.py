@@ -44,9 +44,15 @@ def test_applies_to_the_node_that_the_services_file_names(kit):
     assert local.status("kubeloop", "flights", node.url)["status"]["url"] == node.url
 
 
-@pytest.mark.parametrize("applier", ["cluster", "gitops"])
-def test_other_appliers_say_that_they_are_not_there_yet(tmp_path, applier):
-    with pytest.raises(DeliveryError, match=f"'{applier}' is not available yet; write `applier: local`"):
+@pytest.mark.parametrize(
+    ("applier", "reason"),
+    [
+        ("cluster", "a delivery needs one InferenceService"),
+        ("gitops", "'gitops' is not available yet; write `applier: cluster`"),
+    ],
+)
+def test_the_applier_that_was_named_gets_the_manifest(tmp_path, applier, reason):
+    with pytest.raises(DeliveryError, match=reason):
         choose.apply(loop(applier), {}, settings(tmp_path))
 
 
