@@ -48,7 +48,7 @@ VALUES: dict[str, Object] = {
         },
         "loops": {
             "flight-delay": {"config": LOOP, "replicas": 3, "resources": {"monitor": {"requests": {"cpu": 1}}}},
-            "fraud": {"config": SECOND},
+            "fraud": {"config": SECOND | {"pipelines": {"train_job": {"nodes": 2}}}},
         },
         "collector": {"storageClass": "fast"},
         "trigger": {"pod": {"nodeSelector": {"zone": "a"}}},

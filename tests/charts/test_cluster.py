@@ -217,6 +217,7 @@ def test_the_pipelines_account(control_plane, installed, elsewhere):
         user = f"{SERVICE_ACCOUNT}{installed}:kubeloop-pipeline"
         assert control_plane.may(user, verb, "workflowtaskresults.argoproj.io", installed)
     assert not control_plane.may(user, "create", "workflows.argoproj.io", installed, within_s=0)
+    assert not control_plane.may(user, "create", "trainjobs.trainer.kubeflow.org", installed, within_s=0)
 
 
 def test_a_monitors_account_sees_its_own_service_alone(control_plane, installed, elsewhere):

@@ -82,7 +82,8 @@ def test_roles_are_small(render, values):
     for role in kinds(objects, "Role"):
         for rule in role["rules"]:
             assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]]
-            assert not {"delete", "deletecollection", "escalate", "impersonate"} & set(rule["verbs"])
+            assert not {"deletecollection", "escalate", "impersonate"} & set(rule["verbs"])
+            assert "delete" not in rule["verbs"] or rule["resources"] == ["trainjobs"]
             if "secrets" in rule["resources"]:
                 assert rule["verbs"] == ["get"]
                 assert rule["resourceNames"] == ["mlpipeline-minio-artifact"]
@@ -126,7 +127,9 @@ def test_budgets_and_spread(render, values):
 
 
 def selects(policy, labels) -> bool:
-    return (policy["spec"]["podSelector"].get("matchLabels") or {}).items() <= labels.items()
+    selector = policy["spec"]["podSelector"]
+    asked = all(expression["key"] in labels for expression in selector.get("matchExpressions", ()))
+    return asked and selector.get("matchLabels", {}).items() <= labels.items()
 
 
 def test_every_pod_is_denied_what_no_policy_allows(render):

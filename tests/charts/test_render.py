@@ -183,6 +183,16 @@ def test_one_value_turns_a_branch_off(render, value, kind):
     assert not kinds(render(ONE | value), kind)
 
 
+def test_train_jobs_take_rights_only_where_a_loop_has_them(render):
+    def resources(values):
+        return {name for role in kinds(render(values), "Role") for rule in role["rules"] for name in rule["resources"]}
+
+    assert "trainjobs" in resources(ALL)
+    assert "trainjobs" not in resources(ONE)
+    policy = named(render(ALL, namespace="ml"), "NetworkPolicy", f"{RELEASE}-train-job")
+    assert policy["metadata"]["namespace"] == "ml"
+
+
 def test_the_detector_is_left_out_with_the_builtin_engine(render):
     found = pods(render(ALL))
     alibi, builtin = (containers(found[f"{RELEASE}-monitor-{name}"]["spec"]) for name in ("flight-delay", "fraud"))

@@ -152,7 +152,7 @@ def test_a_model_is_what_our_builder_writes(assets, chart, environment):
         loop, model, logger_url=environ["KUBELOOP_COLLECTOR_URL"], feature_dir=f"/project/{loop.features.repo}"
     )
     expected = serving_pods.place(loop, plain)
-    assert found == expected
+    assert found == expected, "python manifests/write.py --helm <helm> writes it anew"
 
 
 @EVERY

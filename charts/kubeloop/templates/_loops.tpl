@@ -52,3 +52,10 @@ items: {{ $found | toJson }}
 {{- $own := index ((index .root.Values.loops .name).resources | default dict) .part | default dict -}}
 {{- mergeOverwrite (deepCopy .default) (deepCopy $own) | toYaml -}}
 {{- end -}}
+
+{{- /* Not empty when a loop trains as a TrainJob. */ -}}
+{{- define "kubeloop.trainJobs" -}}
+{{- range $name, $entry := .Values.loops -}}
+{{- if dig "pipelines" "train_job" "" (include "kubeloop.loop" (dict "root" $ "name" $name) | fromYaml) -}}yes{{- end -}}
+{{- end -}}
+{{- end -}}
