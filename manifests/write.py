@@ -1,4 +1,4 @@
-"""Writes the InferenceService of every environment anew, as base and patches, after a change of the loop or the builder.
+"""Writes the InferenceService of every environment anew, as base and patches, when the loop or its builder changed.
 
     python manifests/write.py --helm <helm> [<loop>]
 
@@ -72,7 +72,7 @@ def difference(whole: Object, base: Object) -> Object:
 
 
 class _Dumper(yaml.SafeDumper):
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, _data: Any) -> bool:
         return True
 
 
