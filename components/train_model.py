@@ -17,9 +17,9 @@ def train_model(loop: str, training_set: dsl.Input[dsl.Dataset], model: dsl.Outp
     from pathlib import Path
 
     from kubeloop import stages
-    from kubeloop.config import Loop
+    from kubeloop.config import Loop, settings
 
-    facts = stages.train(Loop.parse(loop), Path(training_set.path), Path(model.path))
+    facts = stages.train(Loop.parse(loop), Path(training_set.path), Path(model.path), settings())
     model.framework = "onnx"
     model.metadata.update(
         {name: facts[name] for name in ("algorithm", "parameters", "sha256", "trained_from", "trained_to")}

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -180,6 +180,16 @@ class Loop(Model):
     pipelines: Pipelines = Pipelines()
     replay: Replay | None = None
 
+    @model_validator(mode="after")
+    def _nodes_need_lightgbm(self) -> "Loop":
+        job = self.pipelines.train_job
+        if job and job.nodes > 1 and self.training.algorithm != "lightgbm":
+            raise ValueError(
+                f"training.algorithm {self.training.algorithm} trains on one node; write pipelines.train_job.nodes: 1, "
+                "or algorithm: lightgbm"
+            )
+        return self
+
     def dump(self) -> str:
         """Write the configuration as canonical JSON; `Loop.parse` reads it back unchanged."""
         return self.model_dump_json()
@@ -251,6 +261,7 @@ class Settings(Model):
     s3_endpoint: str = Field(default="", description="Address of an S3 store that is not AWS.")
     collector_url: str = Field(default="", description="The collector, where it is no process of this machine.")
     monitor_url: str = Field(default="", description="The monitor, likewise; {loop} stands for the loop's name.")
+    namespace: str = Field(default="kubeflow", description="Namespace of the pipeline's steps and of their TrainJobs.")
     kfp_url: str = Field(
         default="", description="The Kubeflow Pipelines API, such as http://ml-pipeline.kubeflow:8888."
     )
@@ -316,12 +327,28 @@ def _databases(state: Path | str) -> dict[str, str]:
 
 PUBLIC = (
     *("KUBELOOP_MLFLOW_URI", "KUBELOOP_BUCKET", "KUBELOOP_COLLECTOR_URL", "KUBELOOP_MONITOR_URL"),
-    *("AWS_ENDPOINT_URL", "AWS_REGION"),
+    *("KUBELOOP_NAMESPACE", "AWS_ENDPOINT_URL", "AWS_REGION"),
 )
 """Variables of a pipeline step that are no secret; the chart's ConfigMap holds them."""
 
 # Settings whose variables are not ours to name.
 _OTHERS = {"mlflow_run_id": "MLFLOW_RUN_ID", "s3_endpoint": "AWS_ENDPOINT_URL"}
+
+
+class Node(NamedTuple):
+    """Which of the nodes of a TrainJob this process is; Kubeflow Trainer's variables say it."""
+
+    rank: int
+    nodes: int
+    first: str
+
+
+def node() -> Node:
+    """Return this process's place among the nodes of its TrainJob; alone where nothing says otherwise."""
+    env = os.environ
+    rank = env.get("PET_NODE_RANK") or env.get("JOB_COMPLETION_INDEX") or "0"
+    return Node(int(rank), int(env.get("PET_NNODES") or "1"), env.get("PET_MASTER_ADDR", ""))
+
 
 QUIET = {
     "DO_NOT_TRACK": "1",

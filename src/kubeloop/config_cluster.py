@@ -76,6 +76,18 @@ class Step(Model):
     cache: bool | None = None
 
 
+class TrainJob(Model):
+    """Training on several nodes, as a TrainJob of Kubeflow Trainer, for data that outgrow one pod."""
+
+    runtime: DnsName = Field(
+        default="torch-distributed", description="Training runtime; it numbers the nodes, the container is ours."
+    )
+    runtime_kind: Literal["ClusterTrainingRuntime", "TrainingRuntime"] = "ClusterTrainingRuntime"
+    nodes: int = Field(default=2, ge=1, le=64)
+    resources: Resources = Resources(cpu="4", memory="16Gi")
+    timeout: Duration = timedelta(hours=12)
+
+
 class SecretEnv(Model):
     """Variables of every step that come from a Secret, by name."""
 
@@ -104,6 +116,7 @@ class Pipelines(Model):
     images: Images = Images()
     defaults: StepSettings = StepSettings()
     steps: dict[DnsName, Step] = Field(default_factory=dict, description="Settings of single steps, by name.")
+    train_job: TrainJob | None = Field(default=None, description="Train as a TrainJob instead of in the step's pod.")
     secrets: tuple[SecretEnv, ...] = ()
     config_map: DnsName | None = Field(
         default="kubeloop-env", description="ConfigMap with the KUBELOOP_* variables of every step; the chart makes it."

@@ -35,6 +35,11 @@ def outcome(run: str) -> str:
     return f"outcomes/{run}.json"
 
 
+def job(name: str) -> str:
+    """Return the bucket's prefix of a TrainJob's data and model."""
+    return f"jobs/{name}"
+
+
 def labels(service: str, component: str) -> dict[str, str]:
     """Return the labels that every object of an inference service carries."""
     return {

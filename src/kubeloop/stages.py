@@ -170,10 +170,29 @@ def build_features(loop: Loop, settings: Settings, raw: Path, as_of: datetime, o
     return int(table.num_rows)
 
 
-def train(loop: Loop, training_set: Path, out: Path) -> dict[str, Any]:
-    """Fit, export, prove on the hold-out that both predict the same, and write the model folder; return its card."""
+def train(loop: Loop, training_set: Path, out: Path, settings: Settings | None = None) -> dict[str, Any]:
+    """Fit, export, prove on the hold-out that both predict the same, and write the model folder; return its card.
+
+    Where `pipelines.train_job` says so, a TrainJob does it on a cluster, and the folder is fetched from the bucket.
+
+    Raises:
+        DeliveryError: the TrainJob is refused, fails or takes too long.
+    """
     from kubeloop import export, model_folder, training
 
+    job = loop.pipelines.train_job
+    if job and settings and loop.delivery.applier != "local":
+        from kubeloop.bucket import Bucket
+        from kubeloop.delivery import train_job
+
+        # The same data and use case are the same job: a step that is repeated finds what it has begun.
+        name = f"{loop.name[:40]}-{digest(training_set)[:8]}{loop.digest()[:8]}"
+        bucket, place = Bucket.open(settings), names.job(name)
+        bucket.put(f"{place}/loop.json", loop.dump().encode())
+        bucket.put(f"{place}/training.parquet", training_set.read_bytes())
+        train_job.run(train_job.build(loop, name, settings.namespace), job.timeout.total_seconds())
+        bucket.pull(f"{place}/model", out)
+        return asdict(model_folder.read(out))
     frame = pq.read_table(training_set).to_pandas()
     learn, holdout = training.split(frame, loop.training.holdout)
     fitted = training.fit(learn, loop.training, metric=loop.gates.metric)

@@ -1,6 +1,6 @@
 """Fit a binary classifier on a training set: split by time, encode, search, fit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +15,8 @@ from kubeloop import algorithms, config, encoding, evaluation
 EVENT_ID, TIMESTAMP, LABEL = "event_id", "event_timestamp", "label"
 INNER_SHARE = 0.25
 """Newest share of the training rows on which Optuna's trials are measured."""
+_MEETING_MINUTES = 30
+"""How long the machines wait for each other; a pod may have to wait for a node."""
 
 Progress = Callable[[int, float, algorithms.Parameters], None]
 
@@ -81,8 +83,37 @@ def features(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.drop(columns=[name for name in (EVENT_ID, TIMESTAMP, LABEL) if name in frame])
 
 
+@dataclass(frozen=True)
+class Network:
+    """The machines that train one model together, with LightGBM's own data-parallel learner.
+
+    Attributes:
+        machines: address and port of each, in the order of their ranks.
+        rank: which of them this one is.
+    """
+
+    machines: Sequence[str]
+    rank: int
+
+    def parameters(self) -> algorithms.Parameters:
+        """Return what LightGBM must know."""
+        return {
+            "machines": ",".join(self.machines),
+            "num_machines": len(self.machines),
+            "local_listen_port": int(self.machines[self.rank].rpartition(":")[2]),
+            "tree_learner": "data",
+            "pre_partition": True,
+            "time_out": _MEETING_MINUTES,
+        }
+
+
 def fit(
-    train: pd.DataFrame, training: config.Training, *, metric: str = "auc", progress: Progress | None = None
+    train: pd.DataFrame,
+    training: config.Training,
+    *,
+    metric: str = "auc",
+    progress: Progress | None = None,
+    network: Network | None = None,
 ) -> Fitted:
     """Train a model; the same rows, settings and machine give the same model, bit for bit.
 
@@ -95,6 +126,7 @@ def fit(
         training: the settings.
         metric: what a trial is measured by, usually `gates.metric`.
         progress: called after each trial with its number, its value of the metric and its parameters.
+        network: the machines that train together, each on its share of the rows; all end with the same model.
 
     Raises:
         TrainingError: the rows hold one class, or a label is not 0 or 1.
@@ -110,7 +142,7 @@ def fit(
         search = {"trials": training.trials, "metric": metric, "value": value}
     encoder, matrix = encoding.learn(features(train), labels)
     rows = matrix.astype(np.float64)
-    estimator = _fit(rows, labels, training, parameters)
+    estimator = _fit(rows, labels, training, parameters, network)
     shares = algorithms.importance(training.algorithm, estimator, rows.std(axis=0))
     return Fitted(
         algorithm=training.algorithm,
@@ -160,7 +192,12 @@ def _fit(
     labels: npt.NDArray[np.int64],
     training: config.Training,
     parameters: algorithms.Parameters,
+    network: Network | None = None,
 ) -> algorithms.Estimator:
+    if network is not None and len(network.machines) > 1:
+        share = slice(network.rank, None, len(network.machines))
+        rows, labels = rows[share], labels[share]
+        parameters = {**parameters, **network.parameters()}
     estimator = algorithms.build(training.algorithm, parameters, seed=training.seed, threads=training.threads)
     try:
         with _threads(training.threads):

@@ -56,7 +56,7 @@ def apply(manifests: Sequence[Object], timeout_s: float, client: kubernetes.ApiC
         raise DeliveryError(f"a delivery needs one {KIND} of {API_VERSION}, not {len(services)}; mend the manifests")
     service = stamped(services[0])
     objects = [service if manifest is services[0] else manifest for manifest in manifests]
-    cluster = _Cluster(client or _connect())
+    cluster = Cluster(client or connect())
     paths = [cluster.path(manifest) for manifest in objects]
     cluster.deployments(service["metadata"])
     for dry in (True, False):
@@ -66,7 +66,7 @@ def apply(manifests: Sequence[Object], timeout_s: float, client: kubernetes.ApiC
     return _wait(cluster, paths[objects.index(service)], service, began, timeout_s)
 
 
-def _wait(cluster: "_Cluster", path: str, manifest: Object, began: float, timeout_s: float) -> Applied:
+def _wait(cluster: "Cluster", path: str, manifest: Object, began: float, timeout_s: float) -> Applied:
     name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
     applied, pause = time.monotonic(), _FIRST_POLL_S
     while True:
@@ -99,7 +99,12 @@ def _wait(cluster: "_Cluster", path: str, manifest: Object, began: float, timeou
         pause = min(pause * 1.5, _LAST_POLL_S)
 
 
-def _connect() -> kubernetes.ApiClient:
+def connect() -> kubernetes.ApiClient:
+    """Return a client of this pod's cluster, or of the one that the kubeconfig file names.
+
+    Raises:
+        DeliveryError: neither is there.
+    """
     configuration = kubernetes.Configuration()
     configuration.retries = False
     try:
@@ -112,7 +117,7 @@ def _connect() -> kubernetes.ApiClient:
     return kubernetes.ApiClient(configuration)
 
 
-class _Cluster:
+class Cluster:
     """Requests to one API server that survive its absence for a moment."""
 
     def __init__(self, client: kubernetes.ApiClient) -> None:
@@ -168,6 +173,10 @@ class _Cluster:
         query = [("labelSelector", f"{SERVICE}={metadata['name']}")]
         found = self._ask("GET", pods, "pods", query=query, forbidden=True)
         return Observed(service, self.deployments(metadata), None if found is None else found["items"])
+
+    def get(self, path: str, what: str) -> Object | None:
+        """Return an object, or None when there is none."""
+        return self._ask("GET", path, what, missing=True)
 
     def _ask(
         self,

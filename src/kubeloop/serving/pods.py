@@ -4,14 +4,14 @@ import copy
 import math
 from typing import Any
 
-from kubeloop import names
-from kubeloop.config import PUBLIC, Loop
+from kubeloop import containers, names
+from kubeloop.config import Loop
 from kubeloop.config_cluster import Gpu, Resources
 
 PORT = 8080
 USER = 65532
 AUTOSCALER = "serving.kserve.io/autoscalerClass"
-_TMP = {"name": "tmp", "mountPath": "/tmp"}  # noqa: S108 - the pod's own, on a read-only root file system
+_TMP = {"name": "tmp", "mountPath": containers.HOME}
 
 
 def place(loop: Loop, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def place(loop: Loop, manifest: dict[str, Any]) -> dict[str, Any]:
         predictor |= _pod(loop, "predictor", delivery.predictor)
         model = predictor["model"]
         model["runtime"] = delivery.runtime or (names.RUNTIME_GPU if delivery.predictor.gpu else names.RUNTIME)
-        model["resources"] = _resources(delivery.predictor)
+        model["resources"] = containers.resources(delivery.predictor)
         if delivery.runtime:
             # Another server's flags are not ours to give; it checks no digest either.
             del model["args"]
@@ -89,39 +89,16 @@ def _accelerated(gpu: Gpu) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value}
 
 
-def _resources(resources: Resources) -> dict[str, Any]:
-    limits = {"memory": resources.memory}
-    if resources.cpu_limit:
-        limits["cpu"] = resources.cpu_limit
-    if resources.gpu:
-        limits[resources.gpu.resource] = str(resources.gpu.count)
-    return {"requests": {"cpu": resources.cpu, "memory": resources.memory}, "limits": limits}
-
-
 def _transformer(loop: Loop, container: dict[str, Any]) -> dict[str, Any]:
     """Return the transformer's container; the predictor's comes from its ServingRuntime."""
     delivery, images = loop.delivery, loop.pipelines.images
-    env: list[dict[str, Any]] = [{"name": "HOME", "value": _TMP["mountPath"]}]
-    if delivery.config_map:
-        env += [
-            {
-                "name": name,
-                "valueFrom": {"configMapKeyRef": {"name": delivery.config_map, "key": name, "optional": True}},
-            }
-            for name in PUBLIC
-        ]
-    env += [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret.secret, "key": key}}}
-        for secret in delivery.secrets
-        for name, key in secret.env.items()
-    ]
     return {
         "image": images.core,
         "imagePullPolicy": images.pull_policy,
         "args": [*container["args"], "--host=0.0.0.0", f"--port={PORT}", f"--drain-s={delivery.drain_s:g}"],
-        "env": env,
+        "env": containers.environment(delivery.config_map, delivery.secrets),
         "ports": [{"name": "http1", "containerPort": PORT, "protocol": "TCP"}],
-        "resources": _resources(delivery.transformer),
+        "resources": containers.resources(delivery.transformer),
         "startupProbe": _probe("/v2/health/live", failureThreshold=60, periodSeconds=2),
         "readinessProbe": _probe("/v2/health/ready", periodSeconds=5),
         "livenessProbe": _probe("/v2/health/live", periodSeconds=10, failureThreshold=6),

@@ -1,0 +1,104 @@
+"""A TrainJob of Kubeflow Trainer: built as a plain dict, applied, and awaited."""
+
+import itertools
+import time
+from typing import Any
+
+from kubeloop import containers, names
+from kubeloop.config import Loop
+from kubeloop.delivery import DeliveryError
+from kubeloop.delivery.cluster import Cluster, connect
+
+API_VERSION = "trainer.kubeflow.org/v1alpha1"
+KIND = "TrainJob"
+COMMAND = ("python", "-m", "kubeloop.train_node")
+_POLL_S = 2.0
+
+Object = dict[str, Any]
+
+
+def build(loop: Loop, name: str, namespace: str) -> Object:
+    """Build the TrainJob that trains what lies under `jobs/<name>` in the bucket.
+
+    Source: the TrainJob API of Kubeflow Trainer 2 (trainer.kubeflow.org/v1alpha1).
+
+    Args:
+        loop: its `pipelines.train_job` says on how many nodes, with what.
+        name: the job's name; the same data and use case have the same one.
+        namespace: where the pipeline's steps run.
+
+    Raises:
+        ValueError: the loop asks for no TrainJob.
+    """
+    pipelines, job = loop.pipelines, loop.pipelines.train_job
+    if job is None:
+        raise ValueError("pipelines.train_job is not set")
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": name, "namespace": namespace, "labels": names.labels(loop.name, "train-job")},
+        "spec": {
+            "runtimeRef": {"apiGroup": "trainer.kubeflow.org", "kind": job.runtime_kind, "name": job.runtime},
+            "trainer": {
+                "image": pipelines.images.core,
+                "command": [*COMMAND, f"--job={name}"],
+                "env": containers.environment(pipelines.config_map, pipelines.secrets),
+                "numNodes": job.nodes,
+                "resourcesPerNode": containers.resources(job.resources),
+            },
+        },
+    }
+
+
+def run(manifest: Object, timeout_s: float, cluster: Cluster | None = None) -> None:
+    """Apply a TrainJob and wait until it is complete; one that is complete already is not run again.
+
+    Args:
+        manifest: as `build` makes it.
+        timeout_s: how long it may take.
+        cluster: by default that of this pod, or else of the kubeconfig file.
+
+    Raises:
+        DeliveryError: it is refused, fails or takes too long; the message says why and what to do.
+    """
+    cluster = cluster or Cluster(connect())
+    manifest, path = _attempt(cluster, manifest)
+    name = manifest["metadata"]["name"]
+    what = f"{KIND} {name}"
+    for dry in (True, False):
+        cluster.apply(path, manifest, dry=dry)
+    began = time.monotonic()
+    while True:
+        found = cluster.get(path, what)
+        if found is None:
+            raise DeliveryError(f"{what} was deleted while it ran; start the run again")
+        if _condition(found, "Complete"):
+            return
+        look = f"kubectl -n {manifest['metadata']['namespace']} logs -l jobset.sigs.k8s.io/jobset-name={name} shows why"
+        if failed := _condition(found, "Failed"):
+            raise DeliveryError(f"{what} failed ({failed.get('reason')}: {failed.get('message')}); {look}")
+        if time.monotonic() - began > timeout_s:
+            jobs = found.get("status", {}).get("jobsStatus")
+            state = f"its jobs: {jobs}" if jobs else "no job of it began, so see that the runtime exists"
+            raise DeliveryError(
+                f"{what} took longer than {timeout_s:g} s (pipelines.train_job.timeout); {state}; {look}"
+            )
+        time.sleep(_POLL_S)
+
+
+def _attempt(cluster: Cluster, manifest: Object) -> tuple[Object, str]:
+    """Return the first attempt that has not failed, with its path: Failed is the end of a TrainJob, not of its work."""
+    base = manifest["metadata"]["name"]
+    for number in itertools.count(1):
+        name = base if number == 1 else f"{base}-{number}"
+        found = manifest | {"metadata": manifest["metadata"] | {"name": name}}
+        path = cluster.path(found)
+        known = cluster.get(path, f"{KIND} {name}")
+        if not known or not _condition(known, "Failed"):
+            return found, path
+    raise AssertionError
+
+
+def _condition(found: Object, kind: str) -> Object | None:
+    conditions = found.get("status", {}).get("conditions", ())
+    return next((item for item in conditions if item["type"] == kind and item["status"] == "True"), None)

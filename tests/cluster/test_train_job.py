@@ -1,0 +1,208 @@
+"""Training as a TrainJob: its shape by Kubeflow's own models, its life on a real API server, its nodes as processes."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
+
+from kubeloop import config, evaluation, model_folder, names, train_node, training
+from kubeloop.bucket import Bucket
+from kubeloop.config import ConfigError, Loop, Node
+from kubeloop.delivery import DeliveryError, train_job
+from kubeloop.delivery.cluster import Cluster
+from tests.cluster.conftest import MERGE
+
+CRD = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "trainjobs.trainer.kubeflow.org"},
+    "spec": {
+        "group": "trainer.kubeflow.org",
+        "names": {"kind": "TrainJob", "plural": "trainjobs", "singular": "trainjob", "listKind": "TrainJobList"},
+        "scope": "Namespaced",
+        "versions": [
+            {
+                "name": "v1alpha1",
+                "served": True,
+                "storage": True,
+                "subresources": {"status": {}},
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+            }
+        ],
+    },
+}
+"""Any shape: Kubeflow's own models say what is right, since its CRD is not among those at hand."""
+
+
+def asking(loop: Loop, **job: Any) -> Loop:
+    secrets = [{"secret": "store", "env": {"AWS_ACCESS_KEY_ID": "access"}}]
+    pipelines = {"train_job": {"nodes": 3, "resources": {"cpu": "2", "memory": "8Gi", "gpu": {}}} | job}
+    return Loop.parse(loop.dump(), {"pipelines": pipelines | {"secrets": secrets}})
+
+
+def test_kubeflow_knows_every_field(loop: Loop) -> None:
+    manifest = train_job.build(asking(loop), "job-1", "team")
+    known = TrainerV1alpha1TrainJob.from_dict(manifest)
+    assert known is not None
+    read = known.to_dict()
+    assert lost(manifest, read) == []
+    trainer = manifest["spec"]["trainer"]
+    assert trainer["numNodes"] == 3
+    assert trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == "1"
+    assert trainer["command"] == ["python", "-m", "kubeloop.train_node", "--job=job-1"]
+    assert {"name": "AWS_ACCESS_KEY_ID", "valueFrom": {"secretKeyRef": {"name": "store", "key": "access"}}} in trainer[
+        "env"
+    ]
+    manifest["spec"]["trainer"]["nodes"] = 3
+    assert lost(manifest, known.to_dict()) == ["spec.trainer.nodes"], "the comparison would notice"
+
+
+def lost(given: Any, read: Any, path: str = "") -> list[str]:
+    """Return the fields that the models did not take over."""
+    if isinstance(given, dict):
+        parts = [(f"{path}.{key}".lstrip("."), value, (read or {}).get(key)) for key, value in given.items()]
+        return [
+            item for name, value, other in parts for item in ([name] if other is None else lost(value, other, name))
+        ]
+    if isinstance(given, list):
+        return [item for one, other in zip(given, read, strict=True) for item in lost(one, other, path)]
+    return []
+
+
+@pytest.mark.parametrize("algorithm", ["random_forest", "logistic_regression"])
+def test_only_lightgbm_trains_on_many_nodes(loop: Loop, algorithm: str) -> None:
+    with pytest.raises(ConfigError, match=r"trains on one node; write pipelines.train_job.nodes: 1"):
+        Loop.parse(
+            loop.dump(), {"training": {"algorithm": algorithm, "parameters": {}}, "pipelines": {"train_job": {}}}
+        )
+
+
+@pytest.fixture
+def cluster(control_plane: Any) -> Cluster:
+    control_plane.kubectl("apply", "-f", "-", input=yaml.safe_dump(CRD))
+    control_plane.kubectl("wait", "--for=condition=Established", "crd/trainjobs.trainer.kubeflow.org", "--timeout=30s")
+    return Cluster(control_plane.client())
+
+
+@pytest.fixture
+def play(control_plane: Any, namespace: str) -> Iterator[Callable[..., None]]:
+    """Write a condition into the TrainJob's status as soon as it is there, as Kubeflow Trainer does."""
+    jobs = f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{namespace}/trainjobs"
+    threads = []
+
+    def write(kind: str, reason: str = "Why", message: str = "because", name: str = "job-1") -> None:
+        path = f"{jobs}/{name}"
+        deadline = time.monotonic() + 20
+        while not control_plane.http.get(path).is_success and time.monotonic() < deadline:
+            time.sleep(0.05)
+        condition = {"type": kind, "status": "True", "reason": reason, "message": message}
+        condition["lastTransitionTime"] = "2026-01-01T00:00:00Z"
+        control_plane.request("PATCH", f"{path}/status", {"status": {"conditions": [condition]}}, headers=MERGE)
+
+    def begin(*condition: str) -> None:
+        threads.append(threading.Thread(target=write, args=condition))
+        threads[-1].start()
+
+    yield begin
+    for thread in threads:
+        thread.join()
+
+
+def test_a_complete_job_is_awaited_and_not_run_again(
+    cluster: Cluster, play: Any, loop: Loop, namespace: str, control_plane: Any
+) -> None:
+    manifest = train_job.build(asking(loop), "job-1", namespace)
+    play("Complete")
+    train_job.run(manifest, 30, cluster)
+    train_job.run(manifest, 30, cluster)
+    found = cluster.get(cluster.path(manifest), "job")
+    assert found is not None
+    assert found["metadata"]["generation"] == 1
+
+
+def test_a_failed_job_says_why_and_the_next_attempt_is_a_new_one(
+    cluster: Cluster, play: Any, loop: Loop, namespace: str
+) -> None:
+    manifest = train_job.build(asking(loop), "job-1", namespace)
+    play("Failed", "NodeLost", "node 2 went away")
+    with pytest.raises(
+        DeliveryError, match=r"TrainJob job-1 failed \(NodeLost: node 2 went away\); kubectl -n .* logs"
+    ):
+        train_job.run(manifest, 30, cluster)
+    with pytest.raises(
+        DeliveryError, match=r"job-1-2 took longer than 1 s .*train_job.timeout.*; no job of it"
+    ):
+        train_job.run(manifest, 1, cluster)
+    play("Complete", "Fine", "done", "job-1-2")
+    train_job.run(manifest, 30, cluster)
+
+
+def test_nodes_are_named_after_the_first() -> None:
+    assert train_node.hosts(Node(1, 3, "job-1-node-0-0.job-1")) == [f"job-1-node-0-{rank}.job-1" for rank in range(3)]
+    with pytest.raises(train_node.NodeError, match="which does not end in -0"):
+        train_node.hosts(Node(0, 2, "localhost"))
+
+
+def test_two_nodes_train_one_model(
+    s3: Any, loop: Loop, learned: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LightGBM's own learner over TCP: each node sees half of the rows, and the first one writes the model."""
+    monkeypatch.setenv("KUBELOOP_BUCKET", s3.bucket)
+    bucket = Bucket.open(config.settings(tmp_path))
+    bucket.put(f"{names.job('j')}/loop.json", loop.dump().encode())
+    bucket.put(f"{names.job('j')}/training.parquet", learned[0].read_bytes())
+    machines = ",".join(f"127.0.0.1:{port}" for port in _ports(2))
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "kubeloop.train_node", "--job", "j", "--machines", machines],
+            env={**os.environ, "PET_NODE_RANK": str(rank), "PET_NNODES": "2"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for node in nodes:
+        _, log = node.communicate(timeout=120)
+        assert node.returncode == 0, log
+        assert "trains its share" in log
+    bucket.pull(f"{names.job('j')}/model", tmp_path / "model")
+    card = model_folder.read(tmp_path / "model")
+    frame = pq.read_table(learned[0]).to_pandas()
+    _, holdout = training.split(frame, loop.training.holdout)
+    truth = holdout["label"].to_numpy()
+    together = evaluation.score(truth, model_folder.predict(tmp_path / "model", holdout))["auc"]
+    alone = evaluation.score(truth, model_folder.predict(learned[1], holdout))["auc"]
+    assert together == pytest.approx(alone, abs=0.02)
+    assert card.sha256 != model_folder.read(learned[1]).sha256, "it is another model"
+
+
+def test_a_node_without_its_data_says_so(s3: Any, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kubeloop.train_node", "--job", "none"],
+        env={**os.environ, "KUBELOOP_BUCKET": s3.bucket},
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert "holds no job" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def _ports(count: int) -> list[int]:
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    found = [int(listener.getsockname()[1]) for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return found
