@@ -41,8 +41,11 @@ lint: setup ## Check style, types, import rules and generated files
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	@$(BIN)/kubeloop config --json | diff -u docs/loop.schema.json - \
-	  || { echo "docs/loop.schema.json is stale; make schema" >&2; exit 1; }
+	@fresh() { "$${@:2}" | diff -u "$$1" - || { echo "$$1 is stale; make schema" >&2; exit 1; }; }; \
+	  fresh docs/loop.schema.json $(BIN)/kubeloop config --json; \
+	  fresh charts/kubeloop/values.schema.json $(BIN)/python -m kubeloop.chart schema; \
+	  fresh charts/kubeloop/values.yaml $(BIN)/python -m kubeloop.chart values; \
+	  fresh manifests/base/loops.yaml $(BIN)/python -m kubeloop.chart loop
 
 .PHONY: format
 format: setup ## Put the code in shape
@@ -50,8 +53,11 @@ format: setup ## Put the code in shape
 	$(BIN)/ruff format .
 
 .PHONY: schema
-schema: setup ## Write the JSON schema of loop.yaml, for editors
+schema: setup ## Write what comes from the configuration: schemas, the chart's values, the demo's loop for GitOps
 	$(BIN)/kubeloop config --json > docs/loop.schema.json
+	$(BIN)/python -m kubeloop.chart schema > charts/kubeloop/values.schema.json
+	$(BIN)/python -m kubeloop.chart values > charts/kubeloop/values.yaml
+	$(BIN)/python -m kubeloop.chart loop > manifests/base/loops.yaml
 
 .PHONY: compile
 compile: setup ## Write every pipeline to build/ as KFP IR YAML

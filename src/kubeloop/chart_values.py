@@ -252,6 +252,12 @@ class GpuRuntime(Runtime):
     tolerations: tuple[dict[str, Any], ...] = ({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},)
 
 
+class OurGpuRuntime(GpuRuntime):
+    """Our server on accelerators."""
+
+    device: Literal["cuda", "tensorrt"] = Field(default="cuda", description="TensorRT compiles a model when it loads.")
+
+
 class OtherRuntime(GpuRuntime):
     """A serving runtime of another project."""
 
@@ -265,7 +271,7 @@ class Runtimes(Part):
         default=False, description="One ClusterServingRuntime each, in place of one a namespace."
     )
     onnx: Runtime = Runtime()
-    onnx_gpu: GpuRuntime = GpuRuntime()
+    onnx_gpu: OurGpuRuntime = OurGpuRuntime()
     triton: OtherRuntime = OtherRuntime(image="nvcr.io/nvidia/tritonserver:25.04-py3")
     vllm: OtherRuntime = OtherRuntime(image="docker.io/vllm/vllm-openai:v0.10.2")
 

@@ -196,7 +196,9 @@ class Loop(Model):
 
     def digest(self) -> str:
         """Return the SHA-256 hex digest of what shapes a model: neither the replay nor where things run."""
-        return hashlib.sha256(self.model_dump_json(exclude={"replay", "delivery", "pipelines"}).encode()).hexdigest()
+        content = self.model_dump(mode="json", exclude={"replay", "delivery", "pipelines"})
+        # Sorted, since the order of a mapping says nothing and a chart's values have another one.
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @classmethod
     def parse(cls, text: str, over: Mapping[str, Any] | None = None) -> "Loop":
@@ -271,6 +273,52 @@ class Settings(Model):
     @model_validator(mode="before")
     @classmethod
     def _databases_are_in_the_state(cls, given: Any) -> Any:
+        return {**_databases(given["state"]), **given}
+
+    @property
+    def loop_file(self) -> Path:
+        """The use case."""
+        return self.home / "loop.yaml"
+
+    @property
+    def raw(self) -> Path:
+        """Raw tables, one Parquet file each."""
+        return self.state / "raw"
+
+    @property
+    def features(self) -> Path:
+        """Feature tables, Feast registry and online store."""
+        return self.state / "features"
+
+    @property
+    def payloads(self) -> Path:
+        """The payload log."""
+        return self.state / "payloads"
+
+    @property
+    def runs(self) -> Path:
+        """One folder a pipeline run."""
+        return self.state / "runs"
+
+    @property
+    def logs(self) -> Path:
+        """One log file a service."""
+        return self.state / "logs"
+
+    @property
+    def services_file(self) -> Path:
+        """Addresses and process ids of the services that are up."""
+        return self.state / "services.json"
+
+    def environ(self) -> dict[str, str]:
+        """Return the variables from which a child process reads these same settings."""
+        # What follows from the state folder is left out, or it would outlive a change of that folder.
+        usual = {name: field.default for name, field in Settings.model_fields.items()} | _databases(self.state)
+        found = {name: getattr(self, name) for name in Settings.model_fields if name not in _OTHERS}
+        return {f"KUBELOOP_{name.upper()}": str(value) for name, value in found.items() if value != usual[name]}
+
+
+def _databases_are_in_the_state(cls, given: Any) -> Any:
         return {**_databases(given["state"]), **given}
 
     @property

@@ -83,7 +83,7 @@ def test_roles_are_small(render, values):
         for rule in role["rules"]:
             assert "*" not in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]]
             assert not {"deletecollection", "escalate", "impersonate"} & set(rule["verbs"])
-            assert "delete" not in rule["verbs"] or rule["resources"] == ["trainjobs"]
+            assert "delete" not in rule["verbs"]
             if "secrets" in rule["resources"]:
                 assert rule["verbs"] == ["get"]
                 assert rule["resourceNames"] == ["mlpipeline-minio-artifact"]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -35,6 +35,15 @@ _ONNX_TYPES = {
 _KINDS = {"numeric": "FP32", "categorical": "BYTES"}
 _RUN_ERRORS = (ort.Fail, ort.InvalidArgument, ort.RuntimeException, ort.NotImplemented, RuntimeError, ValueError)
 _LOAD_ERRORS = (*_RUN_ERRORS, ort.InvalidGraph, ort.InvalidProtobuf, ort.NoModel, ort.NoSuchFile)
+
+
+Device = Literal["cpu", "cuda", "tensorrt"]
+PROVIDERS: dict[Device, tuple[str, ...]] = {
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+"""ONNX Runtime's execution providers of a device, in the order in which they take parts of the model."""
 
 
 class ModelError(Exception):
@@ -76,7 +85,7 @@ class Model:
             raise ProtocolError(f"the model cannot run on these inputs: {_first_line(error)}") from None
 
 
-def load(folder: str | Path, *, sha256: str | None = None, threads: int = 1) -> Model:
+def load(folder: str | Path, *, sha256: str | None = None, threads: int = 1, device: Device = "cpu") -> Model:
     """Load `model.onnx` from a folder or a file:// URI, check it and run it once.
 
     Where there is a `model.json`, its digest and features must agree with the model.
@@ -85,9 +94,10 @@ def load(folder: str | Path, *, sha256: str | None = None, threads: int = 1) -> 
         folder: the model folder.
         sha256: hex digest that model.onnx must have.
         threads: threads of one prediction.
+        device: where it runs; what an accelerator cannot run of it falls back to the processor.
 
     Raises:
-        ModelError: the file is missing, is not what was asked for, or ONNX Runtime cannot run it.
+        ModelError: the file is missing, is not what was asked for, or ONNX Runtime cannot run it there.
     """
     path = folder_of(folder) / "model.onnx"
     try:
@@ -104,13 +114,27 @@ def load(folder: str | Path, *, sha256: str | None = None, threads: int = 1) -> 
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         # From the bytes that were hashed, so that the file cannot change in between.
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=_providers(device))
     except _LOAD_ERRORS as error:
         raise ModelError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
+    # ONNX Runtime goes on without an accelerator that it cannot start, and only warns.
+    if PROVIDERS[device][0] not in session.get_providers():
+        raise ModelError(f"ONNX Runtime cannot start {PROVIDERS[device][0]}; see that the node's driver fits the image")
     inputs = specs_of(_spec(path, tensor) for tensor in session.get_inputs())
     outputs = specs_of(_spec(path, tensor) for tensor in session.get_outputs())
     _check_card(path.with_name("model.json"), digest, inputs)
     return Model(inputs, outputs, digest, _warm_up(path, session, inputs), session)
+
+
+def _providers(device: Device) -> list[str]:
+    wanted = PROVIDERS[device]
+    known = onnxruntime.get_available_providers()
+    if wanted[0] not in known:
+        raise ModelError(
+            f"this ONNX Runtime has no {wanted[0]} for --device {device}, only {', '.join(known)}; use the image "
+            "runtime-gpu, or --device cpu"
+        )
+    return [name for name in wanted if name in known]
 
 
 def folder_of(location: str | Path) -> Path:

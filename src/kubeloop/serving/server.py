@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from kubeloop.serving import oip
 from kubeloop.serving.http import App, Limits, Metrics, Request, Response, add_arguments, limits_of
-from kubeloop.serving.model import PLATFORM, Model, ModelError, load
+from kubeloop.serving.model import PLATFORM, PROVIDERS, Model, ModelError, load
 from kubeloop.serving.process import Server, log_to_stderr, run
 from kubeloop.serving.tensors import Array, ProtocolError
 
@@ -117,11 +117,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--version", default="1", help="model version to report")
     parser.add_argument("--sha256", help="refuse a model.onnx that has another SHA-256")
     parser.add_argument("--threads", type=int, default=1, help="threads of one prediction")
+    parser.add_argument("--device", choices=PROVIDERS, default="cpu", help="where the model runs (default: cpu)")
     add_arguments(parser)
     args = parser.parse_args(argv)
     log_to_stderr()
     try:
-        model = load(args.model_dir, sha256=args.sha256, threads=args.threads)
+        model = load(args.model_dir, sha256=args.sha256, threads=args.threads, device=args.device)
     except ModelError as error:
         parser.exit(1, f"{error}\n")
     limits = limits_of(args)

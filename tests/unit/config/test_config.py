@@ -268,3 +268,15 @@ def test_a_number_with_an_exponent_is_one_to_yaml_too(text: str, value: Any) -> 
     found = Loop.parse(data).training.parameters["reg_alpha"]
     assert found == value
     assert type(found) is type(value)
+
+
+def test_the_digest_knows_no_order_and_no_place() -> None:
+    data = SMALL | {"training": {"parameters": {"a": 1, "b": 2}}}
+    other = SMALL | {
+        "training": {"parameters": {"b": 2, "a": 1}},
+        "delivery": {"applier": "cluster"},
+        "pipelines": {"deadline": "1h"},
+    }
+    first, second = (Loop.parse(yaml.safe_dump(text, sort_keys=False)) for text in (data, other))
+    assert first.digest() == second.digest()
+    assert Loop.parse(yaml.safe_dump(data | {"training": {"seed": 8}})).digest() != first.digest()

@@ -132,3 +132,10 @@ def test_free_inner_dimensions_are_checked_by_the_model(tmp_path: Path) -> None:
     with pytest.raises(ProtocolError, match="cannot run on these inputs") as caught:
         model.predict({"a": np.ones((1, 2), np.float32), "b": np.ones((1, 3), np.float32)})
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
+def test_an_accelerator_that_is_not_there_is_an_error(models: Path, device: Any) -> None:
+    """Never a silent fall back to the processor: a pod that was given a GPU would waste it."""
+    with pytest.raises(ModelError, match=rf"ExecutionProvider for --device {device}, only .*CPU.*; use the image"):
+        load(models / "matrix", device=device)

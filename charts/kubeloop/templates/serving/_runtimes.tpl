@@ -22,7 +22,13 @@ containers:
   - name: kserve-container
     {{- include "kubeloop.container" . | nindent 4 }}
     command: [python, -m, kubeloop.serving.server]
-    args: [--model-dir=/mnt/models, --host=0.0.0.0, --port=8080]
+    args:
+      - --model-dir=/mnt/models
+      - --host=0.0.0.0
+      - --port=8080
+      {{- with .runtime.device }}
+      - --device={{ . }}
+      {{- end }}
     env:
       - {name: HOME, value: /tmp}
       - {name: PYTHONUNBUFFERED, value: "1"}
