@@ -318,56 +318,6 @@ class Settings(Model):
         return {f"KUBELOOP_{name.upper()}": str(value) for name, value in found.items() if value != usual[name]}
 
 
-def _databases_are_in_the_state(cls, given: Any) -> Any:
-        return {**_databases(given["state"]), **given}
-
-    @property
-    def loop_file(self) -> Path:
-        """The use case."""
-        return self.home / "loop.yaml"
-
-    @property
-    def raw(self) -> Path:
-        """Raw tables, one Parquet file each."""
-        return self.state / "raw"
-
-    @property
-    def features(self) -> Path:
-        """Feature tables, Feast registry and online store."""
-        return self.state / "features"
-
-    @property
-    def payloads(self) -> Path:
-        """The payload log."""
-        return self.state / "payloads"
-
-    @property
-    def runs(self) -> Path:
-        """One folder a pipeline run."""
-        return self.state / "runs"
-
-    @property
-    def logs(self) -> Path:
-        """One log file a service."""
-        return self.state / "logs"
-
-    @property
-    def services_file(self) -> Path:
-        """Addresses and process ids of the services that are up."""
-        return self.state / "services.json"
-
-    def environ(self) -> dict[str, str]:
-        """Return the variables from which a child process reads these same settings."""
-        found = {field: getattr(self, field) for field in Settings.model_fields if field not in _OTHERS}
-        # What follows from the state folder is left out, or it would outlive a change of that folder.
-        derived = _databases(self.state)
-        return {
-            f"KUBELOOP_{field.upper()}": str(value)
-            for field, value in found.items()
-            if value and value != derived.get(field)
-        }
-
-
 def _databases(state: Path | str) -> dict[str, str]:
     names = {"mlflow_uri": "mlflow", "ledger_db": "ledger", "monitor_db": "monitor"}
     return {field: f"sqlite:///{state}/{name}.db" for field, name in names.items()}
