@@ -97,6 +97,10 @@ $(ASSETS)/kustomize: $(PINS)/tools/go.mod $(PINS)/tools/go.sum
 $(ASSETS)/actionlint: $(PINS)/tools/go.mod $(PINS)/tools/go.sum
 	$(GO_BUILD) github.com/rhysd/actionlint/cmd/actionlint
 
+.PHONY: images
+images: setup ## Build the images with docker, podman or buildah (ARGS="core --tag 1.2.3 --registry host/folder --push")
+	$(BIN)/python images/build.py $(ARGS)
+
 .PHONY: backends
 backends: ## Install PostgreSQL and Redis for the tests (Debian and Ubuntu; needs root)
 	@export DEBIAN_FRONTEND=noninteractive; missing=; \
