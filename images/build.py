@@ -51,7 +51,7 @@ def build(engine: Engine, image: str, options: argparse.Namespace) -> Built:
         EngineError: the engine failed; it has said why.
     """
     name = f"{options.registry.rstrip('/')}/kubeloop-{image}".lstrip("/")
-    arguments = {**dict(options.build_arg), "VERSION": options.tag, **_commit()}
+    arguments = {"VERSION": options.tag, **_commit(), **dict(options.build_arg)}
     engine.build(
         f"{name}:{options.tag}",
         target=image,
@@ -66,7 +66,9 @@ def build(engine: Engine, image: str, options: argparse.Namespace) -> Built:
     sbom.parent.mkdir(parents=True, exist_ok=True)
     sbom.write_bytes(engine.read(f"{name}:{options.tag}", SBOM))
     found, size = engine.inspect(f"{name}:{options.tag}")
-    digest = engine.push(f"{name}:{options.tag}", tls=not options.plain_http) if options.push else None
+    digest = None
+    if options.push:
+        digest = engine.push(f"{name}:{options.tag}", tls=not options.plain_http, zstd=options.zstd)
     return Built(name, options.tag, found, digest, size, os.path.relpath(sbom, ROOT))
 
 
@@ -106,6 +108,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--build-arg", type=_pair, action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--push", action="store_true", help="push to the registry and note the digests")
     parser.add_argument("--plain-http", action="store_true", help="the registry speaks no TLS (podman and buildah)")
+    parser.add_argument("--zstd", action="store_true", help="push layers as zstd (podman and buildah)")
     parser.add_argument("--no-cache", action="store_true", help="take no layer of an earlier build")
     parser.add_argument("--out", type=Path, default=ROOT / "build", help="folder of images.json (default: build)")
     options = parser.parse_args()

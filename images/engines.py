@@ -68,8 +68,13 @@ class Engine(ABC):
         """Return a file of an image."""
 
     @abstractmethod
-    def push(self, reference: str, *, tls: bool) -> str:
-        """Push an image and return the digest that the registry knows it by."""
+    def push(self, reference: str, *, tls: bool, zstd: bool) -> str:
+        """Push an image and return the digest that the registry knows it by.
+
+        Args:
+            tls: whether the registry speaks it.
+            zstd: compress with zstd, which packs and unpacks several times faster than gzip.
+        """
 
     def _run(self, *arguments: str, show: bool = False) -> bytes:
         done = subprocess.run([self.program, *arguments], stdout=None if show else subprocess.PIPE, check=False)
@@ -100,14 +105,15 @@ class Docker(Engine):
         """Run `cat` without a network; an image has no way to be read unrun that all versions know."""
         return self._run("run", "--rm", "--network", "none", reference, "cat", path)
 
-    def push(self, reference: str, *, tls: bool) -> str:
+    def push(self, reference: str, *, tls: bool, zstd: bool) -> str:
         """Docker notes the registry's digests in the image."""
-        if not tls:
-            raise EngineError("docker reads plain HTTP registries from its daemon's settings; leave --plain-http out")
+        if zstd or not tls:
+            raise EngineError("`docker push` takes neither --zstd nor --plain-http; its daemon's settings decide that")
         self._run("push", reference, show=True)
         found = json.loads(self._run("image", "inspect", reference))[0]
         name = reference.rpartition(":")[0]
-        return next(entry.partition("@")[2] for entry in found["RepoDigests"] if entry.startswith(f"{name}@"))
+        digests: list[str] = [entry for entry in found["RepoDigests"] if entry.startswith(f"{name}@")]
+        return digests[0].partition("@")[2]
 
 
 class Podman(Engine):
@@ -127,10 +133,12 @@ class Podman(Engine):
         """Run `cat` without a network."""
         return self._run("run", "--rm", "--network", "none", reference, "cat", path)
 
-    def push(self, reference: str, *, tls: bool) -> str:
+    def push(self, reference: str, *, tls: bool, zstd: bool) -> str:
         """Podman writes the digest to a file."""
         with tempfile.NamedTemporaryFile() as digest:
-            self._run("push", "--digestfile", digest.name, f"--tls-verify={str(tls).lower()}", reference, show=True)
+            given = ["--digestfile", digest.name, f"--tls-verify={str(tls).lower()}"]
+            given += ["--compression-format", "zstd"] if zstd else []
+            self._run("push", *given, reference, show=True)
             return Path(digest.name).read_text().strip()
 
 

@@ -8,7 +8,9 @@ PATH=/opt/tools/bin:$PATH
 python -m hatchling build --target wheel --directory dist
 uv venv --quiet --python "$(command -v python3.11)" /opt/venv
 uv pip install --quiet --python /opt/venv --prefix /install --no-deps --no-index --find-links dist kubeloop
-find /install -path '*.dist-info/uv_cache.json' -delete
+# uv's notes name the moment of the installation.
+find /install \( -path '*.dist-info/uv_cache.json' -o -name .lock \) -delete
+sed -i '/uv_cache\.json/d' /install/lib/python3.11/site-packages/kubeloop-*.dist-info/RECORD
 
 mv demo /project
 mkdir /worker

@@ -59,7 +59,7 @@ def predict(folder: Path) -> None:
         tensor = {"name": "x", "datatype": "FP32", "shape": [2], "data": [0.0, 100.0]}
         _, text = ask(f"{url}/v2/models/smoke/infer", {"inputs": [tensor]})
         assert json.loads(text)["outputs"][0]["data"] == [0.5, 1.0], text
-        assert ask(f"{url}/readyz")[0] == 200
+        assert ask(f"{url}/v2/health/ready")[0] == 200
         assert "# HELP" in ask(f"{url}/metrics")[1]
 
 

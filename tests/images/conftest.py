@@ -30,7 +30,10 @@ mount -o remount,bind,ro "$mnt"
 mount -t tmpfs -o mode=1777 tmpfs "$mnt/tmp"
 mount -t proc proc "$mnt/proc"
 mount -t tmpfs tmpfs "$mnt/dev"
-for device in null zero random urandom; do touch "$mnt/dev/$device"; mount --bind "/dev/$device" "$mnt/dev/$device"; done
+for device in null zero random urandom; do
+    touch "$mnt/dev/$device"
+    mount --bind "/dev/$device" "$mnt/dev/$device"
+done
 mkdir -m 1777 "$mnt/dev/shm"
 exec setpriv --no-new-privs chroot --userspec=65532:65532 --groups= "$mnt" "$@"
 """
@@ -54,8 +57,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class Builder:
     """buildah with a store of its own, and the build script over it."""
 
-    def __init__(self, project: Path, store: Path, scratch: Path) -> None:
-        self.project = project
+    def __init__(self, checkout: Path, store: Path, scratch: Path) -> None:
+        self.checkout = checkout
         config = store / "storage.conf"
         store.mkdir(parents=True, exist_ok=True)
         config.write_text(
@@ -82,7 +85,7 @@ class Builder:
         with log.open("wb") as stream:
             done = subprocess.run(
                 [*command, *arguments, "--out", str(out)],
-                cwd=self.project,
+                cwd=self.checkout,
                 env=self.environ,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -109,7 +112,7 @@ class Image:
 
     def run(self, *command: str, script: Path | None = None, mount: Path) -> "subprocess.CompletedProcess[str]":
         """Run a command as a pod would; `mount` is an empty folder to see the root file system at."""
-        place = ["env", "-i", *self.config["config"]["Env"], "-C", self.config["config"]["WorkingDir"]]
+        place = ["env", "-i", "-C", self.config["config"]["WorkingDir"], *self.config["config"]["Env"]]
         unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", _RUN, "sh"]
         return subprocess.run(
             [*unshare, str(self.root), str(mount), *place, *command],
@@ -121,10 +124,10 @@ class Image:
         )
 
 
-def _key(project: Path) -> str:
+def _key(checkout: Path) -> str:
     """Return what the big layers follow from; another lock gets another store, and the old one goes."""
-    files = [project / "uv.lock", *sorted((project / "images").glob("*.sh")), project / "images" / "Dockerfile"]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+    files = ("uv.lock", "images/Dockerfile", "images/system.sh", "images/venv.sh")
+    return hashlib.sha256(b"".join((checkout / name).read_bytes() for name in files)).hexdigest()[:16]
 
 
 def _make_base(archive: Path, scratch: Path) -> None:
@@ -148,7 +151,25 @@ def _make_base(archive: Path, scratch: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def builder(project: Path) -> Iterator[Builder]:
+def checkout(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the build sees of this project, committed: nobody edits it while it is built, twice."""
+    folder = tmp_path_factory.mktemp("checkout")
+    kept = [line[1:] for line in (project / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    for name in (".dockerignore", "images", *kept):
+        source = project / name
+        if source.is_dir():
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, folder / name, ignore=ignore, dirs_exist_ok=True)
+        elif source.exists():
+            shutil.copy(source, folder / name)
+    git = ["git", "-C", str(folder), "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "all"]):
+        subprocess.run([*git, *command], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def builder(checkout: Path) -> Iterator[Builder]:
     """buildah and the base; the base, uv's cache and the layers outlive the session, or each would take minutes."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kubeloop-images"
     scratch = cache / "scratch"
@@ -158,10 +179,10 @@ def builder(project: Path) -> Iterator[Builder]:
         archive = cache / "base.tar"
         if not archive.exists():
             _make_base(archive, scratch)
-        store = cache / f"store-{_key(project)}"
+        store = cache / f"store-{_key(checkout)}"
         for old in set(cache.glob("store-*")) - {store}:
             shutil.rmtree(old)
-        made = Builder(project, store, scratch)
+        made = Builder(checkout, store, scratch)
         if not made.buildah("images", "--quiet", "--filter", f"reference={BASE}"):
             container = made.buildah("from", "scratch")
             made.buildah("add", "--quiet", container, str(archive), "/")
@@ -182,7 +203,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         ["docker-registry", "serve", str(settings)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
-        found = next((match for line in process.stderr if (match := re.search(r"listening on (127[\d.]+:\d+)", line))))
+        found = next(match for line in process.stderr if (match := re.search(r"listening on (127[\d.]+:\d+)", line)))
         yield found[1]
         process.terminate()
         process.communicate(timeout=20)
@@ -193,7 +214,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def built(builder: Builder, registry: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image]:
     """Every image that can be built without NVIDIA's base, pushed and pulled back, by its target's name."""
     out = tmp_path_factory.mktemp("images")
-    listed = builder.build(*BUILT, "--registry", registry, "--push", "--plain-http", out=out)
+    listed = builder.build(*BUILT, "--registry", registry, "--push", "--plain-http", "--zstd", out=out)
     images = {}
     for name, listing in zip(BUILT, listed, strict=True):
         url = f"http://{registry}/v2/kubeloop-{name}"

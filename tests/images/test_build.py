@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,16 @@ def test_registry_and_listing_agree(built: dict[str, Image], name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BUILT)
-def test_runs_as_nobody_and_says_what_it_is(built: dict[str, Image], name: str) -> None:
+def test_runs_as_nobody_and_says_what_it_is(built: dict[str, Image], checkout: Path, name: str) -> None:
+    code = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     found = built[name].config["config"]
     assert found["User"] == "65532:65532"
     assert "Entrypoint" not in found
     labels = found["Labels"]
     assert labels["org.opencontainers.image.title"] == f"kubeloop-{name}"
     assert labels["org.opencontainers.image.version"] == __version__
-    assert labels["org.opencontainers.image.revision"] == built[name].environ["KUBELOOP_CODE"]
-    assert len(labels["org.opencontainers.image.revision"].removesuffix("-dirty")) == 40
+    assert labels["org.opencontainers.image.revision"] == code.stdout.strip()
+    assert built[name].environ["KUBELOOP_CODE"] == code.stdout.strip()
 
 
 def test_core_is_quiet_and_at_home(built: dict[str, Image]) -> None:

@@ -229,17 +229,20 @@ class Handler(BaseHTTPRequestHandler):
             super().log_message(format, *args)
 
 
-def check(port: int) -> str:
-    """Ask the worker on a port for its health; return what is wrong, or nothing."""
+def check(port: int) -> str | None:
+    """Ask the worker on a port for its health; return what is wrong, if anything."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_CHECK_S)
     try:
         connection.request("GET", "/healthz")
-        status = connection.getresponse().status
+        response = connection.getresponse()
+        response.read()
     except (OSError, http.client.HTTPException) as error:
         return f"no detector worker answers on port {port}: {error!r}"
     finally:
         connection.close()
-    return "" if status == HTTPStatus.OK else f"the detector worker on port {port} answered {status}"
+    if response.status != HTTPStatus.OK:
+        return f"what answers on port {port} is no detector worker: GET /healthz gave {response.status}"
+    return None
 
 
 def main() -> None:
