@@ -39,19 +39,18 @@ exec setpriv --no-new-privs chroot --userspec=65532:65532 --groups= "$mnt" "$@"
 """
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what builds where nothing can build, unless images are demanded."""
+def _require() -> None:
+    """Skip where nothing can be built; fail there if images are demanded."""
     missing = [program for program in PROGRAMS if not shutil.which(program)]
-    why = f"{', '.join(missing)} missing: apt-get install {' '.join(missing)}" if missing else ""
-    if not why and os.getuid() != 0:
-        why = "a Debian base can be made by root alone"
-    if not why:
+    if missing:
+        why = f"images cannot be built without {', '.join(missing)}; apt-get install {' '.join(missing)}"
+    elif os.getuid() != 0:
+        why = "a Debian base can be made by root alone; run these tests as root"
+    else:
         return
-    for item in items:
-        if "images" in Path(item.path).parts and "built" in getattr(item, "fixturenames", ()):
-            if os.environ.get("KUBELOOP_REQUIRE_IMAGES") == "1":
-                raise pytest.UsageError(f"KUBELOOP_REQUIRE_IMAGES=1, but {why}")
-            item.add_marker(pytest.mark.skip(reason=why))
+    if os.environ.get("KUBELOOP_REQUIRE_IMAGES") == "1":
+        pytest.fail(why)
+    pytest.skip(why)
 
 
 class Builder:
@@ -171,6 +170,7 @@ def checkout(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def builder(checkout: Path) -> Iterator[Builder]:
     """buildah and the base; the base, uv's cache and the layers outlive the session, or each would take minutes."""
+    _require()
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kubeloop-images"
     scratch = cache / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)

@@ -11,12 +11,13 @@ import pytest
 from kubeloop import __version__, config
 from tests.images.conftest import BUILT, Builder, Image
 
+pytestmark = pytest.mark.timeout(900)
+
 # Unpacked, on the stand-in for the base; a quarter above what was measured.
 LARGEST_MB = {"core": 1700, "runtime": 800, "detector": 1050}
 
 
 @pytest.mark.parametrize("name", BUILT)
-@pytest.mark.timeout(600)
 def test_registry_and_listing_agree(built: dict[str, Image], name: str) -> None:
     image = built[name]
     assert image.listing["name"].endswith(f"/kubeloop-{name}")
@@ -75,7 +76,6 @@ def test_bill_of_materials_names_what_is_installed(built: dict[str, Image], name
     assert not {"apt", "dpkg", "pip", "python3-pip"} & {part for part, _ in named}
 
 
-@pytest.mark.timeout(600)
 def test_built_anew_is_the_same(builder: Builder, built: dict[str, Image], tmp_path: Path) -> None:
     again = builder.build("runtime", "--no-cache", "--tag", "again", out=tmp_path)
     assert _content(builder, again[0]) == built["runtime"].config["rootfs"]["diff_ids"]

@@ -6,6 +6,8 @@ import pytest
 
 from tests.images.conftest import BUILT, Image
 
+pytestmark = pytest.mark.timeout(900)
+
 
 @pytest.mark.parametrize("name", BUILT)
 def test_smoke(built: dict[str, Image], project: Path, tmp_path: Path, name: str) -> None:
