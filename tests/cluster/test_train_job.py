@@ -88,10 +88,11 @@ def test_only_lightgbm_trains_on_many_nodes(loop: Loop, algorithm: str) -> None:
 
 
 @pytest.fixture
-def cluster(control_plane: Any) -> Cluster:
+def cluster(control_plane: Any) -> Iterator[Cluster]:
     control_plane.kubectl("apply", "-f", "-", input=yaml.safe_dump(CRD))
     control_plane.kubectl("wait", "--for=condition=Established", "crd/trainjobs.trainer.kubeflow.org", "--timeout=30s")
-    return Cluster(control_plane.client())
+    yield Cluster(control_plane.client())
+    control_plane.kubectl("delete", "crd", "trainjobs.trainer.kubeflow.org")
 
 
 @pytest.fixture
