@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -92,9 +93,6 @@ class Postgres:
         if self._user:
             for path in (folder, self._folder, secret):
                 shutil.chown(path, "postgres")
-            for path in (folder, *folder.parents):
-                if path.owner() == "root" and path != Path("/"):
-                    path.chmod(path.stat().st_mode | 0o011)
         subprocess.run(
             [self._initdb, "-D", self._folder, "-U", "kubeloop", "-A", "scram-sha-256", f"--pwfile={secret}", "-N"],
             check=True,
@@ -137,12 +135,14 @@ class Postgres:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+def postgres_server() -> Iterator[Postgres]:
     """A PostgreSQL server of the session; a test that stops it starts it again."""
-    server = Postgres(tmp_path_factory.mktemp("postgres"))
-    server.start()
-    yield server
-    server.stop()
+    # Not among pytest's folders: each session that starts closes those to everybody else, PostgreSQL's user included.
+    with tempfile.TemporaryDirectory(prefix="kubeloop-postgres-") as folder:
+        server = Postgres(Path(folder))
+        server.start()
+        yield server
+        server.stop()
 
 
 @pytest.fixture
