@@ -1,6 +1,7 @@
 """PostgreSQL, Redis and an S3 store for tests: real ones, on loopback, with credentials made for the run."""
 
 import contextlib
+import itertools
 import os
 import secrets
 import shutil
@@ -152,14 +153,21 @@ def postgres(postgres_server: Postgres) -> str:
 
 
 @pytest.fixture(scope="session")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a Redis server."""
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+    """A Redis server; each call returns the URL of an empty database of it."""
     server, folder, port = _program("redis-server"), tmp_path_factory.mktemp("redis"), _port()
     password = secrets.token_hex(16)
     config = folder / "redis.conf"
-    config.write_text(f'bind 127.0.0.1\nport {port}\nrequirepass {password}\nsave ""\ndir {folder}\n')
+    config.write_text(f'bind 127.0.0.1\nport {port}\nrequirepass {password}\nsave ""\ndir {folder}\ndatabases 64\n')
+    number = itertools.count()
     with _running([server, str(config)], folder / "redis.log", lambda: _listens(port)):
-        yield f"redis://:{password}@127.0.0.1:{port}/0"
+        yield lambda: f"redis://:{password}@127.0.0.1:{port}/{next(number)}"
+
+
+@pytest.fixture
+def redis(redis_server: Callable[[], str]) -> str:
+    """The URL of an empty Redis database."""
+    return redis_server()
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ class Cluster:
 def cluster(
     control_plane: Any,
     postgres_server: Any,
-    redis: str,
+    redis_server: Any,
     seaweed: Any,
     loop: Loop,
     make_home: Any,
@@ -104,7 +104,7 @@ def cluster(
             "KUBELOOP_STATE": str(home.state),
             "KUBELOOP_BUCKET": f"{prefix}/loop",
             "KUBELOOP_FEATURE_REGISTRY": postgres_server.database(f"feast_{secrets.token_hex(4)}"),
-            "KUBELOOP_ONLINE_STORE": redis,
+            "KUBELOOP_ONLINE_STORE": redis_server(),
             "KUBELOOP_MONITOR_DB": postgres_server.database(f"monitor_{secrets.token_hex(4)}"),
             "KUBELOOP_MLFLOW_URI": _mlflow(
                 stack, folder, postgres_server.database(f"mlflow_{secrets.token_hex(4)}"), f"{prefix}/mlflow", seaweed
