@@ -3,10 +3,9 @@
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from components.begin_run import begin_run
 from components.judge_windows import judge_windows
 from kubeloop.config import Loop
-from pipelines import kubeflow
+from pipelines import kubeflow, opening
 
 
 def backfill(config: Loop) -> BaseComponent:
@@ -26,7 +25,7 @@ def backfill(config: Loop) -> BaseComponent:
             run: unique name of the run; the job's when empty.
             loop: the use case, as JSON.
         """
-        begun = begin_run(as_of=as_of, run=run, job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
+        begun = opening.begin(as_of, run)
         judged = judge_windows(loop=loop, as_of=begun.outputs["as_of"])
         kubeflow.settle(config, (begun, judged))
 

@@ -3,12 +3,9 @@
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from components.begin_run import begin_run
-from components.extract_data import extract_data
 from components.score_batch import score_batch
-from components.validate_data import validate_data
 from kubeloop.config import Loop
-from pipelines import kubeflow
+from pipelines import kubeflow, opening
 
 
 def batch_scoring(config: Loop) -> BaseComponent:
@@ -32,12 +29,9 @@ def batch_scoring(config: Loop) -> BaseComponent:
         Returns:
             Events scored.
         """
-        begun = begin_run(as_of=as_of, run=run, job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
-        moment, name = begun.outputs["as_of"], begun.outputs["run"]
-        extract = extract_data(loop=loop, as_of=moment, snapshot=begun.outputs["snapshot"])
-        valid = validate_data(loop=loop, as_of=moment, run=name, raw=extract.outputs["raw"])
-        scored = score_batch(loop=loop, as_of=moment, since=since, clean=valid.outputs["clean"])
-        kubeflow.settle(config, (begun, extract, valid, scored))
+        first = opening.data(loop, as_of, run)
+        scored = score_batch(loop=loop, as_of=first.moment, since=since, clean=first.clean)
+        kubeflow.settle(config, (*first.tasks, scored))
         return scored.outputs["Output"]
 
     return pipeline

@@ -3,12 +3,9 @@
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from components.begin_run import begin_run
-from components.extract_data import extract_data
 from components.materialize_features import materialize_features
-from components.validate_data import validate_data
 from kubeloop.config import Loop
-from pipelines import kubeflow
+from pipelines import kubeflow, opening
 
 
 def materialize(config: Loop) -> BaseComponent:
@@ -28,11 +25,8 @@ def materialize(config: Loop) -> BaseComponent:
             run: unique name of the run; the job's when empty.
             loop: the use case, as JSON.
         """
-        begun = begin_run(as_of=as_of, run=run, job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
-        moment, name = begun.outputs["as_of"], begun.outputs["run"]
-        extract = extract_data(loop=loop, as_of=moment, snapshot=begun.outputs["snapshot"])
-        valid = validate_data(loop=loop, as_of=moment, run=name, raw=extract.outputs["raw"])
-        written = materialize_features(loop=loop, as_of=moment, clean=valid.outputs["clean"])
-        kubeflow.settle(config, (begun, extract, valid, written))
+        first = opening.data(loop, as_of, run)
+        written = materialize_features(loop=loop, as_of=first.moment, clean=first.clean)
+        kubeflow.settle(config, (*first.tasks, written))
 
     return pipeline

@@ -5,18 +5,15 @@ from typing import NamedTuple
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
-from components.begin_run import begin_run
 from components.build_features import build_features
 from components.deploy_model import deploy_model
 from components.evaluate_model import evaluate_model
-from components.extract_data import extract_data
 from components.gate_model import gate_model
 from components.register_model import register_model
 from components.train_model import train_model
-from components.validate_data import validate_data
 from components.validate_features import validate_features
 from kubeloop.config import Loop
-from pipelines import kubeflow
+from pipelines import kubeflow, opening
 
 
 def training(config: Loop) -> BaseComponent:
@@ -39,22 +36,21 @@ def training(config: Loop) -> BaseComponent:
             reason: why the run was started.
             loop: the use case, as JSON.
         """
-        begun = begin_run(as_of=as_of, run=run, job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
-        moment, name = begun.outputs["as_of"], begun.outputs["run"]
-        extract = extract_data(loop=loop, as_of=moment, snapshot=begun.outputs["snapshot"])
-        valid = validate_data(loop=loop, as_of=moment, run=name, raw=extract.outputs["raw"])
-        features = build_features(loop=loop, as_of=moment, clean=valid.outputs["clean"])
-        checked = validate_features(loop=loop, as_of=moment, run=name, training_set=features.outputs["training_set"])
+        first = opening.data(loop, as_of, run)
+        features = build_features(loop=loop, as_of=first.moment, clean=first.clean)
+        checked = validate_features(
+            loop=loop, as_of=first.moment, run=first.run, training_set=features.outputs["training_set"]
+        )
         training_set = checked.outputs["clean"]
         trained = train_model(loop=loop, training_set=training_set)
         evaluated = evaluate_model(loop=loop, model=trained.outputs["model"], training_set=training_set)
-        gate = gate_model(loop=loop, run=name, model=trained.outputs["model"], training_set=training_set)
+        gate = gate_model(loop=loop, run=first.run, model=trained.outputs["model"], training_set=training_set)
         registered = register_model(
             loop=loop,
-            as_of=moment,
-            run=name,
+            as_of=first.moment,
+            run=first.run,
             reason=reason,
-            snapshot=extract.outputs["Output"],
+            snapshot=first.snapshot,
             verdict=gate.outputs["verdict"],
             model=trained.outputs["model"],
             training_set=training_set,
@@ -62,7 +58,7 @@ def training(config: Loop) -> BaseComponent:
         )
         with dsl.If(gate.outputs["Output"] == True, name="promote"):  # noqa: E712 - kfp's condition syntax
             deployed = deploy_model(loop=loop, version=registered.output)
-        steps = (begun, extract, valid, features, checked, trained, evaluated, gate, registered, deployed)
+        steps = (*first.tasks, features, checked, trained, evaluated, gate, registered, deployed)
         kubeflow.settle(config, steps)
         outputs = NamedTuple("Outputs", promote=bool, reason=str, version=str)
         return outputs(gate.outputs["Output"], gate.outputs["reason"], registered.output)

@@ -160,6 +160,15 @@ class Installation:
         """Run to the end and return the exit code."""
         return self.start(run, as_of, reason, pipeline).wait(timeout=240)
 
+    @staticmethod
+    def alive(group: int) -> bool:
+        """Return whether any process of a run is left."""
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
     def log(self, run: str) -> Path:
         return self.settings.runs / run / "log.txt"
 

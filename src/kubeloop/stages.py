@@ -180,18 +180,12 @@ def train(loop: Loop, training_set: Path, out: Path, settings: Settings | None =
     """
     from kubeloop import export, model_folder, training
 
-    job = loop.pipelines.train_job
-    if job and settings and loop.delivery.applier != "local":
-        from kubeloop.bucket import Bucket
+    if loop.pipelines.train_job and settings and loop.delivery.applier != "local":
         from kubeloop.delivery import train_job
 
         # The same data and use case are the same job: a step that is repeated finds what it has begun.
         name = f"{loop.name[:40]}-{digest(training_set)[:8]}{loop.digest()[:8]}"
-        bucket, place = Bucket.open(settings), names.job(name)
-        bucket.put(f"{place}/loop.json", loop.dump().encode())
-        bucket.put(f"{place}/training.parquet", training_set.read_bytes())
-        train_job.run(train_job.build(loop, name, settings.namespace), job.timeout.total_seconds())
-        bucket.pull(f"{place}/model", out)
+        train_job.train(loop, settings, name, training_set, out)
         return asdict(model_folder.read(out))
     frame = pq.read_table(training_set).to_pandas()
     learn, holdout = training.split(frame, loop.training.holdout)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
-from kubeloop import config, evaluation, model_folder, names, train_node, training
+from kubeloop import config, evaluation, model_folder, names, stages, train_node, training
 from kubeloop.bucket import Bucket
 from kubeloop.config import ConfigError, Loop, Node
 from kubeloop.delivery import DeliveryError, train_job
@@ -87,10 +87,12 @@ def test_only_lightgbm_trains_on_many_nodes(loop: Loop, algorithm: str) -> None:
         )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster(control_plane: Any) -> Iterator[Cluster]:
     control_plane.kubectl("apply", "-f", "-", input=yaml.safe_dump(CRD))
     control_plane.kubectl("wait", "--for=condition=Established", "crd/trainjobs.trainer.kubeflow.org", "--timeout=30s")
+    # A kind is established before its storage answers.
+    control_plane.wait(lambda: control_plane.http.get("/apis/trainer.kubeflow.org/v1alpha1/trainjobs").is_success)
     yield Cluster(control_plane.client())
     control_plane.kubectl("delete", "crd", "trainjobs.trainer.kubeflow.org")
 
@@ -183,6 +185,46 @@ def test_two_nodes_train_one_model(
     alone = evaluation.score(truth, model_folder.predict(learned[1], holdout))["auc"]
     assert together == pytest.approx(alone, abs=0.02)
     assert card.sha256 != model_folder.read(learned[1]).sha256, "it is another model"
+
+
+def test_the_training_step_hands_its_work_to_a_job_and_takes_the_model(
+    cluster: Cluster,
+    control_plane: Any,
+    namespace: str,
+    s3: Any,
+    loop: Loop,
+    learned: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What Kubeflow Trainer does is done by hand: the job's own command is run, and its end is written down."""
+    for name, value in {
+        "KUBELOOP_BUCKET": s3.bucket,
+        "KUBELOOP_NAMESPACE": namespace,
+        "KUBECONFIG": str(control_plane.kubeconfig()),
+    }.items():
+        monkeypatch.setenv(name, value)
+    ours = Loop.parse(asking(loop, nodes=1).dump(), {"delivery": {"applier": "cluster"}})
+    jobs = f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{namespace}/trainjobs"
+    codes = []
+
+    def trainer() -> None:
+        deadline = time.monotonic() + 30
+        while not (found := control_plane.request("GET", jobs)["items"]) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        name, command = found[0]["metadata"]["name"], found[0]["spec"]["trainer"]["command"]
+        codes.append(subprocess.run([sys.executable, *command[1:]], check=False).returncode)
+        condition = {"type": "Complete", "status": "True", "reason": "Done", "message": ""}
+        condition["lastTransitionTime"] = "2026-01-01T00:00:00Z"
+        control_plane.request("PATCH", f"{jobs}/{name}/status", {"status": {"conditions": [condition]}}, headers=MERGE)
+
+    thread = threading.Thread(target=trainer)
+    thread.start()
+    card = stages.train(ours, learned[0], tmp_path / "model", config.settings(tmp_path))
+    thread.join()
+    assert codes == [0]
+    assert card["sha256"] == model_folder.read(tmp_path / "model").sha256
+    assert card["sha256"] == model_folder.read(learned[1]).sha256, "one node learns what the step itself would"
 
 
 def test_a_node_without_its_data_says_so(s3: Any, tmp_path: Path) -> None:

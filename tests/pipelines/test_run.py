@@ -1,7 +1,6 @@
 """The training pipeline on this machine, from raw data to a served champion."""
 
 import json
-import os
 import re
 import signal
 import time
@@ -141,18 +140,10 @@ def test_a_run_that_is_asked_to_stop_says_so(undisturbed: Any, as_of: datetime) 
     report = undisturbed.report("stopped")
     assert (report["status"], report["error"], report["final"]) == ("failed", "interrupted", False)
     # No step outlives its run to finish its work.
-    _until(lambda: not _alive(process.pid))
+    _until(lambda: not undisturbed.alive(process.pid))
     attempt = max((undisturbed.settings.state / "pipeline").iterdir())
     assert (attempt / "extract-data" / "executor_output.json").is_file()
     assert not (attempt / "validate-data" / "executor_output.json").exists()
-
-
-def _alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _until(condition: Callable[[], bool]) -> None:

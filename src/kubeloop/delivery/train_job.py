@@ -2,10 +2,12 @@
 
 import itertools
 import time
+from pathlib import Path
 from typing import Any
 
 from kubeloop import containers, names
-from kubeloop.config import Loop
+from kubeloop.bucket import Bucket
+from kubeloop.config import Loop, Settings
 from kubeloop.delivery import DeliveryError
 from kubeloop.delivery.cluster import Cluster, connect
 
@@ -48,6 +50,23 @@ def build(loop: Loop, name: str, namespace: str) -> Object:
             },
         },
     }
+
+
+def train(loop: Loop, settings: Settings, name: str, training_set: Path, out: Path) -> None:
+    """Put the training set where the nodes find it, run the job, and fetch the model folder.
+
+    Raises:
+        DeliveryError: the TrainJob is refused, fails or takes too long.
+        BucketError: the store does not answer.
+        ValueError: the loop asks for no TrainJob.
+    """
+    manifest = build(loop, name, settings.namespace)
+    bucket, place = Bucket.open(settings), names.job(name)
+    bucket.put(f"{place}/loop.json", loop.dump().encode())
+    bucket.put(f"{place}/training.parquet", training_set.read_bytes())
+    assert loop.pipelines.train_job  # noqa: S101 - `build` has made sure
+    run(manifest, loop.pipelines.train_job.timeout.total_seconds())
+    bucket.pull(f"{place}/model", out)
 
 
 def run(manifest: Object, timeout_s: float, cluster: Cluster | None = None) -> None:

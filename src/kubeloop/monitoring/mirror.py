@@ -73,11 +73,12 @@ def pull(bucket: Bucket, folder: Path, references: Path) -> int:
 class Mirror(Collector):
     """Rounds in the background, and what they did."""
 
-    def __init__(self, bucket: Bucket, direction: str, folder: Path, references: Path) -> None:
+    def __init__(self, bucket: Bucket, direction: str, folder: Path, references: Path, poll_s: float) -> None:
         self._bucket = bucket
         self._direction = direction
         self._folder = folder
         self._references = references
+        self._poll_s = poll_s
         self._copied = self._failures = 0
         self._last: float | None = None
         self.failure: str | None = None
@@ -88,14 +89,14 @@ class Mirror(Collector):
             return push(self._bucket, self._folder)
         return pull(self._bucket, self._folder, self._references)
 
-    async def run(self, stop: asyncio.Event, poll_s: float) -> None:
+    async def run(self, stop: asyncio.Event) -> None:
         """Make rounds until `stop` is set, and a last one then; one that fails is tried again, after longer pauses."""
-        pause = poll_s
+        pause = self._poll_s
         while True:
             last = stop.is_set()
             try:
                 self._copied += await asyncio.to_thread(self.step)
-                self.failure, pause, self._last = None, poll_s, time.time()
+                self.failure, pause, self._last = None, self._poll_s, time.time()
             except BucketError as error:
                 if str(error) != self.failure:
                     _log.error("this round failed, trying again: %s", error)
@@ -147,12 +148,12 @@ def main() -> None:
     args.dir.mkdir(parents=True, exist_ok=True)
     try:
         bucket = Bucket.open(config.settings())
-        mirror = Mirror(bucket, args.direction, args.dir, args.references or args.dir.parent / names.REFERENCES)
+        references = args.references or args.dir.parent / names.REFERENCES
+        mirror = Mirror(bucket, args.direction, args.dir, references, args.poll_seconds)
         if args.once:
             print(mirror.step())
             return
-        work = lambda stop: mirror.run(stop, args.poll_seconds)  # noqa: E731
-        asyncio.run(background.serve(create_app(mirror), args.host, args.port, work))
+        asyncio.run(background.serve(create_app(mirror), args.host, args.port, mirror.run))
     except BucketError as error:
         sys.exit(str(error))
 

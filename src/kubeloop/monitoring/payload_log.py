@@ -67,9 +67,8 @@ def micros(text: str) -> int:
 
 def covered(names: Iterable[str]) -> set[str]:
     """Return the names of segments whose events a merged one of the others holds."""
-    known = {match[0]: (int(match[1]), int(match[2])) for name in names if (match := _NAME.fullmatch(name))}
     found, end = set(), 0
-    for name, (_, last) in sorted(known.items(), key=lambda item: (item[1][0], -item[1][1])):
+    for name, (_, last) in sorted(_spans(names).items(), key=lambda item: (item[1][0], -item[1][1])):
         if last <= end:
             found.add(name)
         end = max(end, last)
@@ -82,16 +81,15 @@ def segments(directory: Path) -> list[Segment]:
     Files with other names are none of ours and left out; a folder that does not exist yet holds none.
     """
     try:
-        names = [path.name for path in directory.iterdir() if _NAME.fullmatch(path.name)]
+        spans = _spans(path.name for path in directory.iterdir())
     except FileNotFoundError:
         return []
-    return [_segment(directory / name) for name in sorted(set(names) - covered(names))]
+    return [Segment(*spans[name], directory / name) for name in sorted(spans.keys() - covered(spans))]
 
 
-def _segment(path: Path) -> Segment:
-    match = _NAME.fullmatch(path.name)
-    assert match  # noqa: S101 - the caller has made sure
-    return Segment(int(match[1]), int(match[2]), path)
+def _spans(names: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Return the first and the last event of each name that is a segment's."""
+    return {name: (int(match[1]), int(match[2])) for name in names if (match := _NAME.fullmatch(name))}
 
 
 def read(directory: Path, after: int = 0, max_rows: int | None = None) -> tuple[pa.Table, int]:

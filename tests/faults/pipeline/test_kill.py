@@ -140,17 +140,9 @@ def test_no_step_outlives_a_run_that_was_killed_alone(undisturbed: Any, as_of: d
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     killed = time.monotonic()
-    while _alive(process.pid):
+    while undisturbed.alive(process.pid):
         assert time.monotonic() < killed + 2, "a process of the run is still there"
         time.sleep(0.01)
     (attempt,) = set((undisturbed.settings.state / "pipeline").iterdir()) - earlier
     assert (attempt / "extract-data" / "executor_output.json").exists()
     assert not (attempt / "validate-data" / "executor_output.json").exists()
-
-
-def _alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True

@@ -1,0 +1,35 @@
+"""How every pipeline over the raw tables begins: one moment and name, the tables as they were known, validated."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import PipelineTask
+from kfp.dsl.pipeline_channel import PipelineArtifactChannel, PipelineParameterChannel
+
+from components.begin_run import begin_run
+from components.extract_data import extract_data
+from components.validate_data import validate_data
+
+
+class Opening(NamedTuple):
+    """The first tasks, and what the others take from them."""
+
+    tasks: tuple[PipelineTask, ...]
+    moment: PipelineParameterChannel
+    run: PipelineParameterChannel
+    snapshot: PipelineParameterChannel
+    clean: PipelineArtifactChannel
+
+
+def begin(as_of: str, run: str) -> PipelineTask:
+    """Fix the run's moment and name."""
+    return begin_run(as_of=as_of, run=run, job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
+
+
+def data(loop: str, as_of: str, run: str) -> Opening:
+    """Fix the moment and the name, take the raw tables as they were known, and validate them."""
+    begun = begin(as_of, run)
+    moment, name = begun.outputs["as_of"], begun.outputs["run"]
+    extract = extract_data(loop=loop, as_of=moment, snapshot=begun.outputs["snapshot"])
+    valid = validate_data(loop=loop, as_of=moment, run=name, raw=extract.outputs["raw"])
+    return Opening((begun, extract, valid), moment, name, extract.outputs["Output"], valid.outputs["clean"])
