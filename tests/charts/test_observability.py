@@ -35,7 +35,7 @@ def metrics(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     database = f"sqlite:///{folder}/state.db"
     ledger, store = Ledger(database, loop.drift), Store(database)
     bucket = Bucket(fs.LocalFileSystem(), str(folder / "bucket"))
-    carrier = mirror.Mirror(bucket, "push", folder / "payloads", folder / "references")
+    carrier = mirror.Mirror(bucket, "push", folder / "payloads", folder / "references", 1)
     status = Status(loop.name, store, folder / "payloads", loop.drift, Grid(loop.drift.window, MONDAY))
     journal = Journal(folder / "payloads", Limits())
     apps = (
