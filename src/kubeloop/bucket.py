@@ -109,14 +109,24 @@ class Bucket:
             self.put(f"{prefix}/{path.relative_to(folder).as_posix()}", path.read_bytes())
         return len(files)
 
-    def pull(self, prefix: str, folder: Path, wanted: Callable[[str], bool] = lambda _: True) -> list[str]:
+    def pull(
+        self, prefix: str, folder: Path, wanted: Callable[[str], bool] = lambda _: True, most: int | None = None
+    ) -> list[str]:
         """Copy the objects under a prefix that a folder has not yet, in order and each in one step; return their names.
+
+        Args:
+            prefix: where the objects are.
+            folder: where their files go.
+            wanted: says of a name, relative to the prefix, whether to copy it.
+            most: objects to copy at most.
 
         Raises:
             BucketError: the store does not answer; what was copied before is whole.
         """
-        fetched = []
+        fetched: list[str] = []
         for name in self.names(prefix):
+            if len(fetched) == most:
+                break
             target = folder / name
             if target.exists() or not wanted(name) or ".." in Path(name).parts:
                 continue

@@ -28,7 +28,7 @@ from starlette.types import Receive, Scope, Send
 from kubeloop.monitoring.cloudevents import EventError, parse
 from kubeloop.monitoring.flusher import OVERHEAD
 from kubeloop.monitoring.folder import FolderTakenError
-from kubeloop.monitoring.journal import Journal, Limits, Refusal
+from kubeloop.monitoring.journal import REASONS, Journal, Limits, Refusal
 
 logger = logging.getLogger(__name__)
 
@@ -220,9 +220,14 @@ class Collector:
         yield CounterMetricFamily(f"{prefix}events_received", "Events that were well formed.", numbers["received"])
         yield CounterMetricFamily(f"{prefix}events_written", "Events put into segments.", numbers["written"])
         yield CounterMetricFamily(f"{prefix}flush_failures", "Segments that failed, tries.", numbers["flush_failures"])
-        for name, text in (("dropped", "Events refused, by reason."), ("rejected", "Requests that are no event.")):
+        # A counter that appeared with its first event would have no increase that an alert could see.
+        dropped = dict.fromkeys(REASONS, 0) | numbers["dropped"]
+        for name, text, counts in (
+            ("dropped", "Events refused, by reason.", dropped),
+            ("rejected", "Requests that are no event.", numbers["rejected"]),
+        ):
             family = CounterMetricFamily(f"{prefix}events_{name}", text, labels=["reason"])
-            for reason, count in numbers[name].items():
+            for reason, count in counts.items():
                 family.add_metric([reason], count)
             yield family
         for name, text in (

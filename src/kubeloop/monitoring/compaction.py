@@ -41,6 +41,10 @@ class Compactor:
         if len(self._tail) >= _FILES:
             self._merge()
 
+    def forget(self, segment: Segment) -> None:
+        """Merge this one no more: it is gone."""
+        self._tail = [part for part in self._tail if part[0] != segment]
+
     def sweep(self, now: float | None = None) -> None:
         """Remove the parts of merged segments whose grace is over."""
         now = time.monotonic() if now is None else now

@@ -7,11 +7,11 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from kubeloop.monitoring import folder
 from kubeloop.monitoring.compaction import Compactor, remove_covered
-from kubeloop.monitoring.payload_log import LogError, Row, segments, table_of, write
+from kubeloop.monitoring.payload_log import MIRRORED, LogError, Row, marked, segments, table_of, write
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +20,8 @@ OVERHEAD = 1024
 SEGMENT_BYTES = 32 * 2**20
 """Bodies that make a segment, however few they are."""
 _RETRY_S = 1.0
+_TIDY_S = 2.0
+"""How often the folder is made smaller while no segment is written."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,18 @@ class Flusher:
         error: why the last attempt failed; None when it did not.
     """
 
-    def __init__(self, directory: Path, release: Callable[[int], None], wake: Callable[[], None]) -> None:
+    def __init__(
+        self, directory: Path, keep_bytes: int, release: Callable[[int], None], wake: Callable[[], None]
+    ) -> None:
         """Read the folder, which the caller owns.
 
         Args:
             directory: the payload log.
+            keep_bytes: size of the segments beyond which the oldest go that an S3 store has too; 0 keeps all.
             release: called in the flusher's thread with the memory that a segment gave free.
             wake: called in the flusher's thread after each job.
         """
-        self._directory, self._release, self._wake = directory, release, wake
+        self._directory, self._keep_bytes, self._release, self._wake = directory, keep_bytes, release, wake
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._closing = threading.Event()
         self._compactor = Compactor(directory)
@@ -80,7 +85,7 @@ class Flusher:
         self._thread.join()
 
     def _run(self) -> None:
-        while job := self._jobs.get():
+        while job := self._next():
             rows = job.rows
             while rows:
                 try:
@@ -95,6 +100,13 @@ class Flusher:
             self._wake()
             for waiter in job.waiters:
                 waiter.get_loop().call_soon_threadsafe(_resolve, waiter, self.last_seq)
+
+    def _next(self) -> Job | None:
+        while True:
+            try:
+                return self._jobs.get(timeout=_TIDY_S if self._keep_bytes else None)
+            except Empty:
+                self._tidy()
 
     def _write_part(self, rows: list[Row]) -> list[Row]:
         """Write the first rows as a segment; return the others."""
@@ -113,7 +125,21 @@ class Flusher:
         except (OSError, LogError) as error:
             self._report(error)
         self._measure()
+        self._tidy()
         return rows[count:]
+
+    def _tidy(self) -> None:
+        """Remove the oldest segments that the store has too, down to `keep_bytes`; never the newest one."""
+        if not self._keep_bytes or self.segment_bytes <= self._keep_bytes:
+            return
+        mirrored = marked(self._directory, MIRRORED)
+        for segment in segments(self._directory)[:-1]:
+            if segment.last > mirrored or self.segment_bytes <= self._keep_bytes:
+                break
+            self.segment_bytes -= segment.path.stat().st_size
+            segment.path.unlink()
+            self._compactor.forget(segment)
+        self._measure()
 
     def _free(self, files: list[tuple[Path, int]]) -> None:
         for path, size in files:

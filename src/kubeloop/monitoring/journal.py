@@ -19,7 +19,7 @@ from queue import Empty, SimpleQueue
 from kubeloop.monitoring import folder
 from kubeloop.monitoring.cloudevents import Event
 from kubeloop.monitoring.flusher import OVERHEAD, SEGMENT_BYTES, Flusher, Job, vital_thread
-from kubeloop.monitoring.payload_log import Row
+from kubeloop.monitoring.payload_log import MIRRORED, Row, marked
 from kubeloop.monitoring.wal import Wal, encode, replay, wal_files
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,8 @@ class Limits:
 
     Attributes:
         memory_bytes: events held that are in no segment yet; more are refused.
-        disk_bytes: size of the folder beyond which events are refused; 0 for no limit.
+        disk_bytes: size of the folder beyond which events are refused; 0 for no limit. From half of it on, the oldest
+            segments go that an S3 store has too.
         flush_rows: events that make a segment.
         flush_seconds: age of the oldest event that makes a segment.
         answer_seconds: how long an event waits for a stalled disk before it is refused.
@@ -60,6 +61,10 @@ _MEMORY = Refusal(429, "memory", "the flusher cannot keep up; try again later, o
 _DISK = Refusal(503, "disk_full", "the disk or --max-disk-bytes is used up; free space in the log's folder")
 _STALLED = Refusal(503, "stalled", "the disk does not answer; try again later")
 _CLOSING = Refusal(503, "closing", "the collector is shutting down; try its successor")
+_IO_ERROR = "io_error"
+
+REASONS = (*(refusal.reason for refusal in (_MEMORY, _DISK, _STALLED, _CLOSING)), _IO_ERROR)
+"""Every reason to refuse an event."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ class Journal:
         self._lock = folder.take(directory)
         self.flusher = Flusher(
             directory,
+            limits.disk_bytes // 2,
             release=lambda cost: self._in_loop(self._release, cost),
             wake=lambda: self._inbox.put(_Signal.WAKE),
         )
@@ -110,7 +116,8 @@ class Journal:
         self._rows: list[Row] = []
         self._rows_bytes = 0
         self._rows_since = 0.0
-        self._next_seq = self._recover() + 1
+        # On a new volume the log goes on where the store says that it ended.
+        self._next_seq = max(self._recover(), marked(directory, MIRRORED)) + 1
         self._writer = vital_thread("writer", self._write)
 
     @property
@@ -275,7 +282,7 @@ class Journal:
             self._wal.append(encode(rows))
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            refusal = _DISK if full else Refusal(503, "io_error", f"the write-ahead file fails: {error}")
+            refusal = _DISK if full else Refusal(503, _IO_ERROR, f"the write-ahead file fails: {error}")
         else:
             self._appended += self._wal.size - before
             self._next_seq += len(rows)

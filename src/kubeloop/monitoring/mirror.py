@@ -24,48 +24,88 @@ from starlette.routing import Route
 
 from kubeloop import background, config, names
 from kubeloop.bucket import Bucket, BucketError
-from kubeloop.monitoring.payload_log import covered, segments
+from kubeloop.monitoring.payload_log import MIRRORED, NEEDED, covered, last_event, mark, marked, segments
 
 _log = logging.getLogger("kubeloop.mirror")
 
 _LONGEST_PAUSE_S = 60.0
 
+ROUND = 100
+"""Segments that one round fetches: soon afterwards the reader has said how far back it needs them."""
 
-def push(bucket: Bucket, folder: Path) -> int:
+
+def stored(bucket: Bucket, folder: Path) -> set[str]:
+    """Return the names of the segments in the store, and note in an empty folder where the log ended there.
+
+    A collector on a new volume goes on counting from there: a second event of one number would be lost.
+
+    Raises:
+        BucketError: the store does not answer.
+    """
+    there = set(bucket.names(names.PAYLOADS))
+    if not segments(folder) and (last := max(map(last_event, there), default=0)) > marked(folder, MIRRORED):
+        mark(folder, MIRRORED, last)
+    return there
+
+
+def push(bucket: Bucket, folder: Path, there: set[str]) -> int:
     """Copy the segments that the store lacks, remove those there that a merged one covers; return the copies.
+
+    What the store had once and has no more, since it keeps objects for a time only, is not copied again.
+
+    Args:
+        bucket: the store.
+        folder: the payload log.
+        there: the names of the segments in the store, see `stored`; kept true.
 
     Raises:
         BucketError: the store does not answer; the next call goes on where this one ended.
     """
-    there = set(bucket.names(names.PAYLOADS))
-    copied = 0
+    copied, before = 0, marked(folder, MIRRORED)
+    mirrored = before
     for segment in segments(folder):
-        if segment.path.name in there:
-            continue
-        try:
-            content = segment.path.read_bytes()
-        except FileNotFoundError:
-            # Merged since it was listed. A later one must not come first: a reader would never go back for this one.
-            break
-        bucket.put(f"{names.PAYLOADS}/{segment.path.name}", content)
-        there.add(segment.path.name)
-        copied += 1
+        name = segment.path.name
+        if name not in there and (segment.last > before or covered(there | {name}) - {name}):
+            try:
+                content = segment.path.read_bytes()
+            except FileNotFoundError:
+                # Merged since it was listed. A later one must not come first: no reader would go back for this one.
+                break
+            bucket.put(f"{names.PAYLOADS}/{name}", content)
+            copied += 1
+        there.add(name)
+        mirrored = max(mirrored, segment.last)
+    if mirrored > before:
+        mark(folder, MIRRORED, mirrored)
     for name in covered(there):
         bucket.delete(f"{names.PAYLOADS}/{name}")
+        there.discard(name)
     return copied
 
 
-def pull(bucket: Bucket, folder: Path, references: Path) -> int:
-    """Copy the segments and references that the disk lacks; return how many files came.
+def pull(bucket: Bucket, folder: Path, references: Path, most: int = ROUND) -> int:
+    """Copy the segments that the reader needs and the references that the disk lacks; return how many files came.
+
+    Segments that the reader is done with are removed from the disk.
+
+    Args:
+        bucket: the store.
+        folder: where the segments go.
+        references: where the references go.
+        most: segments to copy, the oldest first.
 
     Raises:
         BucketError: the store does not answer; the next call goes on where this one ended.
     """
+    done = marked(folder, NEEDED)
     superseded = covered(bucket.names(names.PAYLOADS))
     # References first: a segment may hold the first answers of a version.
     fetched = bucket.pull(names.REFERENCES, references)
-    fetched += bucket.pull(names.PAYLOADS, folder, lambda name: name not in superseded)
-    for name in covered(path.name for path in folder.glob("*.parquet")):
+    fetched += bucket.pull(
+        names.PAYLOADS, folder, lambda name: last_event(name) > done and name not in superseded, most
+    )
+    local = [path.name for path in folder.glob("*.parquet")]
+    for name in covered(local) | {name for name in local if last_event(name) <= done}:
         (folder / name).unlink(missing_ok=True)
     return len(fetched)
 
@@ -79,41 +119,48 @@ class Mirror(Collector):
         self._folder = folder
         self._references = references
         self._poll_s = poll_s
+        self._there: set[str] | None = None
+        self.new = direction == "push" and not any(folder.iterdir())
         self._copied = self._failures = 0
-        self._last: float | None = None
+        self._last = time.time()
         self.failure: str | None = None
 
     def step(self) -> int:
         """Make one round; see `push` and `pull`."""
-        if self._direction == "push":
-            return push(self._bucket, self._folder)
-        return pull(self._bucket, self._folder, self._references)
+        if self._direction == "pull":
+            return pull(self._bucket, self._folder, self._references)
+        if self._there is None:
+            self._there = stored(self._bucket, self._folder)
+            self.new = False
+        return push(self._bucket, self._folder, self._there)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Make rounds until `stop` is set, and a last one then; one that fails is tried again, after longer pauses."""
-        pause = self._poll_s
+        failed = 0
         while True:
-            last = stop.is_set()
+            last, copied = stop.is_set(), 0
             try:
-                self._copied += await asyncio.to_thread(self.step)
-                self.failure, pause, self._last = None, self._poll_s, time.time()
+                copied = await asyncio.to_thread(self.step)
+                self.failure, failed, self._last = None, 0, time.time()
             except BucketError as error:
                 if str(error) != self.failure:
                     _log.error("this round failed, trying again: %s", error)
+                failed += 1
                 self._failures += 1
-                self.failure, pause = str(error), min(2 * pause, _LONGEST_PAUSE_S)
+                self.failure = str(error)
             if last:
                 return
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), pause)
+            self._copied += copied
+            if copied < ROUND:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), min(self._poll_s * 2**failed, _LONGEST_PAUSE_S))
 
     def collect(self) -> Iterable[Metric]:
         """Yield what was done as Prometheus metrics."""
         yield CounterMetricFamily("kubeloop_mirror_files", "Files copied.", self._copied)
         yield CounterMetricFamily("kubeloop_mirror_failures", "Rounds that failed.", self._failures)
-        if self._last is not None:
-            age = time.time() - self._last
-            yield GaugeMetricFamily("kubeloop_mirror_age_seconds", "Since the last round that went through.", age)
+        age = time.time() - self._last
+        yield GaugeMetricFamily("kubeloop_mirror_age_seconds", "Since the last round that went through, or start.", age)
 
 
 def create_app(mirror: Mirror) -> Starlette:
@@ -124,10 +171,16 @@ def create_app(mirror: Mirror) -> Starlette:
     def readyz(_request: Request) -> Response:
         return PlainTextResponse(mirror.failure or "ok", 503 if mirror.failure else 200)
 
+    def healthz(_request: Request) -> Response:
+        # The collector starts after this answers, and must know by then which number its first event gets.
+        if mirror.new:
+            return PlainTextResponse("asks the store where the log ended", 503)
+        return PlainTextResponse("ok")
+
     return Starlette(
         routes=[
             Route("/metrics", lambda _: Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)),
-            Route("/healthz", lambda _: PlainTextResponse("ok")),
+            Route("/healthz", healthz),
             Route("/readyz", readyz),
         ]
     )

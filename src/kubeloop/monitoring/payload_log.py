@@ -33,6 +33,13 @@ Row: TypeAlias = tuple[int, int, int, str, str, str, str, str, str, str, bytes]
 
 _NAME = re.compile(r"events-(\d{16})-(\d{16})\.parquet")
 _TEMPORARY = ".events.tmp"
+
+MIRRORED = "mirrored"
+"""Mark of the last event that an S3 store has too, with all before it."""
+
+NEEDED = "needed"
+"""Mark of the last event that no reader of the folder asks for again."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _YEAR_10000 = 253_402_300_800_000_000
@@ -90,6 +97,26 @@ def segments(directory: Path) -> list[Segment]:
 def _spans(names: Iterable[str]) -> dict[str, tuple[int, int]]:
     """Return the first and the last event of each name that is a segment's."""
     return {name: (int(match[1]), int(match[2])) for name in names if (match := _NAME.fullmatch(name))}
+
+
+def mark(directory: Path, name: str, seq: int) -> None:
+    """Note an event for another process that works on the folder; see `MIRRORED` and `NEEDED`."""
+    part = directory / f".{name}.tmp"
+    part.write_text(str(seq))
+    part.replace(directory / f"{name}.seq")
+
+
+def marked(directory: Path, name: str) -> int:
+    """Return the event that was noted last, 0 when none was."""
+    try:
+        return int((directory / f"{name}.seq").read_text())
+    except FileNotFoundError:
+        return 0
+
+
+def last_event(name: str) -> int:
+    """Return the last event of the segment with this file name; 0 when it is no segment's."""
+    return _spans([name]).get(name, (0, 0))[1]
 
 
 def read(directory: Path, after: int = 0, max_rows: int | None = None) -> tuple[pa.Table, int]:

@@ -12,7 +12,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kubeloop.monitoring.exchanges import PREDICTION, Faults, Pair, predictions
-from kubeloop.monitoring.payload_log import INSTANT, SCHEMA, LogError, Segment, micros, read, segments
+from kubeloop.monitoring.payload_log import (
+    INSTANT,
+    NEEDED,
+    SCHEMA,
+    LogError,
+    Segment,
+    mark,
+    marked,
+    micros,
+    read,
+    segments,
+)
 from kubeloop.names import LABEL_EVENT, REQUEST_EVENT, RESPONSE_EVENT
 
 __all__ = [
@@ -25,6 +36,7 @@ __all__ = [
     "Segment",
     "decode",
     "read",
+    "release",
     "resume",
     "segments",
 ]
@@ -136,6 +148,12 @@ def resume(directory: Path, last: int, service: str | None = None) -> Carry:
     """
     table, _ = read(directory, max(0, last - REMEMBER))
     return decode(table.filter(pc.less_equal(table["seq"], last)), service=service).carry
+
+
+def release(directory: Path, last: int) -> None:
+    """Note that a reader who has decoded the log up to `last` needs no more of it than `resume` does."""
+    if last - REMEMBER > marked(directory, NEEDED):
+        mark(directory, NEEDED, last - REMEMBER)
 
 
 def _rows(events: pa.Table, types: list[str], service: str | None) -> list[int]:

@@ -76,6 +76,7 @@ class Monitor:
             self.store.ingest(replace(now, watermark=until), (), {})
         self._close()
         self._outbox.deliver()
+        payloads.release(self._log, now.cursor)
 
     def _take(self) -> bool:
         """Commit one reading of the log; return whether there was anything to read."""

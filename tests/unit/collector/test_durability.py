@@ -120,6 +120,29 @@ def test_the_limit_of_the_folder_is_kept_and_refusals_are_counted(start: Start) 
     assert f'events_dropped_total{{reason="disk_full"}} {60 - len(taken)}.0' in running.client.get("/metrics").text
 
 
+def test_what_the_store_has_makes_room(start: Start) -> None:
+    flags = ("--max-disk-bytes", "300000", "--flush-rows", "3", "--flush-seconds", "0.02")
+    running, event = start(*flags), 0
+    while running.post(event, os.urandom(10_000)).is_success:
+        running.flush()
+        event += 1
+    full = payload_log.segments(running.directory)
+    payload_log.mark(running.directory, payload_log.MIRRORED, full[-1].last)
+    running.wait_for(lambda: running.post("again", os.urandom(10_000)).is_success)
+    for later in range(event, event + 100):
+        payload_log.mark(running.directory, payload_log.MIRRORED, running.flush())
+        assert running.post(later, os.urandom(10_000)).is_success
+    last = running.flush()
+    kept = payload_log.segments(running.directory)
+    assert kept[0].first > full[-1].last, "the oldest went"
+    assert [segment.first for segment in kept[1:]] == [segment.last + 1 for segment in kept[:-1]]
+    assert 100_000 < sum(path.stat().st_size for path in running.directory.iterdir()) < 300_000
+    running.kill()
+    again = start(*flags)
+    assert again.post("next").status_code == 202
+    assert again.flush() == last + 1
+
+
 def test_a_disk_that_refuses_writes_costs_only_the_refused_events(start: Start) -> None:
     running = start("--flush-seconds", "60")
     pid, (soft, hard) = running.process.pid, resource.getrlimit(resource.RLIMIT_FSIZE)

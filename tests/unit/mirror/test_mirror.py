@@ -23,6 +23,19 @@ def bucket(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     return Bucket.open(config.settings(tmp_path))
 
 
+@pytest.fixture
+def push(bucket: Bucket) -> Callable[[Path], int]:
+    """What a mirror that stays up does in a round."""
+    there: dict[Path, set[str]] = {}
+
+    def once(folder: Path) -> int:
+        if folder not in there:
+            there[folder] = mirror.stored(bucket, folder)
+        return mirror.push(bucket, folder, there[folder])
+
+    return once
+
+
 def write(folder: Path, first: int, last: int) -> payload_log.Segment:
     rows = [(seq, seq, 0, str(seq), "t", "s", "", "", "", "", b"body") for seq in range(first, last + 1)]
     return payload_log.write(folder, payload_log.table_of(rows))
@@ -41,30 +54,32 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
     return found
 
 
-def test_segments_arrive_once_and_in_order(bucket: Bucket, folders: tuple[Path, Path, Path]) -> None:
+def test_segments_arrive_once_and_in_order(bucket: Bucket, push: Any, folders: tuple[Path, Path, Path]) -> None:
     here, there, references = folders
     for first in (1, 4, 7):
         write(here, first, first + 2)
-    assert mirror.push(bucket, here) == 3
-    assert mirror.push(bucket, here) == 0
+    assert push(here) == 3
+    assert push(here) == 0
     assert mirror.pull(bucket, there, references) == 3
     assert mirror.pull(bucket, there, references) == 0
     assert seqs(there) == list(range(1, 10))
 
 
-def test_a_merged_segment_takes_the_place_of_its_parts(bucket: Bucket, folders: tuple[Path, Path, Path]) -> None:
+def test_a_merged_segment_takes_the_place_of_its_parts(
+    bucket: Bucket, push: Any, folders: tuple[Path, Path, Path]
+) -> None:
     here, there, references = folders
     compactor = Compactor(here, grace_s=0)
     for first in range(1, 20):
         compactor.add(write(here, first, first), 1)
-        mirror.push(bucket, here)
+        push(here)
     mirror.pull(bucket, there, references)
     reader = payload_log.read(there)[1]
     for first in range(20, 41):
         compactor.add(write(here, first, first), 1)
     compactor.sweep()
     assert len(payload_log.segments(here)) < 20, "something was merged"
-    mirror.push(bucket, here)
+    push(here)
     mirror.pull(bucket, there, references)
     assert seqs(there) == list(range(1, 41))
     assert seqs(there, reader) == list(range(20, 41))
@@ -74,12 +89,12 @@ def test_a_merged_segment_takes_the_place_of_its_parts(bucket: Bucket, folders: 
 
 
 def test_references_come_before_the_segments_that_need_them(
-    bucket: Bucket, folders: tuple[Path, Path, Path], learned: tuple[Path, Path]
+    bucket: Bucket, push: Any, folders: tuple[Path, Path, Path], learned: tuple[Path, Path]
 ) -> None:
     here, there, references = folders
     assert bucket.push(learned[1] / "reference", names.reference("flights", "7"))
     write(here, 1, 1)
-    mirror.push(bucket, here)
+    push(here)
     assert mirror.pull(bucket, there, references) > 1
     from kubeloop.reference import Reference
 
@@ -89,7 +104,7 @@ def test_references_come_before_the_segments_that_need_them(
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_reader_misses_nothing_whatever_is_merged_meanwhile(
-    seed: int, bucket: Bucket, folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+    seed: int, bucket: Bucket, push: Any, folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Writing, merging, pushing, pulling and reading in any order; objects vanish between listing and reading."""
     here, there, references = folders
@@ -99,12 +114,12 @@ def test_a_reader_misses_nothing_whatever_is_merged_meanwhile(
 
     def slow(store: Bucket, name: str) -> bytes | None:
         if chance.random() < 0.3:
-            mirror.push(bucket, here)
+            push(here)
         return plain(store, name)
 
     monkeypatch.setattr(Bucket, "get", slow)
     for _ in range(120):
-        match chance.choice(("write", "write", "write", "sweep", "push", "pull", "read")):
+        match chance.choice(("write", "write", "write", "sweep", "push", "pull", "read", "release")):
             case "write":
                 size = chance.randint(1, 3)
                 compactor.add(write(here, last + 1, last + size), 1)
@@ -112,17 +127,80 @@ def test_a_reader_misses_nothing_whatever_is_merged_meanwhile(
             case "sweep":
                 compactor.sweep()
             case "push":
-                mirror.push(bucket, here)
+                push(here)
             case "pull":
                 mirror.pull(bucket, there, references)
             case "read":
                 table, after = payload_log.read(there, after)
                 seen += table["seq"].to_pylist()
-    mirror.push(bucket, here)
+            case "release" if after:
+                payload_log.mark(there, payload_log.NEEDED, after)
+    push(here)
     mirror.pull(bucket, there, references)
     seen += seqs(there, after)
     assert seen == list(range(1, last + 1))
     remove_covered(here, payload_log.segments(here))
+
+
+def test_the_reader_gets_what_it_needs_the_oldest_first(
+    bucket: Bucket, push: Any, folders: tuple[Path, Path, Path]
+) -> None:
+    here, there, references = folders
+    for first in range(1, 10, 2):
+        write(here, first, first + 1)
+    push(here)
+    assert mirror.pull(bucket, there, references, most=2) == 2
+    assert seqs(there) == [1, 2, 3, 4]
+    payload_log.mark(there, payload_log.NEEDED, 5)
+    assert mirror.pull(bucket, there, references) == 3
+    assert seqs(there) == [5, 6, 7, 8, 9, 10], "a segment stays while one event of it is needed"
+    assert mirror.pull(bucket, there, references) == 0, "what was let go is not fetched again"
+
+
+def test_what_the_store_let_expire_is_not_copied_again(
+    bucket: Bucket, push: Any, folders: tuple[Path, Path, Path]
+) -> None:
+    here = folders[0]
+    old, new = write(here, 1, 3), write(here, 4, 6)
+    push(here)
+    bucket.delete(f"{names.PAYLOADS}/{old.path.name}")
+    assert mirror.push(bucket, here, mirror.stored(bucket, here)) == 0
+    assert bucket.names(names.PAYLOADS) == [new.path.name]
+
+
+def test_a_collector_on_a_new_volume_goes_on_where_the_store_ends(
+    carry: Any, bucket: Bucket, push: Any, folders: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    here, there, references = folders
+    write(here, 1, 20)
+    push(here)
+    new = tmp_path / "new"
+    _, url = carry("push", "--dir", str(new), "--poll-seconds", "0.1")
+    _until(lambda: httpx.get(f"{url}/healthz").is_success)
+    command = [sys.executable, "-m", "kubeloop.monitoring.collector", "--dir", str(new), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as collector:
+        try:
+            assert collector.stdout
+            address = collector.stdout.readline().split()[-1]
+            headers = {"ce-id": "1", "ce-type": "io.kubeloop.label", "ce-source": "test", "ce-specversion": "1.0"}
+            httpx.post(address, content=b'{"labels": []}', headers=headers).raise_for_status()
+            httpx.post(f"{address}/flush").raise_for_status()
+            _until(lambda: len(bucket.names(names.PAYLOADS)) == 2)
+        finally:
+            collector.terminate()
+    mirror.pull(bucket, there, references)
+    assert seqs(there) == list(range(1, 22))
+
+
+def test_a_new_volume_waits_for_the_store(carry: Any, seaweed: Any, bucket: Bucket, tmp_path: Path) -> None:
+    seaweed.stop()
+    try:
+        _, url = carry("push", "--dir", str(tmp_path / "new"), "--poll-seconds", "0.1")
+        answer = httpx.get(f"{url}/healthz")
+        assert (answer.status_code, answer.text) == (503, "asks the store where the log ended")
+    finally:
+        seaweed.start()
+    _until(lambda: httpx.get(f"{url}/healthz").is_success)
 
 
 @pytest.fixture

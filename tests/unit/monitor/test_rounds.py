@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kubeloop.monitoring import payload_log, payloads
 from kubeloop.monitoring.detector import port
 from kubeloop.monitoring.detector.port import DetectorError
 from kubeloop.monitoring.outbox import Outbox
@@ -337,8 +338,10 @@ def test_the_stream_of_the_property_below_holds_all_there_is(
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_however_the_log_is_cut_the_windows_are_the_same(
-    world: ModuleType, open_monitor: Open, tmp_path: Path, data: st.DataObject
+    world: ModuleType, open_monitor: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
 ) -> None:
+    """Nor does it matter when a monitor is replaced, on a disk that has only what it asked to keep."""
+    monkeypatch.setattr(payloads, "REMEMBER", 10)
     events = stream(world)
     if not (tmp_path / "log").exists():
         world.write(tmp_path / "log", events)
@@ -353,6 +356,12 @@ def test_however_the_log_is_cut_the_windows_are_the_same(
             place = world.write(Path(folder) / "log", events[begin:end], place)
             if now:
                 monitor.step()
+                needed = payload_log.marked(Path(folder) / "log", payload_log.NEEDED)
+                for segment in payload_log.segments(Path(folder) / "log"):
+                    if segment.last <= needed:
+                        segment.path.unlink()
+                monitor = open_monitor(Path(folder), **SMALL)
+        assert needed == len(events) - 10
         assert outcome(monitor) == outcome(whole)
 
 

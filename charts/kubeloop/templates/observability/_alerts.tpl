@@ -10,11 +10,7 @@ hence max, where others would sum. */ -}}
 - name: KubeloopCollectorDropping
   severity: critical
   for: 0m
-  # The second half: a counter that appears with its first event has no increase.
-  expr: >-
-    sum by (reason) (increase(kubeloop_collector_events_dropped_total{ {{- $part -}} }[10m])) > 0
-    or sum by (reason) (kubeloop_collector_events_dropped_total{ {{- $part -}} })
-    unless sum by (reason) (kubeloop_collector_events_dropped_total{ {{- $part -}} } offset 10m)
+  expr: sum by (reason) (increase(kubeloop_collector_events_dropped_total{ {{- $part -}} }[10m])) > 0
   summary: 'The collector refuses payload events: {{ "{{ $labels.reason }}" }}.'
 - name: KubeloopFeaturesStale
   severity: warning
