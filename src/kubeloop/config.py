@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from kubeloop.config_cluster import Delivery, Pipelines
 from kubeloop.config_types import (
@@ -168,6 +168,9 @@ class Replay(Model):
 class Loop(Model):
     """The use case: one loop.yaml."""
 
+    # What is refused may be an address with a password in it.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     name: DnsName = Field(description="Names the model, the inference service and the pipelines.")
     description: str = ""
     source: Source
@@ -269,6 +272,8 @@ class Settings(Model):
     )
     kfp_ui: str = Field(default="", description="Where people open the Kubeflow UI; for links alone.")
     kfp_token_file: Path | None = Field(default=None, description="Service account token for the pipelines API.")
+    git_user: str = Field(default="x-access-token", description="User name that goes with the token for Git.")
+    git_token: SecretStr = Field(default=SecretStr(""), description="Token, or password, for `delivery.git`.")
 
     @model_validator(mode="before")
     @classmethod
@@ -315,7 +320,11 @@ class Settings(Model):
         # What follows from the state folder is left out, or it would outlive a change of that folder.
         usual = {name: field.default for name, field in Settings.model_fields.items()} | _databases(self.state)
         found = {name: getattr(self, name) for name in Settings.model_fields if name not in _OTHERS}
-        return {f"KUBELOOP_{name.upper()}": str(value) for name, value in found.items() if value != usual[name]}
+        return {f"KUBELOOP_{name.upper()}": _text(value) for name, value in found.items() if value != usual[name]}
+
+
+def _text(value: Any) -> str:
+    return value.get_secret_value() if isinstance(value, SecretStr) else str(value)
 
 
 def _databases(state: Path | str) -> dict[str, str]:

@@ -1,9 +1,11 @@
 """How the loop runs on a cluster: images, resources, pipeline steps, recurring runs, the inference service's shape."""
 
 from datetime import timedelta
+from pathlib import PurePosixPath
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from kubeloop import __version__
 from kubeloop.config_types import DnsName, Duration, EnvName, ImageRef, Model, Quantity
@@ -156,10 +158,59 @@ class Autoscaling(Model):
         return self
 
 
+def _repository(text: str) -> str:
+    url = urlsplit(text)
+    if url.password or (url.username and url.scheme != "ssh"):
+        raise ValueError("the address names credentials; leave them out and put the token into KUBELOOP_GIT_TOKEN")
+    here = url.hostname in ("127.0.0.1", "::1", "localhost")
+    if url.scheme in ("https", "ssh") or (here and url.scheme in ("http", "git")):
+        known = bool(url.hostname) and len(url.path) > 1
+    else:
+        known = url.scheme in ("", "file") and PurePosixPath(url.path).is_absolute()
+    if not known or url.query or url.fragment:
+        raise ValueError("write an address such as https://git.example.org/team/loops or ssh://git@host/team/loops")
+    return text
+
+
+def _inside(text: str) -> str:
+    path = PurePosixPath(text)
+    if path.is_absolute() or ".." in path.parts or not path.name:
+        raise ValueError(f"{text!r} is no path inside the repository; write one such as overlays/prod/{{loop}}.yaml")
+    return text
+
+
+GitAddress = Annotated[str, AfterValidator(_repository)]
+GitBranch = Annotated[str, Field(pattern=r"^[\w{][\w{}+-]*([./][\w{}+-]+)*$")]
+
+
+class Git(Model):
+    """Where a promotion is committed, from where Argo CD or Flux brings it into the cluster."""
+
+    repository: GitAddress = Field(description="https:// or ssh:// address, without credentials.")
+    branch: GitBranch = Field(default="main", description="The branch that Argo CD or Flux follows.")
+    path: Annotated[str, AfterValidator(_inside)] = Field(
+        default="manifests/overlays/prod/models/{loop}.yaml",
+        description="The patch that names the version; {loop} stands for the loop's name.",
+    )
+    review_branch: GitBranch | None = Field(
+        default=None,
+        description="Propose on this branch, such as kubeloop/{loop}, instead of committing to `branch`.",
+    )
+    author: str = Field(default="kubeloop <kubeloop@noreply.invalid>", pattern=r"^[^<>\n]+ <[^<>\s]+@[^<>\s]+>$")
+    wait: bool = Field(default=True, description="Whether the step waits until the cluster serves the version.")
+
+    @model_validator(mode="after")
+    def _a_review_has_a_branch_of_its_own(self) -> "Git":
+        if self.review_branch == self.branch:
+            raise ValueError("delivery.git.review_branch is the branch that is followed; leave it out to commit there")
+        return self
+
+
 class Delivery(Model):
     """How a promoted model takes the traffic."""
 
     applier: Literal["local", "cluster", "gitops"] = "local"
+    git: Git | None = Field(default=None, description="What `applier: gitops` commits to.")
     namespace: DnsName = "kubeloop"
     drain_s: float = Field(default=5.0, ge=0, description="Time an old predictor gets to finish its requests.")
     ready_timeout: Duration = Field(default=timedelta(minutes=10), description="How long the cluster gets to be ready.")
@@ -176,3 +227,12 @@ class Delivery(Model):
     predictor: Resources = Resources(cpu="250m", memory="1Gi")
     transformer: Resources = Resources(cpu="250m", memory="2Gi")
     autoscaling: Autoscaling = Autoscaling()
+
+    @model_validator(mode="after")
+    def _gitops_has_a_repository(self) -> "Delivery":
+        if self.applier == "gitops" and self.git is None:
+            raise ValueError(
+                "`applier: gitops` commits to a repository; write its address, such as "
+                "`git: {repository: https://git.example.org/team/loops}`, beside it"
+            )
+        return self

@@ -356,7 +356,8 @@ def _tell(loop: Loop, settings: Settings, model: Path, verdict: str, run: str, v
 def deploy(loop: Loop, settings: Settings, version: str) -> "Applied":
     """Serve a registered version and, once it answers, make it the champion.
 
-    The alias moves last: whoever reads it finds a model that serves.
+    The alias moves last: whoever reads it finds a model that serves. A version that waits for a review does not, and
+    stays the challenger.
 
     Raises:
         DeliveryError: the version does not become ready; the old champion goes on serving.
@@ -372,15 +373,17 @@ def deploy(loop: Loop, settings: Settings, version: str) -> "Applied":
             "start a new run instead"
         )
     applied = serve(loop, settings, found)
+    now = datetime.now(UTC).isoformat()
+    if applied.proposal:
+        registry.tag(settings, found, {"kubeloop.proposal": applied.proposal, "kubeloop.proposed_at": now})
+        return applied
     registry.promote(settings, found)
-    registry.tag(
-        settings, found, {"kubeloop.served_at": applied.url, "kubeloop.promoted_at": datetime.now(UTC).isoformat()}
-    )
+    registry.tag(settings, found, {"kubeloop.served_at": applied.url, "kubeloop.promoted_at": now})
     return applied
 
 
 def serve(loop: Loop, settings: Settings, version: "Version") -> "Applied":
-    """Apply the InferenceService of a version and wait until it answers.
+    """Apply the InferenceService of a version and wait until it answers; by GitOps it may be proposed only.
 
     Raises:
         DeliveryError: the version does not become ready.
@@ -399,7 +402,9 @@ def serve(loop: Loop, settings: Settings, version: "Version") -> "Applied":
         # A pod finds the feature repo in its image; tables and store are shared.
         feature_dir=settings.features if here else settings.home / loop.features.repo,
     )
-    return apply(loop, manifest if here else pods.place(loop, manifest), settings)
+    verdict = json.loads(version.tags.get("kubeloop.gate", "{}"))
+    why = "; ".join(filter(None, (version.tags.get("kubeloop.reason"), verdict.get("reason"))))
+    return apply(loop, manifest if here else pods.place(loop, manifest), settings, why=why)
 
 
 def digest(path: Path) -> str:

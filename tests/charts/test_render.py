@@ -89,7 +89,8 @@ def test_a_loop_gets_what_the_cluster_has(render):
 
 
 def test_what_a_loop_says_wins(render):
-    told = SECOND | {"delivery": {"applier": "gitops", "namespace": "models"}}
+    git = {"repository": "https://git.acme.io/loops"}
+    told = SECOND | {"delivery": {"applier": "gitops", "git": git, "namespace": "models"}}
     objects = render({"loops": {"fraud": {"config": told}}}, namespace="ml")
     loop = Loop.parse(named(objects, "ConfigMap", f"{RELEASE}-loop-fraud")["data"]["loop.yaml"])
     assert (loop.delivery.applier, loop.delivery.namespace) == ("gitops", "models")

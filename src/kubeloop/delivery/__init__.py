@@ -1,4 +1,4 @@
-"""Hand an InferenceService to whatever serves it: here the local node, later a cluster or Git."""
+"""Hand an InferenceService to whatever serves it: the local node, a cluster, or Git for Argo CD and Flux."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,16 @@ class DeliveryError(RuntimeError):
 
 @dataclass(frozen=True)
 class Applied:
-    """A manifest that is being served.
+    """A manifest that is being served, or that Git holds where nobody waited until it is.
 
     Attributes:
         name: the inference service.
         namespace: its namespace.
-        generation: the generation of its spec that is ready.
-        storage_uri: the model that serves the default traffic.
-        url: base address for clients; `<url>/v2/models/<name>/infer` predicts.
+        generation: the generation of its spec that is ready; 0 where nobody waited.
+        storage_uri: the model that serves, or will serve, the default traffic.
+        url: base address for clients; `<url>/v2/models/<name>/infer` predicts. Empty where nobody waited.
         seconds: time from the request until it was ready.
+        proposal: the commit that waits for a review, and its branch; until it is merged the model does not serve.
     """
 
     name: str
@@ -26,3 +27,9 @@ class Applied:
     storage_uri: str
     url: str
     seconds: float
+    proposal: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """Return the address that serves the model, or else where it was proposed."""
+        return self.url or self.proposal

@@ -1,34 +1,41 @@
 """Choose the applier that `delivery.applier` names and hand it the manifest."""
 
 import json
-from typing import Any
+from typing import Any, cast
 
 from kubeloop.config import Loop, Settings
+from kubeloop.config_cluster import Git
 from kubeloop.delivery import Applied, DeliveryError, local
 
 TIMEOUT_S = 180.0
 
 
-def apply(loop: Loop, manifest: dict[str, Any], settings: Settings) -> Applied:
-    """Bring a manifest into service and wait until it is.
+def apply(loop: Loop, manifest: dict[str, Any], settings: Settings, *, why: str = "") -> Applied:
+    """Bring a manifest into service and wait until it is; by GitOps it may be proposed only.
 
     Args:
         loop: names the applier.
         manifest: an InferenceService, as `serving.manifest` builds it.
-        settings: where the address of the local node is found.
+        settings: where the address of the local node is found, and the credentials for Git.
+        why: why this version is promoted, for the record that Git keeps.
 
     Raises:
         DeliveryError: it does not serve; the message says why and what to do.
     """
-    match loop.delivery.applier:
+    delivery = loop.delivery
+    timeout_s = delivery.ready_timeout.total_seconds()
+    match delivery.applier:
         case "local":
             return local.apply(manifest, node_url(settings), TIMEOUT_S)
         case "cluster":
             from kubeloop.delivery import cluster
 
-            return cluster.apply([manifest], loop.delivery.ready_timeout.total_seconds())
+            return cluster.apply([manifest], timeout_s)
         case "gitops":
-            raise DeliveryError("delivery.applier 'gitops' is not available yet; write `applier: cluster` in loop.yaml")
+            from kubeloop.delivery import gitops
+
+            # With this applier the configuration is not valid without it.
+            return gitops.apply(manifest, cast(Git, delivery.git), timeout_s, settings, why=why)
 
 
 def node_url(settings: Settings) -> str:

@@ -11,6 +11,7 @@ import urllib3
 from kubernetes import client as kubernetes
 from kubernetes import config
 
+from kubeloop import names
 from kubeloop.delivery import Applied, DeliveryError
 from kubeloop.delivery.rollout import SERVICE, Object, Observed, failure, ready, stamp, stamped, troubles, waiting_for
 from kubeloop.serving.manifest import API_VERSION, KIND
@@ -29,6 +30,7 @@ _RACES = 5
 _BUSY = (429, 502, 503, 504)
 _APPLY = "application/apply-patch+yaml"
 _AGAIN = "apply it again if it is still wanted"
+_NOTHING: Object = {"metadata": {}}
 
 LOG = logging.getLogger(__name__)
 
@@ -64,6 +66,46 @@ def apply(manifests: Sequence[Object], timeout_s: float, client: kubernetes.ApiC
             cluster.apply(path, manifest, dry=dry)
     LOG.info("%s: applied, waiting until it is ready", service["metadata"]["name"])
     return _wait(cluster, paths[objects.index(service)], service, began, timeout_s)
+
+
+def follow(cluster: "Cluster", manifest: Object, timeout_s: float) -> Applied:
+    """Wait until the cluster serves an InferenceService that something else applies, such as Argo CD or Flux.
+
+    Until its stamp arrives, the service may be missing or carry an older one. It needs the verbs get on
+    InferenceServices and list on Deployments, and takes list on pods to name causes sooner.
+
+    Args:
+        cluster: where it is applied.
+        manifest: name, namespace and annotations of the InferenceService, stamped.
+        timeout_s: how long it may take until it is ready.
+
+    Raises:
+        DeliveryError: it does not arrive, fails, is not ready in time or is overtaken by another; the message says why
+            and what to do.
+    """
+    began, path = time.monotonic(), cluster.path(manifest)
+    metadata, pause = manifest["metadata"], _FIRST_POLL_S
+    name = metadata["name"]
+    while stamp(found := cluster.get(path, f"{KIND} {name}") or _NOTHING) != stamp(manifest):
+        served, wanted = (_version(item) for item in (found, manifest))
+        if served > wanted:
+            raise DeliveryError(f"{name}: version {served} took the place of version {wanted} before that one arrived")
+        if time.monotonic() - began > timeout_s:
+            state = f"namespace {metadata['namespace']} has " + (f"version {served}" if served else "none")
+            raise DeliveryError(
+                f"version {wanted} of {name} did not arrive within {timeout_s:g} s, {state}; see that Argo CD or Flux "
+                "follows the branch and is in sync, and start the step again, or give it more time with "
+                "delivery.ready_timeout"
+            )
+        time.sleep(pause)
+        pause = min(pause * 1.5, _LAST_POLL_S)
+    LOG.info("%s: the version has arrived, waiting until it is ready", name)
+    return _wait(cluster, path, manifest, began, timeout_s)
+
+
+def _version(service: Object) -> int:
+    number = (service["metadata"].get("annotations") or {}).get(names.VERSION, "")
+    return int(number) if number.isdecimal() else 0
 
 
 def _wait(cluster: "Cluster", path: str, manifest: Object, began: float, timeout_s: float) -> Applied:

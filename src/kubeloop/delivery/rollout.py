@@ -41,8 +41,11 @@ class Observed:
 
 
 def stamped(manifest: Object) -> Object:
-    """Return an InferenceService with the digest of the whole on itself, and each component's own on its pods."""
-    result = copy.deepcopy(manifest)
+    """Return an InferenceService with the digest of the whole on itself, and each component's own on its pods.
+
+    A patch of one is stamped alike: KServe hands its annotations to the pods together with those it is merged with.
+    """
+    result = unstamped(manifest)
     metadata, spec = result.setdefault("metadata", {}), result.get("spec", {})
     inherited = [metadata.get("labels"), metadata.get("annotations")]
     digests = []
@@ -54,6 +57,16 @@ def stamped(manifest: Object) -> Object:
     for (_, component), digest in zip(_components(spec), digests, strict=True):
         component.setdefault("annotations", {})[names.MANIFEST] = digest
     metadata.setdefault("annotations", {})[names.MANIFEST] = whole
+    return result
+
+
+def unstamped(manifest: Object) -> Object:
+    """Return an InferenceService as it was before `stamped`."""
+    result = copy.deepcopy(manifest)
+    for holder in (result.get("metadata", {}), *(component for _, component in _components(result.get("spec", {})))):
+        annotations = holder.get("annotations") or {}
+        if annotations.pop(names.MANIFEST, None) and not annotations:
+            del holder["annotations"]
     return result
 
 

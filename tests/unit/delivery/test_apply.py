@@ -9,6 +9,7 @@ import pytest
 from kubeloop.config import Loop, Settings
 from kubeloop.delivery import DeliveryError, local
 from kubeloop.delivery import apply as choose
+from tests.cluster.conftest import build
 
 
 def settings(folder: Path) -> Settings:
@@ -23,13 +24,13 @@ def settings(folder: Path) -> Settings:
     )
 
 
-def loop(applier: str) -> Loop:
+def loop(applier: str, **delivery: object) -> Loop:
     return Loop.model_validate(
         {
             "name": "flights",
             "source": {"tables": {"events": {"available_at": "at"}}},
             "features": {"service": "v1"},
-            "delivery": {"applier": applier},
+            "delivery": {"applier": applier} | delivery,
         }
     )
 
@@ -44,16 +45,12 @@ def test_applies_to_the_node_that_the_services_file_names(kit):
     assert local.status("kubeloop", "flights", node.url)["status"]["url"] == node.url
 
 
-@pytest.mark.parametrize(
-    ("applier", "reason"),
-    [
-        ("cluster", "a delivery needs one InferenceService"),
-        ("gitops", "'gitops' is not available yet; write `applier: cluster`"),
-    ],
-)
-def test_the_applier_that_was_named_gets_the_manifest(tmp_path, applier, reason):
-    with pytest.raises(DeliveryError, match=reason):
-        choose.apply(loop(applier), {}, settings(tmp_path))
+def test_the_applier_that_was_named_gets_the_manifest(tmp_path):
+    with pytest.raises(DeliveryError, match="a delivery needs one InferenceService"):
+        choose.apply(loop("cluster"), {}, settings(tmp_path))
+    git = {"repository": f"{tmp_path}/none.git", "wait": False}
+    with pytest.raises(DeliveryError, match=f"there is no repository at {tmp_path}/none.git"):
+        choose.apply(loop("gitops", git=git), build("ml"), settings(tmp_path))
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", '{"node": null}', '{"collector": {"url": "http://x"}}'])

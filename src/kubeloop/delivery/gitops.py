@@ -1,0 +1,241 @@
+"""Promote by a commit: write a version into the patch that Argo CD or Flux applies, and wait until it serves."""
+
+import logging
+import random
+import textwrap
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kubeloop import names
+from kubeloop.config import Settings
+from kubeloop.config_cluster import Git
+from kubeloop.delivery import Applied, DeliveryError, patch, rollout
+from kubeloop.delivery.cluster import Cluster, connect, follow
+from kubeloop.delivery.repository import CommitId, MovedError, RefusedError, Remote, Snapshot
+
+RACES = 20
+"""How often a commit is made anew because somebody else was faster."""
+
+REFUSALS = 3
+"""How often a push may be refused while the branch stands still: another push may hold its lock for a moment."""
+
+_FIRST_PAUSE_S, _LAST_PAUSE_S = 0.05, 2.0
+_COMPONENTS = ("predictor", "transformer", "explainer")
+
+Object = dict[str, Any]
+LOG = logging.getLogger(__name__)
+
+
+def apply(
+    manifest: Object, git: Git, timeout_s: float, settings: Settings, *, why: str = "", cluster: Cluster | None = None
+) -> Applied:
+    """Commit the version of an InferenceService to the patch of its environment, and wait until the cluster serves it.
+
+    Only what names the version is written; what else a manifest says comes to the environment through
+    `manifests/write.py`. A patch that names the version already is left alone, so a step that is repeated makes one
+    commit. The branch is never forced: when others push meanwhile, their commits stay and ours is made anew on top.
+
+    Args:
+        manifest: an InferenceService, as `serving.manifest` builds it.
+        git: where the patch is, and whether to wait.
+        timeout_s: how long the cluster may take to serve the version, from the commit.
+        settings: the credentials for the repository.
+        why: why this version is promoted; for the commit's message.
+        cluster: by default that of this pod, or else of the kubeconfig file; none is needed without waiting.
+
+    Raises:
+        DeliveryError: the commit cannot be made, would take back a newer version or bring back one that was taken
+            back, or the cluster does not serve it in time; the message says why and what to do.
+    """
+    began = time.monotonic()
+    metadata = manifest["metadata"]
+    if _waits(git):
+        # What could not be followed, for want of a right or a cluster, is not committed either.
+        cluster = cluster or Cluster(connect())
+        cluster.observe(cluster.path(manifest), metadata)
+    landed = _Promotion(manifest, git, settings, why).land()
+    if cluster and _waits(git):
+        expected = landed.patch | {"metadata": landed.patch["metadata"] | {"namespace": metadata["namespace"]}}
+        return replace(follow(cluster, expected, timeout_s), seconds=time.monotonic() - began)
+    uri = manifest["spec"]["predictor"]["model"]["storageUri"]
+    return Applied(
+        metadata["name"], metadata["namespace"], 0, uri, "", time.monotonic() - began, proposal=landed.proposal
+    )
+
+
+def _waits(git: Git) -> bool:
+    return git.wait and git.review_branch is None
+
+
+@dataclass(frozen=True)
+class _Landed:
+    """What a branch holds: the patch that names the version, and where it waits for a review, if it does."""
+
+    patch: Object
+    proposal: str = ""
+
+
+class _Promotion:
+    """One version on its way into one file."""
+
+    def __init__(self, manifest: Object, git: Git, settings: Settings, why: str) -> None:
+        self._manifest = manifest
+        self._git = git
+        self._why = why
+        self._name = str(manifest["metadata"]["name"])
+        self._version = patch.version(manifest)
+        self._path = git.path.replace("{loop}", self._name)
+        self._branch = git.branch.replace("{loop}", self._name)
+        self._review = git.review_branch and git.review_branch.replace("{loop}", self._name)
+        self._remote = Remote(git.repository, settings)
+        self._refused: list[tuple[CommitId | None, str]] = []
+
+    def land(self) -> _Landed:
+        """Bring the version into the branch, or find it there."""
+        pause = _FIRST_PAUSE_S
+        for _ in range(RACES):
+            try:
+                return self._try()
+            except MovedError:
+                LOG.info("%s: somebody else pushed meanwhile; trying again", self._name)
+            except RefusedError as error:
+                LOG.info("%s: the push was refused (%s)", self._name, error)
+            time.sleep(random.uniform(0, pause))  # noqa: S311 - to keep two that race apart
+            pause = min(2 * pause, _LAST_PAUSE_S)
+        raise DeliveryError(
+            f"{self._target} was pushed to by others {RACES} times while version {self._version} of {self._name} was "
+            "being committed; start the step again when it is calmer"
+        )
+
+    @property
+    def _target(self) -> str:
+        return f"branch {self._review or self._branch} of {self._git.repository}"
+
+    def _try(self) -> _Landed:
+        branches = (self._branch, self._review) if self._review else (self._branch,)
+        with self._remote.fetch(*branches) as found:
+            tip = found.tips.get(self._branch)
+            if tip is None:
+                raise DeliveryError(
+                    f"{self._git.repository} has no branch {self._branch}; push it, or name in delivery.git.branch the "
+                    "one that Argo CD or Flux follows"
+                )
+            current = self._read(found, tip)
+            if self._named(current, self._branch):
+                LOG.info("%s: branch %s names version %s already", self._name, self._branch, self._version)
+                return _Landed(current)
+            self._never_taken_back(found, tip, current)
+            old = found.tips.get(self._review) if self._review else tip
+            if self._review and old and (proposed := self._proposed(found, old, self._review)):
+                return proposed
+            after = self._carried(current)
+            content, message = patch.dump(after).encode(), self._message(current)
+            change = found.change(tip, self._path, content, message, self._git.author)
+            self._not_refused(old)
+            try:
+                self._remote.push(self._review or self._branch, old, change)
+            except RefusedError as error:
+                self._refused.append((old, str(error)))
+                raise
+            commit = change.commit.id.decode()
+            LOG.info("%s: version %s is commit %s of %s", self._name, self._version, commit, self._target)
+            return _Landed(after, (self._review and _proposal(commit, self._review)) or "")
+
+    def _read(self, found: Snapshot, commit: CommitId) -> Object:
+        content = found.read(commit, self._path)
+        if content is None:
+            raise DeliveryError(
+                f"branch {self._branch} of {self._git.repository} has no file {self._path}; begin with "
+                f"`python manifests/write.py {self._name}` and commit what it writes, or mend delivery.git.path"
+            )
+        try:
+            return patch.read(content, self._name)
+        except patch.PatchError as error:
+            raise DeliveryError(
+                f"{self._path} {error}; write it anew with `python manifests/write.py {self._name}`"
+            ) from error
+
+    def _patch(self, content: bytes | None) -> Object | None:
+        """Return a patch of another day or branch; None where the file is not there or something else."""
+        try:
+            return patch.read(content or b"", self._name)
+        except patch.PatchError:
+            return None
+
+    def _named(self, current: Object, branch: str) -> bool:
+        """Return whether a patch names our version; it must not name a newer one."""
+        if patch.version(current) > self._version:
+            raise DeliveryError(
+                f"branch {branch} names version {patch.version(current)} of {self._name}, which is newer than version "
+                f"{self._version} and stays; to go back, revert the commit that promoted it"
+            )
+        # A patch that was written by hand has no stamp, by which its rollout could be followed.
+        followed = rollout.stamp(current) is not None or not _waits(self._git)
+        return followed and patch.lineage(current) == patch.lineage(self._manifest)
+
+    def _never_taken_back(self, found: Snapshot, tip: CommitId, current: Object) -> None:
+        """A person's revert stands: a step that is repeated after it must not bring the version back."""
+        ours = patch.lineage(self._manifest)
+        if patch.lineage(current) == ours:
+            return
+        for content in found.earlier(tip, self._path):
+            was = self._patch(content)
+            if was and patch.lineage(was) == ours:
+                raise DeliveryError(
+                    f"version {self._version} of {self._name} was taken back on branch {self._branch}, which names "
+                    f"version {patch.version(current)} now; revert that, or start a new run"
+                )
+
+    def _proposed(self, found: Snapshot, tip: CommitId, review: str) -> _Landed | None:
+        """Return our proposal if it is there already; None where an older one of ours may be replaced."""
+        current = self._patch(found.read(tip, self._path))
+        if current and self._named(current, review):
+            LOG.info("%s: version %s is proposed on branch %s already", self._name, self._version, review)
+            return _Landed(current, _proposal(tip.decode(), review))
+        if (who := found.committer(tip)) != self._git.author:
+            raise DeliveryError(
+                f"the newest commit of branch {review} is by {who}, and is not overwritten; merge it or delete the "
+                "branch, and start the step again"
+            )
+        return None
+
+    def _carried(self, current: Object) -> Object:
+        parts = [part for part in _COMPONENTS if part in self._manifest["spec"]]
+        try:
+            return patch.stamped(patch.carry(self._manifest, current), parts)
+        except patch.PatchError as error:
+            raise DeliveryError(
+                f"{self._path} {error}; write it anew with `python manifests/write.py {self._name}`"
+            ) from error
+
+    def _not_refused(self, old: CommitId | None) -> None:
+        """Give up where the branch stands still and the server refuses all the same."""
+        told = [words for tip, words in self._refused if tip == old]
+        if len(told) >= REFUSALS:
+            raise DeliveryError(
+                f"the server refuses a push to {self._target} ({told[-1]}); let the account of KUBELOOP_GIT_TOKEN push "
+                "to it, or propose on another branch with delivery.git.review_branch"
+            )
+
+    def _message(self, before: Object) -> str:
+        model = self._manifest["spec"]["predictor"]["model"]
+        lineage, was = patch.lineage(self._manifest), patch.lineage(before)
+        facts = {
+            "Model": model["storageUri"],
+            "SHA-256": lineage[names.DIGEST],
+            "Run": lineage[names.RUN],
+            "Before": f"version {was[names.VERSION]} of run {was.get(names.RUN, 'unknown')}"
+            if names.VERSION in was
+            else "",
+        }
+        paragraphs = [
+            f"Serve version {self._version} of {self._name}",
+            textwrap.fill(" ".join(self._why.split()), 72),
+            "\n".join(f"{name}: {value}" for name, value in facts.items() if value),
+        ]
+        return "\n\n".join(filter(None, paragraphs)) + "\n"
+
+
+def _proposal(commit: str, branch: str) -> str:
+    return f"commit {commit} on branch {branch}"

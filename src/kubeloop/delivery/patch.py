@@ -1,0 +1,110 @@
+"""The patch of an environment that names the model version it serves: read it, carry a version into it, write it.
+
+Needs PyYAML alone, since the workflow that promotes between environments installs nothing else.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+
+from kubeloop import names
+from kubeloop.delivery import rollout
+
+Object = dict[str, Any]
+
+LINEAGE = (names.VERSION, names.DIGEST, names.RUN)
+FLAGS = ("--version=", "--sha256=")
+
+
+class PatchError(ValueError):
+    """The file is not the patch of an InferenceService; the message says what it lacks."""
+
+
+def read(text: str | bytes, service: str) -> Object:
+    """Return the patch of an inference service.
+
+    Raises:
+        PatchError: it is the patch of something else, or not whole.
+    """
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PatchError(f"is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict) or found.get("kind") != "InferenceService":
+        raise PatchError("is no patch of an InferenceService")
+    name = _at(found, "metadata").get("name")
+    if name != service:
+        raise PatchError(f"is the patch of {name}, not of {service}")
+    model = _at(found, "spec", "predictor", "model")
+    for field, kind in (("storageUri", str), ("args", list)):
+        if not isinstance(model.get(field, kind()), kind):
+            raise PatchError(f"has a spec.predictor.model.{field} of the wrong type")
+    version(found)
+    return found
+
+
+def _at(patch: Object, *path: str) -> Object:
+    for number, name in enumerate(path, 1):
+        patch = patch.get(name, {})
+        if not isinstance(patch, dict) or not patch:
+            raise PatchError(f"has no {'.'.join(path[:number])}")
+    return patch
+
+
+def dump(patch: Object) -> str:
+    """Write a patch the way `read` reads it."""
+    return yaml.safe_dump(patch, sort_keys=False, width=120)
+
+
+def lineage(patch: Object) -> dict[str, str]:
+    """Return what says of a patch or an InferenceService which model it serves: version, digest and run."""
+    found = patch["metadata"].get("annotations") or {}
+    return {name: str(found[name]) for name in LINEAGE if name in found}
+
+
+def version(patch: Object) -> int:
+    """Return the number of the model version that a patch names; 0 where it names none.
+
+    Raises:
+        PatchError: that is no number.
+    """
+    text = lineage(patch).get(names.VERSION, "0")
+    if not text.isdecimal():
+        raise PatchError(f"has {names.VERSION}: {text!r}, which is no number")
+    return int(text)
+
+
+def carry(source: Object, target: Object) -> Object:
+    """Return `target` with the model of `source`; both are patches of one InferenceService, or the whole of it.
+
+    Only what names the version is carried over: the lineage, the address, the digest. Scaling, addresses of services
+    and everything else of the target stay as they are. A target that is stamped is stamped anew.
+
+    Raises:
+        PatchError: the target does not say with which arguments its server starts.
+    """
+    found = _lineage(source["metadata"], target["metadata"])
+    ours, theirs = source["spec"]["predictor"], target["spec"]["predictor"]
+    model = theirs["model"] | {"storageUri": ours["model"]["storageUri"]}
+    if flags := [flag for flag in ours["model"].get("args", ()) if flag.startswith(FLAGS)]:
+        kept = [flag for flag in model.get("args", ()) if not flag.startswith(FLAGS)]
+        if not kept:  # a list in a patch replaces the base's, so that the flags alone would be all there is
+            raise PatchError("has no spec.predictor.model.args, which name the version")
+        model["args"] = [*kept[:1], *flags, *kept[1:]]
+    predictor = _lineage(ours, theirs) | {"model": model}
+    # A canary of the environment was judged against the version that goes.
+    spec = {key: value for key, value in target["spec"].items() if key != "canary"}
+    carried = target | {"metadata": found, "spec": spec | {"predictor": predictor}}
+    return rollout.stamped(carried) if rollout.stamp(target) else carried
+
+
+def _lineage(source: Object, target: Object) -> Object:
+    lineage = {name: source["annotations"][name] for name in LINEAGE}
+    return target | {"annotations": (target.get("annotations") or {}) | lineage}
+
+
+def stamped(patch: Object, components: Iterable[str]) -> Object:
+    """Return a patch with the stamps by which a rollout is recognized, on itself and on each of the components."""
+    parts = {name: patch["spec"].get(name) or {} for name in components}
+    return rollout.stamped(patch | {"spec": patch["spec"] | parts})
