@@ -12,6 +12,7 @@ BENCHMARKS = {
     "join": Path(sys.executable),
     "steps": Path(sys.executable),
     "collector": RUNTIME,
+    "logger": Path(sys.executable),
     "ledger": RUNTIME,
 }
 

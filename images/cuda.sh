@@ -8,7 +8,11 @@ if [ "$1" = 1 ]; then needed="$needed libnvinfer libnvinfer_plugin libnvonnxpars
 mkdir -p /cuda/lib64
 collect() {
     find / -xdev -path /cuda -prune -o \( -type f -o -type l \) -name "$1.so.*" ! -path '*/stubs/*' -print |
-        xargs -r cp --no-clobber --no-dereference --target-directory /cuda/lib64
+        while read -r path; do
+            # A name may match twice; whether `cp --no-clobber` calls that a failure depends on its version.
+            target=/cuda/lib64/${path##*/}
+            [ -e "$target" ] || [ -L "$target" ] || cp --no-dereference "$path" /cuda/lib64/
+        done
 }
 set -f
 for name in $needed $optional; do collect "$name"; done
