@@ -109,8 +109,8 @@ backends: ## Install PostgreSQL and Redis for the tests (Debian and Ubuntu; need
 	  if [ -n "$$missing" ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing > /dev/null; fi
 
 .PHONY: bench
-bench: setup ## Measure against peers, side by side; writes build/bench.json
-	$(BIN)/python -m benchmarks
+bench: setup ## Measure against peers, side by side; writes build/bench.json (ARGS="chart postgres" for a cluster's)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: report
 report: setup ## Write the report anew and open it

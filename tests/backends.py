@@ -102,12 +102,13 @@ class Postgres:
             **self._user,
         )
 
-    def start(self) -> None:
-        """Start it, and wait until it answers."""
+    def start(self, durable: bool = False) -> None:
+        """Start it, and wait until it answers; tests do without waiting for the disk."""
         command = [self._server, "-D", str(self._folder), "-p", str(self.port), "-k", "", "-h", "127.0.0.1"]
+        command += [] if durable else ["-F"]
         options = {"cwd": self._folder.parent, **self._user}
         # SIGINT ends it without waiting for its clients.
-        self._stack.enter_context(_running([*command, "-F"], self._log, self._answers, signal.SIGINT, **options))
+        self._stack.enter_context(_running(command, self._log, self._answers, signal.SIGINT, **options))
 
     def stop(self) -> None:
         """End it; its data stay."""
