@@ -8,8 +8,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import yaml
-
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "src"))  # the workflow that runs this has a checkout, and no installation
 
@@ -25,10 +23,15 @@ def main() -> None:
     parser.add_argument("--overlays", type=Path, default=HERE / "overlays")
     args = parser.parse_args()
     source, target = (args.overlays / name / "models" / f"{args.model}.yaml" for name in (args.source, args.target))
+    found = []
     for path in (source, target):
         if not path.is_file():
             sys.exit(f"{path} does not exist; promote the model to that environment by its pipeline first")
-    carried = patch.carry(yaml.safe_load(source.read_text()), yaml.safe_load(target.read_text()))
+        try:
+            found.append(patch.read(path.read_text(), args.model))
+        except patch.PatchError as error:
+            sys.exit(f"{path} {error}; write it anew with manifests/write.py")
+    carried = patch.carry(*found)
     target.write_text(patch.dump(carried))
 
 

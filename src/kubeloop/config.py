@@ -250,6 +250,8 @@ def load(path: Path) -> Loop:
 class Settings(Model):
     """Where this installation keeps its state and finds its interpreters."""
 
+    model_config = ConfigDict(hide_input_in_errors=True)
+
     home: Path = Field(description="Folder of loop.yaml and the feature repo.")
     state: Path = Field(description="Folder with everything a run leaves; deleting it starts over.")
     mlflow_uri: str = Field(description="MLflow's tracking and registry server.")

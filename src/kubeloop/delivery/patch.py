@@ -28,7 +28,7 @@ def read(text: str | bytes, service: str) -> Object:
         PatchError: it is the patch of something else, or not whole.
     """
     try:
-        found = yaml.safe_load(text)
+        found = _unshared(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise PatchError(f"is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict) or found.get("kind") != "InferenceService":
@@ -42,6 +42,13 @@ def read(text: str | bytes, service: str) -> Object:
             raise PatchError(f"has a spec.predictor.model.{field} of the wrong type")
     version(found)
     return found
+
+
+def _unshared(content: Any) -> Any:
+    """Return content in which nothing is there twice, as it is behind a YAML alias: a change would change both."""
+    if isinstance(content, dict):
+        return {key: _unshared(value) for key, value in content.items()}
+    return [_unshared(value) for value in content] if isinstance(content, list) else content
 
 
 def _at(patch: Object, *path: str) -> Object:

@@ -220,17 +220,17 @@ class Remote:
 
     def _protocol(self, error: GitProtocolError) -> str:
         at, cause = self._address, error.__cause__
+        if isinstance(error, HangupException):
+            return (
+                f"the Git server ended the connection to {at} ({self._clean(error)}); see that it is up and that the "
+                "key may be used"
+            )
         if cause is not None:  # of urllib3, which wraps the reason in the tale of its attempts
             return self._away(getattr(cause, "reason", None) or cause)
         if status := re.search(r"http resp (\d+)", str(error)):
             if status[1] == "403":
                 return f"KUBELOOP_GIT_TOKEN has no right to write to {at}; give the token that right"
             return f"the Git server answers {status[1]} for {at}; see that delivery.git.repository is a Git address"
-        if isinstance(error, HangupException):
-            return (
-                f"the Git server ended the connection to {at} ({self._clean(error)}); see that it is up and that the "
-                "key may be used"
-            )
         return f"the Git server refuses {at}: {self._clean(error)}; mend delivery.git.repository or what forbids it"
 
     def _away(self, error: object) -> str:

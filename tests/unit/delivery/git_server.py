@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from pydantic import SecretStr
 
+from kubeloop import config
+from kubeloop.config import Settings
 from kubeloop.delivery import patch
 from tests.cluster.conftest import NAME, build
 
 PATCH = f"manifests/overlays/prod/models/{NAME}.yaml"
 MODELS = "manifests/overlays/prod/models"
 OTHERS = {"README.md": "# Loops\n", "apps/web/values.yaml": "replicas: 2  # as agreed\n", "apps/web/notes.txt": "x\n"}
+SOMEBODY = {f"GIT_{who}_{what}": "server" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 ENV = {"PATH": os.environ["PATH"], "GIT_CONFIG_NOSYSTEM": "1", "HOME": "/nonexistent"}
 Server = TypeVar("Server", bound=socketserver.BaseServer)
 
@@ -49,9 +53,19 @@ class Git:
         run(clone, "push", "-q", "origin", "HEAD")
         return run(clone, "rev-parse", "HEAD")
 
+    def begin(self) -> Path:
+        """Let a person push the files of an environment that serves version 6; return their clone."""
+        clone = self.clone("alice")
+        self.commit(clone, OTHERS | overlay("ml"), "Begin")
+        return clone
+
     def log(self, branch: str = "main", form: str = "%s") -> list[str]:
         """Return the history of a branch, newest first."""
         return run(self.bare, "log", f"--format={form}", branch).splitlines()
+
+    def whole(self) -> bool:
+        """Return whether every object is there and sound."""
+        return run(self.bare, "fsck", "--strict", "--no-dangling") == ""
 
     def show(self, path: str = PATCH, at: str = "main") -> str:
         """Return a file."""
@@ -69,8 +83,8 @@ class Git:
         path.chmod(0o755)
 
 
-def run(folder: Path, *args: str, check: bool = True) -> str:
-    done = subprocess.run(["git", *args], cwd=folder, env=ENV, capture_output=True, text=True, check=False)
+def run(folder: Path, *args: str, check: bool = True, **env: str) -> str:
+    done = subprocess.run(["git", *args], cwd=folder, env=ENV | env, capture_output=True, text=True, check=False)
     assert not check or done.returncode == 0, f"git {' '.join(args)}: {done.stderr}"
     return done.stdout.strip()
 
@@ -146,7 +160,7 @@ class Web(ThreadingHTTPServer):
 class _Request(BaseHTTPRequestHandler):
     server: Web
 
-    def do_GET(self) -> None:  # noqa: N802 - the name is http.server's
+    def do_GET(self) -> None:
         given = self.headers.get("authorization")
         self.server.asked.append(given)
         if given != self.server.expected or self.server.status:
@@ -197,3 +211,8 @@ def served(server: Server) -> Iterator[Server]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def settings(folder: Path, token: str = "") -> Settings:
+    """Return settings that know a token."""
+    return config.settings(folder).model_copy(update={"git_token": SecretStr(token)})

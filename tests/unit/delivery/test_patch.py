@@ -1,0 +1,97 @@
+"""What is carried from one patch to another, and the stamps by which a rollout is recognized."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kubeloop import names
+from kubeloop.delivery import patch, rollout
+from tests.cluster.conftest import NAME, build
+from tests.unit.delivery.git_server import PATCH, overlay
+
+MANIFESTS = Path(__file__).parents[3] / "manifests"
+PARTS = ("predictor", "transformer")
+
+
+def environment(version: str = "6") -> dict[str, Any]:
+    return patch.read(overlay("ml", version)[PATCH], NAME)
+
+
+def test_a_patch_is_read_as_it_was_written():
+    found = patch.stamped(environment(), PARTS)
+    assert patch.read(patch.dump(found), NAME) == found
+    assert "&id" not in patch.dump(patch.carry(build("ml", "7"), found))
+
+
+def test_a_stamp_is_of_what_is_written():
+    found = patch.stamped(environment(), PARTS)
+    assert patch.stamped(found, PARTS) == found
+    assert rollout.unstamped(found)["spec"] == environment()["spec"] | {"transformer": {}}
+    scaled = environment()
+    scaled["spec"]["predictor"]["minReplicas"] = 9
+    other = patch.stamped(scaled, PARTS)
+    assert rollout.stamp(other) != rollout.stamp(found)
+    # A change of scale replaces no pod.
+    assert other["spec"]["predictor"]["annotations"] == found["spec"]["predictor"]["annotations"]
+    newer = patch.stamped(patch.carry(build("ml", "7"), found), PARTS)
+    for part in PARTS:
+        old, new = (item["spec"][part]["annotations"][names.MANIFEST] for item in (found, newer))
+        assert old != new
+
+
+def test_a_stamp_goes_with_the_version_from_one_environment_to_the_next():
+    """Without it the service would seem to be there before it is."""
+    carried = patch.carry(environment("7"), patch.stamped(environment(), PARTS))
+    assert carried == patch.stamped(environment("7"), PARTS)
+    assert rollout.stamp(patch.carry(environment("7"), environment())) is None
+
+
+def test_a_server_of_another_kind_has_no_flags_of_ours():
+    source, target = build("ml", "7"), environment()
+    del source["spec"]["predictor"]["model"]["args"]
+    del target["spec"]["predictor"]["model"]["args"]
+    carried = patch.carry(source, target)
+    assert carried["spec"]["predictor"]["model"] == {"storageUri": "s3://models/7"}
+    assert patch.version(carried) == 7
+
+
+def test_a_patch_that_names_no_version_yet_takes_one():
+    target = environment()
+    del target["metadata"]["annotations"], target["spec"]["predictor"]["annotations"]
+    assert patch.version(target) == 0
+    carried = patch.carry(build("ml", "7"), target)
+    assert patch.version(carried) == 7
+    assert carried["spec"]["predictor"]["annotations"] == patch.lineage(carried)
+
+
+def test_the_workflow_promotes_with_pyyaml_alone(tmp_path):
+    """It has a checkout, and no installation of kubeloop."""
+    shutil.copytree(MANIFESTS / "overlays", tmp_path / "overlays")
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "yaml").symlink_to(Path(yaml.__file__).parent)
+    program = [sys.executable, "-S", str(MANIFESTS / "promote.py"), "flight-delay", "staging", "prod"]
+    done = subprocess.run(
+        [*program, "--overlays", str(tmp_path / "overlays")],
+        env={"PATH": os.defpath, "PYTHONPATH": str(tmp_path / "packages")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    staging, prod = (
+        yaml.safe_load((tmp_path / "overlays" / name / "models" / "flight-delay.yaml").read_text())
+        for name in ("staging", "prod")
+    )
+    assert patch.lineage(prod) == patch.lineage(staging)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "kind: Deployment", "kind: InferenceService", "a: ["])
+def test_what_is_no_patch_is_refused(content):
+    with pytest.raises(patch.PatchError):
+        patch.read(content, NAME)
