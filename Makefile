@@ -69,7 +69,7 @@ GO ?= $(firstword $(shell command -v go) $(wildcard /usr/local/go/bin/go) go)
 PINS := tests/control_plane
 ASSETS := $(or $(KUBEBUILDER_ASSETS),.control-plane/bin)
 KUBERNETES = $(shell sed -En 's|^(require)?[[:space:]]*k8s.io/kubernetes v([0-9.]+).*|\2|p' $(PINS)/kubernetes/go.mod)
-PROGRAMS := $(addprefix $(ASSETS)/,kubectl helm kustomize etcd kube-apiserver actionlint)
+PROGRAMS := $(addprefix $(ASSETS)/,kubectl helm kustomize etcd kube-apiserver actionlint kube-score)
 STAMP := -X k8s.io/component-base/version
 GO_BUILD = @echo "building $(@F)"; command -v $(GO) > /dev/null \
   || { echo "building $(@F) needs Go 1.26 or newer; see https://go.dev/doc/install" >&2; exit 1; }; mkdir -p $(@D); \
@@ -96,6 +96,10 @@ $(ASSETS)/kustomize: $(PINS)/tools/go.mod $(PINS)/tools/go.sum
 
 $(ASSETS)/actionlint: $(PINS)/tools/go.mod $(PINS)/tools/go.sum
 	$(GO_BUILD) github.com/rhysd/actionlint/cmd/actionlint
+
+# A module of its own: it needs an older k8s.io/api than helm.
+$(ASSETS)/kube-score: $(PINS)/score/go.mod $(PINS)/score/go.sum
+	$(GO_BUILD) github.com/zegl/kube-score/cmd/kube-score
 
 .PHONY: images
 images: setup ## Build the images with docker, podman or buildah (ARGS="core --tag 1.2.3 --registry host/folder --push")

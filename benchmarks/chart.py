@@ -56,7 +56,7 @@ def chart(plane: ControlPlane, values: dict[str, Any], rounds: int) -> dict[str,
             taken["install"].append(installed)
             taken["kubectl_apply"].append(applied)
             taken["upgrade"].append(seconds(lambda: plane.helm("upgrade", *release)))  # noqa: B023
-            taken["uninstall"].append(seconds(lambda: plane.helm("uninstall", RELEASE, "-n", namespace)))  # noqa: B023
+            taken["uninstall"].append(seconds(lambda: plane.helm("uninstall", RELEASE, "-n", namespace)))
             ratios.append(installed / applied)
     row = {f"{name}_s": round(statistics.median(times), 2) for name, times in taken.items()}
     return {"objects": count} | row | {"install_ratio": round(statistics.median(ratios), 2)}

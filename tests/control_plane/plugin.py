@@ -14,7 +14,7 @@ PROJECT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def assets() -> Path:
-    """The folder with kube-apiserver, etcd, kubectl, helm, kustomize and actionlint."""
+    """The folder with kube-apiserver, etcd, kubectl, helm, kustomize, kube-score and actionlint."""
     folder = Path(os.environ.get("KUBEBUILDER_ASSETS") or PROJECT / ".control-plane" / "bin")
     missing = [program for program in PROGRAMS if not (folder / program).is_file()]
     if missing:
