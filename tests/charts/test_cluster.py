@@ -220,6 +220,20 @@ def test_the_pipelines_account(control_plane, installed, elsewhere):
     assert not control_plane.may(user, "create", "trainjobs.trainer.kubeflow.org", installed, within_s=0)
 
 
+def test_the_pipelines_account_only_looks_where_gitops_promotes(control_plane, namespace, tmp_path):
+    git = {"repository": "https://git.acme.io/loops"}
+    values = {"loops": {"fraud": {"config": SECOND | {"delivery": {"applier": "gitops", "git": git}}}}}
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    control_plane.helm("install", RELEASE, str(CHART), "-n", namespace, "-f", str(tmp_path / "values.yaml"))
+    act = Account(control_plane, namespace, "kubeloop-pipeline")
+    path = f"{KSERVE}/{namespace}/inferenceservices/fraud"
+    assert act("GET", path) == 404
+    assert act("GET", f"/apis/apps/v1/namespaces/{namespace}/deployments") == 200
+    for method in ("PATCH", "PUT", "DELETE"):
+        assert act.refused(method, path)
+    assert act.refused("POST", path.rpartition("/")[0])
+
+
 def test_a_monitors_account_sees_its_own_service_alone(control_plane, installed, elsewhere):
     own, other = (Account(control_plane, installed, f"{RELEASE}-monitor-{name}") for name in ("fraud", "flight-delay"))
     path = f"{KSERVE}/{elsewhere}/inferenceservices/fraud"

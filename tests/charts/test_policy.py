@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.charts.conftest import RELEASE, VALUES, containers, kinds, named, pods, values_of
+from tests.charts.conftest import RELEASE, SECOND, VALUES, containers, kinds, named, pods, values_of
 
 ALL = VALUES["everything"]
 EVERY = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
@@ -87,6 +87,27 @@ def test_roles_are_small(render, values):
             if "secrets" in rule["resources"]:
                 assert rule["verbs"] == ["get"]
                 assert rule["resourceNames"] == ["mlpipeline-minio-artifact"]
+
+
+@pytest.mark.parametrize(
+    ("appliers", "verbs"),
+    [
+        ([], ["get", "create", "patch"]),
+        (["cluster"], ["get", "create", "patch"]),
+        (["gitops"], ["get"]),
+        (["gitops", "gitops"], ["get"]),
+        (["gitops", "cluster"], ["get", "create", "patch"]),
+    ],
+)
+def test_pipelines_change_nothing_where_all_is_promoted_by_gitops(render, appliers, verbs):
+    git = {"repository": "https://git.acme.io/loops"}
+    loops = {
+        f"loop-{number}": {"config": SECOND | {"name": f"loop-{number}", "delivery": {"applier": applier, "git": git}}}
+        for number, applier in enumerate(appliers)
+    }
+    role = named(render({"loops": loops}), "Role", "kubeloop-pipeline")
+    found = {rule["resources"][0]: rule["verbs"] for rule in role["rules"]}
+    assert found == {"inferenceservices": verbs, "deployments": ["list"], "pods": ["list"]}
 
 
 @EVERY

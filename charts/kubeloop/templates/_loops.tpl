@@ -59,3 +59,11 @@ items: {{ $found | toJson }}
 {{- if dig "pipelines" "train_job" "" (include "kubeloop.loop" (dict "root" $ "name" $name) | fromYaml) -}}yes{{- end -}}
 {{- end -}}
 {{- end -}}
+
+{{- /* Not empty when a pipeline itself applies to a namespace, as all but GitOps do: dict root, namespace. */ -}}
+{{- define "kubeloop.applies" -}}
+{{- range $name, $entry := .root.Values.loops -}}
+{{- $delivery := (include "kubeloop.loop" (dict "root" $.root "name" $name) | fromYaml).delivery -}}
+{{- if and (eq $delivery.namespace $.namespace) (ne $delivery.applier "gitops") -}}yes{{- end -}}
+{{- else -}}yes{{- end -}}
+{{- end -}}
