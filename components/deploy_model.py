@@ -12,9 +12,9 @@ def deploy_model(loop: str, version: str) -> str:
         version: the version to serve.
 
     Returns:
-        Address of the inference service.
+        Address of the inference service; by GitOps it may be the commit that proposes the version.
     """
     from kubeloop import stages
     from kubeloop.config import Loop, settings
 
-    return stages.deploy(Loop.parse(loop), settings(), version).url
+    return stages.deploy(Loop.parse(loop), settings(), version).outcome

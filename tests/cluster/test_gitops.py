@@ -116,7 +116,19 @@ def test_a_patch_written_by_hand_gets_a_stamp_to_be_followed_by(environment, kse
 
     with meanwhile(play):
         environment.promote()
-    assert len(environment.git.log()) == 3
+    assert environment.git.log() == ["Stamp version 7 of flights", "By hand", "Begin"]
+
+
+def test_a_stamp_that_was_left_over_is_not_taken_for_the_version(environment, kserve):
+    """Somebody changed the version in a patch that the applier had stamped."""
+    environment.plane.kubectl("delete", "isvc", NAME, "-n", environment.namespace)
+    with pytest.raises(DeliveryError, match="did not arrive"):
+        environment.promote(timeout_s=0)
+    environment.sync()
+    newer = environment.git.show().replace("'7'", "'8'").replace("7" * 64, "8" * 64).replace("run-7", "run-8")
+    environment.git.commit(environment.clone, {PATCH: newer}, "By hand")
+    with pytest.raises(DeliveryError, match=r"version 8 of flights did not arrive within .* has version 7"):
+        environment.promote("8", timeout_s=0.3)
 
 
 def test_a_commit_that_nobody_brings(environment):

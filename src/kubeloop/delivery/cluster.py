@@ -86,8 +86,12 @@ def follow(cluster: "Cluster", manifest: Object, timeout_s: float) -> Applied:
     began, path = time.monotonic(), cluster.path(manifest)
     metadata, pause = manifest["metadata"], _FIRST_POLL_S
     name = metadata["name"]
-    while stamp(found := cluster.get(path, f"{KIND} {name}") or _NOTHING) != stamp(manifest):
-        served, wanted = (_version(item) for item in (found, manifest))
+    wanted = _version(manifest)
+    while True:
+        found = cluster.get(path, f"{KIND} {name}") or _NOTHING
+        served = _version(found)
+        if (stamp(found), served) == (stamp(manifest), wanted):
+            break
         if served > wanted:
             raise DeliveryError(f"{name}: version {served} took the place of version {wanted} before that one arrived")
         if time.monotonic() - began > timeout_s:

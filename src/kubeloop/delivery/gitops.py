@@ -152,9 +152,10 @@ class _Promotion:
         try:
             return patch.read(content, self._name)
         except patch.PatchError as error:
-            raise DeliveryError(
-                f"{self._path} {error}; write it anew with `python manifests/write.py {self._name}`"
-            ) from error
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: patch.PatchError) -> DeliveryError:
+        return DeliveryError(f"{self._path} {error}; write it anew with `python manifests/write.py {self._name}`")
 
     def _patch(self, content: bytes | None) -> Object | None:
         """Return a patch of another day or branch; None where the file is not there or something else."""
@@ -205,9 +206,7 @@ class _Promotion:
         try:
             return patch.stamped(patch.carry(self._manifest, current), parts)
         except patch.PatchError as error:
-            raise DeliveryError(
-                f"{self._path} {error}; write it anew with `python manifests/write.py {self._name}`"
-            ) from error
+            raise self._unusable(error) from error
 
     def _not_refused(self, old: CommitId | None) -> None:
         """Give up where the branch stands still and the server refuses all the same."""
@@ -219,20 +218,18 @@ class _Promotion:
             )
 
     def _message(self, before: Object) -> str:
-        model = self._manifest["spec"]["predictor"]["model"]
         lineage, was = patch.lineage(self._manifest), patch.lineage(before)
         facts = {
-            "Model": model["storageUri"],
+            "Model": self._manifest["spec"]["predictor"]["model"]["storageUri"],
             "SHA-256": lineage[names.DIGEST],
             "Run": lineage[names.RUN],
-            "Before": f"version {was[names.VERSION]} of run {was.get(names.RUN, 'unknown')}"
-            if names.VERSION in was
-            else "",
         }
+        if names.VERSION in was and was != lineage:
+            facts["Before"] = f"version {was[names.VERSION]} of run {was.get(names.RUN, 'unknown')}"
         paragraphs = [
-            f"Serve version {self._version} of {self._name}",
+            f"{'Stamp' if was == lineage else 'Serve'} version {self._version} of {self._name}",
             textwrap.fill(" ".join(self._why.split()), 72),
-            "\n".join(f"{name}: {value}" for name, value in facts.items() if value),
+            "\n".join(f"{name}: {value}" for name, value in facts.items()),
         ]
         return "\n\n".join(filter(None, paragraphs)) + "\n"
 

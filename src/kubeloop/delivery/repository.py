@@ -5,7 +5,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,8 +143,7 @@ class Remote:
             return [refs[ref] for ref in wanted if ref in refs]
 
         with tempfile.TemporaryDirectory(prefix="kubeloop-git-") as folder, Repo.init_bare(folder) as repo:
-            with self._told():
-                client, path = self._client()
+            with self._told(), self._client() as (client, path):
                 found = client.fetch(path, repo, wants, depth=HISTORY, ref_prefix=list(wanted))
             refs: Mapping[Ref, ObjectID | None] = found.refs
             tips = {branch: tip for ref, branch in wanted.items() if (tip := refs.get(ref)) is not None}
@@ -168,21 +167,24 @@ class Remote:
         def pack(*_have_and_want: Any, **_options: Any) -> Any:
             return pack_objects_to_data(change.objects)
 
-        with self._told():
-            client, path = self._client()
+        with self._told(), self._client() as (client, path):
             result = client.send_pack(path.encode(), update, pack, progress=words.append)
         refusal = (result.ref_status or {}).get(ref)
         if refusal is not None:
             told = b"".join(words).decode(errors="replace")
             raise RefusedError(self._clean(f"{refusal}: {told}" if told.strip() else refusal))
 
-    def _client(self) -> tuple[dulwich.GitClient, str]:
+    @contextmanager
+    def _client(self) -> Iterator[tuple[dulwich.GitClient, str]]:
+        client: dulwich.GitClient
         if self._address.startswith(("https:", "http:")):
             user = self._user if self._token else None
-            return dulwich.HttpGitClient(
-                self._address, username=user, password=self._token or None, timeout=ANSWER_S
-            ), ""
-        return dulwich.get_transport_and_path(self._address)
+            client = dulwich.HttpGitClient(self._address, username=user, password=self._token or None, timeout=ANSWER_S)
+            path = ""
+        else:
+            client, path = dulwich.get_transport_and_path(self._address)
+        with closing(client):
+            yield client, path
 
     def _clean(self, text: object) -> str:
         """Return a server's words on one line, without the token, and not too many of them."""

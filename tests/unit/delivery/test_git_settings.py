@@ -1,5 +1,6 @@
 """Where a promotion is committed, as loop.yaml and the environment say it; and that neither gives a secret away."""
 
+import re
 import traceback
 
 import pytest
@@ -108,3 +109,11 @@ def test_the_token_reaches_a_child_and_no_log(tmp_path, monkeypatch):
     with pytest.raises(ValidationError) as error:
         config.Settings.model_validate(found.model_dump() | {"git_token": b"\xff s3cret"})
     assert "s3cret" not in str(error.value)
+
+
+def test_the_example_in_the_docs_is_valid(project):
+    page = (project / "docs" / "operations.md").read_text()
+    (example,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    found = Loop.parse(yaml.safe_dump(LOOP | yaml.safe_load(example)))
+    assert found.delivery.git == Git(repository="https://git.example.org/team/loops")
+    assert {name for secret in found.pipelines.secrets for name in secret.env} >= {"KUBELOOP_GIT_TOKEN"}

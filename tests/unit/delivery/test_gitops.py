@@ -15,7 +15,7 @@ import yaml
 from kubeloop import registry, stages
 from kubeloop.config import Loop
 from kubeloop.config_cluster import Git as Place
-from kubeloop.delivery import Applied, DeliveryError, gitops, patch, rollout
+from kubeloop.delivery import Applied, DeliveryError, gitops, patch, repository, rollout
 from tests.cluster.conftest import NAME, build
 from tests.unit.delivery.git_server import OTHERS, PATCH, SOMEBODY, Daemon, Git, overlay, run, served, settings
 
@@ -40,7 +40,7 @@ def alice(git: Git) -> Path:
 
 
 def promote(server: Daemon, version: str = "7", why: str = "", **place: Any) -> Applied:
-    found = Place(repository=server.address, **{"wait": False, **place})
+    found = Place(**{"repository": server.address, "wait": False, **place})
     return gitops.apply(build("ml", version), found, 10, settings(server.folder), why=why)
 
 
@@ -210,6 +210,27 @@ def test_a_patch_written_by_hand_is_left_alone_where_nobody_follows_it(git, serv
     git.commit(alice, {PATCH: overlay("ml", "7")[PATCH]}, "By hand")
     promote(server)
     assert git.log() == ["By hand", "Begin"]
+
+
+@pytest.mark.parametrize("scheme", ["git", "file"])
+def test_a_long_history_is_not_fetched(git, server, alice, scheme, monkeypatch):
+    """A revert is seen as far back as the history goes; what was before it is neither needed nor lost."""
+    monkeypatch.setattr(repository, "HISTORY", 5)
+    promote(server)
+    run(alice, "pull", "-q")
+    git.commit(alice, {PATCH: overlay("ml")[PATCH]}, "Back to version 6")
+    tip = run(git.bare, "rev-parse", "main")
+    for number in range(10):
+        tip = run(git.bare, "commit-tree", "main^{tree}", "-p", tip, "-m", f"Other {number}", **SOMEBODY)
+        if number == 2:
+            run(git.bare, "update-ref", "refs/heads/main", tip)
+            with pytest.raises(DeliveryError, match="was taken back"):
+                promote(server)
+    run(git.bare, "update-ref", "refs/heads/main", tip)
+    promote(server, repository=server.address if scheme == "git" else f"file://{git.bare}")
+    assert len(git.log()) == 14
+    assert git.log()[:2] == ["Serve version 7 of flights", "Other 9"]
+    assert git.whole()
 
 
 def test_nothing_is_committed_that_could_not_be_followed(git, server, alice, monkeypatch, tmp_path):
