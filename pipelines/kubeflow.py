@@ -37,6 +37,8 @@ def settle(loop: Loop, tasks: Sequence[PipelineTask]) -> None:
         kubernetes.set_security_context(task, run_as_user=pipelines.run_as_user, run_as_non_root=True)
         for name, value in names.labels(loop.name, "pipeline").items():
             kubernetes.add_pod_label(task, name, value)
+        # The one place where Kubeflow Pipelines names the run to its pods.
+        kubernetes.use_field_path_as_env(task, "KUBELOOP_RUN_ID", "metadata.labels['pipeline/runid']")
         for secret in pipelines.secrets:
             keys = {key: variable for variable, key in secret.env.items()}
             kubernetes.use_secret_as_env(task, secret.secret, keys)

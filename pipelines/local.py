@@ -18,11 +18,10 @@ from typing import Any, TextIO
 from kfp import local
 from kfp.dsl.base_component import BaseComponent
 
+from kubeloop import failures
 from kubeloop.config import Settings
 from pipelines import warm
 
-# Data and configuration: another attempt would read the same ones.
-_LASTING = ("ConfigError", "FeatureError", "ParameterError", "StageError", "SuiteError", "ValidationFailed")
 _LOG_LINE = re.compile(r"\s*(\d\d:\d\d:\d\d\.\d+ - |---)")
 
 
@@ -64,7 +63,7 @@ def run(pipeline: BaseComponent, arguments: Mapping[str, Any], *, name: str, set
         kind, message = output.reason()
         if isinstance(error, KeyboardInterrupt):
             kind, message = "", "interrupted"
-        failed = {"status": "failed", "error": message or str(error), "final": kind in _LASTING}
+        failed = {"status": "failed", "error": message or str(error), "final": kind in failures.LASTING}
         _write(folder, report | failed | {"finished_at": _now()})
         raise
     _write(folder, report | {"status": "succeeded", "result": result, "finished_at": _now()})

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kubeloop.config import Loop, Settings, duration
+from kubeloop.failures import told
 from kubeloop.stages import StageError
 
 _JUDGE_S = 600.0
@@ -21,6 +22,7 @@ class Scores(NamedTuple):
     version: str
 
 
+@told
 def materialize(loop: Loop, settings: Settings, raw: Path, as_of: datetime) -> dict[str, int]:
     """Compute the feature tables, register their definitions, and write the newest row of every key online.
 
@@ -40,6 +42,7 @@ def materialize(loop: Loop, settings: Settings, raw: Path, as_of: datetime) -> d
     return {**rows, "online": written}
 
 
+@told
 def score(loop: Loop, settings: Settings, raw: Path, as_of: datetime, since: str, out: Path) -> Scores:
     """Score the events of a span of time with the champion, with the features as they were known.
 
@@ -81,6 +84,7 @@ def score(loop: Loop, settings: Settings, raw: Path, as_of: datetime, since: str
     return Scores(table.num_rows, champion.version)
 
 
+@told
 def judge(loop: Loop, settings: Settings, until: datetime) -> dict[str, Any]:
     """Have the monitor judge every window that ended and was not judged yet; return its status.
 

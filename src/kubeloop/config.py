@@ -269,6 +269,7 @@ class Settings(Model):
     collector_url: str = Field(default="", description="The collector, where it is no process of this machine.")
     monitor_url: str = Field(default="", description="The monitor, likewise; {loop} stands for the loop's name.")
     namespace: str = Field(default="kubeflow", description="Namespace of the pipeline's steps and of their TrainJobs.")
+    run_id: str = Field(default="", description="The run of Kubeflow Pipelines that a step is part of.")
     kfp_url: str = Field(
         default="", description="The Kubeflow Pipelines API, such as http://ml-pipeline.kubeflow:8888."
     )

@@ -35,6 +35,11 @@ def outcome(run: str) -> str:
     return f"outcomes/{run}.json"
 
 
+def failure(run_id: str) -> str:
+    """Return the name of the object that says why a run of Kubeflow Pipelines failed."""
+    return f"failures/{run_id}.json"
+
+
 def job(name: str) -> str:
     """Return the bucket's prefix of a TrainJob's data and model."""
     return f"jobs/{name}"

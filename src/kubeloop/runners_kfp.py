@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+from kubeloop import failures
 from kubeloop.bucket import Bucket
 from kubeloop.config import ConfigError, Loop, Settings, duration_text
 from kubeloop.kfp_api import Api
@@ -67,7 +68,9 @@ class KfpRunner:
             case "SUCCEEDED":
                 return RunState("succeeded", number, result=verdict(self._bucket, run_name))
             case "FAILED" | "SKIPPED":
-                return RunState("failed", number, error=self._reason(run))
+                said = failures.read(self._bucket, run.run_id)
+                error = self._reason(run) + (f": {said.error}" if said else "")
+                return RunState("failed", number, error=error, final=said is not None and said.final)
             case "CANCELED" if self._is_late(run, run.finished):
                 return RunState("failed", number, error=self._reason(run))
             case "CANCELED":

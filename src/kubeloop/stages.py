@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from kubeloop import __version__, names, sources
 from kubeloop.config import Loop, Settings, instant
+from kubeloop.failures import told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,6 +57,7 @@ class Begun(NamedTuple):
     snapshot: str
 
 
+@told
 def begin(settings: Settings, as_of: str, run: str, job: str) -> Begun:
     """Fix the moment, the name and the data of a run.
 
@@ -76,6 +78,7 @@ class Extract(NamedTuple):
     snapshot: str
 
 
+@told
 def extract(loop: Loop, settings: Settings, as_of: datetime, out: Path, snapshot: str = "") -> Extract:
     """Write the raw tables as they were known at `as_of`, with the history that rolling features need.
 
@@ -92,6 +95,7 @@ def extract(loop: Loop, settings: Settings, as_of: datetime, out: Path, snapshot
     return Extract(rows, snapshot or digest(settings.raw))
 
 
+@told
 def validate_raw(
     loop: Loop, settings: Settings, raw: Path, as_of: datetime, run: str, clean: Path, page: Path
 ) -> dict[str, Any]:
@@ -103,6 +107,7 @@ def validate_raw(
     return _validate(loop, settings, sources.tables(raw), as_of, run, clean, page, "raw")
 
 
+@told
 def validate_training_set(
     loop: Loop, settings: Settings, table: Path, as_of: datetime, run: str, clean: Path, page: Path
 ) -> dict[str, Any]:
@@ -143,6 +148,7 @@ def _validate(
     return report.to_dict()
 
 
+@told
 def build_features(loop: Loop, settings: Settings, raw: Path, as_of: datetime, out: Path) -> int:
     """Join every labelled event of the window with its features as known at the time; return the rows.
 
@@ -170,6 +176,7 @@ def build_features(loop: Loop, settings: Settings, raw: Path, as_of: datetime, o
     return int(table.num_rows)
 
 
+@told
 def train(loop: Loop, training_set: Path, out: Path, settings: Settings | None = None) -> dict[str, Any]:
     """Fit, export, prove on the hold-out that both predict the same, and write the model folder; return its card.
 
@@ -204,6 +211,7 @@ class Evaluation:
     confusion: list[list[int]]
 
 
+@told
 def evaluate(loop: Loop, model: Path, training_set: Path, out: Path, report: Path) -> Evaluation:
     """Measure the model on the hold-out.
 
@@ -247,6 +255,7 @@ def evaluate(loop: Loop, model: Path, training_set: Path, out: Path, report: Pat
     )
 
 
+@told
 def gate(loop: Loop, settings: Settings, run: str, model: Path, training_set: Path) -> "Verdict":
     """Compare the new model with the champion on the same newest hold-out.
 
@@ -302,6 +311,7 @@ def numbers(verdict: "Verdict") -> dict[str, float]:
     return {f"{verdict.metric}_{name}": value for name, value in found.items() if value is not None}
 
 
+@told
 def register(
     loop: Loop,
     settings: Settings,
@@ -353,6 +363,7 @@ def _tell(loop: Loop, settings: Settings, model: Path, verdict: str, run: str, v
     bucket.put(names.outcome(run), json.dumps(outcome).encode())
 
 
+@told
 def deploy(loop: Loop, settings: Settings, version: str) -> "Applied":
     """Serve a registered version and, once it answers, make it the champion.
 

@@ -16,11 +16,12 @@ from typing import Any
 import httpx
 import pytest
 
-from kubeloop import submission
+from kubeloop import failures, submission
 from kubeloop.bucket import Bucket
 from kubeloop.config import ConfigError, Drift, Loop, Settings
 from kubeloop.kfp_api import Api
 from kubeloop.runners_kfp import KfpRunner
+from kubeloop.stages import StageError
 from kubeloop.submission import Package
 from kubeloop.trigger import Ledger
 from kubeloop.trigger_event import DriftEvent
@@ -141,6 +142,30 @@ def test_a_failed_attempt_names_its_step_and_the_next_is_a_run_of_its_own(server
     run = trigger.step()
     assert (run.status, run.attempts) == ("running", 2)
     assert server.store.runs[newest(server)]["display_name"] == f"{run.name} (attempt 2)"
+
+
+@pytest.mark.usefixtures("uploaded")
+@pytest.mark.parametrize(
+    ("error", "status"), [(OSError("MLflow is away"), "failed"), (StageError("the table is empty"), "abandoned")]
+)
+def test_the_ledger_says_why_a_step_failed_and_does_not_repeat_what_would_fail_again(
+    server: Any, trigger: Replica, here: Settings, monkeypatch: pytest.MonkeyPatch, error: Exception, status: str
+) -> None:
+    trigger.step()
+    first = newest(server)
+
+    @failures.told
+    def train() -> None:
+        raise error
+
+    monkeypatch.setenv("KUBELOOP_BUCKET", here.bucket)
+    monkeypatch.setenv("KUBELOOP_RUN_ID", first)
+    with pytest.raises(type(error), match=str(error)):
+        train()
+    server.store.set_tasks(first, train_model="FAILED")
+    server.store.finish(first, "FAILED")
+    run = trigger.step()
+    assert (run.status, run.detail) == (status, f"failed in train-model: {error}")
 
 
 @pytest.mark.usefixtures("uploaded")
