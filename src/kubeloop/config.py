@@ -366,10 +366,13 @@ QUIET = {
     "GX_ANALYTICS_ENABLED": "false",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # A minute without an answer, not four: the step is repeated anyway.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     # Training shares the cores with serving: its threads must sleep while they wait, not spin.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-"""Variables that keep the libraries from calling home, from loading pickles and from busy waiting."""
+"""Variables that keep the libraries from calling home, loading pickles, busy waiting and waiting for ever."""
 
 
 def adopt(settings: Settings) -> None:

@@ -4,16 +4,17 @@ The only importer of mlflow. A version's source is the model folder itself, made
 adding `MLmodel`, so that KServe, MLflow and kubeloop read the same immutable files.
 """
 
+import functools
 import json
 import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import unquote, urlparse
 
 from kubeloop.config import Loop, Settings
@@ -29,8 +30,35 @@ _KSERVE_READS = ("s3", "gs", "abfs", "wasbs", "hdfs", "pvc", "oci")
 _REQUIREMENTS = ["onnxruntime>=1.22", "numpy>=2.0"]
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
 class RegistryError(RuntimeError):
-    """The registry does not hold what was asked for; the message says what it holds."""
+    """The registry does not hold what was asked for, or does not answer; the message says what to do."""
+
+
+def _asks(call: Callable[Concatenate[Settings, P], R]) -> Callable[Concatenate[Settings, P], R]:
+    """Wrap what speaks to MLflow: a server that does not answer, after the client's own retries, is a RegistryError."""
+
+    @functools.wraps(call)
+    def wrapped(settings: Settings, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return call(settings, *args, **kwargs)
+        except MlflowException as error:
+            # What the server itself refuses is of a subclass, or carries another code.
+            if type(error) is not MlflowException or error.error_code != "INTERNAL_ERROR":
+                raise
+            if not settings.mlflow_uri.startswith("http"):
+                raise
+            raise RegistryError(
+                f"MLflow at {settings.mlflow_uri} does not answer; see that it is up, and that KUBELOOP_MLFLOW_URI "
+                f"names it ({str(error)[:300]})"
+            ) from error
+
+    return wrapped
 
 
 @dataclass(frozen=True)
@@ -54,6 +82,7 @@ class Version:
         return Path(unquote(parts.path)) if parts.scheme in ("file", "") else Path(self.uri)
 
 
+@_asks
 def register(
     settings: Settings,
     loop: Loop,
@@ -113,6 +142,7 @@ def register(
     return version
 
 
+@_asks
 def promote(settings: Settings, version: Version) -> None:
     """Move the champion alias to a version; the challenger alias is free again."""
     client = _client(settings)
@@ -122,6 +152,7 @@ def promote(settings: Settings, version: Version) -> None:
         client.delete_registered_model_alias(version.name, CHALLENGER)
 
 
+@_asks
 def tag(settings: Settings, version: Version, tags: Mapping[str, str]) -> None:
     """Add lineage that is known only after registration, such as where a version is served."""
     client = _client(settings)
@@ -134,6 +165,7 @@ def champion(settings: Settings, name: str) -> Version | None:
     return next((version for version in versions(settings, name) if CHAMPION in version.aliases), None)
 
 
+@_asks
 def versions(settings: Settings, name: str) -> list[Version]:
     """Return every version of a model, oldest first; none when the model was never registered."""
     client = _client(settings)
@@ -150,6 +182,7 @@ def versions(settings: Settings, name: str) -> list[Version]:
     )
 
 
+@_asks
 def folder(settings: Settings, version: Version) -> Path:
     """Return a version's model folder, fetched where its artifacts are not on this machine."""
     if urlparse(version.uri).scheme in ("file", ""):
@@ -204,6 +237,8 @@ def _client(settings: Settings) -> "MlflowClient":
 @contextmanager
 def _run(client: "MlflowClient", settings: Settings, loop: Loop, run: str) -> Iterator[str]:
     """Log to the MLflow run that the pipeline gave us, or to one of our own when there is none."""
+    import mlflow
+
     if settings.mlflow_run_id:
         yield settings.mlflow_run_id
         return
@@ -224,7 +259,9 @@ def _run(client: "MlflowClient", settings: Settings, loop: Loop, run: str) -> It
     try:
         yield run_id
     except BaseException:
-        client.set_terminated(run_id, "FAILED")
+        # Where MLflow is gone its run stays open, and the next attempt goes on with it.
+        with suppress(mlflow.exceptions.MlflowException):
+            client.set_terminated(run_id, "FAILED")
         raise
     client.set_terminated(run_id, "FINISHED")
 

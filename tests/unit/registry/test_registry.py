@@ -1,8 +1,17 @@
+import contextlib
 import hashlib
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import mlflow
 import pandas as pd
 import pyarrow.parquet as pq
@@ -10,6 +19,7 @@ import pytest
 
 from kubeloop import config, model_folder, registry
 from kubeloop.config import Loop, Settings
+from kubeloop.delivery.processes import die_with_parent
 
 Learned = tuple[Path, Path]
 TAGS = {"kubeloop.as_of": "2013-05-20T00:00:00+00:00", "kubeloop.reason": "test", "kubeloop.gate": '{"promote": true}'}
@@ -199,3 +209,90 @@ def test_an_undefined_metric_is_left_out(settings: Settings, loop: Loop, model: 
     metrics = client.get_run(found.run_id).data.metrics
     assert not {"auc", "brier"} & metrics.keys()
     assert "log_loss" in metrics
+
+
+class Server:
+    """MLflow's own server on SQLite, which a test may stop and start again."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            self.port = found.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        parent = os.getpid()
+        command = [str(Path(sys.executable).with_name("mlflow")), "server", "--port", str(self.port), "--workers", "1"]
+        command += ["--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db", "--no-serve-artifacts"]
+        command += ["--default-artifact-root", (self._folder / "artifacts").as_uri()]
+        with (self._folder / "server.txt").open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+                env={**os.environ, **config.QUIET},
+                start_new_session=True,
+                preexec_fn=lambda: die_with_parent(parent),
+            )
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/health", trust_env=False).is_success:
+                    return
+            assert self._process.poll() is None, (self._folder / "server.txt").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        if self._process:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture
+def server(settings: Settings) -> Iterator[Server]:
+    found = Server(settings.state)
+    found.start()
+    yield found
+    found.stop()
+
+
+def test_a_server_that_goes_away_is_a_sentence_and_the_next_attempt_makes_one_version(
+    server: Server, settings: Settings, loop: Loop, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    away = settings.model_copy(update={"mlflow_uri": server.url})
+    assert registry.champion(away, loop.name) is None
+    plain = mlflow.MlflowClient.log_artifacts
+
+    def log_artifacts(*args: object, **kwargs: object) -> None:
+        server.stop()
+        plain(*args, **kwargs)
+
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "roc.png").write_bytes(b"png")
+    monkeypatch.setattr(mlflow.MlflowClient, "log_artifacts", log_artifacts)
+    with pytest.raises(registry.RegistryError, match=r"MLflow at http://127.0.0.1:\d+ does not answer; see that it is"):
+        registry.register(away, loop, model, run="r1", tags=TAGS, artifacts=tmp_path / "figures")
+    with pytest.raises(registry.RegistryError, match="does not answer"):
+        registry.champion(away, loop.name)
+    monkeypatch.undo()
+    server.start()
+    found = registry.register(away, loop, model, run="r1", tags=TAGS, artifacts=tmp_path / "figures")
+    assert [version.version for version in registry.versions(away, loop.name)] == ["1"]
+    client = mlflow.MlflowClient(server.url)
+    experiment = client.get_experiment_by_name(loop.name)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert [(run.info.run_id, run.info.status) for run in runs] == [(found.run_id, "FINISHED")]
+
+
+def test_what_the_server_refuses_is_not_called_away(server: Server, settings: Settings, loop: Loop) -> None:
+    away = settings.model_copy(update={"mlflow_uri": server.url})
+    unknown = registry.Version("nobody", "9", "", "", "", "", 0)
+    with pytest.raises(mlflow.exceptions.RestException, match="nobody"):
+        registry.promote(away, unknown)
