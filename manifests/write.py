@@ -14,6 +14,7 @@ import yaml
 
 from kubeloop import names
 from kubeloop.config import Loop
+from kubeloop.delivery import patch, rollout
 from kubeloop.serving import pods
 from kubeloop.serving.manifest import ModelRef, inference_service
 
@@ -45,8 +46,8 @@ def installed(helm: str, environment: str, name: str) -> tuple[Loop, str]:
 def build(helm: str, environment: str, name: str) -> Object:
     """Return the whole InferenceService of an environment."""
     loop, collector = installed(helm, environment, name)
-    patch = yaml.safe_load((HERE / "overlays" / environment / "models" / f"{name}.yaml").read_text())
-    lineage, uri = patch["metadata"]["annotations"], patch["spec"]["predictor"]["model"]["storageUri"]
+    old = yaml.safe_load((HERE / "overlays" / environment / "models" / f"{name}.yaml").read_text())
+    lineage, uri = old["metadata"]["annotations"], old["spec"]["predictor"]["model"]["storageUri"]
     version = ModelRef(lineage[names.VERSION], uri, lineage[names.DIGEST], lineage[names.RUN])
     repo = f"/project/{loop.features.repo}"
     return pods.place(loop, inference_service(loop, version, logger_url=collector, feature_dir=repo))
@@ -94,8 +95,11 @@ def main() -> None:
         own = difference(item, base)
         del own["metadata"]["namespace"]  # the overlay sets it
         named = {"name": base["metadata"]["name"]} | own.pop("metadata")
-        patch = {"apiVersion": base["apiVersion"], "kind": base["kind"], "metadata": named} | own
-        (HERE / "overlays" / environment / "models" / f"{args.name}.yaml").write_text(dump(patch))
+        path = HERE / "overlays" / environment / "models" / f"{args.name}.yaml"
+        found = {"apiVersion": base["apiVersion"], "kind": base["kind"], "metadata": named} | own
+        if rollout.stamp(yaml.safe_load(path.read_text())):
+            found = patch.stamped(found, [part for part in ("predictor", "transformer") if part in item["spec"]])
+        path.write_text(dump(found))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ from kubeloop.config_cluster import Gpu, StepSettings
 ALWAYS = frozenset({"begin-run", "gate-model", "deploy-model", "materialize-features", "score-batch", "judge-windows"})
 """Steps that read more than their inputs, such as who is champion: a cached result could be about another state."""
 
+GIT = frozenset({"gate-model", "deploy-model", "score-batch"})
+"""Steps that ask Git, or tell it, which version serves: no other gets the token."""
+
 
 def settle(loop: Loop, tasks: Sequence[PipelineTask]) -> None:
     """Give every task its image, resources, retries, time limit, identity and variables."""
@@ -39,7 +42,8 @@ def settle(loop: Loop, tasks: Sequence[PipelineTask]) -> None:
             kubernetes.add_pod_label(task, name, value)
         # The one place where Kubeflow Pipelines names the run to its pods.
         kubernetes.use_field_path_as_env(task, "KUBELOOP_RUN_ID", "metadata.labels['pipeline/runid']")
-        for secret in pipelines.secrets:
+        git = loop.delivery.git if task.name in GIT else None
+        for secret in (*pipelines.secrets, *(git.secrets if git else ())):
             keys = {key: variable for variable, key in secret.env.items()}
             kubernetes.use_secret_as_env(task, secret.secret, keys)
         if pipelines.config_map:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from kubeloop.config import Loop, Settings, duration
 from kubeloop.failures import told
-from kubeloop.stages import StageError
+from kubeloop.stages import StageError, current_champion
 
 _JUDGE_S = 600.0
 
@@ -61,7 +61,7 @@ def score(loop: Loop, settings: Settings, raw: Path, as_of: datetime, since: str
 
     from kubeloop import features, model_folder, registry
 
-    champion = registry.champion(settings, loop.name)
+    champion = current_champion(loop, settings)
     if champion is None:
         raise StageError(f"{loop.name} has no champion to score with; run the training pipeline first")
     start = as_of - duration(since)

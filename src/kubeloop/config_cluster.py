@@ -198,6 +198,9 @@ class Git(Model):
     )
     author: str = Field(default="kubeloop <kubeloop@noreply.invalid>", pattern=r"^[^<>\n]+ <[^<>\s]+@[^<>\s]+>$")
     wait: bool = Field(default=True, description="Whether the step waits until the cluster serves the version.")
+    secrets: tuple[SecretEnv, ...] = Field(
+        default=(), description="KUBELOOP_GIT_TOKEN, and KUBELOOP_GIT_USER if need be, for the steps that use Git."
+    )
 
     @model_validator(mode="after")
     def _a_review_has_a_branch_of_its_own(self) -> "Git":

@@ -11,8 +11,11 @@ from kubeloop.bucket import Bucket, BucketError
 
 _log = logging.getLogger(__name__)
 
-LASTING = ("ConfigError", "FeatureError", "ParameterError", "StageError", "SuiteError", "ValidationFailed")
-"""Errors that data and configuration make: another attempt would read the same ones."""
+LASTING = (
+    *("ConfigError", "FeatureError", "ParameterError", "StageError", "SuiteError", "SupersededError"),
+    "ValidationFailed",
+)
+"""Errors that data, configuration and decisions make: another attempt would meet the same ones."""
 
 _LONGEST = 4000
 

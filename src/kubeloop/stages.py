@@ -274,7 +274,7 @@ def gate(loop: Loop, settings: Settings, run: str, model: Path, training_set: Pa
         return gates.Verdict.from_dict(json.loads(ours.tags["kubeloop.gate"]))
     frame = pq.read_table(training_set).to_pandas()
     _, holdout = training.split(frame, loop.training.holdout)
-    champion = registry.champion(settings, loop.name)
+    champion = current_champion(loop, settings)
     if champion is None:
         return gates.first(holdout["label"].to_numpy(), model_folder.predict(model, holdout), loop.gates)
     folder = registry.folder(settings, champion)
@@ -294,6 +294,27 @@ def gate(loop: Loop, settings: Settings, run: str, model: Path, training_set: Pa
         slices=_columns(unseen, loop.gates.slices),
         seed=loop.training.seed,
     )
+
+
+def current_champion(loop: Loop, settings: Settings) -> "Version | None":
+    """Return the version that a new one has to beat.
+
+    With GitOps the branch decides: a person may have reverted a promotion, or merged a proposal, and the alias follows.
+    """
+    from kubeloop import registry
+
+    champion = registry.champion(settings, loop.name)
+    if loop.delivery.git is None or loop.delivery.applier != "gitops":
+        return champion
+    from kubeloop.delivery import gitops
+
+    lineage = gitops.named(loop.delivery.git, settings, loop.name)
+    told = lineage.get(names.VERSION), lineage.get(names.DIGEST)
+    served = next((v for v in registry.versions(settings, loop.name) if (v.version, v.sha256) == told), None)
+    if served is None or served == champion:
+        return champion
+    registry.promote(settings, served)
+    return served
 
 
 def _columns(frame: "pd.DataFrame", names: Sequence[str]) -> dict[str, Any]:

@@ -30,6 +30,10 @@ CLUSTER = {
     "ttl": "2d",
     "run_as_user": 1234,
 }
+GIT = {
+    "repository": "https://git.example.org/team/loops",
+    "secrets": [{"secret": "kubeloop-git", "env": {"KUBELOOP_GIT_TOKEN": "token"}}],
+}
 
 
 def compiled(folder: Path, loop_file: Path, *flags: str) -> dict[str, Path]:
@@ -53,6 +57,7 @@ def configured(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     """The pipelines of a loop that says how they run on the cluster."""
     folder = tmp_path_factory.mktemp("configured")
     loop = yaml.safe_load((project / "loop.yaml").read_text()) | {"pipelines": CLUSTER}
+    loop["delivery"] = {"applier": "gitops", "git": GIT}
     (folder / "loop.yaml").write_text(yaml.safe_dump(loop))
     return compiled(folder / "out", folder / "loop.yaml")
 
@@ -165,17 +170,21 @@ def test_every_pod_is_unprivileged_and_finds_its_settings(configured: dict[str, 
     spec, platform = read(configured[name])
     steps = platform["deploymentSpec"]["executors"]
     assert steps.keys() == spec["deploymentSpec"]["executors"].keys()
-    for step in steps.values():
+    for label, step in steps.items():
         assert step["securityContext"] == {"runAsUser": "1234", "runAsNonRoot": True}
         assert step["imagePullPolicy"] == "Always"
         assert [item["secretName"] for item in step["imagePullSecret"]] == ["registry"]
         assert step["podMetadata"]["labels"]["app.kubernetes.io/name"] == "flight-delay"
-        (secret,) = step["secretAsEnv"]
+        secret, *git = step["secretAsEnv"]
+        asks = label in ("exec-gate-model", "exec-deploy-model", "exec-score-batch")
+        assert [item["secretName"] for item in git] == ["kubeloop-git"] * asks
         assert secret["secretName"] == "kubeloop-s3"
         assert {item["secretKey"]: item["envVar"] for item in secret["keyToEnv"]} == {
             "access": "AWS_ACCESS_KEY_ID",
             "secret": "AWS_SECRET_ACCESS_KEY",
         }
+        (run,) = step["fieldPathAsEnv"]
+        assert run == {"name": "KUBELOOP_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}
         (public,) = step["configMapAsEnv"]
         assert public["configMapName"] == "kubeloop-env"
         assert public["optional"] is True

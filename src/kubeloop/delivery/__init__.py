@@ -7,6 +7,10 @@ class DeliveryError(RuntimeError):
     """The manifest does not serve; the message gives the reason and what to do next."""
 
 
+class SupersededError(DeliveryError):
+    """The version's time is over: a newer one serves, or a person took it back; trying again changes nothing."""
+
+
 @dataclass(frozen=True)
 class Applied:
     """A manifest that is being served, or that Git holds where nobody waited until it is.

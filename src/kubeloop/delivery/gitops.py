@@ -10,7 +10,7 @@ from typing import Any
 from kubeloop import names
 from kubeloop.config import Settings
 from kubeloop.config_cluster import Git
-from kubeloop.delivery import Applied, DeliveryError, patch, rollout
+from kubeloop.delivery import Applied, DeliveryError, SupersededError, patch, rollout
 from kubeloop.delivery.cluster import Cluster, connect, follow
 from kubeloop.delivery.repository import CommitId, MovedError, RefusedError, Remote, Snapshot
 
@@ -62,6 +62,22 @@ def apply(
     return Applied(
         metadata["name"], metadata["namespace"], 0, uri, "", time.monotonic() - began, proposal=landed.proposal
     )
+
+
+def named(git: Git, settings: Settings, service: str) -> dict[str, str]:
+    """Return the lineage (version, digest, run) of the model that the branch gives an environment; empty without one.
+
+    Raises:
+        DeliveryError: the server cannot be read; the message says why and what to do.
+    """
+    branch, path = (text.replace("{loop}", service) for text in (git.branch, git.path))
+    with Remote(git.repository, settings).fetch(branch) as found:
+        tip = found.tips.get(branch)
+        content = found.read(tip, path) if tip else None
+    try:
+        return patch.lineage(patch.read(content or b"", service))
+    except patch.PatchError:
+        return {}
 
 
 def _waits(git: Git) -> bool:
@@ -167,7 +183,7 @@ class _Promotion:
     def _named(self, current: Object, branch: str) -> bool:
         """Return whether a patch names our version; it must not name a newer one."""
         if patch.version(current) > self._version:
-            raise DeliveryError(
+            raise SupersededError(
                 f"branch {branch} names version {patch.version(current)} of {self._name}, which is newer than version "
                 f"{self._version} and stays; to go back, revert the commit that promoted it"
             )
@@ -183,7 +199,7 @@ class _Promotion:
         for content in found.earlier(tip, self._path):
             was = self._patch(content)
             if was and patch.lineage(was) == ours:
-                raise DeliveryError(
+                raise SupersededError(
                     f"version {self._version} of {self._name} was taken back on branch {self._branch}, which names "
                     f"version {patch.version(current)} now; revert that, or start a new run"
                 )

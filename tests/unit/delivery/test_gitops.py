@@ -316,3 +316,30 @@ def test_the_champion_is_what_git_was_told_to_serve(git, server, alice, blank_ml
     else:
         assert champion is not None
         assert champion.version == "7"
+
+
+def test_the_branch_says_who_has_to_be_beaten(git, server, alice, blank_mlflow, loop, tmp_path):
+    """A revert and a merge are decisions, and nobody has to move the alias after them."""
+    place = {"repository": server.address, "wait": False}
+    ours = Loop.parse(loop.dump(), {"name": NAME, "delivery": {"applier": "gitops", "git": place}})
+    found = settings(tmp_path).model_copy(update={"mlflow_uri": f"sqlite:///{blank_mlflow}"})
+    client = mlflow.MlflowClient(found.mlflow_uri)
+    client.create_registered_model(NAME)
+    try:
+        assert stages.current_champion(ours, found) is None, "version 6 of the branch is none of the registry's"
+        for version in range(1, 8):
+            tags = {"kubeloop.run": f"run-{version}", "kubeloop.sha256": str(version) * 64}
+            client.create_model_version(NAME, f"s3://models/{version}", tags=tags)
+        client.set_registered_model_alias(NAME, "champion", "5")
+        assert stages.current_champion(ours, found).version == "6"
+        promote(server)
+        assert stages.current_champion(ours, found).version == "7"
+        run(alice, "pull", "-q")
+        run(alice, "revert", "--no-edit", "HEAD")
+        run(alice, "push", "-q", "origin", "HEAD")
+        assert stages.current_champion(ours, found).version == "6"
+        assert registry.champion(found, NAME).version == "6", "the alias follows"
+        git.commit(alice, {PATCH: "kind: List"})
+        assert stages.current_champion(ours, found).version == "6", "a file that names none changes nothing"
+    finally:
+        client.delete_registered_model(NAME)
