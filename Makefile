@@ -107,10 +107,16 @@ images: setup ## Build the images with docker, podman or buildah (ARGS="core --t
 
 .PHONY: backends
 backends: ## Install PostgreSQL and Redis for the tests (Debian and Ubuntu; needs root)
-	@export DEBIAN_FRONTEND=noninteractive; missing=; \
-	  compgen -G "/usr/lib/postgresql/*/bin/postgres" > /dev/null || missing+=" postgresql"; \
-	  command -v redis-server > /dev/null || missing+=" redis-server"; \
-	  if [ -n "$$missing" ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing > /dev/null; fi
+	@missing=; compgen -G "/usr/lib/postgresql/*/bin/postgres" > /dev/null || missing=postgresql; \
+	  command -v redis-server > /dev/null || missing+=" redis-server"; $(INSTALL)
+
+.PHONY: image-tools
+image-tools: ## Install what the tests build images with (Debian and Ubuntu; needs root)
+	@missing=; for tool in buildah debootstrap docker-registry; do \
+	  command -v $$tool > /dev/null || missing+=" $$tool"; done; $(INSTALL)
+
+INSTALL = if [ -n "$$missing" ]; then export DEBIAN_FRONTEND=noninteractive; \
+  apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing > /dev/null; fi
 
 .PHONY: bench
 bench: setup ## Measure against peers, side by side; writes build/bench.json (ARGS="chart postgres" for a cluster's)

@@ -183,6 +183,8 @@ def builder(checkout: Path) -> Iterator[Builder]:
         for old in set(cache.glob("store-*")) - {store}:
             shutil.rmtree(old)
         made = Builder(checkout, store, scratch)
+        # What a session that was killed has left.
+        made.buildah("rm", "--all")
         if not made.buildah("images", "--quiet", "--filter", f"reference={BASE}"):
             container = made.buildah("from", "scratch")
             made.buildah("add", "--quiet", container, str(archive), "/")
