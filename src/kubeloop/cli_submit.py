@@ -89,7 +89,7 @@ def submit(
     attempt = None
     again = f"`kubeloop submit {pipeline} --name {run_name}`"
     try:
-        api = Api.open(settings, loop)
+        api = Api.open(settings)
         runs = Runs(api, loop)
         attempt = runs.find(run_name) or _start(api, runs, loop, settings, pipeline, run_name, param or [])
         address = submission.link(settings, attempt.run.run_id)
@@ -130,7 +130,7 @@ def schedule(
 
     loop, settings = _open(folder)
     try:
-        api = Api.open(settings, loop)
+        api = Api.open(settings)
         with tempfile.TemporaryDirectory(prefix="kubeloop-") as scratch:
             packages = submission.compile_all(loop, settings, Path(scratch))
             wanted: set[str] = {"training", *(item.pipeline for item in loop.pipelines.recurring)}
@@ -161,7 +161,7 @@ def schedule(
 
 def objects(
     folder: Folder = HERE,
-    namespace: Annotated[str | None, typer.Option(help="Their namespace.", show_default="delivery.namespace")] = None,
+    namespace: Annotated[str | None, typer.Option(help="Their namespace.", show_default="KUBELOOP_NAMESPACE")] = None,
 ) -> None:
     """Print Pipeline and PipelineVersion objects as YAML, for an installation that keeps pipelines in Git."""
     from kubeloop import kfp_objects, submission
@@ -170,7 +170,7 @@ def objects(
     try:
         with tempfile.TemporaryDirectory(prefix="kubeloop-") as scratch:
             packages = submission.compile_all(loop, settings, Path(scratch))
-            found = kfp_objects.build(loop, packages.values(), namespace or loop.delivery.namespace)
+            found = kfp_objects.build(loop, packages.values(), namespace or settings.namespace)
     except submission.SubmissionError as error:
         _fail(error)
     yaml.safe_dump_all(found, sys.stdout, sort_keys=False, width=120)

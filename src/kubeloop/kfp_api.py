@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kubeloop import kfp_values
-from kubeloop.config import ConfigError, Loop, Settings
+from kubeloop.config import ConfigError, Settings
 from kubeloop.kfp_errors import DeniedError, ExistsError, KfpError, MissingError, NoAnswerError, TooOldError, meaning
 from kubeloop.kfp_values import Run, Schedule, Version, where
 
@@ -46,10 +46,11 @@ class Api:
         self._health = kfp.HealthzServiceApi(self._client)
 
     @classmethod
-    def open(cls, settings: Settings, loop: Loop) -> "Api":
+    def open(cls, settings: Settings) -> "Api":
         """Return the API that the settings name; nothing is sent yet.
 
-        With a token file it is taken as one of many users' and asked about the namespace of the models.
+        With a token file it is taken as one of many users' and asked about the namespace of the pipeline's steps; an
+        API that keeps no users apart does not look at it.
 
         Raises:
             ConfigError: KUBELOOP_KFP_URL is not set.
@@ -58,7 +59,7 @@ class Api:
             raise ConfigError(
                 "KUBELOOP_KFP_URL is not set; write the pipelines API, as http://ml-pipeline.kubeflow:8888"
             )
-        namespace = loop.delivery.namespace if settings.kfp_token_file else ""
+        namespace = settings.namespace if settings.kfp_token_file else ""
         return cls(settings.kfp_url, token_file=settings.kfp_token_file, namespace=namespace)
 
     def experiment(self, name: str) -> str:

@@ -33,7 +33,7 @@ class KfpRunner:
             raise ConfigError("KUBELOOP_BUCKET is not set; the verdict of a run is read from there, write s3://bucket")
         self._loop = loop
         self._pipeline = f"{loop.name}-training"
-        self._api = Api.open(settings, loop)
+        self._api = Api.open(settings)
         self._runs = Runs(self._api, loop)
         self._bucket = Bucket.open(settings)
         self._clock = clock

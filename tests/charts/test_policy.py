@@ -218,6 +218,8 @@ def test_the_trigger_proves_who_it_is_to_kubeflow_alone(render):
     (mount,) = (item for item in container["volumeMounts"] if item["name"] == "token")
     token = f"{mount['mountPath']}/{source['serviceAccountToken']['path']}"
     assert values_of(container)["KUBELOOP_KFP_TOKEN_FILE"] == token
+    steps = named(render(ALL), "RoleBinding", f"{RELEASE}-trigger")["metadata"]["namespace"]
+    assert values_of(container)["KUBELOOP_NAMESPACE"] == steps, "it asks where it has its rights"
 
 
 def test_a_collector_that_refuses_is_still_found(render):

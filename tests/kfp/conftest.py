@@ -96,7 +96,7 @@ def place(server: Any, tmp_path: Path) -> Settings:
 @pytest.fixture
 def api(place: Settings, case: Loop) -> Api:
     """A client of the server."""
-    return Api.open(place, case)
+    return Api.open(place)
 
 
 @pytest.fixture

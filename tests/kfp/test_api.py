@@ -102,8 +102,8 @@ def test_a_login_page_is_no_empty_list(server: Any, api: Api, fault: Any) -> Non
 def test_a_server_without_this_api_is_told_from_one_without_the_pipeline(
     server: Any, place: Settings, case: Loop
 ) -> None:
-    assert Api.open(place, case).pipeline("none") is None
-    assert Api.open(place, case).run("00000000-0000-0000-0000-000000000000") is None
+    assert Api.open(place).pipeline("none") is None
+    assert Api.open(place).run("00000000-0000-0000-0000-000000000000") is None
     old = Api(f"{server.url}/elsewhere")
     with pytest.raises(TooOldError, match=r"Kubeflow Pipelines 2\.17 or newer"):
         old.pipeline("none")
@@ -120,7 +120,7 @@ def test_a_package_that_is_none_is_refused(api: Api, case: Loop, tmp_path: Path)
 
 def test_without_an_address_the_setting_is_named(place: Settings, case: Loop) -> None:
     with pytest.raises(ConfigError, match="KUBELOOP_KFP_URL"):
-        Api.open(place.model_copy(update={"kfp_url": ""}), case)
+        Api.open(place.model_copy(update={"kfp_url": ""}))
 
 
 class TestManyUsers:
@@ -135,15 +135,15 @@ class TestManyUsers:
         return path
 
     @pytest.fixture
-    def ours(self, place: Settings, case: Loop, token: Path) -> Api:
-        return Api.open(place.model_copy(update={"kfp_token_file": token}), case)
+    def ours(self, place: Settings, token: Path) -> Api:
+        return Api.open(place.model_copy(update={"kfp_token_file": token, "namespace": "team"}))
 
     def test_everything_is_in_the_namespace(
         self, server: Any, ours: Api, case: Loop, packages: dict[str, Package]
     ) -> None:
         experiment = ours.experiment("flights")
         assert ours.experiment("flights") == experiment
-        assert server.store.experiments[experiment]["namespace"] == "kubeloop"
+        assert server.store.experiments[experiment]["namespace"] == "team"
         version = submission.upload(ours, case, packages["backfill"])
         assert submission.upload(ours, case, packages["backfill"]) == version
         made = ours.create_run(
@@ -165,8 +165,8 @@ class TestManyUsers:
             ours.runs("mark")
 
     def test_a_namespace_that_is_forbidden_is_a_sentence(self, server: Any, ours: Api) -> None:
-        server.forbidden = {"kubeloop"}
-        with pytest.raises(DeniedError, match="in namespace kubeloop"):
+        server.forbidden = {"team"}
+        with pytest.raises(DeniedError, match="in namespace team"):
             ours.runs("mark")
 
     def test_no_token_reaches_an_error(self, server: Any, ours: Api) -> None:

@@ -58,7 +58,7 @@ def test_a_token_and_a_namespace_do_for_one_user_and_for_many(
 ) -> None:
     server.store.multi_user, server.tokens = many, {"token"}
     (tmp_path / "token").write_text("token")
-    ours = Api.open(place.model_copy(update={"kfp_token_file": tmp_path / "token"}), case)
+    ours = Api.open(place.model_copy(update={"kfp_token_file": tmp_path / "token"}))
     versions = {name: upload(ours, case, package) for name, package in packages.items()}
     assert len(reconcile(ours, case, versions)) == 3
     assert reconcile(ours, case, versions) == []
