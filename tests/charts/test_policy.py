@@ -241,3 +241,9 @@ def test_programs_accept_their_flags(render):
             for arg in container["args"]:
                 flag = arg.partition("=")[0]
                 assert not flag.startswith("--") or flag in told, f"{container['name']}: {flag}"
+
+
+def test_every_container_of_ours_leaves_its_last_words(render):
+    for pod in pods(render(ALL)).values():
+        for container in containers(pod["spec"]).values():
+            assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"

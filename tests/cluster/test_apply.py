@@ -95,7 +95,7 @@ def test_what_a_manifest_leaves_out_is_taken_back(namespace, kserve, admin):
 
 def test_a_model_that_ends_its_server_fails_with_its_last_words(namespace, kserve, admin):
     words = "digest mismatch: model.onnx is bbbb, the manifest says aaaa.\n"
-    ended = {"exitCode": 3, "reason": "Error", "message": words}
+    ended = {"exitCode": 3, "reason": "Error", "message": f"a line of the log\n{words}\n"}
     waiting = {"reason": "CrashLoopBackOff", "message": "back-off 10s"}
 
     def play() -> None:

@@ -94,7 +94,7 @@ def place(server: Any, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def api(place: Settings, case: Loop) -> Api:
+def api(place: Settings) -> Api:
     """A client of the server."""
     return Api.open(place)
 

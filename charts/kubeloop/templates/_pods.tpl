@@ -80,10 +80,11 @@ capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 
-{{- /* Image, pull policy and security of a container: dict root, image. */ -}}
+{{- /* Image, pull policy and security of a container, and that its last words are kept: dict root, image. */ -}}
 {{- define "kubeloop.container" -}}
 image: {{ include "kubeloop.image" . }}
 imagePullPolicy: {{ .root.Values.images.pullPolicy }}
+terminationMessagePolicy: FallbackToLogsOnError
 securityContext:
   {{- include "kubeloop.containerSecurity" . | nindent 2 }}
 {{- end -}}

@@ -210,7 +210,9 @@ def _crashing(found: Observed) -> Iterator[tuple[str, Object]]:
 
 def _last_words(container: Object) -> str:
     ended = container.get("state", {}).get("terminated") or container.get("lastState", {}).get("terminated") or {}
-    return _clause("", ended.get("message", "")) or f"exit code {ended.get('exitCode', 'unknown')}"
+    # Where a container leaves no message, the kubelet takes the end of its log; the reason is in the last line.
+    line = next((line for line in reversed(ended.get("message", "").splitlines()) if line.strip()), "")
+    return _clause("", line) or f"exit code {ended.get('exitCode', 'unknown')}"
 
 
 def _pod_troubles(pod: Object) -> Iterator[str]:

@@ -102,6 +102,8 @@ def _transformer(loop: Loop, container: dict[str, Any]) -> dict[str, Any]:
         "startupProbe": _probe("/v2/health/live", failureThreshold=60, periodSeconds=2),
         "readinessProbe": _probe("/v2/health/ready", periodSeconds=5),
         "livenessProbe": _probe("/v2/health/live", periodSeconds=10, failureThreshold=6),
+        # Or nobody could say why a pod ended without reading its log.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},

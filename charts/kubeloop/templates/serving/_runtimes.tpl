@@ -56,6 +56,7 @@ containers:
   - name: kserve-container
     image: {{ .runtime.image }}
     imagePullPolicy: {{ .root.Values.images.pullPolicy }}
+    terminationMessagePolicy: FallbackToLogsOnError
     securityContext:
       {{- include "kubeloop.containerSecurity" . | nindent 6 }}
     command: [tritonserver]
@@ -92,6 +93,7 @@ containers:
   - name: kserve-container
     image: {{ .runtime.image }}
     imagePullPolicy: {{ .root.Values.images.pullPolicy }}
+    terminationMessagePolicy: FallbackToLogsOnError
     securityContext:
       {{- include "kubeloop.containerSecurity" . | nindent 6 }}
     command: [python3, -m, vllm.entrypoints.openai.api_server]
