@@ -14,7 +14,7 @@ def deploy_model(loop: str, version: str) -> str:
     Returns:
         Address of the inference service; by GitOps it may be the commit that proposes the version.
     """
-    from kubeloop import stages
+    from kubeloop import promotion
     from kubeloop.config import Loop, settings
 
-    return stages.deploy(Loop.parse(loop), settings(), version).outcome
+    return promotion.deploy(Loop.parse(loop), settings(), version).outcome

@@ -33,11 +33,11 @@ def gate_model(
     import json
     from pathlib import Path
 
-    from kubeloop import stages
+    from kubeloop import promotion
     from kubeloop.config import Loop, settings
 
-    found = stages.gate(Loop.parse(loop), settings(), run, Path(model.path), Path(training_set.path))
-    for name, value in stages.numbers(found).items():
+    found = promotion.gate(Loop.parse(loop), settings(), run, Path(model.path), Path(training_set.path))
+    for name, value in promotion.numbers(found).items():
         gate.log_metric(name, value)
     Path(reason).write_text(found.reason)
     Path(verdict).write_text(json.dumps(found.to_dict()))

@@ -35,10 +35,10 @@ def register_model(
     """
     from pathlib import Path
 
-    from kubeloop import stages
+    from kubeloop import promotion
     from kubeloop.config import Loop, instant, settings
 
-    return stages.register(
+    return promotion.register(
         Loop.parse(loop),
         settings(),
         model=Path(model.path),

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from kubeloop.config import Loop, Settings, duration
 from kubeloop.failures import told
-from kubeloop.stages import StageError, current_champion
+from kubeloop.promotion import current_champion
+from kubeloop.stages import StageError
 
 _JUDGE_S = 600.0
 

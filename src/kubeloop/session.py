@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from kubeloop import runs, sources, stages
+from kubeloop import promotion, runs, sources, stages
 from kubeloop.config import Loop, Settings
 from kubeloop.replay import Addresses, Progress, Replay, Sent
 from kubeloop.services import ServiceError, Services
@@ -128,7 +128,7 @@ def resume_serving(loop: Loop, settings: Settings, say: Callable[[str], None]) -
     champion = registry.champion(settings, loop.name)
     if champion is not None:
         own = loop.features.model_copy(update={"service": champion.tags["kubeloop.feature_service"]})
-        applied = stages.serve(loop.model_copy(update={"features": own}), settings, champion)
+        applied = promotion.serve(loop.model_copy(update={"features": own}), settings, champion)
         say(f"Serving version {champion.version}, ready after {applied.seconds:.1f} s.")
 
 

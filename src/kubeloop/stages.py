@@ -1,12 +1,10 @@
-"""The steps of the training pipeline, as functions over files: what a component calls, and nothing of kfp.
+"""The steps from raw data to an evaluated model, as functions over files: what a component calls, nothing of kfp.
 
 Each reads and writes only the paths it is given and the services that `Settings` names, so that a step
 can be repeated after an interruption and cached by its inputs.
 """
 
 import hashlib
-import json
-import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,16 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubeloop import __version__, names, sources
+from kubeloop import sources
 from kubeloop.config import Loop, Settings, instant
 from kubeloop.failures import told
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from kubeloop.delivery import Applied
-    from kubeloop.gates import Verdict
-    from kubeloop.registry import Version
 
 TRAINING_SET = "training"
 """Table name, and so suite name, of the training set."""
@@ -231,7 +226,7 @@ def evaluate(loop: Loop, model: Path, training_set: Path, out: Path, report: Pat
     labels = holdout["label"].to_numpy()
     metrics = {name: value for name, value in card.metrics.items() if value is not None}
     slices = evaluation.slices(
-        _columns(holdout, loop.gates.slices), labels, scores, loop.gates.slices, loop.gates.slice_min_rows
+        slice_columns(holdout, loop.gates.slices), labels, scores, loop.gates.slices, loop.gates.slice_min_rows
     )
     drawn = curves.draw(labels, scores)
     facts = {"algorithm": card.algorithm, "trained from": card.trained_from, "trained to": card.trained_to}
@@ -255,188 +250,16 @@ def evaluate(loop: Loop, model: Path, training_set: Path, out: Path, report: Pat
     )
 
 
-@told
-def gate(loop: Loop, settings: Settings, run: str, model: Path, training_set: Path) -> "Verdict":
-    """Compare the new model with the champion on the same newest hold-out.
-
-    Rows that the champion was trained on are left out, or it would be judged on its own lessons. A run that is
-    resumed after its model was registered keeps the verdict it was registered with: by then the champion may be
-    that very model.
+def slice_columns(frame: "pd.DataFrame", names: Sequence[str]) -> dict[str, Any]:
+    """Return the columns that a model is judged by slice of.
 
     Raises:
-        StageError: too few rows are newer than the champion's training data.
+        StageError: one of them is no feature.
     """
-    from kubeloop import gates, model_folder, registry, training
-
-    known = registry.versions(settings, loop.name)
-    ours = next((version for version in known if version.run == run), None)
-    if ours is not None:
-        return gates.Verdict.from_dict(json.loads(ours.tags["kubeloop.gate"]))
-    frame = pq.read_table(training_set).to_pandas()
-    _, holdout = training.split(frame, loop.training.holdout)
-    champion = current_champion(loop, settings)
-    if champion is None:
-        return gates.first(holdout["label"].to_numpy(), model_folder.predict(model, holdout), loop.gates)
-    folder = registry.folder(settings, champion)
-    trained_to = model_folder.read(folder).trained_to
-    unseen = holdout[holdout["event_timestamp"] > datetime.fromisoformat(trained_to)]
-    if len(unseen) < loop.gates.slice_min_rows:
-        raise StageError(
-            f"only {len(unseen)} of the hold-out's rows are newer than the data that champion {champion.version} was "
-            f"trained on ({trained_to}); retrain later, or with a longer training.holdout"
-        )
-    return gates.compare(
-        unseen["label"].to_numpy(),
-        model_folder.predict(folder, unseen),
-        model_folder.predict(model, unseen),
-        loop.gates,
-        blocks=gates.time_blocks(unseen["event_timestamp"].dt.tz_localize(None), loop.gates.block),
-        slices=_columns(unseen, loop.gates.slices),
-        seed=loop.training.seed,
-    )
-
-
-def current_champion(loop: Loop, settings: Settings) -> "Version | None":
-    """Return the version that a new one has to beat.
-
-    With GitOps the branch decides: a person may have reverted a promotion, or merged a proposal, and the alias follows.
-    """
-    from kubeloop import registry
-
-    champion = registry.champion(settings, loop.name)
-    if loop.delivery.git is None or loop.delivery.applier != "gitops":
-        return champion
-    from kubeloop.delivery import gitops
-
-    lineage = gitops.named(loop.delivery.git, settings, loop.name)
-    told = lineage.get(names.VERSION), lineage.get(names.DIGEST)
-    served = next((v for v in registry.versions(settings, loop.name) if (v.version, v.sha256) == told), None)
-    if served is None or served == champion:
-        return champion
-    registry.promote(settings, served)
-    return served
-
-
-def _columns(frame: "pd.DataFrame", names: Sequence[str]) -> dict[str, Any]:
     missing = [name for name in names if name not in frame]
     if missing:
         raise StageError(f"gates.slices names {', '.join(missing)}, which the training set does not have")
     return {name: frame[name].to_numpy() for name in names}
-
-
-def numbers(verdict: "Verdict") -> dict[str, float]:
-    """Return what a verdict rests on as metrics, for the pipeline's page."""
-    found = {"champion": verdict.champion, "challenger": verdict.challenger, "difference": verdict.difference}
-    if verdict.interval is not None:
-        found |= {"interval_low": verdict.interval[0], "interval_high": verdict.interval[1]}
-    return {f"{verdict.metric}_{name}": value for name, value in found.items() if value is not None}
-
-
-@told
-def register(
-    loop: Loop,
-    settings: Settings,
-    *,
-    model: Path,
-    training_set: Path,
-    evaluation: Path,
-    verdict: str,
-    run: str,
-    as_of: datetime,
-    reason: str,
-    snapshot: str,
-) -> str:
-    """Register the model with its lineage, whatever the gate decided; return the version."""
-    from kubeloop import model_folder, registry
-
-    card = model_folder.read(model)
-    tags = {
-        "kubeloop.as_of": as_of.isoformat(),
-        "kubeloop.reason": reason,
-        "kubeloop.trained_from": card.trained_from,
-        "kubeloop.trained_to": card.trained_to,
-        "kubeloop.raw_sha256": snapshot,
-        "kubeloop.training_set_sha256": digest(training_set),
-        "kubeloop.feature_service": loop.features.service,
-        "kubeloop.feature_repo_sha256": digest(settings.home / loop.features.repo),
-        "kubeloop.config_sha256": loop.digest(),
-        "kubeloop.code": code_version(settings),
-        "kubeloop.gate": verdict,
-        "kubeloop.promoted": json.dumps(json.loads(verdict)["promote"]),
-    }
-    version = registry.register(settings, loop, model, run=run, tags=tags, artifacts=evaluation).version
-    if settings.bucket:
-        _tell(loop, settings, model, verdict, run, version)
-    return version
-
-
-def _tell(loop: Loop, settings: Settings, model: Path, verdict: str, run: str, version: str) -> None:
-    """Put where others look: the reference, for the monitor, and the outcome, for the trigger.
-
-    The outcome holds only once the run has succeeded: a promoted version may yet fail to become ready.
-    """
-    from kubeloop.bucket import Bucket
-
-    decision = json.loads(verdict)
-    outcome = {"promote": decision["promote"], "reason": decision["reason"], "version": version}
-    bucket = Bucket.open(settings)
-    bucket.push(model / "reference", names.reference(loop.name, version))
-    bucket.put(names.outcome(run), json.dumps(outcome).encode())
-
-
-@told
-def deploy(loop: Loop, settings: Settings, version: str) -> "Applied":
-    """Serve a registered version and, once it answers, make it the champion.
-
-    The alias moves last: whoever reads it finds a model that serves. A version that waits for a review does not, and
-    stays the challenger.
-
-    Raises:
-        DeliveryError: the version does not become ready; the old champion goes on serving.
-        StageError: a newer version is the champion; a run that is resumed late must not take its place.
-    """
-    from kubeloop import registry
-
-    found = registry.get(settings, loop.name, version)
-    champion = registry.champion(settings, loop.name)
-    if champion is not None and int(champion.version) > int(version):
-        raise StageError(
-            f"version {champion.version} is the champion and newer than version {version}, which is not served again; "
-            "start a new run instead"
-        )
-    applied = serve(loop, settings, found)
-    now = datetime.now(UTC).isoformat()
-    if applied.proposal:
-        registry.tag(settings, found, {"kubeloop.proposal": applied.proposal, "kubeloop.proposed_at": now})
-        return applied
-    registry.promote(settings, found)
-    registry.tag(settings, found, {"kubeloop.served_at": applied.url, "kubeloop.promoted_at": now})
-    return applied
-
-
-def serve(loop: Loop, settings: Settings, version: "Version") -> "Applied":
-    """Apply the InferenceService of a version and wait until it answers; by GitOps it may be proposed only.
-
-    Raises:
-        DeliveryError: the version does not become ready.
-    """
-    from kubeloop import registry, services
-    from kubeloop.delivery.apply import apply
-    from kubeloop.serving import pods
-    from kubeloop.serving.manifest import ModelRef, inference_service
-
-    here = loop.delivery.applier == "local"
-    uri = version.uri if here else registry.storage_uri(version)
-    manifest = inference_service(
-        loop,
-        ModelRef(version.version, uri, version.sha256, version.run),
-        logger_url=services.address(settings, "collector"),
-        # A pod finds the feature repo in its image; tables and store are shared.
-        feature_dir=settings.features if here else settings.home / loop.features.repo,
-    )
-    verdict = json.loads(version.tags.get("kubeloop.gate", "{}"))
-    why = "; ".join(filter(None, (version.tags.get("kubeloop.reason"), verdict.get("reason"))))
-    return apply(loop, manifest if here else pods.place(loop, manifest), settings, why=why)
 
 
 def digest(path: Path) -> str:
@@ -450,20 +273,3 @@ def digest(path: Path) -> str:
         found.update(file.name.encode() if file is path else str(file.relative_to(path)).encode())
         found.update(hashlib.sha256(file.read_bytes()).digest())
     return found.hexdigest()
-
-
-def code_version(settings: Settings) -> str:
-    """Return kubeloop's version, with the commit of the image or of the loop's folder where there is one."""
-    if settings.code:
-        return f"{__version__}+{settings.code}"
-    try:
-        commit = subprocess.run(
-            ["git", "-C", str(settings.home), "rev-parse", "--short=12", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return __version__
-    return f"{__version__}+{commit}"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from kfp import dsl
 
-from kubeloop import gates, model_folder, names, online, registry, sources, stages
+from kubeloop import gates, model_folder, names, online, promotion, registry, sources, stages
 from kubeloop.config import Loop
 
 DAY = timedelta(days=1)
@@ -124,7 +124,7 @@ def test_register_model_keeps_the_lineage(registered: Any, loop: Loop) -> None:
         "kubeloop.feature_service": "flight_delay_v1",
         "kubeloop.feature_repo_sha256": stages.digest(registered.settings.home / "feature_repo"),
         "kubeloop.config_sha256": loop.digest(),
-        "kubeloop.code": stages.code_version(registered.settings),
+        "kubeloop.code": promotion.code_version(registered.settings),
         "kubeloop.gate": (registered.folder / "verdict").read_text(),
         "kubeloop.promoted": "true",
     }

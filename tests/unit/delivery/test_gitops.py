@@ -12,7 +12,7 @@ import mlflow
 import pytest
 import yaml
 
-from kubeloop import registry, stages
+from kubeloop import promotion, registry
 from kubeloop.config import Loop
 from kubeloop.config_cluster import Git as Place
 from kubeloop.delivery import Applied, DeliveryError, gitops, patch, repository, rollout
@@ -304,7 +304,7 @@ def test_the_champion_is_what_git_was_told_to_serve(git, server, alice, blank_ml
         gate = json.dumps({"promote": True, "reason": "the AUC rose"})
         for _ in range(7):
             client.create_model_version(NAME, "s3://models/7", tags=tags | {"kubeloop.gate": gate})
-        applied = stages.deploy(ours, found, "7")
+        applied = promotion.deploy(ours, found, "7")
         version, champion = registry.get(found, NAME, "7"), registry.champion(found, NAME)
     finally:
         client.delete_registered_model(NAME)
@@ -326,20 +326,20 @@ def test_the_branch_says_who_has_to_be_beaten(git, server, alice, blank_mlflow, 
     client = mlflow.MlflowClient(found.mlflow_uri)
     client.create_registered_model(NAME)
     try:
-        assert stages.current_champion(ours, found) is None, "version 6 of the branch is none of the registry's"
+        assert promotion.current_champion(ours, found) is None, "version 6 of the branch is none of the registry's"
         for version in range(1, 8):
             tags = {"kubeloop.run": f"run-{version}", "kubeloop.sha256": str(version) * 64}
             client.create_model_version(NAME, f"s3://models/{version}", tags=tags)
         client.set_registered_model_alias(NAME, "champion", "5")
-        assert stages.current_champion(ours, found).version == "6"
+        assert promotion.current_champion(ours, found).version == "6"
         promote(server)
-        assert stages.current_champion(ours, found).version == "7"
+        assert promotion.current_champion(ours, found).version == "7"
         run(alice, "pull", "-q")
         run(alice, "revert", "--no-edit", "HEAD")
         run(alice, "push", "-q", "origin", "HEAD")
-        assert stages.current_champion(ours, found).version == "6"
+        assert promotion.current_champion(ours, found).version == "6"
         assert registry.champion(found, NAME).version == "6", "the alias follows"
         git.commit(alice, {PATCH: "kind: List"})
-        assert stages.current_champion(ours, found).version == "6", "a file that names none changes nothing"
+        assert promotion.current_champion(ours, found).version == "6", "a file that names none changes nothing"
     finally:
         client.delete_registered_model(NAME)

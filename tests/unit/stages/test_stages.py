@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from kubeloop import __version__, config, evaluation, gates, model_folder, registry, sources, stages
+from kubeloop import __version__, config, evaluation, gates, model_folder, promotion, registry, sources, stages
 from kubeloop.config import Loop, Settings
 
 Learned = tuple[Path, Path]
@@ -98,15 +98,15 @@ def crown(loop: Loop, settings: Settings, model: Path, run: str = "r1", verdict:
 
 
 def test_a_first_model_is_promoted(loop: Loop, settings: Settings, learned: Learned) -> None:
-    verdict = stages.gate(loop, settings, "r1", learned[1], learned[0])
+    verdict = promotion.gate(loop, settings, "r1", learned[1], learned[0])
     assert verdict.promote
     assert verdict.champion is None
-    assert stages.numbers(verdict) == {"auc_challenger": verdict.challenger}
+    assert promotion.numbers(verdict) == {"auc_challenger": verdict.challenger}
 
 
 def test_a_first_model_must_reach_the_floor(loop: Loop, settings: Settings, learned: Learned) -> None:
     strict = loop.model_copy(update={"gates": loop.gates.model_copy(update={"floors": {"auc": 0.99}})})
-    verdict = stages.gate(strict, settings, "r1", learned[1], learned[0])
+    verdict = promotion.gate(strict, settings, "r1", learned[1], learned[0])
     assert not verdict.promote
     assert "auc" in verdict.reason
 
@@ -116,12 +116,12 @@ def test_a_better_model_is_promoted(
 ) -> None:
     stages.train(loop, part(learned[0], tmp_path / "t", until=as_of, shuffle=True), tmp_path / "blind")
     crown(loop, settings, tmp_path / "blind")
-    verdict = stages.gate(loop, settings, "r2", learned[1], learned[0])
+    verdict = promotion.gate(loop, settings, "r2", learned[1], learned[0])
     assert verdict.promote
     assert verdict.challenger is not None
     assert verdict.champion is not None
     assert verdict.challenger > verdict.champion + 0.1
-    numbers = stages.numbers(verdict)
+    numbers = promotion.numbers(verdict)
     assert set(numbers) == {
         "auc_champion", "auc_challenger", "auc_difference", "auc_interval_low", "auc_interval_high",
     }  # fmt: skip
@@ -139,7 +139,7 @@ def test_a_model_that_is_not_better_is_rejected(
     if not same:
         challenger = tmp_path / "blind"
         stages.train(loop, part(learned[0], tmp_path / "t", until=as_of, shuffle=True), challenger)
-    verdict = stages.gate(loop, settings, "r2", challenger, learned[0])
+    verdict = promotion.gate(loop, settings, "r2", challenger, learned[0])
     assert not verdict.promote
     assert verdict.difference is not None
     assert verdict.difference == 0 if same else verdict.difference < -0.1
@@ -152,7 +152,7 @@ def test_the_champions_own_lessons_are_left_out(
     longer = loop.model_copy(update={"training": loop.training.model_copy(update={"holdout": 2 * DAY})})
     stages.train(longer, learned[0], tmp_path / "champion")
     crown(loop, settings, tmp_path / "champion")
-    verdict = stages.gate(loop, settings, "r2", learned[1], learned[0])
+    verdict = promotion.gate(loop, settings, "r2", learned[1], learned[0])
     (blocks,) = (check for check in verdict.checks if check.name == "blocks")
     assert (blocks.value, blocks.passed, verdict.promote) == (3, False, False)
 
@@ -168,28 +168,28 @@ def test_too_few_new_rows_are_an_error(loop: Loop, settings: Settings, learned: 
     stages.train(loop.model_copy(update={"training": training}), learned[0], tmp_path / "champion")
     crown(loop, settings, tmp_path / "champion")
     with pytest.raises(stages.StageError, match="of the hold-out's rows are newer than the data that champion 1 was"):
-        stages.gate(loop, settings, "r2", learned[1], learned[0])
+        promotion.gate(loop, settings, "r2", learned[1], learned[0])
 
 
 def test_a_resumed_run_keeps_its_verdict(loop: Loop, settings: Settings, learned: Learned) -> None:
-    first = stages.gate(loop, settings, "r1", learned[1], learned[0])
+    first = promotion.gate(loop, settings, "r1", learned[1], learned[0])
     crown(loop, settings, learned[1], verdict=json.dumps(first.to_dict()))
-    assert stages.gate(loop, settings, "r1", learned[1], learned[0]) == first
-    assert not stages.gate(loop, settings, "r2", learned[1], learned[0]).promote
+    assert promotion.gate(loop, settings, "r1", learned[1], learned[0]) == first
+    assert not promotion.gate(loop, settings, "r2", learned[1], learned[0]).promote
 
 
 def test_slices_must_be_features(loop: Loop, settings: Settings, learned: Learned, tmp_path: Path) -> None:
     crown(loop, settings, learned[1])
     wrong = loop.model_copy(update={"gates": loop.gates.model_copy(update={"slices": ("origin", "pilot")})})
     with pytest.raises(stages.StageError, match=r"gates\.slices names pilot, which the training set does not have"):
-        stages.gate(wrong, settings, "r2", learned[1], learned[0])
+        promotion.gate(wrong, settings, "r2", learned[1], learned[0])
 
 
 def test_a_late_resumption_does_not_depose_a_newer_champion(loop: Loop, settings: Settings, learned: Learned) -> None:
     crown(loop, settings, learned[1], "r1")
     crown(loop, settings, learned[1], "r2")
     with pytest.raises(stages.StageError, match="version 2 is the champion and newer than version 1"):
-        stages.deploy(loop, settings, "1")
+        promotion.deploy(loop, settings, "1")
     champion = registry.champion(settings, loop.name)
     assert champion is not None
     assert champion.version == "2"
@@ -198,7 +198,7 @@ def test_a_late_resumption_does_not_depose_a_newer_champion(loop: Loop, settings
 def test_without_services_nothing_is_deployed(loop: Loop, settings: Settings, learned: Learned) -> None:
     registry.register(settings, loop, learned[1], run="r1", tags={})
     with pytest.raises(RuntimeError, match="no collector is up; start the services with `kubeloop serve`"):
-        stages.deploy(loop, settings, "1")
+        promotion.deploy(loop, settings, "1")
     assert registry.champion(settings, loop.name) is None
 
 
@@ -226,7 +226,7 @@ def test_a_digest_is_of_content_and_names(tmp_path: Path) -> None:
 
 
 def test_the_code_version_names_the_commit(settings: Settings) -> None:
-    assert stages.code_version(settings) == __version__
+    assert promotion.code_version(settings) == __version__
 
     def git(*arguments: str) -> str:
         who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
@@ -239,9 +239,9 @@ def test_the_code_version_names_the_commit(settings: Settings) -> None:
     (settings.home / "file").write_text("x")
     git("add", "file")
     git("commit", "-q", "-m", "x")
-    assert stages.code_version(settings) == f"{__version__}+{git('rev-parse', '--short=12', 'HEAD')}"
+    assert promotion.code_version(settings) == f"{__version__}+{git('rev-parse', '--short=12', 'HEAD')}"
 
 
 def test_a_verdict_of_nothing_defined_has_no_numbers() -> None:
     verdict = gates.Verdict(False, "no", "auc", None, None, None, None, 0.95, ())
-    assert stages.numbers(verdict) == {}
+    assert promotion.numbers(verdict) == {}
