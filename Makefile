@@ -11,7 +11,7 @@ export UV_NO_PROGRESS := 1
 
 .PHONY: help
 help: ## Explain every target
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[36m%-13s\033[0m %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z0-9-]+:.*## / {printf "  \033[36m%-13s\033[0m %s\n", $$1, $$2}' Makefile
 
 .PHONY: setup
 setup: .venv/ready ## Install uv if it is missing, and the three environments from the lock
@@ -69,6 +69,7 @@ GO ?= $(firstword $(shell command -v go) $(wildcard /usr/local/go/bin/go) go)
 PINS := tests/control_plane
 ASSETS := $(or $(KUBEBUILDER_ASSETS),.control-plane/bin)
 KUBERNETES = $(shell sed -En 's|^(require)?[[:space:]]*k8s.io/kubernetes v([0-9.]+).*|\2|p' $(PINS)/kubernetes/go.mod)
+NODE_KUBERNETES := $(addprefix $(ASSETS)/,kubelet kube-controller-manager kube-scheduler kube-proxy)
 PROGRAMS := $(addprefix $(ASSETS)/,kubectl helm kustomize etcd kube-apiserver actionlint kube-score)
 STAMP := -X k8s.io/component-base/version
 GO_BUILD = @echo "building $(@F)"; command -v $(GO) > /dev/null \
@@ -78,9 +79,9 @@ GO_BUILD = @echo "building $(@F)"; command -v $(GO) > /dev/null \
 .PHONY: control-plane
 control-plane: $(PROGRAMS) ## Build an API server and the tools that the cluster tests need, once (8 minutes)
 
-$(ASSETS)/kube-apiserver $(ASSETS)/kubectl: LDFLAGS = $(STAMP).gitVersion=v$(KUBERNETES) $(STAMP).gitTreeState=clean \
+$(ASSETS)/kube-apiserver $(ASSETS)/kubectl $(NODE_KUBERNETES): LDFLAGS = $(STAMP).gitVersion=v$(KUBERNETES) $(STAMP).gitTreeState=clean \
   $(STAMP).gitMajor=$(word 1,$(subst ., ,$(KUBERNETES))) $(STAMP).gitMinor=$(word 2,$(subst ., ,$(KUBERNETES)))
-$(ASSETS)/kube-apiserver $(ASSETS)/kubectl: $(ASSETS)/%: $(PINS)/kubernetes/go.mod $(PINS)/kubernetes/go.sum
+$(ASSETS)/kube-apiserver $(ASSETS)/kubectl $(NODE_KUBERNETES): $(ASSETS)/%: $(PINS)/kubernetes/go.mod $(PINS)/kubernetes/go.sum
 	$(GO_BUILD) k8s.io/kubernetes/cmd/$*
 
 $(ASSETS)/etcd: $(PINS)/etcd/go.mod $(PINS)/etcd/go.sum
@@ -100,6 +101,27 @@ $(ASSETS)/actionlint: $(PINS)/tools/go.mod $(PINS)/tools/go.sum
 # A module of its own: it needs an older k8s.io/api than helm.
 $(ASSETS)/kube-score: $(PINS)/score/go.mod $(PINS)/score/go.sum
 	$(GO_BUILD) github.com/zegl/kube-score/cmd/kube-score
+
+# A real node: what its pods and their names need, and the images.
+NODE_PROGRAMS := $(NODE_KUBERNETES) $(addprefix $(ASSETS)/,coredns pause)
+
+$(ASSETS)/coredns $(ASSETS)/pause: $(ASSETS)/%: tests/node/programs/go.mod tests/node/programs/go.sum \
+    tests/node/programs/%/main.go
+	$(GO_BUILD) ./$*
+
+.PHONY: node
+node: control-plane $(NODE_PROGRAMS) ## Build what a real node needs and install containerd (Debian and Ubuntu; needs root)
+	@export DEBIAN_FRONTEND=noninteractive; missing=; \
+	  for program in buildah conntrack containerd debootstrap docker-registry iptables runc; do \
+	    command -v $$program > /dev/null || missing+=" $$program"; done; \
+	  compgen -G "/usr/lib/cni/bridge" > /dev/null || missing+=" containernetworking-plugins"; \
+	  if [ -n "$$missing" ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing > /dev/null; fi
+
+.PHONY: e2e-node
+e2e-node: setup node backends ## Build the images and install the chart on a real node of this machine (needs root)
+	KUBELOOP_NODE=1 $(BIN)/python -m pytest tests/node/test_images.py
+	KUBELOOP_NODE=1 unshare --net --mount --pid --fork --mount-proc --kill-child \
+	  $(BIN)/python -m pytest tests/node/test_node.py $(ARGS)
 
 .PHONY: images
 images: setup ## Build the images with docker, podman or buildah (ARGS="core --tag 1.2.3 --registry host/folder --push")

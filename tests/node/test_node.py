@@ -1,0 +1,306 @@
+"""The chart under a real kubelet: pods that start, pods that work, pods that die, and what is left of their work.
+
+The bridge between the pods enforces no NetworkPolicy, KServe's controller is played, and Kubeflow's API is the tests'
+own; everything else is real. The tests build on each other, in the order of the file.
+"""
+
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kubeloop import names
+from kubeloop.bucket import Bucket
+from kubeloop.config import Settings
+from tests.node.installation import CHART, LOOP, NAMESPACE, RELEASE, Installation
+from tests.node.kserve import Kserve
+
+pytestmark = pytest.mark.timeout(600)
+
+AS_OF = "2013-05-20T00:00:00Z"
+COLLECTOR = f"{RELEASE}-collector"
+MONITOR = f"{RELEASE}-monitor-{LOOP}"
+TRIGGER = f"{RELEASE}-trigger-{LOOP}"
+PROBE = "probe"
+
+_GET = """
+import sys, httpx
+answer = httpx.get(sys.argv[1], timeout=10)
+print(answer.raise_for_status().text)
+"""
+# What KServe's agent sends, and like it again and again until it is taken.
+_EVENTS = """
+import json, sys, time, httpx
+url, prefix, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+head = {"ce-specversion": "1.0", "ce-source": "http://localhost:9081/", "ce-inferenceservicename": "flight-delay",
+        "ce-type": "org.kubeflow.serving.inference.request", "ce-namespace": "kubeloop", "ce-endpoint": "",
+        "ce-time": "2013-05-20T00:00:00Z", "content-type": "application/json"}
+refused, longest = 0, 0.0
+with httpx.Client(timeout=3) as client:
+    for number in range(count):
+        begun = time.monotonic()
+        while True:
+            try:
+                taken = client.post(url, headers=head | {"ce-id": f"{prefix}-{number}"}, content=b'{"inputs": []}')
+                if taken.status_code == 202:
+                    break
+            except httpx.HTTPError:
+                pass
+            refused += 1
+            time.sleep(0.05)
+        longest = max(longest, time.monotonic() - begun)
+        time.sleep(0.005)
+print(json.dumps({"refused": refused, "longest": longest}))
+"""
+_DRIFT = """
+import json, sys, httpx
+data = json.loads(sys.argv[2])
+head = {"ce-specversion": "1.0", "ce-type": sys.argv[3], "ce-source": "test", "ce-id": data["episode"],
+        "ce-subject": data["episode"], "content-type": "application/json"}
+answers = [httpx.post(sys.argv[1], headers=head, content=json.dumps(data), timeout=10) for _ in range(6)]
+print(json.dumps([answer.status_code for answer in answers]))
+"""
+_PREDICT = """
+import json, sys, httpx
+base = sys.argv[1]
+row = {"tailnum": "N14228", "carrier": "UA", "dest": "IAH", "origin": "EWR", "distance": 1400.0,
+       "sched_dep": "2013-05-20T05:15:00+00:00", "sched_minutes": 200.0}
+inputs = httpx.get(base, timeout=10).raise_for_status().json()["inputs"]
+body = {"parameters": {"event_time": "2013-05-20T00:00:00Z"},
+        "inputs": [item | {"shape": [1], "data": [row[item["name"]]]} for item in inputs]}
+answer = httpx.post(f"{base}/infer", json=body, timeout=20)
+print(answer.text if answer.is_success else json.dumps({"error": answer.text}))
+"""
+
+
+def status(installed: Installation, service: str) -> dict[str, Any]:
+    """Return what the /status of a Service says to a pod."""
+    found: dict[str, Any] = installed.exec(PROBE, _GET, f"http://{service}.{NAMESPACE}.svc/status")
+    return found
+
+
+def restarts(installed: Installation) -> dict[str, int]:
+    """Return how often each container of the chart's pods was started again, of those that were."""
+    return {
+        f"{pod['metadata']['name']}/{item['name']}": item["restartCount"]
+        for pod in installed.get("pods")
+        if pod["metadata"]["labels"].get("app.kubernetes.io/instance") == RELEASE
+        for kind in ("initContainerStatuses", "containerStatuses")
+        for item in pod["status"].get(kind, ())
+        if item["restartCount"]
+    }
+
+
+def test_every_pod_becomes_ready_at_the_first_start(installed: Installation) -> None:
+    begun = time.monotonic()
+    installed.rolled_out()
+    print(f"ready after {time.monotonic() - begun:.0f} s")
+    running = {pod["metadata"]["labels"]["app.kubernetes.io/component"] for pod in installed.get("pods")}
+    assert running == {"collector", "monitor", "trigger", "mlflow"}
+    assert restarts(installed) == {}
+
+
+def test_helm_test_asks_every_part(installed: Installation) -> None:
+    installed.helm("test", RELEASE)
+    said = installed.kubectl("logs", f"{RELEASE}-test")
+    assert len([line for line in said.splitlines() if line.endswith(": ready")]) == 4, said
+
+
+def test_the_volume_belongs_to_the_pod(installed: Installation) -> None:
+    volume = installed.kubectl("exec", f"{COLLECTOR}-0", "-c", "collector", "--", "stat", "-c", "%u %g %a", "/data")
+    assert volume.split() == ["0", "65532", "2775"]
+
+
+@pytest.fixture(scope="module")
+def probe(installed: Installation) -> Iterator[Installation]:
+    """A pod to ask from, and the store's credentials in our own variables."""
+    installed.run(PROBE, "runtime", "sleep", "36000")
+    installed.kubectl("wait", "--for=condition=Ready", f"pod/{PROBE}", "--timeout=60s")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in installed.store.environ.items():
+            patch.setenv(name, value)
+        yield installed
+
+
+def pipeline(installed: Installation, name: str, *command: str) -> None:
+    """Run a program of the core image as a pipeline step would: its account, its variables, its loop.yaml."""
+    secrets = {"KUBELOOP_FEATURE_REGISTRY": "registry", "KUBELOOP_ONLINE_STORE": "online"}
+    given = [
+        {"name": variable, "valueFrom": {"secretKeyRef": {"name": "kubeloop-features", "key": key}}}
+        for variable, key in secrets.items()
+    ]
+    token = {"path": "token", "audience": "pipelines.kubeflow.org", "expirationSeconds": 3600}
+    more = {
+        "env": [
+            *given,
+            {"name": "KUBELOOP_KFP_URL", "value": installed.pipelines.url.replace("127.0.0.1", "10.244.0.1")},
+            {"name": "KUBELOOP_KFP_TOKEN_FILE", "value": "/var/run/secrets/kubeflow/pipelines/token"},
+        ],
+        "envFrom": [{"configMapRef": {"name": "kubeloop-env"}}, {"secretRef": {"name": "kubeloop-s3"}}],
+        "volumes": [
+            {"name": "loop", "configMap": {"name": f"{RELEASE}-loop-{LOOP}"}},
+            {"name": "kfp", "projected": {"sources": [{"serviceAccountToken": token}]}},
+        ],
+        "volumeMounts": [
+            {"name": "loop", "mountPath": "/project/loop.yaml", "subPath": "loop.yaml"},
+            {"name": "kfp", "mountPath": "/var/run/secrets/kubeflow/pipelines"},
+        ],
+    }
+    installed.run(name, "core", *command, account="kubeloop-pipeline", more=more)
+
+
+def test_a_run_in_a_pod_brings_a_model_into_service(probe: Installation) -> None:
+    run = ("python", "-m", "pipelines", "run")
+    pipeline(probe, "materialize", *run, "materialize", "--run-name", "m1", "--as-of", AS_OF)
+    probe.ended("materialize")
+    pipeline(probe, "training", *run, "training", "--run-name", "first", "--as-of", AS_OF)
+    kserve = Kserve(probe.node, NAMESPACE, LOOP)
+    probe.node.until(lambda: kserve.service() is not None, "the run applies its InferenceService", 180)
+    kserve.deploy()
+    probe.rolled_out()
+    kserve.report()
+    verdict = json.loads(probe.ended("training").splitlines()[-1])
+    assert verdict["promote"] is True, verdict
+    assert verdict["version"] == "1"
+
+
+def test_a_prediction_goes_through_transformer_redis_and_predictor(probe: Installation) -> None:
+    found = probe.exec(PROBE, _PREDICT, f"http://{LOOP}.{NAMESPACE}.svc.cluster.local/v2/models/{LOOP}")
+    assert found["model_version"] == "1", found
+    assert 0 < found["outputs"][0]["data"][0] < 1
+    metrics = probe.kubectl("exec", PROBE, "--", "python", "-c", _GET, f"http://{LOOP}-transformer/metrics")
+    missing = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if "features_missing_total{" in line)
+    assert missing['kubeloop_features_missing_total{feature="carrier_late_1d"}'] == "0.0", "it came from Redis"
+
+
+@pytest.mark.parametrize("disruption", ["delete the pod", "kill the collector", "kill the mirror"])
+def test_what_the_collector_acknowledged_is_in_the_store(probe: Installation, disruption: str) -> None:
+    prefix, count = disruption.replace(" ", "-"), 1500
+    before = status(probe, COLLECTOR)["acknowledged_seq"]
+    told: list[Any] = []
+    sender = threading.Thread(
+        target=lambda: told.append(
+            probe.exec(PROBE, _EVENTS, f"http://{COLLECTOR}.{NAMESPACE}.svc/", prefix, str(count))
+        )
+    )
+    sender.start()
+    probe.node.until(lambda: status(probe, COLLECTOR)["acknowledged_seq"] > before + 200, "events arrive")
+    if disruption == "delete the pod":
+        probe.kubectl("delete", "pod", f"{COLLECTOR}-0")
+    else:
+        probe.node.kill(NAMESPACE, f"{COLLECTOR}-0", disruption.rpartition(" ")[2])
+    sender.join()
+    print(disruption, told)
+    assert told, "the sender got everything through"
+    probe.node.until(lambda: len(stored(probe, prefix)) >= count, "all of it reaches the store", 90)
+    assert stored(probe, prefix) == {f"{prefix}-{number}" for number in range(count)}
+    probe.rolled_out()
+
+
+def stored(installed: Installation, prefix: str) -> set[str]:
+    """Return the ids of events in the S3 store, of those that begin with a prefix."""
+    import pyarrow.parquet as pq
+
+    settings = Settings(
+        home=Path(),
+        state=Path(),
+        bucket=installed.bucket,
+        s3_endpoint=installed.store.endpoint,
+    )
+    bucket = Bucket.open(settings)
+    found: set[str] = set()
+    for name in bucket.names(names.PAYLOADS):
+        content = bucket.get(f"{names.PAYLOADS}/{name}")
+        if content:
+            found |= set(pq.read_table(io.BytesIO(content), columns=["id"])["id"].to_pylist())
+    return {item for item in found if item.startswith(prefix)}
+
+
+def test_the_monitor_reads_all_of_it(probe: Installation) -> None:
+    last = status(probe, COLLECTOR)["acknowledged_seq"]
+    probe.node.until(lambda: status(probe, MONITOR)["last_seq"] == last, "the monitor has read the log", 120)
+    found = status(probe, MONITOR)
+    assert found["failure"] is None
+    assert found["engine"] == "alibi"
+
+
+def test_one_drift_event_starts_one_run(probe: Installation) -> None:
+    pipeline(probe, "schedule", "kubeloop", "schedule")
+    probe.ended("schedule")
+    moment = "2013-07-01T00:00:00Z"
+    data = {
+        "service": LOOP,
+        "episode": f"{LOOP}-{moment}",
+        "opened_at": moment,
+        "as_of": moment,
+        "kind": "manual",
+        "features": [],
+        "reason": "a test asks",
+    }
+    url = f"http://{TRIGGER}.{NAMESPACE}.svc/events"
+    assert probe.exec(PROBE, _DRIFT, url, json.dumps(data), names.DRIFT_EVENT) == [202] * 6
+    runs = probe.pipelines.store.runs
+    probe.node.until(lambda: runs, "a trigger starts a run", 60)
+    # Whoever holds the lease goes; the other one takes over, and finds the run instead of starting it again.
+    for pod in probe.get("pods", "trigger")[:1]:
+        probe.kubectl("delete", "pod", pod["metadata"]["name"])
+    probe.rolled_out()
+    run = next(iter(runs))
+    probe.pipelines.store.finish(run, "FAILED")
+    probe.node.until(lambda: status(probe, TRIGGER)["runs"][0]["error"], "a trigger sees that the run failed", 90)
+    accounts = {f"system:serviceaccount:{NAMESPACE}:{RELEASE}-trigger"}
+    assert accounts <= probe.pipelines.tokens.users
+
+
+def test_upgrade_and_rollback_replace_the_pods_that_changed(probe: Installation) -> None:
+    def pods() -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for pod in probe.get("pods"):
+            part = pod["metadata"]["labels"].get("app.kubernetes.io/component", "")
+            found.setdefault(part, set()).add(pod["metadata"]["name"])
+        return found
+
+    before = pods()
+    probe.write({"description": "another"})
+    probe.helm("upgrade", RELEASE, str(CHART), "-f", str(probe.values))
+    probe.rolled_out()
+    after = pods()
+    assert {part for part in ("collector", "mlflow") if before[part] != after[part]} == set()
+    assert not before["monitor"] & after["monitor"]
+    assert not before["trigger"] & after["trigger"]
+    probe.helm("rollback", RELEASE, "1")
+    probe.rolled_out()
+    probe.helm("test", RELEASE)
+    assert status(probe, COLLECTOR)["acknowledged_seq"] > 0
+
+
+def test_a_pod_that_cannot_start_says_why(probe: Installation) -> None:
+    probe.kubectl("create", "secret", "generic", "nowhere", "--from-literal=url=postgresql+psycopg://a:b@127.0.0.1:1/c")
+    probe.helm("upgrade", RELEASE, str(CHART), "-f", str(probe.values), "--set", "trigger.ledger.name=nowhere")
+
+    def words() -> str:
+        for pod in probe.get("pods", "trigger"):
+            for item in pod["status"].get("containerStatuses", ()):
+                if "terminated" in item["lastState"]:
+                    return str(item["lastState"]["terminated"].get("message", ""))
+        return ""
+
+    probe.node.until(words, "a trigger ends", 60)
+    assert "KUBELOOP_LEDGER_DB" in words()
+    # The old replicas serve on until the new ones do.
+    assert status(probe, TRIGGER)["service"] == LOOP
+    probe.helm("rollback", RELEASE)
+    probe.rolled_out()
+
+
+def test_uninstall_leaves_the_data(probe: Installation) -> None:
+    probe.helm("uninstall", RELEASE, "--wait")
+    chart = [pod for pod in probe.get("pods") if pod["metadata"]["labels"].get("app.kubernetes.io/instance") == RELEASE]
+    probe.node.until(lambda: not probe.get("pods", "collector"), "the pods end", 120)
+    assert [item["status"]["phase"] for item in probe.get("pvc")] == ["Bound"]
+    assert {pod["metadata"]["name"] for pod in chart} <= {f"{RELEASE}-test"}
