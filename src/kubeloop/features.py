@@ -135,12 +135,13 @@ def build(repo: Path, raw: Path, out: Path, shared: Settings | None = None) -> d
     return rows
 
 
-def open_store(folder: Path, shared: Settings | None = None) -> "FeatureStore":
+def open_store(folder: Path, shared: Settings | None = None, *, once: bool = False) -> "FeatureStore":
     """Open the Feast store of a folder of feature tables.
 
     Args:
         folder: where the tables and `feature_store.yaml` are.
         shared: names the registry and the online store that many pods share, in place of the folder's own.
+        once: read a shared registry now and never again, for who must not depend on its database.
 
     Raises:
         FeatureError: nothing was built there yet, or a setting names a store that is not known.
@@ -155,18 +156,20 @@ def open_store(folder: Path, shared: Settings | None = None) -> "FeatureStore":
             raise FeatureError(f"{folder} holds no feature tables yet; `kubeloop run` builds them")
         config = yaml.safe_load((folder / STORE_FILE).read_text())
         if shared is not None:
-            config |= _shared(shared)
+            config |= _shared(shared, once)
         if config["registry"].get("registry_type") == "file":
             # Feast resolves this one path against the process's folder.
             config["registry"]["path"] = str(folder.resolve() / config["registry"]["path"])
         return FeatureStore(config=RepoConfig(**config, repo_path=folder))
 
 
-def _shared(settings: Settings) -> dict[str, Any]:
+def _shared(settings: Settings, once: bool) -> dict[str, Any]:
     """Return the parts of Feast's configuration that the settings' URLs stand for."""
     found: dict[str, Any] = {}
     if settings.feature_registry:
-        found["registry"] = {"registry_type": "sql", "path": settings.feature_registry, "cache_ttl_seconds": 60}
+        # Feast takes 0 for "never expires".
+        lasts = 0 if once else 60
+        found["registry"] = {"registry_type": "sql", "path": settings.feature_registry, "cache_ttl_seconds": lasts}
     if not settings.online_store:
         return found
     url = urlsplit(settings.online_store)

@@ -53,7 +53,7 @@ class OnlineFeatures:
         Raises:
             features.FeatureError: nothing was built there yet.
         """
-        return cls(features.open_store(folder, shared), service)
+        return cls(features.open_store(folder, shared, once=True), service)
 
     def read(self, columns: Mapping[str, Sequence[Any]], at: datetime) -> dict[str, list[Any]]:
         """Return one list a feature, in the order of the rows asked for.

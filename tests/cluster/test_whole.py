@@ -252,7 +252,8 @@ def test_pods_serve_what_the_pipelines_wrote(promoted: Cluster, as_of: datetime)
     probabilities = found["outputs"][0]["data"]
     assert len(probabilities) == rows.num_rows
     assert len(set(probabilities)) > 10, "the features were found"
-    promoted.known |= {"request": json.dumps(body).encode(), "response": answer.content}
+    request = json.dumps(body).encode()
+    promoted.known |= {"request": request, "response": answer.content, "url": f"{transformer}/v2/models/flights/infer"}
 
 
 def test_a_model_that_was_changed_is_not_served(promoted: Cluster, tmp_path: Path) -> None:
@@ -300,7 +301,40 @@ def test_payloads_reach_the_monitor_through_the_store(promoted: Cluster, control
     assert status["waiting_rows"] + status["early_rows"] + status["late_rows"] > 0, "the monitor understood them"
 
 
-async def _log(cluster: Cluster, url: str) -> None:
+def test_predictions_need_neither_databases_nor_the_bucket(
+    promoted: Cluster, postgres_server: Any, seaweed: Any
+) -> None:
+    """Nor MLflow, whose database is gone; what is logged meanwhile waits on the collector's disk."""
+    assert "url" in promoted.known, "runs after the test that predicts"
+    collector = promoted.environ["KUBELOOP_COLLECTOR_URL"]
+    push = ("kubeloop.monitoring.mirror", "push", "--dir", str(promoted.folder / "collector"), "--once")
+    promoted.run(*push)
+    postgres_server.stop()
+    seaweed.stop()
+    try:
+        for _ in range(20):
+            answer = httpx.post(
+                promoted.known["url"],
+                content=promoted.known["request"],
+                headers={"content-type": "application/json"},
+                trust_env=False,
+                timeout=10,
+            )
+            assert answer.status_code == 200, answer.text
+            assert answer.json()["outputs"] == json.loads(promoted.known["response"])["outputs"]
+        asyncio.run(_log(promoted, collector, "two"))
+        httpx.post(f"{collector}/flush", trust_env=False).raise_for_status()
+        failed = promoted.run(*push, check=False)
+        assert failed.returncode != 0
+        assert "cannot" in failed.stderr
+        assert "Traceback" not in failed.stderr
+    finally:
+        postgres_server.start()
+        seaweed.start()
+    assert int(promoted.run(*push).stdout) == 1, "nothing that was acknowledged is lost"
+
+
+async def _log(cluster: Cluster, url: str, name: str = "one") -> None:
     """Send the payload events of one prediction as KServe's agent does."""
     log = EventLog(10)
     log.urls["flights"] = url
@@ -308,7 +342,7 @@ async def _log(cluster: Cluster, url: str) -> None:
     log.open()
     log.offer(
         Pair(
-            id="one",
+            id=name,
             source="http://localhost:9081/",
             service="flights",
             namespace=cluster.loop.delivery.namespace,
