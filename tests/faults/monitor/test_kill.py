@@ -164,11 +164,11 @@ def test_a_trigger_that_is_away_hears_of_the_episode_when_it_is_back(
 class Process:
     """The monitor's real process, with its log and state in one folder."""
 
-    def __init__(self, folder: Path, references: Path, trigger_url: str) -> None:
+    def __init__(self, folder: Path, references: Path, trigger_url: str, **variables: str) -> None:
         self._command = [sys.executable, "-m", "kubeloop.monitoring.monitor", "--loop", str(folder / "loop.yaml")]
         self._command += ["--references", str(references), "--trigger-url", trigger_url, "--poll-seconds", "0.01"]
         self._log = folder / "monitor.log"
-        self._env = {"KUBELOOP_STATE": str(folder), "PATH": os.environ["PATH"]}
+        self._env = {"KUBELOOP_STATE": str(folder), "PATH": os.environ["PATH"], **variables}
         self.url = ""
 
     def __enter__(self) -> "Process":
@@ -214,3 +214,49 @@ def test_a_process_that_is_killed_again_and_again_comes_to_the_same_end(
     assert outcome(store) == outcome(whole.store)
     store.close()
     assert len({event["id"] for event in trigger.events()}) == 1
+
+
+def test_a_database_that_is_away_costs_no_window(
+    world: ModuleType,
+    open_monitor: Open,
+    tmp_path: Path,
+    references: Path,
+    trigger: Any,
+    postgres: str,
+    postgres_server: Any,
+) -> None:
+    log = events(world)
+    alone, folder = tmp_path / "alone", tmp_path / "state"
+    alone.mkdir()
+    folder.mkdir()
+    world.write(alone / "log", log)
+    whole = open_monitor(alone, trigger.url, **POLICY)
+    whole.advance(world.START + 3 * world.DAY)
+    trigger.received.clear()
+    (folder / "loop.yaml").write_text(world.loop(**POLICY).dump())
+    half = len(log) // 2
+    place = world.write(folder / "payloads", log[:half], 1)
+    with Process(folder, references, trigger.url, KUBELOOP_MONITOR_DB=postgres) as process:
+        _until(lambda: httpx.get(f"{process.url}/status").json()["last_seq"] == half)
+        postgres_server.stop()
+        try:
+            world.write(folder / "payloads", log[half:], place)
+            _until(lambda: httpx.get(f"{process.url}/readyz").status_code == 503)
+            assert httpx.get(f"{process.url}/healthz").status_code == 200, "a restart would not help"
+            assert httpx.get(f"{process.url}/status").status_code == 503
+        finally:
+            postgres_server.start()
+        until = {"until": (world.START + 3 * world.DAY).isoformat()}
+        _until(lambda: httpx.post(f"{process.url}/advance", json=until, timeout=60).status_code == 200)
+        assert httpx.get(f"{process.url}/readyz").status_code == 200
+    store = Store(postgres)
+    assert outcome(store) == outcome(whole.store)
+    store.close()
+    assert len({event["id"] for event in trigger.events()}) == 1
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 40
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
