@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -90,11 +91,12 @@ def _cgroup(name: str) -> Iterator[str]:
 def _remove(group: Path) -> None:
     """Kill what a control group holds and delete it from the leaves up."""
     deadline = time.monotonic() + 20
-    for path in (Path(found) for found, _, _ in os.walk(group, topdown=False)):
+    groups = [Path(found) for found, _, _ in os.walk(group, topdown=False)]
+    for pid in (pid for path in groups for pid in (path / "cgroup.procs").read_text().split()):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    for path in groups:
         while True:
-            for pid in (path / "cgroup.procs").read_text().split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), 9)
             try:
                 path.rmdir()
             except OSError:

@@ -9,14 +9,12 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kubeloop import names
+from kubeloop import config, names
 from kubeloop.bucket import Bucket
-from kubeloop.config import Settings
 from tests.node.installation import CHART, LOOP, NAMESPACE, RELEASE, Installation
 from tests.node.kserve import Kserve
 
@@ -118,11 +116,11 @@ def test_the_volume_belongs_to_the_pod(installed: Installation) -> None:
 
 @pytest.fixture(scope="module")
 def probe(installed: Installation) -> Iterator[Installation]:
-    """A pod to ask from, and the store's credentials in our own variables."""
+    """A pod to ask from, and what names the store in our own variables."""
     installed.run(PROBE, "runtime", "sleep", "36000")
     installed.kubectl("wait", "--for=condition=Ready", f"pod/{PROBE}", "--timeout=60s")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in installed.store.environ.items():
+        for name, value in {**installed.store.environ, "KUBELOOP_BUCKET": installed.bucket}.items():
             patch.setenv(name, value)
         yield installed
 
@@ -206,13 +204,7 @@ def stored(installed: Installation, prefix: str) -> set[str]:
     """Return the ids of events in the S3 store, of those that begin with a prefix."""
     import pyarrow.parquet as pq
 
-    settings = Settings(
-        home=Path(),
-        state=Path(),
-        bucket=installed.bucket,
-        s3_endpoint=installed.store.endpoint,
-    )
-    bucket = Bucket.open(settings)
+    bucket = Bucket.open(config.settings())
     found: set[str] = set()
     for name in bucket.names(names.PAYLOADS):
         content = bucket.get(f"{names.PAYLOADS}/{name}")
