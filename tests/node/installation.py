@@ -103,10 +103,9 @@ class Installation:
         """Run helm in the namespace."""
         return self.node.helm("--namespace", NAMESPACE, *args)
 
-    def get(self, kind: str, component: str = "") -> list[Object]:
-        """Return the objects of a kind, of all parts or of one."""
-        selector = ("-l", f"app.kubernetes.io/component={component}") if component else ()
-        items: list[Object] = json.loads(self.kubectl("get", kind, "-o", "json", *selector))["items"]
+    def get(self, kind: str, selector: str = "") -> list[Object]:
+        """Return the objects of a kind, all or those that a label selector chooses."""
+        items: list[Object] = json.loads(self.kubectl("get", kind, "-o", "json", "-l", selector))["items"]
         return items
 
     def rolled_out(self) -> None:
