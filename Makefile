@@ -40,6 +40,7 @@ lint: setup ## Check style, types, import rules and generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/lint-imports
 	@fresh() { "$${@:2}" | diff -u "$$1" - || { echo "$$1 is stale; make schema" >&2; exit 1; }; }; \
 	  fresh docs/loop.schema.json $(BIN)/kubeloop config --json; \

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kubeloop import config
 from kubeloop.config import Loop, Settings
 from kubeloop.delivery import DeliveryError, local
 from kubeloop.delivery import apply as choose
@@ -13,15 +14,7 @@ from tests.cluster.conftest import build
 
 
 def settings(folder: Path) -> Settings:
-    python = folder / "python"
-    return Settings(
-        home=folder,
-        state=folder,
-        mlflow_uri="sqlite://",
-        core_python=python,
-        runtime_python=python,
-        detector_python=python,
-    )
+    return config.settings(folder, folder)
 
 
 def loop(applier: str, **delivery: object) -> Loop:
