@@ -187,9 +187,10 @@ class Process:
         self._process.stdout.close()
 
 
-def test_a_process_that_is_killed_again_and_again_comes_to_the_same_end(
-    world: ModuleType, open_monitor: Open, tmp_path: Path, references: Path, trigger: Any
-) -> None:
+def _undisturbed(
+    world: ModuleType, open_monitor: Open, tmp_path: Path, trigger: Any
+) -> tuple[list[Any], Path, Monitor]:
+    """Return a log, a folder to watch it from, and a monitor that has seen all of it elsewhere."""
     log = events(world)
     alone, folder = tmp_path / "alone", tmp_path / "state"
     alone.mkdir()
@@ -199,6 +200,13 @@ def test_a_process_that_is_killed_again_and_again_comes_to_the_same_end(
     whole.advance(world.START + 3 * world.DAY)
     trigger.received.clear()
     (folder / "loop.yaml").write_text(world.loop(**POLICY).dump())
+    return log, folder, whole
+
+
+def test_a_process_that_is_killed_again_and_again_comes_to_the_same_end(
+    world: ModuleType, open_monitor: Open, tmp_path: Path, references: Path, trigger: Any
+) -> None:
+    log, folder, whole = _undisturbed(world, open_monitor, tmp_path, trigger)
     chance = random.Random(7)
     place = 1
     pieces = [log[begin : begin + len(log) // 4 + 1] for begin in range(0, len(log), len(log) // 4 + 1)]
@@ -225,15 +233,7 @@ def test_a_database_that_is_away_costs_no_window(
     postgres: str,
     postgres_server: Any,
 ) -> None:
-    log = events(world)
-    alone, folder = tmp_path / "alone", tmp_path / "state"
-    alone.mkdir()
-    folder.mkdir()
-    world.write(alone / "log", log)
-    whole = open_monitor(alone, trigger.url, **POLICY)
-    whole.advance(world.START + 3 * world.DAY)
-    trigger.received.clear()
-    (folder / "loop.yaml").write_text(world.loop(**POLICY).dump())
+    log, folder, whole = _undisturbed(world, open_monitor, tmp_path, trigger)
     half = len(log) // 2
     place = world.write(folder / "payloads", log[:half], 1)
     with Process(folder, references, trigger.url, KUBELOOP_MONITOR_DB=postgres) as process:
