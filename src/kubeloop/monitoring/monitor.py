@@ -165,6 +165,8 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         _run(args)
+    except OperationalError as error:
+        sys.exit(f"the monitor's database does not answer (KUBELOOP_MONITOR_DB): {error.orig}")
     except (config.ConfigError, *WAIT) as error:
         sys.exit(str(error))
 

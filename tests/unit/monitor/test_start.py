@@ -1,0 +1,23 @@
+"""A monitor that cannot start says in one line what it lacks: a pod shows no more than that."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from kubeloop.config import Loop
+
+
+def test_names_the_database_that_does_not_answer(loop: Loop, tmp_path: Path) -> None:
+    (tmp_path / "loop.yaml").write_text(loop.dump())
+    done = subprocess.run(
+        [sys.executable, "-m", "kubeloop.monitoring.monitor", "--loop", str(tmp_path / "loop.yaml"), "--once"],
+        env=os.environ | {"KUBELOOP_MONITOR_DB": "postgresql+psycopg://monitor:secret@127.0.0.1:1/monitor"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()[-1:]
+    assert line.startswith("the monitor's database does not answer (KUBELOOP_MONITOR_DB): connection")
+    assert "secret" not in done.stderr
