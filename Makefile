@@ -111,12 +111,9 @@ $(ASSETS)/coredns $(ASSETS)/pause: $(ASSETS)/%: tests/node/programs/go.mod tests
 	$(GO_BUILD) ./$*
 
 .PHONY: node
-node: control-plane $(NODE_PROGRAMS) ## Build what a real node needs and install containerd (Debian and Ubuntu; needs root)
-	@export DEBIAN_FRONTEND=noninteractive; missing=; \
-	  for program in buildah conntrack containerd debootstrap docker-registry iptables runc; do \
-	    command -v $$program > /dev/null || missing+=" $$program"; done; \
-	  compgen -G "/usr/lib/cni/bridge" > /dev/null || missing+=" containernetworking-plugins"; \
-	  if [ -n "$$missing" ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends $$missing > /dev/null; fi
+node: control-plane image-tools $(NODE_PROGRAMS) ## Build what a real node needs, install containerd (Debian and Ubuntu; needs root)
+	@missing=; for tool in conntrack containerd iptables runc; do command -v $$tool > /dev/null || missing+=" $$tool"; done; \
+	  compgen -G "/usr/lib/cni/bridge" > /dev/null || missing+=" containernetworking-plugins"; $(INSTALL)
 
 .PHONY: e2e-node
 e2e-node: setup node backends ## Build the images and install the chart on a real node of this machine (needs root)

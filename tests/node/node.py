@@ -33,7 +33,7 @@ class Node(ControlPlane):
     """A running cluster of one node; everything runs in the namespaces of the caller and ends with them."""
 
     def __init__(self, assets: Path, folder: Path, cgroup: str) -> None:
-        super().__init__(assets, folder)
+        super().__init__(_programs(assets, folder / "programs"), folder)
         self._cgroup = cgroup
         self._serving = _serve(self.authority)
         self._to_kubelet = self.authority.user("kube-apiserver", ["system:masters"], "to-kubelet")
@@ -151,7 +151,7 @@ conf_dir = "{networks}"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
 """)
-        self._run_program("containerd", [shutil.which("containerd") or "containerd", "--config", str(config)])
+        self._spawn("containerd", f"--config={config}")
         self.until(self._containerd_answers, "containerd answers")
 
     def _start_kubelet(self) -> None:
@@ -219,13 +219,6 @@ runtime_type = "io.containerd.runc.v2"
         config.write_text(f".:53 {{\n{plugins}\n}}\n")
         self._spawn("coredns", f"-conf={config}")
 
-    def _run_program(self, name: str, command: list[str]) -> None:
-        assets, self._assets = self._assets, Path(command[0]).parent
-        try:
-            self._spawn(name, *command[1:])
-        finally:
-            self._assets = assets
-
     def _containerd_answers(self) -> bool:
         try:
             self.ctr("version")
@@ -239,6 +232,14 @@ runtime_type = "io.containerd.runc.v2"
             return False
         conditions = {item["type"]: item["status"] for item in response.json()["status"].get("conditions", ())}
         return conditions.get("Ready") == "True"
+
+
+def _programs(assets: Path, folder: Path) -> Path:
+    """Bring the programs that were built, and Debian's containerd, together in a folder."""
+    folder.mkdir()
+    for path in (*assets.iterdir(), Path(shutil.which("containerd") or "/usr/bin/containerd")):
+        (folder / path.name).symlink_to(path.resolve())
+    return folder
 
 
 def _serve(authority: Authority) -> tuple[Path, Path]:

@@ -15,6 +15,7 @@ import pytest
 
 from kubeloop import config, names
 from kubeloop.bucket import Bucket
+from tests.node import scripts
 from tests.node.installation import CHART, LOOP, NAMESPACE, RELEASE, Installation
 from tests.node.kserve import Kserve
 
@@ -28,59 +29,10 @@ OURS = f"app.kubernetes.io/instance={RELEASE}"
 TRIGGERS = f"{OURS},app.kubernetes.io/component=trigger"
 PROBE = "probe"
 
-_GET = """
-import sys, httpx
-answer = httpx.get(sys.argv[1], timeout=10)
-print(answer.raise_for_status().text)
-"""
-# What KServe's agent sends, and like it again and again until it is taken.
-_EVENTS = """
-import json, sys, time, httpx
-url, prefix, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
-head = {"ce-specversion": "1.0", "ce-source": "http://localhost:9081/", "ce-inferenceservicename": "flight-delay",
-        "ce-type": "org.kubeflow.serving.inference.request", "ce-namespace": "kubeloop", "ce-endpoint": "",
-        "ce-time": "2013-05-20T00:00:00Z", "content-type": "application/json"}
-refused, longest = 0, 0.0
-with httpx.Client(timeout=3) as client:
-    for number in range(count):
-        begun = time.monotonic()
-        while True:
-            try:
-                taken = client.post(url, headers=head | {"ce-id": f"{prefix}-{number}"}, content=b'{"inputs": []}')
-                if taken.status_code == 202:
-                    break
-            except httpx.HTTPError:
-                pass
-            refused += 1
-            time.sleep(0.05)
-        longest = max(longest, time.monotonic() - begun)
-        time.sleep(0.005)
-print(json.dumps({"refused": refused, "longest": longest}))
-"""
-_DRIFT = """
-import json, sys, httpx
-data = json.loads(sys.argv[2])
-head = {"ce-specversion": "1.0", "ce-type": sys.argv[3], "ce-source": "test", "ce-id": data["episode"],
-        "ce-subject": data["episode"], "content-type": "application/json"}
-answers = [httpx.post(sys.argv[1], headers=head, content=json.dumps(data), timeout=10) for _ in range(6)]
-print(json.dumps([answer.status_code for answer in answers]))
-"""
-_PREDICT = """
-import json, sys, httpx
-base = sys.argv[1]
-row = {"tailnum": "N14228", "carrier": "UA", "dest": "IAH", "origin": "EWR", "distance": 1400.0,
-       "sched_dep": "2013-05-20T05:15:00+00:00", "sched_minutes": 200.0}
-inputs = httpx.get(base, timeout=10).raise_for_status().json()["inputs"]
-body = {"parameters": {"event_time": "2013-05-20T00:00:00Z"},
-        "inputs": [item | {"shape": [1], "data": [row[item["name"]]]} for item in inputs]}
-answer = httpx.post(f"{base}/infer", json=body, timeout=20)
-print(answer.text if answer.is_success else json.dumps({"error": answer.text}))
-"""
-
 
 def status(installed: Installation, service: str) -> dict[str, Any]:
     """Return what the /status of a Service says to a pod."""
-    found: dict[str, Any] = installed.exec(PROBE, _GET, f"http://{service}.{NAMESPACE}.svc/status")
+    found: dict[str, Any] = installed.exec(PROBE, scripts.GET, f"http://{service}.{NAMESPACE}.svc/status")
     return found
 
 
@@ -173,10 +125,10 @@ def test_a_run_in_a_pod_brings_a_model_into_service(probe: Installation) -> None
 
 
 def test_a_prediction_goes_through_transformer_redis_and_predictor(probe: Installation) -> None:
-    found = probe.exec(PROBE, _PREDICT, f"http://{LOOP}.{NAMESPACE}.svc.cluster.local/v2/models/{LOOP}")
+    found = probe.exec(PROBE, scripts.PREDICT, f"http://{LOOP}.{NAMESPACE}.svc.cluster.local/v2/models/{LOOP}")
     assert found["model_version"] == "1", found
     assert 0 < found["outputs"][0]["data"][0] < 1
-    metrics = probe.kubectl("exec", PROBE, "--", "python", "-c", _GET, f"http://{LOOP}-transformer/metrics")
+    metrics = probe.kubectl("exec", PROBE, "--", "python", "-c", scripts.GET, f"http://{LOOP}-transformer/metrics")
     missing = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if "features_missing_total{" in line)
     assert missing['kubeloop_features_missing_total{feature="carrier_late_1d"}'] == "0.0", "it came from Redis"
 
@@ -188,7 +140,7 @@ def test_what_the_collector_acknowledged_is_in_the_store(probe: Installation, di
     told: list[Any] = []
     sender = threading.Thread(
         target=lambda: told.append(
-            probe.exec(PROBE, _EVENTS, f"http://{COLLECTOR}.{NAMESPACE}.svc/", prefix, str(count))
+            probe.exec(PROBE, scripts.EVENTS, f"http://{COLLECTOR}.{NAMESPACE}.svc/", prefix, str(count))
         )
     )
     sender.start()
@@ -226,6 +178,19 @@ def test_the_monitor_reads_all_of_it(probe: Installation) -> None:
     assert found["engine"] == "alibi"
 
 
+def test_no_container_comes_near_its_memory_limit(probe: Installation) -> None:
+    near = {}
+    for pod in probe.get("pods", OURS):
+        name = pod["metadata"]["name"]
+        running = [*pod["status"].get("initContainerStatuses", ()), *pod["status"]["containerStatuses"]]
+        for container in (item["name"] for item in running if "running" in item["state"]):
+            used, limit = json.loads(probe.kubectl("exec", name, "-c", container, "--", "python", "-c", scripts.MEMORY))
+            print(f"{name}/{container}: {used >> 20} of {limit >> 20} MiB")
+            if used > 0.75 * limit:
+                near[f"{name}/{container}"] = (used, limit)
+    assert near == {}
+
+
 def test_one_drift_event_starts_one_run(probe: Installation) -> None:
     pipeline(probe, "schedule", "kubeloop", "schedule")
     probe.ended("schedule")
@@ -240,7 +205,7 @@ def test_one_drift_event_starts_one_run(probe: Installation) -> None:
         "reason": "a test asks",
     }
     url = f"http://{TRIGGER}.{NAMESPACE}.svc/events"
-    assert probe.exec(PROBE, _DRIFT, url, json.dumps(data), names.DRIFT_EVENT) == [202] * 6
+    assert probe.exec(PROBE, scripts.DRIFT, url, json.dumps(data), names.DRIFT_EVENT) == [202] * 6
     runs = probe.pipelines.store.runs
     probe.node.until(lambda: runs, "a trigger starts a run", 60)
     first = status(probe, TRIGGER)["runs"][0]["holder"]
@@ -305,4 +270,4 @@ def test_uninstall_leaves_the_data(probe: Installation) -> None:
     assert [item["status"]["phase"] for item in probe.get("pvc")] == ["Bound"]
     assert not probe.get("services", OURS)
     # The models' own objects are not the chart's: what was served is served on.
-    assert probe.exec(PROBE, _PREDICT, f"http://{LOOP}.{NAMESPACE}/v2/models/{LOOP}")["model_version"] == "1"
+    assert probe.exec(PROBE, scripts.PREDICT, f"http://{LOOP}.{NAMESPACE}/v2/models/{LOOP}")["model_version"] == "1"
