@@ -148,7 +148,7 @@ report: setup ## Write the report anew and open it
 
 .PHONY: mlflow
 mlflow: setup ## Open the MLflow UI on http://127.0.0.1:5000
-	MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --workers 1 \
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --workers 1 \
 	  --backend-store-uri sqlite:///$(or $(KUBELOOP_STATE),$(CURDIR)/.kubeloop)/mlflow.db
 
 .PHONY: doctor

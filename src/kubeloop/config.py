@@ -369,10 +369,12 @@ QUIET = {
     # A minute without an answer, not four: the step is repeated anyway.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    # Eight processes of 250 MB for jobs that nobody asks for.
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     # Training shares the cores with serving: its threads must sleep while they wait, not spin.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-"""Variables that keep the libraries from calling home, loading pickles, busy waiting and waiting for ever."""
+"""Variables that keep the libraries from calling home, loading pickles, and waiting or working for nothing."""
 
 
 def adopt(settings: Settings) -> None:

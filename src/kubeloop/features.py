@@ -135,6 +135,18 @@ def build(repo: Path, raw: Path, out: Path, shared: Settings | None = None) -> d
     return rows
 
 
+def register(repo: Path, shared: Settings) -> None:
+    """Put a repo's definitions into the registry that many pods share; tables and values come with materialization.
+
+    Args:
+        repo: feature repo.
+        shared: names the registry and the online store.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        open_store(repo, shared).apply(definitions(repo))
+
+
 def open_store(folder: Path, shared: Settings | None = None, *, once: bool = False) -> "FeatureStore":
     """Open the Feast store of a folder of feature tables.
 

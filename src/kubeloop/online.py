@@ -51,9 +51,16 @@ class OnlineFeatures:
         """Open the online store of a folder of feature tables, or the one that the settings name.
 
         Raises:
-            features.FeatureError: nothing was built there yet.
+            features.FeatureError: nothing was built there yet, or a shared registry does not know the service.
         """
-        return cls(features.open_store(folder, shared, once=True), service)
+        from feast.errors import FeatureServiceNotFoundException
+
+        try:
+            return cls(features.open_store(folder, shared, once=True), service)
+        except FeatureServiceNotFoundException as error:
+            raise features.FeatureError(
+                f"the feature registry has no {service} yet; `kubeloop submit materialize` writes it"
+            ) from error
 
     def read(self, columns: Mapping[str, Sequence[Any]], at: datetime) -> dict[str, list[Any]]:
         """Return one list a feature, in the order of the rows asked for.

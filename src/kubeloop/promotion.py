@@ -177,12 +177,15 @@ def serve(loop: Loop, settings: Settings, version: "Version") -> "Applied":
     Raises:
         DeliveryError: the version does not become ready.
     """
-    from kubeloop import registry, services
+    from kubeloop import features, registry, services
     from kubeloop.delivery.apply import apply
     from kubeloop.serving import pods
     from kubeloop.serving.manifest import ModelRef, inference_service
 
     here = loop.delivery.applier == "local"
+    if not here and settings.feature_registry and settings.online_store:
+        # A transformer does not start before it knows its features, and nobody may have materialized them yet.
+        features.register(settings.home / loop.features.repo, settings)
     uri = version.uri if here else registry.storage_uri(version)
     manifest = inference_service(
         loop,

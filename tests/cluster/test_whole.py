@@ -25,7 +25,7 @@ import httpx
 import pytest
 import yaml
 
-from kubeloop import config, features, model_folder, names, registry
+from kubeloop import config, features, model_folder, names, online, registry
 from kubeloop.bucket import Bucket
 from kubeloop.config import Loop, Settings
 from kubeloop.delivery.payload_events import EventLog, Pair
@@ -221,6 +221,15 @@ def test_a_second_run_meets_the_champion_in_s3(promoted: Cluster, as_of: datetim
     assert champion.version == "1"
     # Nobody plays KServe this time: a promoted version does not become ready, and the alias must not move.
     assert (done.returncode != 0) is verdict["promote"], done.stdout[-3000:]
+
+
+def test_a_transformer_starts_before_any_value_was_materialized(promoted: Cluster, postgres_server: Any) -> None:
+    repo = promoted.settings.home / "feature_repo"
+    assert online.OnlineFeatures.open(repo, "flight_delay_v1", promoted.settings).features
+    empty = postgres_server.database(f"feast_{secrets.token_hex(4)}")
+    other = promoted.settings.model_copy(update={"feature_registry": empty})
+    with pytest.raises(features.FeatureError, match="has no flight_delay_v1 yet; `kubeloop submit materialize`"):
+        online.OnlineFeatures.open(repo, "flight_delay_v1", other)
 
 
 def test_pods_serve_what_the_pipelines_wrote(promoted: Cluster, as_of: datetime) -> None:

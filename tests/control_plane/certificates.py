@@ -32,11 +32,12 @@ class Authority:
         """Write a private key alone, as service account tokens are signed with."""
         return self._write(name, ec.generate_private_key(ec.SECP256R1()))
 
-    def server(self, name: str) -> tuple[Path, Path]:
-        """Write the certificate and the key of a server on loopback."""
-        alternatives = x509.SubjectAlternativeName(
-            [x509.DNSName("localhost"), x509.IPAddress(ipaddress.IPv4Address("127.0.0.1"))]
-        )
+    def server(
+        self, name: str, addresses: Sequence[str] = ("127.0.0.1",), names: Sequence[str] = ("localhost",)
+    ) -> tuple[Path, Path]:
+        """Write the certificate and the key of a server, on loopback if nothing else is said."""
+        ips = [x509.IPAddress(ipaddress.ip_address(text)) for text in addresses]
+        alternatives = x509.SubjectAlternativeName([*map(x509.DNSName, names), *ips])
         return self._issue(name, _name(name, ()), alternatives)
 
     def user(self, user: str, groups: Sequence[str], name: str) -> tuple[Path, Path]:

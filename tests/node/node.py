@@ -1,6 +1,5 @@
 """A control plane with one real node: controllers, scheduler, containerd, kubelet, kube-proxy and cluster DNS."""
 
-import ipaddress
 import json
 import shutil
 import subprocess
@@ -10,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cryptography import x509
 
-from tests.control_plane.certificates import Authority, _name
+from tests.control_plane.certificates import Authority
 from tests.control_plane.plane import ControlPlane
 from tests.control_plane.servers import POLL_S, StartError
 from tests.node.ground import GATEWAY, PODS
@@ -244,6 +242,4 @@ def _programs(assets: Path, folder: Path) -> Path:
 
 def _serve(authority: Authority) -> tuple[Path, Path]:
     """Write a certificate that the API server can show to pods as well."""
-    addresses = [x509.IPAddress(ipaddress.ip_address(text)) for text in ("127.0.0.1", GATEWAY, _API_SERVICE)]
-    names = x509.SubjectAlternativeName([x509.DNSName("kubernetes.default.svc"), *addresses])
-    return authority._issue("kube-apiserver", _name("kube-apiserver", ()), names)
+    return authority.server("kube-apiserver", ("127.0.0.1", GATEWAY, _API_SERVICE), ("kubernetes.default.svc",))
