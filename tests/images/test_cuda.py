@@ -1,11 +1,12 @@
 """The GPU image takes its libraries from NVIDIA's base; here one whose libraries hold their names stands in for it."""
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.images.conftest import BASE, Builder
+from tests.images.conftest import BASE, Builder, Image
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -72,3 +73,37 @@ def test_refuses_a_base_without(
 def test_takes_tensorrt_where_it_is_demanded(builder: Builder) -> None:
     done = collect(builder, "tensorrt", (*CUDA, *CUDNN, *TENSORRT), "--build-arg", "TENSORRT=1")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def gpu(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> Image:
+    """The whole GPU image. Its CUDA libraries are none here; ONNX Runtime opens them where a GPU is asked for alone."""
+    assert collect(builder, "gpu", (*CUDA, *CUDNN)).returncode == 0
+    out = tmp_path_factory.mktemp("gpu")
+    (listing,) = builder.build("runtime-gpu", "--build-arg", "CUDA_BASE=localhost/gpu:13", out=out)
+    config = json.loads(builder.buildah("inspect", "--type", "image", listing["id"]))["OCIv1"]
+    container = builder.buildah("from", listing["id"])
+    return Image(listing, {}, config, Path(builder.buildah("mount", container)), out)
+
+
+def test_the_gpu_image_passes_the_smoke_test(gpu: Image, project: Path, tmp_path: Path) -> None:
+    done = gpu.run("python", "-", script=project / "images/smoke/runtime.py", mount=tmp_path)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["ok"]), done.stdout + done.stderr
+
+
+def test_the_gpu_image_does_not_serve_on_a_processor_what_was_meant_for_a_gpu(
+    gpu: Image, project: Path, tmp_path: Path
+) -> None:
+    text = (project / "images/smoke/runtime.py").read_text()
+    script = tmp_path / "script.py"
+    script.write_text(
+        text[: text.index("PROGRAMS = ")]
+        + "Path('/tmp/model.onnx').write_bytes(base64.b64decode(MODEL))\n"
+        + "command = [sys.executable, '-m', 'kubeloop.serving.server', '--model-dir=/tmp', '--name=smoke']\n"
+        + "sys.exit(subprocess.call([*command, '--device=cuda', '--port=0']))\n"
+    )
+    (tmp_path / "root").mkdir()
+    done = gpu.run("python", "-", script=script, mount=tmp_path / "root")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "cannot start CUDAExecutionProvider; see that the node's driver fits" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
