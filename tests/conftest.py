@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -20,6 +21,9 @@ from kubeloop.services import Services
 pytest_plugins = ["tests.backends", "tests.control_plane.plugin"]
 
 PROJECT = Path(__file__).parents[1]
+
+# A shell's background job ignores Ctrl-C, and so would every program that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

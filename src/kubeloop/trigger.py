@@ -76,8 +76,8 @@ class Ledger:
                 return self._record(event)
         return self._record(event)
 
-    def claim(self, holder: str, lease: timedelta) -> Run | None:
-        """Lease the oldest run that waits for a start, or whose holder is gone; None when there is none.
+    def claim(self, service: str, holder: str, lease: timedelta) -> Run | None:
+        """Lease the service's run that waits for a start, or whose holder is gone; None when there is none.
 
         A waiting run becomes `starting` with its next attempt, committed before anything is asked of a runner.
         """
@@ -86,7 +86,7 @@ class Ledger:
             RUNS.c.not_before.is_(None) | (RUNS.c.not_before <= now)
         )
         orphaned = RUNS.c.status.in_(("starting", "running")) & (RUNS.c.lease_until <= now)
-        for run in self._select(waiting | orphaned):
+        for run in self._select((RUNS.c.service == service) & (waiting | orphaned)):
             values: dict[str, Any] = {"holder": holder, "lease_until": now + lease}
             if run.status in ("requested", "failed"):
                 values |= {"status": "starting", "attempts": run.attempts + 1, "not_before": None}
@@ -139,14 +139,17 @@ class Ledger:
             values = {"lease_until": self._clock(), "revision": RUNS.c.revision + 1}
             connection.execute(RUNS.update().where(held).values(values))
 
-    def reconcile(self, runner: Runner, holder: str, lease: timedelta) -> None:
-        """Take every run that can be claimed, and move each run this holder leases one step on.
+    def reconcile(self, service: str, runner: Runner, holder: str, lease: timedelta) -> None:
+        """Take the service's run if it can be claimed, and move what this holder leases one step on.
+
+        Services may share a ledger, each with a runner of its own: nobody touches another service's runs.
 
         An answer that the runner does not give (OSError) leaves the run as it is, for the next call to look again.
         """
-        while self.claim(holder, lease):
+        while self.claim(service, holder, lease):
             pass
-        for run in self._select(RUNS.c.status.in_(("starting", "running")) & (RUNS.c.holder == holder)):
+        held = RUNS.c.status.in_(("starting", "running")) & (RUNS.c.holder == holder)
+        for run in self._select((RUNS.c.service == service) & held):
             try:
                 self._advance(self._renew(run, lease), runner)
             except (LeaseLostError, OSError) as error:

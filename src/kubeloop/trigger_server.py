@@ -136,11 +136,13 @@ def _json(content: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(content), status, media_type="application/json")
 
 
-async def _work(ledger: Ledger, runner: Runner, holder: str, args: argparse.Namespace, stop: asyncio.Event) -> None:
+async def _work(
+    ledger: Ledger, service: str, runner: Runner, holder: str, args: argparse.Namespace, stop: asyncio.Event
+) -> None:
     lease = timedelta(seconds=args.lease_seconds)
     while not stop.is_set():
         try:
-            await asyncio.to_thread(ledger.reconcile, runner, holder, lease)
+            await asyncio.to_thread(ledger.reconcile, service, runner, holder, lease)
         except OperationalError as error:
             _log.error("the ledger's database does not answer, trying again: %s", error)
         with contextlib.suppress(TimeoutError):
@@ -172,7 +174,7 @@ async def _serve(args: argparse.Namespace) -> None:
             create_app(ledger, loop.name),
             args.host,
             args.port,
-            lambda stop: _work(ledger, runner, holder, args, stop),
+            lambda stop: _work(ledger, loop.name, runner, holder, args, stop),
         )
     finally:
         for name in runner.stop() if isinstance(runner, LocalRunner) else ():

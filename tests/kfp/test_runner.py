@@ -78,7 +78,7 @@ class Replica:
 
     def step(self) -> Run:
         """Reconcile once, let another take over, and return the only run."""
-        self.ledger.reconcile(self.runner, self._holder, LEASE)
+        self.ledger.reconcile("flight-delay", self.runner, self._holder, LEASE)
         self.ledger.release(self._holder)
         [run] = self.ledger.runs()
         return run

@@ -165,7 +165,7 @@ def _register(loop: Loop, settings: Settings, models: list[Path]) -> None:
     ledger = Ledger(settings.ledger_db, loop.drift)
     for folder, verdict, event in zip(models, verdicts, _events(loop), strict=True):
         assert ledger.record(event).accepted
-        run = ledger.claim("test", timedelta(minutes=1))
+        run = ledger.claim(loop.name, "test", timedelta(minutes=1))
         assert run is not None
         run = ledger.mark_started(run)
         promoted = json.dumps(verdict.promote)

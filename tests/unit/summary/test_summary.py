@@ -178,7 +178,7 @@ def test_an_episode_tells_what_came_of_it(
     if outcome:
         ledger = Ledger(settings.ledger_db, loop.drift)
         assert ledger.record(event).run_name == run_name
-        run = ledger.claim("me", timedelta(minutes=1))
+        run = ledger.claim(loop.name, "me", timedelta(minutes=1))
         assert run is not None
         ledger.finish(ledger.mark_started(run), outcome, why)  # type: ignore[arg-type]
         ledger.close()

@@ -36,7 +36,7 @@ def ledger(url: str, policy: Drift, clock: Any) -> Iterator[Ledger]:
 def complete(ledger: Ledger, event: DriftEvent, outcome: Outcome) -> Run:
     decision = ledger.record(event)
     assert decision.accepted, decision.reason
-    run = ledger.claim("a", LEASE)
+    run = ledger.claim("flights", "a", LEASE)
     assert run
     assert run.name == decision.run_name
     return ledger.finish(ledger.mark_started(run), outcome, "because", {"version": "2"})
@@ -59,7 +59,7 @@ def test_an_event_during_a_run_is_absorbed_for_good(ledger: Ledger, episode: Eve
     assert not during.accepted
     assert during.run_name is None
     assert during.reason == f"absorbed: {first.run_name} is under way"
-    run = ledger.claim("a", LEASE)
+    run = ledger.claim("flights", "a", LEASE)
     assert run
     ledger.finish(run, "promoted", "better")
     later = ledger.record(episode(1))
@@ -145,16 +145,16 @@ def test_a_rejected_manual_run_never_shortens_the_rest(ledger: Ledger, episode: 
 def test_a_failed_run_is_retried_with_backoff_then_abandoned(ledger: Ledger, episode: Event, clock: Any) -> None:
     decision = ledger.record(episode(0))
     for attempt, wait in ((1, 5), (2, 10)):
-        run = ledger.claim("a", LEASE)
+        run = ledger.claim("flights", "a", LEASE)
         assert run
         assert (run.attempts, run.status) == (attempt, "starting")
         run = ledger.finish(run, "failed", "out of memory")
         assert (run.status, run.outcome, run.failures) == ("failed", None, attempt)
         assert not ledger.record(episode(attempt)).accepted, "a run that waits for its next attempt is active"
         clock.advance(wait - 0.1)
-        assert ledger.claim("a", LEASE) is None
+        assert ledger.claim("flights", "a", LEASE) is None
         clock.advance(0.1)
-    run = ledger.claim("a", LEASE)
+    run = ledger.claim("flights", "a", LEASE)
     assert run
     run = ledger.finish(run, "failed", "out of memory")
     assert (run.name, run.status, run.outcome, run.attempts) == (decision.run_name, "abandoned", "failed", 3)
@@ -167,7 +167,7 @@ def test_a_failed_run_is_retried_with_backoff_then_abandoned(ledger: Ledger, epi
 
 def test_a_failure_that_would_repeat_itself_is_given_up_at_once(ledger: Ledger, episode: Event) -> None:
     ledger.record(episode(0))
-    run = ledger.claim("a", LEASE)
+    run = ledger.claim("flights", "a", LEASE)
     assert run
     run = ledger.finish(run, "failed", "dep_delay is null", final=True)
     assert (run.status, run.outcome, run.attempts) == ("abandoned", "failed", 1)
@@ -176,11 +176,11 @@ def test_a_failure_that_would_repeat_itself_is_given_up_at_once(ledger: Ledger, 
 
 def test_a_lease_keeps_others_out_until_it_runs_out(ledger: Ledger, episode: Event, clock: Any) -> None:
     ledger.record(episode())
-    first = ledger.claim("a", LEASE)
+    first = ledger.claim("flights", "a", LEASE)
     assert first
-    assert ledger.claim("b", LEASE) is None
+    assert ledger.claim("flights", "b", LEASE) is None
     clock.advance(LEASE.total_seconds())
-    second = ledger.claim("b", LEASE)
+    second = ledger.claim("flights", "b", LEASE)
     assert second
     assert (second.holder, second.status, second.attempts) == ("b", "starting", 1)
     for write in (ledger.mark_started, lambda run: ledger.finish(run, "promoted", "")):
@@ -191,11 +191,29 @@ def test_a_lease_keeps_others_out_until_it_runs_out(ledger: Ledger, episode: Eve
 
 def test_released_runs_can_be_claimed_at_once(ledger: Ledger, episode: Event) -> None:
     ledger.record(episode())
-    assert ledger.claim("a", LEASE)
+    assert ledger.claim("flights", "a", LEASE)
     ledger.release("a")
-    run = ledger.claim("b", LEASE)
+    run = ledger.claim("flights", "b", LEASE)
     assert run
     assert run.holder == "b"
+
+
+def test_a_trigger_leaves_the_runs_of_other_services_alone(ledger: Ledger, episode: Event, clock: Any) -> None:
+    """Loops share a ledger; each has a runner that knows its own pipelines alone."""
+    for service in ("flights", "trains"):
+        ledger.record(episode(service=service))
+    trains = Script(None, RUNNING, RUNNING)
+    ledger.reconcile("trains", trains, "a", LEASE)
+    clock.now += 10 * LEASE
+    ledger.reconcile("flights", flights := Script(None, RUNNING), "b", LEASE)
+    assert [(run.service, run.status, run.holder) for run in ledger.runs()] == [
+        ("flights", "running", "b"),
+        ("trains", "running", "a"),
+    ]
+    assert {name.partition("-")[0] for name in trains.names} == {"trains"}
+    assert {name.partition("-")[0] for name in flights.names} == {"flights"}
+    ledger.reconcile("trains", trains, "b", LEASE)
+    assert ledger.active("trains").holder == "b", "the same service's other trigger does take over"
 
 
 def test_a_run_survives_a_restart(url: str, policy: Drift, clock: Any, episode: Event) -> None:
@@ -287,7 +305,7 @@ def test_a_step_of_a_new_run(
 ) -> None:
     ledger.record(episode())
     runner = Script(*answers)
-    ledger.reconcile(runner, "a", LEASE)
+    ledger.reconcile("flights", runner, "a", LEASE)
     [run] = ledger.runs()
     assert runner.asked == asked
     assert runner.names == {run.name}
@@ -298,10 +316,10 @@ def test_a_step_of_a_new_run(
 
 def test_a_second_attempt_looks_past_the_first_ones_remains(ledger: Ledger, episode: Event, clock: Any) -> None:
     ledger.record(episode())
-    ledger.reconcile(Script(BROKEN), "a", LEASE)
+    ledger.reconcile("flights", Script(BROKEN), "a", LEASE)
     clock.advance(5)
     runner = Script(BROKEN, RunState("running", 2))
-    ledger.reconcile(runner, "a", LEASE)
+    ledger.reconcile("flights", runner, "a", LEASE)
     assert runner.asked == ["find", "start 2"]
     [run] = ledger.runs()
     assert (run.status, run.attempts, run.failures) == ("running", 2, 1)
@@ -309,18 +327,18 @@ def test_a_second_attempt_looks_past_the_first_ones_remains(ledger: Ledger, epis
 
 def test_a_second_attempt_adopts_a_first_that_runs_after_all(ledger: Ledger, episode: Event, clock: Any) -> None:
     ledger.record(episode())
-    ledger.reconcile(Script(None, TimeoutError(), None), "a", LEASE)
+    ledger.reconcile("flights", Script(None, TimeoutError(), None), "a", LEASE)
     clock.advance(5)
     runner = Script(RUNNING)
-    ledger.reconcile(runner, "a", LEASE)
+    ledger.reconcile("flights", runner, "a", LEASE)
     assert runner.asked == ["find"]
     assert [run.status for run in ledger.runs()] == ["running"]
 
 
 def test_a_running_run_that_the_runner_lost_has_failed(ledger: Ledger, episode: Event) -> None:
     ledger.record(episode())
-    ledger.reconcile(Script(RUNNING), "a", LEASE)
-    ledger.reconcile(Script(None), "a", LEASE)
+    ledger.reconcile("flights", Script(RUNNING), "a", LEASE)
+    ledger.reconcile("flights", Script(None), "a", LEASE)
     [run] = ledger.runs()
     assert (run.status, run.detail) == ("failed", "the runner knows the run no more")
 
@@ -328,6 +346,6 @@ def test_a_running_run_that_the_runner_lost_has_failed(ledger: Ledger, episode: 
 def test_following_a_run_keeps_its_lease(ledger: Ledger, episode: Event, clock: Any) -> None:
     ledger.record(episode())
     for _ in range(10):
-        ledger.reconcile(Script(RUNNING), "a", LEASE)
+        ledger.reconcile("flights", Script(RUNNING), "a", LEASE)
         clock.advance(LEASE.total_seconds() * 0.4)
-        assert ledger.claim("b", LEASE) is None
+        assert ledger.claim("flights", "b", LEASE) is None

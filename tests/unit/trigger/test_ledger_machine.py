@@ -124,7 +124,8 @@ class Machine(RuleBasedStateMachine):
 
     def reconcile(self, trigger: str) -> None:
         holder, ledger = self.ledgers[trigger]
-        ledger.reconcile(Port(self), holder, LEASE)
+        for service in SERVICES:
+            ledger.reconcile(service, Port(self, service), holder, LEASE)
 
     @rule(
         day=st.integers(0, 120),
@@ -247,13 +248,15 @@ def expected_rest(before: Cooldown | None, service: str, as_of: datetime, outcom
 
 
 class Port:
-    """A trigger's way to the world, on which it may crash, stall or hear nothing."""
+    """One service's way to the world, on which its trigger may crash, stall or hear nothing."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, service: str) -> None:
         self.machine = machine
+        self.service = service
         self.found: set[str] = set()
 
     def find(self, run_name: str) -> RunState | None:
+        assert run_name.startswith(f"{self.service}-"), "a service's runner was asked for another's run"
         self.at("before find")
         state = self.machine.world.find(run_name)
         self.found.add(run_name)
