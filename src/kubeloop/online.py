@@ -1,5 +1,6 @@
 """The online store: from entity keys to features at the moment of a prediction, and what keeps it up to date."""
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,6 +17,8 @@ from kubeloop.config import Settings
 if TYPE_CHECKING:
     import pandas as pd
     from feast import FeatureStore
+
+log = logging.getLogger("kubeloop.serving")
 
 
 class OnlineFeatures:
@@ -70,7 +73,7 @@ class OnlineFeatures:
             at: the moment of prediction; a value older than its view's TTL at that moment is None.
 
         Raises:
-            ValueError: a value is not of its field's type.
+            ValueError: a value is not of its field's type, or one that a view cannot derive its features from.
         """
         known = {field.name: _checked(field, columns[field.name]) for field in self.fields}
         rows = len(next(iter(known.values())))
@@ -78,10 +81,7 @@ class OnlineFeatures:
             known |= self._read({name: known[name] for name in self._keys}, int(at.timestamp()))
         found = dict(known)
         for view in self._derived:
-            if view.mode == "python":
-                found |= view.transform_dict(known)
-            else:
-                found |= view.transform_arrow(pa.table(known)).to_pydict()
+            found |= _derive(view, known)
         answer = {
             feature.name: [None if value is None or value != value else value for value in found[feature.name]]
             for feature in self.features
@@ -103,6 +103,27 @@ class OnlineFeatures:
         return values
 
 
+def _derive(view: Any, known: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Run an on-demand view on one request.
+
+    The function has run on the rows that the model learned from, so what it fails on here is what the client sent.
+    The log keeps the traceback, in case it is not.
+
+    Raises:
+        ValueError: the function raised; the message names the view.
+    """
+    try:
+        if view.mode == "python":
+            answer: dict[str, list[Any]] = view.transform_dict(known)
+        else:
+            answer = view.transform_arrow(pa.table(known)).to_pydict()
+    except Exception as error:
+        log.warning("view %s failed on a request", view.name, exc_info=True)
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"view {view.name} cannot derive its features from these values: {reason:.200}") from error
+    return answer
+
+
 def _checked(field: features.Field, values: Sequence[Any]) -> list[Any]:
     """Read a field's values; see `OnlineFeatures.read`."""
     if field.kind == "UNIX_TIMESTAMP":
@@ -118,15 +139,13 @@ def moment(text: Any) -> datetime:
     """Read an ISO 8601 time; one without an offset is UTC.
 
     Raises:
-        ValueError: the text is not a time.
+        ValueError: the text is not a time, or one that UTC has no year for.
     """
-    if not isinstance(text, str):
-        raise ValueError(f"{text!r} is not an ISO 8601 time such as 2013-04-01T12:00:00Z")
     try:
         value = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise ValueError(f"{text!r} is not an ISO 8601 time such as 2013-04-01T12:00:00Z") from error
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{text!r:.80} is not an ISO 8601 time such as 2013-04-01T12:00:00Z") from error
 
 
 class Materializer:

@@ -183,7 +183,11 @@ def test_a_value_expires(online: OnlineFeatures, as_of: datetime, hours: float, 
     assert {name for name in looked_at if answer[name] == [None]} == gone
 
 
-@pytest.mark.parametrize("value", ["", "soon", "2013-05-20T25:00:00Z", "20/05/2013", 1369011600, None, 1.5, [], True])
+@pytest.mark.parametrize(
+    "value",
+    ["", "soon", "2013-05-20T25:00:00Z", "20/05/2013", "0001-01-01T00:00:00+05:00", "9999-12-31T23:00:00-05:00",
+     1369011600, None, 1.5, [], True],
+)  # fmt: skip
 def test_a_malformed_time_is_refused(online: OnlineFeatures, as_of: datetime, value: Any) -> None:
     with pytest.raises(ValueError, match="is not an ISO 8601 time such as 2013-04-01T12:00:00Z"):
         online.read(FLIGHT | {"sched_dep": [value]}, as_of)
@@ -201,6 +205,18 @@ def test_a_malformed_time_is_refused(online: OnlineFeatures, as_of: datetime, va
 )
 def test_a_time_without_an_offset_is_utc(online: OnlineFeatures, as_of: datetime, text: str, hour: float) -> None:
     assert online.read(FLIGHT | {"sched_dep": [text]}, as_of)["hour"] == [hour]
+
+
+def test_a_view_that_fails_on_a_request_is_named(
+    online: OnlineFeatures, as_of: datetime, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first hour of year 1 has no time in New York."""
+    words = "view flight_facts cannot derive its features from these values: OverflowError: date value out of range"
+    with pytest.raises(ValueError, match=words):
+        online.read(FLIGHT | {"sched_dep": ["0001-01-01T00:00:00Z"]}, as_of)
+    (record,) = caplog.records
+    assert record.getMessage() == "view flight_facts failed on a request"
+    assert record.exc_info is not None
 
 
 @pytest.mark.parametrize(("field", "value"), [("tailnum", 5), ("distance", "far"), ("origin", None)])
