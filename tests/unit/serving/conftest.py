@@ -38,8 +38,8 @@ class Running:
 Start = Callable[..., Running]
 
 
-def start_server(*flags: object, drain_s: float = 0.05) -> Running:
-    command = [sys.executable, "-m", "kubeloop.serving.server", "--port=0", f"--drain-s={drain_s}", *map(str, flags)]
+def start_server(*flags: object, drain_s: float = 0.05, module: str = "kubeloop.serving.server") -> Running:
+    command = [sys.executable, "-m", module, "--port=0", f"--drain-s={drain_s}", *map(str, flags)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
     )
@@ -83,8 +83,8 @@ def start() -> Iterator[Start]:
     """Start servers that end with the test."""
     running: list[Running] = []
 
-    def begin(*flags: object, drain_s: float = 0.05) -> Running:
-        running.append(start_server(*flags, drain_s=drain_s))
+    def begin(*flags: object, drain_s: float = 0.05, module: str = "kubeloop.serving.server") -> Running:
+        running.append(start_server(*flags, drain_s=drain_s, module=module))
         return running[-1]
 
     yield begin
