@@ -47,6 +47,15 @@ Folder = Annotated[
     Path, typer.Option("--dir", "-C", help="Folder with loop.yaml and the feature repo.", show_default="this folder")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text.")]
+Installed = Annotated[
+    Path | None,
+    typer.Option(
+        "--loop",
+        envvar="KUBELOOP_LOOP",
+        help="The loop as the chart installed it: loop.yaml of its ConfigMap.",
+        show_default="loop.yaml in the folder",
+    ),
+]
 HERE = Path()
 
 
@@ -67,6 +76,7 @@ def submit(
     name: Annotated[str | None, typer.Option(help="The run's name.", show_default="the pipeline and the time")] = None,
     follow: Annotated[bool, typer.Option(help="Watch the run to its end.")] = True,
     folder: Folder = HERE,
+    installed: Installed = None,
     as_json: Json = False,
 ) -> None:
     """Run a pipeline on Kubeflow Pipelines, once a name.
@@ -79,7 +89,7 @@ def submit(
     from kubeloop.kfp_api import Api
     from kubeloop.kfp_runs import Runs, verdict
 
-    loop, settings = _open(folder)
+    loop, settings = _open(folder, installed)
     if pipeline not in submission.PIPELINES:
         _fail(f"there is no pipeline {pipeline}; there are {', '.join(submission.PIPELINES)}")
     stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
@@ -89,6 +99,7 @@ def submit(
     attempt = None
     again = f"`kubeloop submit {pipeline} --name {run_name}`"
     try:
+        submission.check(loop)
         api = Api.open(settings)
         runs = Runs(api, loop)
         attempt = runs.find(run_name) or _start(api, runs, loop, settings, pipeline, run_name, param or [])
@@ -117,6 +128,7 @@ def submit(
 def schedule(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference and change nothing.")] = False,
     folder: Folder = HERE,
+    installed: Installed = None,
     as_json: Json = False,
 ) -> None:
     """Bring the recurring runs of Kubeflow Pipelines in line with `pipelines.recurring` of loop.yaml.
@@ -128,8 +140,9 @@ def schedule(
     from kubeloop.kfp_api import Api
     from kubeloop.kfp_values import Version
 
-    loop, settings = _open(folder)
+    loop, settings = _open(folder, installed)
     try:
+        submission.check(loop)
         api = Api.open(settings)
         with tempfile.TemporaryDirectory(prefix="kubeloop-") as scratch:
             packages = submission.compile_all(loop, settings, Path(scratch))
@@ -161,13 +174,15 @@ def schedule(
 
 def objects(
     folder: Folder = HERE,
+    installed: Installed = None,
     namespace: Annotated[str | None, typer.Option(help="Their namespace.", show_default="KUBELOOP_NAMESPACE")] = None,
 ) -> None:
     """Print Pipeline and PipelineVersion objects as YAML, for an installation that keeps pipelines in Git."""
     from kubeloop import kfp_objects, submission
 
-    loop, settings = _open(folder)
+    loop, settings = _open(folder, installed)
     try:
+        submission.check(loop)
         with tempfile.TemporaryDirectory(prefix="kubeloop-") as scratch:
             packages = submission.compile_all(loop, settings, Path(scratch))
             found = kfp_objects.build(loop, packages.values(), namespace or settings.namespace)
@@ -275,9 +290,9 @@ def _record(run: "Run", address: str, decided: dict[str, Any] | None) -> dict[st
     }
 
 
-def _open(folder: Path) -> tuple[Loop, Settings]:
+def _open(folder: Path, installed: Path | None) -> tuple[Loop, Settings]:
     settings = config.settings(folder)
-    return config.load(settings.loop_file), settings
+    return config.load(installed or settings.loop_file), settings
 
 
 def _fail(message: object, code: int = 1) -> NoReturn:

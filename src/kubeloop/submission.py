@@ -59,8 +59,8 @@ def compile_all(loop: Loop, settings: Settings, folder: Path) -> dict[str, Packa
     Raises:
         SubmissionError: a pipeline does not compile.
     """
-    command = [str(settings.core_python), "-m", "pipelines", "compile"]
-    command += ["--out", str(folder), "--loop", str(settings.loop_file)]
+    (source := folder / "loop.yaml").write_text(loop.dump())
+    command = [str(settings.core_python), "-m", "pipelines", "compile", "--out", str(folder), "--loop", str(source)]
     try:
         done = subprocess.run(command, cwd=settings.home, env=inherited(), capture_output=True, text=True, check=False)
     except OSError as error:
@@ -71,6 +71,21 @@ def compile_all(loop: Loop, settings: Settings, folder: Path) -> dict[str, Packa
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise SubmissionError(f"the pipelines do not compile: {last}; `python -m pipelines compile` shows where")
     return {name: Package(name, folder / f"{loop.name}-{name}.yaml") for name in PIPELINES}
+
+
+def check(loop: Loop) -> None:
+    """Refuse a use case whose pipelines could not serve what they train.
+
+    Raises:
+        SubmissionError: it delivers to the processes of one machine, which no step in a cluster can reach.
+    """
+    if loop.delivery.applier == "local":
+        raise SubmissionError(
+            "this loop.yaml serves on one machine (`delivery.applier: local`), which a step in the cluster cannot "
+            "reach. Take it as the chart installed it, with the cluster's images and Secrets:\n"
+            f"  kubectl -n kubeloop get configmap kubeloop-loop-{loop.name} -o jsonpath='{{.data.loop\\.yaml}}' "
+            "> installed.yaml\n  export KUBELOOP_LOOP=installed.yaml"
+        )
 
 
 def upload(api: Api, loop: Loop, package: Package) -> Version:

@@ -66,7 +66,7 @@ def server(open_server: Callable[[], Any]) -> Any:
 
 @pytest.fixture(scope="session")
 def case(demo: Loop) -> Loop:
-    """The demo with three recurring runs."""
+    """The demo as a cluster has it, with three recurring runs."""
     recurring = [
         {"name": "nightly", "pipeline": "materialize", "cron": "0 0 2 * * *"},
         {"name": "weekly", "pipeline": "training", "cron": "0 0 3 * * 1", "enabled": False},
@@ -74,6 +74,7 @@ def case(demo: Loop) -> Loop:
     ]
     content = json.loads(demo.dump())
     content["pipelines"] = {"recurring": recurring, "deadline": "2h"}
+    content["delivery"]["applier"] = "cluster"
     return Loop.model_validate(content)
 
 

@@ -283,13 +283,35 @@ def test_schedule_shows_and_then_does_what_is_left(server: Any, kubeloop: Callab
     assert len(server.store.versions) == 3
 
 
-def test_schedule_uploads_what_the_trigger_starts(
-    server: Any, kubeloop: Callable[..., Result], home: Path, demo: Loop
+def test_what_serves_on_one_machine_is_not_sent_to_a_cluster(
+    server: Any, kubeloop: Callable[..., Result], project: Path
 ) -> None:
-    (home / "loop.yaml").write_text(demo.dump())
+    for command in ("submit", "schedule", "pipelines objects"):
+        done = kubeloop(*command.split(), "--loop", str(project / "loop.yaml"))
+        assert done.exit_code == 1
+        assert "kubectl -n kubeloop get configmap kubeloop-loop-flight-delay" in done.output
+    assert server.store.pipelines == {}
+
+
+def test_the_demo_is_scheduled_as_the_chart_installs_it(
+    server: Any, assets: Path, home: Path, project: Path, kubeloop: Callable[..., Result], monkeypatch: Any
+) -> None:
+    """What docs/install.md says: the loop comes from the ConfigMap, with the cluster's images, Secrets and applier."""
+    command = [assets / "helm", "template", "kubeloop", project / "charts/kubeloop", "--kube-version", "1.36"]
+    command += ["--set", "images.registry=ghcr.io/you,storage.secret=kubeloop-s3,storage.bucket=s3://models"]
+    command += ["--set-file", f"loops.flight-delay.config={project / 'loop.yaml'}"]
+    objects = yaml.safe_load_all(subprocess.run(command, capture_output=True, check=True).stdout)
+    (found,) = (item for item in objects if item["metadata"]["name"] == "kubeloop-loop-flight-delay")
+    (home / "installed.yaml").write_text(found["data"]["loop.yaml"])
+    monkeypatch.setenv("KUBELOOP_LOOP", str(home / "installed.yaml"))
     done = kubeloop("schedule")
     assert done.exit_code == 0, done.output
-    assert [pipeline["name"] for pipeline in server.store.pipelines.values()] == ["flight-delay-training"]
+    pipelines = sorted(pipeline["name"] for pipeline in server.store.pipelines.values())
+    assert pipelines == ["flight-delay-materialize", "flight-delay-training"]
+    assert [run["display_name"] for run in server.store.recurring.values()] == ["flight-delay-hourly"]
+    said = kubeloop("pipelines", "objects").stdout
+    assert "ghcr.io/you/kubeloop-core:" in said
+    assert "secretName: kubeloop-s3" in said
 
 
 def test_objects_are_yaml(kubeloop: Callable[..., Result]) -> None:
