@@ -1,11 +1,12 @@
 """Merges small segments, so that a slow trickle of events does not leave a file a second."""
 
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
 
-from kubeloop.monitoring.payload_log import Segment, load, write
+from kubeloop.monitoring.payload_log import LogError, Segment, load, write
 
 _FILES = 32
 _ROWS = 50_000
@@ -32,14 +33,21 @@ class Compactor:
 
         Raises:
             OSError: the disk is full or fails; the small segments stay, and nothing is lost.
+            LogError: one of them is damaged; they stay too.
         """
         rows = segment.last - segment.first + 1
-        if sum(r for _, r, _ in self._tail) + rows > _ROWS or sum(s for *_, s in self._tail) + size > _BYTES:
-            self._merge()
-            self._tail = []
-        self._tail.append((segment, rows, size))
-        if len(self._tail) >= _FILES:
-            self._merge()
+        newest = (segment, rows, size)
+        try:
+            if sum(r for _, r, _ in self._tail) + rows > _ROWS or sum(s for *_, s in self._tail) + size > _BYTES:
+                self._merge()
+                self._tail = []
+            self._tail.append(newest)
+            if len(self._tail) >= _FILES:
+                self._merge()
+        except (OSError, LogError):
+            # What follows must go on from this segment: a merged one hides every event between its first and its last.
+            self._tail = [newest]
+            raise
 
     def forget(self, segment: Segment) -> None:
         """Merge this one no more: it is gone."""
@@ -55,6 +63,9 @@ class Compactor:
         if len(self._tail) < 2:
             return
         parts = [segment for segment, _, _ in self._tail]
+        for part, following in pairwise(parts):
+            if following.first != part.last + 1:
+                raise LogError(f"{following.path} does not go on where {part.path.name} ends; they are not merged")
         merged = write(self._directory, pa.concat_tables([load(segment) for segment in parts]))
         rows, size = sum(r for _, r, _ in self._tail), sum(s for *_, s in self._tail)
         self._retired += [(time.monotonic() + self._grace_s, segment.path) for segment in parts]

@@ -139,6 +139,33 @@ def test_large_segments_are_left_alone(tmp_path: Path) -> None:
     assert len(payload_log.segments(tmp_path)) == 40
 
 
+def test_a_merge_that_failed_hides_nothing_from_those_that_follow(tmp_path: Path) -> None:
+    compactor = Compactor(tmp_path, grace_s=0)
+    for first in (1, 2):
+        compactor.add(write(tmp_path, first, first), 100)
+    large = write(tmp_path, 3, 3)
+    # The place of the file that a merge writes first is taken, as on a disk that is full.
+    (tmp_path / ".events.tmp").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        compactor.add(large, 32 * 2**20)
+    (tmp_path / ".events.tmp").rmdir()
+    for first in range(4, 80):
+        compactor.add(write(tmp_path, first, first), 100)
+        compactor.sweep()
+    assert len(payload_log.segments(tmp_path)) < 40, "something was merged"
+    assert seqs(tmp_path) == list(range(1, 80))
+
+
+def test_segments_with_a_gap_between_them_are_not_merged(tmp_path: Path) -> None:
+    compactor = Compactor(tmp_path, grace_s=0)
+    for first in (1, *range(3, 33)):
+        compactor.add(write(tmp_path, first, first), 100)
+    newest = write(tmp_path, 33, 33)
+    with pytest.raises(LogError, match="does not go on where"):
+        compactor.add(newest, 100)
+    assert [(s.first, s.last) for s in payload_log.segments(tmp_path)] == [(1, 1), *((s, s) for s in range(3, 34))]
+
+
 def test_write_ahead_records_survive_every_tear(tmp_path: Path) -> None:
     written = rows(1, 4)
     file = wal.Wal(tmp_path, 1)
