@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from kubeloop import features, runs, services, session
+from kubeloop import features, runs, services, session, stages
 from kubeloop.config import Loop, Settings, instant
 
 
@@ -20,6 +20,9 @@ def run(
 ) -> dict[str, Any]:
     """Run the training pipeline once, through the ledger, and return the run's record.
 
+    The same moment, data, features, configuration and reason are one run: asked for again, the one that goes on is
+    followed, and a verdict is told again. A run that failed is started anew.
+
     It uses the services that are up, or starts them for the time of the run.
 
     Args:
@@ -32,7 +35,9 @@ def run(
     """
     session.prepare(loop, settings, say)
     moment = instant(as_of) if as_of else newest_label(loop, settings)
-    episode = f"manual-{moment:%Y%m%dT%H%M%S}-{hashlib.sha256(f'{reason}{loop.digest()}'.encode()).hexdigest()[:8]}"
+    repo = stages.digest(settings.home / loop.features.repo)
+    what = "\n".join((reason, loop.digest(), repo, stages.digest(settings.raw)))
+    episode = f"manual-{moment:%Y%m%dT%H%M%S}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
     try:
         trigger = services.address(settings, "trigger")
     except services.ServiceError:
@@ -40,12 +45,26 @@ def run(
         with services.Services(loop, settings, environment) as own:
             own.start_all(origin.isoformat())
             session.resume_serving(loop, settings, say)
-            name = runs.request(own.url("trigger"), loop, episode, moment, reason)
-            say(f"Run {name} with what was known on {moment:%Y-%m-%d %H:%M}.")
-            return runs.follow(settings, own.url("trigger"), name, say, own.check)
+            return _follow(settings, loop, own.url("trigger"), episode, moment, reason, say, own.check)
+    return _follow(settings, loop, trigger, episode, moment, reason, say)
+
+
+def _follow(
+    settings: Settings,
+    loop: Loop,
+    trigger: str,
+    episode: str,
+    moment: datetime,
+    reason: str,
+    say: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
     name = runs.request(trigger, loop, episode, moment, reason)
-    say(f"Run {name} with what was known on {moment:%Y-%m-%d %H:%M}.")
-    return runs.follow(settings, trigger, name, say)
+    if runs.record(trigger, name)["outcome"]:
+        say(f"Run {name} has answered this already: nothing changed since. Another --reason makes another run.")
+    else:
+        say(f"Run {name} with what was known on {moment:%Y-%m-%d %H:%M}.")
+    return runs.follow(settings, trigger, name, say, check)
 
 
 def newest_label(loop: Loop, settings: Settings) -> datetime:

@@ -1,5 +1,6 @@
 """Ask the trigger for a pipeline run, and follow the run step by step."""
 
+import itertools
 import re
 import time
 from collections.abc import Callable
@@ -21,12 +22,28 @@ class RunError(RuntimeError):
 
 
 def request(trigger: str, loop: Loop, episode: str, as_of: datetime, reason: str) -> str:
-    """Ask the trigger for one run; asking again for the same episode starts nothing new. Return the run's name.
+    """Ask the trigger for one run of an episode, and return the run's name.
+
+    Asking again finds the same run. Where that one failed, or none was started because another was active, what stood
+    in its way may be mended or over by now: then it is asked for anew, as the episode's next request.
 
     Raises:
         RunError: the trigger refuses, because another run is active.
     """
-    identity = f"{loop.name}-{episode}"
+    for number in itertools.count(1):
+        identity = f"{loop.name}-{episode}" + (f"-{number}" if number > 1 else "")
+        decision = _ask(trigger, loop, identity, as_of, reason)
+        name = decision["run_name"]
+        if not decision["duplicate"]:
+            if not name:
+                raise RunError(f"the trigger starts no run: {decision['reason']}")
+            return str(name)
+        if name and record(trigger, name)["outcome"] != "failed":
+            return str(name)
+    raise AssertionError("an episode has no last request")
+
+
+def _ask(trigger: str, loop: Loop, identity: str, as_of: datetime, reason: str) -> dict[str, Any]:
     event = {
         "specversion": "1.0",
         "type": names.DRIFT_EVENT,
@@ -47,12 +64,10 @@ def request(trigger: str, loop: Loop, episode: str, as_of: datetime, reason: str
     response = httpx.post(
         f"{trigger}/events", json=event, headers={"content-type": "application/cloudevents+json"}, timeout=30
     )
-    decision = response.json()
+    decision: dict[str, Any] = response.json()
     if response.status_code != 202:
         raise RunError(f"the trigger refuses the event: {decision.get('error', response.text)}")
-    if not decision.get("run_name"):
-        raise RunError(f"the trigger starts no run: {decision['reason']}")
-    return str(decision["run_name"])
+    return decision
 
 
 def record(trigger: str, run_name: str) -> dict[str, Any]:

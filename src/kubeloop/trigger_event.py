@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import unquote
 
@@ -16,7 +16,24 @@ from kubeloop.names import DRIFT_EVENT
 
 Kind = Literal["drift", "performance", "manual"]
 
-_Moment = Annotated[AwareDatetime, AfterValidator(lambda value: value.astimezone(UTC))]
+_SKEW = timedelta(hours=1)
+
+
+def _utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("UTC has no year for this moment") from None
+
+
+def _known(value: datetime) -> datetime:
+    """Refuse the future: nothing is known of it, and a cooldown would last until then."""
+    if value > datetime.now(UTC) + _SKEW:
+        raise ValueError("this moment is in the future; name one whose data are there")
+    return value
+
+
+_Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
 # A control character would break the command line or the log that the text ends up in.
 _Text = Annotated[str, StringConstraints(pattern=r"^\P{Cc}*$", max_length=2000)]
 _Id = Annotated[str, StringConstraints(pattern=r"^\P{Cc}+$", max_length=200)]
@@ -34,7 +51,7 @@ class DriftEvent:
     service: DnsName
     episode: _Id
     opened_at: _Moment
-    as_of: _Moment
+    as_of: Annotated[_Moment, AfterValidator(_known)]
     kind: Kind
     features: tuple[_Text, ...]
     reason: _Text

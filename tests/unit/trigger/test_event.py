@@ -1,6 +1,6 @@
 import json
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -84,6 +84,10 @@ def test_wrong_attributes_are_named(mode: Any, changes: dict[str, str | None], m
         ({"episode": ""}, r"data\.episode"),
         ({"as_of": "2013-07-01T00:00:00"}, r"data\.as_of.*timezone"),
         ({"as_of": 1372636800}, r"data\.as_of"),
+        ({"as_of": "9999-12-31T00:00:00+00:00"}, r"data\.as_of.*in the future"),
+        ({"as_of": (datetime.now(UTC) + timedelta(hours=2)).isoformat()}, r"data\.as_of.*in the future"),
+        ({"as_of": "0001-01-01T00:00:00+14:00"}, r"data\.as_of.*no year"),
+        ({"opened_at": "0001-01-01T00:00:00+14:00"}, r"data\.opened_at.*no year"),
         ({"opened_at": "yesterday"}, r"data\.opened_at"),
         ({"kind": "whim"}, r"data\.kind"),
         ({"features": "dep_delay"}, r"data\.features"),
