@@ -25,7 +25,7 @@ TABLES = {
          AND flown.sched_dep <= legs.sched_dep - INTERVAL 2 DAY
         ORDER BY published_at, flight_id""",
     "departures": """
-        SELECT flight_id, dep_delay::DOUBLE AS dep_delay, dep_delay IS NULL AS cancelled,
+        SELECT flight_id, dep_delay::DOUBLE AS dep_delay, dep_delay IS NULL AS cancelled, weather_hour,
                sched_dep + to_minutes(coalesce(dep_delay, 15)) AS available_at
         FROM legs ORDER BY available_at, flight_id""",
     "arrivals": """
@@ -36,7 +36,7 @@ TABLES = {
         FROM legs ORDER BY available_at, flight_id""",
     "weather": """
         SELECT origin, time_hour::TIMESTAMPTZ AS observed_at, temp, dewp, humid, wind_dir::DOUBLE AS wind_dir,
-               wind_speed, wind_gust, precip, pressure, visib
+               wind_speed, wind_gust, precip, pressure, visib, weather_hour(origin, time_hour) AS weather_hour
         FROM read_csv($data || '/weather.csv', nullstr = ['NA', '']) ORDER BY observed_at, origin""",
     "planes": """
         SELECT tailnum, year::DOUBLE AS built, seats::DOUBLE AS seats, engines::DOUBLE AS engines, manufacturer, model,
@@ -44,12 +44,17 @@ TABLES = {
         FROM read_csv($data || '/planes.csv', nullstr = ['NA', '']) ORDER BY tailnum""",
 }
 
+# A suite's reference from one table to another is a single column, so airport and hour make one: "EWR 2013-01-01T10".
+WEATHER_HOUR = """
+    CREATE MACRO weather_hour(origin, hour) AS origin || strftime(hour::TIMESTAMPTZ, ' %Y-%m-%dT%H')"""
+
 LEGS = """
     CREATE TABLE legs AS
     SELECT *, sched_local_time.strftime('%Y-%m-%dT%H:%M') AS sched_local,
            sched_local_time.strftime('%Y%m%d') || '-' || carrier || flight || '-' || origin || '-' || dest AS flight_id,
            -- The timetable's local times, so a flight west looks shorter: constant for a destination.
-           ((sched_arr_time // 100 * 60 + sched_arr_time % 100) - (hour * 60 + minute) + 1440) % 1440 AS sched_minutes
+           ((sched_arr_time // 100 * 60 + sched_arr_time % 100) - (hour * 60 + minute) + 1440) % 1440 AS sched_minutes,
+           weather_hour(origin, time_hour) AS weather_hour
     FROM (SELECT *, time_hour::TIMESTAMPTZ + to_minutes(minute) AS sched_dep,
                  make_timestamp(year, month, day, hour % 24, minute, 0) AS sched_local_time
           FROM read_csv($flights, nullstr = ['NA', '']))"""
@@ -76,6 +81,7 @@ def write(folder: Path) -> None:
         with zipfile.ZipFile(data / "flights.csv.zip") as archive:
             flights = archive.extract("flights.csv", scratch)
         db.execute("SET TimeZone = 'UTC'")
+        db.execute(WEATHER_HOUR)
         db.execute(LEGS, {"flights": flights})
         db.execute(FLOWN)
         for table, query in TABLES.items():

@@ -10,11 +10,12 @@ import pytest
 
 from kubeloop import config, sources
 from kubeloop.expectations import load
-from kubeloop.validation import Report, require, validate
+from kubeloop.validation import Report, ValidationFailed, require, validate
 
 HOME = Path(__file__).parents[3]
 LOOP = config.load(HOME / "loop.yaml")
 SUITES = HOME / LOOP.features.repo / "expectations"
+STATION_OUT = (pc.field("origin") == "EWR") & (pc.field("observed_at") > datetime(2013, 4, 17, tzinfo=UTC))
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,9 @@ def test_the_reading_of_a_thousand_miles_an_hour_is_set_aside(year: Path, tmp_pa
     [
         ("weather", pc.field("observed_at") > datetime(2013, 4, 28, tzinfo=UTC), ("weather", "observed_at")),
         ("planes", pc.field("seats") > 100, ("schedule", "tailnum")),
+        ("weather", pc.field("origin") == "JFK", ("departures", "weather_hour")),
+        # The station of one airport fell silent for two of five weeks; the others report to the end.
+        ("weather", STATION_OUT, ("departures", "weather_hour")),
         ("arrivals", ~pc.field("late"), ("arrivals", "late")),
         ("schedule", pc.field("origin") == "EWR", ("departures", "flight_id")),
     ],
@@ -80,5 +84,35 @@ def test_the_reading_of_a_thousand_miles_an_hour_is_set_aside(year: Path, tmp_pa
 def test_a_broken_source_fails(
     year: Path, tmp_path: Path, table: str, lost: pc.Expression, caught: tuple[str, str]
 ) -> None:
-    report = run(year, tmp_path, datetime(2013, 5, 1, tzinfo=UTC), **{table: lost})
+    report = run(year, tmp_path, datetime(2013, 5, 1, tzinfo=UTC), 35, **{table: lost})
     assert caught in [(failure.table, failure.column) for failure in report.failures]
+    with pytest.raises(ValidationFailed, match=rf"{caught[0]}.*{caught[1]}"):
+        require(report)
+
+
+def test_every_run_of_the_demo_knows_the_weather_of_its_departures(year: Path) -> None:
+    """On every day that a run may end on; Great Expectations would take seconds for each."""
+    (bound,) = [
+        entry.arguments["mostly"]
+        for entry in load(SUITES, ["departures"])["departures"]
+        if entry.columns == ("weather_hour",) and "value_set" in entry.arguments
+    ]
+    assert LOOP.replay
+    days = (LOOP.training.window + LOOP.features.history).days
+    with sources.connect(sources.tables(year)) as db:
+        shares = db.execute(
+            """
+            WITH days AS (
+                SELECT date_trunc('day', d.available_at) AS day, count(*) AS flown,
+                       count(*) FILTER (w.observed_at <= d.available_at) AS known
+                FROM departures d LEFT JOIN weather w USING (weather_hour) GROUP BY ALL
+            )
+            SELECT as_of, sum(known) / sum(flown)
+            FROM generate_series(?::TIMESTAMPTZ, ?::TIMESTAMPTZ, INTERVAL 1 DAY) AS runs(as_of)
+            JOIN days ON day < as_of AND day >= as_of - to_days(?::INTEGER)
+            GROUP BY ALL
+            """,
+            [LOOP.replay.train_to, LOOP.replay.until, days],
+        ).fetchall()
+    assert len(shares) == (LOOP.replay.until - LOOP.replay.train_to).days + 1
+    assert min(share for _, share in shares) > bound
