@@ -119,7 +119,7 @@ class Collector:
         declared = headers.get(b"content-length", b"")
         self._admit(int(declared) if declared.isdigit() else 0)
         message = await receive()
-        if not message.get("more_body"):
+        if message["type"] == "http.request" and not message.get("more_body"):
             body: bytes = message.get("body", b"")
             self._admit(len(body))
             return body

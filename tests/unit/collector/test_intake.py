@@ -226,3 +226,14 @@ def test_answers_are_json_with_a_next_step(running: Any) -> None:
     answer: httpx.Response = running.client.post("/", headers=BINARY | {"ce-type": ""})
     assert answer.headers["content-type"] == "application/json"
     assert answer.json() == {"error": "missing attribute: ce-type"}
+
+
+def test_a_client_that_leaves_before_its_body_leaves_no_event(start: Start) -> None:
+    collector = start()
+    host, port = collector.url.removeprefix("http://").split(":")
+    head = "".join(f"{name}: {value}\r\n" for name, value in (BINARY | {"ce-type": "a"}).items())
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"POST / HTTP/1.1\r\nhost: x\r\n{head}content-length: 20\r\n\r\n".encode())
+    collector.wait_for(lambda: collector.status()["rejected"] == {"bad_event": 1})
+    assert collector.post("retry").status_code == 202
+    assert collector.ids() == ["retry"]
