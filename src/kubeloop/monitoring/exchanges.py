@@ -31,6 +31,8 @@ _NUMERIC = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16
     "FP64",
 }
 _REASONS = 5
+_LONGEST_VERSION = 200
+"""It is a key of the monitor's tables, where PostgreSQL takes no NUL and no key of more than 2704 bytes."""
 _SIGNATURE, _DATA = itemgetter("name", "datatype"), itemgetter("data")
 _BLOCK = 250
 """Pairs parsed at once: few enough that their Python objects stay in the processor's cache."""
@@ -148,6 +150,8 @@ def _parse(pair: Pair) -> _Exchange:
         raise MalformedError(f"the response has {rows} scores, the request's inputs have other sizes")
     if version is not None and type(version) is not str:
         raise MalformedError("model_version is no string")
+    if version is not None and (len(version) > _LONGEST_VERSION or not version.isprintable()):
+        raise MalformedError(f"model_version is no name of up to {_LONGEST_VERSION} characters: {version!r:.80}")
     if request.get("id") and response.get("id") and request["id"] != response["id"]:
         raise MalformedError("the response answers another request: the ids in the bodies differ")
     try:

@@ -146,7 +146,11 @@ def resume(directory: Path, last: int, service: str | None = None) -> Carry:
     Raises:
         LogError: a segment is damaged.
     """
-    table, _ = read(directory, max(0, last - REMEMBER))
+    if last == 0:
+        return Carry()
+    after = max(0, last - REMEMBER)
+    # What lies behind `last` may be months of a log: no more is read than the segments that reach it.
+    table, _ = read(directory, after, last - after)
     return decode(table.filter(pc.less_equal(table["seq"], last)), service=service).carry
 
 

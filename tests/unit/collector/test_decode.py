@@ -118,6 +118,9 @@ def test_versions_with_other_features_share_a_table_in_order() -> None:
         (request(), response(scores=(None,)), "a score is null"),
         (request(), response(scores=("high",)), "'high' is no number"),
         (request(), response(version=3), "model_version"),  # type: ignore[arg-type]
+        (request(), response(version="3\0"), r"no name of up to 200 characters: '3\x00'"),
+        (request(), response(version="3\n4"), "model_version is no name"),
+        (request(), response(version="3" * 201), "model_version is no name"),
         (request("a", tensor("x", "FP32", ["1"])), response(), "'1' is no number"),
         (request("a", tensor("x", "BYTES", [1])), response(), "1 is no text"),
         (request("a", tensor("x", "FP32", [[1, 2]])), response(), "more than one value a row"),
@@ -272,3 +275,12 @@ def test_each_prediction_comes_out_exactly_once(tmp_path_factory: Any, case: Any
     assert sorted(found) == sorted((one, number / 8, float(number)) for number, ids in numbers.items() for one in ids)
     assert duplicates == len(events) - len(unique)
     assert carry.waiting.num_rows == 0
+
+
+def test_resuming_opens_no_segment_that_it_does_not_need(tmp_path: Path) -> None:
+    payload_log.write(tmp_path, table(request("a"), response("a"), request("b")))
+    later = payload_log.write(tmp_path, table(response("b"), first=4))
+    later.path.write_bytes(b"would fail if it were opened")
+    assert payloads.resume(tmp_path, 3).waiting["id"].to_pylist() == ["b"]
+    payload_log.segments(tmp_path)[0].path.write_bytes(b"would fail too")
+    assert payloads.resume(tmp_path, 0) == payloads.Carry()

@@ -36,12 +36,12 @@ def references(world: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def open_monitor(world: ModuleType, references: Path) -> Iterator[Callable[..., Monitor]]:
-    """Open a monitor on a folder: its log in log/, its state in monitor.db."""
+    """Open a monitor on a folder: its log in log/, its state in monitor.db or the database with a URL."""
     with contextlib.ExitStack() as stack:
 
-        def start(folder: Path, trigger_url: str | None = None, **drift: Any) -> Monitor:
+        def start(folder: Path, trigger_url: str | None = None, database: str = "", **drift: Any) -> Monitor:
             loop = world.loop(**drift)
-            store = Store(f"sqlite:///{folder / 'monitor.db'}")
+            store = Store(database or f"sqlite:///{folder / 'monitor.db'}")
             versions = Versions(store, loop.name, loop.delivery.namespace, references=references)
             outbox = Outbox(store, loop.name, trigger_url)
             detector = port.open("builtin", Path("unused"), folder)

@@ -235,6 +235,20 @@ def test_values_that_are_no_numbers_make_a_window_unreadable(
     assert (row["status"], "wind" in row["note"]) == ("unreadable", True)
 
 
+@pytest.mark.parametrize(
+    "version", ["1\0", "\x1b[1m1", "1" * 201, "1" * 10_000], ids=["nul", "escape", "long", "endless"]
+)
+def test_a_version_that_no_database_takes_leaves_the_others_judged(
+    world: ModuleType, open_monitor: Open, tmp_path: Path, postgres: str, version: str
+) -> None:
+    events = [*world.predict("odd", world.START, rows=60, version=version), *world.predict("a", world.START, rows=60)]
+    world.write(tmp_path / "log", events)
+    monitor = open_monitor(tmp_path, database=postgres)
+    monitor.advance(world.START + DAY)
+    assert brief(monitor) == [(0, "1", 60, "judged", False, True)]
+    assert monitor.store.progress("flights").malformed == 1
+
+
 def test_rows_that_belong_to_no_window_are_counted(world: ModuleType, open_monitor: Open, tmp_path: Path) -> None:
     events = [
         *world.predict("a", world.START, rows=60),
