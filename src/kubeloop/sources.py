@@ -1,17 +1,23 @@
-"""Raw tables: take them in once, and show only what was known at a given moment."""
+"""Raw tables: take them in, again when their source changed, and show only what was known at a given moment."""
 
+import hashlib
 import importlib.util
+import json
 import re
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 import duckdb
+import pyarrow.parquet as pq
 
 from kubeloop.config import ConfigError, Loop, Settings
 
 MOMENT = "TIMESTAMP WITH TIME ZONE"
 """DuckDB's type of a moment, in microseconds; every other kind of time is made one when it is taken in."""
+RECORD = "taken.json"
+"""Beside the raw tables: what each was taken from."""
 _OTHER_TIMES = re.compile(r"DATE|TIMESTAMP\w*")
 
 
@@ -43,25 +49,78 @@ def tables(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.parquet"))}
 
 
-def take_in(loop: Loop, settings: Settings, fresh: bool = False) -> dict[str, int]:
+def take_in(
+    loop: Loop, settings: Settings, *, keep: bool = False, say: Callable[[str], None] = lambda _: None
+) -> dict[str, int]:
     """Write the raw tables to `settings.raw` and return their row counts.
 
-    Tables that are there already are kept, unless `fresh`; a half-written table is never left behind.
+    A table that is there already is taken in again when its file has another size or time than when it was, or when
+    the module of `source.entry` changed. A half-written table is never left behind.
+
+    Args:
+        loop: the use case.
+        settings: where the raw tables go.
+        keep: leave every table that is there as it is, for the steps of a run that share them.
+        say: is told which tables changed.
 
     Raises:
         ConfigError: `source` names neither an entry nor a path for a table.
         SourceError: a file or a column is missing.
     """
     settings.raw.mkdir(parents=True, exist_ok=True)
-    if fresh or any(name not in tables(settings.raw) for name in loop.source.tables):
-        if loop.source.entry:
-            _call(settings.home / loop.features.repo, loop.source.entry, settings.raw)
-        for name, table in loop.source.tables.items():
-            if table.path:
-                copy(settings.home / table.path, settings.raw / f"{name}.parquet", table.available_at)
-            elif not loop.source.entry:
-                raise ConfigError(f"source.tables.{name} needs a path, or source.entry a function that writes it")
-    found = tables(settings.raw)
+    before = {name: pq.read_metadata(path).num_rows for name, path in tables(settings.raw).items()}
+    # Looked at before anything is read: what changes meanwhile is taken in the next time.
+    origins = _origins(loop, settings)
+    record = settings.raw / RECORD
+    known = json.loads(record.read_text()) if record.is_file() else {}
+    wanted = {
+        name
+        for name, table in loop.source.tables.items()
+        if name not in before
+        # Tables that are there without a note, put there by hand, are nothing that an entry wrote.
+        or (not keep and origins[name] and known.get(name, None if table.path else origins[name]) != origins[name])
+    }
+    if loop.source.entry and any(not loop.source.tables[name].path for name in wanted):
+        _call(settings.home / loop.features.repo, loop.source.entry, settings.raw)
+        wanted = set(loop.source.tables)
+    for name in sorted(wanted):
+        table = loop.source.tables[name]
+        if table.path:
+            copy(settings.home / table.path, settings.raw / f"{name}.parquet", table.available_at)
+        elif not loop.source.entry:
+            raise ConfigError(f"source.tables.{name} needs a path, or source.entry a function that writes it")
+    counts = _checked(loop, settings.raw)
+    if wanted:
+        part = record.with_suffix(".part")
+        part.write_text(json.dumps({**known, **{name: origins[name] for name in wanted}}, indent=2))
+        part.replace(record)
+    if news := [f"{name} changed, {_change(counts[name] - before[name])}" for name in sorted(wanted & set(before))]:
+        say(f"Raw data: {'; '.join(news)}.")
+    return counts
+
+
+def _origins(loop: Loop, settings: Settings) -> dict[str, str]:
+    """Return by table what tells whether its source is still the one that was taken in; empty where there is none."""
+    found = {}
+    for name, table in loop.source.tables.items():
+        if table.path:
+            path = settings.home / table.path
+            status = path.stat() if path.is_file() else None
+            found[name] = f"{path} {status.st_size} {status.st_mtime_ns} {table.available_at}" if status else ""
+        else:
+            module = _module(settings.home / loop.features.repo, loop.source.entry or "")
+            digest = hashlib.sha256(module.read_bytes()).hexdigest() if module.is_file() else ""
+            found[name] = f"{loop.source.entry} {digest}" if digest else ""
+    return found
+
+
+def _change(rows: int) -> str:
+    return f"{rows:,} new rows" if rows > 0 else f"{-rows:,} rows fewer" if rows else "as many rows as before"
+
+
+def _checked(loop: Loop, raw: Path) -> dict[str, int]:
+    """Return the row count of every table of the use case; each must say when its rows were known."""
+    found = tables(raw)
     counts = {}
     with connect(found) as db:
         for name, table in loop.source.tables.items():
@@ -138,9 +197,13 @@ def copy(path: Path, target: Path, moment: str | None = None) -> None:
     part.replace(target)
 
 
+def _module(repo: Path, entry: str) -> Path:
+    return repo / f"{entry.partition(':')[0].replace('.', '/')}.py"
+
+
 def _call(repo: Path, entry: str, folder: Path) -> None:
     module_name, function = entry.split(":")
-    path = repo / f"{module_name.replace('.', '/')}.py"
+    path = _module(repo, entry)
     spec = importlib.util.spec_from_file_location(f"kubeloop_source_{module_name}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise SourceError(f"source.entry names {path}, which does not exist")

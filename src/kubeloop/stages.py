@@ -84,7 +84,7 @@ def extract(loop: Loop, settings: Settings, as_of: datetime, out: Path, snapshot
         out: folder of the tables.
         snapshot: digest of the raw data, computed here when it is empty.
     """
-    sources.take_in(loop, settings)
+    sources.take_in(loop, settings, keep=True)
     window = Window.ending(loop, as_of)
     rows = sources.cut(loop, settings.raw, out, since=window.start - loop.features.history, as_of=as_of)
     return Extract(rows, snapshot or digest(settings.raw))

@@ -1,4 +1,5 @@
 # ruff: noqa: S608
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeloop import config, sources
+from kubeloop import config, sources, stages
 from kubeloop.config import ConfigError, Loop, Settings
 
 NOON = datetime(2013, 4, 1, 12, tzinfo=UTC)
@@ -76,14 +77,92 @@ def test_an_entry_writes_the_tables(place: Place, tmp_path: Path) -> None:
     assert sources.take_in(loop, settings) == {"t": 3, "u": 1}
 
 
-def test_tables_that_are_there_are_kept_unless_fresh(place: Place, tmp_path: Path) -> None:
+def test_a_file_that_changed_is_taken_in_again_and_said(place: Place, tmp_path: Path) -> None:
+    path = {"available_at": "at"}
+    loop, settings = place({"t": {**path, "path": "t.csv"}, "u": {**path, "path": "u.csv"}})
+    for name in ("t", "u"):
+        (tmp_path / f"{name}.csv").write_text("at\n2013-04-01\n")
+    said: list[str] = []
+    assert sources.take_in(loop, settings, say=said.append) == {"t": 1, "u": 1}
+    assert said == [], "nothing changed: there was nothing"
+    kept = (settings.raw / "u.parquet").stat().st_mtime_ns
+    (tmp_path / "t.csv").write_text("at\n2013-04-01\n2013-04-02\n2013-04-03\n")
+    assert sources.take_in(loop, settings, keep=True, say=said.append) == {"t": 1, "u": 1}
+    assert sources.take_in(loop, settings, say=said.append) == {"t": 3, "u": 1}
+    assert said == ["Raw data: t changed, 2 new rows."]
+    assert (settings.raw / "u.parquet").stat().st_mtime_ns == kept
+    assert sources.take_in(loop, settings, say=said.append) == {"t": 3, "u": 1}
+    assert len(said) == 1
+
+
+def test_a_file_of_the_same_size_is_told_by_its_time_and_one_that_is_gone_is_kept(place: Place, tmp_path: Path) -> None:
+    loop, settings = place({"t": {"path": "t.csv", "available_at": "at"}})
+    file, said = tmp_path / "t.csv", list[str]()
+    file.write_text("at\n2013-04-01\n")
+    sources.take_in(loop, settings)
+    file.write_text("at\n2013-04-02\n")
+    os.utime(file, ns=(1, 1))
+    sources.take_in(loop, settings, say=said.append)
+    assert said == ["Raw data: t changed, as many rows as before."]
+    assert rows(settings.raw / "t.parquet") == [{"at": NOON + timedelta(hours=12)}]
+    file.unlink()
+    assert sources.take_in(loop, settings, say=said.append) == {"t": 1}
+    assert len(said) == 1
+
+
+def test_a_run_reads_what_was_taken_in_when_it_was_asked_for(place: Place, tmp_path: Path) -> None:
     loop, settings = place({"t": {"path": "t.csv", "available_at": "at"}})
     (tmp_path / "t.csv").write_text("at\n2013-04-01\n")
-    assert sources.take_in(loop, settings) == {"t": 1}
+    sources.take_in(loop, settings)
+    (tmp_path / "t.csv").write_text("at\n2013-04-01\n2013-04-01\n")
+    found = stages.extract(loop, settings, NOON, tmp_path / "out")
+    assert found == stages.Extract({"t": 1}, stages.digest(settings.raw))
+
+
+def test_an_interrupted_taking_in_is_done_again(place: Place, tmp_path: Path) -> None:
+    loop, settings = place({"t": {"path": "t.csv", "available_at": "at"}})
+    (tmp_path / "t.csv").write_text("at\n2013-04-01\n")
+    sources.take_in(loop, settings)
+    (tmp_path / "t.csv").write_text("seen\n2013-04-01\n")
+    for _ in range(2):
+        with pytest.raises(sources.SourceError, match="no column 'at'"):
+            sources.take_in(loop, settings)
     (tmp_path / "t.csv").write_text("at\n2013-04-01\n2013-04-02\n")
-    assert sources.take_in(loop, settings) == {"t": 1}
-    assert sources.take_in(loop, settings, fresh=True) == {"t": 2}
     assert sources.take_in(loop, settings) == {"t": 2}
+
+
+def test_an_entry_is_called_again_when_its_module_changed(place: Place, tmp_path: Path) -> None:
+    loop, settings = place({"t": {"available_at": "at"}}, "mine:make")
+    module = tmp_path / "feature_repo" / "mine.py"
+    module.parent.mkdir()
+
+    def write(count: int) -> None:
+        module.write_text(
+            "import duckdb\n"
+            "def make(folder):\n"
+            f"    query = 'SELECT now() AS at FROM range({count})'\n"
+            "    duckdb.execute(f\"COPY ({query}) TO '{folder}/t.parquet' (FORMAT parquet)\")\n"
+        )
+
+    write(30)
+    said: list[str] = []
+    assert sources.take_in(loop, settings) == {"t": 30}
+    before = (settings.raw / "t.parquet").stat().st_mtime_ns
+    assert sources.take_in(loop, settings, say=said.append) == {"t": 30}
+    assert (settings.raw / "t.parquet").stat().st_mtime_ns == before
+    write(10)
+    assert sources.take_in(loop, settings, keep=True) == {"t": 30}
+    assert sources.take_in(loop, settings, say=said.append) == {"t": 10}
+    assert said == ["Raw data: t changed, 20 rows fewer."]
+
+
+def test_tables_that_were_put_there_are_not_an_entrys_to_replace(place: Place, tmp_path: Path) -> None:
+    loop, settings = place({"t": {"available_at": "at"}}, "mine:make")
+    (tmp_path / "feature_repo").mkdir()
+    (tmp_path / "feature_repo" / "mine.py").write_text("def make(folder):\n    raise RuntimeError\n")
+    settings.raw.mkdir(parents=True)
+    duckdb.execute(f"COPY (SELECT now() AS at) TO '{settings.raw}/t.parquet' (FORMAT parquet)")
+    assert sources.take_in(loop, settings) == {"t": 1}
 
 
 def test_a_table_that_cannot_be_read_leaves_nothing_behind(place: Place, tmp_path: Path) -> None:
