@@ -272,8 +272,14 @@ class Runtimes(Part):
     )
     onnx: Runtime = Runtime()
     onnx_gpu: OurGpuRuntime = OurGpuRuntime()
-    triton: OtherRuntime = OtherRuntime(image="nvcr.io/nvidia/tritonserver:25.04-py3")
-    vllm: OtherRuntime = OtherRuntime(image="docker.io/vllm/vllm-openai:v0.10.2")
+    triton: OtherRuntime = Field(
+        default=OtherRuntime(image="nvcr.io/nvidia/tritonserver:25.04-py3"),
+        description="For the models of loops that name it as delivery.runtime: kubeloop-triton.",
+    )
+    vllm: OtherRuntime = Field(
+        default=OtherRuntime(image="docker.io/vllm/vllm-openai:v0.10.2"),
+        description="For InferenceServices of language models that you write; no loop makes one.",
+    )
 
 
 class Metrics(Part):

@@ -2,12 +2,12 @@
 
 from datetime import timedelta
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from kubeloop import __version__
+from kubeloop import __version__, names
 from kubeloop.config_types import DnsName, Duration, EnvName, ImageRef, Model, Quantity
 
 Percent = Annotated[int, Field(ge=1, le=100)]
@@ -135,9 +135,9 @@ class Pipelines(Model):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Pipelines":
-        names = [item.name for item in self.recurring]
-        if len(set(names)) < len(names):
-            raise ValueError(f"pipelines.recurring names {', '.join(sorted(names))}; each name may come once")
+        found = [item.name for item in self.recurring]
+        if len(set(found)) < len(found):
+            raise ValueError(f"pipelines.recurring names {', '.join(sorted(found))}; each name may come once")
         return self
 
 
@@ -145,7 +145,7 @@ class Autoscaling(Model):
     """How many predictor pods there are."""
 
     scaler: Literal["hpa", "keda", "none"] = "hpa"
-    min_replicas: int = Field(default=1, ge=0, description="0 needs KEDA.")
+    min_replicas: int = Field(default=1, ge=1, description="0 is refused: without a pod there is no CPU to scale by.")
     max_replicas: int = Field(default=4, ge=1)
     cpu_percent: Percent = Field(default=70, description="CPU utilization that a replica is held at.")
 
@@ -153,9 +153,15 @@ class Autoscaling(Model):
     def _bounds_fit(self) -> "Autoscaling":
         if self.min_replicas > self.max_replicas:
             raise ValueError("delivery.autoscaling.min_replicas cannot exceed max_replicas")
-        if self.min_replicas == 0 and self.scaler != "keda":
-            raise ValueError("delivery.autoscaling.min_replicas can only be 0 with `scaler: keda`")
         return self
+
+    @field_validator("min_replicas", mode="before")
+    @classmethod
+    def _one_stays(cls, value: Any) -> Any:
+        """Say why not 0, which KEDA's webhook refuses of a ScaledObject with a CPU trigger alone."""
+        if value in (0, "0"):
+            raise ValueError("at least 1: pods scale by CPU, and a service without pods uses none to wake up by")
+        return value
 
 
 def _repository(text: str) -> str:
@@ -218,7 +224,8 @@ class Delivery(Model):
     drain_s: float = Field(default=5.0, ge=0, description="Time an old predictor gets to finish its requests.")
     ready_timeout: Duration = Field(default=timedelta(minutes=10), description="How long the cluster gets to be ready.")
     runtime: DnsName | None = Field(
-        default=None, description="ServingRuntime of the predictor; kubeloop's own, CPU or GPU, when left out."
+        default=None,
+        description="ServingRuntime of the predictor, for ONNX; kubeloop's own, CPU or GPU, when left out.",
     )
     service_account: DnsName | None = Field(default="kubeloop-serving", description="Its Secret opens the model store.")
     secrets: tuple[SecretEnv, ...] = Field(
@@ -230,6 +237,16 @@ class Delivery(Model):
     predictor: Resources = Resources(cpu="250m", memory="1Gi")
     transformer: Resources = Resources(cpu="250m", memory="2Gi")
     autoscaling: Autoscaling = Autoscaling()
+
+    @field_validator("runtime")
+    @classmethod
+    def _runtime_serves_tables(cls, value: str | None) -> str | None:
+        if value == names.RUNTIME_VLLM:
+            raise ValueError(
+                f"{value} serves language models alone, and a loop's models are ONNX; leave it out, or write "
+                f"{names.RUNTIME_TRITON} for another server"
+            )
+        return value
 
     @model_validator(mode="after")
     def _gitops_has_a_repository(self) -> "Delivery":

@@ -18,7 +18,9 @@ DRIFT_EVENT = "io.kubeloop.drift"
 RUNTIME = "kubeloop-onnx"
 RUNTIME_GPU = "kubeloop-onnx-gpu"
 """The ServingRuntimes of our Open Inference Protocol server."""
-
+RUNTIME_TRITON = "kubeloop-triton"
+RUNTIME_VLLM = "kubeloop-vllm"
+"""The chart's ServingRuntimes of other servers: one for the same models, one for language models alone."""
 
 PAYLOADS = "payloads"
 REFERENCES = "references"

@@ -104,7 +104,7 @@ def test_fixed_names_are_those_of_the_configuration(render):
     assert named(objects, "ServiceAccount", Pipelines().service_account)
     assert named(objects, "ServiceAccount", str(Delivery().service_account))
     runtimes = {item["metadata"]["name"] for item in kinds(objects, "ServingRuntime")}
-    assert runtimes == {names.RUNTIME, names.RUNTIME_GPU, "kubeloop-triton", "kubeloop-vllm"}
+    assert runtimes == {names.RUNTIME, names.RUNTIME_GPU, names.RUNTIME_TRITON, names.RUNTIME_VLLM}
 
 
 @pytest.mark.parametrize("values", [ONE, ALL, VALUES["little"]])

@@ -17,6 +17,9 @@ CANARY = "canary"
 
 TRANSFORMER_COMMAND = ("python", "-m", "kubeloop.serving.transformer")
 
+IDENTITY = ("--name=", "--version=", "--sha256=")
+"""What the arguments of a predictor say about its model, whichever server it is."""
+
 _CONTAINER = "kserve-container"
 """The name that KServe gives the main container; the schema of a canary's model asks for it."""
 

@@ -7,6 +7,7 @@ from typing import Any
 from kubeloop import containers, names
 from kubeloop.config import Loop
 from kubeloop.config_cluster import Gpu, Resources
+from kubeloop.serving.manifest import IDENTITY
 
 PORT = 8080
 USER = 65532
@@ -30,19 +31,27 @@ def place(loop: Loop, manifest: dict[str, Any]) -> dict[str, Any]:
     predictors = [spec["predictor"], *(canary["predictor"] for canary in spec.get("canary", ()))]
     for predictor in predictors:
         predictor |= _pod(loop, "predictor", delivery.predictor)
-        model = predictor["model"]
-        model["runtime"] = delivery.runtime or (names.RUNTIME_GPU if delivery.predictor.gpu else names.RUNTIME)
-        model["resources"] = containers.resources(delivery.predictor)
-        if delivery.runtime:
-            # Another server's flags are not ours to give; it checks no digest either.
-            del model["args"]
-        else:
-            model["args"].append(f"--drain-s={delivery.drain_s:g}")
+        predictor["model"] = _model(loop, predictor["model"])
     transformer = spec["transformer"]
     transformer |= _pod(loop, "transformer", delivery.transformer)
     transformer["volumes"] = [{"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}]
     (container,) = transformer["containers"]
     container |= _transformer(loop, container)
+    return found
+
+
+def _model(loop: Loop, model: dict[str, Any]) -> dict[str, Any]:
+    """Return a predictor's model as its runtime takes it; KServe appends the arguments to the runtime's own."""
+    delivery = loop.delivery
+    runtime = delivery.runtime or (names.RUNTIME_GPU if delivery.predictor.gpu else names.RUNTIME)
+    found = model | {"runtime": runtime, "resources": containers.resources(delivery.predictor)}
+    if runtime in (names.RUNTIME, names.RUNTIME_GPU):
+        found["args"] = [*model["args"], f"--drain-s={delivery.drain_s:g}"]
+    elif runtime == names.RUNTIME_TRITON:
+        found["args"] = [arg for arg in model["args"] if arg.startswith(IDENTITY)]
+    else:
+        # Another server's flags are not ours to give; it checks no digest either.
+        del found["args"]
     return found
 
 

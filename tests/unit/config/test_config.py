@@ -188,6 +188,24 @@ def test_a_refusal_names_the_setting(setting: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("delivery", "message"),
+    [
+        (
+            {"runtime": "kubeloop-vllm"},
+            "runtime: .*kubeloop-vllm serves language models alone, .* write kubeloop-triton",
+        ),
+        ({"autoscaling": {"scaler": "keda", "min_replicas": 0}}, "min_replicas: .*at least 1: pods scale by CPU"),
+        ({"autoscaling": {"min_replicas": -1}}, "min_replicas: .* greater than or equal to 1"),
+        ({"autoscaling": {"min_replicas": 5}}, "min_replicas cannot exceed max_replicas"),
+        ({"applier": "gitops"}, "write its address"),
+    ],
+)
+def test_what_a_cluster_could_not_run_is_refused(delivery: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Loop.parse(yaml.safe_dump(SMALL | {"delivery": delivery}))
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[1, 2]", "must be a mapping with at least name, source and features"),

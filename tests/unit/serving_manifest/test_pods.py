@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from kubeloop import config
+from kubeloop import config, names
 from kubeloop.config import Loop
+from kubeloop.delivery import patch
 from kubeloop.serving import pods
 from kubeloop.serving.manifest import ModelRef, inference_service
 
@@ -19,10 +20,10 @@ SECRETS = [{"secret": "online-store", "env": {"KUBELOOP_ONLINE_STORE": "url"}}]
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "gpu": GPU,
-    "keda": {"autoscaling": {"scaler": "keda", "min_replicas": 0, "max_replicas": 9, "cpu_percent": 50}},
+    "keda": {"autoscaling": {"scaler": "keda", "max_replicas": 9, "cpu_percent": 50}},
     "none": {"autoscaling": {"scaler": "none"}, "service_account": None, "config_map": None},
     "secrets": {"secrets": SECRETS},
-    "triton": {"runtime": "kubeloop-triton"},
+    "triton": {"runtime": names.RUNTIME_TRITON},
 }
 
 
@@ -120,18 +121,41 @@ def test_a_gpu_is_asked_for_where_it_is_wanted() -> None:
     assert build({})["spec"]["predictor"]["model"]["runtime"] == "kubeloop-onnx"
 
 
-def test_another_server_gets_none_of_our_flags() -> None:
-    model = build({"runtime": "kubeloop-triton"})["spec"]["predictor"]["model"]
-    assert model["runtime"] == "kubeloop-triton"
-    assert "args" not in model
-    assert "--drain-s=3" in build({})["spec"]["predictor"]["model"]["args"]
+IDENTITY = ["--name=flights", "--version=7", f"--sha256={V1.sha256}"]
+OURS = [*IDENTITY, "--max-body-bytes=4194304", "--max-rows=10000", "--timeout-s=1.5", "--drain-s=3"]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "expected"),
+    [
+        (None, OURS),
+        (names.RUNTIME, OURS),
+        (names.RUNTIME_GPU, OURS),
+        (names.RUNTIME_TRITON, IDENTITY),
+        ("kserve-mlserver", None),
+    ],
+)
+def test_a_server_gets_the_flags_that_it_knows(runtime: str | None, expected: list[str] | None) -> None:
+    model = build({"runtime": runtime})["spec"]["predictor"]["model"]
+    assert model["runtime"] == (runtime or names.RUNTIME)
+    assert model.get("args") == expected
+
+
+def test_a_promotion_by_git_carries_what_triton_is_told_of_the_version() -> None:
+    found = loop({"runtime": names.RUNTIME_TRITON})
+    old, new = (
+        pods.place(found, inference_service(found, version, logger_url="http://c/", feature_dir="/project"))
+        for version in (V1, V2)
+    )
+    carried = patch.carry(new, old)["spec"]["predictor"]["model"]
+    assert carried["args"] == ["--name=flights", "--version=8", f"--sha256={V2.sha256}"]
 
 
 @pytest.mark.parametrize(
     ("autoscaling", "expected"),
     [
         ({}, ("hpa", 1, 4, 70)),
-        ({"scaler": "keda", "min_replicas": 0, "max_replicas": 2, "cpu_percent": 40}, ("keda", 0, 2, 40)),
+        ({"scaler": "keda", "min_replicas": 2, "max_replicas": 2, "cpu_percent": 40}, ("keda", 2, 2, 40)),
         ({"scaler": "none", "min_replicas": 3}, ("none", 3, 4, 70)),
     ],
 )

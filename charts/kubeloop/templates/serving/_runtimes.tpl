@@ -43,11 +43,33 @@ volumes:
   - {name: tmp, emptyDir: {sizeLimit: 2Gi}}
 {{- end -}}
 
+{{- /*
+Triton wants a repository, <name>/<version>/model.onnx, and a model folder is flat: the start lays it out. The
+version's number comes back in every answer, by which the monitor finds what the model was trained on.
+*/ -}}
+{{- define "kubeloop.runtime.tritonStart" -}}
+set -eu
+for flag do
+  shift
+  case $flag in
+    --name=*) name=${flag#*=} ;;
+    --version=*) version=${flag#*=} ;;
+    --sha256=*) sha256=${flag#*=} ;;
+    *) set -- "$@" "$flag" ;;
+  esac
+done
+told="in the InferenceService's predictor.model.args"
+model=/mnt/models/model.onnx
+echo "${sha256:?is missing $told}  $model" | sha256sum --check --strict
+folder=/tmp/repository/${name:?is missing $told}/${version:?is missing $told}
+mkdir -p "$folder"
+ln -sf "$model" "$folder/model.onnx"
+exec tritonserver --model-repository=/tmp/repository "$@"
+{{- end -}}
+
 {{- define "kubeloop.runtime.triton" -}}
 supportedModelFormats:
   - {name: onnx, version: "1", autoSelect: false}
-  - {name: tensorrt, version: "8", autoSelect: false}
-  - {name: pytorch, version: "1", autoSelect: false}
 protocolVersions: [v2, grpc-v2]
 annotations:
   prometheus.kserve.io/port: "8002"
@@ -59,13 +81,17 @@ containers:
     terminationMessagePolicy: FallbackToLogsOnError
     securityContext:
       {{- include "kubeloop.containerSecurity" . | nindent 6 }}
-    command: [tritonserver]
+    command:
+      - sh
+      - -c
+      - |
+        {{- include "kubeloop.runtime.tritonStart" . | nindent 8 }}
+      - triton
     args:
-      - --model-store=/mnt/models
+      # Every input and output has one dimension, the rows: as a batch, Triton would take it for [rows, 1], and 4 rows.
+      - --backend-config=default-max-batch-size=0
       - --http-port=8080
       - --grpc-port=9000
-      - --allow-grpc=true
-      - --allow-http=true
       - --strict-readiness=true
     env:
       - {name: HOME, value: /tmp}

@@ -1,0 +1,142 @@
+"""The serving runtimes: an InferenceService for each is accepted, and Triton's start lays a model folder out."""
+
+import hashlib
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from kubeloop import names
+from kubeloop.config import Loop
+from kubeloop.serving import pods as serving_pods
+from kubeloop.serving.manifest import ModelRef, inference_service
+from tests.charts.conftest import PROJECT, VALUES, Object, Render, named
+from tests.control_plane.plane import CommandError, ControlPlane
+
+EXAMPLE = PROJECT / "manifests" / "examples" / "language-model.yaml"
+MODEL = b"an ONNX graph"
+DIGEST = hashlib.sha256(MODEL).hexdigest()
+PROGRAM = """#!/bin/sh
+echo "$@"
+cd "$(dirname "$0")/../tmp/repository" && find . -name model.onnx -exec sh -c 'echo "$1 $(cat "$1")"' - {} ';'
+"""
+"""In the place of `tritonserver`: its arguments, and the repository as Triton would read it."""
+
+
+def service(runtime: str | None, namespace: str = "kubeloop", sha256: str = DIGEST, **delivery: Any) -> Object:
+    loop = Loop.model_validate(
+        {
+            "name": "flights",
+            "source": {"tables": {"events": {"available_at": "at"}}},
+            "features": {"service": "flights_v1"},
+            "delivery": {"namespace": namespace, "applier": "cluster", "runtime": runtime} | delivery,
+        }
+    )
+    model = ModelRef("7", "s3://models/7", sha256, "run-7")
+    return serving_pods.place(loop, inference_service(loop, model, logger_url="http://c/", feature_dir="/project"))
+
+
+def accepted(plane: ControlPlane, manifest: Object) -> None:
+    apply = ("apply", "--server-side", "--validate=strict", "--dry-run=server", "-f", "-")
+    plane.kubectl(*apply, input=yaml.safe_dump(manifest))
+
+
+@pytest.mark.parametrize("runtime", [None, names.RUNTIME, names.RUNTIME_GPU, names.RUNTIME_TRITON, "kserve-mlserver"])
+def test_a_service_on_each_runtime_is_accepted(control_plane: ControlPlane, namespace: str, runtime: str) -> None:
+    manifest = service(runtime, namespace, predictor={"gpu": {}})
+    accepted(control_plane, manifest)
+    manifest["spec"]["predictor"]["model"]["flags"] = []
+    with pytest.raises(CommandError, match="flags"):
+        accepted(control_plane, manifest)
+
+
+def test_a_runtime_supports_what_its_services_ask_for(render: Render) -> None:
+    """What KServe's webhook looks up: the format, its version and the protocol."""
+    objects = render(VALUES["everything"])
+    asking = [service(name) for name in (names.RUNTIME, names.RUNTIME_GPU, names.RUNTIME_TRITON)]
+    for manifest in (*asking, yaml.safe_load(EXAMPLE.read_text())):
+        model = manifest["spec"]["predictor"]["model"]
+        spec = named(objects, "ServingRuntime", model["runtime"], "kubeloop")["spec"]
+        assert model["modelFormat"] in [
+            {"name": item["name"], "version": item["version"]} for item in spec["supportedModelFormats"]
+        ]
+        assert model.get("protocolVersion", "v1") in spec["protocolVersions"]
+
+
+def test_the_example_of_a_language_model_is_accepted(
+    control_plane: ControlPlane, namespace: str, restricted_namespace: str, render: Render
+) -> None:
+    example = yaml.safe_load(EXAMPLE.read_text())
+    accepted(control_plane, example | {"metadata": example["metadata"] | {"namespace": namespace}})
+    predictor = example["spec"]["predictor"]
+    runtime = named(render(VALUES["everything"]), "ServingRuntime", names.RUNTIME_VLLM, "kubeloop")["spec"]
+    pod = {"containers": runtime["containers"], "volumes": runtime["volumes"]}
+    pod["securityContext"] = predictor["securityContext"]
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "assistant"}, "spec": pod}
+    path = f"/api/v1/namespaces/{restricted_namespace}/pods?dryRun=All&fieldValidation=Strict"
+    control_plane.request("POST", path, body)
+
+
+class Triton:
+    """The container of Triton's runtime, with `/mnt` and `/tmp` in a folder, and a program in Triton's place."""
+
+    def __init__(self, container: Object, root: Path) -> None:
+        self.container = container
+        self.root = root
+        for part in ("bin", "mnt/models", "tmp"):
+            (root / part).mkdir(parents=True)
+        (root / "mnt/models/model.onnx").write_bytes(MODEL)
+        (root / "bin/tritonserver").write_text(PROGRAM)
+        (root / "bin/tritonserver").chmod(0o755)
+
+    def start(self, args: list[str]) -> "subprocess.CompletedProcess[str]":
+        """Run the container's command with the runtime's arguments, then the service's, as KServe joins them."""
+        command = [*self.container["command"], *self.container["args"], *args]
+        moved = [re.sub(r"/(?=(mnt|tmp)/)", f"{self.root}/", part) for part in command]
+        env = {"PATH": f"{self.root / 'bin'}:{os.environ['PATH']}"}
+        return subprocess.run(moved, env=env, capture_output=True, text=True, timeout=20, check=False)
+
+
+@pytest.fixture
+def triton(render: Render, tmp_path: Path) -> Triton:
+    runtime = named(render(VALUES["everything"]), "ServingRuntime", names.RUNTIME_TRITON, "kubeloop")
+    (container,) = runtime["spec"]["containers"]
+    return Triton(container, tmp_path)
+
+
+def test_triton_finds_the_model_where_it_looks(triton: Triton) -> None:
+    args = service(names.RUNTIME_TRITON)["spec"]["predictor"]["model"]["args"]
+    told = [f"--model-repository={triton.root / 'tmp' / 'repository'}", *triton.container["args"]]
+    for _ in range(2):  # a container that starts anew finds what it laid out
+        done = triton.start(args)
+        assert (done.returncode, done.stderr) == (0, "")
+        flags, tree = done.stdout.splitlines()[-2:]
+        assert flags.split() == told
+        assert tree == f"./flights/7/model.onnx {MODEL.decode()}"
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        (["--name=flights", "--version=7", f"--sha256={'0' * 64}"], "did NOT match"),
+        (["--name=flights", "--version=7"], "sha256: is missing in the InferenceService's predictor.model.args"),
+        (["--name=flights", f"--sha256={DIGEST}"], "version: is missing"),
+        ([f"--sha256={DIGEST}", "--version=7"], "name: is missing"),
+    ],
+)
+def test_triton_serves_no_other_model_and_none_without_a_name(triton: Triton, args: list[str], why: str) -> None:
+    done = triton.start(args)
+    assert done.returncode != 0
+    assert why in done.stderr
+    assert not (triton.root / "tmp" / "repository").exists()
+
+
+def test_kubernetes_and_kserve_leave_the_start_as_it_is(triton: Triton) -> None:
+    """Kubernetes fills in $(VARIABLE), KServe what stands in double braces."""
+    text = "\n".join([*triton.container["command"], *triton.container["args"]])
+    assert "$(" not in text
+    assert "{{" not in text
