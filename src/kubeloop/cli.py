@@ -151,12 +151,16 @@ def _crash(settings: Settings, error: Exception) -> NoReturn:
 
 def _tell(summary: dict[str, Any]) -> None:
     """Print what came of a run."""
+    from kubeloop.report import words
+
     predictions, auc = summary["predictions"], summary["auc"]
     _out.print(
         f"\n[bold]{summary['name']}[/]: {predictions['served']:,} predictions served, "
         f"{predictions['logged']:,} logged, {predictions['dropped']:,} dropped, {predictions['errors']:,} failed, "
         f"in {summary['wall_s']:.0f} s"
     )
+    for sentence in words.accounts(summary):
+        _out.print(f"[yellow]{escape(sentence)}[/]")
     table = Table("version", "trained on", "decision", box=None, pad_edge=False)
     for version in summary["versions"]:
         word = "[green]promoted[/]" if version["promoted"] else "[yellow]rejected[/]"

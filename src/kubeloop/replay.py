@@ -92,6 +92,7 @@ class Replay:
         materialize: brings the online store up to a moment; called before that moment's requests.
         sent: what an earlier, interrupted replay sent.
         report: called with the progress after each moment.
+        note: called with the events of each request, and whether they were answered.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Replay:
         materialize: Callable[[datetime], int],
         sent: Sent,
         report: Callable[[Progress], None],
+        note: Callable[[list[str], bool], None],
     ) -> None:
         if loop.replay is None:
             raise ReplayError("loop.yaml has no `replay` section, so there is nothing to replay")
@@ -113,6 +115,7 @@ class Replay:
         self._materialize = materialize
         self._sent = sent
         self._report = report
+        self._note = note
         self._plan = loop.replay
         self._due: list[tuple[datetime, str, int]] = []
         self.progress = Progress(loop.replay.train_to, loop.replay.train_to, loop.replay.until)
@@ -189,10 +192,11 @@ class Replay:
             {"name": name, "datatype": datatype, "shape": [rows.num_rows], "data": _plain(rows[name])}
             for name, datatype in self._fields
         ]
+        events: list[str] = rows["event_id"].to_pylist()
         body = {
             "id": str(uuid4()),
             "parameters": {
-                "event_ids": json.dumps(rows["event_id"].to_pylist()),
+                "event_ids": json.dumps(events),
                 "event_time": moment.isoformat(),
             },
             "inputs": inputs,
@@ -202,9 +206,14 @@ class Replay:
             answer = await self._json(
                 "POST", f"{self._addresses.inference}/v2/models/{self._loop.name}/infer", json=body
             )
-            self.progress.served += len(answer["outputs"][0]["data"])
+            scores = len(answer["outputs"][0]["data"])
+            if scores != len(events):
+                raise ReplayError(f"{scores} scores for {len(events)} rows")
+            self._note(events, True)
+            self.progress.served += scores
         except ReplayError as error:
-            self.progress.errors += rows.num_rows
+            self._note(events, False)
+            self.progress.errors += len(events)
             self.progress.last_error = str(error)
         self.progress.requests += 1
         self.progress.latencies_ms.append(1000 * (time.perf_counter() - started))

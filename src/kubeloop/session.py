@@ -6,18 +6,17 @@ and every retraining go through the ledger, and the payload log says what was re
 
 import asyncio
 import itertools
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import httpx
 
 from kubeloop import promotion, runs, sources, stages
 from kubeloop.config import Loop, Settings
+from kubeloop.memory import Memory
 from kubeloop.replay import Addresses, Progress, Replay, Sent
 from kubeloop.services import ServiceError, Services
 
@@ -88,7 +87,7 @@ def run(
     with Services(loop, settings, environment) as services:
         if fresh:
             _forget(settings)
-        memory = _Memory.open(settings, plan)
+        memory = _remember(settings, plan)
         prepare(loop, settings, observer.say)
         observer.say("Starting collector, node, trigger and monitor.")
         services.start_all(loop.replay.train_to.isoformat())
@@ -161,47 +160,27 @@ def first_model(loop: Loop, settings: Settings, services: Services, observer: Ob
     observer.say(str(outcome["detail"]))
 
 
-@dataclass
-class _Memory:
-    """What no log or store keeps over several sessions of one run."""
+def _remember(settings: Settings, plan: Plan) -> Memory:
+    """Return what earlier sessions left.
 
-    path: Path
-    content: dict[str, Any]
-
-    @classmethod
-    def open(cls, settings: Settings, plan: Plan) -> "_Memory":
-        path = settings.state / "session.json"
-        if not path.is_file():
-            new = cls(path, {"fast": plan.fast, "replay_s": 0.0, "errors": 0, "dropped": 0, "sessions": 0})
-            new.save()
-            return new
-        content = json.loads(path.read_text())
-        if content["fast"] != plan.fast:
-            kept, asked = ("--fast", "the full replay") if content["fast"] else ("the full replay", "--fast")
-            raise SessionError(f"the kept state is of {kept}, not of {asked}; add --fresh to start over")
-        return cls(path, content)
-
-    def add(self, replay_s: float, progress: Progress, dropped: int) -> None:
-        self.content["replay_s"] += replay_s
-        self.content["errors"] += progress.errors
-        self.content["dropped"] += dropped
-        self.content["sessions"] += 1
-        if progress.latencies_ms:
-            self.content["latency_ms"] = {"p50": progress.latency(0.5), "p99": progress.latency(0.99)}
-        self.save()
-
-    def save(self) -> None:
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(self.content))
-        part.replace(self.path)
+    Raises:
+        SessionError: it is of another kind of run.
+    """
+    memory = Memory.open(settings, fast=plan.fast)
+    if not memory.known:
+        raise SessionError("the kept state is of an older kubeloop; add --fresh to start over")
+    if memory.content["fast"] != plan.fast:
+        kept, asked = ("the full replay", "--fast") if plan.fast else ("--fast", "the full replay")
+        raise SessionError(f"the kept state is of {kept}, not of {asked}; add --fresh to start over")
+    return memory
 
 
-def _replay(loop: Loop, settings: Settings, services: Services, observer: Observer, memory: _Memory) -> None:
+def _replay(loop: Loop, settings: Settings, services: Services, observer: Observer, memory: Memory) -> None:
     from kubeloop import features, log, online
 
     assert loop.replay is not None  # noqa: S101 - plan.apply has made sure
     plan = loop.replay
-    httpx.post(f"{services.url('collector')}/flush", timeout=30).raise_for_status()
+    _flush(services)
     known = log.read(settings, loop.name)
     sent = Sent(frozenset(known.event_ids), frozenset(known.labelled))
     if sent.predictions:
@@ -221,12 +200,19 @@ def _replay(loop: Loop, settings: Settings, services: Services, observer: Observ
         observer.progress(progress)
         news.look()
 
-    replay = Replay(loop, events, plan.sample, addresses, materializer.advance, sent, report)
+    def note(asked: list[str], answered: bool) -> None:
+        memory.note(asked, answered=answered)
+
+    replay = Replay(loop, events, plan.sample, addresses, materializer.advance, sent, report, note)
+    uncertain = memory.begin(sent.predictions & frozenset(events["event_id"].to_pylist()))
+    if uncertain:
+        observer.say(f"The last session was cut off: {uncertain:,} of its predictions were settled by the log.")
     started = time.monotonic()
-    try:
-        progress = asyncio.run(replay.run())
-    finally:
-        memory.add(time.monotonic() - started, replay.progress, _dropped(services))
+    progress = asyncio.run(replay.run())
+    quantiles = {"p50": progress.latency(0.5), "p99": progress.latency(0.99)} if progress.latencies_ms else None
+    # The replay has waited until the node's queue was empty: all that will be dropped was dropped.
+    memory.end(time.monotonic() - started, _dropped(services), quantiles)
+    _flush(services)
     news.look(now=True)
     observer.say(
         f"Replayed {progress.served:,} predictions; {progress.errors:,} failed; latency of a request "
@@ -277,6 +263,11 @@ class News:
         return runs
 
 
+def _flush(services: Services) -> None:
+    """Make the collector write what it holds to the payload log."""
+    httpx.post(f"{services.url('collector')}/flush", timeout=30).raise_for_status()
+
+
 def _dropped(services: Services) -> int:
     """Return the predictions that the payload log lost in this session, wherever that happened."""
     try:
@@ -293,7 +284,7 @@ def _forget(settings: Settings) -> None:
         *("quarantine", "raw", "logs"),
     ):
         shutil.rmtree(settings.state / name, ignore_errors=True)
-    for pattern in ("*.db", "*.db-wal", "*.db-shm", "*.json", "report.html"):
+    for pattern in ("*.db", "*.db-wal", "*.db-shm", "*.json", "*.jsonl", "report.html"):
         for path in settings.state.glob(pattern):
             path.unlink()
     settings.logs.mkdir(parents=True, exist_ok=True)

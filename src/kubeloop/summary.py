@@ -22,12 +22,12 @@ def build(loop: Loop, settings: Settings, session: Mapping[str, Any], wall_s: fl
     Args:
         loop: the use case.
         settings: the place.
-        session: what no store keeps: fast, sessions, errors, dropped, replay_s, latency_ms.
+        session: what no store keeps, of `memory.Memory`: fast, sessions, replay_s, latency_ms, and the predictions that
+            its clients got (`served`, `errors`), that were lost (`dropped`), or settled after a kill (`uncertain`).
         wall_s: seconds that the last session took.
     """
     known = log.read(settings, loop.name)
     versions = registry.versions(settings, loop.name)
-    logged = known.predictions.num_rows
     store = Store(settings.monitor_db)
     windows = store.windows(loop.name)
     return {
@@ -38,10 +38,9 @@ def build(loop: Loop, settings: Settings, session: Mapping[str, Any], wall_s: fl
         "fast": session["fast"],
         "replay": loop.replay.model_dump(mode="json") if loop.replay else None,
         "predictions": {
-            "served": logged + session["dropped"],
-            "logged": logged,
-            "dropped": session["dropped"],
-            "errors": session["errors"],
+            "served": session["served"],
+            "logged": known.predictions.num_rows,
+            **{name: session[name] for name in ("dropped", "errors", "uncertain")},
         },
         "latency_ms": session.get("latency_ms"),
         "labels": known.labels.num_rows,

@@ -50,6 +50,7 @@ def build(loop: Loop, settings: Settings, facts: Facts, log: Log, summary: Mappi
         "sentence": sentence,
         "tone": tone,
         "compared": words.compared(summary),
+        "accounts": words.accounts(summary),
         "tiles": _tiles(facts, log, summary),
         "changes": _changes(facts, traffic),
         "unchanged": _last_rejection(facts),

@@ -69,6 +69,30 @@ def compared(summary: Summary | None) -> str:
     )
 
 
+def accounts(summary: Summary | None) -> list[str]:
+    """Return what to know of the counts of predictions: nothing where clients, log and drops agree."""
+    counts = (summary or {}).get("predictions") or {}
+    if not counts:
+        return []
+    said = []
+    missing = counts["served"] - counts["logged"] - counts["dropped"]
+    if missing > 0:
+        said.append(
+            f"Warning: {plural(missing, 'prediction')} that clients got are neither in the payload log nor counted as "
+            "dropped; the log has lost them."
+        )
+    if missing < 0:
+        said.append(
+            f"Warning: the payload log holds {plural(-missing, 'prediction')} more than clients of the replay got; an "
+            "answer was lost on its way to them, or another client named events."
+        )
+    if uncertain := counts.get("uncertain"):
+        said.append(
+            f"{plural(uncertain, 'prediction')} of a session that was cut off were settled by the log, afterwards."
+        )
+    return said
+
+
 def gate(verdict: Verdict | None) -> str:
     """Return the gate's decision in one sentence."""
     if verdict is None:

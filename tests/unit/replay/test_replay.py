@@ -151,6 +151,7 @@ def run(
     sent: Sent | None = None,
     days: int = 3,
     seen: list[datetime] | None = None,
+    note: Callable[[list[str], bool], None] = lambda *_: None,
     **options: Any,
 ) -> Progress:
     addresses = Addresses(*(f"{world.url}/{name}" for name in ("node", "collector", "monitor", "trigger")))
@@ -162,7 +163,8 @@ def run(
         seen.append(moment)
         return 0
 
-    replay = Replay(loop(days, **options), events(days), sample, addresses, materialize, sent or Sent(), lambda _: None)
+    sent = sent or Sent()
+    replay = Replay(loop(days, **options), events(days), sample, addresses, materialize, sent, lambda _: None, note)
     return asyncio.run(replay.run())
 
 
@@ -304,10 +306,27 @@ def test_a_failed_prediction_is_counted(world: World) -> None:
         return False
 
     world.fail = fail_twice
-    progress = run(world)
+    noted: list[tuple[list[str], bool]] = []
+    progress = run(world, note=lambda events, answered: noted.append((events, answered)))
     assert (progress.errors, progress.served, progress.requests) == (4, 140, 72)
     assert "500" in progress.last_error
     assert "out of order" in progress.last_error
+    # What was answered is what the world was asked; the failed ones never reached it.
+    assert [event for events, answered in noted if answered for event in events] == world.asked
+    assert sum(len(events) for events, answered in noted if not answered) == 4
+
+
+def test_an_answer_to_other_rows_is_none(world: World) -> None:
+    answer = world.answer
+
+    def short(method: str, path: str, body: Any) -> Any:
+        found = answer(method, path, body)
+        return {"outputs": [{"data": [0.5]}]} if path.endswith("/infer") else found
+
+    world.answer = short
+    progress = run(world, days=1)
+    assert (progress.errors, progress.served) == (48, 0)
+    assert progress.last_error == "1 scores for 2 rows"
 
 
 @pytest.mark.parametrize(
@@ -321,7 +340,7 @@ def test_a_service_that_fails_ends_the_replay(world: World, path: str) -> None:
 
 def test_a_service_that_is_away_ends_the_replay(world: World) -> None:
     addresses = Addresses("http://127.0.0.1:1", *[world.url] * 3)
-    replay = Replay(loop(), events(), 1.0, addresses, lambda _: 0, Sent(), lambda _: None)
+    replay = Replay(loop(), events(), 1.0, addresses, lambda _: 0, Sent(), lambda _: None, lambda *_: None)
     with pytest.raises(ReplayError, match=r"127\.0\.0\.1:1"):
         asyncio.run(replay.run())
 
@@ -329,4 +348,4 @@ def test_a_service_that_is_away_ends_the_replay(world: World) -> None:
 def test_a_loop_without_a_replay_replays_nothing(world: World) -> None:
     bare = loop().model_copy(update={"replay": None})
     with pytest.raises(ReplayError, match="no `replay` section"):
-        Replay(bare, events(), 1.0, Addresses("", "", "", ""), lambda _: 0, Sent(), lambda _: None)
+        Replay(bare, events(), 1.0, Addresses("", "", "", ""), lambda _: 0, Sent(), lambda _: None, lambda *_: None)

@@ -65,7 +65,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     _traffic(settings, models)
     _watch(loop, settings)
     _document(settings)
-    session = {"fast": True, "sessions": 1, "errors": 2, "dropped": 3, "replay_s": 60.0, "latency_ms": None}
+    counts = {"served": 42 * ROWS + 3, "errors": 2, "dropped": 3, "uncertain": 0}
+    session = {"fast": True, "sessions": 1, "replay_s": 60.0, "latency_ms": None, **counts}
     return World(loop, settings, summary.build(loop, settings, session, 65.0))
 
 

@@ -60,6 +60,13 @@ def test_latency_is_shown_where_it_was_measured(world: Any, parse: Any) -> None:
     )
 
 
+def test_predictions_that_do_not_add_up_are_told(world: Any, page: Any, parse: Any) -> None:
+    assert "Warning" not in page.text
+    wrong = world.summary | {"predictions": world.summary["predictions"] | {"served": 1265}}
+    text = parse(report.write(world.loop, world.settings, wrong).read_text()).text
+    assert "Warning: 2 predictions that clients got are neither in the payload log nor counted as dropped" in text
+
+
 def test_every_change_of_the_model_has_its_reason(world: Any, page: Any) -> None:
     second = registry.versions(world.settings, "parcels")[1]
     assert f"v1 → v2 2024-01-23 {second.tags['kubeloop.reason']}" in page.text

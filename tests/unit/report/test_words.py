@@ -50,6 +50,23 @@ def test_verdict(promoted: list[bool], episodes: int, summary: Any, tone: str, s
 
 
 @pytest.mark.parametrize(
+    ("served", "uncertain", "said"),
+    [
+        (10, 0, []),
+        (11, 0, ["Warning: 1 prediction that clients got are neither in the payload log nor counted as dropped"]),
+        (8, 0, ["Warning: the payload log holds 2 predictions more than clients of the replay got"]),
+        (10, 3, ["3 predictions of a session that was cut off were settled by the log"]),
+        (12, 3, ["Warning: 2 predictions", "3 predictions of a session"]),
+    ],
+)
+def test_accounts(served: int, uncertain: int, said: list[str]) -> None:
+    counts = {"served": served, "logged": 7, "dropped": 3, "errors": 0, "uncertain": uncertain}
+    found = words.accounts({"predictions": counts})
+    assert len(found) == len(said)
+    assert all(sentence.startswith(start) for sentence, start in zip(found, said, strict=True))
+
+
+@pytest.mark.parametrize(
     ("accepted", "decision", "said"),
     [
         (None, None, "The trigger has not answered yet."),

@@ -17,14 +17,17 @@ from kubeloop.config import Loop, Settings
 from kubeloop.monitoring import payload_log
 from kubeloop.monitoring.store import Due, Store
 from kubeloop.names import LABEL_EVENT, REQUEST_EVENT, RESPONSE_EVENT
+from kubeloop.report import words
 from kubeloop.trigger import Ledger
 from kubeloop.trigger_event import DriftEvent
 
 SESSION = {
     "fast": True,
     "sessions": 2,
+    "served": 3004,
     "errors": 3,
     "dropped": 4,
+    "uncertain": 1,
     "replay_s": 12.34,
     "latency_ms": {"p50": 1},
 }
@@ -119,7 +122,7 @@ def test_a_loop_that_learned_is_compared_with_its_first_model(
     register(settings, loop, learned[1], "r2", promote=True)
     serve(settings, loop.name, rows, [(blind, "1", 1000), (learned[1], "2", 2000)])
     found = summary.build(loop, settings, SESSION, 56.78)
-    assert found["predictions"] == {"served": 3004, "logged": 3000, "dropped": 4, "errors": 3}
+    assert found["predictions"] == {"served": 3004, "logged": 3000, "dropped": 4, "errors": 3, "uncertain": 1}
     assert found["labels"] == 2950
     assert (found["fast"], found["sessions"], found["wall_s"], found["replay_s"]) == (True, 2, 56.8, 12.3)
     assert found["latency_ms"] == {"p50": 1}
@@ -146,6 +149,22 @@ def test_a_loop_that_learned_is_compared_with_its_first_model(
     }  # fmt: skip
 
 
+def test_a_log_that_loses_a_segment_is_found_out(
+    settings: Settings, loop: Loop, learned: tuple[Path, Path], rows: pd.DataFrame
+) -> None:
+    serve(settings, loop.name, rows[:600], [(learned[1], "1", 600)])
+    (first,) = settings.payloads.glob("*.parquet")
+    session = SESSION | {"served": 604, "uncertain": 0}
+    assert words.accounts(summary.build(loop, settings, session, 1)) == []
+    first.unlink()
+    found = summary.build(loop, settings, session, 1)
+    assert found["predictions"] == {"served": 604, "logged": 0, "dropped": 4, "errors": 3, "uncertain": 0}
+    assert words.accounts(found) == [
+        "Warning: 600 predictions that clients got are neither in the payload log nor counted as dropped; the log has "
+        "lost them."
+    ]
+
+
 def test_a_loop_with_one_model_is_compared_with_nothing(
     settings: Settings, loop: Loop, learned: tuple[Path, Path], rows: pd.DataFrame
 ) -> None:
@@ -159,9 +178,10 @@ def test_a_loop_with_one_model_is_compared_with_nothing(
 
 
 def test_before_anything_happened(settings: Settings, loop: Loop) -> None:
-    bare = {"fast": False, "sessions": 1, "errors": 0, "dropped": 0, "replay_s": 0.0}
+    counts = dict.fromkeys(("served", "errors", "dropped", "uncertain"), 0)
+    bare = {"fast": False, "sessions": 1, "replay_s": 0.0, **counts}
     found = summary.build(loop.model_copy(update={"replay": None}), settings, bare, 0)
-    assert found["predictions"] == {"served": 0, "logged": 0, "dropped": 0, "errors": 0}
+    assert found["predictions"] == counts | {"logged": 0}
     assert (found["labels"], found["windows"], found["versions"], found["latency_ms"]) == (0, 0, [], None)
     assert found["replay"] is None
 
