@@ -3,24 +3,36 @@
 import importlib.metadata
 import json
 import os
-import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from kubeloop import config
 from kubeloop.config import ConfigError, Settings
 
 FREE_BYTES = 2 * 1024**3
-_VERSIONS = (
-    "import importlib.metadata, json, sys; "
-    "print(json.dumps([importlib.metadata.version(sys.argv[1]), *sys.version_info[:2]]))"
-)
-_PROBES = {"runtime": "onnxruntime", "detector": "alibi-detect"}
+ANSWER_S = 60.0
+SETUP = "make -B setup"
+"""`make setup` alone would find that pyproject.toml and uv.lock have not changed, and do nothing."""
+
+_ENVIRONMENTS = {"core": "feast", "runtime": "onnxruntime", "detector": "alibi-detect"}
+"""The environments, each with the package that it is there for; their extras have the same names."""
+_VERSIONS = """
+import importlib.metadata, json, sys
+found = {}
+for name in sys.argv[1:]:
+    try:
+        found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        found[name] = None
+print(json.dumps({"python": "%d.%d.%d" % sys.version_info[:3], "packages": found}))
+"""
 
 
 @dataclass(frozen=True)
@@ -38,60 +50,80 @@ class Finding:
 
 def examine(settings: Settings) -> list[Finding]:
     """Look at everything a run needs; takes a second or two."""
-    return [*quick(settings), *_floors(), *_environments(settings), *_loop(settings), *_space(settings)]
+    return [*quick(settings), *_environments(settings), *_loop(settings), *_space(settings)]
 
 
 def quick(settings: Settings) -> list[Finding]:
     """Look at what fails a run at once: the three interpreters."""
     found = []
-    for name in ("core", "runtime", "detector"):
-        python: Path = getattr(settings, f"{name}_python")
+    for name in _ENVIRONMENTS:
+        python = _python(settings, name)
         ok = os.access(python, os.X_OK)
-        found.append(Finding(f"{name} environment: {python}" + ("" if ok else " is missing"), ok, "make setup"))
+        wrong = "" if ok else " is not executable" if python.exists() else " is missing"
+        found.append(Finding(f"{name} environment: {python}{wrong}", ok, SETUP))
     return found
 
 
-def floors(extra: str) -> dict[str, str]:
-    """Return the lower bounds that this project declares for an extra, by package name."""
-    bounds = {}
+def bounds(extra: str) -> dict[str, SpecifierSet]:
+    """Return the versions that this project asks for in an extra, by package name."""
+    found = {}
     for line in importlib.metadata.requires("kubeloop") or []:
-        requirement, _, marker = line.partition(";")
-        match = re.match(r"\s*([A-Za-z0-9._-]+)(?:\[[^]]*\])?\s*(?:[^>=]*)(?:>=|==)\s*([0-9][^,\s]*)", requirement)
-        if match and f"extra == '{extra}'" in marker.replace('"', "'"):
-            bounds[match[1].lower()] = match[2]
-    return bounds
+        requirement = Requirement(line)
+        if requirement.marker and requirement.marker.evaluate({"extra": extra}):
+            found[requirement.name] = requirement.specifier
+    return found
 
 
-def _floors() -> Iterator[Finding]:
-    old = []
-    for package, floor in floors("core").items() | floors("runtime").items():
-        try:
-            version = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            old.append(f"{package} is missing")
-            continue
-        if _parts(version) < _parts(floor):
-            old.append(f"{package} {version} is older than {floor}")
-    yield Finding("; ".join(sorted(old)) or "core packages are at or above their floors", not old, "make setup")
+def _python(settings: Settings, name: str) -> Path:
+    python: Path = getattr(settings, f"{name}_python")
+    return python
 
 
 def _environments(settings: Settings) -> Iterator[Finding]:
-    for name, package in _PROBES.items():
-        python: Path = getattr(settings, f"{name}_python")
-        if not python.exists():
+    """Ask each interpreter for its own packages, since the same one has other bounds in another environment."""
+    pythons = SpecifierSet(importlib.metadata.metadata("kubeloop")["Requires-Python"])
+    for name, probe in _ENVIRONMENTS.items():
+        python, asked = _python(settings, name), bounds(name)
+        # `quick` has said so.
+        if not os.access(python, os.X_OK):
             continue
+        try:
+            version, packages = _ask(python, asked)
+        except _NoAnswerError as error:
+            yield Finding(f"{name} environment: {python} {error}", False, SETUP)
+            continue
+        wrong = [] if version in pythons else [f"Python {version} is not {pythons}"]
+        for package, bound in asked.items():
+            has = packages[package]
+            if has is None:
+                wrong.append(f"{package} is missing")
+            elif has not in bound:
+                wrong.append(f"{package} {has} is not {bound}")
+        fine = f"Python {version}, {probe} {packages[probe]} and {len(asked) - 1} others as the project asks"
+        yield Finding(f"{name} environment: {'; '.join(wrong) or fine}", not wrong, SETUP)
+
+
+class _NoAnswerError(Exception):
+    """An interpreter did not say what it has; the message ends a sentence that begins with its path."""
+
+
+def _ask(python: Path, packages: Iterable[str]) -> tuple[str, dict[str, str | None]]:
+    """Return the version of an interpreter, and those that it finds of these packages."""
+    try:
         done = subprocess.run(
-            [python, "-c", _VERSIONS, package], capture_output=True, text=True, timeout=60, check=False
+            [python, "-c", _VERSIONS, *packages], capture_output=True, text=True, timeout=ANSWER_S, check=True
         )
-        if done.returncode:
-            yield Finding(f"{name} environment has no {package}", False, "make setup")
-            continue
-        version, major, minor = json.loads(done.stdout)
-        yield Finding(
-            f"{name} environment: Python {major}.{minor}, {package} {version}", (major, minor) == (3, 11), "make setup"
-        )
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    yield Finding(f"this Python is {version}", sys.version_info[:2] == (3, 11), "make setup")
+        answer = json.loads(done.stdout)
+        return answer["python"], {name: answer["packages"][name] for name in packages}
+    except subprocess.TimeoutExpired:
+        raise _NoAnswerError(f"did not answer within {ANSWER_S:g} s") from None
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip() or "no word").splitlines()[-1]
+        raise _NoAnswerError(f"ended with {error.returncode}: {last}") from None
+    except OSError as error:
+        raise _NoAnswerError(f"does not start: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError):
+        raise _NoAnswerError("answered something else than its packages; it is no Python") from None
 
 
 def _loop(settings: Settings) -> Iterator[Finding]:
@@ -133,7 +165,3 @@ def _space(settings: Settings) -> Iterator[Finding]:
             yield Finding(
                 f"{', '.join(gone)} ended without a word; the state is kept", False, f"rm {settings.services_file}"
             )
-
-
-def _parts(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
