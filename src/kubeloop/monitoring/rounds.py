@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from kubeloop.config import Loop
 from kubeloop.evaluation import EvaluationError
 from kubeloop.monitoring import intake, payloads, performance, policy
-from kubeloop.monitoring.detector.port import Detector, Window
+from kubeloop.monitoring.detector.port import MOST_ROWS, Detector, UntestableError, Window
 from kubeloop.monitoring.held import Part
 from kubeloop.monitoring.outbox import Outbox
 from kubeloop.monitoring.policy import Episode, Kind, Vote
@@ -28,6 +28,9 @@ _log = logging.getLogger(__name__)
 
 READING = 10_000
 """Events taken from the log at once."""
+
+_SEED = 7
+"""Of a large window's sample: a window that is judged again gets the same verdict."""
 
 _METRICS = ("auc", "log_loss", "brier", "ece")
 
@@ -133,13 +136,14 @@ class Monitor:
         self.store.close_window(now, due, windows, scores, scored, episode)
         for row in windows:
             _log.info(
-                "window %s to %s of version %s: %s rows, %s%s",
+                "window %s to %s of version %s: %s rows, %s%s%s",
                 row["start"].isoformat(),
                 row["end"].isoformat(),
                 row["version"],
                 row["rows"],
                 row["status"],
                 ", drifted" if row["drifted"] else "",
+                f" ({row['note']})" if row["note"] else "",
             )
 
     def _judge(self, part: Part) -> tuple[Row, list[Row]]:
@@ -157,13 +161,15 @@ class Monitor:
             return row, []
         try:
             reference = self._versions.reference(part.version)
-            window = _encode(reference, part.table)
+            table, row["note"] = _sample(part.table)
+            window = _encode(reference, table)
+            self._detector.fit(part.version, reference)
+            found = self._detector.score(part.version, window)
         except VersionError as error:
             return row | {"status": "no_reference", "note": str(error)}, []
-        except ReferenceError as error:
+        except (ReferenceError, UntestableError) as error:
             return row | {"status": "unreadable", "note": str(error)}, []
-        self._detector.fit(part.version, reference)
-        verdict = policy.judge(self._detector.score(part.version, window), reference.importance, self.drift)
+        verdict = policy.judge(found, reference.importance, self.drift)
         scores = [
             key | asdict(j.score) | {"p_adjusted": j.p_adjusted, "importance": j.importance, "drifted": j.drifted}
             for j in verdict.judged
@@ -263,6 +269,16 @@ def _vote(row: Row, scores: Sequence[Row]) -> Vote:
 def _episode(row: Row) -> Episode:
     values = {field.name: row[field.name] for field in fields(Episode)}
     return Episode(**values | {"features": tuple(row["features"])})
+
+
+def _sample(table: pa.Table) -> tuple[pa.Table, str | None]:
+    """Return the rows to test, and what to say of them where they are not all."""
+    rows = len(table)
+    if rows <= MOST_ROWS:
+        return table, None
+    chosen = np.zeros(rows, dtype=bool)
+    chosen[np.random.default_rng(_SEED).choice(rows, MOST_ROWS, replace=False)] = True
+    return table.filter(pa.array(chosen)), f"tested on a seeded sample of {MOST_ROWS:,} of {rows:,} rows"
 
 
 def _encode(reference: Reference, table: pa.Table) -> Window:

@@ -36,15 +36,22 @@ def references(world: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def open_monitor(world: ModuleType, references: Path) -> Iterator[Callable[..., Monitor]]:
-    """Open a monitor on a folder: its log in log/, its state in monitor.db or the database with a URL."""
+    """Open a monitor on a folder: its log in log/, its state in monitor.db, or in a database and with a worker."""
     with contextlib.ExitStack() as stack:
 
-        def start(folder: Path, trigger_url: str | None = None, database: str = "", **drift: Any) -> Monitor:
+        def start(
+            folder: Path,
+            trigger_url: str | None = None,
+            database: str = "",
+            detector_url: str | None = None,
+            **drift: Any,
+        ) -> Monitor:
             loop = world.loop(**drift)
             store = Store(database or f"sqlite:///{folder / 'monitor.db'}")
             versions = Versions(store, loop.name, loop.delivery.namespace, references=references)
             outbox = Outbox(store, loop.name, trigger_url)
-            detector = port.open("builtin", Path("unused"), folder)
+            engine = "alibi" if detector_url else "builtin"
+            detector = port.open(engine, Path("unused"), folder, url=detector_url)
             for part in (store, versions, outbox, detector):
                 stack.callback(part.close)
             return Monitor(loop, folder / "log", store, detector, versions, Grid(loop.drift.window), outbox)

@@ -1,6 +1,7 @@
 import json
 import random
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,8 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kubeloop import config
 from kubeloop.monitoring import payload_log, payloads
 from kubeloop.monitoring.detector import port
+from kubeloop.monitoring.detector.alibi import WORKER
 from kubeloop.monitoring.detector.port import DetectorError
 from kubeloop.monitoring.outbox import Outbox
 from kubeloop.monitoring.rounds import Monitor
@@ -247,6 +250,46 @@ def test_a_version_that_no_database_takes_leaves_the_others_judged(
     monitor.advance(world.START + DAY)
     assert brief(monitor) == [(0, "1", 60, "judged", False, True)]
     assert monitor.store.progress("flights").malformed == 1
+
+
+def test_a_large_window_is_tested_on_a_sample_and_says_so(
+    world: ModuleType, open_monitor: Open, tmp_path: Path
+) -> None:
+    world.write(tmp_path / "log", world.predict("a", world.START, rows=port.MOST_ROWS + 10, shift=1.0))
+    found = []
+    for database in ("once", "again"):
+        monitor = open_monitor(tmp_path, database=f"sqlite:///{tmp_path / database}")
+        monitor.advance(world.START + DAY)
+        (row,) = monitor.store.windows("flights")
+        assert (row["rows"], row["status"], row["drifted"]) == (100_010, "judged", True)
+        assert row["note"] == "tested on a seeded sample of 100,000 of 100,010 rows"
+        found.append(monitor.store.scores("flights"))
+    assert {score["rows"] for score in found[0]} == {100_000}
+    assert found[0] == found[1]
+
+
+@pytest.fixture
+def small_worker() -> Iterator[str]:
+    """A detector worker that takes one megabyte."""
+    command = [config.settings().detector_python, "-I", WORKER, "--max-body-mb", "1", "--until-eof"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        yield process.stdout.readline().split()[1].decode()
+        process.terminate()
+
+
+def test_a_window_that_the_worker_refuses_is_not_sent_for_ever(
+    world: ModuleType, open_monitor: Open, tmp_path: Path, small_worker: str
+) -> None:
+    events = [
+        *world.predict("large", world.START, rows=70_000),
+        *world.predict("usual", world.START + DAY, rows=60),
+    ]
+    world.write(tmp_path / "log", events)
+    monitor = open_monitor(tmp_path, detector_url=small_worker)
+    monitor.advance(world.START + 2 * DAY)
+    assert brief(monitor) == [(0, "1", 70_000, "unreadable", None, True), (1, "1", 60, "judged", False, True)]
+    assert "refused with 413" in monitor.store.windows("flights")[0]["note"]
 
 
 def test_rows_that_belong_to_no_window_are_counted(world: ModuleType, open_monitor: Open, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kubeloop.monitoring.detector.builtin import Baseline
-from kubeloop.monitoring.detector.port import DetectorError, Score, Window
+from kubeloop.monitoring.detector.port import DetectorError, Score, UntestableError, Window
 from kubeloop.reference import Reference
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -121,7 +121,8 @@ class AlibiDetector:
         """Send a reference to the worker; a known key is left as it is.
 
         Raises:
-            DetectorError: the worker cannot be reached or refuses the reference.
+            UntestableError: the worker refuses the reference.
+            DetectorError: it cannot be reached.
         """
         if key in self._baselines:
             return
@@ -134,7 +135,8 @@ class AlibiDetector:
         """Score a window, sending the reference again if the worker has lost it.
 
         Raises:
-            DetectorError: the key was never fitted, the window has other features, or the worker cannot be reached.
+            UntestableError: the window has other features, or the worker refuses it.
+            DetectorError: the key was never fitted, or the worker cannot be reached.
         """
         if key not in self._baselines:
             raise DetectorError(f"no reference was fitted for {key!r}; call fit first")
@@ -193,5 +195,8 @@ def _pack(
 
 def _checked(response: httpx.Response) -> httpx.Response:
     if response.is_error:
-        raise DetectorError(f"the detector worker refused with {response.status_code}: {response.text}")
+        # The same bytes get the same refusal, but for 404, which asks for the reference or comes from a stranger.
+        final = response.is_client_error and response.status_code != httpx.codes.NOT_FOUND
+        error = UntestableError if final else DetectorError
+        raise error(f"the detector worker refused with {response.status_code}: {response.text}")
     return response

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kubeloop.monitoring.detector.measures import Counts, chi_square, cramers_v, ks_p_values, psi
-from kubeloop.monitoring.detector.port import SCORE, DetectorError, Kind, Score, Window
+from kubeloop.monitoring.detector.port import SCORE, DetectorError, Kind, Score, UntestableError, Window
 from kubeloop.reference import ABSENT, Floats, Reference
 
 Test = tuple[float, float]
@@ -91,13 +91,13 @@ class Baseline:
         """Sort and count a window.
 
         Raises:
-            DetectorError: the window has other features, or codes of other categories.
+            UntestableError: the window has other features, or codes of other categories.
         """
         widths = (window.numeric.shape[1], window.categorical.shape[1])
         expected = (len(self.numeric) - 1, len(self.categorical))
         codes = window.categorical
         if widths != expected or ((codes < ABSENT) | (codes >= self._sizes)).any():
-            raise DetectorError(
+            raise UntestableError(
                 f"the window's {widths[0]} numeric and {widths[1]} categorical features do not fit the reference's "
                 f"{expected[0]} and {expected[1]}; encode it with the reference of the same model version"
             )
@@ -138,7 +138,8 @@ class BuiltinDetector:
         """Score a window against the key's reference.
 
         Raises:
-            DetectorError: the key was never fitted, or the window has other features.
+            UntestableError: the window has other features.
+            DetectorError: the key was never fitted.
         """
         if key not in self._baselines:
             raise DetectorError(f"no reference was fitted for {key!r}; call fit first")

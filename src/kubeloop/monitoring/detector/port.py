@@ -19,8 +19,20 @@ SCORE = "score"
 """Name under which the model's own probability is reported."""
 
 
+MOST_ROWS = 100_000
+"""Rows of a window that are tested; of a larger one a seeded sample is.
+
+Two-sample tests see n m / (n + m) rows. Against the n = 10,000 of a reference these are 9,091 for m = 100,000, and
+under 10,000 for any m: all further rows would make the standard error of an effect smaller by less than 5 %.
+"""
+
+
 class DetectorError(RuntimeError):
     """A detector cannot answer; the message says what to do."""
+
+
+class UntestableError(DetectorError):
+    """A window, or its reference, would be refused again however often it is tried."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +80,8 @@ class Score:
             of D and the change in the missing share, which is D of "is missing". Categorical: Cramér's V with
             both samples weighted equally, not corrected for bias.
         psi: population stability index, with bins fixed by the reference.
-        rows: rows of the window that have a value.
-        missing_share: share of the window's rows that have none (categorical: none, or one unseen in training).
+        rows: rows tested that have a value.
+        missing_share: share of the rows tested that have none (categorical: none, or one unseen in training).
     """
 
     feature: str
@@ -89,6 +101,7 @@ class Detector(Protocol):
         """Remember a reference; a key that is known already is left as it is.
 
         Raises:
+            UntestableError: the engine refuses it.
             DetectorError: the engine cannot be reached.
         """
 
@@ -98,7 +111,8 @@ class Detector(Protocol):
         A feature without values on either side has statistic 0; a window without rows has p-value 1 throughout.
 
         Raises:
-            DetectorError: the key was never fitted, the window has other features, or the engine cannot be reached.
+            UntestableError: the window has other features, or the engine refuses it.
+            DetectorError: the key was never fitted, or the engine cannot be reached.
         """
 
     def close(self) -> None:
