@@ -31,6 +31,8 @@ def main() -> None:
             found.append(patch.read(path.read_text(), args.model))
         except patch.PatchError as error:
             sys.exit(f"{path} {error}; write it anew with manifests/write.py")
+    if not patch.version(found[0]):
+        sys.exit(f"{args.source} serves no version of {args.model} yet; its pipeline promotes the first")
     carried = patch.carry(*found)
     target.write_text(patch.dump(carried))
 

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def _plain(node: Any) -> Any:
 
 def values() -> str:
     """Return values.yaml: every value with its meaning and default."""
-    head = "# Written by `python -m kubeloop.chart values`; change src/kubeloop/chart.py and write it anew.\n"
+    head = "# Written by `python -m kubeloop.chart values`; change src/kubeloop/chart_values.py and write it anew.\n"
     return head + "\n".join(_lines(Values(), "")) + "\n"
 
 
@@ -69,26 +69,32 @@ def _lines(section: BaseModel, indent: str) -> Iterator[str]:
             yield textwrap.indent(yaml.safe_dump({key: plain[key]}, sort_keys=False, width=120).rstrip(), indent)
 
 
-def loop_values(path: Path) -> str:
-    """Return values with one loop.yaml in them, for installations that Git describes.
+def loop_values(paths: Sequence[Path]) -> str:
+    """Return values with what some loop.yaml files say, for installations that Git describes.
 
     Raises:
-        ConfigError: the file is missing or not valid.
+        ConfigError: a file is missing or not valid.
     """
-    loop = config.load(path)
-    head = f"# Written by `python -m kubeloop.chart loop {path.name}`; change {path.name} and write it anew.\n"
-    entry = {"config": loop.model_dump(mode="json", exclude_unset=True)}
-    return head + yaml.safe_dump({"loops": {loop.name: entry}}, sort_keys=False, width=120)
+    files = " ".join(str(path) for path in paths)
+    head = f"# Written by `python -m kubeloop.chart loop {files}`; change what that reads and write it anew.\n"
+    loops = {
+        loop.name: {"config": loop.model_dump(mode="json", exclude_unset=True)} for loop in map(config.load, paths)
+    }
+    return head + yaml.safe_dump({"loops": loops}, sort_keys=False, width=120)
 
 
 def main() -> None:
-    """Print the schema, the values, or the values of a loop."""
+    """Print the schema, the values, or the values of loops."""
     parser = argparse.ArgumentParser(prog="python -m kubeloop.chart", description=__doc__)
     parser.add_argument("what", choices=["schema", "values", "loop"], nargs="?", default="schema")
-    parser.add_argument("file", type=Path, nargs="?", default=Path("loop.yaml"), help="the loop.yaml of `loop`")
+    parser.add_argument("files", type=Path, nargs="*", help="the loop.yaml files of `loop`; the one here if left out")
     args = parser.parse_args()
     try:
-        sys.stdout.write({"schema": schema, "values": values}.get(args.what, lambda: loop_values(args.file))())
+        sys.stdout.write(
+            {"schema": schema, "values": values}.get(
+                args.what, lambda: loop_values(args.files or [Path("loop.yaml")])
+            )()
+        )
     except config.ConfigError as error:
         sys.exit(str(error))
 

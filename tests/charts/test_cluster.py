@@ -234,6 +234,39 @@ def test_the_pipelines_account_only_looks_where_gitops_promotes(control_plane, n
     assert act.refused("POST", path.rpartition("/")[0])
 
 
+def test_steps_in_a_namespace_of_their_own(control_plane, namespace, elsewhere, tmp_path):
+    """As where Kubeflow Pipelines stands alone: account, roles and variables lie where it runs the steps."""
+    values = {
+        "kubeflow": {"namespace": elsewhere},
+        "loops": {"fraud": {"config": SECOND | {"pipelines": {"train_job": {}}, "delivery": {"namespace": namespace}}}},
+    }
+    (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
+    control_plane.helm("install", RELEASE, str(CHART), "-n", namespace, "-f", str(tmp_path / "values.yaml"))
+    act = Account(control_plane, elsewhere, "kubeloop-pipeline")
+    manifest = {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {"name": "fraud"},
+        "spec": {"predictor": {"model": {"modelFormat": {"name": "onnx"}, "storageUri": "s3://m/1"}}},
+    }
+    path = f"{KSERVE}/{namespace}/inferenceservices/fraud"
+    assert act("PATCH", f"{path}?fieldManager=kubeloop", manifest, **APPLY) == 201
+    assert act.refused("PATCH", f"{KSERVE}/{elsewhere}/inferenceservices/fraud?fieldManager=kubeloop")
+    found = control_plane.request("GET", f"/api/v1/namespaces/{elsewhere}/configmaps/kubeloop-env")["data"]
+    assert found["KUBELOOP_COLLECTOR_URL"] == f"http://{RELEASE}-collector.{namespace}.svc"
+    pipeline, trigger = (
+        f"{SERVICE_ACCOUNT}{elsewhere}:kubeloop-pipeline",
+        f"{SERVICE_ACCOUNT}{namespace}:{RELEASE}-trigger",
+    )
+    for user, verb, resource in (
+        (pipeline, "create", "workflowtaskresults.argoproj.io"),
+        (pipeline, "create", "trainjobs.trainer.kubeflow.org"),
+        (trigger, "create", "runs.pipelines.kubeflow.org"),
+    ):
+        assert control_plane.may(user, verb, resource, elsewhere)
+        assert not control_plane.may(user, verb, resource, namespace, within_s=0)
+
+
 def test_a_monitors_account_sees_its_own_service_alone(control_plane, installed, elsewhere):
     own, other = (Account(control_plane, installed, f"{RELEASE}-monitor-{name}") for name in ("fraud", "flight-delay"))
     path = f"{KSERVE}/{elsewhere}/inferenceservices/fraud"

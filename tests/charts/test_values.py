@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -40,19 +41,20 @@ def test_generated_files_are_up_to_date(what, name):
     assert done.stdout == (CHART / name).read_text(), f"python -m kubeloop.chart {what} > charts/kubeloop/{name}"
 
 
-def test_loops_yaml_is_up_to_date():
-    written = chart.loop_values(PROJECT / "loop.yaml")
+def test_loops_yaml_is_up_to_date(monkeypatch):
+    monkeypatch.chdir(PROJECT)
+    written = chart.loop_values([Path("loop.yaml")])
     assert written == (PROJECT / "manifests" / "base" / "loops.yaml").read_text(), "python -m kubeloop.chart loop"
 
 
 def test_loop_values_say_what_loop_yaml_says():
-    loops = Values.model_validate(yaml.safe_load(chart.loop_values(PROJECT / "loop.yaml"))).loops
+    loops = Values.model_validate(yaml.safe_load(chart.loop_values([PROJECT / "loop.yaml"]))).loops
     assert loops == Values.model_validate({"loops": {"flight-delay": {"config": LOOP}}}).loops
 
 
 def test_a_missing_loop_is_an_error_that_says_what_to_do(tmp_path):
     with pytest.raises(ConfigError, match="kubeloop init"):
-        chart.loop_values(tmp_path / "loop.yaml")
+        chart.loop_values([tmp_path / "loop.yaml"])
 
 
 def test_values_yaml_holds_the_defaults():

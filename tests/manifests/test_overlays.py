@@ -58,17 +58,22 @@ def test_every_object_is_accepted(control_plane, assets, chart, environment):
     objects = [*build(assets, f"overlays/{environment}"), *build(assets, f"overlays/{environment}/models")]
     objects += chart(environment)
     (namespace,) = kinds(objects, "Namespace")
-    with control_plane.namespace(f"kubeloop-{environment}", restricted=True) as name:
-        moved = json.loads(
-            json.dumps(objects).replace(f'"namespace": "kubeloop-{environment}"', f'"namespace": "{name}"')
-        )
+    own = control_plane.namespace(f"kubeloop-{environment}", restricted=True)
+    with own as name, control_plane.namespace("kubeflow") as steps:
+        text = json.dumps(objects).replace(f'"namespace": "kubeloop-{environment}"', f'"namespace": "{name}"')
+        moved = json.loads(text.replace('"namespace": "kubeflow"', f'"namespace": "{steps}"'))
         rest = [item for item in moved if item["kind"] not in ("Namespace", "Pod")]
         dry_run(control_plane, rest)
         dry_run(control_plane, [namespace])
 
 
+def argo(assets: Path) -> list[Object]:
+    models = yaml.safe_load((MANIFESTS / "argocd" / "models.yaml").read_text())
+    return [*build(assets, "argocd"), models]
+
+
 def test_argo_cd_accepts_its_own(control_plane, assets):
-    objects = build(assets, "argocd")
+    objects = argo(assets)
     with control_plane.namespace("argocd") as name:
         for item in objects:
             item["metadata"]["namespace"] = name
@@ -167,13 +172,12 @@ def test_patches_hold_only_differences(environment):
 def test_promotion_carries_the_version_and_nothing_else(tmp_path):
     shutil.copytree(MANIFESTS / "overlays", tmp_path / "overlays")
     staging, prod = (tmp_path / "overlays" / name / "models" / f"{LOOP}.yaml" for name in ("staging", "prod"))
-    newer = yaml.safe_load(
-        staging.read_text().replace("s3://kubeloop-staging/mlflow/1", "s3://kubeloop-staging/mlflow/9")
-    )
+    newer = yaml.safe_load(staging.read_text())
+    newer["spec"]["predictor"]["model"]["storageUri"] = "s3://kubeloop-staging/mlflow/9/artifacts"
     newer["metadata"]["annotations"]["kubeloop.io/model-version"] = "9"
     newer["spec"]["predictor"]["annotations"]["kubeloop.io/model-version"] = "9"
     args = newer["spec"]["predictor"]["model"]["args"]
-    newer["spec"]["predictor"]["model"]["args"] = [arg.replace("--version=1", "--version=9") for arg in args]
+    newer["spec"]["predictor"]["model"]["args"] = [arg.replace("--version=0", "--version=9") for arg in args]
     staging.write_text(yaml.safe_dump(newer))
     before = yaml.safe_load(prod.read_text())
     before["spec"]["canary"] = [{"trafficPercent": 10}]
@@ -209,6 +213,43 @@ def test_promotion_of_a_model_that_is_not_there_says_so(tmp_path):
     assert "does not exist; promote" in done.stderr
 
 
+def test_what_was_never_promoted_is_not_carried_on(tmp_path):
+    shutil.copytree(MANIFESTS / "overlays", tmp_path / "overlays")
+    staging = tmp_path / "overlays/staging/models" / f"{LOOP}.yaml"
+    before = staging.read_text()
+    done = promote("dev", "staging", tmp_path)
+    assert done.returncode == 1
+    assert "dev serves no version of flight-delay yet" in done.stderr
+    assert staging.read_text() == before
+
+
+def test_a_new_loop_gets_its_files(assets, tmp_path):
+    """Both loops, then the second again: nothing changes, and every environment can be built."""
+    shutil.copytree(MANIFESTS.parent / "charts", tmp_path / "charts")
+    shutil.copytree(MANIFESTS, tmp_path / "manifests", ignore=shutil.ignore_patterns("__pycache__"))
+    second = {
+        "name": "fraud",
+        "source": {"tables": {"events": {"available_at": "at"}}},
+        "features": {"service": "f_v1"},
+    }
+    (tmp_path / "fraud.yaml").write_text(yaml.safe_dump(second))
+    loops = [sys.executable, "-m", "kubeloop.chart", "loop", str(MANIFESTS.parent / "loop.yaml"), "fraud.yaml"]
+    written = subprocess.run(loops, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    (tmp_path / "manifests/base/loops.yaml").write_text(written)
+    write = [sys.executable, "manifests/write.py", "--helm", str(assets / "helm")]
+    for name in ("fraud", "fraud", LOOP):
+        done = subprocess.run([*write, name], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    for environment in ENVIRONMENTS:
+        found = build(assets, str(tmp_path / f"manifests/overlays/{environment}/models"))
+        assert {item["metadata"]["name"] for item in found} == {LOOP, "fraud"}
+        assert {item["metadata"]["namespace"] for item in found} == {f"kubeloop-{environment}"}
+    own = MANIFESTS / "overlays/prod/models" / f"{LOOP}.yaml"
+    assert (tmp_path / own.relative_to(MANIFESTS.parent)).read_text() == own.read_text(), "the other loop stays"
+    done = subprocess.run([*write, "nobody"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "has no loop nobody" in done.stderr
+
+
 def test_containers_that_say_nothing_are_limited(control_plane, assets):
     (limits,) = kinds(build(assets, "overlays/dev"), "LimitRange")
     with control_plane.namespace("limits") as name:
@@ -222,9 +263,7 @@ def test_containers_that_say_nothing_are_limited(control_plane, assets):
 
 @EVERY
 def test_argo_cd_and_flux_install_the_same(assets, environment):
-    platform, models = sorted(
-        kinds(build(assets, "argocd"), "ApplicationSet"), key=lambda item: len(item["metadata"]["name"])
-    )
+    platform, models = sorted(kinds(argo(assets), "ApplicationSet"), key=lambda item: len(item["metadata"]["name"]))
     elements = [item["environment"] for item in platform["spec"]["generators"][0]["list"]["elements"]]
     assert elements == list(ENVIRONMENTS)
     overlay, chart_source = platform["spec"]["template"]["spec"]["sources"]
@@ -245,8 +284,32 @@ def test_argo_cd_and_flux_install_the_same(assets, environment):
         assert (MANIFESTS.parent / path / "kustomization.yaml").is_file()
 
 
+def test_argo_cd_may_install_all_that_an_environment_renders(assets, chart):
+    (project,) = kinds(build(assets, "argocd"), "AppProject")
+    allowed = {item["namespace"] for item in project["spec"]["destinations"]}
+    for environment in ENVIRONMENTS:
+        objects = [*chart(environment), *build(assets, f"overlays/{environment}")]
+        assert {item["metadata"].get("namespace") for item in objects} - {None} <= allowed
+        cluster_wide = {item["kind"] for item in objects if "namespace" not in item["metadata"]}
+        assert cluster_wide <= {item["kind"] for item in project["spec"]["clusterResourceWhitelist"]}
+        assert not kinds(objects, "Secret")
+
+
+@EVERY
+def test_models_come_when_there_is_one_and_by_git_alone(assets, chart, environment):
+    """An endpoint without a model would only fail; and Git must not fight with a pipeline that applies by itself."""
+    assert "kubeloop-models" not in {item["metadata"]["name"] for item in build(assets, "argocd")}
+    assert named(build(assets, f"flux/{environment}"), "Kustomization", "kubeloop-models")["spec"]["suspend"] is True
+    loop = Loop.parse(named(chart(environment), "ConfigMap", f"kubeloop-loop-{LOOP}")["data"]["loop.yaml"])
+    assert loop.delivery.applier == "gitops"
+    assert loop.delivery.git is not None
+    followed = f"manifests/overlays/{environment}/models/{LOOP}.yaml"
+    assert loop.delivery.git.path.replace("{loop}", LOOP) == followed
+    assert (MANIFESTS.parent / followed).is_file()
+
+
 def test_a_pruned_application_takes_no_endpoint_down(assets):
-    models = named(build(assets, "argocd"), "ApplicationSet", "kubeloop-models")
+    models = named(argo(assets), "ApplicationSet", "kubeloop-models")
     assert models["spec"]["template"]["spec"]["syncPolicy"]["automated"]["prune"] is False
     flux = named(build(assets, "flux/prod"), "Kustomization", "kubeloop-models")
     assert flux["spec"]["prune"] is False

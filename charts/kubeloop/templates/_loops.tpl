@@ -56,7 +56,8 @@ items: {{ $found | toJson }}
 {{- /* Not empty when a loop trains as a TrainJob. */ -}}
 {{- define "kubeloop.trainJobs" -}}
 {{- range $name, $entry := .Values.loops -}}
-{{- if dig "pipelines" "train_job" "" (include "kubeloop.loop" (dict "root" $ "name" $name) | fromYaml) -}}yes{{- end -}}
+{{- /* Also where it says `{}`: a TrainJob with all defaults. */ -}}
+{{- if kindIs "map" (dig "pipelines" "train_job" "" (include "kubeloop.loop" (dict "root" $ "name" $name) | fromYaml)) -}}yes{{- end -}}
 {{- end -}}
 {{- end -}}
 
