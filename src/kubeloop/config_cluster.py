@@ -79,10 +79,10 @@ class Step(Model):
 
 
 class TrainJob(Model):
-    """Training on several nodes, as a TrainJob of Kubeflow Trainer, for data that outgrow one pod."""
+    """Training on several nodes, as a TrainJob of Kubeflow Trainer >= 2.2, for data that outgrow one pod."""
 
     runtime: DnsName = Field(
-        default="torch-distributed", description="Training runtime; it numbers the nodes, the container is ours."
+        default="torch-distributed", description="Training runtime; it numbers the nodes, the image is ours."
     )
     runtime_kind: Literal["ClusterTrainingRuntime", "TrainingRuntime"] = "ClusterTrainingRuntime"
     nodes: int = Field(default=2, ge=1, le=64)

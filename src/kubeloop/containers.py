@@ -1,12 +1,47 @@
-"""What the containers that we describe to Kubernetes have in common: variables and resources."""
+"""What the containers that we describe to Kubernetes have in common: variables, resources, privileges, placement."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kubeloop.config import PUBLIC
-from kubeloop.config_cluster import Resources, SecretEnv
+from kubeloop.config_cluster import Gpu, Resources, SecretEnv, Toleration
 
 HOME = "/tmp"  # noqa: S108 - the pod's own, on a read-only root file system
+
+
+def unprivileged(user: int) -> dict[str, Any]:
+    """Return a pod's `securityContext`; with `confined` containers it is what Pod Security calls restricted."""
+    return {"runAsNonRoot": True, "runAsUser": user, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def confined() -> dict[str, Any]:
+    """Return the fields of a container that takes no privileges and writes to the pod's volume `tmp` alone."""
+    return {
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+        },
+        "volumeMounts": [{"name": "tmp", "mountPath": HOME}],
+    }
+
+
+def placement(
+    node_selector: Mapping[str, str], tolerations: Sequence[Toleration], gpu: Gpu | None = None
+) -> dict[str, Any]:
+    """Return the fields of a pod that say which nodes take it; those of its accelerators come on top."""
+    accepted = [*tolerations, *(gpu.tolerations if gpu else ())]
+    found: dict[str, Any] = {
+        "nodeSelector": dict(node_selector) | (gpu.node_selector if gpu else {}),
+        "tolerations": [item.model_dump(exclude_none=True) for item in accepted],
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def pull_secrets(names: Sequence[str]) -> dict[str, Any]:
+    """Return the field of a pod that names the Secrets to pull images with; nothing where there are none."""
+    return {"imagePullSecrets": [{"name": name} for name in names]} if names else {}
 
 
 def environment(config_map: str | None, secrets: Sequence[SecretEnv]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from kubeloop.config import ConfigError, Loop, Node
 from kubeloop.delivery import DeliveryError, train_job
 from kubeloop.delivery.cluster import Cluster
 from tests.cluster.conftest import MERGE
+from tests.control_plane.plane import CommandError
 
 CRD = {
     "apiVersion": "apiextensions.k8s.io/v1",
@@ -88,6 +89,56 @@ def lost(given: Any, read: Any, path: str = "") -> list[str]:
     return []
 
 
+def node(manifest: Any, name: str = "node") -> Any:
+    """Return a node's pod as Kubeflow Trainer makes it: the runtime's, with the trainer and the patch over it.
+
+    Source: manifests/base/runtimes/torch_distributed.yaml and pkg/runtime/core of kubeflow/trainer v2.3.0.
+    """
+    trainer, (patch,) = manifest["spec"]["trainer"], manifest["spec"]["runtimePatches"]
+    assert patch["manager"] == "kubeloop.io/train-job"
+    (job,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert (job["name"], container["name"]) == (name, name)
+    given = {key: trainer[key] for key in ("image", "command", "env")} | {"resources": trainer["resourcesPerNode"]}
+    return spec | {"containers": [container | given]}
+
+
+def test_a_node_is_placed_and_identified_like_a_step(loop: Loop) -> None:
+    pipelines = {
+        "images": {"pull_secrets": ["registry"]},
+        "service_account": "trainers",
+        "run_as_user": 1234,
+        "defaults": {"node_selector": {"pool": "ml"}, "tolerations": [{"key": "ml"}]},
+        "train_job": {"resources": {"gpu": {"node_selector": {"gpu": "h200"}}}},
+    }
+    pod = node(train_job.build(Loop.parse(loop.dump(), {"pipelines": pipelines}), "job-1", "team"))
+    assert pod["imagePullSecrets"] == [{"name": "registry"}]
+    assert pod["serviceAccountName"] == "trainers"
+    assert pod["securityContext"]["runAsUser"] == 1234
+    assert pod["nodeSelector"] == {"pool": "ml", "gpu": "h200"}
+    assert pod["tolerations"] == [
+        {"key": "ml", "operator": "Exists"},
+        {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
+    ]
+    plain = node(train_job.build(Loop.parse(loop.dump(), {"pipelines": {"train_job": {}}}), "job-1", "team"))
+    assert not {"imagePullSecrets", "nodeSelector", "tolerations"} & plain.keys()
+
+
+def test_a_node_is_admitted_where_restricted_is_enforced(
+    control_plane: Any, restricted_namespace: str, loop: Loop
+) -> None:
+    spec = node(train_job.build(asking(loop), "job-1", restricted_namespace))
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": spec["serviceAccountName"]}}
+    control_plane.request("POST", f"/api/v1/namespaces/{restricted_namespace}/serviceaccounts", account)
+    pods = f"/api/v1/namespaces/{restricted_namespace}/pods?dryRun=All&fieldValidation=Strict"
+    body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "node-0"}, "spec": spec}
+    control_plane.request("POST", pods, body)
+    del spec["containers"][0]["securityContext"]
+    with pytest.raises(CommandError, match="violates PodSecurity"):
+        control_plane.request("POST", pods, body)
+
+
 @pytest.mark.parametrize("algorithm", ["random_forest", "logistic_regression"])
 def test_only_lightgbm_trains_on_many_nodes(loop: Loop, algorithm: str) -> None:
     with pytest.raises(ConfigError, match=r"trains on one node; write pipelines.train_job.nodes: 1"):
@@ -136,7 +187,10 @@ def test_a_complete_job_is_awaited_and_not_run_again(
     manifest = train_job.build(asking(loop), "job-1", namespace)
     play("Complete")
     train_job.run(manifest, 30, cluster)
-    train_job.run(manifest, 30, cluster)
+    # A step that is repeated after an upgrade: of a job that has begun nothing may change.
+    newer = train_job.build(Loop.parse(asking(loop).dump(), {"pipelines": {"run_as_user": 1234}}), "job-1", namespace)
+    assert newer != manifest
+    train_job.run(newer, 30, cluster)
     found = cluster.get(cluster.path(manifest), "job")
     assert found is not None
     assert found["metadata"]["generation"] == 1

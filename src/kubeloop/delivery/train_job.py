@@ -8,12 +8,15 @@ from typing import Any
 from kubeloop import containers, names
 from kubeloop.bucket import Bucket
 from kubeloop.config import Loop, Settings
+from kubeloop.config_cluster import Pipelines, TrainJob
 from kubeloop.delivery import DeliveryError
 from kubeloop.delivery.cluster import Cluster, connect
 
 API_VERSION = "trainer.kubeflow.org/v1alpha1"
 KIND = "TrainJob"
 COMMAND = ("python", "-m", "kubeloop.train_node")
+NODE = "node"
+"""What a training runtime calls the replicated job of its nodes, and their container."""
 _POLL_S = 2.0
 
 Object = dict[str, Any]
@@ -22,7 +25,10 @@ Object = dict[str, Any]
 def build(loop: Loop, name: str, namespace: str) -> Object:
     """Build the TrainJob that trains what lies under `jobs/<name>` in the bucket.
 
-    Source: the TrainJob API of Kubeflow Trainer 2 (trainer.kubeflow.org/v1alpha1).
+    Its nodes run under the steps' account, unprivileged, where `pipelines.defaults` and their GPU place them.
+    A TrainJob has no field for `images.pull_policy`: the training runtime's container says it.
+
+    Source: the TrainJob API of Kubeflow Trainer 2 (trainer.kubeflow.org/v1alpha1); `runtimePatches` came with 2.2.
 
     Args:
         loop: its `pipelines.train_job` says on how many nodes, with what.
@@ -48,8 +54,26 @@ def build(loop: Loop, name: str, namespace: str) -> Object:
                 "numNodes": job.nodes,
                 "resourcesPerNode": containers.resources(job.resources),
             },
+            "runtimePatches": [
+                {"manager": f"{names.LABEL_DOMAIN}/train-job", "trainingRuntimeSpec": _patch(pipelines, job)}
+            ],
         },
     }
+
+
+def _patch(pipelines: Pipelines, job: TrainJob) -> Object:
+    """Return the patch of the training runtime: what its nodes' pods are besides image, command and resources."""
+    pod = {
+        "serviceAccountName": pipelines.service_account,
+        "securityContext": containers.unprivileged(pipelines.run_as_user),
+        "containers": [{"name": NODE, **containers.confined()}],
+        "volumes": [{"name": "tmp", "emptyDir": {}}],
+        **containers.pull_secrets(pipelines.images.pull_secrets),
+        **containers.placement(pipelines.defaults.node_selector, pipelines.defaults.tolerations, job.resources.gpu),
+    }
+    # The template of a pod in that of a Job in that of a JobSet.
+    nodes = {"name": NODE, "template": {"spec": {"template": {"spec": pod}}}}
+    return {"template": {"spec": {"replicatedJobs": [nodes]}}}
 
 
 def train(loop: Loop, settings: Settings, name: str, training_set: Path, out: Path) -> None:
@@ -70,7 +94,7 @@ def train(loop: Loop, settings: Settings, name: str, training_set: Path, out: Pa
 
 
 def run(manifest: Object, timeout_s: float, cluster: Cluster | None = None) -> None:
-    """Apply a TrainJob and wait until it is complete; one that is complete already is not run again.
+    """Apply a TrainJob and wait until it is complete; one that runs or is complete is taken as it is.
 
     Args:
         manifest: as `build` makes it.
@@ -81,10 +105,11 @@ def run(manifest: Object, timeout_s: float, cluster: Cluster | None = None) -> N
         DeliveryError: it is refused, fails or takes too long; the message says why and what to do.
     """
     cluster = cluster or Cluster(connect())
-    manifest, path = _attempt(cluster, manifest)
+    manifest, path, known = _attempt(cluster, manifest)
     name = manifest["metadata"]["name"]
     what = f"{KIND} {name}"
-    for dry in (True, False):
+    # Nothing of a job may change once it runs, so that other images or nodes would be refused.
+    for dry in () if known else (True, False):
         cluster.apply(path, manifest, dry=dry)
     began = time.monotonic()
     while True:
@@ -105,8 +130,11 @@ def run(manifest: Object, timeout_s: float, cluster: Cluster | None = None) -> N
         time.sleep(_POLL_S)
 
 
-def _attempt(cluster: Cluster, manifest: Object) -> tuple[Object, str]:
-    """Return the first attempt that has not failed, with its path: Failed is the end of a TrainJob, not of its work."""
+def _attempt(cluster: Cluster, manifest: Object) -> tuple[Object, str, bool]:
+    """Return the first attempt that has not failed, its path, and whether it is there.
+
+    Failed is the end of a TrainJob, not of its work.
+    """
     base = manifest["metadata"]["name"]
     for number in itertools.count(1):
         name = base if number == 1 else f"{base}-{number}"
@@ -114,7 +142,7 @@ def _attempt(cluster: Cluster, manifest: Object) -> tuple[Object, str]:
         path = cluster.path(found)
         known = cluster.get(path, f"{KIND} {name}")
         if not known or not _condition(known, "Failed"):
-            return found, path
+            return found, path, known is not None
     raise AssertionError
 
 

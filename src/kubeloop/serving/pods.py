@@ -6,13 +6,12 @@ from typing import Any
 
 from kubeloop import containers, names
 from kubeloop.config import Loop
-from kubeloop.config_cluster import Gpu, Resources
+from kubeloop.config_cluster import Resources
 from kubeloop.serving.manifest import IDENTITY
 
 PORT = 8080
 USER = 65532
 AUTOSCALER = "serving.kserve.io/autoscalerClass"
-_TMP = {"name": "tmp", "mountPath": containers.HOME}
 
 
 def place(loop: Loop, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -66,13 +65,7 @@ def _pod(loop: Loop, component: str, resources: Resources) -> dict[str, Any]:
         "maxReplicas": scaling.max_replicas,
         "scaleMetric": "cpu",
         "scaleTarget": scaling.cpu_percent,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": USER,
-            "runAsGroup": USER,
-            "fsGroup": USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
+        "securityContext": containers.unprivileged(USER) | {"runAsGroup": USER, "fsGroup": USER},
         "topologySpreadConstraints": [
             {
                 "maxSkew": 1,
@@ -85,17 +78,8 @@ def _pod(loop: Loop, component: str, resources: Resources) -> dict[str, Any]:
     }
     if delivery.service_account:
         pod["serviceAccountName"] = delivery.service_account
-    if loop.pipelines.images.pull_secrets:
-        pod["imagePullSecrets"] = [{"name": name} for name in loop.pipelines.images.pull_secrets]
-    if resources.gpu:
-        pod |= _accelerated(resources.gpu)
-    return pod
-
-
-def _accelerated(gpu: Gpu) -> dict[str, Any]:
-    tolerations = [item.model_dump(exclude_none=True) for item in gpu.tolerations]
-    found: dict[str, Any] = {"nodeSelector": dict(gpu.node_selector), "tolerations": tolerations}
-    return {name: value for name, value in found.items() if value}
+    pod |= containers.pull_secrets(loop.pipelines.images.pull_secrets)
+    return pod | containers.placement({}, (), resources.gpu)
 
 
 def _transformer(loop: Loop, container: dict[str, Any]) -> dict[str, Any]:
@@ -113,13 +97,7 @@ def _transformer(loop: Loop, container: dict[str, Any]) -> dict[str, Any]:
         "livenessProbe": _probe("/v2/health/live", periodSeconds=10, failureThreshold=6),
         # Or nobody could say why a pod ended without reading its log.
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-            "runAsNonRoot": True,
-        },
-        "volumeMounts": [_TMP],
+        **containers.confined(),
     }
 
 
