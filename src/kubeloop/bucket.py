@@ -1,5 +1,6 @@
 """Objects in an S3 store: small reads and writes, and folders of files that never change once they are there."""
 
+import mimetypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,10 @@ class Bucket:
         )
         return cls(store, f"{url.netloc}{url.path}".rstrip("/"))
 
+    def address(self, prefix: str) -> str:
+        """Return the s3:// address of what lies under a prefix."""
+        return f"s3://{self.root}/{prefix}"
+
     def names(self, prefix: str) -> list[str]:
         """Return the names of the objects under a prefix, relative to it, in order.
 
@@ -60,13 +65,14 @@ class Bucket:
         return sorted(info.path.removeprefix(f"{base}/") for info in found if info.type == fs.FileType.File)
 
     def put(self, name: str, content: bytes) -> None:
-        """Write an object in one piece.
+        """Write an object in one piece, so that a browser knows by its name what it is.
 
         Raises:
             BucketError: the store does not take it.
         """
+        kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
         try:
-            with self.store.open_output_stream(f"{self.root}/{name}") as sink:
+            with self.store.open_output_stream(f"{self.root}/{name}", metadata={"Content-Type": kind}) as sink:
                 sink.write(content)
         except OSError as error:
             raise BucketError(f"cannot write {self.root}/{name}: {error}") from error

@@ -5,9 +5,10 @@ can be repeated after an interruption and cached by its inputs.
 """
 
 import hashlib
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,12 +17,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kubeloop import sources
+from kubeloop.bucket import Bucket
 from kubeloop.config import Loop, Settings, instant
 from kubeloop.failures import told
 
 if TYPE_CHECKING:
     import pandas as pd
 
+
+_log = logging.getLogger(__name__)
 
 TRAINING_SET = "training"
 """Table name, and so suite name, of the training set."""
@@ -98,6 +102,7 @@ def validate_raw(
 
     Raises:
         ValidationFailed: an expectation does not hold beyond its tolerance.
+        BucketError: there is a bucket, and it does not take the Data Docs and the quarantine.
     """
     return _validate(loop, settings, sources.tables(raw), as_of, run, clean, page, "raw")
 
@@ -110,6 +115,7 @@ def validate_training_set(
 
     Raises:
         ValidationFailed: an expectation does not hold beyond its tolerance.
+        BucketError: there is a bucket, and it does not take the Data Docs and the quarantine.
     """
     folder = clean.with_name(f"{clean.name}.d")
     report = _validate(loop, settings, {TRAINING_SET: table}, as_of, run, folder, page, TRAINING_SET)
@@ -130,14 +136,17 @@ def _validate(
 ) -> dict[str, Any]:
     from kubeloop import validation, validation_html
 
-    report = validation.validate(
-        tables,
-        settings.home / loop.features.repo / "expectations",
-        as_of=as_of,
-        docs=settings.state / "data-docs" / run / what,
-        quarantine=settings.state / "quarantine" / run,
-        clean=clean,
-    )
+    docs, quarantine = settings.state / "data-docs" / run / what, settings.state / "quarantine" / run
+    suites = settings.home / loop.features.repo / "expectations"
+    report = validation.validate(tables, suites, as_of=as_of, docs=docs, quarantine=quarantine, clean=clean)
+    if settings.bucket:
+        # The state folder of a pod goes with it.
+        bucket = Bucket.open(settings)
+        pages, rows = f"data-docs/{loop.name}/{run}/{what}", f"quarantine/{loop.name}/{run}"
+        bucket.push(docs, pages)
+        bucket.push(quarantine, rows)
+        report = replace(report, docs=bucket.address(pages), quarantine=bucket.address(rows))
+    _log.info("Data Docs: %s/index.html; quarantine: %s", report.docs, report.quarantine)
     page.write_text(validation_html.html(f"{loop.name}: {what} data", report))
     validation.require(report)
     return report.to_dict()

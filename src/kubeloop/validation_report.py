@@ -59,16 +59,16 @@ class Report:
         as_of: the run's moment.
         tables: a report a table.
         failures: every expectation that does not hold, also those below critical.
-        docs: folder of the Data Docs site.
-        quarantine: folder of the quarantined rows.
+        docs: folder of the Data Docs site, or its s3:// address.
+        quarantine: folder of the quarantined rows, or its s3:// address.
     """
 
     passed: bool
     as_of: datetime
     tables: dict[str, TableReport]
     failures: tuple[Failure, ...]
-    docs: Path
-    quarantine: Path
+    docs: Path | str
+    quarantine: Path | str
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain values that JSON can hold."""
@@ -101,6 +101,6 @@ def require(report: Report) -> None:
     count = f"{len(critical)} expectation{'s do' if len(critical) > 1 else ' does'} not hold"
     raise ValidationFailed(
         f"{count} on the data as of {report.as_of.isoformat()}:\n" + "\n".join(lines) + "\n"
-        f"See every result in {report.docs / 'index.html'} and the rows with their reasons in {report.quarantine}; "
+        f"See every result in {report.docs}/index.html and the rows with their reasons in {report.quarantine}; "
         "then mend the source, or change the suite if the world has changed."
     )

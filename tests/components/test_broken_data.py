@@ -1,5 +1,8 @@
 """Broken data stop a run, with the name of the expectation that failed, before anything is learned from them."""
 
+import dataclasses
+import io
+import re
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -10,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from kfp import dsl
 
+from kubeloop.bucket import Bucket
 from kubeloop.config import instant
 from kubeloop.validation import ValidationFailed
 
@@ -92,6 +96,31 @@ def test_a_few_bad_rows_go_to_the_quarantine(extracted: Any, raw: Path, tmp_path
     assert 999 not in kept["temp"].to_pylist()
     quarantined = extracted.settings.state / "quarantine" / tmp_path.name
     assert pq.read_table(quarantined, filters=[("temp", "=", 999)]).num_rows == bad
+
+
+def test_with_a_bucket_the_bad_rows_and_the_data_docs_outlive_the_pod(
+    extracted: Any, raw: Path, tmp_path: Path, s3: Any
+) -> None:
+    change(raw / "weather.parquet", "SELECT * REPLACE (999.0 AS temp) FROM t")
+    place = extracted.settings.model_copy(update={"bucket": s3.bucket, "state": tmp_path / "pod"})
+    with pytest.raises(ValidationFailed) as raised:
+        validate(dataclasses.replace(extracted, settings=place), raw, tmp_path)
+    shutil.rmtree(tmp_path / "pod")
+    docs, quarantine = (f"{kind}/flight-delay/{tmp_path.name}" for kind in ("data-docs", "quarantine"))
+    for said in (str(raised.value), (tmp_path / "report.html").read_text()):
+        assert f"{s3.bucket}/{docs}/raw" in said
+        assert f"{s3.bucket}/{quarantine}" in said
+        assert str(place.state) not in said
+    bucket = Bucket.open(place.model_copy(update={"s3_endpoint": s3.endpoint}))
+    bad = pq.read_table(io.BytesIO(bucket.get(f"{quarantine}/weather.parquet") or b""))
+    assert bad.num_rows == pq.read_metadata(raw / "weather.parquet").num_rows
+    assert any("expect_column_values_to_be_between" in reason for reason in bad["reasons"][0].as_py())
+    index = bucket.get(f"{docs}/raw/index.html") or b""
+    links = set(re.findall(rb"validations/[^'\"]+\.html", index))
+    assert links
+    assert links <= {f"{name}".encode() for name in bucket.names(f"{docs}/raw")}
+    with bucket.store.open_input_stream(f"{bucket.root}/{docs}/raw/index.html") as page:
+        assert page.metadata()["Content-Type"] == b"text/html"
 
 
 @pytest.mark.parametrize(
