@@ -1,6 +1,7 @@
 """The chart on a real API server: installed, upgraded, rolled back, uninstalled; accepted, admitted, authorized."""
 
 import json
+import shlex
 import ssl
 import time
 from collections.abc import Iterator
@@ -66,6 +67,11 @@ def test_install_upgrade_rollback_uninstall(control_plane, namespace, elsewhere,
     took = time.monotonic() - began
     assert took < 30
     assert "kubeloop submit" in told
+    (asks,) = (line for line in told.splitlines() if "get configmap" in line)
+    program, *arguments = shlex.split(asks.partition(" > ")[0])
+    assert program == "kubectl"
+    loop = Loop.parse(plane.kubectl(*arguments))
+    assert (loop.name, loop.delivery.applier) == ("flight-delay", "cluster")
     for secret in ("kubeloop-ledger", "kubeloop-monitor", "kubeloop-mlflow", "kubeloop-features"):
         assert secret in told
     first = present(plane, namespace, EVERYTHING)

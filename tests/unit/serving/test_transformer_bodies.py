@@ -127,3 +127,16 @@ def test_a_time_beyond_the_calendar_is_refused(transformer: str, client: httpx.C
     answer = client.post(transformer + V1, json=body)
     assert answer.status_code == 400
     assert "view flight_facts cannot" in answer.json()["error"] or f"{moment!r} is not" in answer.json()["error"]
+
+
+def test_the_install_pages_request_is_answered(transformer: str, client: httpx.Client, project: Path) -> None:
+    page = (project / "docs" / "install.md").read_text()
+    request = re.search(r"<<'END'\n(.*?)\n    END", page, re.DOTALL)
+    label = re.search(r"-d '(\{\"labels\".*?)'\n", page)
+    assert request
+    assert label
+    body = json.loads(request[1])
+    answer = client.post(transformer + V2, json=body)
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["outputs"][0]["data"]) == 1
+    assert [item["event_id"] for item in json.loads(label[1])["labels"]] == json.loads(body["parameters"]["event_ids"])
