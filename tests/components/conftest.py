@@ -9,6 +9,7 @@ import pytest
 from kfp import dsl
 
 from kubeloop.config import Loop, Settings
+from kubeloop.services import Services
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Bench:
         folder: where artifacts go.
         made: the artifacts by name.
         returned: what the steps returned, by name.
+        services: what is up there.
     """
 
     loop: str
@@ -30,6 +32,7 @@ class Bench:
     folder: Path
     made: dict[str, Any] = field(default_factory=dict)
     returned: dict[str, Any] = field(default_factory=dict)
+    services: Services | None = None
 
     def call(self, step: Any, *arguments: Any) -> Any:
         """Run a component's function with the variables from which a step reads its settings."""
@@ -52,7 +55,9 @@ def artifact(kind: type[Any], path: Path) -> Any:
 @pytest.fixture(scope="session")
 def bench(install: Any, loop: Loop, as_of: datetime, tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """An installation with services that are up."""
-    return Bench(loop.dump(), as_of.isoformat(), install("bench").settings, tmp_path_factory.mktemp("artifacts"))
+    place = install("bench")
+    folder = tmp_path_factory.mktemp("artifacts")
+    return Bench(loop.dump(), as_of.isoformat(), place.settings, folder, services=place.services)
 
 
 @pytest.fixture(scope="session")

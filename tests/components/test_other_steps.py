@@ -1,19 +1,22 @@
 """The steps of the pipelines beside training."""
 
 import json
+import time
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from kfp import dsl
 
 from kubeloop import model_folder, online, stages
-from kubeloop.batch import judge
 from kubeloop.config import Loop
 from kubeloop.services import ServiceError
+from tests.components.conftest import Bench
 
 
 def test_begin_run_gives_all_steps_one_moment(bench: Any, as_of: datetime) -> None:
@@ -102,6 +105,44 @@ def test_score_batch_names_an_empty_span(deployed: Any, loop: Loop, as_of: datet
         batch.score(loop, deployed.settings, clean, late, "1d", tmp_path / "scores.parquet")
 
 
+def test_judge_windows_has_the_monitor_judge_what_ended(deployed: Any, loop: Loop, as_of: datetime) -> None:
+    from components.judge_windows import judge_windows
+
+    node, collector = (deployed.services.url(name) for name in ("node", "collector"))
+    watched = ("kubeloop.monitoring.monitor", "--loop", str(deployed.settings.loop_file))
+    monitor = deployed.services.start("monitor", [*watched, "--node-url", node, "--collector-url", collector])
+    flight = {"tailnum": "N14228", "carrier": "UA", "dest": "IAH", "origin": "EWR", "sched_dep": "2013-05-18T01:15:00Z"}
+    asked = {
+        "instances": [flight | {"distance": 1400, "sched_minutes": 210}],
+        "parameters": {"event_time": (as_of - timedelta(days=2)).isoformat()},
+    }
+    httpx.post(f"{node}/v1/models/{loop.name}:predict", json=asked, trust_env=False).raise_for_status()
+
+    def judge(until: datetime) -> Any:
+        status = deployed.new(dsl.Artifact, "status")
+        deployed.call(judge_windows, deployed.loop, until.isoformat(), status)
+        return json.loads(Path(status.path).read_text())
+
+    # The week of the request ends at `as_of`.
+    before = _logged(lambda: judge(as_of - timedelta(hours=1)))
+    assert (before["service"], before["windows"], before["waiting_rows"]) == (loop.name, {"open": 1}, 1)
+    after = judge(as_of)
+    assert (after["windows"], after["waiting_rows"]) == ({"open": 0, "small": 1}, 0)
+    assert after == httpx.get(f"{monitor}/status", trust_env=False).json()
+
+
+def _logged(look: Callable[[], Any]) -> Any:
+    """Look until the request has come from the node to the monitor."""
+    deadline = time.monotonic() + 30
+    while not (found := look())["waiting_rows"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return found
+
+
 def test_judge_windows_needs_a_monitor(make_home: Any, loop: Loop, as_of: datetime, tmp_path: Path) -> None:
+    from components.judge_windows import judge_windows
+
+    place = Bench(loop.dump(), as_of.isoformat(), make_home(tmp_path), tmp_path)
     with pytest.raises(ServiceError, match="no monitor is up"):
-        judge(loop, make_home(tmp_path), as_of)
+        place.call(judge_windows, place.loop, place.as_of, place.new(dsl.Artifact, "status"))

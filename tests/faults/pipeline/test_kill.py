@@ -84,6 +84,7 @@ def test_a_run_that_was_killed_in_every_step_ends_as_an_undisturbed_one(
     installation = install("killed")
     settings: Settings = installation.settings
     moments: list[tuple[str, Callable[[], bool]]] = [
+        ("begin-run", lambda: True),
         ("extract-data", _output(settings, "extract-data")),
         ("validate-data", _output(settings, "validate-data")),
         ("build-features", lambda: True),
