@@ -163,7 +163,8 @@ def _tell(summary: dict[str, Any]) -> None:
         _out.print(f"[yellow]{escape(sentence)}[/]")
     table = Table("version", "trained on", "decision", box=None, pad_edge=False)
     for version in summary["versions"]:
-        word = "[green]promoted[/]" if version["promoted"] else "[yellow]rejected[/]"
+        passed = "[red]not served[/]" if version["gate"].get("promote") else "[yellow]rejected[/]"
+        word = "[green]promoted[/]" if version["promoted"] else passed
         span = f"{version['trained_from'][:10]} to {version['trained_to'][:10]}"
         table.add_row(version["version"], span, f"{word} {escape(str(version['reason']))}")
     _out.print(table)

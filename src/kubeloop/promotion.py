@@ -78,7 +78,19 @@ def current_champion(loop: Loop, settings: Settings) -> "Version | None":
     if served is None or served == champion:
         return champion
     registry.promote(settings, served)
+    if not promoted(served):
+        registry.tag(settings, served, {"kubeloop.promoted_at": datetime.now(UTC).isoformat()})
     return served
+
+
+def promoted(version: "Version") -> bool:
+    """Return whether a version has ever been the champion: deployed, and the alias moved.
+
+    The gate's word (`kubeloop.promoted`) is no proof: a version may not have become ready, or wait for a review.
+    """
+    from kubeloop import registry
+
+    return "kubeloop.promoted_at" in version.tags or registry.CHAMPION in version.aliases
 
 
 def numbers(verdict: "Verdict") -> dict[str, float]:
@@ -168,6 +180,23 @@ def deploy(loop: Loop, settings: Settings, version: str) -> "Applied":
         return applied
     registry.promote(settings, found)
     registry.tag(settings, found, {"kubeloop.served_at": applied.url, "kubeloop.promoted_at": now})
+    return applied
+
+
+def resume(loop: Loop, settings: Settings, champion: "Version") -> "Applied":
+    """Serve a champion anew, with the features it was trained on, and keep where that is.
+
+    Its features stay its own also where loop.yaml names a newer feature service by now.
+
+    Raises:
+        DeliveryError: the version does not become ready.
+    """
+    from kubeloop import registry
+
+    own = loop.features.model_copy(update={"service": champion.tags["kubeloop.feature_service"]})
+    applied = serve(loop.model_copy(update={"features": own}), settings, champion)
+    if applied.url:
+        registry.tag(settings, champion, {"kubeloop.served_at": applied.url})
     return applied
 
 

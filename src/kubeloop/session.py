@@ -118,16 +118,12 @@ def prepare(loop: Loop, settings: Settings, say: Callable[[str], None]) -> None:
 
 
 def resume_serving(loop: Loop, settings: Settings, say: Callable[[str], None]) -> None:
-    """Serve the kept champion again, if there is one, with the addresses that the services have now.
-
-    It gets the features that it was trained on, also where loop.yaml names a newer feature service by now.
-    """
+    """Serve the kept champion again, if there is one, with the addresses that the services have now."""
     from kubeloop import registry
 
     champion = registry.champion(settings, loop.name)
     if champion is not None:
-        own = loop.features.model_copy(update={"service": champion.tags["kubeloop.feature_service"]})
-        applied = promotion.serve(loop.model_copy(update={"features": own}), settings, champion)
+        applied = promotion.resume(loop, settings, champion)
         say(f"Serving version {champion.version}, ready after {applied.seconds:.1f} s.")
 
 

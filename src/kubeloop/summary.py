@@ -13,7 +13,9 @@ import pyarrow.compute as pc
 from kubeloop import evaluation, gates, log, model_folder, registry
 from kubeloop.config import Loop, Settings
 from kubeloop.monitoring.store import Store
+from kubeloop.promotion import promoted
 from kubeloop.trigger import Ledger
+from kubeloop.trigger_store import Run
 
 
 def build(loop: Loop, settings: Settings, session: Mapping[str, Any], wall_s: float) -> dict[str, Any]:
@@ -28,6 +30,7 @@ def build(loop: Loop, settings: Settings, session: Mapping[str, Any], wall_s: fl
     """
     known = log.read(settings, loop.name)
     versions = registry.versions(settings, loop.name)
+    runs = {run.name: run for run in Ledger(settings.ledger_db, loop.drift).runs(loop.name)}
     store = Store(settings.monitor_db)
     windows = store.windows(loop.name)
     return {
@@ -46,8 +49,8 @@ def build(loop: Loop, settings: Settings, session: Mapping[str, Any], wall_s: fl
         "labels": known.labels.num_rows,
         "windows": len(windows),
         "windows_drifted": sum(1 for row in windows if row["drifted"]),
-        "episodes": _episodes(loop, settings, store),
-        "versions": [_version(version) for version in versions],
+        **_episodes(loop, store, runs),
+        "versions": [_version(version, runs.get(version.run)) for version in versions],
         "auc": _auc(loop, known, versions),
     }
 
@@ -70,27 +73,28 @@ def read(settings: Settings) -> dict[str, Any] | None:
     return content
 
 
-def _episodes(loop: Loop, settings: Settings, store: Store) -> list[dict[str, Any]]:
-    runs = {run.name: run for run in Ledger(settings.ledger_db, loop.drift).runs(loop.name)}
-    found = []
+def _episodes(loop: Loop, store: Store, runs: Mapping[str, Run]) -> dict[str, list[dict[str, Any]]]:
+    """Return the episodes that asked for a run, and apart from them those that the trigger absorbed."""
+    episodes, absorbed = [], []
     for row in store.episodes(loop.name):
-        run = runs.get(row["run_name"]) if row["run_name"] else None
-        found.append(
-            {
-                "id": row["id"],
-                "opened_at": row["opened_at"].isoformat(),
-                "kind": row["kind"],
-                "features": row["features"],
-                "why": row["reason"],
-                "run_id": row["run_name"],
-                "outcome": run.outcome if run else "refused",
-                "reason": run.detail if run else row["decision"],
-            }
-        )
-    return found
+        told = {
+            "id": row["id"],
+            "opened_at": row["opened_at"].isoformat(),
+            "kind": row["kind"],
+            "features": row["features"],
+            "why": row["reason"],
+        }
+        if row["accepted"] is False:
+            absorbed.append(told | {"decision": row["decision"]})
+            continue
+        run = runs.get(row["run_name"])
+        outcome, reason = (run.outcome, run.detail) if run and run.outcome else ("running", None)
+        episodes.append(told | {"run_id": row["run_name"], "outcome": outcome, "reason": reason})
+    return {"episodes": episodes, "absorbed": absorbed}
 
 
-def _version(version: registry.Version) -> dict[str, Any]:
+def _version(version: registry.Version, run: Run | None) -> dict[str, Any]:
+    """Return a version; `promoted` means that it was deployed and made the champion, not only that the gate agreed."""
     tags = version.tags
     verdict = json.loads(tags.get("kubeloop.gate", "{}"))
     return {
@@ -99,10 +103,10 @@ def _version(version: registry.Version) -> dict[str, Any]:
         "as_of": tags.get("kubeloop.as_of"),
         "trained_from": tags.get("kubeloop.trained_from"),
         "trained_to": tags.get("kubeloop.trained_to"),
-        "promoted": tags.get("kubeloop.promoted") == "true",
+        "promoted": promoted(version),
         "promoted_at": tags.get("kubeloop.promoted_at"),
         "champion": registry.CHAMPION in version.aliases,
-        "reason": verdict.get("reason"),
+        "reason": verdict.get("reason") if promoted(version) else _why_not(version, verdict, run),
         "gate": verdict,
         "lineage": {
             name.removeprefix("kubeloop."): value
@@ -112,6 +116,14 @@ def _version(version: registry.Version) -> dict[str, Any]:
     }
 
 
+def _why_not(version: registry.Version, verdict: Mapping[str, Any], run: Run | None) -> str | None:
+    if not verdict.get("promote"):
+        return verdict.get("reason")
+    if proposal := version.tags.get("kubeloop.proposal"):
+        return f"proposed as {proposal}; it is promoted once the branch names it"
+    return run.detail if run and run.outcome else "passed the gate and is not served yet"
+
+
 def _auc(loop: Loop, known: log.Log, versions: list[registry.Version]) -> dict[str, Any]:
     """Compare the loop with its frozen first model on what was served since a newer model took over.
 
@@ -119,7 +131,7 @@ def _auc(loop: Loop, known: log.Log, versions: list[registry.Version]) -> dict[s
     """
     nothing = {"frozen": None, "loop": None, "difference": None, "ci95": None, "rows": 0, "from": None}
     rows = known.labelled_predictions()
-    first = next((version for version in versions if version.tags.get("kubeloop.promoted") == "true"), None)
+    first = next((version for version in versions if promoted(version)), None)
     if first is None or not rows.num_rows:
         return nothing
     newer = pc.not_equal(rows["model_version"], first.version)

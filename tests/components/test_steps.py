@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from kfp import dsl
 
-from kubeloop import gates, model_folder, names, online, promotion, registry, sources, stages
+from kubeloop import gates, model_folder, names, online, promotion, registry, session, sources, stages
 from kubeloop.config import Loop
 
 DAY = timedelta(days=1)
@@ -151,6 +151,19 @@ def test_deploy_model_serves_the_champion(deployed: Any, loop: Loop, as_of: date
     expected = model_folder.predict(Path(deployed.made["model"].path), learned)
     assert answer["outputs"][0]["data"] == pytest.approx(list(expected), abs=1e-6)
     assert len(np.unique(expected)) > 10
+
+
+def test_serving_again_says_where(deployed: Any, loop: Loop) -> None:
+    """A node starts on another port each time; the tag of the last one is of no use to anybody."""
+    settings, url = deployed.settings, deployed.returned["url"]
+    champion = registry.get(settings, loop.name, deployed.returned["version"])
+    registry.tag(settings, champion, {"kubeloop.served_at": "http://127.0.0.1:1"})
+    said: list[str] = []
+    session.resume_serving(loop, settings, said.append)
+    assert said[0].startswith(f"Serving version {champion.version}, ready after")
+    again = registry.champion(settings, loop.name)
+    assert again is not None
+    assert again.tags == champion.tags | {"kubeloop.served_at": url}
 
 
 def ask(url: str, loop: Loop, rows: Any, moment: datetime) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from kubeloop import registry
+from kubeloop import promotion, registry
 from kubeloop.config import Loop, Settings
 from kubeloop.monitoring.store import Row, Store
 from kubeloop.registry import Version
@@ -49,8 +49,8 @@ class Facts:
 
     @property
     def first(self) -> Version | None:
-        """The first version that was promoted: what would serve today if nobody had retrained."""
-        return next((version for version in self.versions if promoted(version)), None)
+        """The first version that served: what would serve today if nobody had retrained."""
+        return next((version for version in self.versions if promotion.promoted(version)), None)
 
     def run(self, name: str | None) -> Run | None:
         """Return a run by its name."""
@@ -86,11 +86,6 @@ def read(loop: Loop, settings: Settings) -> Facts:
         }
         ledger.close()
     return Facts(**found)  # type: ignore[arg-type]
-
-
-def promoted(version: Version) -> bool:
-    """Return whether the gate let the version through."""
-    return version.tags.get("kubeloop.promoted") == "true"
 
 
 def _kept(url: str) -> bool:

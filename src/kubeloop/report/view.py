@@ -10,9 +10,10 @@ from kubeloop import registry
 from kubeloop.config import Loop, Settings
 from kubeloop.gates import Verdict
 from kubeloop.log import Log
+from kubeloop.promotion import promoted
 from kubeloop.registry import Version
 from kubeloop.report import forest, heatmap, live, marks, quality, story, words
-from kubeloop.report.facts import Facts, promoted
+from kubeloop.report.facts import Facts
 from kubeloop.report.live import Live
 from kubeloop.report.story import Mark
 from kubeloop.report.svg import Time
@@ -260,10 +261,12 @@ def _version(
     numbers = {row["id"]: number for number, row in enumerate(facts.episodes, 1)}
     asked = f"episode {numbers[run.episode]}" if run and run.episode in numbers else run.reason if run else "–"
     champion, verdict = registry.CHAMPION in version.aliases, verdict_of(version)
+    # The others' addresses are of sessions that are over.
+    endpoint = tags.get("kubeloop.served_at") if champion else None
     return {
         "version": version.version,
         "colour": colours.get(version.version, ""),
-        "status": "champion" if champion else "replaced" if promoted(version) else "rejected",
+        "status": _status(version, run),
         "trained": f"{words.day(tags.get('kubeloop.trained_from'))} to {words.day(tags.get('kubeloop.trained_to'))}",
         "as_of": words.moment(tags.get("kubeloop.as_of")),
         "digests": [(name, tags[tag]) for name, tag in _DIGESTS.items() if tags.get(tag)],
@@ -273,11 +276,24 @@ def _version(
         "run": version.run or "–",
         "asked": asked,
         "promoted_at": words.moment(tags.get("kubeloop.promoted_at")) if promoted(version) else None,
-        "served_at": tags.get("kubeloop.served_at"),
+        "served_at": endpoint,
         "served": story.span(served[0], served[1]) if served else None,
         "predictions": f"{sum(part.rows.get(version.version, 0) for part in traffic.bins):,}",
         "evaluation": quality.link(settings, version.folder.parent / "evaluation" / "evaluation.html"),
     }
+
+
+def _status(version: Version, run: Run | None) -> str:
+    if registry.CHAMPION in version.aliases:
+        return "champion"
+    if promoted(version):
+        return "replaced"
+    verdict = verdict_of(version)
+    if verdict is None or not verdict.promote:
+        return "rejected"
+    if version.tags.get("kubeloop.proposal"):
+        return "proposed"
+    return "failed" if run and run.outcome else "under way"
 
 
 def _lineage(facts: Facts) -> dict[str, Any] | None:

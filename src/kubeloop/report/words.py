@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from kubeloop.gates import Verdict
-from kubeloop.report.facts import Facts, promoted
+from kubeloop.promotion import promoted
+from kubeloop.report.facts import Facts
 from kubeloop.trigger_store import Run
 
 Summary = Mapping[str, Any]
@@ -51,7 +52,7 @@ def _unchanged(facts: Facts) -> str:
     if not facts.versions:
         return "no model has been trained yet"
     if facts.first is None:
-        return "no model has passed the gate, so none serves"
+        return "no model has passed the gate and come up, so none serves"
     if sum(promoted(version) for version in facts.versions) > 1:
         return "the promoted model has not answered a labelled prediction yet, so there is nothing to compare"
     return f"version {facts.first.version}, the first model, still serves, so there is nothing to compare it with"

@@ -332,6 +332,7 @@ def test_the_branch_says_who_has_to_be_beaten(git, server, alice, blank_mlflow, 
             client.create_model_version(NAME, f"s3://models/{version}", tags=tags)
         client.set_registered_model_alias(NAME, "champion", "5")
         assert promotion.current_champion(ours, found).version == "6"
+        assert [promotion.promoted(version) for version in registry.versions(found, NAME)][4:] == [False, True, False]
         promote(server)
         assert promotion.current_champion(ours, found).version == "7"
         run(alice, "pull", "-q")

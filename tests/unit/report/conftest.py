@@ -185,7 +185,8 @@ def _register(loop: Loop, settings: Settings, models: list[Path]) -> None:
         version = registry.register(settings, loop, folder, run=run.name, tags=tags, artifacts=evaluation)
         if verdict.promote:
             registry.promote(settings, version)
-            when = {"kubeloop.promoted_at": "2026-05-06T07:08:09+00:00", "kubeloop.served_at": "http://127.0.0.1:9"}
+            address = f"http://127.0.0.1:{number}"
+            when = {"kubeloop.promoted_at": "2026-05-06T07:08:09+00:00", "kubeloop.served_at": address}
             registry.tag(settings, version, when)
         ledger.finish(run, "promoted" if verdict.promote else "rejected", verdict.reason, {"promote": verdict.promote})
     absorbed = DriftEvent(loop.name, "parcels-4", START + 36 * DAY, START + 36 * DAY, "drift", (HOSTILE,), "again")

@@ -1,15 +1,17 @@
 """The page: what it says, that it says it safely, and that it says something when there is nothing to say."""
 
 import re
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
 
 import pandas as pd
+import pytest
 from sklearn.metrics import roc_auc_score
 
 from kubeloop import log, model_folder, registry, report
 from kubeloop.monitoring.store import Store
-from kubeloop.report import facts
+from kubeloop.report import facts, view
 
 HOSTILE = "<script>alert('x')</script>"
 ADDRESS = re.compile(r"""(?:https?:)?//[\w.-]+|url\(|@import""")
@@ -129,8 +131,34 @@ def test_versions_carry_their_lineage(world: Any, page: Any) -> None:
         assert f"SHA-256 {version.sha256}" in digests
         assert version.run in page.text
     assert "asked for by episode 1" in page.text
+    assert page.text.count("endpoint http://127.0.0.1:2") == 1
+    assert "http://127.0.0.1:1" not in page.text, "version 1 served in a session that is over"
     assert "promoted by the gate, 2026-05-06 07:08 UTC" in page.text
     assert "served 660 predictions, 2024-01-01 12:00 to 2024-01-22 12:00" in page.text
+
+
+@pytest.mark.parametrize(
+    ("tags", "outcome", "said"),
+    [
+        ({}, "failed", "Version 4 failed"),
+        ({}, None, "Version 4 under way"),
+        ({"kubeloop.proposal": "abc"}, "promoted", "Version 4 proposed"),
+        ({"kubeloop.promoted_at": "2026-05-06T07:08:09+00:00"}, "promoted", "Version 4 replaced"),
+    ],
+)
+def test_a_version_that_passed_the_gate_says_what_became_of_it(
+    world: Any, tags: dict[str, str], outcome: str | None, said: str
+) -> None:
+    known = facts.read(world.loop, world.settings)
+    second, run = known.versions[1], known.runs[1]
+    gate = {"kubeloop.gate": second.tags["kubeloop.gate"]}
+    fourth = replace(second, version="4", run="r4", aliases=(), tags=gate | tags)
+    more = replace(
+        known, versions=[*known.versions, fourth], runs=[*known.runs, replace(run, name="r4", outcome=outcome)]
+    )
+    content = view.build(world.loop, world.settings, more, log.read(world.settings, "parcels"), None)
+    newest = content["versions"][0]
+    assert f"Version {newest['version']} {newest['status']}" == said
 
 
 def test_links_lead_to_files_beside_the_page(world: Any, page: Any) -> None:

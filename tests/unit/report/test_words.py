@@ -12,7 +12,7 @@ from kubeloop.report.facts import Facts
 
 def _facts(promoted: list[bool], episodes: int) -> Facts:
     versions = [
-        Version("parcels", str(number), "", "", "", "", 0, tags={"kubeloop.promoted": "true" if through else "false"})
+        Version("parcels", str(number), "", "", "", "", 0, tags={"kubeloop.promoted_at": "2026"} if through else {})
         for number, through in enumerate(promoted, 1)
     ]
     return Facts(versions=versions, episodes=[{}] * episodes)
@@ -29,7 +29,7 @@ def _summary(difference: float | None = None, low: float = 0.0, high: float = 0.
         ([], 0, None, "open", "The run has not finished: no model has been trained yet."),
         ([True], 0, None, "open", "The run has not finished. So far: no episodes, no retrained model, 5 predictions"),
         ([], 0, _summary(), "open", "No episodes, no retrained model; no model has been trained yet."),
-        ([False], 0, _summary(), "open", "no model has passed the gate, so none serves."),
+        ([False], 0, _summary(), "open", "no model has passed the gate and come up, so none serves."),
         ([True], 0, _summary(), "open", "version 1, the first model, still serves"),
         ([True, False], 2, _summary(), "open", "2 episodes, 1 retrained model, none promoted; version 1, the first"),
         ([True, True], 1, _summary(), "open", "has not answered a labelled prediction yet"),

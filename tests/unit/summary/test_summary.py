@@ -99,7 +99,9 @@ def serve(settings: Settings, name: str, rows: pd.DataFrame, versions: list[tupl
     payload_log.write(settings.payloads, payload_log.table_of(events))
 
 
-def register(settings: Settings, loop: Loop, model: Path, run: str, *, promote: bool) -> None:
+def register(
+    settings: Settings, loop: Loop, model: Path, run: str, *, promote: bool, deployed: bool = True
+) -> registry.Version:
     verdict = gates.Verdict(promote, "because", "auc", None, 0.7, None, None, 0.95, ())
     tags = {
         "kubeloop.as_of": "2013-05-20T00:00:00+00:00",
@@ -111,8 +113,10 @@ def register(settings: Settings, loop: Loop, model: Path, run: str, *, promote: 
         "kubeloop.promoted": json.dumps(promote),
     }
     version = registry.register(settings, loop, model, run=run, tags=tags)
-    if promote:
+    if promote and deployed:
         registry.promote(settings, version)
+        registry.tag(settings, version, {"kubeloop.promoted_at": "2026-05-06T07:08:09+00:00"})
+    return version
 
 
 def test_a_loop_that_learned_is_compared_with_its_first_model(
@@ -174,7 +178,39 @@ def test_a_loop_with_one_model_is_compared_with_nothing(
     found = summary.build(loop, settings, SESSION, 1)
     assert found["auc"] == {"frozen": None, "loop": None, "difference": None, "ci95": None, "rows": 0, "from": None}
     assert [item["promoted"] for item in found["versions"]] == [True, False]
-    assert found["episodes"] == []
+    assert (found["episodes"], found["absorbed"]) == ([], [])
+
+
+def test_a_model_that_never_served_is_neither_promoted_nor_the_frozen_one(
+    settings: Settings, loop: Loop, learned: tuple[Path, Path], blind: Path, rows: pd.DataFrame, as_of: datetime
+) -> None:
+    """The gate let versions 1 and 4 through: 1 did not come up, 4 waits for a review."""
+    event = DriftEvent(loop.name, "first", as_of, as_of, "manual", (), "the first model")
+    ledger = Ledger(settings.ledger_db, loop.drift)
+    ledger.record(event)
+    run = ledger.claim(loop.name, "me", timedelta(minutes=1))
+    assert run is not None
+    ledger.finish(ledger.mark_started(run), "failed", "the predictor did not start", final=True)
+    ledger.close()
+    register(settings, loop, learned[1], event.run_name, promote=True, deployed=False)
+    register(settings, loop, blind, "r2", promote=True)
+    register(settings, loop, learned[1], "r3", promote=True)
+    proposed = register(settings, loop, blind, "r4", promote=True, deployed=False)
+    registry.tag(settings, proposed, {"kubeloop.proposal": "abc on branch review"})
+    register(settings, loop, blind, "r5", promote=True, deployed=False)
+    serve(settings, loop.name, rows, [(blind, "2", 1000), (learned[1], "3", 1000)])
+    found = summary.build(loop, settings, SESSION, 1)
+    assert [item["promoted"] for item in found["versions"]] == [False, True, True, False, False]
+    assert [item["reason"] for item in found["versions"]] == [
+        "the predictor did not start",
+        "because",
+        "because",
+        "proposed as abc on branch review; it is promoted once the branch names it",
+        "passed the gate and is not served yet",
+    ]
+    compared = rows.iloc[1000:1950]
+    frozen = evaluation.score(compared["label"], model_folder.predict(blind, compared))["auc"]
+    assert found["auc"]["frozen"] == pytest.approx(frozen, abs=1e-6)
 
 
 def test_before_anything_happened(settings: Settings, loop: Loop) -> None:
@@ -188,26 +224,25 @@ def test_before_anything_happened(settings: Settings, loop: Loop) -> None:
 
 @pytest.mark.parametrize(
     ("outcome", "expected", "why"),
-    [("promoted", "promoted", "better"), ("rejected", "rejected", "worse"), (None, "refused", "absorbed: it rests")],
+    [("promoted", "promoted", "better"), ("rejected", "rejected", "worse"), (None, "running", None)],
 )
 def test_an_episode_tells_what_came_of_it(
-    settings: Settings, loop: Loop, as_of: datetime, outcome: str | None, expected: str, why: str
+    settings: Settings, loop: Loop, as_of: datetime, outcome: str | None, expected: str, why: str | None
 ) -> None:
     event = DriftEvent(loop.name, "flight-delay-w1", as_of, as_of, "drift", ("temp",), "it got warm")
-    run_name = event.run_name if outcome else None
+    run_name = event.run_name
+    ledger = Ledger(settings.ledger_db, loop.drift)
+    assert ledger.record(event).run_name == run_name
+    run = ledger.claim(loop.name, "me", timedelta(minutes=1))
+    assert run is not None
     if outcome:
-        ledger = Ledger(settings.ledger_db, loop.drift)
-        assert ledger.record(event).run_name == run_name
-        run = ledger.claim(loop.name, "me", timedelta(minutes=1))
-        assert run is not None
         ledger.finish(ledger.mark_started(run), outcome, why)  # type: ignore[arg-type]
-        ledger.close()
+    ledger.close()
     store = Store(settings.monitor_db)
     episode = {
         "id": event.episode, "service": loop.name, "version": "1", "kind": "drift", "window_end": as_of,
         "opened_at": as_of, "as_of": as_of, "features": ["temp"], "reason": event.reason, "emitted_at": as_of,
-        "accepted": bool(outcome), "run_name": run_name, "decision": None if outcome else why, "closed_at": None,
-        "outcome": None,
+        "accepted": True, "run_name": run_name, "decision": f"starts {run_name}", "closed_at": None, "outcome": None,
     }  # fmt: skip
     window = {
         "service": loop.name, "start": as_of - timedelta(days=7), "end": as_of, "version": "1", "rows": 500,
@@ -216,6 +251,9 @@ def test_an_episode_tells_what_came_of_it(
     calm = window | {"start": as_of - timedelta(days=14), "end": as_of - timedelta(days=7), "drifted": False}
     due = Due("features", window["start"], window["end"])
     store.close_window(store.progress(loop.name), due, [calm, window], [], [], episode)
+    second = episode | {"id": "flight-delay-w2", "accepted": False, "run_name": None, "decision": "absorbed: it rests"}
+    later = Due("features", as_of, as_of + timedelta(days=7))
+    store.close_window(store.progress(loop.name), later, [], [], [], second)
     store.close()
     found = summary.build(loop, settings, SESSION, 1)
     assert (found["windows"], found["windows_drifted"]) == (2, 1)
@@ -229,6 +267,16 @@ def test_an_episode_tells_what_came_of_it(
             "run_id": run_name,
             "outcome": expected,
             "reason": why,
+        }
+    ]
+    assert found["absorbed"] == [
+        {
+            "id": "flight-delay-w2",
+            "opened_at": as_of.isoformat(),
+            "kind": "drift",
+            "features": ["temp"],
+            "why": "it got warm",
+            "decision": "absorbed: it rests",
         }
     ]
 
