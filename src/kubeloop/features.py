@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubeloop import sources
+from kubeloop import online_url, sources
 from kubeloop.config import Settings
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 EVENT_COLUMNS = ("event_id", "event_timestamp", "label", "label_available_at")
 STORE_FILE = "feature_store.yaml"
-_TLS = {"sslkey": "sslkey_path", "sslcert": "sslcert_path", "sslrootcert": "sslrootcert_path"}
 _DATATYPES = {"STRING": "BYTES", "UNIX_TIMESTAMP": "BYTES", "BOOL": "BOOL", "INT32": "INT64", "INT64": "INT64"}
 
 
@@ -153,7 +151,7 @@ def open_store(folder: Path, shared: Settings | None = None, *, once: bool = Fal
     Args:
         folder: where the tables and `feature_store.yaml` are.
         shared: names the registry and the online store that many pods share, in place of the folder's own.
-        once: read a shared registry now and never again, for who must not depend on its database.
+        once: for who answers requests: read a shared registry now and never again, and wait for neither store long.
 
     Raises:
         FeatureError: nothing was built there yet, or a setting names a store that is not known.
@@ -184,29 +182,19 @@ def _shared(settings: Settings, once: bool) -> dict[str, Any]:
         found["registry"] = {"registry_type": "sql", "path": settings.feature_registry, "cache_ttl_seconds": lasts}
     if not settings.online_store:
         return found
-    url = urlsplit(settings.online_store)
-    user, password = unquote(url.username or ""), unquote(url.password or "")
-    if url.scheme in ("redis", "rediss"):
-        options = {"username": user, "password": password, "db": url.path.strip("/")}
-        options |= {"ssl": "true"} if url.scheme == "rediss" else {}
-        words = [f"{url.hostname}:{url.port or 6379}", *(f"{name}={value}" for name, value in options.items() if value)]
-        found["online_store"] = {"type": "redis", "connection_string": ",".join(words)}
-    elif url.scheme.partition("+")[0] == "postgresql":
-        found["online_store"] = {
-            "type": "postgres",
-            "host": url.hostname,
-            "port": url.port or 5432,
-            "database": url.path.strip("/"),
-            "user": user,
-            "password": password,
-            # Feast asks for TLS unless it is told otherwise, as `?sslmode=` does.
-            **{_TLS.get(name, name): value for name, value in parse_qsl(url.query)},
-        }
-    else:
-        raise FeatureError(
-            f"KUBELOOP_ONLINE_STORE starts with {url.scheme}://; write redis://, rediss:// or postgresql://"
-        )
+    try:
+        found["online_store"] = online_url.config(settings.online_store, answering=once)
+    except ValueError as error:
+        raise FeatureError(f"KUBELOOP_ONLINE_STORE cannot be used: {error}") from None
     return found
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """Return what Feast raises where a shared online store does not answer, or not well."""
+    import psycopg
+    import redis
+
+    return redis.RedisError, psycopg.Error
 
 
 def _body(query: Path) -> str:

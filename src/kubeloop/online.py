@@ -30,6 +30,7 @@ class OnlineFeatures:
 
     def __init__(self, store: "FeatureStore", service: str) -> None:
         self._store = store
+        self._errors = features.store_errors()
         self.fields = features.requests(store, service)
         self.features = features.features(store, service)
         self._keys = {key for _, key in features.entities(store, service)}
@@ -74,6 +75,7 @@ class OnlineFeatures:
 
         Raises:
             ValueError: a value is not of its field's type, or one that a view cannot derive its features from.
+            ConnectionError: the store does not answer.
         """
         known = {field.name: _checked(field, columns[field.name]) for field in self.fields}
         rows = len(next(iter(known.values())))
@@ -92,7 +94,13 @@ class OnlineFeatures:
 
     def _read(self, keys: dict[str, list[Any]], now: int) -> dict[str, list[Any]]:
         """Return the stored values that are not too old `now`, in seconds since the epoch, as Feast tells times."""
-        response = self._store.get_online_features(self._stored, keys)
+        try:
+            response = self._store.get_online_features(self._stored, keys)
+        except self._errors as error:
+            log.warning("the online store cannot be read: %s: %s", type(error).__name__, error)
+            # Feast keeps a connection to PostgreSQL that broke, and would never make another.
+            self._store._provider = None
+            raise ConnectionError("the online store cannot be read; try again later") from error
         values = response.to_dict()
         for name, column in zip(response.proto.metadata.feature_names.val, response.proto.results, strict=True):
             if ttl := self._ttl.get(name):

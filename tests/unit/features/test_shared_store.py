@@ -1,11 +1,17 @@
 """The online store and the registry that a cluster's pods share, on real servers."""
 
+import os
+import signal
+import time
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pytest
+from redis import Redis
 
 from kubeloop import config, features
 from kubeloop.config import Settings
@@ -56,3 +62,94 @@ def test_a_store_that_is_not_known_is_refused(address: str, repo: Path, tmp_path
     place = config.settings(tmp_path).model_copy(update={"online_store": address})
     with pytest.raises(features.FeatureError, match="write redis://, rediss:// or postgresql://"):
         features.open_store(repo, place)
+
+
+Open = Callable[[str], tuple[OnlineFeatures, dict[str, list[Any]]]]
+
+
+@pytest.fixture
+def reader(repo: Path, weeks: Path, postgres: str, as_of: datetime, tmp_path: Path) -> Open:
+    """What a transformer reads from an online store whose definitions are registered, and a request for it."""
+    rows = features.events(repo, weeks, start=as_of, end=as_of + timedelta(hours=1))
+
+    def start(url: str) -> tuple[OnlineFeatures, dict[str, list[Any]]]:
+        here = config.settings(tmp_path).model_copy(update={"feature_registry": postgres, "online_store": url})
+        features.register(repo, here)
+        online = OnlineFeatures.open(repo, SERVICE, here)
+        return online, asked(rows, online)
+
+    return start
+
+
+def test_a_silent_redis_costs_a_request_seconds_and_is_found_again(redis: str, reader: Open, as_of: datetime) -> None:
+    online, rows = reader(redis)
+    online.read(rows, as_of)
+    process = Redis.from_url(redis).info("server")["process_id"]
+    os.kill(process, signal.SIGSTOP)
+    try:
+        for _ in range(2):  # on the connection that there is, then on one that is never made
+            before = time.monotonic()
+            with pytest.raises(ConnectionError, match="cannot be read; try again later"):
+                online.read(rows, as_of)
+            assert time.monotonic() - before < 4
+    finally:
+        os.kill(process, signal.SIGCONT)
+    online.read(rows, as_of)
+
+
+def test_a_redis_that_is_not_there_is_said_at_once(reader: Open, as_of: datetime) -> None:
+    online, rows = reader("redis://127.0.0.1:9/0")
+    before = time.monotonic()
+    with pytest.raises(ConnectionError, match="cannot be read"):
+        online.read(rows, as_of)
+    assert time.monotonic() - before < 2
+
+
+def test_a_postgres_that_comes_back_is_found_again(
+    postgres: str, postgres_server: Any, reader: Open, as_of: datetime
+) -> None:
+    online, rows = reader(f"{postgres}?sslmode=disable")
+    online.read(rows, as_of)
+    postgres_server.stop()
+    try:
+        for _ in range(2):
+            with pytest.raises(ConnectionError, match="cannot be read"):
+                online.read(rows, as_of)
+    finally:
+        postgres_server.start()
+    online.read(rows, as_of)
+
+
+@pytest.mark.parametrize("password", ["with,comma=and/slash", "1e5", "true", '"quoted"', "p%40ss \\u002c ü"])
+def test_every_password_reaches_redis_as_it_is(redis: str, reader: Open, as_of: datetime, password: str) -> None:
+    admin = Redis.from_url(redis)
+    admin.execute_command("ACL", "SETUSER", "reader", "on", "resetpass", f">{password}", "~*", "+@all")
+    address = redis.rpartition("@")[2]
+    online, rows = reader(f"redis://reader:{quote(password, safe='')}@{address}?socket_timeout=5")
+    online.read(rows, as_of)
+
+
+SECRET = "hunter2"  # noqa: S105
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        (f"redis://:{SECRET}/x@127.0.0.1/0", "write special characters of the password as %2F"),
+        (f"redis://user:123/{SECRET}@127.0.0.1/0", "number of a database"),
+        (f"redis://:{SECRET}[@127.0.0.1/0", "write special characters"),
+        (f"redis://:{SECRET}@/0", "no host name"),
+        (f"redis://:{SECRET}@[::1]/0", "IPv6"),
+        (f"redis://:{SECRET}@127.0.0.1/0?retries=3", "option that is not known; there are socket_timeout,"),
+        (f"redis://:{SECRET}@127.0.0.1/0?socket_timeout=soon", "numbers of seconds"),
+        (f"postgresql://u:{SECRET}@127.0.0.1/x?connect_timeout=1", "option that is not known; there are sslmode"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_refused_without_its_secret(
+    address: str, says: str, repo: Path, tmp_path: Path
+) -> None:
+    place = config.settings(tmp_path).model_copy(update={"online_store": address})
+    with pytest.raises(features.FeatureError, match="KUBELOOP_ONLINE_STORE cannot be used") as failed:
+        features.open_store(repo, place)
+    assert says in str(failed.value)
+    assert SECRET not in str(failed.value)
