@@ -1,43 +1,64 @@
 """Explain every setting of loop.yaml from the configuration model itself."""
 
 import json
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from kubeloop.config import Loop
+
+_EMPTY: dict[str, Any] = {"object": {}, "array": []}
+"""What a factory makes where the schema tells no default."""
+
+
+class _Section(NamedTuple):
+    """Settings of one model: how their path goes on, and whether there may be many of them."""
+
+    definition: dict[str, Any]
+    suffix: str
+
+    @property
+    def many(self) -> bool:
+        return bool(self.suffix)
 
 
 def text() -> str:
     """Return one line a setting: name, type, default and meaning."""
     schema = Loop.model_json_schema(mode="serialization")
-    return "\n".join(_lines(schema, schema["$defs"], ""))
+    return "\n".join(_lines(schema, schema["$defs"], "", {}))
 
 
-def _lines(node: dict[str, Any], definitions: dict[str, Any], prefix: str) -> Iterator[str]:
+def _lines(node: dict[str, Any], definitions: dict[str, Any], prefix: str, given: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of a section's settings; `given` holds the defaults that the section around it has for them."""
     required = set(node.get("required", ()))
     for name, field in node["properties"].items():
-        inner = _definition(field, definitions)
         path = f"{prefix}{name}"
-        if inner and "properties" in inner:
-            yield f"\n[bold]{path}[/]  {inner.get('description', '')}"
-            yield from _lines(inner, definitions, f"{path}.")
+        own = field.get("default", _EMPTY.get(field.get("type", "")))
+        default = given.get(name, own)
+        needed = name in required and name not in given and "default" not in field
+        meaning = field.get("description", "")
+        if (section := _section(field, definitions)) is None:
+            said = "required" if needed else json.dumps(default)
+            if default != own:
+                said += f" ({json.dumps(own)} in a section that is written and leaves it out)"
+            yield f"  [cyan]{path}[/] [dim]{_kind(field)}, {said}[/]  {meaning}".rstrip()
             continue
-        table = _definition(field.get("additionalProperties", {}), definitions)
-        if table and "properties" in table:
-            yield f"\n[bold]{path}.<name>[/]  {table.get('description', '')}"
-            yield from _lines(table, definitions, f"{path}.<name>.")
-            continue
-        default = "required" if name in required and "default" not in field else json.dumps(field.get("default"))
-        yield f"  [cyan]{path}[/] [dim]{_kind(field)}, {default}[/]  {field.get('description', '')}".rstrip()
+        whole = meaning or section.definition.get("description", "")
+        if not needed and (section.many or default is None):
+            whole = f"[dim]{json.dumps(default)} when left out[/]  {whole}"
+        yield f"\n[bold]{path}{section.suffix}[/]  {whole}"
+        inner = {} if section.many else default or {}
+        yield from _lines(section.definition, definitions, f"{path}{section.suffix}.", inner)
 
 
-def _definition(field: Any, definitions: dict[str, Any]) -> dict[str, Any] | None:
-    if not isinstance(field, dict):
-        return None
-    choices = [field, *field.get("anyOf", ()), *field.get("allOf", ())]
-    reference = next((choice["$ref"] for choice in choices if "$ref" in choice), None)
-    found: dict[str, Any] | None = definitions[reference.rsplit("/", 1)[-1]] if reference else None
-    return found
+def _section(field: dict[str, Any], definitions: dict[str, Any]) -> _Section | None:
+    """Return the settings that a field holds once, by name or in a list; None for a plain value."""
+    for choice in (field, *field.get("anyOf", ()), *field.get("allOf", ())):
+        named = [choice.get("additionalProperties"), *choice.get("patternProperties", {}).values()]
+        for place, suffix in ((choice, ""), (choice.get("items"), "[]"), *((item, ".<name>") for item in named)):
+            if isinstance(place, dict) and "$ref" in place:
+                found = definitions[place["$ref"].rsplit("/", 1)[-1]]
+                return _Section(found, suffix) if "properties" in found else None
+    return None
 
 
 def _kind(field: dict[str, Any]) -> str:
