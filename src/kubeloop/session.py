@@ -18,7 +18,10 @@ from kubeloop import promotion, runs, sources, stages
 from kubeloop.config import Loop, Settings
 from kubeloop.memory import Memory
 from kubeloop.replay import Addresses, Progress, Replay, Sent
+from kubeloop.runners import LocalRunner
 from kubeloop.services import ServiceError, Services
+
+_END_S = 10.0
 
 
 class SessionError(RuntimeError):
@@ -86,7 +89,7 @@ def run(
     settings.state.mkdir(parents=True, exist_ok=True)
     with Services(loop, settings, environment) as services:
         if fresh:
-            _forget(settings)
+            forget(settings, observer.say)
         memory = _remember(settings, plan)
         prepare(loop, settings, observer.say)
         observer.say("Starting collector, node, trigger and monitor.")
@@ -273,8 +276,16 @@ def _dropped(services: Services) -> int:
     return int(status["dropped"]["predictions"])
 
 
-def _forget(settings: Settings) -> None:
-    """Delete what runs leave, and nothing else that may lie in the folder."""
+def forget(settings: Settings, say: Callable[[str], None]) -> None:
+    """Delete what runs leave, and nothing else that may lie in the folder.
+
+    Pipeline runs outlive a session that is killed; one that is still at work would act on the new state, so it is ended
+    first.
+
+    Raises:
+        SessionError: a pipeline run does not end.
+    """
+    _end_runs(settings, say)
     for name in (
         *("features", "payloads", "runs", "pipeline", "pipeline-cache", "mlartifacts", "manifests", "data-docs"),
         *("quarantine", "raw", "logs"),
@@ -284,3 +295,28 @@ def _forget(settings: Settings) -> None:
         for path in settings.state.glob(pattern):
             path.unlink()
     settings.logs.mkdir(parents=True, exist_ok=True)
+
+
+def _end_runs(settings: Settings, say: Callable[[str], None]) -> None:
+    runner = LocalRunner(settings, settings.loop_file, {})
+    names = (
+        sorted(folder.name for folder in settings.runs.iterdir() if folder.is_dir()) if settings.runs.is_dir() else []
+    )
+    left = [name for name in names if _at_work(runner, name)]
+    if not left:
+        return
+    say(f"Ending {', '.join(left)}, which an earlier session left at work.")
+    runner.stop()
+    deadline = time.monotonic() + _END_S
+    while left := [name for name in left if _at_work(runner, name)]:
+        if time.monotonic() > deadline:
+            raise SessionError(
+                f"{', '.join(left)} of an earlier session does not end; the process is in "
+                f"{settings.runs / left[0] / 'run.json'}: end it, then try again"
+            )
+        time.sleep(0.02)
+
+
+def _at_work(runner: LocalRunner, name: str) -> bool:
+    state = runner.find(name)
+    return state is not None and state.status == "running"
