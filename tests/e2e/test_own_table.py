@@ -11,6 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kubeloop import config
+
+DAY = pd.Timedelta(days=1)
 # Settings of this process must not reach the program: it is to find its own.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("KUBELOOP_")}
 
@@ -105,3 +108,21 @@ def test_what_was_learned_anew_beats_the_frozen_model(summary: dict[str, Any]) -
     assert newer, [version["reason"] for version in summary["versions"]]
     assert newer[0]["gate"]["difference"] > 0.1
     assert summary["auc"]["loop"] > summary["auc"]["frozen"] + 0.1
+
+
+def test_rows_that_were_appended_are_learned_from_and_nothing_is_replayed_twice(
+    summary: dict[str, Any], place: Path
+) -> None:
+    file = place / "my renewals.parquet"
+    table = pd.read_parquet(file)
+    later = table.tail(1200).assign(**{"Renewal Time": table["Renewal Time"].tail(1200) + pd.Timedelta(days=20)})
+    pd.concat([table, later]).to_parquet(file)
+    kubeloop(place, "retrain", "-C", "use case", "--reason", "the newest rows")
+    kubeloop(place, "run", "-C", "use case", "--fast")
+    again = json.loads((place / "state" / "summary.json").read_text())
+    assert len(again["versions"]) == len(summary["versions"]) + 1
+    newest = again["versions"][-1]
+    holdout = config.load(place / "use case" / "loop.yaml").training.holdout
+    assert pd.Timestamp(newest["trained_to"]) > table["Renewal Time"].max().tz_localize("UTC") - holdout + DAY
+    assert again["predictions"]["served"] == summary["predictions"]["served"]
+    assert again["predictions"]["errors"] == 0
