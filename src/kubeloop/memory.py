@@ -78,7 +78,7 @@ class Memory:
         Args:
             replay_s: how long it replayed.
             dropped: predictions that the services count as lost for the payload log.
-            latency_ms: quantiles of the newest requests; None when there were none.
+            latency_ms: of `Progress.measured`; None when there were no requests.
         """
         answered, failed = self._read()
         self._add(replay_s, answered, failed, dropped)

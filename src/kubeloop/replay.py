@@ -58,6 +58,12 @@ class Progress:
         """Return a quantile of the newest requests' latency in milliseconds; NaN before the first."""
         return float(np.quantile(self.latencies_ms, quantile)) if self.latencies_ms else float("nan")
 
+    def measured(self) -> dict[str, float] | None:
+        """Return median and 99th percentile of the newest requests' latency, and how many those are; None for none."""
+        if not self.latencies_ms:
+            return None
+        return {"p50": self.latency(0.5), "p99": self.latency(0.99), "requests": len(self.latencies_ms)}
+
     def rate(self) -> float:
         """Return predictions a second since the start of this process."""
         return (self.served - self.before) / max(1e-9, time.monotonic() - self.started)

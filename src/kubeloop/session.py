@@ -208,9 +208,8 @@ def _replay(loop: Loop, settings: Settings, services: Services, observer: Observ
         observer.say(f"The last session was cut off: {uncertain:,} of its predictions were settled by the log.")
     started = time.monotonic()
     progress = asyncio.run(replay.run())
-    quantiles = {"p50": progress.latency(0.5), "p99": progress.latency(0.99)} if progress.latencies_ms else None
     # The replay has waited until the node's queue was empty: all that will be dropped was dropped.
-    memory.end(time.monotonic() - started, _dropped(services), quantiles)
+    memory.end(time.monotonic() - started, _dropped(services), progress.measured())
     _flush(services)
     news.look(now=True)
     observer.say(

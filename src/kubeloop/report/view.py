@@ -28,6 +28,9 @@ _DIGESTS = {
 }
 _FEATURES_SHOWN = 6
 
+MLFLOW_UI = "http://127.0.0.1:5000/"
+"""Where `make mlflow` shows the registry of this machine."""
+
 
 def build(loop: Loop, settings: Settings, facts: Facts, log: Log, summary: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the template's variables.
@@ -69,6 +72,8 @@ def build(loop: Loop, settings: Settings, facts: Facts, log: Log, summary: Mappi
         "lineage": _lineage(facts),
         "quality": quality.read(settings, [run.name for run in facts.runs]),
         "state": settings.state.name,
+        "mlflow_here": MLFLOW_UI,
+        "mlflow": settings.mlflow_uri if settings.mlflow_uri.startswith("http") else MLFLOW_UI,
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     }
 
@@ -133,7 +138,8 @@ def _tiles(facts: Facts, log: Log, summary: Mapping[str, Any] | None) -> list[tu
     ]
     latency = summary.get("latency_ms") or {}
     if latency.get("p50") is not None:
-        tiles.append(("Request p50", f"{latency['p50']:.1f} ms", f"p99 {latency['p99']:.1f} ms"))
+        over = f"the newest {latency['requests']:,} requests of the last session"
+        tiles.append(("Request p50", f"{latency['p50']:.1f} ms", f"p99 {latency['p99']:.1f} ms; {over}"))
     return tiles
 
 

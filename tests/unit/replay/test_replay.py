@@ -177,6 +177,7 @@ def test_every_event_is_asked_for_once_in_the_order_of_time(world: World) -> Non
     assert (progress.served, progress.requests, progress.errors) == (144, 72, 0)
     assert progress.moment == progress.until == START + 3 * DAY
     assert 0 < progress.latency(0.5) <= progress.latency(0.99)
+    assert progress.measured() == {"p50": progress.latency(0.5), "p99": progress.latency(0.99), "requests": 72}
     assert progress.rate() > 0
 
 
@@ -270,7 +271,7 @@ def test_a_replay_that_was_finished_asks_nothing(world: World) -> None:
     world.told.clear()
     progress = run(world, sent=done)
     assert world.asked == world.labels == []
-    assert progress.served == 144
+    assert (progress.served, progress.measured()) == (144, None)
     assert world.of("advance")[-1][0] == START + 3 * DAY
 
 

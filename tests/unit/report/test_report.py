@@ -2,8 +2,9 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 import pytest
@@ -21,7 +22,8 @@ LOADS = {"src", "href", "srcset", "data", "poster", "action", "xlink:href"}
 def test_nothing_is_loaded_from_elsewhere(page: Any) -> None:
     for tag, attributes in page.tags:
         assert tag not in {"link", "img", "iframe", "object", "embed", "base"}
-        for name in LOADS & attributes.keys():
+        # What a reader may click on is not loaded.
+        for name in (LOADS - {"href"} if tag == "a" else LOADS) & attributes.keys():
             assert not ADDRESS.search(attributes[name]), (tag, attributes)
         assert not ADDRESS.search(attributes.get("style") or "")
     assert not any(ADDRESS.search(content) for content in page.scripts)
@@ -56,10 +58,9 @@ def test_the_head_says_what_came_of_the_loop(world: Any, page: Any) -> None:
 
 def test_latency_is_shown_where_it_was_measured(world: Any, parse: Any) -> None:
     assert "Request p50" not in parse(report.write(world.loop, world.settings, world.summary).read_text()).text
-    measured = world.summary | {"latency_ms": {"p50": 1.23, "p99": 45.6}}
-    assert (
-        "Request p50 1.2 ms p99 45.6 ms" in parse(report.write(world.loop, world.settings, measured).read_text()).text
-    )
+    measured = world.summary | {"latency_ms": {"p50": 1.23, "p99": 45.6, "requests": 2000}}
+    said = "Request p50 1.2 ms p99 45.6 ms; the newest 2,000 requests of the last session"
+    assert said in parse(report.write(world.loop, world.settings, measured).read_text()).text
 
 
 def test_predictions_that_do_not_add_up_are_told(world: Any, page: Any, parse: Any) -> None:
@@ -162,10 +163,22 @@ def test_a_version_that_passed_the_gate_says_what_became_of_it(
 
 
 def test_links_lead_to_files_beside_the_page(world: Any, page: Any) -> None:
-    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    *links, _ = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
     assert len(links) == 2 + 3
     for link in links:
         assert (world.settings.state / unquote(link)).is_file(), link
+
+
+def test_the_last_link_leads_to_the_registry(world: Any, page: Any, parse: Any) -> None:
+    (link,) = [known["href"] for tag, known in page.tags if tag == "a" and known["href"].startswith("http")]
+    assert "the MLflow UI , which make mlflow starts" in page.text
+    command = (Path(__file__).parents[3] / "Makefile").read_text().partition("\nmlflow:")[2]
+    assert f"--host {urlsplit(link).hostname} --port {urlsplit(link).port} " in command
+    shared = world.settings.model_copy(update={"mlflow_uri": "http://registry.example"})
+    content = view.build(
+        world.loop, shared, facts.read(world.loop, world.settings), log.read(world.settings, "x"), None
+    )
+    assert content["mlflow"] == "http://registry.example" != content["mlflow_here"]
 
 
 def test_quarantined_rows_are_counted_by_reason(page: Any) -> None:
