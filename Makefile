@@ -103,6 +103,14 @@ $(ASSETS)/actionlint: $(PINS)/tools/go.mod $(PINS)/tools/go.sum
 $(ASSETS)/kube-score: $(PINS)/score/go.mod $(PINS)/score/go.sum
 	$(GO_BUILD) github.com/zegl/kube-score/cmd/kube-score
 
+CRDS := $(or $(KUBELOOP_CRDS),.control-plane/crds)
+
+.PHONY: crds
+crds: $(CRDS) ## Fetch the CustomResourceDefinitions that the cluster tests need, once
+
+$(CRDS): | $(PINS)/crds.sh
+	$(PINS)/crds.sh $@
+
 # A real node: what its pods and their names need, and the images.
 NODE_PROGRAMS := $(NODE_KUBERNETES) $(addprefix $(ASSETS)/,coredns pause)
 

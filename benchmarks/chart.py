@@ -1,6 +1,6 @@
 """How long the chart takes on a real API server beside kubectl with the same objects, and how long pipelines compile.
 
-Needs `make control-plane`. Nothing is scheduled on that server: these are the times of the requests alone.
+Needs `make control-plane crds`. Nothing is scheduled on that server: these are the times of the requests alone.
 
     .venv/bin/python benchmarks/chart.py --rounds 5
 """
@@ -23,6 +23,7 @@ PROJECT = Path(__file__).parents[1]
 sys.path.insert(0, str(PROJECT))
 
 from tests.charts.conftest import CHART, RELEASE, VALUES  # noqa: E402
+from tests.control_plane import crds as upstream  # noqa: E402
 from tests.control_plane.plane import ControlPlane  # noqa: E402
 
 
@@ -88,9 +89,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     assets = Path(os.environ.get("KUBEBUILDER_ASSETS") or PROJECT / ".control-plane" / "bin")
-    crds = Path(os.environ.get("KUBELOOP_CRDS") or PROJECT.parent / "shared" / "crds")
+    crds = upstream.folder()
     if not (assets / "kube-apiserver").is_file() or not crds.is_dir():
-        sys.exit(f"no API server in {assets}, or no CRDs in {crds}; run `make control-plane`, set KUBELOOP_CRDS")
+        sys.exit(f"no API server in {assets}, or no CRDs in {crds}; run `make control-plane crds` once")
     results: dict[str, Any] = {"pipelines": compiling(options.rounds)}
     with tempfile.TemporaryDirectory() as folder:
         plane = ControlPlane(assets, Path(folder))

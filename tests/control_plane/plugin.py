@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.control_plane import crds as upstream
 from tests.control_plane.plane import PROGRAMS, ControlPlane
 
 PROJECT = Path(__file__).parents[2]
@@ -25,9 +26,9 @@ def assets() -> Path:
 @pytest.fixture(scope="session")
 def crds() -> Path:
     """The folder with the upstream CustomResourceDefinitions."""
-    folder = Path(os.environ.get("KUBELOOP_CRDS") or PROJECT.parent / "shared" / "crds")
+    folder = upstream.folder()
     if not next(folder.rglob("*.yaml"), None):
-        _lack(f"{folder} has no CustomResourceDefinitions; set KUBELOOP_CRDS to a folder that has")
+        _lack(f"{folder} has no CustomResourceDefinitions; {upstream.ADVICE}")
     return folder
 
 

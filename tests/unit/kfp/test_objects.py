@@ -1,6 +1,5 @@
 """Pipeline and PipelineVersion objects against Kubeflow's own schemas."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,18 @@ import yaml
 from kubeloop import config, kfp_objects, submission
 from kubeloop.config import Loop
 from kubeloop.submission import Package
+from tests.control_plane import crds
 
 
 @pytest.fixture(scope="module")
 def schemas() -> dict[str, Any]:
     """The schema of each kind, from the upstream CRDs."""
-    base = Path(os.environ.get("KUBELOOP_CRDS", Path(__file__).parents[4] / "shared" / "crds"))
+    base = crds.folder()
     found = {}
     for kind in ("Pipeline", "PipelineVersion"):
         path = base / "kubeflow-pipelines" / f"pipelines.kubeflow.org_{kind.lower()}s.yaml"
         if not path.is_file():
-            pytest.fail(f"{path} is missing; set KUBELOOP_CRDS to a folder with the CRDs in kubeflow-pipelines/")
+            pytest.fail(f"{path} is missing; {crds.ADVICE}")
         found[kind] = yaml.safe_load(path.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     return found
 
