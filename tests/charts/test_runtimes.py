@@ -116,6 +116,8 @@ def test_triton_finds_the_model_where_it_looks(triton: Triton) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         flags, tree = done.stdout.splitlines()[-2:]
         assert flags.split() == told
+        # Else Triton takes the rows for a batch, of 4 at most, and wants each input as [rows, 1].
+        assert "--backend-config=default-max-batch-size=0" in told
         assert tree == f"./flights/7/model.onnx {MODEL.decode()}"
 
 

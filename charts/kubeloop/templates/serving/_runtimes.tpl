@@ -131,6 +131,8 @@ containers:
       - {{ "--served-model-name={{.Name}}" | quote }}
     env:
       - {name: HOME, value: /tmp}
+      # PyTorch asks for the user's name, which the image does not know.
+      - {name: USER, value: vllm}
       - {name: HF_HUB_OFFLINE, value: "1"}
       - {name: VLLM_NO_USAGE_STATS, value: "1"}
     ports:
