@@ -215,7 +215,7 @@ def report(
 @app.command()
 def serve(folder: Folder = HERE) -> None:
     """Serve the kept champion until Ctrl-C, with collector, monitor and trigger."""
-    from kubeloop import registry, session
+    from kubeloop import client, registry, session
     from kubeloop.delivery import DeliveryError
     from kubeloop.features import FeatureError
     from kubeloop.online import Materializer
@@ -225,13 +225,14 @@ def serve(folder: Folder = HERE) -> None:
     loop, settings = _open(folder)
     if registry.champion(settings, loop.name) is None:
         _fail("there is no champion to serve yet; `kubeloop run` trains one")
-    origin = loop.replay.train_to.isoformat() if loop.replay else datetime.now(UTC).isoformat()
     try:
         with Services(loop, settings, config.inherited()) as services:
             session.prepare(loop, settings, _out.print)
-            rows = Materializer(settings.features, loop.features.service).advance(datetime.now(UTC))
-            _out.print(f"Online store: {rows:,} rows, the newest of every key.")
-            services.start_all(origin)
+            stands = client.present(loop, settings)
+            rows = Materializer(settings.features, loop.features.service).advance(stands or datetime.now(UTC))
+            where = f"at {stands:%Y-%m-%d %H:%M} UTC, where the replay stands" if stands else "now"
+            _out.print(f"Online store: {rows:,} rows, the newest of every key {where}.")
+            session.start(loop, services)
             session.resume_serving(loop, settings, _out.print)
             base = f"{services.url('node')}/v2/models/{loop.name}"
             _out.print(f"Send requests to {base}/infer; {base} says what they hold. Ctrl-C ends it.")
@@ -248,7 +249,13 @@ def serve(folder: Folder = HERE) -> None:
 def predict(
     rows: Annotated[str, typer.Argument(help="JSON: one object or a list of them, one a prediction; `-` reads stdin.")],
     folder: Folder = HERE,
-    at: Annotated[str | None, typer.Option(help="Moment of the prediction, ISO 8601.", show_default="now")] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            help="Moment of the prediction, ISO 8601. Features that became known later count as missing.",
+            show_default="now, or where the replay stands",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask the running inference service for predictions.
@@ -266,6 +273,8 @@ def predict(
     if as_json:
         _print(answers)
         return
+    if answers["note"]:
+        _out.print(f"[yellow]{escape(answers['note'])}[/]")
     for value in answers["probability"]:
         _out.print(f"{value:.4f}  [dim]version {answers['version']}[/]")
 

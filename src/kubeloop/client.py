@@ -1,12 +1,14 @@
 """A client of the inference service: rows in, probabilities out, over the Open Inference Protocol."""
 
 import json
+from datetime import datetime
 from typing import Any
 
 import httpx
 
-from kubeloop import services
-from kubeloop.config import Loop, Settings
+from kubeloop import online, services
+from kubeloop.config import Loop, Settings, instant
+from kubeloop.monitoring.store import Store
 
 
 class RequestError(RuntimeError):
@@ -20,16 +22,18 @@ def predict(loop: Loop, settings: Settings, text: str, at: str | None = None) ->
         loop: the use case.
         settings: where the services are.
         text: JSON, one object or a list of them: the entity keys and request-time fields of each row.
-        at: moment of the prediction, ISO 8601; now when left out.
+        at: moment of the prediction, ISO 8601. Left out, it is now, or where the loop's replay stands.
 
     Returns:
-        `probability`, one a row, and the model `version` that gave them.
+        `probability`, one a row, the model `version` that gave them, and a `note` on what they rest on, mostly None.
 
     Raises:
         ServiceError: no service is up.
-        RequestError: the rows are not what the service takes.
+        RequestError: the rows are not what the service takes, or the moment would end the replay's windows.
     """
     base = f"{services.address(settings, 'node')}/v2/models/{loop.name}"
+    now = present(loop, settings)
+    moment = _moment(loop, settings, at, now)
     try:
         given = json.loads(text)
     except ValueError as error:
@@ -50,12 +54,48 @@ def predict(loop: Loop, settings: Settings, text: str, at: str | None = None) ->
                     for name, kind in fields.items()
                 ]
             }
-            if at:
-                body["parameters"] = {"event_time": at}
+            if moment:
+                body["parameters"] = {"event_time": moment}
             answer = http.post(f"{base}/infer", json=body)
         except httpx.HTTPError as error:
             raise RequestError(f"the inference service does not answer: {error}") from error
     if answer.status_code != 200:
         raise RequestError(f"the inference service says: {answer.json().get('error', answer.text)}")
     content = answer.json()
-    return {"probability": content["outputs"][0]["data"], "version": content.get("model_version")}
+    note = None
+    if at and now and instant(at) < now:
+        note = f"features that became known after --at are missing; the online store stands at {now:%Y-%m-%d %H:%M} UTC"
+    return {"probability": content["outputs"][0]["data"], "version": content.get("model_version"), "note": note}
+
+
+def present(loop: Loop, settings: Settings) -> datetime | None:
+    """Return the moment at which a loop with a replay stands on this machine; None for a loop that lives now."""
+    if loop.replay is None:
+        return None
+    return online.stands(settings.features) or loop.replay.train_to
+
+
+def _moment(loop: Loop, settings: Settings, at: str | None, now: datetime | None) -> str | None:
+    """Return the event time to send.
+
+    The monitor's clock is the newest event time, so a prediction for a moment that the replay has not reached would
+    close windows that are still filling, and what the replay sends later would be late.
+    """
+    if loop.replay is None or now is None:
+        return at
+    if at is None:
+        return now.isoformat()
+    if instant(at) > now and not _over(loop, settings):
+        raise RequestError(
+            f"the replay stands at {now:%Y-%m-%d %H:%M} UTC, and a prediction for a later moment would end its windows "
+            "early; leave --at out, or let `kubeloop run` go on first"
+        )
+    return at
+
+
+def _over(loop: Loop, settings: Settings) -> bool:
+    """Return whether the monitor's clock has reached the replay's end."""
+    store = Store(settings.monitor_db)
+    watermark = store.progress(loop.name).watermark
+    store.close()
+    return loop.replay is not None and watermark is not None and watermark >= loop.replay.until

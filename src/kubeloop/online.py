@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("kubeloop.serving")
 
+_MARK = "materialized-to"
+
 
 class OnlineFeatures:
     """The online side: from entity keys and request-time fields to the features of a service.
@@ -71,7 +73,8 @@ class OnlineFeatures:
 
         Args:
             columns: a list of n values for each of `fields`; times as ISO 8601 strings, numbers None where missing.
-            at: the moment of prediction; a value older than its view's TTL at that moment is None.
+            at: the moment of prediction; a value older than its view's TTL at that moment is None, and so is one that
+                became known later: the store holds only the newest, and what was known before it is gone.
 
         Raises:
             ValueError: a value is not of its field's type, or one that a view cannot derive its features from.
@@ -93,7 +96,7 @@ class OnlineFeatures:
         return answer
 
     def _read(self, keys: dict[str, list[Any]], now: int) -> dict[str, list[Any]]:
-        """Return the stored values that are not too old `now`, in seconds since the epoch, as Feast tells times."""
+        """Return the stored values of `now`, in seconds since the epoch, as Feast tells times; others are None."""
         try:
             response = self._store.get_online_features(self._stored, keys)
         except self._errors as error:
@@ -103,9 +106,10 @@ class OnlineFeatures:
             raise ConnectionError("the online store cannot be read; try again later") from error
         values = response.to_dict()
         for name, column in zip(response.proto.metadata.feature_names.val, response.proto.results, strict=True):
-            if ttl := self._ttl.get(name):
+            if name not in self._keys:
+                ttl = self._ttl.get(name, float("inf"))
                 values[name] = [
-                    None if now - stamp.seconds > ttl else value
+                    value if 0 <= now - stamp.seconds <= ttl else None
                     for value, stamp in zip(values[name], column.event_timestamps, strict=True)
                 ]
         return values
@@ -156,6 +160,12 @@ def moment(text: Any) -> datetime:
         raise ValueError(f"{text!r:.80} is not an ISO 8601 time such as 2013-04-01T12:00:00Z") from error
 
 
+def stands(folder: Path) -> datetime | None:
+    """Return the moment up to which the online store of a folder of feature tables was written; None for never."""
+    mark = folder / _MARK
+    return datetime.fromisoformat(mark.read_text()) if mark.is_file() else None
+
+
 class Materializer:
     """Brings the online store up to a moment, row by row as they became known.
 
@@ -164,6 +174,7 @@ class Materializer:
     """
 
     def __init__(self, folder: Path, service: str, shared: Settings | None = None) -> None:
+        self._mark = folder / _MARK
         self._store = features.open_store(folder, shared)
         self._tables: list[tuple[str, list[str], pd.DataFrame, np.ndarray]] = []
         for view in features.views(self._store, service):
@@ -191,4 +202,7 @@ class Materializer:
                     self._store.write_to_online_store(name, rows)
                 written += len(rows)
         self._position = to.astimezone(UTC)
+        part = self._mark.with_suffix(".part")
+        part.write_text(self._position.isoformat())
+        part.replace(self._mark)
         return written

@@ -223,7 +223,7 @@ def _run_line(run: Mapping[str, Any] | None, cooldown: Mapping[str, Any] | None)
 
 
 def _traffic_lines(monitor: Mapping[str, Any]) -> list[str]:
-    if monitor["watermark"] is None:
+    if monitor["watermark"] is None or not monitor["predictions"]:
         return ["Traffic     no predictions yet"]
     seen, cut = words.plural(monitor["predictions"], "prediction"), words.plural(monitor["windows"], "window")
     until = f"{monitor['watermark']:%Y-%m-%d %H:%M}"

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import httpx
@@ -93,7 +94,7 @@ def run(
         memory = _remember(settings, plan)
         prepare(loop, settings, observer.say)
         observer.say("Starting collector, node, trigger and monitor.")
-        services.start_all(loop.replay.train_to.isoformat())
+        start(loop, services)
         resume_serving(loop, settings, observer.say)
         first_model(loop, settings, services, observer)
         _replay(loop, settings, services, observer, memory)
@@ -118,6 +119,16 @@ def prepare(loop: Loop, settings: Settings, say: Callable[[str], None]) -> None:
         rows = features.build(repo, settings.raw, settings.features)
         mark.write_text(state)
         say(f"Feature tables: {sum(rows.values()):,} rows in {len(rows)} views.")
+
+
+def start(loop: Loop, services: Services) -> None:
+    """Start the services; where the loop has a replay, the monitor's clock begins with it."""
+    if loop.replay is None:
+        services.start_all(datetime.now(UTC).isoformat())
+        return
+    begin = {"until": loop.replay.train_to.isoformat()}
+    services.start_all(begin["until"])
+    httpx.post(f"{services.url('monitor')}/advance", json=begin, timeout=30).raise_for_status()
 
 
 def resume_serving(loop: Loop, settings: Settings, say: Callable[[str], None]) -> None:

@@ -34,7 +34,7 @@ class Intake:
     live_since: dict[str, datetime]
 
 
-def sort(decoded: Decoded, cursor: int, before: Progress, grid: Grid) -> Intake:
+def sort(decoded: Decoded, cursor: int, before: Progress, grid: Grid, until: datetime | None = None) -> Intake:
     """Put a reading's rows under their windows, and count those that belong to none.
 
     The order of arrival (`received_at`) stands for the order of the log, so the outcome does not depend on how the
@@ -45,12 +45,17 @@ def sort(decoded: Decoded, cursor: int, before: Progress, grid: Grid) -> Intake:
         cursor: the last event's place in the log.
         before: where the service stood before them.
         grid: the windows.
+        until: end of the replay whose time the loop keeps. Before it is over, nothing that lies after it has happened:
+            a request without an event time, which takes the clock on the wall, must not end the replay's windows.
     """
     predictions = decoded.predictions
     times, received = (_int64(predictions[name]) for name in _TIMES)
+    watermark = NEVER if before.watermark is None else micros(before.watermark)
     early = times > received + AHEAD // timedelta(microseconds=1)
+    if until is not None:
+        early |= _beyond(np.where(early, NEVER, times), received, watermark, micros(until))
     predictions = predictions.filter(pa.array(~early))
-    clock = Clock(received[~early], times[~early], NEVER if before.watermark is None else micros(before.watermark))
+    clock = Clock(received[~early], times[~early], watermark)
     late = windows.late(clock, grid)
     on_time = predictions.filter(pa.array(~late))
     ordinary = np.asarray(pc.is_in(predictions["endpoint"], pa.array(_ORDINARY)))
@@ -72,6 +77,19 @@ def sort(decoded: Decoded, cursor: int, before: Progress, grid: Grid) -> Intake:
     found, first = np.unique(codes[usual], return_index=True)
     live_since = {names[code]: moment(time) for code, time in zip(found, clock.times[usual[first]], strict=True)}
     return Intake(progress, parts + _labels(decoded.labels, clock, grid), live_since)
+
+
+def _beyond(times: Micros, received: Micros, watermark: int, until: int) -> NDArray[np.bool_]:
+    """Return which rows lie after `until` although the watermark before them, in the log, has begun and is not there.
+
+    One that comes before any other is taken at its word: then this loop's time is not a replay's.
+    """
+    beyond = times > until
+    marks = Clock(received[~beyond], times[~beyond], watermark).before(received)
+    inside = (marks != NEVER) & (marks < until)
+    live = received[beyond & ~inside]
+    found: NDArray[np.bool_] = beyond & inside & (received < live.min(initial=np.iinfo(np.int64).max))
+    return found
 
 
 def _labels(table: pa.Table, clock: Clock, grid: Grid) -> list[Part]:

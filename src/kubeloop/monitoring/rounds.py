@@ -45,6 +45,7 @@ class Monitor:
         self.drift = loop.drift
         self.grid = grid
         self.store = store
+        self._until = loop.replay.until if loop.replay else None
         self._log = log
         self._detector = detector
         self._versions = versions
@@ -92,7 +93,9 @@ class Monitor:
         decoded = payloads.decode(table, self._carry[1], self.service)
         for reason in decoded.reasons:
             _log.warning("not decoded: %s", reason)
-        taken = intake.sort(decoded, last, now, self.grid)
+        taken = intake.sort(decoded, last, now, self.grid, self._until)
+        if early := taken.progress.early_rows - now.early_rows:
+            _log.warning("%s predictions claim a time that has not come, and belong to no window", early)
         self.store.ingest(taken.progress, taken.parts, taken.live_since)
         self._carry = last, decoded.carry
         try:

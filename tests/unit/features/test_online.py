@@ -1,4 +1,5 @@
 import random
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +11,7 @@ import pyarrow.compute as pc
 import pytest
 
 from kubeloop import features
-from kubeloop.online import Materializer, OnlineFeatures
+from kubeloop.online import Materializer, OnlineFeatures, stands
 
 NOON = datetime(2024, 3, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -181,6 +182,26 @@ def test_a_value_expires(online: OnlineFeatures, as_of: datetime, hours: float, 
     answer = online.read(FLIGHT, as_of + timedelta(hours=hours))
     looked_at = ("departures_next_2h", "temp", "carrier_late_1d", "dest_late_7d", "seats", "plane_age")
     assert {name for name in looked_at if answer[name] == [None]} == gone
+
+
+def test_what_became_known_later_is_none(online: OnlineFeatures, as_of: datetime) -> None:
+    """The store stands at `as_of`; a month earlier nobody knew its weather, and what was known then is gone."""
+    looked_at = ("departures_next_2h", "temp", "origin_late_3h", "carrier_late_1d", "dest_late_7d")
+    assert all(online.read(FLIGHT, as_of)[name] != [None] for name in looked_at)
+    before = online.read(FLIGHT, as_of - timedelta(days=30))
+    assert all(before[name] == [None] for name in looked_at)
+    # What does not come from the store is known at any time.
+    assert (before["carrier"], before["hour"]) == (["UA"], [21.25])
+
+
+def test_a_later_session_does_not_see_what_an_earlier_one_wrote(built: Path, tmp_path: Path, as_of: datetime) -> None:
+    """`kubeloop serve` may have stood at a later moment than the replay that goes on."""
+    folder = shutil.copytree(built, tmp_path / "features")
+    assert stands(folder) == as_of
+    Materializer(folder, "flight_delay_v1").advance(as_of - timedelta(days=400))
+    assert stands(folder) == as_of - timedelta(days=400)
+    answer = OnlineFeatures.open(folder, "flight_delay_v1").read(FLIGHT, as_of - timedelta(days=400))
+    assert (answer["temp"], answer["carrier_late_1d"]) == ([None], [None])
 
 
 @pytest.mark.parametrize(
