@@ -28,6 +28,10 @@ _CONNECT_S = 2.0
 _PROBE_S = 2.0
 # Shorter than the predictor keeps an idle connection, so that no request is sent into a closing one.
 _IDLE_S = 15.0
+_WAITING_BODIES = 16
+"""Largest bodies that may wait for features together: what comes then is turned away instead of filling the memory."""
+_OVERHEAD = 16 * 1024
+"""Memory of a request beside its body, rounded up."""
 
 
 class Field(Protocol):
@@ -60,6 +64,7 @@ class FeatureSource(Protocol):
 
         Raises:
             ValueError: a value is not of its field's type.
+            ConnectionError: the store does not answer.
         """
 
 
@@ -84,7 +89,10 @@ class Transformer:
         self._source = source
         self._fields = specs_of(TensorSpec(field.name, field.datatype, (-1,)) for field in source.fields)
         self._features = [TensorSpec(field.name, field.datatype, (-1,)) for field in source.features]
-        self._pool = ThreadPoolExecutor(min(8, 2 * (os.cpu_count() or 1)), thread_name_prefix="features")
+        threads = min(8, 2 * (os.cpu_count() or 1))
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="features")
+        self._free = asyncio.Semaphore(threads)
+        self._held = 0
         missing = Counter(
             "kubeloop_features_missing",
             "Feature values that were missing or too old.",
@@ -141,13 +149,27 @@ class Transformer:
             raise ProtocolError(f"the predictor's answer is no V2 response: {error}", 502) from error
 
     async def _answer(self, request: Request, parse: Callable[[bytes], oip.InferRequest]) -> Response:
-        loop = asyncio.get_running_loop()
+        cost = len(request.body) + _OVERHEAD
+        if self._held + cost > _WAITING_BODIES * self.limits.max_body_bytes:
+            raise ProtocolError("too many requests wait for features; try again later", 503)
         try:
             async with asyncio.timeout(self.limits.timeout_s):
-                payload = await loop.run_in_executor(self._pool, self._enrich, request.body, parse)
+                self._held += cost
+                try:
+                    payload = await self._in_thread(request.body, parse)
+                finally:
+                    self._held -= cost
                 return await self._ask("POST", f"{_versioned(request.version)}/infer", payload)
         except TimeoutError:
             raise ProtocolError(f"no prediction within {self.limits.timeout_s:g} s; try again later", 504) from None
+
+    async def _in_thread(self, body: bytes, parse: Callable[[bytes], oip.InferRequest]) -> bytes:
+        """Enrich once a thread is free: one that gives up waiting leaves nothing in the pool's queue."""
+        loop = asyncio.get_running_loop()
+        await self._free.acquire()
+        work = self._pool.submit(self._enrich, body, parse)
+        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free.release))
+        return await asyncio.wrap_future(work)
 
     def _enrich(self, body: bytes, parse: Callable[[bytes], oip.InferRequest]) -> bytes:
         """Turn a client's request into the predictor's; runs in a thread."""
@@ -161,6 +183,8 @@ class Transformer:
             found = self._source.read(columns, at)
         except ValueError as error:
             raise ProtocolError(str(error)) from error
+        except ConnectionError as error:
+            raise ProtocolError(str(error), 503) from error
         self.metrics.rows.inc(rows)
         tensors = []
         for spec in self._features:

@@ -5,7 +5,9 @@ import json
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -43,10 +45,13 @@ class Routes:
     def __init__(self) -> None:
         self.seen: list[tuple[dict[str, list[Any]], datetime]] = []
         self.pause_s = 0.0
+        self.fails: Exception | None = None
 
     def read(self, columns: dict[str, list[Any]], at: datetime) -> dict[str, list[Any]]:
         self.seen.append((columns, at))
         time.sleep(self.pause_s)
+        if self.fails:
+            raise self.fails
         fresh = KNOWN_AT <= at <= KNOWN_AT + TTL
         return {
             "distance": [{"JFK-LAX": 2475}.get(route) if fresh else None for route in columns["route"]],
@@ -85,6 +90,12 @@ def front(columns: str) -> Iterator[Front]:
 def fresh(columns: str) -> Iterator[Front]:
     """One of its own, for counts and pauses."""
     yield from _front(columns, timeout_s=1)
+
+
+@pytest.fixture
+def small(columns: str) -> Iterator[Front]:
+    """One that takes small bodies, and so holds few of them."""
+    yield from _front(columns, timeout_s=1, max_body_bytes=64 * 1024)
 
 
 @pytest.fixture
@@ -270,6 +281,26 @@ def test_a_slow_feature_store_times_out(fresh: Front) -> None:
     answer = infer(fresh, v2())
     assert answer.status_code == 504
     assert "no prediction within 1 s" in answer.json()["error"]
+
+
+def test_a_feature_store_that_does_not_answer_is_no_fault_of_the_server(fresh: Front) -> None:
+    fresh.source.fails = ConnectionError("the online store cannot be read; try again later")
+    answer = infer(fresh, v2())
+    assert (answer.status_code, answer.json()["error"]) == (503, "the online store cannot be read; try again later")
+
+
+def test_what_waits_for_a_slow_feature_store_is_bounded_and_given_up_whole(small: Front) -> None:
+    small.source.pause_s = 1.5
+    with ThreadPoolExecutor(100) as clients:
+        codes = Counter(clients.map(lambda _: infer(small, v2()).status_code, range(100)))
+    assert set(codes) == {503, 504}
+    assert 40 < codes[504] < 64, "a megabyte of requests was let in"
+    asked = len(small.source.seen)
+    assert asked <= 8, "one a thread"
+    small.source.pause_s = 0.0
+    time.sleep(0.7)
+    assert infer(small, v2()).status_code == 200
+    assert len(small.source.seen) == asked + 1, "nobody reads for a request that was given up"
 
 
 @dataclass
