@@ -91,9 +91,11 @@ class DriftEvent:
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, ('data', *e['loc'])))}: {e['msg']}" for e in error.errors())
             raise ValueError(wrong) from error
-        for name in ("id", "subject"):
-            if attributes.get(name) != event.episode:
-                raise ValueError(f"{name} is {attributes.get(name)!r}; it must be data.episode, {event.episode!r}")
+        # Senders that forward what others said, such as Argo Events, have no subject of their own.
+        given_names = {"id": attributes.get("id"), "subject": attributes.get("subject", event.episode)}
+        for name, value in given_names.items():
+            if value != event.episode:
+                raise ValueError(f"{name} is {value!r}; it must be data.episode, {event.episode!r}")
         if not attributes.get("source"):
             raise ValueError("source is missing; name the sender")
         return event

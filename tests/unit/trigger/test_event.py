@@ -67,7 +67,8 @@ def test_binary_attributes_are_percent_decoded() -> None:
         ({"type": "io.kubeloop.label"}, r"type is 'io\.kubeloop\.label'; expected 'io\.kubeloop\.drift'"),
         ({"type": None}, r"type is None"),
         ({"id": "another"}, r"id is 'another'; it must be data\.episode"),
-        ({"subject": None}, r"subject is None; it must be data\.episode"),
+        ({"id": None}, r"id is None; it must be data\.episode"),
+        ({"subject": "another"}, r"subject is 'another'; it must be data\.episode"),
         ({"source": None}, r"source is missing"),
     ],
 )
