@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import unquote, urlparse
 
 from kubeloop.config import Loop, Settings
+from kubeloop.reference import ABSENT, Reference
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
@@ -27,6 +29,7 @@ CHAMPION = "champion"
 CHALLENGER = "challenger"
 _RUN_TAG = "kubeloop.run"
 _KSERVE_READS = ("s3", "gs", "abfs", "wasbs", "hdfs", "pvc", "oci")
+_EXAMPLE_ROWS = 5
 _REQUIREMENTS = ["onnxruntime>=1.22", "numpy>=2.0"]
 
 
@@ -269,9 +272,7 @@ def _run(client: "MlflowClient", settings: Settings, loop: Loop, run: str) -> It
 def _package(folder: Path, target: Path) -> Path:
     """Make an MLflow model of the folder: MLmodel with signature, input example and requirements."""
     import mlflow
-    import numpy as np
     import onnx
-    import pandas as pd
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
@@ -280,14 +281,11 @@ def _package(folder: Path, target: Path) -> Path:
     inputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.float if kind == "numeric" else DataType.string, name) for name, kind in kinds.items()
     ]
-    example = pd.DataFrame(
-        {name: np.zeros(1, np.float32) if kind == "numeric" else ["?"] for name, kind in kinds.items()}
-    )
     mlflow.onnx.save_model(
         onnx.load(folder / "model.onnx"),
         target,
         signature=ModelSignature(Schema(inputs), Schema([ColSpec(DataType.float, "probability")])),
-        input_example=example,
+        input_example=_example(folder)[list(kinds)],
         pip_requirements=_REQUIREMENTS,
         save_as_external_data=False,
         onnx_execution_providers=["CPUExecutionProvider"],
@@ -295,6 +293,24 @@ def _package(folder: Path, target: Path) -> Path:
     # MLflow writes the graph anew; the digest is of the file we checked.
     shutil.copytree(folder, target, dirs_exist_ok=True)
     return target
+
+
+def _example(folder: Path) -> "pd.DataFrame":
+    """Return a few real rows of the training data, from the sample of them that the folder holds as its reference.
+
+    Whoever may read the model may read these rows, as that sample: what must not be seen is no feature. Rows without a
+    missing value come first; elsewhere a missing number is NaN and a missing category the empty string.
+    """
+    import numpy as np
+    import pandas as pd
+
+    known = Reference.load(folder / "reference")
+    missing = np.isnan(known.numeric).any(axis=1) | (known.categorical == ABSENT).any(axis=1)
+    rows = np.argsort(missing, kind="stable")[:_EXAMPLE_ROWS]
+    columns: dict[str, Any] = dict(zip(known.numeric_names, known.numeric[rows].T, strict=True))
+    for name, codes in zip(known.categorical_names, known.categorical[rows].T, strict=True):
+        columns[name] = ["" if code == ABSENT else known.categories[name][code] for code in codes]
+    return pd.DataFrame(columns)
 
 
 def _made(folder: Path) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import mlflow
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ import pytest
 from kubeloop import config, model_folder, registry
 from kubeloop.config import Loop, Settings
 from kubeloop.delivery.processes import die_with_parent
+from kubeloop.reference import ABSENT, Reference
 
 Learned = tuple[Path, Path]
 TAGS = {"kubeloop.as_of": "2013-05-20T00:00:00+00:00", "kubeloop.reason": "test", "kubeloop.gate": '{"promote": true}'}
@@ -96,8 +98,34 @@ def test_mlflow_loads_and_predicts_the_champion(
     assert list(predicted) == pytest.approx(list(model_folder.predict(model, rows)), abs=1e-6)
     shuffled = loaded.predict(rows[names[::-1]])["probability"]
     assert list(shuffled) == list(predicted)
-    example = pd.DataFrame(loaded.input_example)
-    assert len(loaded.predict(example)["probability"]) == 1
+    example = loaded.input_example
+    assert list(example) == names
+    learned_from = set(rows_of(pq.read_table(learned[0]).to_pandas()[names]))
+    assert len(set(rows_of(example)) & learned_from) == 5
+    assert list(loaded.predict(example)["probability"]) == pytest.approx(
+        list(model_folder.predict(model, example)), abs=1e-6
+    )
+
+
+def rows_of(frame: pd.DataFrame) -> list[tuple[object, ...]]:
+    """Return rows that can be compared: numbers as the model takes them."""
+    return [
+        tuple(np.float32(value) if isinstance(value, float) else value for value in row)
+        for row in frame.itertuples(index=False)
+    ]
+
+
+def test_an_example_has_missing_values_where_every_row_has(settings: Settings, loop: Loop, model: Path) -> None:
+    known = Reference.load(model / "reference")
+    known.numeric[:, 0] = np.nan
+    known.categorical[:, 0] = ABSENT
+    known.save(model / "reference")
+    loaded = mlflow.pyfunc.load_model(str(register(settings, loop, model, "r1").folder))
+    example = loaded.input_example
+    assert example[known.numeric_names[0]].isna().all()
+    assert set(example[known.categorical_names[0]]) == {""}
+    assert not example[known.categorical_names[1]].isin(["", "?"]).any()
+    assert len(loaded.predict(example)["probability"]) == len(example) == 5
 
 
 def test_one_run_makes_one_version(settings: Settings, loop: Loop, model: Path) -> None:
