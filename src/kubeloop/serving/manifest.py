@@ -23,6 +23,9 @@ IDENTITY = ("--name=", "--version=", "--sha256=")
 _CONTAINER = "kserve-container"
 """The name that KServe gives the main container; the schema of a canary's model asks for it."""
 
+_GROWTH = 4
+"""How much larger a predictor's requests may be than a client's: a few keys a row become all the model's features."""
+
 _PREDICTOR_RESOURCES = {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}}
 _TRANSFORMER_RESOURCES = {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}}
 
@@ -110,7 +113,7 @@ def _predictor(loop: Loop, model: ModelRef, logger_url: str) -> dict[str, Any]:
                 f"--name={loop.name}",
                 f"--version={model.version}",
                 f"--sha256={model.sha256}",
-                *_limits(loop),
+                *_limits(loop, growth=_GROWTH),
             ],
             "resources": _PREDICTOR_RESOURCES,
         },
@@ -149,10 +152,10 @@ def _times(loop: Loop) -> dict[str, int]:
     }
 
 
-def _limits(loop: Loop) -> list[str]:
+def _limits(loop: Loop, growth: int = 1) -> list[str]:
     serving = loop.serving
     return [
-        f"--max-body-bytes={serving.max_body_bytes}",
+        f"--max-body-bytes={growth * serving.max_body_bytes}",
         f"--max-rows={serving.max_rows}",
         f"--timeout-s={serving.timeout_s:g}",
     ]

@@ -216,6 +216,8 @@ class Transformer:
                 raise ProtocolError(f"the predictor took more than {self.limits.timeout_s:g} s", 504) from None
             except aiohttp.ClientError as error:
                 raise ProtocolError(f"the connection to the predictor broke ({error}); try again", 503) from error
+        if answer.status == 413:
+            raise ProtocolError(f"too large with its features, send fewer rows: {_reason(answer)}", 413)
         if answer.status >= 500:
             raise ProtocolError(f"the predictor failed: {_reason(answer)}", 503 if answer.status == 503 else 502)
         return answer

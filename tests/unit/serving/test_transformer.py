@@ -357,6 +357,7 @@ def http(status: str, body: str) -> bytes:
 
 ANSWERS = {
     "4xx is passed on": (http("422 No", '{"error": "too odd"}'), 422, "too odd"),
+    "413 says whose limit it is": (http("413 No", '{"error": "9 bytes"}'), 413, "too large with its features"),
     "500 is a bad gateway": (http("500 Oh", '{"error": "boom"}'), 502, "the predictor failed: boom"),
     "503 stays": (http("503 Oh", "{}"), 503, "the predictor failed: status 503"),
     "a broken connection": (

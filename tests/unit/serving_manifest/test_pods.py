@@ -122,7 +122,7 @@ def test_a_gpu_is_asked_for_where_it_is_wanted() -> None:
 
 
 IDENTITY = ["--name=flights", "--version=7", f"--sha256={V1.sha256}"]
-OURS = [*IDENTITY, "--max-body-bytes=4194304", "--max-rows=10000", "--timeout-s=1.5", "--drain-s=3"]
+OURS = [*IDENTITY, "--max-body-bytes=16777216", "--max-rows=10000", "--timeout-s=1.5", "--drain-s=3"]
 
 
 @pytest.mark.parametrize(
