@@ -18,15 +18,17 @@ PACKAGES = {name: match[1] for name, row in ROWS.items() if (match := re.search(
 
 
 def test_the_table_is_read():
-    assert len(ROWS) == 10
-    assert set(PACKAGES.values()) == {"kfp", "kserve", "feast", "mlflow", "great-expectations", "alibi-detect"}
+    assert len(ROWS) == 11
+    others = {"feast", "mlflow", "great-expectations", "alibi-detect", "kubeflow-trainer-api"}
+    assert set(PACKAGES.values()) == {"kfp", "kserve"} | others
 
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_packages(name):
     lowest, tested, _ = ROWS[name]
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
-    wanted = [item for items in project["optional-dependencies"].values() for item in items]
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
+    groups = [*project["project"]["optional-dependencies"].values(), *project["dependency-groups"].values()]
+    wanted = [item for items in groups for item in items]
     bounds = {re.split(r"[\[>=]", item)[0]: re.split(r"[>=]=", item)[-1].split(",")[0] for item in wanted}
     assert lowest == bounds[PACKAGES[name]]
     locked = {item["name"]: item["version"] for item in tomllib.loads((PROJECT / "uv.lock").read_text())["package"]}
@@ -58,6 +60,7 @@ def test_commands_install_what_the_table_says():
     assert f"export VERSION={ROWS['Kubeflow Pipelines'][1]}" in INSTALL
     assert set(re.findall(r"charts/kserve-\S+ --version v([\d.]+)", INSTALL)) == {ROWS["KServe"][1]}
     assert "kserve.controller.deploymentMode=Standard" in INSTALL
+    assert f"charts/kubeflow-trainer --version {ROWS['Kubeflow Trainer (optional)'][1]}" in INSTALL
 
 
 def test_values_that_the_page_sets_exist():
