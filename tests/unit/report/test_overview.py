@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.text import Text
 
-from kubeloop import overview
+from kubeloop import cli, overview
 
 
 class _Answer(BaseHTTPRequestHandler):
@@ -82,3 +82,15 @@ def test_windows_as_a_table(world: Any) -> None:
     assert cells[4] == ("2024-01-29 1w", "2", "210", "0.740", "drifted (25%)", "<script>alert('x')</script> 0.62")
     assert [row["id"] for row in found["episodes"]] == ["parcels-2", "parcels-4", "parcels-3"]
     assert [row["auc_drifted"] for row in found["windows"]] == [False, False, True, False, False]
+
+
+def test_what_a_run_prints_at_its_end(world: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second, third = world.summary["versions"]
+    waits = second | {"promoted": False, "reason": "the predictor did not start"}
+    counts = world.summary["predictions"] | {"logged": 1259}
+    cli._tell(world.summary | {"versions": [first, waits, third], "predictions": counts})
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1,263 predictions served, 1,259 logged, 3 dropped, 2 failed" in said
+    assert "Warning: 1 prediction that clients got are neither in the payload log nor counted as dropped" in said
+    assert "2 2023-11-01 to 2023-12-06 not served the predictor did not start" in said
+    assert "3 2023-11-01 to 2023-12-06 rejected" in said
