@@ -78,7 +78,7 @@ GO_BUILD = @echo "building $(@F)"; command -v $(GO) > /dev/null \
   CGO_ENABLED=0 GOWORK=off $(GO) build -C $(<D) -trimpath -buildvcs=false -o $(abspath $@) -ldflags "-s -w $(LDFLAGS)"
 
 .PHONY: control-plane
-control-plane: $(PROGRAMS) ## Build an API server and the tools that the cluster tests need, once (8 minutes)
+control-plane: $(PROGRAMS) .control-plane/flux ## Build an API server and the tools that the cluster tests need, once (8 minutes)
 
 $(ASSETS)/kube-apiserver $(ASSETS)/kubectl $(NODE_KUBERNETES): LDFLAGS = $(STAMP).gitVersion=v$(KUBERNETES) $(STAMP).gitTreeState=clean \
   $(STAMP).gitMajor=$(word 1,$(subst ., ,$(KUBERNETES))) $(STAMP).gitMinor=$(word 2,$(subst ., ,$(KUBERNETES)))
@@ -102,6 +102,10 @@ $(ASSETS)/actionlint: $(PINS)/tools/go.mod $(PINS)/tools/go.sum
 # A module of its own: it needs an older k8s.io/api than helm.
 $(ASSETS)/kube-score: $(PINS)/score/go.mod $(PINS)/score/go.sum
 	$(GO_BUILD) github.com/zegl/kube-score/cmd/kube-score
+
+.control-plane/flux: $(PINS)/flux.sh
+	GO=$(GO) $(PINS)/flux.sh $@
+	@touch $@
 
 CRDS := $(or $(KUBELOOP_CRDS),.control-plane/crds)
 

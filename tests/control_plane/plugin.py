@@ -11,6 +11,7 @@ from tests.control_plane import crds as upstream
 from tests.control_plane.plane import PROGRAMS, ControlPlane
 
 PROJECT = Path(__file__).parents[2]
+FLUX = PROJECT / ".control-plane" / "flux"
 
 
 @pytest.fixture(scope="session")
@@ -33,19 +34,28 @@ def crds() -> Path:
 
 
 @pytest.fixture(scope="session")
+def flux_crds() -> Path:
+    """The folder with Flux's CustomResourceDefinitions, which the API server has where they are there."""
+    if not FLUX.is_dir():
+        _lack(f"{FLUX} is missing; run `make control-plane` once")
+    return FLUX
+
+
+@pytest.fixture(scope="session")
 def control_plane(
     assets: Path, crds: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[ControlPlane]:
     """A running API server with RBAC, Pod Security admission and every upstream CRD; see `ControlPlane`."""
     # The API server takes twelve seconds to take in all CRDs, and three to start with them.
-    kept = pytestconfig.cache.mkdir("control-plane") / "etcd" / _digest(assets, crds)
+    kept = pytestconfig.cache.mkdir("control-plane") / "etcd" / _digest(assets, crds, FLUX)
     plane = ControlPlane(assets, tmp_path_factory.mktemp("control-plane"))
     try:
         if kept.is_dir():
             plane.start(kept)
         else:
             plane.start()
-            plane.install(crds)
+            for folder in (crds, FLUX):
+                plane.install(folder)
             plane.keep(kept)
         yield plane
     finally:
@@ -66,11 +76,11 @@ def restricted_namespace(control_plane: ControlPlane) -> Iterator[str]:
         yield name
 
 
-def _digest(assets: Path, crds: Path) -> str:
+def _digest(assets: Path, *folders: Path) -> str:
     """Return a name for the state that these servers have with these CRDs installed."""
     servers = [(name, (assets / name).stat().st_mtime_ns) for name in ("etcd", "kube-apiserver")]
     digest = hashlib.sha256(repr(servers).encode())
-    for path in sorted(crds.rglob("*.yaml")):
+    for path in (path for folder in folders for path in sorted(folder.rglob("*.yaml"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

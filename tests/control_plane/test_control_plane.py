@@ -31,9 +31,10 @@ spec:
 """
 
 
-def test_every_upstream_crd_is_served(control_plane, crds):
+def test_every_upstream_crd_is_served(control_plane, crds, flux_crds):
+    files = [path for folder in (crds, flux_crds) for path in folder.rglob("*.yaml")]
     kinds = json.loads(control_plane.kubectl("get", "crd", "-o", "json"))["items"]
-    assert len(kinds) == sum(path.read_text().count("kind: CustomResourceDefinition") for path in crds.rglob("*.yaml"))
+    assert len(kinds) == sum(path.read_text().count("kind: CustomResourceDefinition") for path in files)
     assert "inferenceservices" in control_plane.kubectl("api-resources", "--api-group=serving.kserve.io")
 
 
