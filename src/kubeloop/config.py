@@ -146,7 +146,7 @@ class Serving(Model):
 class Replay(Model):
     """The part of the table that trains the first model, and the part that is replayed as traffic."""
 
-    train_from: Instant
+    train_from: Instant = Field(description="No run learns from anything older, however long `training.window` is.")
     train_to: Instant
     until: Instant
     sample: Annotated[float, Field(gt=0, le=1)] = 0.25
@@ -198,8 +198,10 @@ class Loop(Model):
         return self.model_dump_json()
 
     def digest(self) -> str:
-        """Return the SHA-256 hex digest of what shapes a model: neither the replay nor where things run."""
+        """Return the SHA-256 hex digest of what shapes a model: neither the traffic nor where things run."""
         content = self.model_dump(mode="json", exclude={"replay", "delivery", "pipelines"})
+        if self.replay:
+            content["train_from"] = self.replay.train_from.isoformat()
         # Sorted, since the order of a mapping says nothing and a chart's values have another one.
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -44,8 +44,9 @@ class Window:
 
     @classmethod
     def ending(cls, loop: Loop, as_of: datetime) -> "Window":
-        """Return the training window that ends at a moment."""
-        return cls(as_of - loop.training.window, as_of)
+        """Return the training window that ends at a moment; it never begins before `replay.train_from`."""
+        start = as_of - loop.training.window
+        return cls(max(start, loop.replay.train_from) if loop.replay else start, as_of)
 
 
 class Begun(NamedTuple):

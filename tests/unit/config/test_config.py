@@ -124,8 +124,12 @@ def test_a_loop_is_read_as_it_was_written(loop: Loop) -> None:
 
 @given(_loops(), st.integers(0, 99))
 def test_the_digest_is_of_what_shapes_a_model(loop: Loop, seed: int) -> None:
-    replay = config.Replay.model_validate(REPLAY | {"seed": seed})
-    assert loop.model_copy(update={"replay": replay}).digest() == loop.model_copy(update={"replay": None}).digest()
+    def replayed(**changes: object) -> str:
+        return loop.model_copy(update={"replay": config.Replay.model_validate(REPLAY | changes)}).digest()
+
+    assert replayed(seed=seed) == replayed(seed=100, sample=0.5, until="2014-01-01")
+    # Of the replay this alone bounds what a run learns from.
+    assert replayed(train_from="2012-12-31") != replayed()
     training = loop.training.model_copy(update={"seed": loop.training.seed + 1})
     assert loop.model_copy(update={"training": training}).digest() != loop.digest()
 

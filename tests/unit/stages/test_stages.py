@@ -28,6 +28,21 @@ def settings(blank_mlflow: Path, tmp_path: Path) -> Settings:
 
 def test_a_window_ends_at_its_moment(loop: Loop, as_of: datetime) -> None:
     assert stages.Window.ending(loop, as_of) == stages.Window(as_of - timedelta(days=12), as_of)
+    assert stages.Window.ending(loop.model_copy(update={"replay": None}), as_of).start == as_of - timedelta(days=12)
+
+
+def test_no_run_learns_from_what_is_older_than_the_replay_says(
+    loop: Loop, make_home: Any, as_of: datetime, tmp_path: Path
+) -> None:
+    assert loop.replay
+    began = as_of - 4 * DAY
+    short = loop.model_copy(update={"replay": loop.replay.model_copy(update={"train_from": began})})
+    assert stages.Window.ending(short, as_of) == stages.Window(began, as_of)
+    (tmp_path / "home").mkdir()
+    settings = make_home(tmp_path / "home")
+    stages.build_features(short, settings, settings.raw, as_of, tmp_path / "training.parquet")
+    learned = pq.read_table(tmp_path / "training.parquet")["event_timestamp"]
+    assert began <= pc.min(learned).as_py() < began + DAY / 2
 
 
 def test_extract_takes_the_window_and_its_history(loop: Loop, make_home: Any, as_of: datetime, tmp_path: Path) -> None:
