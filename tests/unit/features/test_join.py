@@ -1,5 +1,4 @@
 # ruff: noqa: S608
-import random
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from kubeloop import features, sources
 
@@ -93,24 +94,52 @@ def test_no_feature_at_all(join: Callable[..., list[dict[str, Any]]]) -> None:
     assert (row["price"], row["kind"], row["units"], row["minute"]) == (None, None, 7.0, 0.0)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_it_is_the_join_of_the_definition(join: Callable[..., list[dict[str, Any]]], seed: int) -> None:
-    """Random keys and microseconds against a loop over all values."""
-    draw = random.Random(seed)
-    prices = [(draw.choice("ab"), draw.choice("12"), draw.uniform(0, 400), float(number)) for number in range(80)]
-    orders = [(f"o{number:03}", draw.choice("abc"), draw.choice("12"), draw.uniform(-20, 500)) for number in range(120)]
+# Few keys, and moments that meet: at the same time, a microsecond apart, and on the edge of the TTL.
+KEY = st.sampled_from("aab"), st.just("1") | st.sampled_from("12")
+MINUTE = st.builds(
+    lambda half_hours, micros: 30 * half_hours + micros / 60e6,
+    st.integers(0, 8),
+    st.sampled_from([0, 0, 0, -1, 1]),
+)
+PRICES = st.lists(
+    st.tuples(*KEY, MINUTE, st.integers(1, 99).map(float)),
+    max_size=12,
+    # Of two values of one key and moment, which is the newest would be anybody's guess.
+    unique_by=lambda price: (price[0], price[1], round(price[2] * 60e6)),
+)
+ORDERS = st.lists(st.tuples(st.sampled_from("abc"), KEY[1], MINUTE), min_size=12, max_size=25)
 
-    def known(order: Order) -> float | None:
-        moment = NOON + timedelta(minutes=order[3])
-        values = [
-            (NOON + timedelta(minutes=minute), price)
-            for shop, sku, minute, price in prices
-            if (shop, sku) == order[1:3] and moment - TTL <= NOON + timedelta(minutes=minute) <= moment
-        ]
-        return max(values)[1] if values else None
 
-    found = {row["event_id"]: row["price"] for row in join(orders, prices)}
-    assert found == {order[0]: known(order) for order in orders}
+def at(minute: float) -> datetime:
+    return NOON + timedelta(minutes=minute)
+
+
+def known(order: Order, prices: list[Price]) -> float | None:
+    """Return the definition of the join: the newest value that was known at the moment and is not too old."""
+    moment = at(order[3])
+    values = [(at(seen), price) for *key, seen, price in prices if tuple(key) == order[1:3] and at(seen) <= moment]
+    newest = max(values, default=None)
+    return newest[1] if newest and moment - newest[0] <= TTL else None
+
+
+# The folder and the definitions are the same for every example; each writes tables of its own into it.
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(prices=PRICES, bare=ORDERS, now=MINUTE)
+def test_it_is_the_join_of_the_definition(
+    join: Callable[..., list[dict[str, Any]]], prices: list[Price], bare: list[tuple[str, str, float]], now: float
+) -> None:
+    """Any tables against a loop over all values, and once more with what becomes known after a moment spoilt."""
+    orders: list[Order] = [(f"o{number:03}", *order) for number, order in enumerate(bare)]
+    found = join(orders, prices)
+    assert len(found) == len(orders)
+    assert {row["event_id"]: row["price"] for row in found} == {order[0]: known(order, prices) for order in orders}
+
+    later = [price for price in prices if at(price[2]) > at(now)]
+    spoilt = [(shop, sku, seen, -1.0) for shop, sku, seen, _ in later]
+    planted = [(shop, sku, now + 1e-4, -2.0) for shop in "abc" for sku in "12"]
+    again = join(orders, [price for price in prices if price not in later] + spoilt + planted)
+    then = [row for row in found if row["event_timestamp"] <= at(now)]
+    assert [row for row in again if row["event_timestamp"] <= at(now)] == then
 
 
 TTLS = {"weather_hourly": 6, "origin_hourly": 2, "carrier_daily": 72, "destination_daily": 72, "aircraft": 87600}
