@@ -34,6 +34,8 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 TREES, FEATURES, NAME = 200, 30, "bench"
 PEERS = Path(__file__).parent / "serving_peers"
+OWN_UV = Path(__file__).parents[1] / ".uv" / "bin" / "uv"
+"""Where `make setup` puts uv when there is none."""
 MLSERVER = ["mlserver>=1.7", "mlserver-lightgbm", "onnxruntime"]
 
 
@@ -144,7 +146,9 @@ def _start_all(
         mlserver = _mlserver(folder / "mlserver", folder, [port, next(ports), next(ports)])
         process = stack.enter_context(_server(mlserver, port, core, folder / "mlserver"))
     except (OSError, RuntimeError) as error:
-        return targets, {"MLServer": str(error)}
+        missing = {"MLServer": str(error)}
+        _warn(missing)
+        return targets, missing
     body = json.dumps({"id": "1", "inputs": [tensor | {"parameters": {"content_type": "np"}}]}).encode()
     for engine in ("ONNX Runtime", "LightGBM"):
         path = f"/v2/models/{engine.split()[0].lower()}/infer"
@@ -154,8 +158,11 @@ def _start_all(
 
 def _mlserver(folder: Path, models: Path, ports: list[int]) -> list[str]:
     """Write MLServer's settings and return its command; it cannot share our environment."""
-    if shutil.which("uv") is None:
-        raise RuntimeError("needs uv, to run in an environment of its own")
+    uv = shutil.which("uv") or shutil.which(OWN_UV)
+    if uv is None:
+        raise RuntimeError(
+            "it runs in an environment of its own, which needs uv; install it: https://docs.astral.sh/uv"
+        )
     # Inference in the server's own process, which is the faster way on one core.
     settings = {"host": "127.0.0.1", "http_port": ports[0], "grpc_port": ports[1], "metrics_port": ports[2]}
     settings |= {"parallel_workers": 0, "debug": False}
@@ -172,7 +179,7 @@ def _mlserver(folder: Path, models: Path, ports: list[int]) -> list[str]:
         (folder / name / "model-settings.json").write_text(json.dumps(card))
     needs = [flag for package in MLSERVER for flag in ("--with", package)]
     return [
-        "uv",
+        uv,
         "run",
         "--isolated",
         "--no-project",
@@ -337,11 +344,16 @@ def _print(results: list[dict[str, Any]], missing: dict[str, str], args: argpars
             f"{result['times_kserve']:>11.1f}{result['p50_ms']:>11.2f}{result['p99_ms']:>11.2f}"
             f"{result['cpu_us_per_request']:>11}{result['times_kserve_by_cpu']:>11.1f}"
         )
-    for server, reason in missing.items():
-        print(f"{server}: not available ({reason})")
+    _warn(missing)
     servers = {result["server"]: result["version"] for result in results}
     print("\n" + ", ".join(f"{name} {version}" for name, version in (servers | _versions()).items()))
     print(", ".join(f"{key} {value}" for key, value in _machine().items()))
+
+
+def _warn(missing: dict[str, str]) -> None:
+    """Say which peers the figures leave out, so that nobody takes the table for the whole comparison."""
+    for server, reason in missing.items():
+        print(f"\n{'!' * 20} {server.upper()} WAS NOT MEASURED {'!' * 20}\n{reason}\n", file=sys.stderr, flush=True)
 
 
 def _versions() -> dict[str, str]:
