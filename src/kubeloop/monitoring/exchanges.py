@@ -1,5 +1,6 @@
 """Turns Open Inference Protocol exchanges (a request body and its response body) into rows of predictions."""
 
+import json
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice, repeat
 from operator import itemgetter
@@ -130,7 +131,7 @@ def _decode(block: list[Pair], faults: Faults) -> list[pa.Table]:
 def _parse(pair: Pair) -> _Exchange:
     what = "request"
     try:
-        request = orjson.loads(pair.request)
+        request = _load(pair.request)
         inputs = request["inputs"]
         signature = tuple(map(_SIGNATURE, inputs))
         hash(signature)
@@ -138,10 +139,10 @@ def _parse(pair: Pair) -> _Exchange:
         parameters = request.get("parameters") or {}
         event_ids, event_time = parameters.get("event_ids"), parameters.get("event_time")
         what = "response"
-        response = orjson.loads(pair.response)
+        response = _load(pair.response)
         version = response.get("model_version")
         scores = [tensor["data"] for tensor in response["outputs"] if tensor["name"] == "probability"]
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise MalformedError(f"the {what} is no V2 payload ({type(error).__name__}: {error})") from error
     if len(scores) != 1 or type(scores[0]) is not list:
         raise MalformedError("the response has no output named probability")
@@ -159,6 +160,21 @@ def _parse(pair: Pair) -> _Exchange:
     except (ValueError, TypeError) as error:
         raise MalformedError(f"parameters.event_time is no ISO 8601 time: {event_time!r:.80}") from error
     return _Exchange(pair, moment, version, _event_ids(event_ids, rows), signature, columns, scores[0])
+
+
+def _load(body: bytes | memoryview) -> Any:
+    """Read JSON; NaN, which a transformer before Triton writes for a missing number, is None like null."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        if b"NaN" not in (text := bytes(body)):
+            raise
+    try:
+        found = json.loads(text, parse_constant=lambda _: None)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    # Back and forth, since the standard library takes texts and numbers that no table holds.
+    return orjson.loads(orjson.dumps(found))
 
 
 def _event_ids(text: Any, rows: int) -> list[str] | list[None]:

@@ -6,6 +6,8 @@ Sources: https://github.com/kserve/open-inference-protocol (specification/protoc
 V1 protocol page. The binary tensor extension is not supported; `http` refuses it before a body gets here.
 """
 
+import json
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -164,6 +166,8 @@ def encode_v2_request(
     rows: int,
     request_id: str | None = None,
     parameters: Mapping[str, Any] | None = None,
+    *,
+    nan: bool = False,
 ) -> bytes:
     """Write a V2 inference request from one flat column an input; None becomes null.
 
@@ -172,6 +176,8 @@ def encode_v2_request(
         rows: size of dimension 0.
         request_id: echoed by the server.
         parameters: request parameters.
+        nan: for a server that refuses null: None becomes NaN, which JSON does not know but Triton reads, and the empty
+            string in BYTES.
     """
     message: dict[str, Any] = {} if request_id is None else {"id": request_id}
     if parameters:
@@ -180,7 +186,12 @@ def encode_v2_request(
         {"name": spec.name, "datatype": spec.datatype, "shape": [rows, *spec.shape[1:]], "data": values}
         for spec, values in columns
     ]
-    return orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
+    if not nan:
+        return orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
+    for tensor in message["inputs"]:
+        absent = "" if tensor["datatype"] == "BYTES" else math.nan
+        tensor["data"] = [absent if value is None else value for value in tensor["data"]]
+    return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _jsonable(array: Array) -> Any:

@@ -85,10 +85,14 @@ def _pod(loop: Loop, component: str, resources: Resources) -> dict[str, Any]:
 def _transformer(loop: Loop, container: dict[str, Any]) -> dict[str, Any]:
     """Return the transformer's container; the predictor's comes from its ServingRuntime."""
     delivery, images = loop.delivery, loop.pipelines.images
+    args = [*container["args"], "--host=0.0.0.0", f"--port={PORT}", f"--drain-s={delivery.drain_s:g}"]
+    if delivery.runtime == names.RUNTIME_TRITON:
+        # It answers 400 to null.
+        args.append("--missing=nan")
     return {
         "image": images.core,
         "imagePullPolicy": images.pull_policy,
-        "args": [*container["args"], "--host=0.0.0.0", f"--port={PORT}", f"--drain-s={delivery.drain_s:g}"],
+        "args": args,
         "env": containers.environment(delivery.config_map, delivery.secrets),
         "ports": [{"name": "http1", "containerPort": PORT, "protocol": "TCP"}],
         "resources": containers.resources(delivery.transformer),

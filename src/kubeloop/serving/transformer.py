@@ -71,7 +71,16 @@ class FeatureSource(Protocol):
 class Transformer:
     """The service in front of a predictor; see `http.Service`."""
 
-    def __init__(self, source: FeatureSource, name: str, predictor_url: str, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        source: FeatureSource,
+        name: str,
+        predictor_url: str,
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        nan: bool = False,
+    ) -> None:
         """Serve a model's features.
 
         Args:
@@ -80,8 +89,10 @@ class Transformer:
             predictor_url: the predictor's address, without `/v2`; http:// is added where there is no scheme.
             limits: of one request; the time holds for reading and predicting together.
             metrics: of this process.
+            nan: whether the predictor wants NaN for a missing number, instead of null.
         """
         self.name = name
+        self._nan = nan
         self.limits = limits
         self.metrics = metrics
         base = predictor_url if "://" in predictor_url else f"http://{predictor_url}"
@@ -191,7 +202,7 @@ class Transformer:
             values = [_feature(spec, value) for value in found[spec.name]]
             self._missing[spec.name].inc(values.count(None))
             tensors.append((spec, values))
-        return oip.encode_v2_request(tensors, rows, request.id, request.parameters)
+        return oip.encode_v2_request(tensors, rows, request.id, request.parameters, nan=self._nan)
 
     async def _ask(self, method: str, path: str, payload: bytes | None = None) -> Response:
         """Ask the predictor; only a connection that was never made is tried again.
@@ -283,6 +294,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--feature-dir", type=Path, required=True, help="folder with the Feast registry and online store"
     )
     parser.add_argument("--feature-service", required=True, help="Feast feature service of the model")
+    parser.add_argument(
+        "--missing",
+        choices=("null", "nan"),
+        default="null",
+        help="how the predictor is told that a number is missing: Triton refuses null and reads NaN",
+    )
     add_arguments(parser)
     args = parser.parse_args(argv)
     log_to_stderr()
@@ -296,7 +313,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.exit(1, f"{error}\n")
     limits = limits_of(args)
     log.info("features of %s for %s at %s", args.feature_service, args.name, args.predictor_url)
-    app = App(Transformer(source, args.name, args.predictor_url, limits, Metrics()))
+    nan = args.missing == "nan"
+    app = App(Transformer(source, args.name, args.predictor_url, limits, Metrics(), nan=nan))
     run(Server(app, args.host, args.port, timeout_s=limits.timeout_s, drain_s=args.drain_s))
 
 

@@ -68,6 +68,18 @@ def test_a_batched_pair_becomes_one_row_a_prediction() -> None:
     assert (decoded.malformed, decoded.duplicates, decoded.unpaired.num_rows) == (0, 0, 0)
 
 
+def test_what_triton_is_sent_is_read() -> None:
+    """A transformer before Triton writes NaN for a missing number, which JSON does not know."""
+    sent = request("a", tensor("delay", "FP32", [1, float("nan")]), tensor("carrier", "BYTES", ["NaN", ""]))
+    assert b"NaN]" in sent[2]
+    decoded = payloads.decode(table(sent, response(scores=(0.25, 1))))
+    assert decoded.predictions.select(["delay", "carrier"]).to_pylist() == [
+        {"delay": 1.0, "carrier": "NaN"},
+        {"delay": None, "carrier": ""},
+    ]
+    assert decoded.malformed == 0
+
+
 def test_what_a_request_leaves_out_has_a_default() -> None:
     [row] = payloads.decode(table(response(version=None), request())).predictions.to_pylist()
     assert (row["event_id"], row["model_version"]) == (None, None)
@@ -108,6 +120,9 @@ def test_versions_with_other_features_share_a_table_in_order() -> None:
     [
         (("a", REQUEST_EVENT, b""), response(), "the request is no V2 payload"),
         (("a", REQUEST_EVENT, b"[]"), response(), "the request is no V2 payload"),
+        (("a", REQUEST_EVENT, b"[NaN," * 100_000), response(), "nested too deeply"),
+        (request("a", tensor("x", "BYTES", ["\ud800"]), tensor("y", "FP32", [float("nan")])), response(), "surrogate"),
+        (request("a", tensor("x", "INT64", [2**70]), tensor("y", "FP32", [float("nan")])), response(), "64-bit"),
         (("a", REQUEST_EVENT, b'{"inputs":[{"name":"x"}]}'), response(), "KeyError: 'datatype'"),
         (("a", REQUEST_EVENT, b'{"inputs":[]}'), response(), "other sizes"),
         (("a", REQUEST_EVENT, b'{"inputs":{"a":1}}'), response(), "the request is no V2 payload"),

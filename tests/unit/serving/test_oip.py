@@ -262,6 +262,15 @@ def test_a_tensor_survives_the_round_trip(array: np.ndarray, request_id: str | N
     )
 
 
+def test_a_server_that_refuses_null_is_sent_nan() -> None:
+    numbers, texts = TensorSpec("x", "FP32", (-1,)), TensorSpec("c", "BYTES", (-1,))
+    columns = [(numbers, [1.5, None]), (texts, ["é", None])]
+    sent = oip.encode_v2_request(columns, 2, "7", {"k": "v"}, nan=True)
+    assert b"null" not in sent
+    plain = oip.encode_v2_request([(numbers, [1.5, "missing"]), (texts, ["é", ""])], 2, "7", {"k": "v"})
+    assert sent == plain.replace(b'"missing"', b"NaN")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),

@@ -136,9 +136,12 @@ OURS = [*IDENTITY, "--max-body-bytes=16777216", "--max-rows=10000", "--timeout-s
     ],
 )
 def test_a_server_gets_the_flags_that_it_knows(runtime: str | None, expected: list[str] | None) -> None:
-    model = build({"runtime": runtime})["spec"]["predictor"]["model"]
+    spec = build({"runtime": runtime})["spec"]
+    model = spec["predictor"]["model"]
     assert model["runtime"] == (runtime or names.RUNTIME)
     assert model.get("args") == expected
+    (transformer,) = spec["transformer"]["containers"]
+    assert ("--missing=nan" in transformer["args"]) == (runtime == names.RUNTIME_TRITON)
 
 
 def test_a_promotion_by_git_carries_what_triton_is_told_of_the_version() -> None:
