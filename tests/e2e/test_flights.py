@@ -6,9 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import pytest
+
+from kubeloop import config, log
 
 # Settings of this process must not reach the program: it is to find its own.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("KUBELOOP_")}
@@ -77,26 +81,40 @@ def _alive(folder: Path) -> list[str]:
     return found
 
 
+def watching(services: dict) -> dict:
+    """Return the monitor's status once it has read all that was logged."""
+    httpx.post(f"{services['collector']['url']}/flush", trust_env=False).raise_for_status()
+    return httpx.get(f"{services['monitor']['url']}/status", trust_env=False).json()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.timeout(900)
 def test_every_prediction_is_served_once_and_logged(summary: dict) -> None:
     predictions = summary["predictions"]
     assert predictions["served"] > 4000
     assert predictions["errors"] == 0
     assert predictions["logged"] + predictions["dropped"] == predictions["served"]
+    # Only what was on its way when the first session was killed: a moment's requests.
+    assert predictions["uncertain"] < 100
     assert summary["labels"] > 0.95 * predictions["logged"]
 
 
 def test_drift_led_to_a_retraining_and_a_verdict(summary: dict) -> None:
     assert summary["windows"] >= 10
-    asked = [episode for episode in summary["episodes"] if episode["run_id"]]
-    assert asked
-    assert {episode["outcome"] for episode in asked} <= {"promoted", "rejected"}
-    assert all(episode["why"] and episode["reason"] for episode in asked)
+    assert summary["episodes"]
+    assert {episode["outcome"] for episode in summary["episodes"]} <= {"promoted", "rejected"}
+    assert all(episode["why"] and episode["reason"] and episode["run_id"] for episode in summary["episodes"])
 
 
 def test_one_version_a_run_and_one_champion(summary: dict) -> None:
     runs = [version["run_id"] for version in summary["versions"]]
-    assert len(runs) == len(set(runs)) == 1 + sum(1 for episode in summary["episodes"] if episode["run_id"])
+    assert len(runs) == len(set(runs)) == 1 + len(summary["episodes"])
     assert sum(1 for version in summary["versions"] if version["champion"]) == 1
     assert summary["versions"][0]["promoted"]
 
@@ -110,7 +128,7 @@ def test_running_again_replays_nothing_new(state: Path, summary: dict) -> None:
     again = kubeloop(state, "run", "--fast", "--json")
     assert again.returncode == 0, again.stderr
     second = json.loads(again.stdout)
-    for key in ("predictions", "windows", "episodes", "auc"):
+    for key in ("predictions", "windows", "episodes", "absorbed", "auc"):
         assert second[key] == summary[key]
     assert [v["version"] for v in second["versions"]] == [v["version"] for v in summary["versions"]]
 
@@ -131,7 +149,7 @@ def test_status_monitor_and_report_tell_the_story(state: Path, summary: dict) ->
     report = kubeloop(state, "report", "--json")
     page = Path(json.loads(report.stdout)["report"]).read_text()
     assert "flight-delay" in page
-    assert all(episode["run_id"] in page for episode in summary["episodes"] if episode["run_id"])
+    assert all(episode["run_id"] in page for episode in summary["episodes"])
 
 
 def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dict) -> None:
@@ -141,6 +159,8 @@ def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dic
     )
     try:
         assert any("/infer" in line for line in server.stdout or ())
+        status = json.loads(kubeloop(state, "status", "--json").stdout)
+        before = watching(json.loads((state / "services.json").read_text()))
         row = {
             "origin": "EWR",
             "carrier": "UA",
@@ -150,11 +170,28 @@ def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dic
             "distance": 719,
             "sched_minutes": 105,
         }
-        answer = kubeloop(state, "predict", json.dumps([row, row]), "--at", "2013-06-30T12:00:00Z", "--json")
+        answer = kubeloop(state, "predict", json.dumps([row, row]), "--json")
         assert answer.returncode == 0, answer.stderr
         content = json.loads(answer.stdout)
         assert len(content["probability"]) == 2
         assert all(0 < value < 1 for value in content["probability"])
+        assert content["note"] is None
+        # The replay ended in June: in May other weather was known, and December has not come.
+        past = kubeloop(state, "predict", json.dumps(row), "--at", "2013-05-30T12:00:00Z", "--json")
+        assert json.loads(past.stdout)["note"].startswith("features that became known after --at are missing")
+        assert json.loads(past.stdout)["probability"][0] != content["probability"][0]
+        future = kubeloop(state, "predict", json.dumps(row), "--at", "2013-12-01")
+        assert future.returncode == 1
+        assert "the replay stands at 2013-06-29 22:00 UTC" in future.stderr
+        # A client that knows nothing of the replay sends no time, so its request is of today.
+        services = json.loads((state / "services.json").read_text())
+        assert status["champion"]["served_at"] == services["node"]["url"]
+        instances = {"instances": [row]}
+        asked = httpx.post(f"{services['node']['url']}/v1/models/flight-delay:predict", json=instances, trust_env=False)
+        assert asked.status_code == 200, asked.text
+        until(lambda: watching(services)["early_rows"] == 1)
+        assert watching(services)["watermark"] == "2013-07-01T00:00:00Z" == before["watermark"]
+        assert watching(services)["windows"] == before["windows"]
         missing = kubeloop(state, "predict", '{"origin": "EWR"}')
         assert missing.returncode == 1
         assert "carrier" in missing.stderr
@@ -165,3 +202,20 @@ def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dic
         server.send_signal(signal.SIGINT)
         server.wait(60)
     assert kubeloop(state, "predict", json.dumps(row)).returncode == 1
+
+
+def test_a_log_that_lost_a_segment_is_told_of(state: Path, summary: dict) -> None:
+    """The clients count for themselves: what the log has lost is asked for again, and served twice for one row."""
+    settings = config.settings(ROOT, state)
+    before = log.read(settings, "flight-delay").predictions.num_rows
+    segment = max(settings.payloads.glob("*.parquet"), key=lambda path: path.stat().st_size)
+    segment.unlink()
+    lost = before - log.read(settings, "flight-delay").predictions.num_rows
+    assert lost > 10
+    again = kubeloop(state, "run", "--fast")
+    assert again.returncode == 0, again.stderr
+    found = json.loads((state / "summary.json").read_text())["predictions"]
+    assert found["served"] == summary["predictions"]["served"] + lost
+    assert found["served"] - found["logged"] - found["dropped"] == lost
+    assert f"Warning: the payload log lacks {lost:,} predictions that clients got" in again.stdout
+    assert f"Warning: the payload log lacks {lost:,} predictions" in (state / "report.html").read_text()

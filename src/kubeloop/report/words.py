@@ -79,8 +79,8 @@ def accounts(summary: Summary | None) -> list[str]:
     missing = counts["served"] - counts["logged"] - counts["dropped"]
     if missing > 0:
         said.append(
-            f"Warning: {plural(missing, 'prediction')} that clients got are neither in the payload log nor counted as "
-            "dropped; the log has lost them."
+            f"Warning: the payload log lacks {plural(missing, 'prediction')} that clients got, and nobody counted the "
+            "loss."
         )
     if missing < 0:
         said.append(
@@ -88,9 +88,7 @@ def accounts(summary: Summary | None) -> list[str]:
             "answer was lost on its way to them, or another client named events."
         )
     if uncertain := counts.get("uncertain"):
-        said.append(
-            f"{plural(uncertain, 'prediction')} of a session that was cut off were settled by the log, afterwards."
-        )
+        said.append(f"{plural(uncertain, 'prediction')} of a session that was cut off: settled by the log, afterwards.")
     return said
 
 

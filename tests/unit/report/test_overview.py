@@ -91,6 +91,6 @@ def test_what_a_run_prints_at_its_end(world: Any, capsys: pytest.CaptureFixture[
     cli._tell(world.summary | {"versions": [first, waits, third], "predictions": counts})
     said = " ".join(capsys.readouterr().out.split())
     assert "1,263 predictions served, 1,259 logged, 3 dropped, 2 failed" in said
-    assert "Warning: 1 prediction that clients got are neither in the payload log nor counted as dropped" in said
+    assert "Warning: the payload log lacks 1 prediction that clients got, and nobody counted the loss." in said
     assert "2 2023-11-01 to 2023-12-06 not served the predictor did not start" in said
     assert "3 2023-11-01 to 2023-12-06 rejected" in said

@@ -67,7 +67,7 @@ def test_predictions_that_do_not_add_up_are_told(world: Any, page: Any, parse: A
     assert "Warning" not in page.text
     wrong = world.summary | {"predictions": world.summary["predictions"] | {"served": 1265}}
     text = parse(report.write(world.loop, world.settings, wrong).read_text()).text
-    assert "Warning: 2 predictions that clients got are neither in the payload log nor counted as dropped" in text
+    assert "Warning: the payload log lacks 2 predictions that clients got, and nobody counted the loss." in text
 
 
 def test_every_change_of_the_model_has_its_reason(world: Any, page: Any) -> None:

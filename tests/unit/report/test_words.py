@@ -53,10 +53,10 @@ def test_verdict(promoted: list[bool], episodes: int, summary: Any, tone: str, s
     ("served", "uncertain", "said"),
     [
         (10, 0, []),
-        (11, 0, ["Warning: 1 prediction that clients got are neither in the payload log nor counted as dropped"]),
+        (11, 0, ["Warning: the payload log lacks 1 prediction that clients got"]),
         (8, 0, ["Warning: the payload log holds 2 predictions more than clients of the replay got"]),
-        (10, 3, ["3 predictions of a session that was cut off were settled by the log"]),
-        (12, 3, ["Warning: 2 predictions", "3 predictions of a session"]),
+        (10, 3, ["3 predictions of a session that was cut off: settled by the log"]),
+        (12, 3, ["Warning: the payload log lacks 2", "3 predictions of a session"]),
     ],
 )
 def test_accounts(served: int, uncertain: int, said: list[str]) -> None:

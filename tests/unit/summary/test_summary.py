@@ -164,8 +164,7 @@ def test_a_log_that_loses_a_segment_is_found_out(
     found = summary.build(loop, settings, session, 1)
     assert found["predictions"] == {"served": 604, "logged": 0, "dropped": 4, "errors": 3, "uncertain": 0}
     assert words.accounts(found) == [
-        "Warning: 600 predictions that clients got are neither in the payload log nor counted as dropped; the log has "
-        "lost them."
+        "Warning: the payload log lacks 600 predictions that clients got, and nobody counted the loss."
     ]
 
 
