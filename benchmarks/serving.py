@@ -158,7 +158,7 @@ def _start_all(
 
 def _mlserver(folder: Path, models: Path, ports: list[int]) -> list[str]:
     """Write MLServer's settings and return its command; it cannot share our environment."""
-    uv = shutil.which("uv") or shutil.which(OWN_UV)
+    uv = shutil.which("uv") or shutil.which(str(OWN_UV))
     if uv is None:
         raise RuntimeError(
             "it runs in an environment of its own, which needs uv; install it: https://docs.astral.sh/uv"
