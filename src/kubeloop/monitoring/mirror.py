@@ -24,11 +24,14 @@ from starlette.routing import Route
 
 from kubeloop import background, config, names
 from kubeloop.bucket import Bucket, BucketError
-from kubeloop.monitoring.payload_log import MIRRORED, NEEDED, covered, last_event, mark, marked, segments
+from kubeloop.monitoring.payload_log import MIRRORED, NEEDED, STORED, covered, last_event, mark, marked, segments
 
 _log = logging.getLogger("kubeloop.mirror")
 
 _LONGEST_PAUSE_S = 60.0
+
+END = "payload-log-end.txt"
+"""Object with the number of the last event that the store ever had: segments are kept for a time only."""
 
 ROUND = 100
 """Segments that one round fetches: soon afterwards the reader has said how far back it needs them."""
@@ -43,7 +46,8 @@ def stored(bucket: Bucket, folder: Path) -> set[str]:
         BucketError: the store does not answer.
     """
     there = set(bucket.names(names.PAYLOADS))
-    if not segments(folder) and (last := max(map(last_event, there), default=0)) > marked(folder, MIRRORED):
+    if not segments(folder):
+        last = max(int(bucket.get(END) or 0), *map(last_event, there), marked(folder, MIRRORED))
         mark(folder, MIRRORED, last)
     return there
 
@@ -76,6 +80,7 @@ def push(bucket: Bucket, folder: Path, there: set[str]) -> int:
         there.add(name)
         mirrored = max(mirrored, segment.last)
     if mirrored > before:
+        bucket.put(END, str(mirrored).encode())
         mark(folder, MIRRORED, mirrored)
     for name in covered(there):
         bucket.delete(f"{names.PAYLOADS}/{name}")
@@ -98,7 +103,9 @@ def pull(bucket: Bucket, folder: Path, references: Path, most: int = ROUND) -> i
         BucketError: the store does not answer; the next call goes on where this one ended.
     """
     done = marked(folder, NEEDED)
-    superseded = covered(bucket.names(names.PAYLOADS))
+    there = bucket.names(names.PAYLOADS)
+    mark(folder, STORED, max(map(last_event, there), default=0))
+    superseded = covered(there)
     # References first: a segment may hold the first answers of a version.
     fetched = bucket.pull(names.REFERENCES, references)
     fetched += bucket.pull(

@@ -40,6 +40,9 @@ MIRRORED = "mirrored"
 NEEDED = "needed"
 """Mark of the last event that no reader of the folder asks for again."""
 
+STORED = "stored"
+"""Mark of the last event that an S3 store has, by which a mirror tells readers how far there is to go; see `stored`."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _YEAR_10000 = 253_402_300_800_000_000
@@ -112,6 +115,20 @@ def marked(directory: Path, name: str) -> int:
         return int((directory / f"{name}.seq").read_text())
     except FileNotFoundError:
         return 0
+
+
+def stored(directory: Path) -> tuple[int, float]:
+    """Return the last event of the S3 store, and when it was asked, in seconds since 1970; zeros without a mirror."""
+    try:
+        return marked(directory, STORED), (directory / f"{STORED}.seq").stat().st_mtime
+    except FileNotFoundError:
+        return 0, 0.0
+
+
+def newest(directory: Path) -> int:
+    """Return the last event of the log, also of one that a mirror is still fetching; 0 when there is none."""
+    written = segments(directory)
+    return stored(directory)[0] or (written[-1].last if written else 0)
 
 
 def last_event(name: str) -> int:

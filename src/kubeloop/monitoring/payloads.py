@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from kubeloop.monitoring.exchanges import PREDICTION, Faults, Pair, predictions
 from kubeloop.monitoring.payload_log import (
     INSTANT,
+    MIRRORED,
     NEEDED,
     SCHEMA,
     LogError,
@@ -21,6 +22,7 @@ from kubeloop.monitoring.payload_log import (
     mark,
     marked,
     micros,
+    newest,
     read,
     segments,
 )
@@ -34,7 +36,9 @@ __all__ = [
     "Decoded",
     "LogError",
     "Segment",
+    "check",
     "decode",
+    "newest",
     "read",
     "release",
     "resume",
@@ -152,6 +156,20 @@ def resume(directory: Path, last: int, service: str | None = None) -> Carry:
     # What lies behind `last` may be months of a log: no more is read than the segments that reach it.
     table, _ = read(directory, after, last - after)
     return decode(table.filter(pc.less_equal(table["seq"], last)), service=service).carry
+
+
+def check(directory: Path, last: int) -> None:
+    """Make sure that a log that was decoded up to `last` has not begun anew behind that.
+
+    Raises:
+        LogError: it has; what it holds would never be read.
+    """
+    if 0 < (end := newest(directory)) < last:
+        raise LogError(
+            f"the payload log ends at event {end}, and the monitor has read up to {last}: the log began anew. Stop "
+            f"the collector, write {last} into {MIRRORED}.seq in its folder and start it, or give the monitor a new "
+            "database"
+        )
 
 
 def release(directory: Path, last: int) -> None:

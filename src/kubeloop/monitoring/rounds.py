@@ -46,7 +46,7 @@ class Monitor:
         self.grid = grid
         self.store = store
         self._until = loop.replay.until if loop.replay else None
-        self._log = log
+        self.log = log
         self._detector = detector
         self._versions = versions
         self._outbox = outbox
@@ -80,16 +80,17 @@ class Monitor:
             self.store.ingest(replace(now, watermark=until), (), {})
         self._close()
         self._outbox.deliver()
-        payloads.release(self._log, now.cursor)
+        payloads.release(self.log, now.cursor)
+        payloads.check(self.log, now.cursor)
 
     def _take(self) -> bool:
         """Commit one reading of the log; return whether there was anything to read."""
         now = self.store.progress(self.service)
-        table, last = payloads.read(self._log, now.cursor, READING)
+        table, last = payloads.read(self.log, now.cursor, READING)
         if last == now.cursor:
             return False
         if self._carry is None or self._carry[0] != now.cursor:
-            self._carry = now.cursor, payloads.resume(self._log, now.cursor, self.service)
+            self._carry = now.cursor, payloads.resume(self.log, now.cursor, self.service)
         decoded = payloads.decode(table, self._carry[1], self.service)
         for reason in decoded.reasons:
             _log.warning("not decoded: %s", reason)

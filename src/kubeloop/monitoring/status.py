@@ -29,12 +29,12 @@ class Status:
         """Return where the monitor stands.
 
         `processed_until` is the end of the last window that is over and judged, by service; windows without rows count
-        as judged. `lag_events` are events in the log that were not read yet.
+        as judged. `lag_events` are events in the log that were not read yet: all of one that began anew.
         """
         now = self.store.progress(self.service)
         counts = Counter(row["status"] for row in self.store.windows(self.service))
         filling = self.store.open_windows(self.service)
-        written = payloads.segments(self._log)
+        end = payloads.newest(self._log)
         episodes = self.store.episodes(self.service)
         until = None
         if now.watermark is not None:
@@ -46,7 +46,7 @@ class Status:
             "watermark": now.watermark,
             "processed_until": {self.service: until},
             "last_seq": now.cursor,
-            "lag_events": max(0, written[-1].last - now.cursor) if written else 0,
+            "lag_events": end - now.cursor if end >= now.cursor else end,
             "windows": dict(sorted(counts.items())) | {"open": len({row["start"] for row in filling})},
             "waiting_rows": sum(row["rows"] for row in filling),
             "late_rows": now.late_rows,

@@ -85,7 +85,7 @@ def test_a_merged_segment_takes_the_place_of_its_parts(
     assert seqs(there, reader) == list(range(20, 41))
     kept = [segment.path.name for segment in payload_log.segments(here)]
     assert bucket.names(names.PAYLOADS) == kept, "the store keeps no parts"
-    assert sorted(path.name for path in there.iterdir()) == kept
+    assert sorted(path.name for path in there.glob("*.parquet")) == kept
 
 
 def test_references_come_before_the_segments_that_need_them(
@@ -157,6 +157,21 @@ def test_the_reader_gets_what_it_needs_the_oldest_first(
     assert mirror.pull(bucket, there, references) == 0, "what was let go is not fetched again"
 
 
+def test_a_mirror_says_how_far_the_store_goes_and_when_it_looked(
+    bucket: Bucket, push: Any, folders: tuple[Path, Path, Path]
+) -> None:
+    here, there, references = folders
+    assert payload_log.stored(there) == (0, 0.0)
+    for first in (1, 3, 5):
+        write(here, first, first + 1)
+    push(here)
+    before = time.time() - 1
+    mirror.pull(bucket, there, references, most=1)
+    last, asked = payload_log.stored(there)
+    assert (last, payload_log.newest(there), seqs(there)) == (6, 6, [1, 2])
+    assert before < asked <= time.time() + 1
+
+
 def test_what_the_store_let_expire_is_not_copied_again(
     bucket: Bucket, push: Any, folders: tuple[Path, Path, Path]
 ) -> None:
@@ -168,12 +183,16 @@ def test_what_the_store_let_expire_is_not_copied_again(
     assert bucket.names(names.PAYLOADS) == [new.path.name]
 
 
+@pytest.mark.parametrize("expired", [False, True])
 def test_a_collector_on_a_new_volume_goes_on_where_the_store_ends(
-    carry: Any, bucket: Bucket, push: Any, folders: tuple[Path, Path, Path], tmp_path: Path
+    carry: Any, bucket: Bucket, push: Any, folders: tuple[Path, Path, Path], tmp_path: Path, expired: bool
 ) -> None:
     here, there, references = folders
-    write(here, 1, 20)
+    old = write(here, 1, 20)
     push(here)
+    mirror.pull(bucket, there, references)
+    if expired:
+        bucket.delete(f"{names.PAYLOADS}/{old.path.name}")
     new = tmp_path / "new"
     _, url = carry("push", "--dir", str(new), "--poll-seconds", "0.1")
     _until(lambda: httpx.get(f"{url}/healthz").is_success)
@@ -185,7 +204,7 @@ def test_a_collector_on_a_new_volume_goes_on_where_the_store_ends(
             headers = {"ce-id": "1", "ce-type": "io.kubeloop.label", "ce-source": "test", "ce-specversion": "1.0"}
             httpx.post(address, content=b'{"labels": []}', headers=headers).raise_for_status()
             httpx.post(f"{address}/flush").raise_for_status()
-            _until(lambda: len(bucket.names(names.PAYLOADS)) == 2)
+            _until(lambda: len(bucket.names(names.PAYLOADS)) == 2 - expired)
         finally:
             collector.terminate()
     mirror.pull(bucket, there, references)

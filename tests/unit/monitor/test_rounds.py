@@ -18,7 +18,9 @@ from kubeloop.monitoring.detector import port
 from kubeloop.monitoring.detector.alibi import WORKER
 from kubeloop.monitoring.detector.port import DetectorError
 from kubeloop.monitoring.outbox import Outbox
+from kubeloop.monitoring.payload_log import LogError
 from kubeloop.monitoring.rounds import Monitor
+from kubeloop.monitoring.status import Status
 from kubeloop.monitoring.versions import Versions
 from kubeloop.monitoring.windows import Grid
 from kubeloop.trigger_event import DriftEvent
@@ -337,6 +339,26 @@ def test_advancing_closes_what_no_later_row_has_closed(world: ModuleType, open_m
     world.write(tmp_path / "log", world.predict("late", world.START + 1.5 * DAY), place)
     monitor.advance(world.START + DAY)
     assert monitor.store.progress("flights").late_rows == 40
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_log_that_began_anew_is_said_aloud(
+    world: ModuleType, open_monitor: Open, tmp_path: Path, mirrored: bool
+) -> None:
+    log = tmp_path / "log"
+    end = world.write(log, world.days(0, 2)) - 1
+    monitor = open_monitor(tmp_path)
+    monitor.step()
+    if mirrored:  # a mirror leaves what is needed again, and says where the store ends
+        payload_log.mark(log, payload_log.STORED, 2)
+    else:
+        payload_log.segments(log)[0].path.unlink()
+        monitor.step()  # an empty folder may be one that a mirror has yet to fill
+        world.write(log, world.predict("new", world.START + 3 * DAY))
+    with pytest.raises(LogError, match=f"ends at event 2, and the monitor has read up to {end}"):
+        monitor.step()
+    status = Status("flights", monitor.store, log, monitor.drift, monitor.grid)
+    assert status.read()["lag_events"] == 2
 
 
 def test_an_engine_that_fails_leaves_the_window_for_the_next_round(
