@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import logging
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from starlette.routing import Route
 from kubeloop import background, config, database
 from kubeloop.monitoring.detector import port
 from kubeloop.monitoring.outbox import Outbox
-from kubeloop.monitoring.payloads import LogError
+from kubeloop.monitoring.payload_log import LogError, stored
 from kubeloop.monitoring.rounds import Monitor
 from kubeloop.monitoring.status import Metrics, Status
 from kubeloop.monitoring.store import Store, StoreConflictError
@@ -34,13 +35,19 @@ WAIT = (LogError, NodeError, port.DetectorError, StoreConflictError, Operational
 """What a round fails with when something it needs does not answer; the next round tries again."""
 
 _LONGEST_PAUSE_S = 30.0
+_FOLLOW_S = 0.2
+_FETCH_S = 60.0
+"""How long /advance waits for a mirror to look into the store and bring what is there."""
 
 
 class Watch:
     """Rounds in the background, and what the last one failed with."""
 
-    def __init__(self, monitor: Monitor, poll_seconds: float, collector_url: str | None) -> None:
+    def __init__(
+        self, monitor: Monitor, poll_seconds: float, collector_url: str | None, settle_seconds: float | None = None
+    ) -> None:
         self.failure: str | None = None
+        self._settle_seconds = settle_seconds
         self._monitor = monitor
         self._poll_seconds = poll_seconds
         self._flush = f"{collector_url.rstrip('/')}/flush" if collector_url else None
@@ -60,15 +67,33 @@ class Watch:
                 await asyncio.wait_for(stop.wait(), pause)
 
     def advance(self, until: datetime) -> None:
-        """Make the collector write what it holds, then judge everything that ended by `until`.
+        """Make the collector write what it holds, or wait for the mirror, then judge everything that ended by `until`.
 
         Raises:
             the errors of WAIT.
         """
         if self._flush:
             httpx.post(self._flush, timeout=30.0).raise_for_status()
+        if self._settle_seconds is not None:
+            self._follow(min(until.timestamp(), time.time()) + self._settle_seconds)
         self._monitor.advance(until)
         self.failure = None
+
+    def _follow(self, moment: float) -> None:
+        """Read what the S3 store had at a moment, in seconds since 1970, as the mirror brings it.
+
+        Raises:
+            LogError: it was not all here a minute later.
+        """
+        deadline = max(moment, time.time()) + _FETCH_S
+        while True:
+            self._monitor.step()
+            last, asked = stored(self._monitor.log)
+            if asked >= moment and self._monitor.store.progress(self._monitor.service).cursor >= last:
+                return
+            if time.time() > deadline:
+                raise LogError("the mirror has not brought all that the S3 store has; its log says why")
+            time.sleep(_FOLLOW_S)
 
 
 def create_app(status: Status, watch: Watch) -> Starlette:
@@ -141,7 +166,7 @@ def _run(args: argparse.Namespace) -> None:
             monitor.step()
             print(orjson.dumps(status.read(), option=orjson.OPT_UTC_Z | orjson.OPT_INDENT_2).decode())
             return
-        watch = Watch(monitor, args.poll_seconds, args.collector_url)
+        watch = Watch(monitor, args.poll_seconds, args.collector_url, args.settle_seconds)
         asyncio.run(background.serve(create_app(status, watch), args.host, args.port, watch.run))
 
 
@@ -155,6 +180,11 @@ def main() -> None:
     parser.add_argument("--once", action="store_true", help="make one round, print the status and leave")
     parser.add_argument("--trigger-url", help="gets the drift events; they wait in the store when left out")
     parser.add_argument("--collector-url", help="is told to write what it holds before /advance")
+    parser.add_argument(
+        "--settle-seconds",
+        type=float,
+        help="with a mirror: how long an event may take to the S3 store; /advance waits for what comes until then",
+    )
     parser.add_argument("--node-url", help="says where the model versions lie")
     parser.add_argument("--kubernetes", action="store_true", help="ask the API server of this pod in place of a node")
     parser.add_argument("--references", type=Path, help="folder with <version>/reference, asked before the node")

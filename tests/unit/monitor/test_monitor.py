@@ -3,14 +3,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import httpx
 import pytest
+
+from kubeloop.monitoring import monitor, payload_log
 
 PROJECT = Path(sys.prefix).parent
 ADDRESS = "/apis/serving.kserve.io/v1beta1/namespaces/kubeloop/inferenceservices/flights"
@@ -153,3 +157,37 @@ def test_a_wrong_loop_file_is_named(tmp_path: Path, python: Path) -> None:
     command = [python, "-m", "kubeloop.monitoring.monitor", "--loop", tmp_path / "loop.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, "does not exist" in done.stderr) == (1, True)
+
+
+def test_behind_a_mirror_nothing_is_judged_before_the_last_events_can_be_here(
+    world: ModuleType, tmp_path: Path, references: Path, run: Callable[..., Any]
+) -> None:
+    log = tmp_path / "state" / "payloads"
+    place = world.write(log, world.predict("first", world.START, rows=60))
+    payload_log.mark(log, payload_log.STORED, place - 1)
+    _, url = run("--references", str(references), "--settle-seconds", "1")
+
+    def mirror() -> None:
+        time.sleep(1.5)
+        payload_log.mark(log, payload_log.STORED, place + 1)
+        time.sleep(0.5)
+        world.write(log, world.predict("last", world.START, rows=60), place)
+
+    fetching = threading.Thread(target=mirror)
+    fetching.start()
+    answer = httpx.post(f"{url}/advance", json={"until": datetime.now(UTC).isoformat()}, timeout=60)
+    fetching.join()
+    assert (answer.json()["windows"], answer.json()["late_rows"]) == ({"judged": 1, "open": 0}, 0)
+    (window,) = httpx.get(f"{url}/windows").json()
+    assert window["rows"] == 120
+
+
+def test_a_mirror_that_brings_nothing_is_waited_for_no_longer_than_a_minute(
+    world: ModuleType, tmp_path: Path, open_monitor: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(monitor, "_FETCH_S", 0.3)
+    found = open_monitor(tmp_path)
+    world.write(tmp_path / "log", world.predict("first", world.START, rows=60))
+    with pytest.raises(payload_log.LogError, match="the mirror has not brought all"):
+        monitor.Watch(found, 1.0, None, 0.1).advance(world.START + world.DAY)
+    assert found.store.windows("flights") == []
