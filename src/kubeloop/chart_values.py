@@ -255,7 +255,11 @@ class GpuRuntime(Runtime):
 class OurGpuRuntime(GpuRuntime):
     """Our server on accelerators."""
 
-    device: Literal["cuda", "tensorrt"] = Field(default="cuda", description="TensorRT compiles a model when it loads.")
+    device: Literal["cuda", "tensorrt"] = Field(
+        default="cuda",
+        description="TensorRT compiles a model when it loads. It needs an image built with TENSORRT=1; the released one "
+        "is not.",
+    )
 
 
 class OtherRuntime(GpuRuntime):

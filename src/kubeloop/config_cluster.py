@@ -51,6 +51,26 @@ class Resources(Model):
     gpu: Gpu | None = None
 
 
+class PredictorResources(Resources):
+    """What a predictor gets."""
+
+    cpu: Quantity = "250m"
+
+
+class TransformerResources(Resources):
+    """What a transformer gets; Feast alone takes half a gigabyte."""
+
+    cpu: Quantity = "250m"
+    memory: Quantity = "2Gi"
+
+
+class NodeResources(Resources):
+    """What a node of a TrainJob gets."""
+
+    cpu: Quantity = "4"
+    memory: Quantity = "16Gi"
+
+
 class StepSettings(Resources):
     """How a pipeline step runs."""
 
@@ -86,7 +106,7 @@ class TrainJob(Model):
     )
     runtime_kind: Literal["ClusterTrainingRuntime", "TrainingRuntime"] = "ClusterTrainingRuntime"
     nodes: int = Field(default=2, ge=1, le=64)
-    resources: Resources = Resources(cpu="4", memory="16Gi")
+    resources: NodeResources = NodeResources()
     timeout: Duration = timedelta(hours=12)
 
 
@@ -234,8 +254,8 @@ class Delivery(Model):
     config_map: DnsName | None = Field(
         default="kubeloop-env", description="ConfigMap with the transformer's other variables; the chart makes it."
     )
-    predictor: Resources = Resources(cpu="250m", memory="1Gi")
-    transformer: Resources = Resources(cpu="250m", memory="2Gi")
+    predictor: PredictorResources = PredictorResources()
+    transformer: TransformerResources = TransformerResources()
     autoscaling: Autoscaling = Autoscaling()
 
     @field_validator("runtime")

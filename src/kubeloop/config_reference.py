@@ -32,14 +32,11 @@ def _lines(node: dict[str, Any], definitions: dict[str, Any], prefix: str, given
     required = set(node.get("required", ()))
     for name, field in node["properties"].items():
         path = f"{prefix}{name}"
-        own = field.get("default", _EMPTY.get(field.get("type", "")))
-        default = given.get(name, own)
+        default = given.get(name, field.get("default", _EMPTY.get(field.get("type", ""))))
         needed = name in required and name not in given and "default" not in field
         meaning = field.get("description", "")
         if (section := _section(field, definitions)) is None:
             said = "required" if needed else json.dumps(default)
-            if default != own:
-                said += f" ({json.dumps(own)} in a section that is written and leaves it out)"
             yield f"  [cyan]{path}[/] [dim]{_kind(field)}, {said}[/]  {meaning}".rstrip()
             continue
         whole = meaning or section.definition.get("description", "")

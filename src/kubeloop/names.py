@@ -14,6 +14,7 @@ REQUEST_EVENT = "org.kubeflow.serving.inference.request"
 RESPONSE_EVENT = "org.kubeflow.serving.inference.response"
 LABEL_EVENT = "io.kubeloop.label"
 DRIFT_EVENT = "io.kubeloop.drift"
+DECISION_EVENT = "io.kubeloop.decision"
 
 RUNTIME = "kubeloop-onnx"
 RUNTIME_GPU = "kubeloop-onnx-gpu"

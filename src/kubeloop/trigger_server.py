@@ -3,13 +3,14 @@
 import argparse
 import asyncio
 import contextlib
+import hashlib
 import logging
 import os
 import secrets
 import socket
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kubeloop import background, config, database
+from kubeloop import background, config, database, names
 from kubeloop.runners import LocalRunner, Runner
 from kubeloop.trigger import Ledger
 from kubeloop.trigger_event import DriftEvent
@@ -89,7 +90,10 @@ def create_app(ledger: Ledger, service: str) -> Starlette:
         decision = await run_in_threadpool(ledger.record, event)
         if not decision.duplicate:
             _log.info("event %s: %s", event.episode, decision.reason)
-        return _json(decision, 202)
+        # A broker of Knative takes an answer that is no CloudEvent for a failed delivery, and sends the event again.
+        attributes = {"specversion": "1.0", "type": names.DECISION_EVENT, "source": f"/kubeloop/trigger/{service}"}
+        attributes["id"] = hashlib.sha256(event.episode.encode()).hexdigest()
+        return _json(decision, 202, {f"ce-{name}": value for name, value in attributes.items()})
 
     def get_status(_request: Request) -> Response:
         rest = ledger.cooldown(service)
@@ -132,8 +136,8 @@ def create_app(ledger: Ledger, service: str) -> Starlette:
     )
 
 
-def _json(content: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(content), status, media_type="application/json")
+def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(content), status, headers, media_type="application/json")
 
 
 async def _work(

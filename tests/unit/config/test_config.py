@@ -302,3 +302,15 @@ def test_the_digest_knows_no_order_and_no_place() -> None:
     first, second = (Loop.parse(yaml.safe_dump(text, sort_keys=False)) for text in (data, other))
     assert first.digest() == second.digest()
     assert Loop.parse(yaml.safe_dump(data | {"training": {"seed": 8}})).digest() != first.digest()
+
+
+def test_what_a_section_leaves_out_is_that_sections_own_default() -> None:
+    more = {
+        "delivery": {"predictor": {"gpu": {}}, "transformer": {"cpu": "1"}},
+        "pipelines": {"train_job": {"resources": {"gpu": {}}}},
+    }
+    found = Loop.model_validate(SMALL | more)
+    assert (found.delivery.predictor.cpu, found.delivery.predictor.memory) == ("250m", "1Gi")
+    assert (found.delivery.transformer.cpu, found.delivery.transformer.memory) == ("1", "2Gi")
+    assert found.pipelines.train_job is not None
+    assert (found.pipelines.train_job.resources.cpu, found.pipelines.train_job.resources.memory) == ("4", "16Gi")

@@ -44,7 +44,7 @@ def loop(**over: Any) -> dict[str, Any]:
     [
         loop(),
         loop(
-            delivery={"git": GIT, "predictor": {"gpu": {}, "cpu": "250m"}},
+            delivery={"git": GIT, "predictor": {"gpu": {}}},
             pipelines={"train_job": {}, "recurring": [{"name": "n", "pipeline": "training", "cron": "0 0 0 * * *"}]},
         ),
     ],
@@ -70,7 +70,7 @@ def test_every_default_is_the_one_that_a_loop_has(whole: dict[str, Any], printed
 @pytest.mark.parametrize(
     ("path", "shown"),
     [
-        ("delivery.predictor.cpu", '"250m" ("500m" in a section that is written'),
+        ("delivery.predictor.cpu", '"250m"'),
         ("delivery.transformer.memory", '"2Gi"'),
         ("pipelines.train_job.resources.cpu", '"4"'),
         ("pipelines.train_job.resources.memory", '"16Gi"'),
