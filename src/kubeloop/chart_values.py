@@ -257,8 +257,7 @@ class OurGpuRuntime(GpuRuntime):
 
     device: Literal["cuda", "tensorrt"] = Field(
         default="cuda",
-        description="TensorRT compiles a model when it loads. It needs an image built with TENSORRT=1; the released one "
-        "is not.",
+        description="TensorRT compiles a model when it loads, and needs an image built with TENSORRT=1, not the released.",
     )
 
 

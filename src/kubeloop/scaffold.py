@@ -96,7 +96,7 @@ def write(table: Table, wish: Wish, scratch: Path, say: Callable[[str], None]) -
         files[f"feature_repo/expectations/{name}.yaml"] = content
     files["loop.yaml"] = scaffold_files.loop_file(case, quality)
     config.Loop.parse(files["loop.yaml"])
-    files["README.md"] = scaffold_files.readme(case, quality, warnings, *_example(case, table, repo))
+    files["README.md"] = scaffold_files.readme(case, quality, warnings, _example(case, table, repo))
     _put(wish.into, files)
     return Result(
         folder=wish.into,
@@ -254,14 +254,13 @@ def _suites(case: Case, table: Table, activity: Activity, trained: "pd.DataFrame
     }
 
 
-def _example(case: Case, table: Table, repo: Path) -> tuple[dict[str, Any], Any]:
-    """Return what a client would have sent for the newest row, and that row's moment."""
+def _example(case: Case, table: Table, repo: Path) -> dict[str, Any]:
+    """Return what a client would have sent for the newest row."""
     from kubeloop import features
 
     rows = features.events(repo, table.parquet.parent, start=case.moment.end, end=case.timeline.until)
     row = rows.slice(rows.num_rows - 1).to_pylist()[0]
-    asked = {name: row[name].isoformat() if name == case.moment.name else row[name] for name, _ in case.columns}
-    return asked, row["event_timestamp"]
+    return {name: row[name].isoformat() if name == case.moment.name else row[name] for name, _ in case.columns}
 
 
 def _warnings(case: Case, quality: Quality, leaks: Sequence[tuple[str, str]]) -> list[str]:

@@ -121,7 +121,7 @@ def loop_file(case: Case, quality: Quality) -> str:
     return _render("loop.yaml", case, quality=quality)
 
 
-def readme(case: Case, quality: Quality, warnings: Iterable[str], row: Mapping[str, Any], at: datetime) -> str:
+def readme(case: Case, quality: Quality, warnings: Iterable[str], row: Mapping[str, Any]) -> str:
     """Return the README of the use case.
 
     Args:
@@ -129,12 +129,9 @@ def readme(case: Case, quality: Quality, warnings: Iterable[str], row: Mapping[s
         quality: of the first model.
         warnings: what the reader must know first.
         row: keys and request-time fields of a real row, times as ISO 8601 strings.
-        at: that row's moment.
     """
     example = shlex.quote(json.dumps(row, ensure_ascii=False))
-    return _render(
-        "README.md", case, quality=quality, warnings=list(warnings), example=example, example_at=at.isoformat()
-    )
+    return _render("README.md", case, quality=quality, warnings=list(warnings), example=example)
 
 
 def interval(span: timedelta) -> str:

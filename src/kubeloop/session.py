@@ -5,7 +5,6 @@ and every retraining go through the ledger, and the payload log says what was re
 """
 
 import asyncio
-import itertools
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -110,7 +109,7 @@ def prepare(loop: Loop, settings: Settings, say: Callable[[str], None]) -> None:
     """Take the raw data in and build the serving side's feature tables, where that was not done yet."""
     from kubeloop import features
 
-    counts = sources.take_in(loop, settings)
+    counts = sources.take_in(loop, settings, say=say)
     repo = settings.home / loop.features.repo
     mark = settings.features / "built-from"
     state = f"{stages.digest(settings.raw)} {stages.digest(repo)}"
@@ -155,12 +154,7 @@ def first_model(loop: Loop, settings: Settings, services: Services, observer: Ob
     # Another configuration or other data is another first model: a failed one does not stand in its way.
     identity = stages.digest(settings.raw)[:8] + loop.digest()[:8]
     trigger = services.url("trigger")
-    for attempt in itertools.count(1):
-        episode = f"first-{identity}" if attempt == 1 else f"first-{identity}-{attempt}"
-        name = runs.request(trigger, loop, episode, loop.replay.train_to, "the first model of the loop")
-        # A run whose attempts were used up in an earlier session is over; what was wrong may be mended by now.
-        if runs.record(trigger, name)["outcome"] != "failed":
-            break
+    name = runs.request(trigger, loop, f"first-{identity}", loop.replay.train_to, "the first model of the loop")
     observer.say(f"Training the first model on data up to {loop.replay.train_to:%Y-%m-%d} (run {name}).")
     outcome = runs.follow(settings, trigger, name, observer.say, services.check)
     if outcome["outcome"] != "promoted":

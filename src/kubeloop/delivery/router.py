@@ -17,6 +17,7 @@ from kubeloop.delivery.payload_events import EventLog, Pair
 from kubeloop.delivery.processes import Backend
 from kubeloop.delivery.upstream import Answer, Client, Headers, UpstreamError
 from kubeloop.serving.http import ClientGoneError, Limits, Receive, Scope, Send, read_body
+from kubeloop.serving.manifest import GROWTH
 from kubeloop.serving.tensors import ProtocolError
 
 PREDICTOR_ENTRY = "/_predictor"
@@ -89,7 +90,11 @@ class Router:
         self.inflight = 0
         self._log = log
         self._metrics = metrics
-        self._limits = Limits(max_body_bytes=max_body_bytes)
+        # As in a cluster: what a transformer sends on holds the features as well.
+        self._limits = {
+            "transformer": Limits(max_body_bytes=max_body_bytes),
+            "predictor": Limits(max_body_bytes=GROWTH * max_body_bytes),
+        }
         self._client = Client()
 
     def switch(self, route: Route) -> None:
@@ -116,7 +121,7 @@ class Router:
         endpoint = ""
         self.inflight += 1
         try:
-            body = await read_body(dict(scope["headers"]), receive, self._limits)
+            body = await read_body(dict(scope["headers"]), receive, self._limits[component])
             endpoint, answer = await self._answer(component, path, body, scope)
         except ProtocolError as error:
             answer = _error(error)

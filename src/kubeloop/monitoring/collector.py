@@ -268,7 +268,7 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True, help="0 lets the system pick one")
     parser.add_argument("--max-memory-bytes", type=int, default=Limits.memory_bytes, help="events held before 429")
-    parser.add_argument("--max-body-bytes", type=int, default=8 * 2**20, help="largest request before 413")
+    parser.add_argument("--max-body-bytes", type=int, default=32 * 2**20, help="largest request before 413")
     parser.add_argument("--max-disk-bytes", type=int, default=Limits.disk_bytes, help="folder size before 503; 0: any")
     parser.add_argument("--flush-rows", type=int, default=Limits.flush_rows, help="events that make a segment")
     parser.add_argument("--flush-seconds", type=float, default=Limits.flush_seconds, help="age that makes a segment")

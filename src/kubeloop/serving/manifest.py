@@ -23,7 +23,7 @@ IDENTITY = ("--name=", "--version=", "--sha256=")
 _CONTAINER = "kserve-container"
 """The name that KServe gives the main container; the schema of a canary's model asks for it."""
 
-_GROWTH = 4
+GROWTH = 4
 """How much larger a predictor's requests may be than a client's: a few keys a row become all the model's features."""
 
 _PREDICTOR_RESOURCES = {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}}
@@ -113,7 +113,7 @@ def _predictor(loop: Loop, model: ModelRef, logger_url: str) -> dict[str, Any]:
                 f"--name={loop.name}",
                 f"--version={model.version}",
                 f"--sha256={model.sha256}",
-                *_limits(loop, growth=_GROWTH),
+                *_limits(loop, growth=GROWTH),
             ],
             "resources": _PREDICTOR_RESOURCES,
         },
