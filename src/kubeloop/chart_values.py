@@ -257,7 +257,7 @@ class OurGpuRuntime(GpuRuntime):
 
     device: Literal["cuda", "tensorrt"] = Field(
         default="cuda",
-        description="TensorRT compiles a model when it loads, and needs an image built with TENSORRT=1, not the released.",
+        description="TensorRT compiles a model when it loads, and needs an image built with TENSORRT=1.",
     )
 
 
