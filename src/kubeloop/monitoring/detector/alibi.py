@@ -33,7 +33,7 @@ class WorkerProcess:
     def __init__(self, python: Path, log_dir: Path) -> None:
         if not python.is_file():
             raise DetectorError(
-                f"{python} does not exist; make the detector environment with `make setup`, point "
+                f"{python} does not exist; make the detector environment with `make -B setup`, point "
                 "KUBELOOP_DETECTOR_PYTHON at it, or set drift.engine to builtin"
             )
         log_dir.mkdir(parents=True, exist_ok=True)
