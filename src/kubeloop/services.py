@@ -115,7 +115,7 @@ class Services:
             "monitor",
             [
                 "kubeloop.monitoring.monitor",
-                *("--loop", loop_file, "--origin", origin),
+                *("--loop", loop_file, "--replay", "--origin", origin),
                 *("--node-url", urls["node"], "--collector-url", urls["collector"], "--trigger-url", urls["trigger"]),
             ],
         )

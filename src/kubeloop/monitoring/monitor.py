@@ -160,7 +160,8 @@ def _run(args: argparse.Namespace) -> None:
                 port.open(loop.drift.engine, settings.detector_python, settings.logs, url=args.detector_url)
             )
         )
-        monitor = Monitor(loop, settings.payloads, store, detector, versions, grid, outbox)
+        until = loop.replay.until if args.replay and loop.replay else None
+        monitor = Monitor(loop, settings.payloads, store, detector, versions, grid, outbox, until=until)
         status = Status(loop.name, store, settings.payloads, loop.drift, grid)
         if args.once:
             monitor.step()
@@ -189,6 +190,9 @@ def main() -> None:
     parser.add_argument("--kubernetes", action="store_true", help="ask the API server of this pod in place of a node")
     parser.add_argument("--references", type=Path, help="folder with <version>/reference, asked before the node")
     parser.add_argument("--detector-url", help="a detector worker that runs already, such as a sidecar")
+    parser.add_argument(
+        "--replay", action="store_true", help="clients replay the past, as loop.yaml says: its time counts, not today"
+    )
     parser.add_argument("--origin", type=_instant, default=MONDAY, help="a moment at which a window starts, ISO 8601")
     args = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

@@ -39,13 +39,23 @@ class Monitor:
     """Watches one inference service. `step` and `advance` may be called from several threads; they take turns."""
 
     def __init__(
-        self, loop: Loop, log: Path, store: Store, detector: Detector, versions: Versions, grid: Grid, outbox: Outbox
+        self,
+        loop: Loop,
+        log: Path,
+        store: Store,
+        detector: Detector,
+        versions: Versions,
+        grid: Grid,
+        outbox: Outbox,
+        *,
+        until: datetime | None = None,
     ) -> None:
+        """Watch the service of a loop; where its clients replay the past, `until` is where the replay ends."""
         self.service = loop.name
         self.drift = loop.drift
         self.grid = grid
         self.store = store
-        self._until = loop.replay.until if loop.replay else None
+        self._until = until
         self.log = log
         self._detector = detector
         self._versions = versions

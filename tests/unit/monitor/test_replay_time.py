@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from kubeloop.config import Replay
 from kubeloop.monitoring.detector import port
 from kubeloop.monitoring.outbox import Outbox
 from kubeloop.monitoring.rounds import Monitor
@@ -27,17 +26,15 @@ def watch(world: ModuleType, references: Path) -> Iterator[Watch]:
     with contextlib.ExitStack() as stack:
 
         def start(folder: Path) -> Monitor:
-            replay = Replay(
-                train_from=world.START - DAY * 30, train_to=world.START, until=world.START + DAY * 10, sample=1
-            )
-            loop = world.loop().model_copy(update={"replay": replay})
+            loop, end = world.loop(), world.START + DAY * 10
             store = Store(f"sqlite:///{folder / 'monitor.db'}")
             versions = Versions(store, loop.name, loop.delivery.namespace, references=references)
             outbox = Outbox(store, loop.name, None)
             detector = port.open("builtin", Path("unused"), folder)
             for part in (store, versions, outbox, detector):
                 stack.callback(part.close)
-            return Monitor(loop, folder / "log", store, detector, versions, Grid(loop.drift.window), outbox)
+            log, grid = folder / "log", Grid(loop.drift.window)
+            return Monitor(loop, log, store, detector, versions, grid, outbox, until=end)
 
         yield start
 
