@@ -129,6 +129,13 @@ def _key(checkout: Path) -> str:
     return hashlib.sha256(b"".join((checkout / name).read_bytes() for name in files)).hexdigest()[:16]
 
 
+def _unmount(folder: Path) -> None:
+    """Let go of what a session that was killed left mounted."""
+    places = [Path(line.split()[1]) for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for place in sorted((place for place in places if place.is_relative_to(folder)), reverse=True):
+        subprocess.run(["umount", str(place)], check=True)
+
+
 def _make_base(archive: Path, scratch: Path) -> None:
     """Make a Debian with Python and pip, as the real base has them: some from dpkg, some not."""
     root = scratch / "base"
@@ -181,6 +188,7 @@ def builder(checkout: Path) -> Iterator[Builder]:
             _make_base(archive, scratch)
         store = cache / f"store-{_key(checkout)}"
         for old in set(cache.glob("store-*")) - {store}:
+            _unmount(old)
             shutil.rmtree(old)
         made = Builder(checkout, store, scratch)
         # What a session that was killed has left.

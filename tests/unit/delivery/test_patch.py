@@ -73,6 +73,8 @@ def test_a_patch_that_names_no_version_yet_takes_one():
 def test_the_workflow_promotes_with_pyyaml_alone(tmp_path):
     """It has a checkout, and no installation of kubeloop."""
     shutil.copytree(MANIFESTS / "overlays", tmp_path / "overlays")
+    served = tmp_path / "overlays/staging/models/flight-delay.yaml"
+    served.write_text(served.read_text().replace("model-version: '0'", "model-version: '9'"))
     (tmp_path / "packages").mkdir()
     (tmp_path / "packages" / "yaml").symlink_to(Path(yaml.__file__).parent)
     program = [sys.executable, "-S", str(MANIFESTS / "promote.py"), "flight-delay", "staging", "prod"]
@@ -89,6 +91,7 @@ def test_the_workflow_promotes_with_pyyaml_alone(tmp_path):
         for name in ("staging", "prod")
     )
     assert patch.lineage(prod) == patch.lineage(staging)
+    assert patch.version(prod) == 9
 
 
 @pytest.mark.parametrize("content", ["", "[]", "kind: Deployment", "kind: InferenceService", "a: ["])
