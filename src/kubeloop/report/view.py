@@ -138,7 +138,7 @@ def _tiles(facts: Facts, log: Log, summary: Mapping[str, Any] | None) -> list[tu
     ]
     latency = summary.get("latency_ms") or {}
     if latency.get("p50") is not None:
-        over = f"the newest {latency['requests']:,} requests of the last session"
+        over = f"newest {latency['requests']:,}"
         tiles.append(("Request p50", f"{latency['p50']:.1f} ms", f"p99 {latency['p99']:.1f} ms; {over}"))
     return tiles
 
