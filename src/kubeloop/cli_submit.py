@@ -51,9 +51,8 @@ Installed = Annotated[
     Path | None,
     typer.Option(
         "--loop",
-        envvar="KUBELOOP_LOOP",
         help="The loop as the chart installed it: loop.yaml of its ConfigMap.",
-        show_default="loop.yaml in the folder",
+        show_default="KUBELOOP_LOOP, or else loop.yaml in the folder",
     ),
 ]
 HERE = Path()
@@ -292,7 +291,7 @@ def _record(run: "Run", address: str, decided: dict[str, Any] | None) -> dict[st
 
 def _open(folder: Path, installed: Path | None) -> tuple[Loop, Settings]:
     settings = config.settings(folder)
-    return config.load(installed or settings.loop_file), settings
+    return config.load(installed or settings.loop or settings.loop_file), settings
 
 
 def _fail(message: object, code: int = 1) -> NoReturn:

@@ -268,6 +268,9 @@ class Settings(Model):
     online_store: str = Field(default="", repr=False, description="redis:// or postgresql:// URL of the online store.")
     bucket: str = Field(default="", description="s3:// address under which the payload log and references are kept.")
     s3_endpoint: str = Field(default="", description="Address of an S3 store that is not AWS.")
+    loop: Path | None = Field(
+        default=None, description="The loop as the chart installed it, for what is sent to Kubeflow; else loop.yaml."
+    )
     collector_url: str = Field(default="", description="The collector, where it is no process of this machine.")
     monitor_url: str = Field(default="", description="The monitor, likewise; {loop} stands for the loop's name.")
     namespace: str = Field(default="kubeflow", description="Namespace of the pipeline's steps and of their TrainJobs.")

@@ -1,5 +1,6 @@
 """Retrain by hand: one run of the training pipeline, through the ledger like any other."""
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -38,33 +39,24 @@ def run(
     repo = stages.digest(settings.home / loop.features.repo)
     what = "\n".join((reason, loop.digest(), repo, stages.digest(settings.raw)))
     episode = f"manual-{moment:%Y%m%dT%H%M%S}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
-    try:
-        trigger = services.address(settings, "trigger")
-    except services.ServiceError:
-        origin = loop.replay.train_to if loop.replay else moment
-        with services.Services(loop, settings, environment) as own:
-            own.start_all(origin.isoformat())
+    with contextlib.ExitStack() as stack:
+        try:
+            trigger, check = services.address(settings, "trigger"), _nothing
+        except services.ServiceError:
+            own = stack.enter_context(services.Services(loop, settings, environment))
+            own.start_all((loop.replay.train_to if loop.replay else moment).isoformat())
             session.resume_serving(loop, settings, say)
-            return _follow(settings, loop, own.url("trigger"), episode, moment, reason, say, own.check)
-    return _follow(settings, loop, trigger, episode, moment, reason, say)
+            trigger, check = own.url("trigger"), own.check
+        name = runs.request(trigger, loop, episode, moment, reason)
+        if runs.record(trigger, name)["outcome"]:
+            say(f"Run {name} has answered this already: nothing changed since. Another --reason makes another run.")
+        else:
+            say(f"Run {name} with what was known on {moment:%Y-%m-%d %H:%M}.")
+        return runs.follow(settings, trigger, name, say, check)
 
 
-def _follow(
-    settings: Settings,
-    loop: Loop,
-    trigger: str,
-    episode: str,
-    moment: datetime,
-    reason: str,
-    say: Callable[[str], None],
-    check: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
-    name = runs.request(trigger, loop, episode, moment, reason)
-    if runs.record(trigger, name)["outcome"]:
-        say(f"Run {name} has answered this already: nothing changed since. Another --reason makes another run.")
-    else:
-        say(f"Run {name} with what was known on {moment:%Y-%m-%d %H:%M}.")
-    return runs.follow(settings, trigger, name, say, check)
+def _nothing() -> None:
+    """Services that others started are theirs to look after."""
 
 
 def newest_label(loop: Loop, settings: Settings) -> datetime:
