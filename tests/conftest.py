@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +25,13 @@ PROJECT = Path(__file__).parents[1]
 
 # A shell's background job ignores Ctrl-C, and so would every program that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say once for each reason why tests were skipped, and so what to do for them to run."""
+    skipped = [report.longrepr for report in terminalreporter.stats.get("skipped", ())]
+    for reason, number in Counter(why[2].removeprefix("Skipped: ") for why in skipped).most_common():
+        terminalreporter.write_line(f"{number} skipped: {reason}")
 
 
 @pytest.fixture(scope="session")
