@@ -27,7 +27,6 @@ OWN = {
     ("metadata", "namespace"),
     ("spec", "predictor", "model", "args"),
     ("spec", "predictor", "model", "storageUri"),
-    *(("metadata", "annotations", name) for name in (names.VERSION, names.DIGEST, names.RUN)),
     ("spec", "predictor", "annotations"),
 }
 """What names the version or the environment: never in the base, even where all environments agree."""
@@ -61,7 +60,7 @@ def build(helm: str, environment: str, name: str) -> Object:
     version = NONE
     if path.is_file():
         old = yaml.safe_load(path.read_text())
-        lineage, uri = old["metadata"]["annotations"], old["spec"]["predictor"]["model"]["storageUri"]
+        lineage, uri = patch.lineage(old), old["spec"]["predictor"]["model"]["storageUri"]
         version = ModelRef(lineage[names.VERSION], uri, lineage[names.DIGEST], lineage[names.RUN])
     repo = f"/project/{loop.features.repo}"
     return pods.place(loop, inference_service(loop, version, logger_url=collector, feature_dir=repo))

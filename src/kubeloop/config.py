@@ -165,6 +165,10 @@ class Replay(Model):
         return self
 
 
+_DNS_LABEL = 63
+"""Characters of one part of a host name."""
+
+
 class Loop(Model):
     """The use case: one loop.yaml."""
 
@@ -190,6 +194,16 @@ class Loop(Model):
             raise ValueError(
                 f"training.algorithm {self.training.algorithm} trains on one node; write pipelines.train_job.nodes: 1, "
                 "or algorithm: lightgbm"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _kserve_can_name_the_hosts(self) -> "Loop":
+        host = f"{self.name}-transformer-{self.delivery.namespace}"
+        if self.delivery.applier != "local" and len(host) > _DNS_LABEL:
+            raise ValueError(
+                f"name {self.name} and delivery.namespace {self.delivery.namespace} are too long together: KServe makes "
+                f"the host name {host} of them, which may have {_DNS_LABEL} characters, not {len(host)}"
             )
         return self
 

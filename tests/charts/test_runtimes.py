@@ -16,6 +16,8 @@ from kubeloop.serving import pods as serving_pods
 from kubeloop.serving.manifest import ModelRef, inference_service
 from tests.charts.conftest import PROJECT, VALUES, Object, Render, named
 from tests.control_plane.plane import CommandError, ControlPlane
+from tests.kserve import cases, controller
+from tests.kserve.defaults import defaulted
 
 EXAMPLE = PROJECT / "manifests" / "examples" / "language-model.yaml"
 MODEL = b"an ONNX graph"
@@ -79,6 +81,50 @@ def test_the_example_of_a_language_model_is_accepted(
     body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "assistant"}, "spec": pod}
     path = f"/api/v1/namespaces/{restricted_namespace}/pods?dryRun=All&fieldValidation=Strict"
     control_plane.request("POST", path, body)
+
+
+@pytest.mark.parametrize("case", [case for case, _ in cases.services() if "laptop" not in case])
+def test_what_kserve_makes_of_a_service_is_admitted(
+    control_plane: ControlPlane, restricted_namespace: str, render: Render, case: str
+) -> None:
+    """Deployments, Services and autoscalers by their schemas, and each pod by Pod Security "restricted"."""
+    manifest = defaulted(dict(cases.services(restricted_namespace))[case])
+    runtime = manifest["spec"]["predictor"]["model"]["runtime"]
+    if runtime == "kserve-mlserver":
+        pytest.skip("the chart has no such runtime")
+    control_plane.kubectl("-n", restricted_namespace, "create", "serviceaccount", "kubeloop-serving")
+    spec = named(render(VALUES["everything"]), "ServingRuntime", runtime, "kubeloop")["spec"]
+    for item in controller.objects(manifest, spec):
+        accepted(control_plane, item)
+        if item["kind"] == "Deployment":
+            template = item["spec"]["template"]
+            body = {"apiVersion": "v1", "kind": "Pod"} | template
+            body["metadata"] = template["metadata"] | {"name": item["metadata"]["name"]}
+            path = f"/api/v1/namespaces/{restricted_namespace}/pods?dryRun=All&fieldValidation=Strict"
+            control_plane.request("POST", path, body)
+
+
+@pytest.mark.parametrize(
+    ("delivery", "limits"),
+    [
+        ({"gpu": {}}, {"nvidia.com/gpu": "1"}),
+        ({"gpu": {"count": 2}}, {"nvidia.com/gpu": "2"}),
+        ({"gpu": {"resource": "nvidia.com/mig-1g.10gb"}}, {"nvidia.com/gpu": "0", "nvidia.com/mig-1g.10gb": "1"}),
+    ],
+)
+@pytest.mark.parametrize("runtime", [names.RUNTIME_GPU, names.RUNTIME_TRITON])
+def test_a_pod_asks_for_the_accelerators_that_the_loop_names(
+    render: Render, runtime: str, delivery: Object, limits: Object
+) -> None:
+    manifest = defaulted(service(runtime, predictor={"memory": "8Gi"} | delivery))
+    spec = named(render(VALUES["everything"]), "ServingRuntime", runtime, "kubeloop")["spec"]
+    made = {
+        item["kind"]: item for item in controller.objects(manifest, spec) if "predictor" in item["metadata"]["name"]
+    }
+    (container,) = made["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == {"memory": "8Gi"} | limits
+    if runtime == names.RUNTIME_TRITON:
+        assert container["args"][-3:] == ["--name=flights", "--version=7", f"--sha256={DIGEST}"]
 
 
 class Triton:

@@ -1,4 +1,7 @@
-"""KServe's controller, played by hand on a real API server: Deployments, pods and statuses as it would write them."""
+"""KServe's controller, played by hand on a real API server: Deployments, pods and statuses as it would write them.
+
+What it makes is tests/kserve/controller.py's; when, and how far its pods are, is each test's.
+"""
 
 import threading
 import time
@@ -9,13 +12,20 @@ from typing import Any
 import pytest
 
 from kubeloop.config import Loop
-from kubeloop.delivery.rollout import SERVICE
 from kubeloop.serving.manifest import ModelRef, inference_service
 from tests.control_plane.plane import CommandError, ControlPlane
+from tests.kserve import controller
 
 NAME = "flights"
 MERGE = {"content-type": "application/merge-patch+json"}
 APPLY = {"content-type": "application/apply-patch+yaml"}
+RUNTIME = {
+    "supportedModelFormats": [{"name": "onnx", "version": "1"}],
+    "protocolVersions": ["v1", "v2"],
+    "containers": [{"name": controller.CONTAINER, "image": "example.org/server:1.0.0"}],
+    "volumes": [{"name": "tmp", "emptyDir": {}}],
+}
+"""What every predictor runs on; the chart's own runtimes are tested in tests/charts."""
 
 
 def build(namespace: str, version: str = "7", **options: Any) -> dict[str, Any]:
@@ -55,19 +65,8 @@ class Kserve:
         self, part: str, *, updated: int = 1, total: int = 1, available: int = 1, progressing: str = ""
     ) -> None:
         """Make or update a component's Deployment, and say how far its pods are."""
-        service = self.service()
-        name = f"{NAME}-{part}"
-        body = {
-            "apiVersion": "apps/v1",
-            "kind": "Deployment",
-            "metadata": {"name": name, "labels": {SERVICE: NAME}},
-            "spec": {
-                "replicas": 1,
-                "selector": {"matchLabels": {"app": name}},
-                "template": self._pod(service, part, name),
-            },
-        }
-        path = f"/apis/apps/v1/namespaces/{self.namespace}/deployments/{name}"
+        body = self.made("Deployment")[f"{NAME}-{part}"]
+        path = f"/apis/apps/v1/namespaces/{self.namespace}/deployments/{NAME}-{part}"
         found = self.plane.request("PATCH", f"{path}?fieldManager=kserve&force=true", body, headers=APPLY)
         status: dict[str, Any] = {
             "observedGeneration": found["metadata"]["generation"],
@@ -78,15 +77,21 @@ class Kserve:
         }
         if progressing:
             status["conditions"] = [
-                {"type": "Progressing", "status": "False", "reason": progressing, "message": f"{name} takes too long."}
+                {
+                    "type": "Progressing",
+                    "status": "False",
+                    "reason": progressing,
+                    "message": f"{NAME}-{part} takes too long.",
+                }
             ]
         self.plane.request("PATCH", f"{path}/status", {"status": status}, headers=MERGE)
 
     def pod(self, part: str, container: dict[str, Any]) -> None:
         """Make a pod of a component with one container in the given state."""
         name = f"{NAME}-{part}-x"
-        body = self._pod(self.service(), part, name) | {"apiVersion": "v1", "kind": "Pod"}
-        body["metadata"]["name"] = name
+        metadata = self.made("Deployment")[f"{NAME}-{part}"]["spec"]["template"]["metadata"] | {"name": name}
+        spec = {"containers": RUNTIME["containers"]}
+        body = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
         path = f"/api/v1/namespaces/{self.namespace}/pods"
         self.plane.request("POST", path, body)
         status = {
@@ -100,7 +105,6 @@ class Kserve:
 
     def status(self, ready: str, reason: str = "", message: str = "", **fields: Any) -> None:
         """Write the InferenceService's status in the shape that KServe gives it since v0.20."""
-        url = f"http://{NAME}.{self.namespace}.svc.cluster.local"
         conditions = [
             {"type": kind, "status": ready, "reason": reason, "message": message, "lastTransitionTime": _NOW}
             for kind in ("PredictorReady", "TransformerReady", "IngressReady", "Ready")
@@ -110,23 +114,20 @@ class Kserve:
             # A Deployment's generation, as in KServe, where it says nothing about the service's own.
             "observedGeneration": 1,
             "deploymentMode": "Standard",
-            "url": url,
-            "address": {"url": url},
             "modelStatus": {"transitionStatus": "UpToDate" if ready == "True" else "InProgress"},
-        }
+        } | controller.addresses(self.service())
         self.plane.request("PATCH", f"{self.path}/status", {"status": status | fields}, headers=MERGE)
 
     def serve(self) -> None:
         """Bring everything that the manifest asks for into service."""
-        for part in ("predictor", "transformer"):
-            self.deployment(part)
+        for name in self.made("Deployment"):
+            self.deployment(name.removeprefix(f"{NAME}-"))
         self.status("True")
 
-    def _pod(self, service: dict[str, Any], part: str, name: str) -> dict[str, Any]:
-        annotations = service["metadata"]["annotations"] | service["spec"][part].get("annotations", {})
-        labels = {SERVICE: NAME, "app": name}
-        containers = [{"name": "kserve-container", "image": "example.org/server:1.0.0"}]
-        return {"metadata": {"labels": labels, "annotations": annotations}, "spec": {"containers": containers}}
+    def made(self, kind: str) -> dict[str, dict[str, Any]]:
+        """Return what KServe makes of the InferenceService as it is now, of one kind and by name."""
+        found = controller.objects(self.service(), RUNTIME)
+        return {item["metadata"]["name"]: item for item in found if item["kind"] == kind}
 
 
 @pytest.fixture

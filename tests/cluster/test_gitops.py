@@ -76,7 +76,7 @@ def test_a_commit_is_brought_into_the_cluster_and_followed_until_it_serves(envir
     with meanwhile(play):
         applied = environment.promote()
     assert (applied.name, applied.namespace, applied.storage_uri) == (NAME, environment.namespace, "s3://models/7")
-    assert applied.url == f"http://{NAME}.{environment.namespace}.svc.cluster.local"
+    assert applied.url == f"http://{NAME}-transformer.{environment.namespace}.svc.cluster.local"
     assert applied.generation == 2
     assert applied.proposal == ""
     served_now = kserve.service()

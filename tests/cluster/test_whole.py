@@ -198,8 +198,8 @@ def test_a_run_promotes_through_s3_mlflow_and_the_api_server(promoted: Cluster) 
     model = manifest["spec"]["predictor"]["model"]
     assert model["storageUri"] == champion.uri
     assert f"--sha256={champion.sha256}" in model["args"]
-    assert manifest["metadata"]["annotations"][names.VERSION] == champion.version == "1"
-    assert champion.tags["kubeloop.served_at"] == manifest["status"]["url"]
+    assert manifest["spec"]["predictor"]["annotations"][names.VERSION] == champion.version == "1"
+    assert champion.tags["kubeloop.served_at"] == manifest["status"]["address"]["url"]
     outcome = json.loads(Bucket.open(promoted.settings).get(names.outcome("first")) or b"{}")
     assert outcome["promote"] is True
     assert outcome["version"] == "1"

@@ -1,14 +1,17 @@
 """Fixtures over a real API server; `make control-plane` builds it; tests that need it are skipped without."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.control_plane import crds as upstream
 from tests.control_plane.plane import PROGRAMS, ControlPlane
+from tests.kserve import webhook
 
 PROJECT = Path(__file__).parents[2]
 FLUX = PROJECT / ".control-plane" / "flux"
@@ -45,7 +48,7 @@ def flux_crds() -> Path:
 def control_plane(
     assets: Path, crds: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[ControlPlane]:
-    """A running API server with RBAC, Pod Security admission and every upstream CRD; see `ControlPlane`."""
+    """A running API server: RBAC, Pod Security admission, all upstream CRDs, KServe's webhooks as we play them."""
     # The API server takes twelve seconds to take in all CRDs, and three to start with them.
     kept = pytestconfig.cache.mkdir("control-plane") / "etcd" / _digest(assets, crds, FLUX)
     plane = ControlPlane(assets, tmp_path_factory.mktemp("control-plane"))
@@ -57,7 +60,8 @@ def control_plane(
             for folder in (crds, FLUX):
                 plane.install(folder)
             plane.keep(kept)
-        yield plane
+        with _kserve(plane):
+            yield plane
     finally:
         plane.stop()
 
@@ -90,3 +94,34 @@ def _lack(message: str) -> None:
     if os.environ.get("KUBELOOP_REQUIRE_CONTROL_PLANE") == "1":
         pytest.fail(message, pytrace=False)
     pytest.skip(message)
+
+
+@contextlib.contextmanager
+def _kserve(plane: ControlPlane) -> Iterator[None]:
+    """Let the API server admit KServe's objects as KServe does: defaulted, or refused in its words."""
+
+    def there(runtime: dict[str, Any]) -> list[dict[str, Any]]:
+        namespace = runtime["metadata"].get("namespace")
+        where = f"namespaces/{namespace}/servingruntimes" if namespace else "clusterservingruntimes"
+        found: list[dict[str, Any]] = plane.request("GET", f"/apis/serving.kserve.io/v1alpha1/{where}")["items"]
+        return found
+
+    def refused() -> bool:
+        response = plane.http.post(f"{_SERVICES}?dryRun=All", json=_REFUSED)
+        return response.status_code == 403 and "supported autoscaler class" in response.text
+
+    with webhook.served(plane.authority, there) as configurations:
+        for configuration in configurations:
+            kind = configuration["kind"].lower()
+            plane.request("POST", f"/apis/admissionregistration.k8s.io/v1/{kind}s", configuration)
+        plane.wait(refused)
+        yield
+
+
+_SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/default/inferenceservices"
+_REFUSED = {
+    "apiVersion": "serving.kserve.io/v1beta1",
+    "kind": "InferenceService",
+    "metadata": {"name": "probe", "annotations": {"serving.kserve.io/autoscalerClass": "not one"}},
+    "spec": {"predictor": {"model": {"modelFormat": {"name": "onnx"}}}},
+}

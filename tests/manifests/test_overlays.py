@@ -150,7 +150,7 @@ def test_a_model_is_what_our_builder_writes(assets, chart, environment):
     objects = chart(environment)
     namespace = f"kubeloop-{environment}"
     loop = Loop.parse(named(objects, "ConfigMap", f"kubeloop-loop-{LOOP}")["data"]["loop.yaml"])
-    lineage = found["metadata"]["annotations"]
+    lineage = found["spec"]["predictor"]["annotations"]
     version, digest, run = (lineage[f"kubeloop.io/{name}"] for name in ("model-version", "model-sha256", "run"))
     model = ModelRef(version, found["spec"]["predictor"]["model"]["storageUri"], digest, run)
     environ = named(objects, "ConfigMap", "kubeloop-env", namespace)["data"]
@@ -174,7 +174,6 @@ def test_promotion_carries_the_version_and_nothing_else(tmp_path):
     staging, prod = (tmp_path / "overlays" / name / "models" / f"{LOOP}.yaml" for name in ("staging", "prod"))
     newer = yaml.safe_load(staging.read_text())
     newer["spec"]["predictor"]["model"]["storageUri"] = "s3://kubeloop-staging/mlflow/9/artifacts"
-    newer["metadata"]["annotations"]["kubeloop.io/model-version"] = "9"
     newer["spec"]["predictor"]["annotations"]["kubeloop.io/model-version"] = "9"
     args = newer["spec"]["predictor"]["model"]["args"]
     newer["spec"]["predictor"]["model"]["args"] = [arg.replace("--version=0", "--version=9") for arg in args]
@@ -184,7 +183,6 @@ def test_promotion_carries_the_version_and_nothing_else(tmp_path):
     prod.write_text(yaml.safe_dump(before))
     promote("staging", "prod", tmp_path)
     after = yaml.safe_load(prod.read_text())
-    assert after["metadata"]["annotations"]["kubeloop.io/model-version"] == "9"
     predictor = after["spec"]["predictor"]
     assert predictor["annotations"]["kubeloop.io/model-version"] == "9"
     assert predictor["model"]["storageUri"].startswith("s3://kubeloop-staging/mlflow/9/")

@@ -28,6 +28,8 @@ TRIGGER = f"{RELEASE}-trigger-{LOOP}"
 OURS = f"app.kubernetes.io/instance={RELEASE}"
 TRIGGERS = f"{OURS},app.kubernetes.io/component=trigger"
 PROBE = "probe"
+PREDICTIONS = f"http://{LOOP}-transformer.{NAMESPACE}.svc.cluster.local"
+"""Where the status of the InferenceService says that it answers; KServe makes no Service of its name."""
 
 
 def status(installed: Installation, service: str) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def test_a_run_in_a_pod_brings_a_model_into_service(probe: Installation) -> None
 
 
 def test_a_prediction_goes_through_transformer_redis_and_predictor(probe: Installation) -> None:
-    found = probe.exec(PROBE, scripts.PREDICT, f"http://{LOOP}.{NAMESPACE}.svc.cluster.local/v2/models/{LOOP}")
+    found = probe.exec(PROBE, scripts.PREDICT, f"{PREDICTIONS}/v2/models/{LOOP}")
     assert found["model_version"] == "1", found
     assert 0 < found["outputs"][0]["data"][0] < 1
     metrics = probe.kubectl("exec", PROBE, "--", "python", "-c", scripts.GET, f"http://{LOOP}-transformer/metrics")
@@ -270,4 +272,4 @@ def test_uninstall_leaves_the_data(probe: Installation) -> None:
     assert [item["status"]["phase"] for item in probe.get("pvc")] == ["Bound"]
     assert not probe.get("services", OURS)
     # The models' own objects are not the chart's: what was served is served on.
-    assert probe.exec(PROBE, scripts.PREDICT, f"http://{LOOP}.{NAMESPACE}/v2/models/{LOOP}")["model_version"] == "1"
+    assert probe.exec(PROBE, scripts.PREDICT, f"{PREDICTIONS}/v2/models/{LOOP}")["model_version"] == "1"

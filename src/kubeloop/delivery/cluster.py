@@ -13,6 +13,7 @@ from kubernetes import config
 
 from kubeloop import names
 from kubeloop.delivery import Applied, DeliveryError
+from kubeloop.delivery.patch import lineage
 from kubeloop.delivery.rollout import SERVICE, Object, Observed, failure, ready, stamp, stamped, troubles, waiting_for
 from kubeloop.serving.manifest import API_VERSION, KIND
 
@@ -76,7 +77,7 @@ def follow(cluster: "Cluster", manifest: Object, timeout_s: float) -> Applied:
 
     Args:
         cluster: where it is applied.
-        manifest: name, namespace and annotations of the InferenceService, stamped.
+        manifest: name, namespace and lineage of the InferenceService, stamped.
         timeout_s: how long it may take until it is ready.
 
     Raises:
@@ -108,7 +109,7 @@ def follow(cluster: "Cluster", manifest: Object, timeout_s: float) -> Applied:
 
 
 def _version(service: Object) -> int:
-    number = (service["metadata"].get("annotations") or {}).get(names.VERSION, "")
+    number = lineage(service).get(names.VERSION, "")
     return int(number) if number.isdecimal() else 0
 
 
@@ -129,7 +130,8 @@ def _wait(cluster: "Cluster", path: str, manifest: Object, began: float, timeout
                 namespace,
                 found.service["metadata"]["generation"],
                 found.service["spec"]["predictor"].get("model", {}).get("storageUri", ""),
-                status.get("url") or status.get("address", {}).get("url", ""),
+                # `url` is where a gateway would answer: a name of KServe's own domain, example.com unless it is set.
+                status.get("address", {}).get("url") or status.get("url", ""),
                 time.monotonic() - began,
             )
         kept = "; what was served before still is" if ready(found.service) else ""

@@ -65,8 +65,12 @@ def dump(patch: Object) -> str:
 
 
 def lineage(patch: Object) -> dict[str, str]:
-    """Return what says of a patch or an InferenceService which model it serves: version, digest and run."""
-    found = patch["metadata"].get("annotations") or {}
+    """Return what says of a patch or an InferenceService which model it serves: version, digest and run.
+
+    It stands on the predictor. Older releases wrote it on the service as well, and it is still read there.
+    """
+    predictor = (patch.get("spec") or {}).get("predictor") or {}
+    found = (patch["metadata"].get("annotations") or {}) | (predictor.get("annotations") or {})
     return {name: str(found[name]) for name in LINEAGE if name in found}
 
 
@@ -86,12 +90,16 @@ def carry(source: Object, target: Object) -> Object:
     """Return `target` with the model of `source`; both are patches of one InferenceService, or the whole of it.
 
     Only what names the version is carried over: the lineage, the address, the digest. Scaling, addresses of services
-    and everything else of the target stay as they are. A target that is stamped is stamped anew.
+    and everything else of the target stay as they are, but for the lineage that older releases wrote on the service
+    itself: it goes, since there it replaces the transformer's pods as well. A target that is stamped is stamped anew.
 
     Raises:
         PatchError: the target does not say with which arguments its server starts.
     """
-    found = _lineage(source["metadata"], target["metadata"])
+    metadata = dict(target["metadata"])
+    annotations = metadata.pop("annotations", None) or {}
+    if own := {name: text for name, text in annotations.items() if name not in LINEAGE}:
+        metadata["annotations"] = own
     ours, theirs = source["spec"]["predictor"], target["spec"]["predictor"]
     model = theirs["model"] | {"storageUri": ours["model"]["storageUri"]}
     if flags := [flag for flag in ours["model"].get("args", ()) if flag.startswith(FLAGS)]:
@@ -99,16 +107,11 @@ def carry(source: Object, target: Object) -> Object:
         if not kept:  # a list in a patch replaces the base's, so that the flags alone would be all there is
             raise PatchError("has no spec.predictor.model.args, which name the version")
         model["args"] = [*kept[:1], *flags, *kept[1:]]
-    predictor = _lineage(ours, theirs) | {"model": model}
+    predictor = theirs | {"annotations": (theirs.get("annotations") or {}) | lineage(source), "model": model}
     # A canary of the environment was judged against the version that goes.
     spec = {key: value for key, value in target["spec"].items() if key != "canary"}
-    carried = target | {"metadata": found, "spec": spec | {"predictor": predictor}}
+    carried = target | {"metadata": metadata, "spec": spec | {"predictor": predictor}}
     return rollout.stamped(carried) if rollout.stamp(target) else carried
-
-
-def _lineage(source: Object, target: Object) -> Object:
-    lineage = {name: source["annotations"][name] for name in LINEAGE}
-    return target | {"annotations": (target.get("annotations") or {}) | lineage}
 
 
 def stamped(patch: Object, components: Iterable[str]) -> Object:

@@ -21,7 +21,10 @@ IDENTITY = ("--name=", "--version=", "--sha256=")
 """What the arguments of a predictor say about its model, whichever server it is."""
 
 _CONTAINER = "kserve-container"
-"""The name that KServe gives the main container; the schema of a canary's model asks for it."""
+"""The name that KServe gives the main container."""
+
+_ONE = 1
+"""KServe takes a canary's missing `minReplicas` for its share of the predictor's, which is 0 pods at 0 %."""
 
 GROWTH = 4
 """How much larger a predictor's requests may be than a client's: a few keys a row become all the model's features."""
@@ -59,7 +62,9 @@ def inference_service(
 ) -> dict[str, Any]:
     """Build the InferenceService that serves `version`, and `canary` beside it.
 
-    The split is written as `spec.canary[].trafficPercent`: Standard mode ignores `canaryTrafficPercent`.
+    The split is written as `spec.canary[].trafficPercent`: Standard mode ignores `canaryTrafficPercent`. What names
+    the version stands on the predictors alone: KServe hands the service's own annotations to every component's pods,
+    and a promotion would replace the transformer's as well.
 
     Args:
         loop: the use case; its name is the service's and the model's.
@@ -82,8 +87,7 @@ def inference_service(
         "transformer": _transformer(loop, feature_dir, image),
     }
     if canary is not None:
-        predictor = {"name": CANARY} | _predictor(loop, canary, logger_url)
-        spec["canary"] = [{"predictor": predictor, "trafficPercent": canary_percent}]
+        spec["canary"] = [{"predictor": _canary(loop, canary, logger_url), "trafficPercent": canary_percent}]
     return {
         "apiVersion": API_VERSION,
         "kind": KIND,
@@ -91,7 +95,7 @@ def inference_service(
             "name": loop.name,
             "namespace": loop.delivery.namespace,
             "labels": names.labels(loop.name, "inference"),
-            "annotations": {DEPLOYMENT_MODE: "Standard"} | _lineage(version),
+            "annotations": {DEPLOYMENT_MODE: "Standard"},
         },
         "spec": spec,
     }
@@ -104,7 +108,6 @@ def _predictor(loop: Loop, model: ModelRef, logger_url: str) -> dict[str, Any]:
         **_times(loop),
         "logger": {"mode": "all", "url": logger_url},
         "model": {
-            "name": _CONTAINER,
             "modelFormat": names.model_format(),
             "runtime": names.RUNTIME,
             "protocolVersion": "v2",
@@ -118,6 +121,13 @@ def _predictor(loop: Loop, model: ModelRef, logger_url: str) -> dict[str, Any]:
             "resources": _PREDICTOR_RESOURCES,
         },
     }
+
+
+def _canary(loop: Loop, model: ModelRef, logger_url: str) -> dict[str, Any]:
+    predictor = _predictor(loop, model, logger_url)
+    # KServe's schema asks for the container's name here, where its webhook refuses it in the predictor itself.
+    named = {"name": _CONTAINER} | predictor["model"]
+    return {"name": CANARY, "minReplicas": _ONE} | predictor | {"model": named}
 
 
 def _transformer(loop: Loop, feature_dir: Path | str, image: str) -> dict[str, Any]:

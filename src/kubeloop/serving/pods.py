@@ -2,22 +2,28 @@
 
 import copy
 import math
+from decimal import Decimal
 from typing import Any
 
 from kubeloop import containers, names
 from kubeloop.config import Loop
-from kubeloop.config_cluster import Resources
+from kubeloop.config_cluster import Autoscaling, Resources
 from kubeloop.serving.manifest import IDENTITY
 
 PORT = 8080
 USER = 65532
 AUTOSCALER = "serving.kserve.io/autoscalerClass"
 
+_GPU = "nvidia.com/gpu"
+"""What the chart's runtimes for accelerators ask for."""
+
 
 def place(loop: Loop, manifest: dict[str, Any]) -> dict[str, Any]:
     """Return an InferenceService with what its pods need on a cluster.
 
     KServe makes the autoscaler, from the annotation and the replicas: an HPA or, with `scaler: keda`, a ScaledObject.
+    A canary has none: KServe refuses its bounds and metrics, would make a ScaledObject without triggers, and leaves
+    its HPA behind when the canary goes.
 
     Args:
         loop: the use case; its `delivery` says how the pods run.
@@ -27,12 +33,17 @@ def place(loop: Loop, manifest: dict[str, Any]) -> dict[str, Any]:
     delivery = loop.delivery
     found["metadata"]["annotations"][AUTOSCALER] = delivery.autoscaling.scaler
     spec = found["spec"]
-    predictors = [spec["predictor"], *(canary["predictor"] for canary in spec.get("canary", ()))]
-    for predictor in predictors:
+    canaries = [canary["predictor"] for canary in spec.get("canary", ())]
+    for predictor in (spec["predictor"], *canaries):
         predictor |= _pod(loop, "predictor", delivery.predictor)
         predictor["model"] = _model(loop, predictor["model"])
+    for canary, wanted in zip(canaries, spec.get("canary", ()), strict=True):
+        canary["minReplicas"] = max(1, math.ceil(delivery.autoscaling.min_replicas * wanted["trafficPercent"] / 100))
+        canary["annotations"] = canary["annotations"] | {AUTOSCALER: "none"}
     transformer = spec["transformer"]
     transformer |= _pod(loop, "transformer", delivery.transformer)
+    for component in (spec["predictor"], transformer):
+        component |= _scaling(delivery.autoscaling)
     transformer["volumes"] = [{"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}]
     (container,) = transformer["containers"]
     container |= _transformer(loop, container)
@@ -43,7 +54,12 @@ def _model(loop: Loop, model: dict[str, Any]) -> dict[str, Any]:
     """Return a predictor's model as its runtime takes it; KServe appends the arguments to the runtime's own."""
     delivery = loop.delivery
     runtime = delivery.runtime or (names.RUNTIME_GPU if delivery.predictor.gpu else names.RUNTIME)
-    found = model | {"runtime": runtime, "resources": containers.resources(delivery.predictor)}
+    resources = containers.resources(delivery.predictor)
+    gpu = delivery.predictor.gpu
+    if gpu and gpu.resource != _GPU and runtime in (names.RUNTIME_GPU, names.RUNTIME_TRITON):
+        # KServe merges the limits: the pod would ask for the runtime's usual accelerator as well.
+        resources["limits"][_GPU] = "0"
+    found = model | {"runtime": runtime, "resources": resources}
     if runtime in (names.RUNTIME, names.RUNTIME_GPU):
         found["args"] = [*model["args"], f"--drain-s={delivery.drain_s:g}"]
     elif runtime == names.RUNTIME_TRITON:
@@ -56,15 +72,11 @@ def _model(loop: Loop, model: dict[str, Any]) -> dict[str, Any]:
 
 def _pod(loop: Loop, component: str, resources: Resources) -> dict[str, Any]:
     """Return the fields of a component's pod."""
-    delivery, scaling = loop.delivery, loop.delivery.autoscaling
+    delivery = loop.delivery
     labels = {"app.kubernetes.io/name": loop.name, names.COMPONENT: component}
     pod: dict[str, Any] = {
         # The drain begins with SIGTERM, and the answers on their way must still go out.
         "terminationGracePeriodSeconds": math.ceil(delivery.drain_s + loop.serving.timeout_s),
-        "minReplicas": scaling.min_replicas,
-        "maxReplicas": scaling.max_replicas,
-        "scaleMetric": "cpu",
-        "scaleTarget": scaling.cpu_percent,
         "securityContext": containers.unprivileged(USER) | {"runAsGroup": USER, "fsGroup": USER},
         "topologySpreadConstraints": [
             {
@@ -82,6 +94,28 @@ def _pod(loop: Loop, component: str, resources: Resources) -> dict[str, Any]:
     return pod | containers.placement({}, (), resources.gpu)
 
 
+def _scaling(scaling: Autoscaling) -> dict[str, Any]:
+    """Return what KServe makes a component's autoscaler from, in the fields that its webhook takes for this one."""
+    bounds = {"minReplicas": scaling.min_replicas, "maxReplicas": scaling.max_replicas}
+    if scaling.scaler != "keda":
+        return bounds | {"scaleMetric": "cpu", "scaleTarget": scaling.cpu_percent}
+    target = {"type": "Utilization", "averageUtilization": scaling.cpu_percent}
+    return bounds | {"autoScaling": {"metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}]}}
+
+
+def _limited(resources: dict[str, Any]) -> dict[str, Any]:
+    """Return resources that limit the processor.
+
+    KServe adds its own limit of one to a transformer that has none, and a pod that asks for more is refused.
+    """
+    asked = resources["requests"]["cpu"]
+    return resources | {"limits": {"cpu": asked if _cores(asked) > 1 else "1"} | resources["limits"]}
+
+
+def _cores(quantity: str) -> Decimal:
+    return Decimal(quantity[:-1]) / 1000 if quantity.endswith("m") else Decimal(quantity)
+
+
 def _transformer(loop: Loop, container: dict[str, Any]) -> dict[str, Any]:
     """Return the transformer's container; the predictor's comes from its ServingRuntime."""
     delivery, images = loop.delivery, loop.pipelines.images
@@ -95,7 +129,7 @@ def _transformer(loop: Loop, container: dict[str, Any]) -> dict[str, Any]:
         "args": args,
         "env": containers.environment(delivery.config_map, delivery.secrets),
         "ports": [{"name": "http1", "containerPort": PORT, "protocol": "TCP"}],
-        "resources": containers.resources(delivery.transformer),
+        "resources": _limited(containers.resources(delivery.transformer)),
         "startupProbe": _probe("/v2/health/live", failureThreshold=60, periodSeconds=2),
         "readinessProbe": _probe("/v2/health/ready", periodSeconds=5),
         "livenessProbe": _probe("/v2/health/live", periodSeconds=10, failureThreshold=6),

@@ -95,12 +95,10 @@ def overlay(namespace: str, version: str = "6") -> dict[str, str]:
     model = whole["spec"]["predictor"]["model"]
     lineage = whole["spec"]["predictor"].pop("annotations")
     own = {"storageUri": model.pop("storageUri"), "args": model.pop("args")}
-    metadata = whole["metadata"]
-    del metadata["namespace"]
-    metadata["annotations"] = {name: text for name, text in metadata["annotations"].items() if name not in lineage}
+    del whole["metadata"]["namespace"]
     predictor = {"annotations": lineage, "model": own, "minReplicas": 2}
     head = {"apiVersion": whole["apiVersion"], "kind": whole["kind"]}
-    changes = head | {"metadata": {"name": NAME, "annotations": lineage}, "spec": {"predictor": predictor}}
+    changes = head | {"metadata": {"name": NAME}, "spec": {"predictor": predictor}}
     kustomization = {"apiVersion": "kustomize.config.k8s.io/v1beta1", "kind": "Kustomization"}
     files = {
         f"manifests/models/{NAME}/inferenceservice.yaml": whole,

@@ -40,9 +40,9 @@ def test_a_stamp_is_of_what_is_written():
     # A change of scale replaces no pod.
     assert other["spec"]["predictor"]["annotations"] == found["spec"]["predictor"]["annotations"]
     newer = patch.stamped(patch.carry(build("ml", "7"), found), PARTS)
-    for part in PARTS:
-        old, new = (item["spec"][part]["annotations"][names.MANIFEST] for item in (found, newer))
-        assert old != new
+    stamps = [{part: item["spec"][part]["annotations"][names.MANIFEST] for part in PARTS} for item in (found, newer)]
+    assert stamps[0]["predictor"] != stamps[1]["predictor"]
+    assert stamps[0]["transformer"] == stamps[1]["transformer"], "a promotion leaves the transformer's pods alone"
 
 
 def test_a_stamp_goes_with_the_version_from_one_environment_to_the_next():
@@ -63,11 +63,31 @@ def test_a_server_of_another_kind_has_no_flags_of_ours():
 
 def test_a_patch_that_names_no_version_yet_takes_one():
     target = environment()
-    del target["metadata"]["annotations"], target["spec"]["predictor"]["annotations"]
+    del target["spec"]["predictor"]["annotations"]
     assert patch.version(target) == 0
     carried = patch.carry(build("ml", "7"), target)
     assert patch.version(carried) == 7
     assert carried["spec"]["predictor"]["annotations"] == patch.lineage(carried)
+
+
+def older(version: str) -> dict[str, Any]:
+    """Return a patch as releases wrote it that named the version on the service, too."""
+    found = environment(version)
+    found["metadata"]["annotations"] = found["spec"]["predictor"]["annotations"] | {"team.example.org/owner": "ml"}
+    return found
+
+
+def test_a_patch_of_an_older_release_is_read_and_migrated():
+    target = older("6")
+    assert patch.lineage(target) == patch.lineage(environment("6"))
+    del target["spec"]["predictor"]["annotations"]
+    assert patch.version(target) == 6
+    for source in (build("ml", "7"), older("7")):
+        carried = patch.carry(source, older("6"))
+        assert carried["metadata"] == {"name": NAME, "annotations": {"team.example.org/owner": "ml"}}
+        assert patch.lineage(carried) == patch.lineage(environment("7"))
+        assert patch.read(patch.dump(carried), NAME) == carried
+    assert "annotations" not in patch.carry(build("ml", "7"), environment("6"))["metadata"]
 
 
 def test_the_workflow_promotes_with_pyyaml_alone(tmp_path):

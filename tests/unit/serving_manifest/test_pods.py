@@ -154,18 +154,46 @@ def test_a_promotion_by_git_carries_what_triton_is_told_of_the_version() -> None
     assert carried["args"] == ["--name=flights", "--version=8", f"--sha256={V2.sha256}"]
 
 
+PERCENT = {"scaleMetric": "cpu", "scaleTarget": 70}
+TARGET = {"type": "Utilization", "averageUtilization": 40}
+# KServe's webhook refuses `scaleMetric` for KEDA, and its ScaledObject has the triggers of `autoScaling` alone.
+TRIGGER = {"autoScaling": {"metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": TARGET}}]}}
+
+
 @pytest.mark.parametrize(
     ("autoscaling", "expected"),
     [
-        ({}, ("hpa", 1, 4, 70)),
-        ({"scaler": "keda", "min_replicas": 2, "max_replicas": 2, "cpu_percent": 40}, ("keda", 2, 2, 40)),
-        ({"scaler": "none", "min_replicas": 3}, ("none", 3, 4, 70)),
+        ({}, ("hpa", {"minReplicas": 1, "maxReplicas": 4} | PERCENT)),
+        (
+            {"scaler": "keda", "min_replicas": 2, "max_replicas": 2, "cpu_percent": 40},
+            ("keda", {"minReplicas": 2, "maxReplicas": 2} | TRIGGER),
+        ),
+        ({"scaler": "none", "min_replicas": 3}, ("none", {"minReplicas": 3, "maxReplicas": 4} | PERCENT)),
     ],
 )
-def test_kserve_is_told_how_to_scale(autoscaling: dict[str, Any], expected: tuple[Any, ...]) -> None:
+def test_kserve_is_told_how_to_scale(autoscaling: dict[str, Any], expected: tuple[str, Any]) -> None:
     manifest = build({"autoscaling": autoscaling})
-    predictor = manifest["spec"]["predictor"]
-    assert (
-        manifest["metadata"]["annotations"][pods.AUTOSCALER],
-        *(predictor[name] for name in ("minReplicas", "maxReplicas", "scaleTarget")),
-    ) == expected
+    assert manifest["metadata"]["annotations"][pods.AUTOSCALER] == expected[0]
+    for part in ("predictor", "transformer"):
+        found = manifest["spec"][part]
+        assert {key: found[key] for key in found if "eplicas" in key or "cal" in key} == expected[1]
+
+
+@pytest.mark.parametrize(("percent", "least"), [(0, 1), (10, 1), (50, 2), (100, 3)])
+def test_a_canary_has_pods_by_its_share_and_no_autoscaler(percent: int, least: int) -> None:
+    found = loop({"autoscaling": {"scaler": "keda", "min_replicas": 3}})
+    options = {"logger_url": "http://c/", "feature_dir": "/project", "canary": V2, "canary_percent": percent}
+    (canary,) = pods.place(found, inference_service(found, V1, **options))["spec"]["canary"]
+    predictor = canary["predictor"]
+    assert (predictor["minReplicas"], predictor["annotations"][pods.AUTOSCALER]) == (least, "none")
+    assert not {"maxReplicas", "scaleMetric", "scaleTarget", "autoScaling"} & predictor.keys()
+
+
+@pytest.mark.parametrize(
+    ("transformer", "limit"),
+    [({}, "1"), ({"cpu": "900m"}, "1"), ({"cpu": "2"}, "2"), ({"cpu": "1500m"}, "1500m"), ({"cpu_limit": "4"}, "4")],
+)
+def test_a_transformer_may_use_what_it_asks_for(transformer: dict[str, Any], limit: str) -> None:
+    """KServe gives a transformer without a limit one of its own, of one core; a request above it makes no pod."""
+    (container,) = build({"transformer": transformer})["spec"]["transformer"]["containers"]
+    assert container["resources"]["limits"]["cpu"] == limit
