@@ -202,8 +202,8 @@ class Loop(Model):
         host = f"{self.name}-transformer-{self.delivery.namespace}"
         if self.delivery.applier != "local" and len(host) > _DNS_LABEL:
             raise ValueError(
-                f"name {self.name} and delivery.namespace {self.delivery.namespace} are too long together: KServe makes "
-                f"the host name {host} of them, which may have {_DNS_LABEL} characters, not {len(host)}"
+                f"name {self.name} and delivery.namespace {self.delivery.namespace} are too long together: KServe "
+                f"makes the host name {host} of them, which may have {_DNS_LABEL} characters, not {len(host)}"
             )
         return self
 

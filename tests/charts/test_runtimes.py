@@ -118,10 +118,8 @@ def test_a_pod_asks_for_the_accelerators_that_the_loop_names(
 ) -> None:
     manifest = defaulted(service(runtime, predictor={"memory": "8Gi"} | delivery))
     spec = named(render(VALUES["everything"]), "ServingRuntime", runtime, "kubeloop")["spec"]
-    made = {
-        item["kind"]: item for item in controller.objects(manifest, spec) if "predictor" in item["metadata"]["name"]
-    }
-    (container,) = made["Deployment"]["spec"]["template"]["spec"]["containers"]
+    made = {(item["kind"], item["metadata"]["name"]): item for item in controller.objects(manifest, spec)}
+    (container,) = made["Deployment", "flights-predictor"]["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"memory": "8Gi"} | limits
     if runtime == names.RUNTIME_TRITON:
         assert container["args"][-3:] == ["--name=flights", "--version=7", f"--sha256={DIGEST}"]

@@ -16,6 +16,7 @@ from kubeloop.delivery import Applied, DeliveryError, gitops
 from kubeloop.delivery.cluster import Cluster
 from tests.cluster.conftest import NAME, build, meanwhile
 from tests.cluster.test_apply import grant
+from tests.kserve.defaults import defaulted
 from tests.unit.delivery.git_server import MODELS, PATCH, Daemon, Git, overlay, run, served, settings
 
 FOLLOWER = ("get:inferenceservices.serving.kserve.io", "list:deployments.apps")
@@ -225,7 +226,7 @@ def test_kustomize_makes_what_the_builder_writes(environment, kserve):
     with pytest.raises(DeliveryError, match="did not arrive"):
         environment.promote(timeout_s=0)
     environment.sync()
-    found, expected = kserve.service()["spec"], build(environment.namespace, "7")["spec"]
+    found, expected = kserve.service()["spec"], defaulted(build(environment.namespace, "7"))["spec"]
     found["predictor"].pop("minReplicas")
     for part in ("predictor", "transformer"):
         found[part]["annotations"].pop(names.MANIFEST)

@@ -202,12 +202,20 @@ def test_a_refusal_names_the_setting(setting: str, value: Any) -> None:
         ({"autoscaling": {"min_replicas": -1}}, "min_replicas: .* greater than or equal to 1"),
         ({"autoscaling": {"min_replicas": 5}}, "min_replicas cannot exceed max_replicas"),
         ({"applier": "gitops"}, "write its address"),
-        ({"applier": "cluster", "namespace": "n" * 42}, "are too long together: KServe makes the host name"),
     ],
 )
 def test_what_a_cluster_could_not_run_is_refused(delivery: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Loop.parse(yaml.safe_dump(SMALL | {"delivery": delivery}))
+
+
+def test_a_host_name_that_kserve_could_not_make_is_refused() -> None:
+    fits = SMALL | {"name": "l" * 25, "delivery": {"applier": "cluster", "namespace": "n" * 25}}
+    assert Loop.model_validate(fits).name == "l" * 25
+    longer = fits | {"name": "l" * 26}
+    with pytest.raises(ValueError, match=r"too long together: KServe makes the host name l+-transformer-n+ of them"):
+        Loop.model_validate(longer)
+    assert Loop.model_validate(longer | {"delivery": {"namespace": "n" * 25}})
 
 
 @pytest.mark.parametrize(
