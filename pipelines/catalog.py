@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import yaml
 from kfp import compiler
 from kfp.dsl.base_component import BaseComponent
 
 from kubeloop.config import Loop
+from pipelines import grouping
 from pipelines.backfill import backfill
 from pipelines.batch_scoring import batch_scoring
 from pipelines.materialize import materialize
@@ -21,8 +23,15 @@ PIPELINES: Mapping[str, Callable[[Loop], BaseComponent]] = {
 
 
 def write(loop: Loop, name: str, folder: Path) -> Path:
-    """Compile a pipeline to KFP IR YAML, its platform spec included; the same use case gives the same bytes."""
+    """Compile a pipeline to KFP IR YAML, its platform spec included; the same use case gives the same bytes.
+
+    Raises:
+        ConfigError: the steps cannot be grouped as `pipelines.grouping` says.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{loop.name}-{name}.yaml"
     compiler.Compiler().compile(PIPELINES[name](loop), str(target))
+    spec, platform = yaml.load_all(target.read_text(), Loader=yaml.CSafeLoader)
+    grouped = grouping.group(spec, platform, loop.pipelines.grouping, name)
+    target.write_text(yaml.dump_all(grouped, Dumper=yaml.CSafeDumper, width=120))
     return target

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kubeloop.config import Loop, Settings, duration
-from kubeloop.failures import told
 from kubeloop.promotion import current_champion
 from kubeloop.stages import StageError
 
@@ -23,7 +22,6 @@ class Scores(NamedTuple):
     version: str
 
 
-@told
 def materialize(loop: Loop, settings: Settings, raw: Path, as_of: datetime) -> dict[str, int]:
     """Compute the feature tables, register their definitions, and write the newest row of every key online.
 
@@ -43,7 +41,6 @@ def materialize(loop: Loop, settings: Settings, raw: Path, as_of: datetime) -> d
     return {**rows, "online": written}
 
 
-@told
 def score(loop: Loop, settings: Settings, raw: Path, as_of: datetime, since: str, out: Path) -> Scores:
     """Score the events of a span of time with the champion, with the features as they were known.
 
@@ -85,7 +82,6 @@ def score(loop: Loop, settings: Settings, raw: Path, as_of: datetime, since: str
     return Scores(table.num_rows, champion.version)
 
 
-@told
 def judge(loop: Loop, settings: Settings, until: datetime) -> dict[str, Any]:
     """Have the monitor judge every window that ended and was not judged yet; return its status.
 

@@ -136,6 +136,11 @@ class Pipelines(Model):
     experiment: str = Field(default="", description="Experiment of the runs; the loop's name when empty.")
     service_account: DnsName = "kubeloop-pipeline"
     images: Images = Images()
+    grouping: Literal["step", "stage", "run"] = Field(
+        default="stage",
+        description="Which steps share a pod: none, those of a stage (data, model, decision), or all of a run. "
+        "A pod costs about 20 seconds beyond its work.",
+    )
     defaults: StepSettings = StepSettings()
     steps: dict[DnsName, Step] = Field(default_factory=dict, description="Settings of single steps, by name.")
     train_job: TrainJob | None = Field(default=None, description="Train as a TrainJob instead of in the step's pod.")

@@ -1,13 +1,12 @@
-"""Says why a step failed where the trigger looks: the pipelines API tells no more than which step it was."""
+"""Says why a step failed where the trigger looks: the pipelines API tells no more than which pod it was."""
 
-import functools
 import json
 import logging
-from collections.abc import Callable
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple
 
-from kubeloop import config, names
+from kubeloop import names
 from kubeloop.bucket import Bucket, BucketError
+from kubeloop.config import Settings
 
 _log = logging.getLogger(__name__)
 
@@ -19,39 +18,32 @@ LASTING = (
 
 _LONGEST = 4000
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 
 class Failure(NamedTuple):
-    """Why a run failed, and whether another attempt would fail in the same way."""
+    """Why a run failed, whether another attempt would fail in the same way, and in which step it was."""
 
     error: str
     final: bool
+    step: str = ""
 
 
-def told(step: Callable[P, R]) -> Callable[P, R]:
-    """Wrap a step of a pipeline: what it fails with is put into the bucket as well, under the run that it is part of.
+def lasting(error: Exception) -> bool:
+    """Return whether another attempt would fail in the same way."""
+    return type(error).__name__ in LASTING
+
+
+def tell(settings: Settings, failure: Failure) -> None:
+    """Put why a step failed into the bucket, under the run that it is part of.
 
     Nothing is put where there is no bucket, or no run of Kubeflow Pipelines, as on a laptop.
     """
-
-    @functools.wraps(step)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return step(*args, **kwargs)
-        except Exception as error:
-            settings = config.settings()
-            if settings.bucket and settings.run_id:
-                failure = Failure(str(error)[:_LONGEST], type(error).__name__ in LASTING)
-                try:
-                    content = json.dumps(failure._asdict()).encode()
-                    Bucket.open(settings).put(names.failure(settings.run_id), content)
-                except BucketError as away:
-                    _log.error("the reason is told here alone: %s", away)
-            raise
-
-    return wrapped
+    if not (settings.bucket and settings.run_id):
+        return
+    content = json.dumps(failure._replace(error=failure.error[:_LONGEST])._asdict()).encode()
+    try:
+        Bucket.open(settings).put(names.failure(settings.run_id), content)
+    except BucketError as away:
+        _log.error("the reason is told here alone: %s", away)
 
 
 def read(bucket: Bucket, run_id: str) -> Failure | None:

@@ -35,6 +35,9 @@ class Runs:
     after one, whether its answer came or not. Where two starts crossed, or a lost one came through late, each
     onlooker picks the same run of those found and ends the others, so that one goes on. What a second run does before
     it is ended is harmless: the gate and the registry know a run by its name and answer it as they did the first.
+
+    All attempts have one name in KFP as well: it is an input of the first step, so that an attempt finds in KFP's cache
+    what those before it have finished.
     """
 
     def __init__(self, api: Api, loop: Loop, looks_s: Sequence[float] = _LOOKS_S) -> None:
@@ -54,7 +57,7 @@ class Runs:
             Attempt(run, int(match[1]))
             for run in self._api.runs(prefix)
             # Whoever clones a run in the Kubeflow UI copies its description as well, but not its name.
-            if (match := pattern.match(run.description)) and run.name == _title(name, int(match[1]))
+            if (match := pattern.match(run.description)) and run.name == name
         ]
         if not found:
             return None
@@ -80,7 +83,7 @@ class Runs:
         key = f"{names.RUN}: {self._loop.name}/{name}/{attempt}"
         try:
             made = self._api.create_run(
-                _title(name, attempt),
+                name,
                 version,
                 experiment_id=experiment,
                 description=f"{key}\n{reason}"[:DESCRIPTION_LIMIT],
@@ -114,10 +117,6 @@ def verdict(bucket: Bucket, name: str) -> dict[str, Any] | None:
         _log.error("%s in the bucket is no JSON object", names.outcome(name))
         return None
     return found
-
-
-def _title(name: str, attempt: int) -> str:
-    return name if attempt == 1 else f"{name} (attempt {attempt})"
 
 
 def _rank(attempt: Attempt) -> tuple[int, int, object, str]:

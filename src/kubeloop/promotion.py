@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 
 from kubeloop import __version__, names
 from kubeloop.config import Loop, Settings
-from kubeloop.failures import told
 from kubeloop.stages import StageError, digest, slice_columns
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from kubeloop.registry import Version
 
 
-@told
 def gate(loop: Loop, settings: Settings, run: str, model: Path, training_set: Path) -> "Verdict":
     """Compare the new model with the champion on the same newest hold-out.
 
@@ -101,7 +99,6 @@ def numbers(verdict: "Verdict") -> dict[str, float]:
     return {f"{verdict.metric}_{name}": value for name, value in found.items() if value is not None}
 
 
-@told
 def register(
     loop: Loop,
     settings: Settings,
@@ -153,7 +150,6 @@ def _tell(loop: Loop, settings: Settings, model: Path, verdict: str, run: str, v
     bucket.put(names.outcome(run), json.dumps(outcome).encode())
 
 
-@told
 def deploy(loop: Loop, settings: Settings, version: str) -> "Applied":
     """Serve a registered version and, once it answers, make it the champion.
 

@@ -69,7 +69,7 @@ class KfpRunner:
                 return RunState("succeeded", number, result=verdict(self._bucket, run_name))
             case "FAILED" | "SKIPPED":
                 said = failures.read(self._bucket, run.run_id)
-                error = self._reason(run) + (f": {said.error}" if said else "")
+                error = self._reason(run, said.step if said else "") + (f": {said.error}" if said else "")
                 return RunState("failed", number, error=error, final=said is not None and said.final)
             case "CANCELED" if self._is_late(run, run.finished):
                 return RunState("failed", number, error=self._reason(run))
@@ -80,9 +80,12 @@ class KfpRunner:
             self._api.terminate(run.run_id)
         return RunState("running", number)
 
-    def _reason(self, run: Run) -> str:
+    def _reason(self, run: Run, step: str = "") -> str:
         if self._is_late(run, run.finished):
             return self._overrun()
+        if step:
+            # A pod may run several steps, and the pipelines API knows the pod.
+            return f"failed in {step}"
         whole = self._api.run(run.run_id) or run
         steps = [step.name for step in whole.steps if step.state == "FAILED"]
         return f"failed in {', '.join(steps)}" if steps else "failed in Kubeflow Pipelines, which names no step"

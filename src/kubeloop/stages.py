@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 from kubeloop import sources
 from kubeloop.bucket import Bucket
 from kubeloop.config import Loop, Settings, instant
-from kubeloop.failures import told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,7 +56,6 @@ class Begun(NamedTuple):
     snapshot: str
 
 
-@told
 def begin(settings: Settings, as_of: str, run: str, job: str) -> Begun:
     """Fix the moment, the name and the data of a run.
 
@@ -78,7 +76,6 @@ class Extract(NamedTuple):
     snapshot: str
 
 
-@told
 def extract(loop: Loop, settings: Settings, as_of: datetime, out: Path, snapshot: str = "") -> Extract:
     """Write the raw tables as they were known at `as_of`, with the history that rolling features need.
 
@@ -95,7 +92,6 @@ def extract(loop: Loop, settings: Settings, as_of: datetime, out: Path, snapshot
     return Extract(rows, snapshot or digest(settings.raw))
 
 
-@told
 def validate_raw(
     loop: Loop, settings: Settings, raw: Path, as_of: datetime, run: str, clean: Path, page: Path
 ) -> dict[str, Any]:
@@ -108,7 +104,6 @@ def validate_raw(
     return _validate(loop, settings, sources.tables(raw), as_of, run, clean, page, "raw")
 
 
-@told
 def validate_training_set(
     loop: Loop, settings: Settings, table: Path, as_of: datetime, run: str, clean: Path, page: Path
 ) -> dict[str, Any]:
@@ -153,7 +148,6 @@ def _validate(
     return report.to_dict()
 
 
-@told
 def build_features(loop: Loop, settings: Settings, raw: Path, as_of: datetime, out: Path) -> int:
     """Join every labelled event of the window with its features as known at the time; return the rows.
 
@@ -181,7 +175,6 @@ def build_features(loop: Loop, settings: Settings, raw: Path, as_of: datetime, o
     return int(table.num_rows)
 
 
-@told
 def train(loop: Loop, training_set: Path, out: Path, settings: Settings | None = None) -> dict[str, Any]:
     """Fit, export, prove on the hold-out that both predict the same, and write the model folder; return its card.
 
@@ -216,7 +209,6 @@ class Evaluation:
     confusion: list[list[int]]
 
 
-@told
 def evaluate(loop: Loop, model: Path, training_set: Path, out: Path, report: Path) -> Evaluation:
     """Measure the model on the hold-out.
 

@@ -50,12 +50,14 @@ def pod(executor: Object) -> Object:
 
 @pytest.fixture
 def executors(demo: Loop, tmp_path: Path) -> dict[str, Object]:
-    """Every step's part of the platform spec, by pipeline and step."""
+    """Every pod's part of the platform spec, by grouping, pipeline and step."""
     found = {}
-    for name in catalog.PIPELINES:
-        _, platform = yaml.safe_load_all(catalog.write(demo, name, tmp_path).read_text())
-        steps = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-        found |= {f"{name}/{step}": executor for step, executor in steps.items()}
+    for how in ("step", "stage", "run"):
+        grouped = demo.model_copy(update={"pipelines": demo.pipelines.model_copy(update={"grouping": how})})
+        for name in catalog.PIPELINES:
+            _, platform = yaml.safe_load_all(catalog.write(grouped, name, tmp_path / how).read_text())
+            steps = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+            found |= {f"{how}/{name}/{step}": executor for step, executor in steps.items()}
     return found
 
 

@@ -1,3 +1,6 @@
+"""The compiled pipelines, a pod a step; test_grouping.py has the others."""
+
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +15,7 @@ from kubeloop.config import Loop
 IMAGE = "registry.example/kubeloop-core@sha256:" + "a" * 64
 NAMES = ("training", "materialize", "batch-scoring", "backfill")
 CLUSTER = {
+    "grouping": "step",
     "defaults": {"cpu": "250m", "memory": "3Gi", "retries": 1, "backoff": "10s", "timeout": "30m"},
     "steps": {
         "train-model": {
@@ -49,7 +53,11 @@ def compiled(folder: Path, loop_file: Path, *flags: str) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def packages(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return compiled(tmp_path_factory.mktemp("compile") / "one", project / "loop.yaml", "--image", IMAGE)
+    folder = tmp_path_factory.mktemp("compile")
+    loop = yaml.safe_load((project / "loop.yaml").read_text())
+    loop["pipelines"]["grouping"] = "step"
+    (folder / "loop.yaml").write_text(yaml.safe_dump(loop))
+    return compiled(folder / "one", folder / "loop.yaml", "--image", IMAGE)
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +90,9 @@ def containers(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name.removeprefix("exec-"): executor["container"] for name, executor in executors.items()}
 
 
-def test_compiling_twice_gives_the_same_bytes(packages: dict[str, Path], project: Path) -> None:
-    again = compiled(packages["training"].parent.parent / "two", project / "loop.yaml", "--image", IMAGE)
+def test_compiling_twice_gives_the_same_bytes(packages: dict[str, Path]) -> None:
+    folder = packages["training"].parent.parent
+    again = compiled(folder / "two", folder / "loop.yaml", "--image", IMAGE)
     assert {name: path.read_bytes() for name, path in again.items()} == {
         name: path.read_bytes() for name, path in packages.items()
     }
@@ -96,6 +105,27 @@ def test_every_step_has_the_image_that_was_asked_for(packages: dict[str, Path], 
     assert {container["image"] for container in containers(spec).values()} == {IMAGE}
     assert "unset" not in packages[name].read_text()
     assert "pip install" not in packages[name].read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_is_named_to_our_program_and_its_source_stays_in_the_image(packages: dict[str, Path], name: str) -> None:
+    spec, _ = read(packages[name])
+    found = tasks(spec)
+    for step, container in containers(spec).items():
+        assert container["command"] == ["python3", "-m", "pipelines.pod"]
+        flag, plan, *rest = container["args"]
+        assert (flag, rest) == ("--plan", ["--executor_input", "{{$}}"])
+        (member,) = json.loads(plan)
+        policy = found[step]["retryPolicy"]
+        assert member == {
+            "step": step,
+            "function": step.replace("-", "_"),
+            "inputs": {name: name for name in member["inputs"]},
+            "retries": policy["maxRetryCount"],
+            "backoff_s": float(policy["backoffDuration"].removesuffix("s")),
+        }
+        given = spec["components"][f"comp-{step}"].get("inputDefinitions", {})
+        assert member["inputs"].keys() == {name for kind in given.values() for name in kind}
 
 
 def test_every_component_is_a_step(packages: dict[str, Path], project: Path) -> None:

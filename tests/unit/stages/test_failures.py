@@ -7,51 +7,59 @@ import pytest
 
 from kubeloop import config, failures
 from kubeloop.bucket import Bucket
+from kubeloop.config import Settings
 from kubeloop.failures import Failure
-
-
-@failures.told
-def step(error: Exception | None = None) -> str:
-    if error:
-        raise error
-    return "done"
+from kubeloop.stages import StageError
 
 
 @pytest.fixture
-def bucket(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+def here(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setenv("KUBELOOP_BUCKET", s3.bucket)
     monkeypatch.setenv("KUBELOOP_RUN_ID", "run-1")
-    return Bucket.open(config.settings(tmp_path))
+    return config.settings(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("error", "final"), [(config.ConfigError("name: is missing"), True), (ConnectionError("MLflow is away"), False)]
-)
-def test_it_is_told_and_raised(bucket: Bucket, error: Exception, final: bool) -> None:
-    with pytest.raises(type(error)):
-        step(error)
-    assert failures.read(bucket, "run-1") == Failure(str(error), final)
+def test_it_is_told_under_its_run(here: Settings) -> None:
+    bucket = Bucket.open(here)
+    assert failures.read(bucket, "run-1") is None
+    failure = Failure("name: is missing", final=True, step="train-model")
+    failures.tell(here, failure)
+    assert failures.read(bucket, "run-1") == failure
     assert failures.read(bucket, "run-2") is None
 
 
-def test_a_success_tells_nothing(bucket: Bucket) -> None:
-    assert step() == "done"
-    assert failures.read(bucket, "run-1") is None
+def test_a_long_error_is_cut(here: Settings) -> None:
+    failures.tell(here, Failure("x" * 9000, final=False))
+    told = failures.read(Bucket.open(here), "run-1")
+    assert told is not None
+    assert len(told.error) == 4000
 
 
-def test_a_bucket_that_is_away_does_not_hide_the_error(
-    bucket: Bucket, seaweed: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize(
+    ("error", "lasting"),
+    [
+        (config.ConfigError("name: is missing"), True),
+        (StageError("the table is empty"), True),
+        (ConnectionError("MLflow is away"), False),
+    ],
+)
+def test_what_data_and_configuration_make_lasts(error: Exception, lasting: bool) -> None:
+    assert failures.lasting(error) is lasting
+
+
+def test_a_bucket_that_is_away_is_logged(here: Settings, seaweed: Any, caplog: pytest.LogCaptureFixture) -> None:
     seaweed.stop()
     try:
-        with pytest.raises(ValueError, match="three rows"):
-            step(ValueError("three rows"))
+        failures.tell(here, Failure("three rows", final=False))
     finally:
         seaweed.start()
     assert "the reason is told here alone" in caplog.text
 
 
-def test_on_a_laptop_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("KUBELOOP_BUCKET", raising=False)
-    with pytest.raises(ValueError, match="plain"):
-        step(ValueError("plain"))
+@pytest.mark.parametrize("name", ["KUBELOOP_BUCKET", "KUBELOOP_RUN_ID"])
+def test_on_a_laptop_nothing_is_told(
+    here: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.delenv(name)
+    failures.tell(config.settings(tmp_path), Failure("plain", final=False))
+    assert failures.read(Bucket.open(here), "run-1") is None

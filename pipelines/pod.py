@@ -1,0 +1,164 @@
+"""The program of a step's pod: `python -m pipelines.pod` runs the steps of a group one after another, as kfp would.
+
+Each attempt of a step is a process of its own, so that memory goes back and a step that is killed can be tried again.
+An error that is not lasting is tried again as loop.yaml says: Argo repeats a pod only if its node is lost. What the
+last attempt fails with is put into the bucket, for the trigger.
+"""
+
+import argparse
+import collections
+import contextlib
+import importlib
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from kfp.dsl.executor import Executor
+
+from kubeloop import config, failures
+from kubeloop.delivery.processes import die_with_parent
+from kubeloop.failures import Failure
+from pipelines.exchange import Exchange
+from pipelines.plan import Member, Plan
+
+LONGEST_PAUSE_S = 3600.0
+
+_HEAVY: Mapping[str, tuple[str, ...]] = {
+    "validate_data": ("pandas", "great_expectations"),
+    "validate_features": ("pandas", "great_expectations"),
+    "build_features": ("pandas", "feast"),
+    "materialize_features": ("pandas", "feast"),
+    "train_model": ("pandas", "lightgbm", "onnxruntime"),
+    "evaluate_model": ("pandas", "onnxruntime"),
+    "gate_model": ("pandas", "onnxruntime", "mlflow"),
+    "register_model": ("mlflow",),
+    "deploy_model": ("mlflow",),
+    "score_batch": ("pandas", "feast", "mlflow"),
+}
+"""Libraries that take seconds to import, by step."""
+
+
+def main() -> int:
+    """Run the group that the command line describes, and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.pod", description=__doc__)
+    parser.add_argument("--plan", required=True, help="the steps, as JSON; see pipelines/plan.py")
+    parser.add_argument("--executor_input", required=True, help="what Kubeflow's launcher gives a component, as JSON")
+    options = parser.parse_args()
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    plan = Plan.parse(options.plan)
+    return run(plan, Exchange(plan, json.loads(options.executor_input)))
+
+
+def run(plan: Plan, exchange: Exchange) -> int:
+    """Run the steps in order; the first that fails for good ends the group."""
+    total = len(plan.members)
+    for number, member in enumerate(plan.members, start=1):
+        title = f"{member.step} ({number} of {total})" if total > 1 else member.step
+        if member.when and exchange.value(member.when.source) != member.when.value:
+            _say(f"{title}: not wanted, for {member.when.source.step or 'the run'} says so")
+            exchange.skip(member)
+            continue
+        _say(title)
+        began = time.monotonic()
+        _import_shared(plan, number - 1)
+        failure = _persist(member, exchange)
+        took = time.monotonic() - began
+        if failure:
+            _say(f"{title}: failed after {took:.1f} s: {failure.error}")
+            failures.tell(config.settings(), failure)
+            return 1
+        _say(f"{title}: done in {took:.1f} s")
+    exchange.finish()
+    return 0
+
+
+def _persist(member: Member, exchange: Exchange) -> Failure | None:
+    """Try a step until it succeeds, its error is lasting or its retries are used up."""
+    with exchange.traces(member) as clear:
+        for attempt in range(1, member.retries + 2):
+            failure = _attempt(member, exchange)
+            if failure is None or failure.final or attempt > member.retries:
+                return failure
+            pause = min(member.backoff_s * 2 ** (attempt - 1), LONGEST_PAUSE_S)
+            _say(
+                f"{member.step}: attempt {attempt} of {member.retries + 1} failed: {failure.error}; "
+                f"trying again in {pause:g} s"
+            )
+            clear()
+            time.sleep(pause)
+    raise AssertionError("the last attempt returns")
+
+
+def _attempt(member: Member, exchange: Exchange) -> Failure | None:
+    """Run a step once, in a process of its own, and take over what it made."""
+    with tempfile.TemporaryDirectory(prefix="kubeloop-step-") as folder:
+        output, word = Path(folder) / "executor_output.json", Path(folder) / "failure.json"
+        given = exchange.executor_input(member, output)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        parent = os.getpid()
+        child = os.fork()
+        if not child:
+            _become(member, given, word, parent)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if word.is_file():
+            return Failure(**json.loads(word.read_text()), step=member.step)
+        if status < 0:
+            name = signal.Signals(-status).name
+            hint = "; is its memory enough?" if -status == signal.SIGKILL else ""
+            return Failure(f"its process was ended by {name}{hint}", final=False, step=member.step)
+        if status:
+            return Failure(f"its process ended with status {status}", final=False, step=member.step)
+        exchange.take(member, json.loads(output.read_text()))
+    return None
+
+
+def _become(member: Member, given: dict[str, Any], word: Path, parent: int) -> None:
+    """Be the process of one attempt: run the component, and leave with its status."""
+    status = 1
+    try:
+        # A step must not go on to deploy without its pod's program.
+        die_with_parent(parent)
+        component = importlib.import_module(f"components.{member.function}")
+        Executor(given, getattr(component, member.function)).execute()
+        status = 0
+    except Exception as error:  # noqa: BLE001 - the parent decides about another attempt
+        traceback.print_exc()
+        word.write_text(json.dumps({"error": str(error) or type(error).__name__, "final": failures.lasting(error)}))
+    except BaseException:  # noqa: BLE001 - as the interpreter does at the end of a program
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        # The parent's way out is not the step's.
+        os._exit(status)
+
+
+def _import_shared(plan: Plan, position: int) -> None:
+    """Import what the next step and a later one need: their processes are forks of this one."""
+    wanted = _HEAVY.get(plan.members[position].function, ())
+    later = collections.Counter(name for member in plan.members[position + 1 :] for name in _libraries(member))
+    for name in wanted:
+        if later[name]:
+            importlib.import_module(name)
+
+
+def _libraries(member: Member) -> Iterator[str]:
+    yield from _HEAVY.get(member.function, ())
+
+
+def _say(text: str) -> None:
+    print(f"==== {text}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
