@@ -40,16 +40,6 @@ class Block:
     line: int
     text: str
 
-    def filled(self, environ: Mapping[str, str]) -> str:
-        """Return the commands with each `export NAME=...` set to what the variable KUBELOOP_E2E_NAME says.
-
-        Raises:
-            UnfilledError: a placeholder has no such variable.
-        """
-        return "\n".join(
-            _fill(line, environ) if line.startswith("export ") else line for line in self.text.splitlines()
-        )
-
     @property
     def keeps(self) -> str:
         """Return its lines on which later blocks depend in the same shell: variables, and forwarded ports."""
@@ -82,6 +72,15 @@ def _blocks(lines: list[str]) -> Iterator[Block]:
             step, title = (int(match[1]), match[2]) if match else (0, "")
 
 
+def fill(text: str, environ: Mapping[str, str]) -> str:
+    """Return commands with each `export NAME=...` set to what the variable KUBELOOP_E2E_NAME says.
+
+    Raises:
+        UnfilledError: a placeholder has no such variable.
+    """
+    return "\n".join(_fill(line, environ) if line.startswith("export ") else line for line in text.splitlines())
+
+
 def _fill(line: str, environ: Mapping[str, str]) -> str:
     lacking: list[str] = []
 
@@ -102,7 +101,7 @@ def main(steps: list[str]) -> None:
     """Print the commands of some steps."""
     for block in blocks(INSTALL.read_text()):
         if str(block.step) in steps:
-            print(f"# docs/install.md, line {block.line}\n{block.filled(os.environ)}\n")
+            print(f"# docs/install.md, line {block.line}\n{fill(block.text, os.environ)}\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """One bash that runs blocks of commands in turn and keeps their variables and background jobs, as a terminal does."""
 
+import contextlib
 import os
 import selectors
 import shlex
@@ -57,13 +58,15 @@ class Shell:
         path.with_suffix(".log").write_text(printed)
         return printed
 
+    @property
+    def ended(self) -> bool:
+        """Whether a command failed, or it was closed."""
+        return self._process.poll() is not None
+
     def close(self) -> None:
         """End the shell and what it started."""
-        if self._process.poll() is None or self._number:
-            try:
-                os.killpg(self._process.pid, signal.SIGTERM)
-            except ProcessLookupError:
-                return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGTERM)
         self._process.wait(timeout=20)
 
     def _ask(self, text: str) -> None:
