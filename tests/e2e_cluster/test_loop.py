@@ -105,7 +105,9 @@ def test_drift_starts_one_retrain_and_its_model_takes_the_traffic(
         figures.note("drift to a running retrain, s", "from the first drifted request", started - begun)
         until(lambda: models.served().version == "2", "version 2 is promoted", 1800, 0.5)
         promoted = max(
-            seconds(item["time"]) for item in models.service()["metadata"]["managedFields"] if "subresource" not in item
+            seconds(item["time"])
+            for item in models.service()["metadata"]["managedFields"]
+            if item["manager"] == "kubeloop"
         )
         first = until(lambda: traffic.first("2"), "version 2 answers", 600)
         figures.note("promotion to the first answer, s", "of the new version", max(0.0, first - promoted))
