@@ -1,6 +1,7 @@
 """The numbers that a run against a cluster leaves: JSON in build/e2e, and a short table at the end."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,3 +34,7 @@ class Figures:
 
 def _text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    print(Figures(Path(sys.argv[1])).table())

@@ -91,7 +91,8 @@ def _fill(line: str, environ: Mapping[str, str]) -> str:
             lacking.append(PREFIX + name)
         return f"{name}={written if given is None else shlex.quote(given)}"
 
-    filled = _ASSIGNED.sub(value, line)
+    code, space, comment = re.fullmatch(r"(.*?)(\s+#|$)(.*)", line).groups()
+    filled = _ASSIGNED.sub(value, code) + space + comment
     if lacking:
         raise UnfilledError(f"set {', '.join(lacking)}: docs/install.md leaves it to the user")
     return filled
