@@ -1,7 +1,7 @@
 """Runs in a pod: asks for predictions over many kept-alive connections until a file says stop, and counts answers.
 
 Flags: --url base of the model, --connections, --rate requests a second of all together, --rows a request, --drifted,
---stop the file, --out where the counts are written at the end, and once a second until then.
+--host for a gateway, --stop the file, --out where the counts are written at the end, and once a second until then.
 """
 
 import argparse
@@ -81,6 +81,9 @@ def body(tensors: list[dict[str, Any]], rows: int, drifted: bool) -> dict[str, A
         )
     )
     columns["sched_dep"] = [now] * rows
+    # A predictor wants all the features, and takes a missing one.
+    for item in tensors:
+        columns.setdefault(item["name"], ["" if item["datatype"] == "BYTES" else None] * rows)
     return {"inputs": [item | {"shape": [rows], "data": columns[item["name"]]} for item in tensors]}
 
 
@@ -90,7 +93,8 @@ async def worker(args: argparse.Namespace, tensors: list[dict[str, Any]], counts
     due = time.monotonic() + pace * number / args.connections
     timeout = aiohttp.ClientTimeout(total=30)
     connector = aiohttp.TCPConnector(limit=1, keepalive_timeout=300)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+    head = {"host": args.host} if args.host else {}
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=head) as session:
         while not args.stop.exists():
             await asyncio.sleep(max(0.0, due - time.monotonic()))
             due = max(due + pace, time.monotonic() - pace)
@@ -115,10 +119,12 @@ async def main() -> None:
     parser.add_argument("--rate", type=float, default=40.0)
     parser.add_argument("--rows", type=int, default=1)
     parser.add_argument("--drifted", action="store_true")
+    parser.add_argument("--host", default="")
     parser.add_argument("--stop", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    async with aiohttp.ClientSession() as session, session.get(args.url) as answer:
+    head = {"host": args.host} if args.host else {}
+    async with aiohttp.ClientSession(headers=head) as session, session.get(args.url) as answer:
         tensors = (await answer.json())["inputs"]
     tensors = [{"name": item["name"], "datatype": item["datatype"]} for item in tensors]
     counts = Counts()

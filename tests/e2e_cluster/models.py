@@ -1,5 +1,6 @@
 """Model versions as the cluster serves them, and how to serve one without a pipeline: by our own applier."""
 
+import json
 import re
 from dataclasses import asdict
 from typing import Any
@@ -9,7 +10,7 @@ from kubeloop.config import Loop
 from kubeloop.delivery import Applied, cluster
 from kubeloop.serving import pods
 from kubeloop.serving.manifest import ModelRef, inference_service
-from tests.e2e_cluster.cluster import LOOP, one
+from tests.e2e_cluster.cluster import LOOP, PREDICTOR, kubectl, one
 from tests.e2e_cluster.workspace import Workspace
 
 ISVC = "inferenceservices.serving.kserve.io"
@@ -80,3 +81,21 @@ def serve(
         canary_percent=percent,
     )
     return cluster.apply([pods.place(loop, manifest)], loop.delivery.ready_timeout.total_seconds())
+
+
+def gateway() -> tuple[str, str] | None:
+    """Return address and host name at which KServe's gateway splits the predictors' traffic; None where it has none."""
+    content = one("configmap", "inferenceservice-config", "kserve")["data"]["ingress"]
+    ingress = json.loads(re.sub(r"^\s*//.*$", "", content, flags=re.MULTILINE))
+    if not ingress.get("enableGatewayApi"):
+        return None
+    namespace, _, name = ingress["kserveIngressGateway"].partition("/")
+    found = one("gateways.gateway.networking.k8s.io", name, namespace)
+    route = one("httproutes.gateway.networking.k8s.io", PREDICTOR)
+    addresses = [item["value"] for item in found["status"].get("addresses", ())]
+    if not addresses:
+        # Nobody hands out addresses of load balancers here: the gateway's own Service will do.
+        owner = f"gateway.envoyproxy.io/owning-gateway-name={name}"
+        service, *_ = json.loads(kubectl("get", "services", "-A", "-l", owner, "-o", "json"))["items"]
+        addresses = [f"{service['metadata']['name']}.{service['metadata']['namespace']}"]
+    return addresses[0], route["spec"]["hostnames"][0]

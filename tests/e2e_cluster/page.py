@@ -44,7 +44,7 @@ class Block:
     def keeps(self) -> str:
         """Return its lines on which later blocks depend in the same shell: variables, and forwarded ports."""
         lines = self.text.splitlines()
-        return "\n".join(line for line in lines if line.startswith("export ") or re.search(r"port-forward .*&$", line))
+        return "\n".join(line for line in lines if re.search(r"^(export )?\w+=|port-forward .*&$", line))
 
 
 def blocks(text: str) -> list[Block]:

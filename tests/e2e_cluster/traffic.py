@@ -17,7 +17,7 @@ CLIENTS = "web"
 """The namespace that docs/install.md names among `networkPolicy.clients`."""
 _POD = "client"
 _SCRIPT = Path(__file__).with_name("load.py")
-_PORT_URL = f"http://{TRANSFORMER}.{NAMESPACE}.svc.cluster.local/v2/models/{LOOP}"
+_URL = f"http://{TRANSFORMER}.{NAMESPACE}.svc.cluster.local/v2/models/{LOOP}"
 
 
 @dataclass
@@ -61,12 +61,28 @@ class Client:
 
     @contextlib.contextmanager
     def traffic(
-        self, *, connections: int = 64, rate: float = 40.0, rows: int = 1, drifted: bool = False
+        self,
+        *,
+        connections: int = 64,
+        rate: float = 40.0,
+        rows: int = 1,
+        drifted: bool = False,
+        gateway: tuple[str, str] | None = None,
     ) -> Iterator[Traffic]:
-        """Ask in the background for as long as the block lasts, also where the API server is away meanwhile."""
+        """Ask in the background for as long as the block lasts, also where the API server is away meanwhile.
+
+        Args:
+            connections: how many are kept open.
+            rate: requests a second of all together.
+            rows: flights a request.
+            drifted: flights such as there were none.
+            gateway: address and host name, to ask through a gateway and not the transformer's Service.
+        """
         found = Traffic(f"load-{secrets.token_hex(3)}")
         place = f"/tmp/{found.name}"  # noqa: S108
-        flags = f"--url {_PORT_URL} --connections {connections} --rate {rate} --rows {rows} {'--drifted' * drifted}"
+        url = f"http://{gateway[0]}/v2/models/{LOOP}" if gateway else _URL
+        flags = f"--url {url} --connections {connections} --rate {rate} --rows {rows} {'--drifted' * drifted}"
+        flags += f" --host {gateway[1]}" if gateway else ""
         # An exec must not wait for what it started, so nothing of that may hold its pipes.
         command = f"python /tmp/load.py {flags} --stop {place}.stop --out {place}.json > {place}.log 2>&1 < /dev/null &"
         _exec("sh", "-c", command)
