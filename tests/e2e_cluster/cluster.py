@@ -133,7 +133,8 @@ def ask(service: str, path: str = "/status") -> Any:
 def run_of(name: str) -> Object | None:
     """Return the Workflow of a pipeline run by the run's name, or None as long as there is none."""
     for item in get("workflows.argoproj.io", namespace=KUBEFLOW):
-        if name in (item["metadata"].get("annotations") or {}).get("pipelines.kubeflow.org/run_name", ""):
+        title = (item["metadata"].get("annotations") or {}).get("pipelines.kubeflow.org/run_name", "")
+        if title == name or title.startswith(f"{name} (attempt "):
             return item
     return None
 

@@ -1,7 +1,6 @@
 """What the tests against a cluster share; `make e2e` runs them in the order of PARTS, and they build on each other."""
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import pytest
 
 from tests.e2e_cluster import cluster
 from tests.e2e_cluster.figures import Figures
-from tests.e2e_cluster.page import PREFIX
 from tests.e2e_cluster.traffic import Client
 from tests.e2e_cluster.workspace import FOLDER, Workspace
 
@@ -76,11 +74,3 @@ def figures(reachable: None) -> Figures:
 def client(reachable: None) -> Client:
     """A pod that asks for predictions."""
     return Client.made()
-
-
-def hook(name: str) -> None:
-    """Run a command of whoever made the cluster, such as KUBELOOP_E2E_STOP_S3; skip where none is given."""
-    command = os.environ.get(PREFIX + name)
-    if not command:
-        pytest.skip(f"{PREFIX}{name} names no command that does it in this cluster")
-    subprocess.run(["bash", "-euo", "pipefail", "-c", command], check=True, timeout=300)

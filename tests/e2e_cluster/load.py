@@ -51,9 +51,10 @@ class Counts:
         if len(self.failures) < 200:
             self.failures.append((time.time(), what))
 
-    def write(self, path: Path) -> None:
+    def write(self, path: Path, over: bool = False) -> None:
         took = sorted(self.took) or [0.0]
         content = {
+            "over": over,
             "seconds": time.time() - self.started,
             "sent": self.sent,
             "failed": sum(self.failed.values()),
@@ -135,7 +136,7 @@ async def main() -> None:
             await asyncio.sleep(1)
 
     await asyncio.gather(write(), *(worker(args, tensors, counts, number) for number in range(args.connections)))
-    counts.write(args.out)
+    counts.write(args.out, over=True)
 
 
 if __name__ == "__main__":

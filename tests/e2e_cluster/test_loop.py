@@ -91,7 +91,7 @@ def test_drift_starts_one_retrain_and_its_model_takes_the_traffic(
     client: Client, workspace: Workspace, figures: Figures
 ) -> None:
     before = len(runs())
-    with client.traffic(connections=16, rate=8, rows=20, drifted=True) as traffic:
+    with client.traffic(connections=16, rate=4, rows=20, drifted=True) as traffic:
         begun = traffic.read()["versions"]["1"]["first"]
         episode = until(lambda: ask(MONITOR)["open_episode"], "an episode opens", 600)
         run = until(lambda: (now := runs())[before:] and now[before], "the trigger asks for a run")

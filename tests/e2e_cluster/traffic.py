@@ -91,8 +91,7 @@ class Client:
             yield found
         finally:
             until(lambda: _exec("sh", "-c", f"touch {place}.stop && echo done"), "the client takes the end", 120)
-            until(lambda: _exec("sh", "-c", f"pgrep -f {place}.stop > /dev/null || echo ended"), "the client ends", 60)
-            found.read()
+            until(lambda: found.read()["over"], "the client ends", 60)
 
 
 def _exec(*command: str) -> str:

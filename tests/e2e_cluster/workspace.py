@@ -18,7 +18,7 @@ from tests.e2e_cluster.shell import Shell
 
 FOLDER = PROJECT / "build" / "e2e"
 _CHANGES = Path(__file__).with_name("loop.yaml")
-_ENVIRONMENTS = (".venv", ".venv-runtime", ".venv-detector")
+_ENVIRONMENTS = (".venv", ".venv-runtime", ".venv-detector", ".uv")
 
 
 class Workspace:
@@ -91,8 +91,9 @@ class Workspace:
     def submit(self, pipeline: str, name: str, *args: str, limit_s: float = 1800.0) -> dict[str, Any]:
         """Run a pipeline to its end and return what `kubeloop submit --json` says of it."""
         printed = self.kubeloop("submit", pipeline, "--name", name, "--json", *args, limit_s=limit_s)
-        found: dict[str, Any] = json.loads(printed[printed.index("\n{") if not printed.startswith("{") else 0 :])
-        return found
+        # What the run does goes before, to the same terminal.
+        found, _ = json.JSONDecoder().raw_decode("{" + f"\n{printed}".partition("\n{")[2])
+        return dict(found)
 
     def change(self, name: str, changes: Mapping[str, Any]) -> None:
         """Merge settings into a YAML file of the folder."""
@@ -116,7 +117,7 @@ class Workspace:
             if (PROJECT / name).is_file():
                 (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(PROJECT / name, self.folder / name)
-        for name in _ENVIRONMENTS:
+        for name in (name for name in _ENVIRONMENTS if (PROJECT / name).exists()):
             (self.folder / name).symlink_to(PROJECT / name)
         self.change("loop.yaml", yaml.safe_load(_CHANGES.read_text()))
         if further := os.environ.get(f"{PREFIX}LOOP_FILE"):
