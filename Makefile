@@ -133,6 +133,15 @@ e2e-node: setup node backends ## Build the images and install the chart on a rea
 	KUBELOOP_NODE=1 unshare --net --mount --pid --fork --mount-proc --kill-child \
 	  $(BIN)/python -m pytest tests/node/test_node.py $(ARGS)
 
+# A real cluster: docs/install.md line for line on it, the loop once around, and what may befall it.
+.PHONY: e2e
+e2e: setup ## Install on the cluster that KUBECONFIG names by docs/install.md, and try everything on it (an hour)
+	KUBELOOP_E2E=1 $(BIN)/python -m pytest tests/e2e_cluster $(ARGS)
+
+.PHONY: kind-up
+kind-up: setup ## Make a cluster with kind, and in it all that `make e2e` needs (docker or podman)
+	tests/kind/up.sh $(ARGS)
+
 .PHONY: images
 images: setup ## Build the images with docker, podman or buildah (ARGS="core --tag 1.2.3 --registry host/folder --push")
 	$(BIN)/python images/build.py $(ARGS)

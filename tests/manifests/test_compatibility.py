@@ -57,8 +57,9 @@ def test_the_chart():
 
 
 def test_commands_install_what_the_table_says():
-    assert f"export VERSION={ROWS['Kubeflow Pipelines'][1]}" in INSTALL
-    assert set(re.findall(r"charts/kserve-\S+ --version v([\d.]+)", INSTALL)) == {ROWS["KServe"][1]}
+    assert f"export KUBEFLOW={ROWS['Kubeflow Pipelines'][1]}\n" in INSTALL
+    assert f"export KSERVE=v{ROWS['KServe'][1]}\n" in INSTALL
+    assert set(re.findall(r"charts/kserve-\S+ --version (\S+)", INSTALL)) == {"$KSERVE"}
     assert "kserve.controller.deploymentMode=Standard" in INSTALL
     assert f"charts/kubeflow-trainer --version {ROWS['Kubeflow Trainer (optional)'][1]}" in INSTALL
 

@@ -28,16 +28,16 @@ def steps() -> list[dict]:
 
 
 def test_there_is_one_for_each_purpose():
-    assert {path.stem for path in WORKFLOWS} == {"ci", "images", "promote"}
+    assert {path.stem for path in WORKFLOWS} == {"ci", "e2e", "images", "promote"}
     jobs = yaml.safe_load((PROJECT / ".github/workflows/ci.yml").read_text())["jobs"]
     assert set(jobs) == {"lint", "test", "chart"}
 
 
 def test_make_targets_exist():
-    targets = set(re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
-    calls = [call for step in steps() for call in re.findall(r"\bmake ([a-z -]+)", step.get("run", ""))]
+    targets = set(re.findall(r"^([a-z0-9-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+    calls = [call for step in steps() for call in re.findall(r"\bmake ([a-z0-9 -]+)", step.get("run", ""))]
     used = {target for call in calls for target in call.split()}
-    assert used == {"lint", "test", "control-plane", "crds", "backends"}
+    assert used == {"lint", "test", "control-plane", "crds", "backends", "kind-up", "e2e"}
     assert used <= targets
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from tests.node.ground import GATEWAY
 from tests.node.node import NAME, Node
+from tests.pods import pod
 
 PROJECT = Path(__file__).parents[2]
 CHART = PROJECT / "charts" / "kubeloop"
@@ -115,8 +116,9 @@ class Installation:
                 self.kubectl("rollout", "status", f"{kind}/{item['metadata']['name']}", "--timeout=100s")
 
     def run(self, name: str, image: str, *command: str, account: str = "", more: Object | None = None) -> None:
-        """Start a pod of ours that runs once; see `pod`."""
-        self.kubectl("apply", "-f", "-", input=yaml.safe_dump(pod(name, image, command, account, more)))
+        """Start a pod of our image `core`, `runtime` or `detector` that runs once; see `pods.pod`."""
+        found = f"localhost/kubeloop-{image}:0.1.0"
+        self.kubectl("apply", "-f", "-", input=yaml.safe_dump(pod(name, found, command, account, more)))
 
     def exec(self, pod: str, script: str, *args: str) -> Any:
         """Run Python in a pod and return what its last line says, as JSON."""
@@ -133,49 +135,6 @@ class Installation:
 
         self.node.until(done, f"pod {name} ends", limit_s)
         return self.kubectl("logs", name)
-
-
-def pod(name: str, image: str, command: tuple[str, ...], account: str, more: Object | None) -> Object:
-    """Return a pod that Pod Security "restricted" admits.
-
-    Args:
-        name: its name.
-        image: `core`, `runtime` or `detector`.
-        command: what it runs.
-        account: service account whose token it gets.
-        more: further fields of its container; `volumes` goes to the pod.
-    """
-    given = dict(more or {})
-    volumes = [{"name": "tmp", "emptyDir": {}}, *given.pop("volumes", [])]
-    mounts = [{"name": "tmp", "mountPath": "/tmp"}, *given.pop("volumeMounts", [])]  # noqa: S108
-    container = {
-        "name": "main",
-        "image": f"localhost/kubeloop-{image}:0.1.0",
-        "command": list(command),
-        "resources": {"requests": {"cpu": "10m", "memory": "256Mi"}, "limits": {"memory": "4Gi"}},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
-        "volumeMounts": mounts,
-    }
-    spec = {
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": 1,
-        "automountServiceAccountToken": bool(account),
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": 65532,
-            "fsGroup": 65532,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "containers": [container | given],
-        "volumes": volumes,
-    }
-    if account:
-        spec["serviceAccountName"] = account
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
 
 
 def _reachable(address: str) -> str:

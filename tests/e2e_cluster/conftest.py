@@ -1,0 +1,76 @@
+"""What the tests against a cluster share; `make e2e` runs them in the order of PARTS, and they build on each other."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e_cluster import cluster
+from tests.e2e_cluster.figures import Figures
+from tests.e2e_cluster.traffic import Client
+from tests.e2e_cluster.workspace import FOLDER, Workspace
+
+PARTS = ("install", "loop", "runs", "switches", "faults", "removal")
+_GROUND = ("install", "loop")
+"""Parts without which the others have nothing to stand on."""
+_broken: list[str] = []
+
+
+def _part(item: pytest.Item) -> str:
+    return item.path.stem.removeprefix("test_") if item.path.parent == Path(__file__).parent else ""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring the parts into their order."""
+    items.sort(key=lambda item: PARTS.index(part) if (part := _part(item)) in PARTS else -1)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Remember what failed, if others stand on it."""
+    outcome: Any = yield
+    if outcome.get_result().failed and _part(item) in _GROUND:
+        _broken.append(item.name)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what was measured."""
+    if os.environ.get("KUBELOOP_E2E") == "1":
+        terminalreporter.write_line(Figures(FOLDER / "figures.json").table())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def reachable() -> None:
+    """Skip unless these tests are asked for; fail where the cluster does not answer."""
+    if os.environ.get("KUBELOOP_E2E") != "1":
+        pytest.skip("takes the cluster that KUBECONFIG names, and changes it; see `make e2e` in docs/testing.md")
+    cluster.kubectl("get", "--raw", "/readyz")
+
+
+@pytest.fixture(autouse=True)
+def unbroken(request: pytest.FixtureRequest, reachable: None) -> None:
+    """Skip what stands on something that failed."""
+    if _broken:
+        pytest.skip(f"{_broken[0]} failed, and this stands on it")
+
+
+@pytest.fixture(scope="session")
+def workspace(reachable: None) -> Iterator[Workspace]:
+    """The folder that the page's commands run in."""
+    found = Workspace()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def figures(reachable: None) -> Figures:
+    """Where numbers go."""
+    return Figures(FOLDER / "figures.json")
+
+
+@pytest.fixture(scope="session")
+def client(reachable: None) -> Client:
+    """A pod that asks for predictions."""
+    return Client.made()
