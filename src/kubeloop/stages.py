@@ -84,15 +84,16 @@ def extract(loop: Loop, settings: Settings, as_of: datetime, out: Path, snapshot
 
     Args:
         loop: the use case.
-        settings: where the raw data are; they are taken in when they are not there yet.
+        settings: where the raw data are; they are taken in when they are not there yet, or written by `source.live`.
         as_of: the run's moment.
         out: folder of the tables.
         snapshot: digest of the raw data, computed here when it is empty.
     """
-    sources.take_in(loop, settings, keep=True)
-    window = Window.ending(loop, as_of)
-    rows = sources.cut(loop, settings.raw, out, since=window.start - loop.features.history, as_of=as_of)
-    return Extract(rows, snapshot or digest(settings.raw))
+    since = Window.ending(loop, as_of).start - loop.features.history
+    with sources.of_run(loop, settings, since=since, as_of=as_of) as raw:
+        rows = sources.cut(loop, raw, out, since=since, as_of=as_of)
+        # The run was begun with the digest of the tables that are kept, which may be others.
+        return Extract(rows, snapshot if snapshot and raw == settings.raw else digest(raw))
 
 
 @told
