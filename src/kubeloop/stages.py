@@ -136,7 +136,7 @@ def _validate(
     page: Path,
     what: str,
 ) -> dict[str, Any]:
-    from kubeloop import validation, validation_html
+    from kubeloop import findings, validation, validation_html
 
     docs, quarantine = settings.state / "data-docs" / run / what, settings.state / "quarantine" / run
     suites = settings.home / loop.features.repo / "expectations"
@@ -148,6 +148,8 @@ def _validate(
         bucket.push(docs, pages)
         bucket.push(quarantine, rows)
         report = replace(report, docs=bucket.address(pages), quarantine=bucket.address(rows))
+        findings.expire_in_bucket(bucket, loop, datetime.now(UTC))
+    findings.expire_on_disk(settings.state, loop, datetime.now(UTC))
     _log.info("Data Docs: %s/index.html; quarantine: %s", report.docs, report.quarantine)
     page.write_text(validation_html.html(f"{loop.name}: {what} data", report))
     validation.require(report)
