@@ -6,7 +6,9 @@ The package's own import is broken (it needs pkg_resources), so its files are fo
 import importlib.util
 import tempfile
 import zipfile
+from datetime import date, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import duckdb
 
@@ -88,4 +90,80 @@ def write(folder: Path) -> None:
             needed = {"data": str(data)} if "$data" in query else {}
             part = folder / f"{table}.parquet.part"
             db.execute(f"COPY ({query}) TO '{part}' (FORMAT parquet, COMPRESSION zstd)", needed)
+            part.replace(folder / f"{table}.parquet")
+
+
+# On a cluster the clock is now. Week 7 of 2013 is week 7 of every later year there (ISO 8601): weekdays stay, seasons
+# and daylight saving time stay within a week, and a row is the same whenever it is asked for. A 53rd week is the 52nd
+# again. A flight's date is part of its id, and the hour of the weather part of a reference, so they move as well.
+RECORDED = date(2013, 1, 1)
+"""The first day of the data: the Tuesday of the first week of 2013."""
+RECORDED_UNTIL = date(2014, 1, 1)
+WEEKS = 52
+MOVED = {
+    "flight_id": "strftime(strptime(flight_id[:8], '%Y%m%d') + $shift, '%Y%m%d') || flight_id[9:]",
+    "sched_local": "strftime(strptime(sched_local, '%Y-%m-%dT%H:%M') + $shift, '%Y-%m-%dT%H:%M')",
+    "weather_hour": "weather_hour[:4] || strftime(strptime(weather_hour[5:], '%Y-%m-%dT%H') + $shift, '%Y-%m-%dT%H')",
+}
+DAY = {"weather": "observed_at::DATE", "planes": None}
+"""The day by which a row belongs to a piece of the year; a flight's is in its id."""
+
+
+class Piece(NamedTuple):
+    """Days of 2013, from `first` up to but without `end`, and how much later they happen again."""
+
+    first: date
+    end: date
+    shift: timedelta
+
+
+def pieces(since: date, until: date) -> list[Piece]:
+    """Return what the days from `since` to `until` repeat, in order, without a gap and without a day twice."""
+    found = [Piece(RECORDED, RECORDED_UNTIL, timedelta())]
+    for year in range(2014, until.year + 2):
+        tuesday, following = (date.fromisocalendar(each, 1, 2) for each in (year, year + 1))
+        shift = tuesday - RECORDED
+        found.append(Piece(RECORDED, RECORDED + timedelta(weeks=WEEKS), shift))
+        if (following - tuesday).days > 7 * WEEKS:
+            end = RECORDED + timedelta(weeks=WEEKS)
+            found.append(Piece(end - timedelta(weeks=1), end, shift + timedelta(weeks=1)))
+    clipped = []
+    for piece in found:
+        # The year as recorded goes to its own end; the first repetition begins only then.
+        start = max(since, piece.first + piece.shift, RECORDED_UNTIL if piece.shift else RECORDED)
+        end = min(until + timedelta(days=1), piece.end + piece.shift)
+        if start < end:
+            clipped.append(Piece(start - piece.shift, end - piece.shift, piece.shift))
+    return clipped
+
+
+def repeat(folder: Path, since: datetime, until: datetime) -> None:
+    """Write the raw tables as if 2013 had happened again in every year since; see `write`.
+
+    Args:
+        folder: an existing folder; files in it are replaced.
+        since: rows that became known earlier may be left out.
+        until: the moment of the run; what became known later may be there, and is cut off by kubeloop.
+    """
+    # A flight is published a day before it leaves, and its row of arrivals is known up to two days after.
+    parts = pieces(since.date() - timedelta(days=3), until.date() + timedelta(days=2))
+    with tempfile.TemporaryDirectory() as scratch, duckdb.connect() as db:
+        write(Path(scratch))
+        db.execute("SET TimeZone = 'UTC'")
+        for table in TABLES:
+            source = f"read_parquet('{scratch}/{table}.parquet')"
+            day = DAY.get(table, "strptime(flight_id[:8], '%Y%m%d')::DATE")
+            # Facts have no year of their own: they are known before everything that is there.
+            chosen = parts if day else parts[:1]
+            kinds = {name: kind for name, kind, *_ in db.execute(f"DESCRIBE FROM {source}").fetchall()}
+            queries = []
+            for piece in chosen:
+                shift = f"INTERVAL {piece.shift.days} DAY"
+                moved = {name: text.replace("$shift", shift) for name, text in MOVED.items() if name in kinds}
+                moved |= {name: f"{name} + {shift}" for name, kind in kinds.items() if kind.startswith("TIMESTAMP")}
+                columns = ", ".join(f"{moved.get(name, name)} AS {name}" for name in kinds)
+                where = f"WHERE {day} >= '{piece.first}' AND {day} < '{piece.end}'" if day else ""
+                queries.append(f"SELECT {columns} FROM {source} {where}")  # noqa: S608
+            part = folder / f"{table}.parquet.part"
+            db.execute(f"COPY ({' UNION ALL '.join(queries)}) TO '{part}' (FORMAT parquet, COMPRESSION zstd)")
             part.replace(folder / f"{table}.parquet")

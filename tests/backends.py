@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,23 +18,11 @@ import httpx
 import pytest
 
 from kubeloop.delivery.processes import die_with_parent
+from tests import outside
 
-ADVICE = "make backends"
 BUCKET = "kubeloop"
 _LIMIT_S = 30.0
 _GRACE_S = 3.0
-
-
-def _program(name: str, *folders: str) -> str:
-    """Return a program's path; without it the test is skipped, or fails where every test must run."""
-    places = os.pathsep.join([*folders, os.environ["PATH"], str(Path(sys.executable).parent)])
-    found = shutil.which(name, path=places)
-    if not found:
-        message = f"{name} is not installed; `{ADVICE}` installs it on Debian"
-        if os.environ.get("KUBELOOP_REQUIRE_BACKENDS"):
-            pytest.fail(message, pytrace=False)
-        pytest.skip(message)
-    return found
 
 
 def _port() -> int:
@@ -81,7 +68,7 @@ class Postgres:
     def __init__(self, folder: Path) -> None:
         # Debian keeps the server's programs out of PATH, in a folder a version.
         places = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)
-        self._initdb, self._server = _program("initdb", *places), _program("postgres", *places)
+        self._initdb, self._server = (outside.backend(name, *places) for name in ("initdb", "postgres"))
         self._folder, self._log = folder / "data", folder / "postgres.log"
         self._password = secrets.token_hex(16)
         self.port = _port()
@@ -156,7 +143,7 @@ def postgres(postgres_server: Postgres) -> str:
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
     """A Redis server; each call returns the URL of an empty database of it."""
-    server, folder, port = _program("redis-server"), tmp_path_factory.mktemp("redis"), _port()
+    server, folder, port = outside.backend("redis-server"), tmp_path_factory.mktemp("redis"), _port()
     password = secrets.token_hex(16)
     config = folder / "redis.conf"
     config.write_text(f'bind 127.0.0.1\nport {port}\nrequirepass {password}\nsave ""\ndir {folder}\ndatabases 64\n')
@@ -192,7 +179,7 @@ class Seaweed:
     def __init__(self, folder: Path) -> None:
         import json
 
-        self._program, self._folder = _program("weed"), folder
+        self._program, self._folder = outside.backend("weed"), folder
         access, secret = secrets.token_hex(8), secrets.token_hex(16)
         identity = {"name": "test", "credentials": [{"accessKey": access, "secretKey": secret}], "actions": ["Admin"]}
         (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))

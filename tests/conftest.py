@@ -13,11 +13,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from kubeloop import config, sources
 from kubeloop.config import Loop, Settings
 from kubeloop.services import Services
+from tests import outside
 
 pytest_plugins = ["tests.backends", "tests.control_plane.plugin"]
 
@@ -25,6 +27,18 @@ PROJECT = Path(__file__).parents[1]
 
 # A shell's background job ignores Ctrl-C, and so would every program that the tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A slow machine, or one with much else to do, breaks no property.
+hypothesis.settings.register_profile("kubeloop", deadline=None)
+hypothesis.settings.load_profile("kubeloop")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that want something from outside the clone."""
+    for item in items:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        if outside.wants(getattr(item, "fixturenames", ()), parameters):
+            item.add_marker("outside")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

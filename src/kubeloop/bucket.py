@@ -3,6 +3,7 @@
 import mimetypes
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -51,8 +52,12 @@ class Bucket:
         """Return the s3:// address of what lies under a prefix."""
         return f"s3://{self.root}/{prefix}"
 
-    def names(self, prefix: str) -> list[str]:
+    def names(self, prefix: str, before: datetime | None = None) -> list[str]:
         """Return the names of the objects under a prefix, relative to it, in order.
+
+        Args:
+            prefix: where the objects are.
+            before: only objects that were written earlier than this.
 
         Raises:
             BucketError: the store does not answer.
@@ -62,7 +67,8 @@ class Bucket:
             found = self.store.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=True))
         except OSError as error:
             raise BucketError(f"cannot list {base}: {error}") from error
-        return sorted(info.path.removeprefix(f"{base}/") for info in found if info.type == fs.FileType.File)
+        files = [info for info in found if info.type == fs.FileType.File]
+        return sorted(info.path.removeprefix(f"{base}/") for info in files if before is None or info.mtime < before)
 
     def put(self, name: str, content: bytes) -> None:
         """Write an object in one piece, so that a browser knows by its name what it is.

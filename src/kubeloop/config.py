@@ -53,6 +53,13 @@ class Source(Model):
         pattern=r"^[\w.]+:\w+$",
         description="module:function in the feature repo; called with a folder, writes one Parquet file a table.",
     )
+    live: str | None = Field(
+        default=None,
+        pattern=r"^[\w.]+:\w+$",
+        description="module:function in the feature repo for runs after `replay.until`, or for all runs without a "
+        "`replay`; called with a folder and the moments `since` and `until` between which the run needs rows, writes "
+        "what `entry` writes. The same moments must give the same rows, and later ones the same rows and more.",
+    )
     tables: dict[str, Table] = Field(min_length=1)
 
 

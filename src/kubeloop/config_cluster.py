@@ -151,6 +151,11 @@ class Pipelines(Model):
     run_as_user: int = Field(default=65532, ge=1, description="User id of the steps; never root.")
     deadline: Duration = Field(default=timedelta(hours=12), description="Longest time of a whole run.")
     ttl: Duration = Field(default=timedelta(days=7), description="How long a finished run's pods are kept.")
+    findings_ttl: Duration = Field(
+        default=timedelta(days=30),
+        description="How long the Data Docs and the quarantined rows of a run are kept, in the bucket and in the state "
+        "folder; each validation removes what is older.",
+    )
     recurring: tuple[Recurring, ...] = ()
 
     def step(self, name: str) -> StepSettings:

@@ -1,11 +1,13 @@
 """Raw tables: take them in, again when their source changed, and show only what was known at a given moment."""
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -81,7 +83,7 @@ def take_in(
         or (not keep and origins[name] and known.get(name, None if table.path else origins[name]) != origins[name])
     }
     if loop.source.entry and any(not loop.source.tables[name].path for name in wanted):
-        _call(settings.home / loop.features.repo, loop.source.entry, settings.raw)
+        _call(settings.home / loop.features.repo, "source.entry", loop.source.entry, settings.raw)
         wanted = set(loop.source.tables)
     for name in sorted(wanted):
         table = loop.source.tables[name]
@@ -89,7 +91,7 @@ def take_in(
             copy(settings.home / table.path, settings.raw / f"{name}.parquet", table.available_at)
         elif not loop.source.entry:
             raise ConfigError(f"source.tables.{name} needs a path, or source.entry a function that writes it")
-    counts = _checked(loop, settings.raw)
+    counts = _checked(loop, settings.raw, loop.source.entry)
     if wanted:
         part = record.with_suffix(".part")
         part.write_text(json.dumps({**known, **{name: origins[name] for name in wanted}}, indent=2))
@@ -97,6 +99,32 @@ def take_in(
     if news := [f"{name} changed, {_change(counts[name] - before[name])}" for name in sorted(wanted & set(before))]:
         say(f"Raw data: {'; '.join(news)}.")
     return counts
+
+
+@contextlib.contextmanager
+def of_run(loop: Loop, settings: Settings, *, since: datetime, as_of: datetime) -> Iterator[Path]:
+    """Yield the folder of the raw tables that a run at `as_of` reads.
+
+    Those of `source.live` are written for this run alone and go with it: they are as many as there are moments.
+
+    Raises:
+        ConfigError: `source` names neither an entry nor a path for a table.
+        SourceError: a file or a column is missing.
+    """
+    live = loop.source.live
+    if live is None or (loop.replay and as_of <= loop.replay.until):
+        take_in(loop, settings, keep=True)
+        yield settings.raw
+        return
+    settings.state.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="raw-", dir=settings.state) as scratch:
+        folder = Path(scratch)
+        _call(settings.home / loop.features.repo, "source.live", live, folder, since=since, until=as_of)
+        for name, table in loop.source.tables.items():
+            if table.path:
+                copy(settings.home / table.path, folder / f"{name}.parquet", table.available_at)
+        _checked(loop, folder, live)
+        yield folder
 
 
 def _origins(loop: Loop, settings: Settings) -> dict[str, str]:
@@ -118,14 +146,14 @@ def _change(rows: int) -> str:
     return f"{rows:,} new rows" if rows > 0 else f"{-rows:,} rows fewer" if rows else "as many rows as before"
 
 
-def _checked(loop: Loop, raw: Path) -> dict[str, int]:
+def _checked(loop: Loop, raw: Path, writer: str | None) -> dict[str, int]:
     """Return the row count of every table of the use case; each must say when its rows were known."""
     found = tables(raw)
     counts = {}
     with connect(found) as db:
         for name, table in loop.source.tables.items():
             if name not in found:
-                raise SourceError(f"{loop.source.entry} wrote no {name}.parquet")
+                raise SourceError(f"{writer} wrote no {name}.parquet")
             columns = {row[0]: row[1] for row in db.execute(f"DESCRIBE {identifier(name)}").fetchall()}
             if table.available_at not in columns:
                 raise SourceError(
@@ -201,15 +229,15 @@ def _module(repo: Path, entry: str) -> Path:
     return repo / f"{entry.partition(':')[0].replace('.', '/')}.py"
 
 
-def _call(repo: Path, entry: str, folder: Path) -> None:
+def _call(repo: Path, setting: str, entry: str, folder: Path, **moments: datetime) -> None:
     module_name, function = entry.split(":")
     path = _module(repo, entry)
     spec = importlib.util.spec_from_file_location(f"kubeloop_source_{module_name}", path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise SourceError(f"source.entry names {path}, which does not exist")
+        raise SourceError(f"{setting} names {path}, which does not exist")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     if not hasattr(module, function):
-        raise SourceError(f"{path} has no function {function!r}, which source.entry names")
-    getattr(module, function)(folder)
+        raise SourceError(f"{path} has no function {function!r}, which {setting} names")
+    getattr(module, function)(folder, **moments)

@@ -81,15 +81,16 @@ def extract(loop: Loop, settings: Settings, as_of: datetime, out: Path, snapshot
 
     Args:
         loop: the use case.
-        settings: where the raw data are; they are taken in when they are not there yet.
+        settings: where the raw data are; they are taken in when they are not there yet, or written by `source.live`.
         as_of: the run's moment.
         out: folder of the tables.
         snapshot: digest of the raw data, computed here when it is empty.
     """
-    sources.take_in(loop, settings, keep=True)
-    window = Window.ending(loop, as_of)
-    rows = sources.cut(loop, settings.raw, out, since=window.start - loop.features.history, as_of=as_of)
-    return Extract(rows, snapshot or digest(settings.raw))
+    since = Window.ending(loop, as_of).start - loop.features.history
+    with sources.of_run(loop, settings, since=since, as_of=as_of) as raw:
+        rows = sources.cut(loop, raw, out, since=since, as_of=as_of)
+        # The run was begun with the digest of the tables that are kept, which may be others.
+        return Extract(rows, snapshot if snapshot and raw == settings.raw else digest(raw))
 
 
 def validate_raw(
@@ -130,7 +131,7 @@ def _validate(
     page: Path,
     what: str,
 ) -> dict[str, Any]:
-    from kubeloop import validation, validation_html
+    from kubeloop import findings, validation, validation_html
 
     docs, quarantine = settings.state / "data-docs" / run / what, settings.state / "quarantine" / run
     suites = settings.home / loop.features.repo / "expectations"
@@ -142,6 +143,8 @@ def _validate(
         bucket.push(docs, pages)
         bucket.push(quarantine, rows)
         report = replace(report, docs=bucket.address(pages), quarantine=bucket.address(rows))
+        findings.expire_in_bucket(bucket, loop, datetime.now(UTC))
+    findings.expire_on_disk(settings.state, loop, datetime.now(UTC))
     _log.info("Data Docs: %s/index.html; quarantine: %s", report.docs, report.quarantine)
     page.write_text(validation_html.html(f"{loop.name}: {what} data", report))
     validation.require(report)

@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
-ADVICE = "run `make crds` once, or set KUBELOOP_CRDS to a folder that has them"
 
 
 def folder(project: Path = PROJECT) -> Path:

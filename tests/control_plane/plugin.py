@@ -2,13 +2,13 @@
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import outside
 from tests.control_plane import crds as upstream
 from tests.control_plane.plane import PROGRAMS, ControlPlane
 from tests.kserve import webhook
@@ -20,28 +20,19 @@ FLUX = PROJECT / ".control-plane" / "flux"
 @pytest.fixture(scope="session")
 def assets() -> Path:
     """The folder with kube-apiserver, etcd, kubectl, helm, kustomize, kube-score and actionlint."""
-    folder = Path(os.environ.get("KUBEBUILDER_ASSETS") or PROJECT / ".control-plane" / "bin")
-    missing = [program for program in PROGRAMS if not (folder / program).is_file()]
-    if missing:
-        _lack(f"{folder} lacks {', '.join(missing)}; run `make control-plane` once")
-    return folder
+    return outside.assets(PROGRAMS)
 
 
 @pytest.fixture(scope="session")
 def crds() -> Path:
     """The folder with the upstream CustomResourceDefinitions."""
-    folder = upstream.folder()
-    if not next(folder.rglob("*.yaml"), None):
-        _lack(f"{folder} has no CustomResourceDefinitions; {upstream.ADVICE}")
-    return folder
+    return outside.crds(upstream.folder())
 
 
 @pytest.fixture(scope="session")
 def flux_crds() -> Path:
     """The folder with Flux's CustomResourceDefinitions, which the API server has where they are there."""
-    if not FLUX.is_dir():
-        _lack(f"{FLUX} is missing; run `make control-plane` once")
-    return FLUX
+    return outside.flux_crds(FLUX)
 
 
 @pytest.fixture(scope="session")
@@ -87,13 +78,6 @@ def _digest(assets: Path, *folders: Path) -> str:
     for path in (path for folder in folders for path in sorted(folder.rglob("*.yaml"))):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _lack(message: str) -> None:
-    """Skip the test, or fail it where nothing may be skipped."""
-    if os.environ.get("KUBELOOP_REQUIRE_CONTROL_PLANE") == "1":
-        pytest.fail(message, pytrace=False)
-    pytest.skip(message)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests import outside
+
 PROGRAMS = ("buildah", "debootstrap", "docker-registry")
 BUILT = ("core", "runtime", "detector")
 BASE = "localhost/python:3.11-bookworm"
@@ -37,20 +39,6 @@ done
 mkdir -m 1777 "$mnt/dev/shm"
 exec setpriv --no-new-privs chroot --userspec=65532:65532 --groups= "$mnt" "$@"
 """
-
-
-def _require() -> None:
-    """Skip where nothing can be built; fail there if images are demanded."""
-    missing = [program for program in PROGRAMS if not shutil.which(program)]
-    if missing:
-        why = f"images cannot be built without {', '.join(missing)}; apt-get install {' '.join(missing)}"
-    elif os.getuid() != 0:
-        why = "a Debian base can be made by root alone; run these tests as root"
-    else:
-        return
-    if os.environ.get("KUBELOOP_REQUIRE_IMAGES") == "1":
-        pytest.fail(why)
-    pytest.skip(why)
 
 
 class Builder:
@@ -177,7 +165,7 @@ def checkout(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def builder(checkout: Path) -> Iterator[Builder]:
     """buildah and the base; the base, uv's cache and the layers outlive the session, or each would take minutes."""
-    _require()
+    outside.image_tools(PROGRAMS)
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kubeloop-images"
     scratch = cache / "scratch"
     scratch.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
 """A node, and kubeloop installed on it as docs/install.md says; `make e2e-node` gives them a place of their own."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -9,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests import outside
 from tests.images.conftest import builder as builder
 from tests.images.conftest import checkout as checkout
 from tests.node import ground
@@ -23,8 +23,7 @@ _DEBIAN = ("conntrack", "containerd", "iptables", "runc")
 @pytest.fixture(scope="session")
 def archives(assets: Path) -> Path:
     """The folder of image archives; here too, since all tests of this folder want the same permission."""
-    if os.environ.get("KUBELOOP_NODE") != "1" or os.getuid() != 0:
-        pytest.skip("a node takes root, KUBELOOP_NODE=1 and ten minutes; run `make e2e-node`")
+    outside.node()
     return assets.parent / "images"
 
 

@@ -83,6 +83,7 @@ def _loops(draw: st.DrawFn) -> Loop:
         "description": draw(st.text(max_size=30)),
         "source": {
             "entry": draw(st.none() | st.just("flights:write")),
+            "live": draw(st.none() | st.just("flights:repeat")),
             "tables": draw(
                 st.dictionaries(
                     st.text(min_size=1, max_size=8),

@@ -10,18 +10,14 @@ import yaml
 from kubeloop import config, kfp_objects, submission
 from kubeloop.config import Loop
 from kubeloop.submission import Package
-from tests.control_plane import crds
 
 
 @pytest.fixture(scope="module")
-def schemas() -> dict[str, Any]:
+def schemas(crds: Path) -> dict[str, Any]:
     """The schema of each kind, from the upstream CRDs."""
-    base = crds.folder()
     found = {}
     for kind in ("Pipeline", "PipelineVersion"):
-        path = base / "kubeflow-pipelines" / f"pipelines.kubeflow.org_{kind.lower()}s.yaml"
-        if not path.is_file():
-            pytest.fail(f"{path} is missing; {crds.ADVICE}")
+        path = crds / "kubeflow-pipelines" / f"pipelines.kubeflow.org_{kind.lower()}s.yaml"
         found[kind] = yaml.safe_load(path.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
     return found
 

@@ -57,8 +57,6 @@ def run(tmp_path: Path, world: ModuleType, python: Path) -> Iterator[Callable[..
 def test_a_drifting_service_is_followed_over_http(
     world: ModuleType, tmp_path: Path, references: Path, trigger: Any, run: Callable[..., Any], engine: str
 ) -> None:
-    if engine == "alibi" and not (PROJECT / ".venv-detector").exists():
-        pytest.skip("the detector environment is not installed")
     trigger.replies["/flush"] = (200, {})
     model = {"storageUri": (references / "1").as_uri(), "args": ["--version=1"]}
     trigger.replies[ADDRESS] = (200, {"metadata": {}, "spec": {"predictor": {"model": model}}})

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import textwrap
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import datetime
@@ -131,12 +133,16 @@ def test_a_time_beyond_the_calendar_is_refused(transformer: str, client: httpx.C
 
 def test_the_install_pages_request_is_answered(transformer: str, client: httpx.Client, project: Path) -> None:
     page = (project / "docs" / "install.md").read_text()
-    request = re.search(r"<<'END'\n(.*?)\n    END", page, re.DOTALL)
-    label = re.search(r"-d '(\{\"labels\".*?)'\n", page)
-    assert request
-    assert label
-    body = json.loads(request[1])
+    asked = re.search(r"^    departure=[^\n]*\n    curl.*?\n    END$", page, re.MULTILINE | re.DOTALL)
+    told = re.search(r"^    curl \S+collector.*?\}\"$", page, re.MULTILINE | re.DOTALL)
+    assert asked
+    assert told
+    # A reader's shell, where curl says what it would send.
+    curl = 'curl() { if [ "${@: -1}" = @- ]; then cat; else echo "${@: -1}"; fi; }'
+    script = "\n".join((curl, textwrap.dedent(asked[0]), "echo ---", told[0]))
+    said = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True).stdout
+    body, label = map(json.loads, said.split("---\n"))
     answer = client.post(transformer + V2, json=body)
     assert answer.status_code == 200, answer.text
     assert len(answer.json()["outputs"][0]["data"]) == 1
-    assert [item["event_id"] for item in json.loads(label[1])["labels"]] == json.loads(body["parameters"]["event_ids"])
+    assert [item["event_id"] for item in label["labels"]] == json.loads(body["parameters"]["event_ids"])

@@ -1,22 +1,18 @@
 """KServe's own schema of an InferenceService, and what is wrong with a manifest by it."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
 
-from tests.control_plane import crds
-
 
 @pytest.fixture(scope="session")
-def schema() -> dict[str, Any]:
+def schema(crds: Path) -> dict[str, Any]:
     """KServe's schema of an InferenceService, from the upstream CRD."""
-    folder = crds.folder()
-    path = folder / "kserve" / "serving.kserve.io_inferenceservices.yaml"
-    if not path.is_file():
-        pytest.fail(f"{path} is missing; {crds.ADVICE}")
+    path = crds / "kserve" / "serving.kserve.io_inferenceservices.yaml"
     crd = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
     return next(v["schema"]["openAPIV3Schema"] for v in crd["spec"]["versions"] if v["name"] == "v1beta1")
 

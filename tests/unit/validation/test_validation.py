@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pandas as pd
@@ -237,6 +238,28 @@ def test_data_docs_link_to_every_result(place: Any, readings: pd.DataFrame) -> N
     assert "Failed" in pages["bad.html"]
     assert "Succeeded" in pages["good.html"]
     assert "3 values of good.site" in pages["good.html"]
+
+
+def test_data_docs_carry_no_file_that_no_page_shows_and_every_link_leads_somewhere(
+    place: Any, readings: pd.DataFrame
+) -> None:
+    place.suite("good", "- expect_column_to_exist: {column: site}")
+    place.suite("bad", f"- {WIND}: {{column: wind, max_value: 1}}")
+    path = place.table("good", readings)
+    place.run({"good": path, "bad": path})
+    files = [path for path in place.docs.rglob("*") if path.is_file()]
+    pages = [path for path in files if path.suffix == ".html"]
+    assert len(pages) == 5, "an index, two suites, two results"
+    index = (place.docs / "index.html").read_text()
+    linked = {place.docs / found for found in re.findall(r"(?:validations|expectations)/[^'\"&]+\.html", index)}
+    for page in pages:
+        for link in re.findall(r"""(?:href|src)=["']([^"'#][^"']*)["']""", page.read_text()):
+            if not re.match(r"https?:|data:|mailto:", link):
+                target = (page.parent / unquote(urlsplit(link).path)).resolve()
+                assert target.is_file(), f"{page.relative_to(place.docs)} links to {link}"
+                linked.add(target)
+    assert {path.resolve() for path in files} == {path.resolve() for path in linked}
+    assert sum(path.stat().st_size for path in files) < 250_000, "4 MB with the library's images and fonts"
 
 
 def test_two_runs_into_the_same_folders_leave_the_second(place: Any, readings: pd.DataFrame) -> None:

@@ -1,0 +1,49 @@
+"""What validation leaves of a run, its Data Docs and its quarantine, is removed when it is old enough.
+
+`stages` calls it after each validation, so that neither a bucket nor a laptop's state folder grows without end.
+"""
+
+import logging
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+from kubeloop.bucket import Bucket, BucketError
+from kubeloop.config import Loop
+
+KINDS = ("data-docs", "quarantine")
+"""Folders of the state and prefixes of the bucket, with one folder per run."""
+
+_log = logging.getLogger(__name__)
+
+
+def expire_on_disk(state: Path, loop: Loop, now: datetime) -> int:
+    """Remove the folders of runs that nothing was written to for `pipelines.findings_ttl`; return how many."""
+    limit = (now - loop.pipelines.findings_ttl).timestamp()
+    old = [
+        run
+        for kind in KINDS
+        for run in (state / kind).glob("*")
+        if run.is_dir() and max(path.lstat().st_mtime for path in (run, *run.rglob("*"))) < limit
+    ]
+    for run in old:
+        shutil.rmtree(run, ignore_errors=True)
+    return len(old)
+
+
+def expire_in_bucket(bucket: Bucket, loop: Loop, now: datetime) -> int:
+    """Remove the loop's objects that are older than `pipelines.findings_ttl`, and return how many.
+
+    A store that refuses, as one may that only lets steps write, costs no run: what is old stays for the next, or for a
+    lifecycle rule.
+    """
+    removed = 0
+    try:
+        for kind in KINDS:
+            prefix = f"{kind}/{loop.name}"
+            for name in bucket.names(prefix, before=now - loop.pipelines.findings_ttl):
+                bucket.delete(f"{prefix}/{name}")
+                removed += 1
+    except BucketError as error:
+        _log.warning("Findings older than %s stay in the bucket: %s", loop.pipelines.findings_ttl, error)
+    return removed

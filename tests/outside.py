@@ -1,0 +1,96 @@
+"""What tests want from outside the clone: without it they are skipped, or fail where KUBELOOP_REQUIRE_* says so.
+
+The one place that skips (tests/test_outside.py sees to it). Fixtures call it, `tests/conftest.py` marks every test that
+uses one of them as `outside` and prints each reason once, and `.ci/bare` runs the marked tests with nothing outside.
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, NoReturn
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+
+FIXTURES = frozenset(
+    {"archives", "assets", "builder", "crds", "flux_crds", "postgres", "postgres_server", "redis", "redis_server"}
+)
+"""The fixtures that want something; what uses them is marked through them. The S3 server comes with the environment."""
+
+Group = Literal["BACKENDS", "CONTROL_PLANE", "IMAGES", "NODE"]
+
+
+def lack(what: str, advice: str, group: Group) -> NoReturn:
+    """Skip the test, or fail it where KUBELOOP_REQUIRE_<group> is set.
+
+    Args:
+        what: what is missing, the subject of a sentence and its verb.
+        advice: the make target or the variable that brings it, as a sentence without its full stop.
+        group: what is demanded together.
+    """
+    reason = f"{what}; {advice}"
+    if os.environ.get(f"KUBELOOP_REQUIRE_{group}") == "1":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def wants(names: Iterable[str], parameters: Iterable[object]) -> bool:
+    """Return whether a test wants something from outside, by its fixtures and by parameters that name one."""
+    return not FIXTURES.isdisjoint({*names, *(each for each in parameters if isinstance(each, str))})
+
+
+def backend(name: str, *folders: str) -> str:
+    """Return the path of a database's program."""
+    places = os.pathsep.join([*folders, os.environ["PATH"], str(Path(sys.executable).parent)])
+    found = shutil.which(name, path=places)
+    if not found:
+        lack(f"{name} is not installed", "`make backends` installs it on Debian and Ubuntu", "BACKENDS")
+    return found
+
+
+def assets(programs: Iterable[str]) -> Path:
+    """Return the folder with Kubernetes' programs."""
+    folder = Path(os.environ.get("KUBEBUILDER_ASSETS") or PROJECT / ".control-plane" / "bin")
+    missing = [program for program in programs if not (folder / program).is_file()]
+    if missing:
+        advice = "`make control-plane` builds what is missing, or KUBEBUILDER_ASSETS names a folder that has it"
+        lack(f"{_shown(folder)} lacks {', '.join(missing)}", advice, "CONTROL_PLANE")
+    return folder
+
+
+def crds(folder: Path) -> Path:
+    """Return the folder with the upstream CustomResourceDefinitions."""
+    if not next(folder.rglob("*.yaml"), None):
+        advice = "`make crds` fetches them, or KUBELOOP_CRDS names a folder that has them"
+        lack(f"{_shown(folder)} has no CustomResourceDefinitions", advice, "CONTROL_PLANE")
+    return folder
+
+
+def flux_crds(folder: Path) -> Path:
+    """Return the folder with Flux's CustomResourceDefinitions."""
+    if not folder.is_dir():
+        lack(f"{_shown(folder)} is missing", "`make control-plane` fills it", "CONTROL_PLANE")
+    return folder
+
+
+def image_tools(programs: Iterable[str]) -> None:
+    """See that images can be built."""
+    missing = [program for program in programs if not shutil.which(program)]
+    if missing:
+        what = f"images cannot be built without {', '.join(missing)}"
+        lack(what, "`make image-tools` installs what is missing on Debian and Ubuntu", "IMAGES")
+    if os.getuid() != 0:
+        lack("only root can make a Debian base for images", "run `make test` as root", "IMAGES")
+
+
+def node() -> None:
+    """See that this session may start a node."""
+    if os.environ.get("KUBELOOP_NODE") != "1" or os.getuid() != 0:
+        lack("a node takes root, KUBELOOP_NODE=1 and ten minutes", "run `make e2e-node`", "NODE")
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(PROJECT) if path.is_relative_to(PROJECT) else path
