@@ -82,7 +82,7 @@ def inference_service(
         "transformer": _transformer(loop, feature_dir, image),
     }
     if canary is not None:
-        predictor = {"name": CANARY} | _predictor(loop, canary, logger_url)
+        predictor = {"name": CANARY} | _predictor(loop, canary, logger_url, endpoint=CANARY)
         spec["canary"] = [{"predictor": predictor, "trafficPercent": canary_percent}]
     return {
         "apiVersion": API_VERSION,
@@ -97,9 +97,9 @@ def inference_service(
     }
 
 
-def _predictor(loop: Loop, model: ModelRef, logger_url: str) -> dict[str, Any]:
+def _predictor(loop: Loop, model: ModelRef, logger_url: str, endpoint: str = "default") -> dict[str, Any]:
     return {
-        "labels": names.labels(loop.name, "predictor"),
+        "labels": names.labels(loop.name, "predictor") | {names.ENDPOINT: endpoint},
         "annotations": _lineage(model),
         **_times(loop),
         "logger": {"mode": "all", "url": logger_url},
