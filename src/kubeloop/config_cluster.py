@@ -251,7 +251,13 @@ class Delivery(Model):
     applier: Literal["local", "cluster", "gitops"] = "local"
     git: Git | None = Field(default=None, description="What `applier: gitops` commits to.")
     namespace: DnsName = "kubeloop"
-    drain_s: float = Field(default=5.0, ge=0, description="Time an old predictor gets to finish its requests.")
+    drain_s: float = Field(
+        default=5.0,
+        ge=0,
+        description="Time that a server goes on listening after SIGTERM, at least: clients and routers still know its "
+        "address. It leaves once nobody has asked for so long, at the latest after three times that. Keep it above 4 "
+        "on a cluster: so long a transformer keeps an idle connection.",
+    )
     ready_timeout: Duration = Field(default=timedelta(minutes=10), description="How long the cluster gets to be ready.")
     runtime: DnsName | None = Field(
         default=None,

@@ -16,6 +16,11 @@ LABEL_EVENT = "io.kubeloop.label"
 DRIFT_EVENT = "io.kubeloop.drift"
 DECISION_EVENT = "io.kubeloop.decision"
 
+ENDPOINT = "endpoint"
+"""The label of a predictor's pod that KServe's agent reports as `ce-endpoint` (kserve, agent_injector.go)."""
+EVENT_SOURCE = "http://localhost:9081/"
+"""`ce-source` of payload events: KServe's agent takes its pod's name, which is not known yet when it is injected."""
+
 RUNTIME = "kubeloop-onnx"
 RUNTIME_GPU = "kubeloop-onnx-gpu"
 """The ServingRuntimes of our Open Inference Protocol server."""

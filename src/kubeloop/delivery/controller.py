@@ -42,7 +42,7 @@ class Controller:
 
     def restore(self, url: str) -> None:
         """Take the node's address, and apply the manifests of the last time."""
-        self._url = self._router.url = url
+        self._url = url
         for path in sorted(self._manifests.glob("*.yaml")):
             try:
                 manifest = yaml.safe_load(path.read_text())

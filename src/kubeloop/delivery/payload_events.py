@@ -3,13 +3,14 @@
 import asyncio
 import logging
 import random
+import time
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
 from kubeloop import names
-from kubeloop.delivery.upstream import Client, UpstreamError
+from kubeloop.serving.upstream import Client, UpstreamError
 
 LOG = logging.getLogger(__name__)
 
@@ -27,15 +28,13 @@ class Pair:
     """A request to a predictor and its response, bodies as they went over the wire."""
 
     id: str
-    source: str
     service: str
     namespace: str
     endpoint: str
+    media_type: bytes
     request: bytes
-    request_type: bytes
     requested_at: float
     response: bytes
-    response_type: bytes
     responded_at: float
     rows: int
 
@@ -118,11 +117,11 @@ class EventLog:
                 await self._arrived.wait()
             pair = self._waiting.popleft()
             refused = 0
-            for kind, body, media_type, moment in (
-                (names.REQUEST_EVENT, pair.request, pair.request_type, pair.requested_at),
-                (names.RESPONSE_EVENT, pair.response, pair.response_type, pair.responded_at),
+            for kind, body, moment in (
+                (names.REQUEST_EVENT, pair.request, pair.requested_at),
+                (names.RESPONSE_EVENT, pair.response, pair.responded_at),
             ):
-                if await self._send(pair.service, _headers(pair, kind, media_type, moment), body):
+                if await self._send(pair.service, _headers(pair, kind, moment), body):
                     self.sent += 1
                 else:
                     refused += 1
@@ -166,16 +165,24 @@ class EventLog:
         return False
 
 
-def _headers(pair: Pair, kind: str, media_type: bytes, moment: float) -> list[tuple[bytes, bytes]]:
+def _headers(pair: Pair, kind: str, moment: float) -> list[tuple[bytes, bytes]]:
+    """Return the headers that KServe's agent sends, to the letter: a laptop and a cluster share one path from here."""
     return [
-        (b"content-type", media_type),
+        # That of the request, for both.
+        (b"content-type", pair.media_type),
         (b"ce-specversion", b"1.0"),
         (b"ce-type", kind.encode()),
         (b"ce-id", pair.id.encode()),
-        (b"ce-time", datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z").encode()),
-        (b"ce-source", pair.source.encode()),
+        (b"ce-time", _timestamp(moment)),
+        (b"ce-recordedtime", _timestamp(time.time())),
+        (b"ce-source", names.EVENT_SOURCE.encode()),
         (b"ce-inferenceservicename", pair.service.encode()),
         (b"ce-namespace", pair.namespace.encode()),
         (b"ce-component", b"predictor"),
         (b"ce-endpoint", pair.endpoint.encode()),
+        (b"ce-metadata", b"{}"),
     ]
+
+
+def _timestamp(moment: float) -> bytes:
+    return datetime.fromtimestamp(moment, UTC).isoformat().replace("+00:00", "Z").encode()

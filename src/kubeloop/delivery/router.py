@@ -15,10 +15,10 @@ import orjson
 from kubeloop.delivery.metrics import Metrics
 from kubeloop.delivery.payload_events import EventLog, Pair
 from kubeloop.delivery.processes import Backend
-from kubeloop.delivery.upstream import Answer, Client, Headers, UpstreamError
 from kubeloop.serving.http import ClientGoneError, Limits, Receive, Scope, Send, read_body
 from kubeloop.serving.manifest import GROWTH
 from kubeloop.serving.tensors import ProtocolError
+from kubeloop.serving.upstream import Answer, Client, Headers, UpstreamError
 
 PREDICTOR_ENTRY = "/_predictor"
 """Where a transformer finds the predictors: `<node>/_predictor/v2/models/<name>/infer`."""
@@ -85,7 +85,6 @@ class Router:
 
     def __init__(self, log: EventLog, metrics: Metrics, *, max_body_bytes: int) -> None:
         self.routes: dict[str, Route] = {}
-        self.url = ""
         self.closing = False
         self.inflight = 0
         self._log = log
@@ -180,15 +179,13 @@ class Router:
         self._log.offer(
             Pair(
                 id=str(uuid.uuid4()),
-                source=f"{self.url}/v2/models/{route.service}",
                 service=route.service,
                 namespace=route.namespace,
                 endpoint=endpoint,
+                media_type=_media_type(request.headers),
                 request=request.body,
-                request_type=_media_type(request.headers),
                 requested_at=request.at,
                 response=answer.body,
-                response_type=_media_type(answer.headers),
                 responded_at=time.time(),
                 rows=rows,
             )

@@ -114,7 +114,11 @@ def decode(table: pa.Table, carry: Carry | None = None, service: str | None = No
     However the log is cut into calls, each prediction comes out exactly once. Events are paired by their id within
     one source, service, namespace, component and endpoint, in order of `seq`. Clients can choose ids, so an id is
     used once: later events of that id and type are dropped, and an id that shows two different requests before a
-    response gives no prediction, since the response could belong to either.
+    response gives no prediction, since the response could belong to either. An answer may come before its question, as
+    KServe's agent sends with several workers.
+
+    A request without a body, such as a GET of the model's metadata, which the agent logs like any other, asked for no
+    prediction: it and its response are dropped, and not as malformed.
 
     Args:
         table: events, `SCHEMA`, newer than all before.
@@ -205,7 +209,7 @@ def _pair(
     """Walk the events in order; return the row numbers of each pair, and of the events that wait."""
     narrow = _take(events.select(["seq", "type"]), rows)
     requests = dict(zip(rows, pc.equal(narrow["type"], REQUEST_EVENT).to_pylist(), strict=True))
-    bodies = events["body"]
+    bodies, sizes = events["body"], pc.binary_length(events["body"]).to_numpy()
     waiting: dict[str, int] = {}
     pairs: list[tuple[int, int]] = []
     for row, key, seq in zip(rows, _identities(events, rows), narrow["seq"].to_pylist(), strict=True):
@@ -216,7 +220,9 @@ def _pair(
         if first == row:
             continue
         if requests[first] != requests[row]:
-            pairs.append((first, row) if requests[first] else (row, first))
+            request, response = (first, row) if requests[first] else (row, first)
+            if sizes[request]:
+                pairs.append((request, response))
         elif bodies[first].equals(bodies[row]):
             counts.duplicates += 1
             continue

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from datetime import datetime
@@ -28,6 +29,9 @@ _log = logging.getLogger(__name__)
 
 READING = 10_000
 """Events taken from the log at once."""
+
+SILENCE_S = 600.0
+"""Between two warnings about events that cannot be decoded."""
 
 _SEED = 7
 """Of a large window's sample: a window that is judged again gets the same verdict."""
@@ -62,6 +66,8 @@ class Monitor:
         self._outbox = outbox
         self._turn = threading.Lock()
         self._carry: tuple[int, payloads.Carry] | None = None
+        self._malformed = 0
+        self._silent_until = 0.0
 
     def step(self) -> None:
         """Take in what the log has, judge what is due and deliver what the trigger has not heard.
@@ -102,8 +108,7 @@ class Monitor:
         if self._carry is None or self._carry[0] != now.cursor:
             self._carry = now.cursor, payloads.resume(self.log, now.cursor, self.service)
         decoded = payloads.decode(table, self._carry[1], self.service)
-        for reason in decoded.reasons:
-            _log.warning("not decoded: %s", reason)
+        self._warn(decoded)
         taken = intake.sort(decoded, last, now, self.grid, self._until)
         if early := taken.progress.early_rows - now.early_rows:
             _log.warning("%s predictions claim a time that has not come, and belong to no window", early)
@@ -115,6 +120,16 @@ class Monitor:
             # The window's verdict will need the answer, and ask again.
             _log.warning("%s", error)
         return True
+
+    def _warn(self, decoded: payloads.Decoded) -> None:
+        """Say why events were not decoded, once in a while: who sends such events sends many."""
+        self._malformed += decoded.malformed
+        if not decoded.malformed or time.monotonic() < self._silent_until:
+            return
+        self._silent_until = time.monotonic() + SILENCE_S
+        for reason in decoded.reasons:
+            _log.warning("not decoded: %s", reason)
+        _log.warning("%d events were not decoded since this process began", self._malformed)
 
     def _close(self) -> None:
         watermark = self.store.progress(self.service).watermark

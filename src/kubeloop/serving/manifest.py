@@ -101,9 +101,9 @@ def inference_service(
     }
 
 
-def _predictor(loop: Loop, model: ModelRef, logger_url: str) -> dict[str, Any]:
+def _predictor(loop: Loop, model: ModelRef, logger_url: str, endpoint: str = "default") -> dict[str, Any]:
     return {
-        "labels": names.labels(loop.name, "predictor"),
+        "labels": names.labels(loop.name, "predictor") | {names.ENDPOINT: endpoint},
         "annotations": _lineage(model),
         **_times(loop),
         "logger": {"mode": "all", "url": logger_url},
@@ -124,7 +124,7 @@ def _predictor(loop: Loop, model: ModelRef, logger_url: str) -> dict[str, Any]:
 
 
 def _canary(loop: Loop, model: ModelRef, logger_url: str) -> dict[str, Any]:
-    predictor = _predictor(loop, model, logger_url)
+    predictor = _predictor(loop, model, logger_url, endpoint=CANARY)
     # KServe's schema asks for the container's name here, where its webhook refuses it in the predictor itself.
     named = {"name": _CONTAINER} | predictor["model"]
     return {"name": CANARY, "minReplicas": _ONE} | predictor | {"model": named}

@@ -8,6 +8,7 @@ from typing import Any
 from kubeloop import containers, names
 from kubeloop.config import Loop
 from kubeloop.config_cluster import Autoscaling, Resources
+from kubeloop.serving import MOST_DRAINS
 from kubeloop.serving.manifest import IDENTITY
 
 PORT = 8080
@@ -75,8 +76,9 @@ def _pod(loop: Loop, component: str, resources: Resources) -> dict[str, Any]:
     delivery = loop.delivery
     labels = {"app.kubernetes.io/name": loop.name, names.COMPONENT: component}
     pod: dict[str, Any] = {
-        # The drain begins with SIGTERM, and the answers on their way must still go out.
-        "terminationGracePeriodSeconds": math.ceil(delivery.drain_s + loop.serving.timeout_s),
+        # The drain begins with SIGTERM, and the answers on their way must still go out. KServe's agent in a predictor's
+        # pod stays for all of it, so that a pod takes so long to end.
+        "terminationGracePeriodSeconds": math.ceil(MOST_DRAINS * delivery.drain_s + loop.serving.timeout_s) + 1,
         "securityContext": containers.unprivileged(USER) | {"runAsGroup": USER, "fsGroup": USER},
         "topologySpreadConstraints": [
             {

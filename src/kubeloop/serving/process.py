@@ -8,12 +8,16 @@ import re
 import signal
 import socket
 import sys
+import time
 from types import FrameType
 from typing import Any, Protocol
 
 import orjson
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from kubeloop.serving import MOST_DRAINS
+from kubeloop.serving.upstream import LEAVE
 
 log = logging.getLogger("kubeloop.serving")
 
@@ -23,6 +27,7 @@ _OFFER = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 # Longer than common client pools keep an idle connection (aiohttp 15 s, Envoy 60 s by KServe's gateways), so that
 # the client closes first and no request meets a closing connection.
 _KEEP_ALIVE_S = 75
+_SETTLE_S = 0.5
 
 
 class Application(Protocol):
@@ -35,11 +40,13 @@ class Application(Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with a port that it announces and a stop in three steps.
+    """uvicorn, with a port that it announces and a stop that loses no request.
 
-    On SIGTERM or SIGINT it is no longer ready, but goes on serving for `drain_s`, since routers still know its
-    address. Then it stops listening and, for `drain_s` more, says `connection: close` with every answer, so that
-    clients leave between two requests. Then it closes what is idle and waits for requests in flight.
+    On SIGTERM or SIGINT it is no longer ready and says with every answer that the client should leave: to the next hop
+    by `connection: close`, and to a client behind a proxy, which drops that header, by `LEAVE`. It goes on listening,
+    for `drain_s` at least and then until no inference has come for as long, at most `MOST_DRAINS` times `drain_s`:
+    routers still know its address, and KServe's agent before it serves kept-alive connections for as long as they are
+    used (cmd/agent/main.go), so that a server that had stopped listening would turn each of their requests into a 502.
     """
 
     def __init__(self, app: Application, host: str, port: int, *, timeout_s: float, drain_s: float = 0.5) -> None:
@@ -50,7 +57,7 @@ class Server(uvicorn.Server):
             host: address to bind.
             port: port to bind; 0 picks one.
             timeout_s: time that requests in flight get at the end.
-            drain_s: see above.
+            drain_s: see above; longer than clients keep an idle connection.
         """
         config = uvicorn.Config(
             app,
@@ -94,26 +101,45 @@ class Server(uvicorn.Server):
         """Drain, then stop as uvicorn does."""
         self._app.draining = True
         log.info("draining")
-        await asyncio.sleep(self._drain_s)
-        # Not before: a client told to leave comes back at once on a new connection, and one that waits to be accepted
-        # when the listener closes is reset.
+        await self._drain()
+        # Not all at once: a client that was told to leave comes back on a new connection, and one that waits to be
+        # accepted when the listener closes is reset. So the last clients stay where they are while it closes.
+        pause = min(self._drain_s, _SETTLE_S)
+        if self.server_state.quiet_s() < pause:
+            self.server_state.leaving = False
+            await asyncio.sleep(pause)
         for server in self.servers:
             server.close()
         self.server_state.leaving = True
         for _ in range(20):
             if not self.server_state.connections:
                 break
-            await asyncio.sleep(self._drain_s / 20)
+            await asyncio.sleep(pause / 20)
         await super().shutdown(sockets)
         # Libraries in C report what the last collection could not see as leaks.
         gc.unfreeze()
         log.info("stopped")
+
+    async def _drain(self) -> None:
+        """Serve until nobody asks any more."""
+        state, step = self.server_state, self._drain_s / 20
+        state.leaving = True
+        began = time.monotonic()
+        await asyncio.sleep(self._drain_s)
+        while state.quiet_s() < self._drain_s and time.monotonic() - began < MOST_DRAINS * self._drain_s:
+            await asyncio.sleep(step)
 
 
 class _State(uvicorn.server.ServerState):
     """What the connections of a server share."""
 
     leaving = False
+    asked_at = -math.inf
+    """When the last inference came; probes and scrapes go on to the end."""
+
+    def quiet_s(self) -> float:
+        """Return the seconds since then."""
+        return time.monotonic() - self.asked_at
 
 
 class _Connection(HttpToolsProtocol):
@@ -156,8 +182,12 @@ class _Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         super().on_headers_complete()
-        if self.server_state.leaving:
+        state = self.server_state
+        if self.scope["method"] == "POST":
+            state.asked_at = time.monotonic()
+        if state.leaving:
             self.cycle.keep_alive = False
+            self.cycle.default_headers = [*self.cycle.default_headers, LEAVE]
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(b"400 Bad Request", msg)

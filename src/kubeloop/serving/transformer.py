@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
+from uuid import uuid4
 
-import aiohttp
 import orjson
 from prometheus_client import Counter
 
@@ -20,14 +20,20 @@ from kubeloop.serving import oip
 from kubeloop.serving.http import App, Limits, Metrics, Request, Response, add_arguments, limits_of
 from kubeloop.serving.process import Server, log_to_stderr, run
 from kubeloop.serving.tensors import Array, ProtocolError, TensorSpec, specs_of
+from kubeloop.serving.upstream import Answer, Client, ConnectError, Headers, UpstreamError
 
 log = logging.getLogger("kubeloop.serving")
 
-_CONNECT_TRIES = 3
-_CONNECT_S = 2.0
+_TRIES = 3
 _PROBE_S = 2.0
-# Shorter than the predictor keeps an idle connection, so that no request is sent into a closing one.
-_IDLE_S = 15.0
+# Shorter than a predictor drains (`delivery.drain_s`): its pod, whose name is gone from the Service, ends only when no
+# connection of ours can be open that was not told to leave.
+_IDLE_S = 4.0
+_CONNECTIONS = 256
+# What a kubelet sends to KServe's agent. The agent answers it by its own health check, 503 once it drains, and does not
+# log it as a payload, which it does with every other request (kserve, pkg/logger/handler.go; knative.dev/pkg,
+# network/handlers/drain.go; knative.dev/serving, pkg/queue/health/handler.go). A server without an agent ignores it.
+_PROBE = [(b"user-agent", b"kube-probe/kubeloop"), (b"k-network-probe", b"queue"), (b"connection", b"close")]
 _WAITING_BODIES = 16
 """Largest bodies that may wait for features together: what comes then is turned away instead of filling the memory."""
 _OVERHEAD = 16 * 1024
@@ -96,7 +102,8 @@ class Transformer:
         self.limits = limits
         self.metrics = metrics
         base = predictor_url if "://" in predictor_url else f"http://{predictor_url}"
-        self._model_url = f"{base.rstrip('/')}/v2/models/{name}"
+        self._predictor_url = base
+        self._path = f"{urlsplit(base).path.rstrip('/')}/v2/models/{name}"
         self._source = source
         self._fields = specs_of(TensorSpec(field.name, field.datatype, (-1,)) for field in source.fields)
         self._features = [TensorSpec(field.name, field.datatype, (-1,)) for field in source.features]
@@ -111,27 +118,26 @@ class Transformer:
             registry=metrics.registry,
         )
         self._missing = {spec.name: missing.labels(spec.name) for spec in self._features}
-        self._session: aiohttp.ClientSession
+        self._client = Client(_IDLE_S)
+        self._connections = asyncio.Semaphore(_CONNECTIONS)
 
     async def start(self) -> None:
-        """Open the connections to the predictor."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=256, keepalive_timeout=_IDLE_S),
-            timeout=aiohttp.ClientTimeout(total=self.limits.timeout_s, sock_connect=_CONNECT_S),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
+        """Open nothing: connections are made when they are needed."""
 
     async def stop(self) -> None:
-        """Close them, and let the worker threads end."""
-        await self._session.close()
+        """Close the connections to the predictor, and let the worker threads end."""
+        self._client.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def ready(self) -> bool:
-        """Return whether the predictor is ready."""
+        """Return whether the predictor is ready, without leaving a trace in the payload log.
+
+        On a connection of its own: one that was kept may lead to a pod that is on its way out.
+        """
         try:
             async with asyncio.timeout(_PROBE_S):
-                return (await self._ask("GET", "/ready")).status == 200
-        except (ProtocolError, TimeoutError):
+                return (await self._send("GET", "/ready", _PROBE, b"", fresh=True)).status == 200
+        except (UpstreamError, TimeoutError):
             return False
 
     async def metadata(self, version: str | None) -> dict[str, Any]:
@@ -205,40 +211,68 @@ class Transformer:
         return oip.encode_v2_request(tensors, rows, request.id, request.parameters, nan=self._nan)
 
     async def _ask(self, method: str, path: str, payload: bytes | None = None) -> Response:
-        """Ask the predictor; only a connection that was never made is tried again.
+        """Ask the predictor; once more, on a new connection, where the first had no predictor at its end.
+
+        Inference has no side effects. Both attempts have one `ce-id`, which KServe's agent gives to the events of the
+        payload log, so that a prediction that was made twice is logged as one.
 
         Raises:
             ProtocolError: it cannot be reached (503), took too long (504) or failed (502, 503).
         """
-        headers = {} if payload is None else {"content-type": "application/json"}
-        for attempt in range(1, _CONNECT_TRIES + 1):
-            try:
-                async with self._session.request(
-                    method, self._model_url + path, data=payload, headers=headers, allow_redirects=False
-                ) as response:
-                    body = await response.read()
-                    answer = Response(body, response.status, response.headers.get("content-type", "").encode())
-                break
-            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-                if attempt == _CONNECT_TRIES:
-                    raise ProtocolError(f"the predictor cannot be reached ({error}); try again later", 503) from error
-                await asyncio.sleep(0.05 * attempt)
-            except TimeoutError:
-                raise ProtocolError(f"the predictor took more than {self.limits.timeout_s:g} s", 504) from None
-            except aiohttp.ClientError as error:
-                raise ProtocolError(f"the connection to the predictor broke ({error}); try again", 503) from error
+        headers = []
+        if payload is not None:
+            headers = [(b"content-type", b"application/json"), (b"ce-id", str(uuid4()).encode())]
+        try:
+            async with self._connections:
+                answer = await self._attempt(method, path, headers, payload or b"")
+        except ConnectError as error:
+            raise ProtocolError(f"the predictor cannot be reached ({error}); try again later", 503) from error
+        except TimeoutError:
+            raise ProtocolError(f"the predictor took more than {self.limits.timeout_s:g} s", 504) from None
+        except UpstreamError as error:
+            raise ProtocolError(f"the connection to the predictor broke ({error}); try again", 503) from error
         if answer.status == 413:
             raise ProtocolError(f"too large with its features, send fewer rows: {_reason(answer)}", 413)
         if answer.status >= 500:
             raise ProtocolError(f"the predictor failed: {_reason(answer)}", 503 if answer.status == 503 else 502)
-        return answer
+        return Response(answer.body, answer.status, _media_type(answer))
+
+    async def _attempt(self, method: str, path: str, headers: Headers, payload: bytes) -> Answer:
+        broken = False
+        for attempt in range(1, _TRIES + 1):
+            last = attempt == _TRIES
+            try:
+                answer = await self._send(method, path, headers, payload, fresh=attempt > 1)
+            except ConnectError:
+                if last:
+                    raise
+            except UpstreamError:
+                if last or broken:
+                    raise
+                broken = True
+            else:
+                # Of a proxy whose server is gone; our own says 500 or 503.
+                if answer.status != 502 or last:
+                    return answer
+            await asyncio.sleep(0.05 * attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _send(self, method: str, path: str, headers: Headers, body: bytes, *, fresh: bool) -> Answer:
+        target = (self._path + path).encode()
+        return await self._client.send(
+            self._predictor_url, method, target, headers, body, timeout_s=self.limits.timeout_s, fresh=fresh
+        )
 
 
 def _versioned(version: str | None) -> str:
     return "" if version is None else f"/versions/{quote(version, safe='')}"
 
 
-def _reason(answer: Response) -> str:
+def _media_type(answer: Answer) -> bytes:
+    return next((value for key, value in answer.headers if key == b"content-type"), b"")
+
+
+def _reason(answer: Answer | Response) -> str:
     try:
         return str(orjson.loads(answer.body)["error"])
     except (orjson.JSONDecodeError, KeyError, TypeError):

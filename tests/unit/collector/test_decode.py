@@ -86,6 +86,15 @@ def test_what_a_request_leaves_out_has_a_default() -> None:
     assert row["event_time"] == datetime.fromtimestamp(2e-6, UTC)
 
 
+def test_what_was_asked_without_a_body_is_no_prediction_and_not_malformed() -> None:
+    """KServe's agent logs a GET like any other request."""
+    asked, told = ("a", REQUEST_EVENT, b""), ("a", RESPONSE_EVENT, b'{"name": "flights", "ready": true}')
+    for events in ((asked, told), (told, asked)):
+        decoded = payloads.decode(table(*events, request("b"), response("b")))
+        assert decoded.predictions["request_id"].to_pylist() == ["b"]
+        assert (decoded.malformed, decoded.ambiguous, decoded.unpaired.num_rows) == (0, 0, 0)
+
+
 def test_nothing_in_nothing_out() -> None:
     decoded = payloads.decode(table())
     assert decoded.predictions.schema == payloads.PREDICTION
@@ -118,7 +127,7 @@ def test_versions_with_other_features_share_a_table_in_order() -> None:
 @pytest.mark.parametrize(
     ("sent", "answered", "reason"),
     [
-        (("a", REQUEST_EVENT, b""), response(), "the request is no V2 payload"),
+        (("a", REQUEST_EVENT, b"{"), response(), "the request is no V2 payload"),
         (("a", REQUEST_EVENT, b"[]"), response(), "the request is no V2 payload"),
         (("a", REQUEST_EVENT, b"[NaN," * 100_000), response(), "nested too deeply"),
         (request("a", tensor("x", "BYTES", ["\ud800"]), tensor("y", "FP32", [float("nan")])), response(), "surrogate"),

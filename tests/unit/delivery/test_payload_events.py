@@ -32,15 +32,18 @@ def test_every_prediction_is_one_pair_and_equal_to_what_was_served(kit):
         for kind in ("request", "response"):
             headers = pair[kind][0]
             assert {
-                key: headers[key] for key in headers if key.startswith("ce-") and key not in ("ce-id", "ce-time")
+                key: headers[key]
+                for key in headers
+                if key.startswith("ce-") and key not in ("ce-id", "ce-time", "ce-recordedtime")
             } == {
                 "ce-specversion": "1.0",
                 "ce-type": f"org.kubeflow.serving.inference.{kind}",
-                "ce-source": f"{node.url}/v2/models/flights",
+                "ce-source": "http://localhost:9081/",
                 "ce-inferenceservicename": "flights",
                 "ce-namespace": "kubeloop",
                 "ce-component": "predictor",
                 "ce-endpoint": "default",
+                "ce-metadata": "{}",
             }
             assert headers["content-type"] == "application/json"
     status = node.get()

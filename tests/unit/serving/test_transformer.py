@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import threading
 import time
@@ -371,7 +372,8 @@ ANSWERS = {
 
 @pytest.mark.parametrize(("answer", "status", "words"), ANSWERS.values(), ids=ANSWERS)
 def test_what_a_predictor_may_answer(predictor: Predictor, answer: bytes, status: int, words: str) -> None:
-    predictor.answers.append(answer)
+    # What may be a switch is asked once more.
+    predictor.answers += [answer, answer]
     row = {"route": "x", "carrier": "AA", "departure": "", "delay": 1}
     url = f"{predictor.front.url}/v1/models/flights:predict"
     got = httpx.post(url, json={"instances": [row]}, timeout=10)
@@ -385,6 +387,7 @@ def test_parameters_and_id_travel_on(predictor: Predictor) -> None:
     assert answer.json() == {"anything": 1}
     head, _, body = predictor.got[0].partition(b"\r\n\r\n")
     assert head.startswith(b"POST /sub/v2/models/flights/infer HTTP/1.1\r\n")
+    assert re.search(rb"\r\nce-id: [0-9a-f-]{36}\r\n", head)
     sent = json.loads(body)
     assert sent["id"] == "7"
     assert sent["parameters"] == {"event_ids": '["a"]', "event_time": "2013-04-01T04:00:00Z", "other": 1}

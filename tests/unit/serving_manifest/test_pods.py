@@ -85,8 +85,8 @@ def test_every_pod_is_unprivileged_spread_and_named(name: str) -> None:
     assert part["imagePullSecrets"] == [{"name": "registry"}]
     for constraint in part["topologySpreadConstraints"]:
         assert constraint["labelSelector"]["matchLabels"].items() <= part["labels"].items()
-    # A request that came just before the drain ended is still answered.
-    assert part["terminationGracePeriodSeconds"] == 5
+    # A request that came just before the longest drain ended is still answered.
+    assert part["terminationGracePeriodSeconds"] == 3 * 3 + 2 + 1
 
 
 def test_the_transformer_is_least_privileged_and_finds_the_shared_store() -> None:

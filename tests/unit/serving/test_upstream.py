@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from kubeloop.delivery.upstream import Answer, Client, UpstreamError
+from kubeloop.serving.upstream import Answer, Client, UpstreamError
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-Kept: \xe4\r\n\r\nhi"
 

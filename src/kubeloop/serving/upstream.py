@@ -18,12 +18,22 @@ import httptools
 CONNECT_S = 2.0
 IDLE_S = 15.0
 """Shorter than servers keep an idle connection (ours: 75 s), so that no request meets a closing one."""
+LEAVE = (b"kubeloop-connection", b"close")
+"""A server's header for a client behind a proxy: this server is about to end, use another connection next time.
+
+`connection: close` ends at the next hop (RFC 9110, 7.6.1), and a proxy in the server's own pod, such as KServe's agent,
+ends with it.
+"""
 
 Headers = Iterable[tuple[bytes, bytes]]
 
 
 class UpstreamError(Exception):
     """No connection, or it ended before the answer was complete."""
+
+
+class ConnectError(UpstreamError):
+    """No connection: the request was not sent."""
 
 
 @dataclass(slots=True)
@@ -38,7 +48,9 @@ class Answer:
 class Client:
     """Connections to any number of servers, as many as there are requests at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, idle_s: float = IDLE_S) -> None:
+        """Keep an idle connection for `idle_s`."""
+        self._idle_s = idle_s
         self._open: set[_Connection] = set()
         self._idle: dict[str, deque[_Connection]] = {}
 
@@ -65,7 +77,8 @@ class Client:
             fresh: use a new connection, since an idle one may just have been closed by the server.
 
         Raises:
-            UpstreamError: see there.
+            ConnectError: nobody accepted a connection.
+            UpstreamError: it ended before the answer was complete.
             TimeoutError: the answer took too long.
         """
         connection = None if fresh else self._reuse(url)
@@ -95,7 +108,7 @@ class Client:
 
     def _reuse(self, url: str) -> "_Connection | None":
         idle = self._idle.get(url)
-        oldest = asyncio.get_running_loop().time() - IDLE_S
+        oldest = asyncio.get_running_loop().time() - self._idle_s
         while idle and idle[0].idle_since < oldest:
             idle.popleft().transport.close()
         return idle.pop() if idle else None
@@ -117,7 +130,7 @@ class Client:
                     functools.partial(_Connection, url, self._forget), host, port, ssl=tls or None
                 )
         except (OSError, TimeoutError) as error:
-            raise UpstreamError(f"{url} does not accept a connection: {error}") from error
+            raise ConnectError(f"{url} does not accept a connection: {error}") from error
         self._open.add(connection)
         return connection
 
@@ -195,7 +208,7 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         if self._parser.get_status_code() >= 200:
-            self.reusable = self._parser.should_keep_alive() and not self._bodyless
+            self.reusable = self._parser.should_keep_alive() and not self._bodyless and LEAVE not in self._headers
             self._finish()
 
     def _finish(self) -> None:
