@@ -149,7 +149,9 @@ def _import_shared(plan: Plan, position: int) -> None:
     later = collections.Counter(name for member in plan.members[position + 1 :] for name in _libraries(member))
     for name in wanted:
         if later[name]:
-            importlib.import_module(name)
+            # The step will say what is missing.
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
 
 
 def _libraries(member: Member) -> Iterator[str]:

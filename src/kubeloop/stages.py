@@ -268,13 +268,14 @@ def slice_columns(frame: "pd.DataFrame", names: Sequence[str]) -> dict[str, Any]
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 hex digest of a file, or of a folder's Python, SQL and YAML files with their names."""
-    found = hashlib.sha256()
+    """Return the SHA-256 hex digest of a file's content, or of a folder's Python, SQL and YAML files with their names.
+
+    A file's own name does not count: how the pipelines system calls an artifact says nothing of the data in it.
+    """
     if path.is_file():
-        files = [path]
-    else:
-        files = sorted(file for file in path.rglob("*") if file.suffix in (".py", ".sql", ".yaml", ".parquet"))
-    for file in files:
-        found.update(file.name.encode() if file is path else str(file.relative_to(path)).encode())
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    found = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.suffix in (".py", ".sql", ".yaml", ".parquet")):
+        found.update(str(file.relative_to(path)).encode())
         found.update(hashlib.sha256(file.read_bytes()).digest())
     return found.hexdigest()

@@ -19,6 +19,7 @@ import pytest
 from kubeloop import failures, submission
 from kubeloop.bucket import Bucket
 from kubeloop.config import ConfigError, Drift, Loop, Settings
+from kubeloop.failures import Failure
 from kubeloop.kfp_api import Api
 from kubeloop.runners_kfp import KfpRunner
 from kubeloop.stages import StageError

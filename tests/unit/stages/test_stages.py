@@ -236,8 +236,9 @@ def test_a_digest_is_of_content_and_names(tmp_path: Path) -> None:
         tree("fewer", {"a.sql": "x", "b/c.yaml": "y"}),
     ]
     assert len({one, *others}) == 5
-    (tmp_path / "file").write_text("x")
-    assert stages.digest(tmp_path / "file") == stages.digest(tmp_path / "file")
+    for name, content in {"file": "x", "renamed": "x", "other": "y"}.items():
+        (tmp_path / name).write_text(content)
+    assert stages.digest(tmp_path / "file") == stages.digest(tmp_path / "renamed") != stages.digest(tmp_path / "other")
 
 
 def test_the_code_version_names_the_commit(settings: Settings) -> None:
