@@ -20,7 +20,7 @@ def register_model(
     """Register the model and its lineage in MLflow, whatever the gate decided.
 
     Args:
-        loop: the use case, as JSON.
+        loop: the use case, as JSON or a reference to it.
         as_of: the run's moment, ISO 8601.
         run: name of the run; registering twice for one run makes one version.
         reason: why the run was started.
@@ -35,11 +35,11 @@ def register_model(
     """
     from pathlib import Path
 
-    from kubeloop import promotion
-    from kubeloop.config import Loop, instant, settings
+    from kubeloop import loops, promotion
+    from kubeloop.config import instant, settings
 
     return promotion.register(
-        Loop.parse(loop),
+        loops.read(loop, settings()),
         settings(),
         model=Path(model.path),
         training_set=Path(training_set.path),
