@@ -13,7 +13,7 @@ def gate_model(
     training_set: dsl.Input[dsl.Dataset],
     gate: dsl.Output[dsl.Metrics],
     reason: dsl.OutputPath(str),
-    verdict: dsl.OutputPath(str),
+    verdict: dsl.Output[dsl.Artifact],
 ) -> bool:
     """Promote the challenger only if it beats the champion on the same newest rows.
 
@@ -40,5 +40,5 @@ def gate_model(
     for name, value in promotion.numbers(found).items():
         gate.log_metric(name, value)
     Path(reason).write_text(found.reason)
-    Path(verdict).write_text(json.dumps(found.to_dict()))
+    Path(verdict.path).write_text(json.dumps(found.to_dict()))
     return found.promote

@@ -12,10 +12,10 @@ def register_model(
     run: str,
     reason: str,
     snapshot: str,
-    verdict: str,
     model: dsl.Input[dsl.Model],
     training_set: dsl.Input[dsl.Dataset],
     evaluation: dsl.Input[dsl.Artifact],
+    verdict: dsl.Input[dsl.Artifact],
 ) -> str:
     """Register the model and its lineage in MLflow, whatever the gate decided.
 
@@ -25,10 +25,10 @@ def register_model(
         run: name of the run; registering twice for one run makes one version.
         reason: why the run was started.
         snapshot: digest of the raw data.
-        verdict: the gate's verdict, as JSON.
         model: model folder.
         training_set: Parquet file, one row an event.
         evaluation: folder with figures and reports.
+        verdict: the gate's verdict, as JSON.
 
     Returns:
         The version.
@@ -44,7 +44,7 @@ def register_model(
         model=Path(model.path),
         training_set=Path(training_set.path),
         evaluation=Path(evaluation.path),
-        verdict=verdict,
+        verdict=Path(verdict.path).read_text(),
         run=run,
         as_of=instant(as_of),
         reason=reason,

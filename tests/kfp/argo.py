@@ -1,4 +1,4 @@
-"""Argo Workflows as Kubeflow Pipelines runs it, for tests: its defaults, the nodes of a run, their size, its pods' token.
+"""Argo Workflows as Kubeflow Pipelines runs it, for tests: defaults, the nodes of a run, their size, the pods' token.
 
 The rules are those of argo-workflows v4.0.5 and of the configuration that Kubeflow Pipelines 2.17.0 brings for it; each
 names the file that it was read from.

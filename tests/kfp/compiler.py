@@ -1,4 +1,4 @@
-"""Kubeflow Pipelines' compiler and driver, for tests: the Argo workflow of a compiled pipeline, and what drivers put out.
+"""Kubeflow Pipelines' compiler and driver, for tests: the workflow of a compiled pipeline, and what drivers put out.
 
 The rules are those of kubeflow/pipelines 2.17.0, backend/src/v2; each names the file that it was read from.
 """
@@ -14,6 +14,7 @@ _DRIVER = ("component", "task", "container", "task-name", "parent-dag-id")
 _RETRY = ("retry-max-count", "retry-backoff-duration", "retry-backoff-factor", "retry-backoff-max-duration")
 _RUN_ID = "00000000-0000-4000-8000-000000000000"
 _ROOT = "s3://mlpipeline/v2/artifacts/pipeline"
+_OUTPUTS, _FILES = "/tmp/outputs", "/tmp/kfp/outputs"  # noqa: S108 - in the pod
 
 
 class Compiler:
@@ -167,7 +168,7 @@ class Compiler:
 
     def _driver(self, name: str, inputs: list[Object], outputs: tuple[tuple[str, str], ...]) -> str:
         declared = [
-            {"name": key, "valueFrom": {"path": f"/tmp/outputs/{key}", "default": value}} for key, value in outputs
+            {"name": key, "valueFrom": {"path": f"{_OUTPUTS}/{key}", "default": value}} for key, value in outputs
         ]
         container = {"image": "ghcr.io/kubeflow/kfp-driver:2.17.0", "command": ["driver"]}
         template = {"inputs": {"parameters": inputs}, "outputs": {"parameters": declared}, "container": container}
@@ -241,9 +242,7 @@ class Drivers:
         executor = {
             "inputs": self._inputs(given),
             "outputs": {
-                "parameters": {
-                    name: {"outputFile": f"/tmp/kfp/outputs/{name}"} for name in outputs.get("parameters", {})
-                },
+                "parameters": {name: {"outputFile": f"{_FILES}/{name}"} for name in outputs.get("parameters", {})},
                 "artifacts": {name: {"artifacts": [_artifact(name)]} for name in names},
                 "outputFile": f"/s3/{_ROOT[5:]}/{given['task-name']}/{_RUN_ID}/output_metadata.json",
             },

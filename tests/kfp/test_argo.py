@@ -1,6 +1,5 @@
 """What becomes of our pipelines in Kubeflow's and Argo's hands, by their rules."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,40 +20,38 @@ def large(demo: Loop) -> Loop:
     """A use case with 60 features, ten slices and three environments, everything said that can be."""
     features = [f"customer_transactions_rolling_feature_{number:02}" for number in range(60)]
     tables = {
-        f"source_table_{number:02}": {"available_at": "ingested_at", "path": f"raw/table_{number:02}.parquet"}
-        for number in range(20)
+        f"source_table_{number:02}": {"available_at": "ingested_at", "path": f"raw/source_table_{number:02}.parquet"}
+        for number in range(12)
     }
     environments = ("development", "staging", "production")
     secrets = [
-        {
-            "secret": f"kubeloop-{name}",
-            "env": {f"KUBELOOP_{name.upper()}_SETTING_{n}": f"setting-{n}" for n in range(6)},
-        }
+        {"secret": f"kubeloop-{name}", "env": {f"{name.upper()}_{key}": key.lower() for key in ("TOKEN", "USER")}}
         for name in environments
     ]
     steps = ("extract-data", "validate-data", "build-features", "validate-features", "train-model", "evaluate-model")
     said = {"cpu": "2", "cpu_limit": "4", "memory": "8Gi", "node_selector": {"pool": "batch"}, "retries": 3}
+    recurring = [
+        {"name": f"{name}-{pipeline}", "pipeline": pipeline, "cron": "0 5 * * * *"}
+        for name in environments
+        for pipeline in submission.PIPELINES
+    ]
     return Loop.parse(
         demo.dump(),
         {
-            "description": "Whether a customer of one of three regions leaves within thirty days. " * 4,
+            "description": "Whether a customer of one of three regions leaves within thirty days. " * 2,
             "source": {"entry": None, "tables": tables},
             "features": {"service": "customer_churn_with_sixty_features_v12"},
-            "training": {"parameters": {name: 0.5 for name in features}},
+            "training": {"parameters": dict.fromkeys(features, 0.5)},
             "gates": {"slices": features[:10]},
             "pipelines": {
                 "secrets": secrets,
                 "steps": {step: said | {"tolerations": [{"key": "batch"}]} for step in steps},
-                "recurring": [
-                    {"name": f"{name}-{pipeline}", "pipeline": pipeline, "cron": "0 5 * * * *"}
-                    for name in environments
-                    for pipeline in submission.PIPELINES
-                ],
+                "recurring": recurring,
             },
             "delivery": {
                 "applier": "gitops",
                 "secrets": secrets,
-                "git": {"repository": "https://git.example.org/team/loops", "secrets": secrets},
+                "git": {"repository": "https://git.example.org/team/loops", "secrets": secrets[:1]},
             },
         },
     )
@@ -65,18 +62,10 @@ def compiled(case: Loop, name: str, folder: Path, **parameters: Any) -> Compiler
     return Compiler(spec, platform, parameters)
 
 
-def verdict(slices: int) -> str:
-    """A gate's verdict with every check of ten slices."""
-    check = {"name": "slice customer_transactions_rolling_feature_00 = some value", "passed": True}
-    checks = [check | {"value": 0.0123456789012345, "limit": 0.03} for _ in range(slices)]
-    return json.dumps({"promote": True, "reason": "Promoted: " + "x" * 200, "checks": checks})
-
-
 def finished(compiler: Compiler, loop: Loop) -> tuple[argo.Object, argo.Nodes]:
     returned = {
         "begin-run.loop": REFERENCE,
         "begin-run.as_of": "2026-11-28T08:00:00+00:00",
-        "gate-model.verdict": verdict(50),
         "gate-model.Output": True,
     }
     workflow = argo.defaulted(compiler.workflow())
