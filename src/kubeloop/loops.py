@@ -10,7 +10,6 @@ import re
 from kubeloop import names
 from kubeloop.bucket import Bucket
 from kubeloop.config import Loop, Settings
-from kubeloop.failures import told
 
 _REFERENCE = re.compile(r"sha256:([0-9a-f]{64})")
 
@@ -41,7 +40,6 @@ def keep(loop: Loop, settings: Settings) -> str:
     return f"sha256:{digest}"
 
 
-@told
 def read(text: str, settings: Settings) -> Loop:
     """Return the use case that a reference names, or that a text is.
 

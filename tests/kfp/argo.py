@@ -27,6 +27,7 @@ WORKFLOW_DEFAULTS: Object = {
 _HTML = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 _PLACEHOLDER = re.compile(r"\{\{([^{}]+)\}\}")
 _NOW = "2026-11-28T08:00:00Z"
+_NEVER = "0001-01-01T00:00:00Z"
 
 
 def go_json(value: Any) -> str:
@@ -117,7 +118,9 @@ class Nodes:
 def _task(run_id: str, node: Object) -> Object:
     phase = node["phase"].upper()
     known = {"ERROR": "FAILED", "OMITTED": "RUNTIME_STATE_UNSPECIFIED"}
-    times = {name: node[key] for name, key in (("start_time", "startedAt"), ("end_time", "finishedAt"))}
+    # What has not happened yet is Go's zero time, which is year 1.
+    ended = node["finishedAt"] if phase not in ("RUNNING", "PENDING") else _NEVER
+    times = {"start_time": node["startedAt"], "end_time": ended}
     children = [{"pod_name": child} for child in node.get("children", ())]
     return {
         "run_id": run_id,
@@ -127,6 +130,45 @@ def _task(run_id: str, node: Object) -> Object:
         **times,
         **({"child_tasks": children} if children else {}),
     }
+
+
+def progress(workflow: str, states: Mapping[str, str | tuple[str, ...]], driver_failed: str = "") -> Nodes:
+    """Return the nodes of a run of ours at some moment, with Kubeflow's defaults in force.
+
+    Args:
+        workflow: its name.
+        states: KFP's state of each step that Argo has come to, or those of the attempts at its pod; a step that is
+            PENDING has a driver that runs.
+        driver_failed: a step whose driver could not start.
+    """
+    nodes = Nodes(workflow)
+
+    def pair(name: str, kind: str, boundary: str, state: str) -> str:
+        phase = {"phase": state.capitalize()}
+        child = nodes.add(f"{name}(0)", kind, boundary, **phase)
+        nodes.add(name, "Retry", boundary, **phase, children=[child["id"]])
+        return f"{name}(0)"
+
+    entry = pair(workflow, "DAG", "", "RUNNING")
+    pair(f"{entry}.root-driver", "Pod", entry, "SUCCEEDED")
+    root = pair(f"{entry}.root", "DAG", entry, "RUNNING")
+    pair(f"{root}.condition-1-driver", "Pod", root, "SUCCEEDED")
+    pair(f"{root}.condition-1", "DAG", root, "RUNNING")
+    if driver_failed:
+        pair(f"{root}.{driver_failed}-driver", "Pod", root, "FAILED")
+    for step, said in states.items():
+        tries = (said,) if isinstance(said, str) else said
+        pair(f"{root}.{step}-driver", "Pod", root, "RUNNING" if tries == ("PENDING",) else "SUCCEEDED")
+        if tries == ("PENDING",):
+            continue
+        outer = pair(f"{root}.{step}", "DAG", root, tries[-1])
+        pods = [
+            nodes.add(f"{outer}.executor({number})", "Pod", outer, phase=state.capitalize())["id"]
+            for number, state in enumerate(tries)
+        ]
+        executor = nodes.add(f"{outer}.executor", "Retry", outer, phase=tries[-1].capitalize(), children=pods)
+        nodes.found[node_id(workflow, outer)]["children"] = [executor["id"]]
+    return nodes
 
 
 def run(workflow: Object, pod: Callable[[Object, Mapping[str, str]], Mapping[str, str]]) -> Nodes:

@@ -191,7 +191,7 @@ class Drivers:
 
     Args:
         parameters: the run's parameters.
-        returned: what steps return, as {"step.output": value}; anything else is a text of usual length.
+        returned: what steps return, by output; anything else is a text of usual length.
     """
 
     def __init__(self, parameters: Mapping[str, Any], returned: Mapping[str, Any]) -> None:
@@ -229,8 +229,9 @@ class Drivers:
             return scope[source["componentInputParameter"]]
         if "taskOutputParameter" in source:
             output = source["taskOutputParameter"]
-            key = f"{output['producerTask']}.{output['outputParameterKey']}"
-            return self._returned.get(key, "x" * 64)
+            # Where steps share a pod, an output is called `<step>-<output>`.
+            name = output["outputParameterKey"].rpartition("-")[2]
+            return self._returned.get(name, "x" * 64)
         return source["runtimeValue"]["constant"]
 
     def _patch(self, given: Mapping[str, str]) -> str:
