@@ -1,5 +1,9 @@
-"""Every InferenceService that our code builds, by name: what the rules are held against and a cluster is asked."""
+"""Every InferenceService that our code builds, by name: what the rules are held against.
 
+To ask a real KServe: `python -m tests.kserve.cases kubeloop | kubectl apply --server-side --dry-run=server -f -`.
+"""
+
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -64,3 +68,7 @@ def services(namespace: str = "ml") -> Iterator[tuple[str, Object]]:
     example = yaml.safe_load((PROJECT / "manifests" / "examples" / "language-model.yaml").read_text())
     example["metadata"]["namespace"] = namespace
     yield "language model", example
+
+
+if __name__ == "__main__":
+    yaml.safe_dump_all((service for _, service in services(*sys.argv[1:])), sys.stdout, sort_keys=False)
