@@ -254,7 +254,8 @@ def evaluate(loop: Loop, model: Path, training_set: Path, out: Path, report: Pat
     metrics["size_bytes"] = float((model / model_folder.GRAPH).stat().st_size)
     return Evaluation(
         metrics,
-        (drawn.roc.x, drawn.roc.y, drawn.roc.threshold),
+        # Kubeflow's store keeps every digit of each point, and its page shows them.
+        tuple([round(number, 4) for number in line] for line in (drawn.roc.x, drawn.roc.y, drawn.roc.threshold)),
         ["negative", "positive"],
         drawn.confusion.matrix,
     )
