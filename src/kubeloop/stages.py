@@ -254,11 +254,15 @@ def evaluate(loop: Loop, model: Path, training_set: Path, out: Path, report: Pat
     metrics["size_bytes"] = float((model / model_folder.GRAPH).stat().st_size)
     return Evaluation(
         metrics,
-        # Kubeflow's store keeps every digit of each point, and its page shows them.
-        tuple([round(number, 4) for number in line] for line in (drawn.roc.x, drawn.roc.y, drawn.roc.threshold)),
+        (_rounded(drawn.roc.x), _rounded(drawn.roc.y), _rounded(drawn.roc.threshold)),
         ["negative", "positive"],
         drawn.confusion.matrix,
     )
+
+
+def _rounded(line: Sequence[float]) -> list[float]:
+    """Leave out digits that Kubeflow's store would keep, and its page show, for each point."""
+    return [round(number, 4) for number in line]
 
 
 def slice_columns(frame: "pd.DataFrame", names: Sequence[str]) -> dict[str, Any]:
