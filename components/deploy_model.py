@@ -1,10 +1,12 @@
 """Step: deployment through an InferenceService."""
 
+from typing import NamedTuple
+
 from components._step import step
 
 
 @step
-def deploy_model(loop: str, version: str) -> str:
+def deploy_model(loop: str, version: str) -> NamedTuple("Outputs", address=str):
     """Serve a registered version and, once it answers, make it the champion.
 
     Args:
@@ -17,4 +19,4 @@ def deploy_model(loop: str, version: str) -> str:
     from kubeloop import loops, promotion
     from kubeloop.config import settings
 
-    return promotion.deploy(loops.read(loop, settings()), settings(), version).outcome
+    return (promotion.deploy(loops.read(loop, settings()), settings(), version).outcome,)

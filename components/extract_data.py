@@ -1,12 +1,16 @@
 """Step: the raw tables as they were known."""
 
+from typing import NamedTuple
+
 from kfp import dsl
 
 from components._step import step
 
 
 @step
-def extract_data(loop: str, as_of: str, snapshot: str, raw: dsl.Output[dsl.Dataset]) -> str:
+def extract_data(loop: str, as_of: str, snapshot: str, raw: dsl.Output[dsl.Dataset]) -> NamedTuple(
+    "Outputs", snapshot=str
+):
     """Take the raw tables as they were known at a moment.
 
     Args:
@@ -25,4 +29,4 @@ def extract_data(loop: str, as_of: str, snapshot: str, raw: dsl.Output[dsl.Datas
 
     found = stages.extract(loops.read(loop, settings()), settings(), instant(as_of), Path(raw.path), snapshot)
     raw.metadata.update({"rows": found.rows, "snapshot": found.snapshot})
-    return found.snapshot
+    return (found.snapshot,)

@@ -14,6 +14,7 @@ def gate_model(
     gate: dsl.Output[dsl.Metrics],
     reason: dsl.OutputPath(str),
     verdict: dsl.Output[dsl.Artifact],
+    report: dsl.Output[dsl.HTML],
 ) -> bool:
     """Promote the challenger only if it beats the champion on the same newest rows.
 
@@ -25,6 +26,7 @@ def gate_model(
         gate: the numbers the decision rests on.
         reason: why, in one sentence.
         verdict: the whole verdict, as JSON.
+        report: the verdict as a page.
 
     Returns:
         Whether to promote. It is the step's one return value because kfp's local runner reads a condition on a
@@ -33,12 +35,14 @@ def gate_model(
     import json
     from pathlib import Path
 
-    from kubeloop import loops, promotion
+    from kubeloop import gates_html, loops, promotion
     from kubeloop.config import settings
 
-    found = promotion.gate(loops.read(loop, settings()), settings(), run, Path(model.path), Path(training_set.path))
+    case = loops.read(loop, settings())
+    found = promotion.gate(case, settings(), run, Path(model.path), Path(training_set.path))
     for name, value in promotion.numbers(found).items():
         gate.log_metric(name, value)
     Path(reason).write_text(found.reason)
     Path(verdict.path).write_text(json.dumps(found.to_dict()))
+    Path(report.path).write_text(gates_html.html(case.name, found))
     return found.promote

@@ -1,5 +1,7 @@
 """Step: registration in MLflow."""
 
+from typing import NamedTuple
+
 from kfp import dsl
 
 from components._step import step
@@ -16,7 +18,7 @@ def register_model(
     training_set: dsl.Input[dsl.Dataset],
     evaluation: dsl.Input[dsl.Artifact],
     verdict: dsl.Input[dsl.Artifact],
-) -> str:
+) -> NamedTuple("Outputs", version=str):
     """Register the model and its lineage in MLflow, whatever the gate decided.
 
     Args:
@@ -38,7 +40,7 @@ def register_model(
     from kubeloop import loops, promotion
     from kubeloop.config import instant, settings
 
-    return promotion.register(
+    version = promotion.register(
         loops.read(loop, settings()),
         settings(),
         model=Path(model.path),
@@ -50,3 +52,4 @@ def register_model(
         reason=reason,
         snapshot=snapshot,
     )
+    return (version,)

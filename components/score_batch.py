@@ -1,5 +1,7 @@
 """Step: scores of a batch of events."""
 
+from typing import NamedTuple
+
 from kfp import dsl
 
 from components._step import step
@@ -8,7 +10,7 @@ from components._step import step
 @step
 def score_batch(
     loop: str, as_of: str, since: str, clean: dsl.Input[dsl.Dataset], scores: dsl.Output[dsl.Dataset]
-) -> int:
+) -> NamedTuple("Outputs", rows=int):
     """Score the events of a span of time with the champion, with the features as they were known.
 
     Args:
@@ -30,4 +32,4 @@ def score_batch(
         loops.read(loop, settings()), settings(), Path(clean.path), instant(as_of), since, Path(scores.path)
     )
     scores.metadata.update({"rows": found.rows, "version": found.version})
-    return found.rows
+    return (found.rows,)

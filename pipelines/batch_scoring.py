@@ -1,5 +1,7 @@
 """The batch scoring pipeline: the champion's scores of a span of time, as one Parquet file."""
 
+from typing import NamedTuple
+
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
@@ -17,7 +19,9 @@ def batch_scoring(config: Loop) -> BaseComponent:
         display_name=f"{config.name}: score a batch",
         pipeline_config=kubeflow.run_config(config),
     )
-    def pipeline(as_of: str = "", since: str = "1d", run: str = "", loop: str = config.dump()) -> int:
+    def pipeline(as_of: str = "", since: str = "1d", run: str = "", loop: str = config.dump()) -> NamedTuple(
+        "Outputs", rows=int
+    ):
         """Score the events of a span of time with the champion.
 
         Args:
@@ -32,6 +36,7 @@ def batch_scoring(config: Loop) -> BaseComponent:
         first = opening.data(loop, as_of, run)
         scored = score_batch(loop=first.loop, as_of=first.moment, since=since, clean=first.clean)
         kubeflow.settle(config, (*first.tasks, scored))
-        return scored.outputs["Output"]
+        outputs = NamedTuple("Outputs", rows=int)
+        return outputs(scored.outputs["rows"])
 
     return pipeline

@@ -33,4 +33,4 @@ def data(loop: str, as_of: str, run: str) -> Opening:
     moment, name, kept = begun.outputs["as_of"], begun.outputs["run"], begun.outputs["loop"]
     extract = extract_data(loop=kept, as_of=moment, snapshot=begun.outputs["snapshot"])
     valid = validate_data(loop=kept, as_of=moment, run=name, raw=extract.outputs["raw"])
-    return Opening((begun, extract, valid), moment, name, kept, extract.outputs["Output"], valid.outputs["clean"])
+    return Opening((begun, extract, valid), moment, name, kept, extract.outputs["snapshot"], valid.outputs["clean"])

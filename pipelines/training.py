@@ -21,7 +21,7 @@ def training(config: Loop) -> BaseComponent:
 
     @dsl.pipeline(
         name=f"{config.name}-training",
-        description=config.description,
+        description=f"Train a model, gate it and deploy it if it is better. {config.description}".rstrip(),
         display_name=f"{config.name}: train, gate, deploy",
         pipeline_config=kubeflow.run_config(config),
     )
@@ -57,10 +57,10 @@ def training(config: Loop) -> BaseComponent:
             evaluation=evaluated.outputs["evaluation"],
         )
         with dsl.If(gate.outputs["Output"] == True, name="promote"):  # noqa: E712 - kfp's condition syntax
-            deployed = deploy_model(loop=first.loop, version=registered.output)
+            deployed = deploy_model(loop=first.loop, version=registered.outputs["version"])
         steps = (*first.tasks, features, checked, trained, evaluated, gate, registered, deployed)
         kubeflow.settle(config, steps)
         outputs = NamedTuple("Outputs", promote=bool, reason=str, version=str)
-        return outputs(gate.outputs["Output"], gate.outputs["reason"], registered.output)
+        return outputs(gate.outputs["Output"], gate.outputs["reason"], registered.outputs["version"])
 
     return pipeline

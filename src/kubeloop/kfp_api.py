@@ -15,6 +15,11 @@ DESCRIPTION_LIMIT = 255
 """Characters that a description may have where the API keeps it in MySQL."""
 
 
+def described(text: str, mark: str) -> str:
+    """Return a description that people read from its start, and that ends with a mark on a line of its own."""
+    return f"{text[: DESCRIPTION_LIMIT - len(mark) - 1]}\n{mark}"
+
+
 class Api:
     """Asks one Kubeflow Pipelines API.
 
@@ -62,11 +67,13 @@ class Api:
         namespace = settings.namespace if settings.kfp_token_file else ""
         return cls(settings.kfp_url, token_file=settings.kfp_token_file, namespace=namespace)
 
-    def experiment(self, name: str) -> str:
-        """Return the id of the experiment of this name, which is made if it is missing."""
+    def experiment(self, name: str, description: str = "") -> str:
+        """Return the id of the experiment of this name, which is made, with a description, if it is missing."""
         found = self._experiment(name)
         if found is None:
-            body = self._kfp.V2beta1Experiment(display_name=name, namespace=self.namespace or None)
+            body = self._kfp.V2beta1Experiment(
+                display_name=name, description=description[:DESCRIPTION_LIMIT], namespace=self.namespace or None
+            )
             try:
                 made = self._ask("make an experiment", self._experiments.experiment_service_create_experiment, body)
                 return str(made.experiment_id)

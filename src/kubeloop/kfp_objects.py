@@ -5,7 +5,7 @@ from typing import Any
 
 from kubeloop import names
 from kubeloop.config import Loop
-from kubeloop.submission import Package
+from kubeloop.submission import Package, edition
 
 _API = "pipelines.kubeflow.org/v2beta1"
 
@@ -35,7 +35,7 @@ def build(loop: Loop, packages: Iterable[Package], namespace: str) -> list[dict[
             "pipelineName": name,
             "versionName": package.version,
             "displayName": package.version,
-            "description": description,
+            "description": edition(loop),
             "pipelineSpec": spec,
         }
         objects.append(

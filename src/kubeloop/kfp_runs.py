@@ -11,7 +11,7 @@ from typing import Any
 from kubeloop import names
 from kubeloop.bucket import Bucket
 from kubeloop.config import Loop
-from kubeloop.kfp_api import DESCRIPTION_LIMIT, Api
+from kubeloop.kfp_api import Api, described
 from kubeloop.kfp_errors import NoAnswerError
 from kubeloop.kfp_values import Run, Version
 
@@ -52,12 +52,12 @@ class Runs:
             KfpError: no usable answer.
         """
         prefix = f"{names.RUN}: {self._loop.name}/{name}/"
-        pattern = re.compile(rf"{re.escape(prefix)}(\d+)(?:\n|$)")
+        pattern = re.compile(rf"^{re.escape(prefix)}(\d+)$", re.MULTILINE)
         found = [
             Attempt(run, int(match[1]))
             for run in self._api.runs(prefix)
             # Whoever clones a run in the Kubeflow UI copies its description as well, but not its name.
-            if (match := pattern.match(run.description)) and run.name == name
+            if (match := pattern.search(run.description)) and run.name == name
         ]
         if not found:
             return None
@@ -79,14 +79,14 @@ class Runs:
         found = self.find(name)
         if found and (not found.run.is_over or found.run.state == "SUCCEEDED" or found.number >= attempt):
             return found
-        experiment = self._api.experiment(self._loop.pipelines.experiment or self._loop.name)
+        experiment = self._api.experiment(self._loop.pipelines.experiment or self._loop.name, self._loop.description)
         key = f"{names.RUN}: {self._loop.name}/{name}/{attempt}"
         try:
             made = self._api.create_run(
                 name,
                 version,
                 experiment_id=experiment,
-                description=f"{key}\n{reason}"[:DESCRIPTION_LIMIT],
+                description=described(reason, key),
                 parameters=parameters,
                 service_account=self._loop.pipelines.service_account,
             )

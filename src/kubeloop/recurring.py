@@ -10,7 +10,7 @@ from typing import Any, Literal
 from kubeloop import names
 from kubeloop.config import Loop
 from kubeloop.config_cluster import Recurring
-from kubeloop.kfp_api import DESCRIPTION_LIMIT, Api
+from kubeloop.kfp_api import Api, described
 from kubeloop.kfp_values import Schedule, Version
 
 _MARK = f"{names.LABEL_DOMAIN}/schedule"
@@ -81,14 +81,14 @@ def apply(api: Api, loop: Loop, versions: Mapping[str, Version], changes: list[C
             api.delete_schedule(change.schedule_id)
             continue
         item, version = change.item, versions[change.item.pipeline]
-        experiment = experiment or api.experiment(loop.pipelines.experiment or loop.name)
+        experiment = experiment or api.experiment(loop.pipelines.experiment or loop.name, loop.description)
         digest = _digest(loop, item, version)
-        text = f"{_MARK}: {loop.name}/{item.name}@{digest}\n{item.pipeline} of {loop.name}, from loop.yaml"
+        mark = f"{_MARK}: {loop.name}/{item.name}@{digest}"
         api.create_schedule(
             change.name,
             version,
             experiment_id=experiment,
-            description=text[:DESCRIPTION_LIMIT],
+            description=described(f"{item.pipeline} of {loop.name}, from loop.yaml", mark),
             parameters=_parameters(item),
             service_account=loop.pipelines.service_account,
             cron=item.cron,
@@ -99,11 +99,11 @@ def apply(api: Api, loop: Loop, versions: Mapping[str, Version], changes: list[C
 
 def _ours(api: Api, loop: Loop) -> list[tuple[Schedule, str, str]]:
     prefix = f"{_MARK}: {loop.name}/"
-    pattern = re.compile(rf"{re.escape(prefix)}([a-z0-9-]+)@([0-9a-f]+)(?:\n|$)")
+    pattern = re.compile(rf"^{re.escape(prefix)}([a-z0-9-]+)@([0-9a-f]+)$", re.MULTILINE)
     return [
         (schedule, match[1], match[2])
         for schedule in api.schedules(prefix)
-        if (match := pattern.match(schedule.description)) and schedule.name == _title(loop, match[1])
+        if (match := pattern.search(schedule.description)) and schedule.name == _title(loop, match[1])
     ]
 
 

@@ -257,10 +257,15 @@ def evaluate(loop: Loop, model: Path, training_set: Path, out: Path, report: Pat
     metrics["size_bytes"] = float((model / model_folder.GRAPH).stat().st_size)
     return Evaluation(
         metrics,
-        (drawn.roc.x, drawn.roc.y, drawn.roc.threshold),
+        (_rounded(drawn.roc.x), _rounded(drawn.roc.y), _rounded(drawn.roc.threshold)),
         ["negative", "positive"],
         drawn.confusion.matrix,
     )
+
+
+def _rounded(line: Sequence[float]) -> list[float]:
+    """Leave out digits that Kubeflow's store would keep, and its page show, for each point."""
+    return [round(number, 4) for number in line]
 
 
 def slice_columns(frame: "pd.DataFrame", names: Sequence[str]) -> dict[str, Any]:

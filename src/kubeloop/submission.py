@@ -97,7 +97,12 @@ def upload(api: Api, loop: Loop, package: Package) -> Version:
     name = f"{loop.name}-{package.pipeline}"
     description = (package.documents[0]["pipelineInfo"].get("description") or "")[:DESCRIPTION_LIMIT]
     pipeline_id = api.pipeline(name) or api.create_pipeline(name, description)
-    return api.upload(pipeline_id, package.version, package.path, description)
+    return api.upload(pipeline_id, package.version, package.path, edition(loop)[:DESCRIPTION_LIMIT])
+
+
+def edition(loop: Loop) -> str:
+    """Return what tells a version of a pipeline from the others, whose names are digests."""
+    return f"Image {loop.pipelines.images.core}, configuration {loop.digest()[:12]}"
 
 
 def arguments(package: Package, given: Sequence[str], run_name: str) -> dict[str, Any]:

@@ -152,6 +152,7 @@ def judged(trained: Bench) -> Bench:
         bench.new(dsl.Metrics, "gate"),
         str(bench.folder / "reason"),
         bench.new(dsl.Artifact, "verdict"),
+        bench.new(dsl.HTML, "gate.html"),
     )
     return bench
 
@@ -161,7 +162,7 @@ def registered(judged: Bench, evaluated: Bench) -> Bench:
     from components.register_model import register_model
 
     bench = judged
-    bench.returned["version"] = bench.call(
+    (bench.returned["version"],) = bench.call(
         register_model,
         bench.loop,
         bench.as_of,
@@ -181,5 +182,5 @@ def deployed(registered: Bench) -> Bench:
     from components.deploy_model import deploy_model
 
     bench = registered
-    bench.returned["url"] = bench.call(deploy_model, bench.loop, bench.returned["version"])
+    (bench.returned["url"],) = bench.call(deploy_model, bench.loop, bench.returned["version"])
     return bench

@@ -33,7 +33,7 @@ def test_extract_data_says_which_data_it_took(bench: Any) -> None:
     from components.extract_data import extract_data
 
     raw = bench.new(dsl.Dataset, "unnamed")
-    assert bench.call(extract_data, bench.loop, bench.as_of, "", raw) == stages.digest(bench.settings.raw)
+    assert bench.call(extract_data, bench.loop, bench.as_of, "", raw) == (stages.digest(bench.settings.raw),)
     assert raw.metadata["snapshot"] == stages.digest(bench.settings.raw)
 
 
@@ -72,7 +72,7 @@ def test_score_batch_scores_as_the_champion(deployed: Any, loop: Loop, as_of: da
     from components.score_batch import score_batch
 
     scores = deployed.new(dsl.Dataset, "scores")
-    rows = deployed.call(score_batch, deployed.loop, deployed.as_of, "1d", deployed.made["clean"], scores)
+    (rows,) = deployed.call(score_batch, deployed.loop, deployed.as_of, "1d", deployed.made["clean"], scores)
     found = pq.read_table(scores.path)
     assert found.column_names == ["event_id", "event_timestamp", "probability", "version"]
     assert rows == found.num_rows == scores.metadata["rows"] > 300

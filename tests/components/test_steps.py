@@ -90,6 +90,8 @@ def test_evaluate_model_measures_the_hold_out(evaluated: Any, loop: Loop, as_of:
     cells = [cell for row in curves["confusionMatrix"]["rows"] for cell in row["row"]]
     assert sum(cells) == scores.num_rows
     assert len(curves["confidenceMetrics"]) > 10
+    points = [number for point in curves["confidenceMetrics"] for number in point.values()]
+    assert points == [round(number, 4) for number in points], "the Kubeflow UI shows every digit"
     assert {"roc.png", "evaluation.html"} <= {path.name for path in Path(made["evaluation"].path).iterdir()}
     assert Path(made["evaluation.html"].path).read_text().startswith("<!doctype html>")
 
@@ -106,6 +108,8 @@ def test_gate_model_promotes_a_first_model(judged: Any) -> None:
     verdict = gates.Verdict.from_dict(json.loads((judged.folder / "verdict").read_text()))
     assert verdict.promote
     assert judged.made["gate"].metadata == {"auc_challenger": verdict.challenger}
+    page = Path(judged.made["gate.html"].path).read_text()
+    assert f"<b>{verdict.challenger:.4f}</b>" in page
 
 
 def test_register_model_keeps_the_lineage(registered: Any, loop: Loop) -> None:
@@ -225,7 +229,7 @@ def test_what_was_served_is_in_the_payload_log(deployed: Any, loop: Loop, as_of:
 def test_deploying_again_changes_nothing(deployed: Any, loop: Loop) -> None:
     from components.deploy_model import deploy_model
 
-    assert deployed.call(deploy_model, deployed.loop, deployed.returned["version"]) == deployed.returned["url"]
+    assert deployed.call(deploy_model, deployed.loop, deployed.returned["version"]) == (deployed.returned["url"],)
     champion = registry.champion(deployed.settings, loop.name)
     assert champion is not None
     assert champion.version == deployed.returned["version"]
@@ -245,6 +249,7 @@ def test_a_resumed_run_keeps_its_verdict(deployed: Any, tmp_path: Path) -> None:
             dsl.Metrics(name="gate", uri=str(tmp_path / run), metadata={}),
             str(tmp_path / "reason"),
             dsl.Artifact(name="verdict", uri=str(tmp_path / "verdict"), metadata={}),
+            dsl.HTML(name="report", uri=str(tmp_path / "gate.html"), metadata={}),
         )
         return promote
 

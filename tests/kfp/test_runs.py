@@ -44,7 +44,7 @@ def test_a_run_carries_its_key_its_identity_and_its_parameters(
     assert run["runtime_config"]["parameters"] == {"run": NAME, "as_of": "2013-05-01T00:00:00+00:00"}
     assert run["pipeline_version_reference"]["pipeline_version_id"] == version.version_id
     assert server.store.experiments[run["experiment_id"]]["display_name"] == case.name
-    key, reason = run["description"].split("\n")
+    reason, key = run["description"].split("\n")
     assert key == f"kubeloop.io/run: flight-delay/{NAME}/1"
     assert reason == "drift of 'dep_delay' & co, 100 % sure"
 

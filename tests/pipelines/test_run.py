@@ -84,9 +84,9 @@ def test_the_other_pipelines_run(undisturbed: Any, loop: Loop, as_of: datetime) 
             -3000:
         ]
     assert started(undisturbed.log("materialize").read_text())[-1] == "materialize-features"
-    assert undisturbed.report("batch-scoring")["result"]["Output"] > 300
+    assert undisturbed.report("batch-scoring")["result"]["rows"] > 300
     (scores,) = (undisturbed.settings.state / "pipeline").glob("flight-delay-batch-scoring-*/score-batch/scores")
-    assert pq.read_metadata(scores).num_rows == undisturbed.report("batch-scoring")["result"]["Output"]
+    assert pq.read_metadata(scores).num_rows == undisturbed.report("batch-scoring")["result"]["rows"]
 
 
 def test_a_backfill_has_the_monitor_judge(undisturbed: Any, loop: Loop, as_of: datetime) -> None:

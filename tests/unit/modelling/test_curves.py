@@ -127,6 +127,8 @@ def test_the_page_says_it_all_and_needs_nothing_else(case: tuple[np.ndarray, np.
     assert "–" in reader.words, "an undefined metric"
     assert not re.search(r"""(src|href)=|url\(|@import|<script|https?://""", page)
     assert "prefers-color-scheme: dark" in page
+    assert "@media (max-width" in page, "the Kubeflow UI shows it in a narrow frame"
+    assert not re.search(r'style="[^"]*width: \d+px', page)
     points = re.findall(r'<polyline class="curve" points="([^"]*)"', page)
     assert [len(line.split()) for line in points] == [len(c.x) for c in (drawn.roc, drawn.pr, drawn.calibration)]
 

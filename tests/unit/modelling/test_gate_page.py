@@ -1,0 +1,68 @@
+"""The gate's page as the Kubeflow UI shows it: in a narrow frame without scripts or network."""
+
+import html as markup
+import re
+
+import numpy as np
+
+from kubeloop import config, gates
+from kubeloop.gates_html import html
+
+RANDOM = np.random.default_rng(3)
+LABELS = (RANDOM.random(6000) < 0.3).astype(int)
+GOOD = np.clip(0.3 + 0.2 * (LABELS - 0.3) + 0.1 * RANDOM.normal(size=6000), 0, 1)
+POOR = np.clip(GOOD + 0.2 * RANDOM.normal(size=6000), 0, 1)
+POLICY = config.Gates(floors={"auc": 0.6}, ceilings={"ece": 0.5}, slices=("origin",), slice_min_rows=100, resamples=100)
+
+
+def judged(champion: np.ndarray, challenger: np.ndarray) -> gates.Verdict:
+    origin = np.where(np.arange(6000) % 2 == 0, "JFK <b>", "EWR")
+    blocks = np.arange(6000) // 300
+    return gates.compare(LABELS, champion, challenger, POLICY, blocks=blocks, slices={"origin": origin})
+
+
+def cells(page: str) -> list[list[str]]:
+    rows = re.findall(r"<tr><td.*?</tr>", page, re.DOTALL)
+    return [
+        [markup.unescape(re.sub(r"<[^>]*>", "", cell)).strip() for cell in re.findall(r"<td.*?</td>", row, re.DOTALL)]
+        for row in rows
+    ]
+
+
+def test_the_page_says_every_check_and_its_limit() -> None:
+    verdict = judged(POOR, GOOD)
+    page = html("flight-delay", verdict)
+    assert '<span class="good">promoted</span>' in page
+    assert f"<b>{verdict.difference:+.4f}</b>" in page
+    low, high = verdict.interval or (0.0, 0.0)
+    assert "95% interval of the gain" in page
+    assert f"<b>{low:+.4f} to {high:+.4f}</b>" in page
+    checks = {row[0]: row[1:] for row in cells(page)}
+    assert checks["Blocks of time in the hold-out"] == ["20", "≥ 5", "holds"]
+    assert checks["Lower end of the gain's interval"] == [f"{low:.4f}", "> 0.0000", "holds"]
+    assert checks["auc"][1:] == ["≥ 0.6000", "holds"]
+    assert checks["ece"][1:] == ["≤ 0.5000", "holds"]
+    assert checks["Change of auc where origin=JFK <b>"][1:] == ["≥ -0.0300", "holds"]
+    assert len(checks) == len(verdict.checks)
+
+
+def test_what_fails_stands_out() -> None:
+    page = html("flight-delay", judged(GOOD, POOR))
+    assert '<span class="bad">rejected</span>' in page
+    assert "fails" in {row[-1] for row in cells(page)}
+
+
+def test_a_first_model_has_no_champion_to_show() -> None:
+    page = html("flight-delay", gates.first(LABELS, GOOD, POLICY))
+    assert "Champion" not in page
+    assert "interval of the gain" not in page
+
+
+def test_an_undefined_value_is_a_dash() -> None:
+    check = gates.Check("floor auc", False, None, 0.6)
+    verdict = gates.Verdict(False, "no", "auc", None, None, None, None, 0.95, (check,))
+    assert cells(html("m", verdict)) == [["auc", "–", "≥ 0.6000", "fails"]]
+
+
+def test_the_page_needs_nothing_else() -> None:
+    assert not re.search(r"""(src|href)=|url\(|@import|<script|https?://""", html("m", judged(POOR, GOOD)))
