@@ -119,7 +119,7 @@ class Collector(Part):
     """Takes the payload events of every inference service; one pod."""
 
     resources: Resources = _resources("250m", "1Gi")
-    mirror_resources: Resources = _resources("50m", "512Mi")
+    mirror_resources: Resources = _resources("50m", "256Mi")
     volume_size: Quantity = "20Gi"
     storage_class: str | None = Field(
         default=None, description="Storage class of its volume; the cluster's own when left out."
@@ -135,7 +135,7 @@ class Monitor(Part):
 
     database: SecretKey = SecretKey(name="kubeloop-monitor")
     resources: Resources = _resources("250m", "2Gi")
-    mirror_resources: Resources = _resources("50m", "512Mi")
+    mirror_resources: Resources = _resources("50m", "256Mi")
     detector_resources: Resources = _resources("250m", "2Gi")
     volume_size: Quantity = Field(default="20Gi", description="Largest copy of the payload log that it may keep.")
     pod: PodChanges = PodChanges()
@@ -146,7 +146,7 @@ class Trigger(Part):
 
     ledger: SecretKey = SecretKey(name="kubeloop-ledger")
     replicas: Replicas = 2
-    resources: Resources = _resources("100m", "512Mi")
+    resources: Resources = _resources("100m", "256Mi")
     pod: PodChanges = PodChanges()
 
 
@@ -186,7 +186,7 @@ class Mlflow(Part):
     artifact_root: str = Field(default="", pattern=r"^(s3://\S+)?$", description="<storage.bucket>/mlflow when empty.")
     allowed_hosts: tuple[str, ...] = Field(default=(), description="More names that people open it under.")
     replicas: Replicas = 1
-    resources: Resources = _resources("250m", "2Gi")
+    resources: Resources = _resources("250m", "1Gi")
     autoscaling: Scaling = Scaling()
     pod: PodChanges = PodChanges()
 

@@ -58,10 +58,10 @@ class PredictorResources(Resources):
 
 
 class TransformerResources(Resources):
-    """What a transformer gets; Feast alone takes half a gigabyte."""
+    """What a transformer gets; it takes a quarter of a gigabyte at rest, most of it for Feast."""
 
     cpu: Quantity = "250m"
-    memory: Quantity = "2Gi"
+    memory: Quantity = "1Gi"
 
 
 class NodeResources(Resources):

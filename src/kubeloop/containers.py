@@ -8,6 +8,10 @@ from kubeloop.config_cluster import Gpu, Resources, SecretEnv, Toleration
 
 HOME = "/tmp"  # noqa: S108 - the pod's own, on a read-only root file system
 
+LEAN = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+"""Variables with which a process that stays gives freed memory back: glibc keeps an arena for each thread, and Arrow's
+own allocator what it once had. The chart's pods have them too (charts/kubeloop/templates/_pods.tpl)."""
+
 
 def unprivileged(user: int) -> dict[str, Any]:
     """Return a pod's `securityContext`; with `confined` containers it is what Pod Security calls restricted."""

@@ -8,6 +8,7 @@ import yaml
 from kubeloop import config, names
 from kubeloop.config import Loop
 from kubeloop.config_cluster import Delivery, Pipelines
+from kubeloop.containers import LEAN
 from tests.charts.conftest import (
     CHART,
     EXTRA,
@@ -223,3 +224,11 @@ def test_settings_of_pods(render):
     monitor = containers(found[f"{RELEASE}-monitor-flight-delay"]["spec"])["monitor"]
     assert monitor["resources"]["requests"] == {"cpu": 1, "memory": "2Gi"}
     assert trigger["topologySpreadConstraints"][0]["topologyKey"] == "kubernetes.io/hostname"
+
+
+def test_what_stays_up_gives_freed_memory_back(render):
+    """Every process of the chart's own images has the variables that the transformer's pod has."""
+    for name, pod in pods(render(ALL)).items():
+        for container in containers(pod["spec"]).values():
+            if "KUBELOOP_STATE" in values_of(container):
+                assert LEAN.items() <= values_of(container).items(), (name, container["name"])

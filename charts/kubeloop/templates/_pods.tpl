@@ -95,6 +95,11 @@ securityContext:
 - {name: HOME, value: /tmp}
 - {name: PYTHONUNBUFFERED, value: "1"}
 - {name: KUBELOOP_STATE, value: {{ .state | default "/tmp/kubeloop" }}}
+# Freed memory goes back to the node: glibc keeps an arena for each thread, and Arrow's own allocator what it once had.
+# The monitor's reading of the log keeps half as much so.
+- {name: MALLOC_ARENA_MAX, value: "1"}
+- {name: MALLOC_TRIM_THRESHOLD_, value: "131072"}
+- {name: ARROW_DEFAULT_MEMORY_POOL, value: system}
 {{- with $pod.extraEnv }}
 {{ toYaml . }}
 {{- end }}

@@ -129,7 +129,10 @@ def _transformer(loop: Loop, container: dict[str, Any]) -> dict[str, Any]:
         "image": images.core,
         "imagePullPolicy": images.pull_policy,
         "args": args,
-        "env": containers.environment(delivery.config_map, delivery.secrets),
+        "env": [
+            *containers.environment(delivery.config_map, delivery.secrets),
+            *({"name": name, "value": value} for name, value in containers.LEAN.items()),
+        ],
         "ports": [{"name": "http1", "containerPort": PORT, "protocol": "TCP"}],
         "resources": _limited(containers.resources(delivery.transformer)),
         "startupProbe": _probe("/v2/health/live", failureThreshold=60, periodSeconds=2),

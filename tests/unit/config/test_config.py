@@ -321,6 +321,6 @@ def test_what_a_section_leaves_out_is_that_sections_own_default() -> None:
     }
     found = Loop.model_validate(SMALL | more)
     assert (found.delivery.predictor.cpu, found.delivery.predictor.memory) == ("250m", "1Gi")
-    assert (found.delivery.transformer.cpu, found.delivery.transformer.memory) == ("1", "2Gi")
+    assert (found.delivery.transformer.cpu, found.delivery.transformer.memory) == ("1", "1Gi")
     assert found.pipelines.train_job is not None
     assert (found.pipelines.train_job.resources.cpu, found.pipelines.train_job.resources.memory) == ("4", "16Gi")

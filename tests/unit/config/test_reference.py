@@ -71,7 +71,7 @@ def test_every_default_is_the_one_that_a_loop_has(whole: dict[str, Any], printed
     ("path", "shown"),
     [
         ("delivery.predictor.cpu", '"250m"'),
-        ("delivery.transformer.memory", '"2Gi"'),
+        ("delivery.transformer.memory", '"1Gi"'),
         ("pipelines.train_job.resources.cpu", '"4"'),
         ("pipelines.train_job.resources.memory", '"16Gi"'),
         ("pipelines.recurring[].name", "string, required"),
