@@ -218,6 +218,8 @@ def test_the_pipelines_account(control_plane, installed, elsewhere):
     assert act("GET", f"/api/v1/namespaces/{installed}/configmaps/kfp-launcher") == 404
     assert act("GET", f"/api/v1/namespaces/{installed}/secrets/mlpipeline-minio-artifact") == 404
     assert act.refused("GET", f"/api/v1/namespaces/{installed}/configmaps/kubeloop-env")
+    # The launcher looks at its own pod, to tell which attempt it is.
+    assert act("GET", f"/api/v1/namespaces/{installed}/pods/step") == 404
     assert act.refused("GET", "/api/v1/secrets")
     for verb in ("create", "patch"):
         user = f"{SERVICE_ACCOUNT}{installed}:kubeloop-pipeline"

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from tests.charts.conftest import RELEASE, SECOND, VALUES, containers, kinds, named, pods, values_of
+from tests.kfp import argo
 
 ALL = VALUES["everything"]
 EVERY = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
@@ -63,6 +64,29 @@ def test_pods(render, values):
         assert spec["enableServiceLinks"] is False, name
         assert spec["securityContext"]["runAsNonRoot"], name
         assert "hostPath" not in str(spec["volumes"]), name
+
+
+@EVERY
+def test_accounts_give_their_token_to_pods_that_others_make_where_these_need_it(render, values):
+    """Argo's executor does in every pod of a run; what KServe and Kubeflow Trainer run for us asks no API server.
+
+    Source: tests/kfp/argo.py, has_token. KServe's storage initializer and agent take what their webhook writes.
+    """
+    found = {item["metadata"]["name"]: item for item in kinds(render(values), "ServiceAccount")}
+    assert [name for name, account in found.items() if argo.has_token(account)] == ["kubeloop-pipeline"]
+
+
+def test_a_steps_account_may_what_argo_and_kubeflow_ask_for_and_no_more(render):
+    """Source: argo-workflows v4.0.5, docs/workflow-rbac.md; kubeflow/pipelines 2.17.0, backend/src/v2: config/env.go
+    (kfp-launcher), objectstore/object_store.go (the Secret), component/launcher_v2.go (its own pod)."""
+    rules = named(render({}), "Role", "kubeloop-pipeline-executor")["rules"]
+    found = {rule["resources"][0]: (rule["verbs"], rule.get("resourceNames")) for rule in rules}
+    assert found == {
+        "workflowtaskresults": (["create", "patch"], None),
+        "configmaps": (["get"], ["kfp-launcher"]),
+        "pods": (["get"], None),
+        "secrets": (["get"], ["mlpipeline-minio-artifact"]),
+    }
 
 
 @EVERY

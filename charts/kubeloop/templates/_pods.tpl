@@ -161,7 +161,8 @@ volumeMounts:
   - {name: tmp, mountPath: /tmp}
 {{- end -}}
 
-{{- /* A ServiceAccount: dict root, part, loop, name, namespace, storage (bool). */ -}}
+{{- /* A ServiceAccount: dict root, part, loop, name, namespace, storage (bool), token (bool): whether pods that do not
+say so themselves get its token. Pods of this chart say it; those of Argo, Kubeflow Trainer and KServe do not. */ -}}
 {{- define "kubeloop.account" -}}
 apiVersion: v1
 kind: ServiceAccount
@@ -176,7 +177,7 @@ metadata:
     {{- toYaml . | nindent 4 }}
   {{- end }}
   {{- end }}
-automountServiceAccountToken: false
+automountServiceAccountToken: {{ .token | default false }}
 {{- end -}}
 
 {{- /* A Service on port 80: dict root, part, loop, port, always (bool: also while not ready), mirror (bool). */ -}}
