@@ -54,8 +54,12 @@ def settle(loop: Loop, tasks: Sequence[PipelineTask]) -> None:
 
 def run_config(loop: Loop) -> dsl.PipelineConfig:
     """Return the limits of a whole run."""
+    ttl = int(loop.pipelines.ttl.total_seconds())
     return dsl.PipelineConfig(
-        ttl_seconds_after_finished=int(loop.pipelines.ttl.total_seconds()),
+        ttl_seconds_after_finished=ttl,
+        # Kubeflow's workflow defaults set these two to an hour, and to Argo they count more than the first.
+        ttl_seconds_after_success=ttl,
+        ttl_seconds_after_failure=ttl,
         active_deadline_seconds=int(loop.pipelines.deadline.total_seconds()),
     )
 
