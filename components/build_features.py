@@ -10,16 +10,16 @@ def build_features(loop: str, as_of: str, clean: dsl.Input[dsl.Dataset], trainin
     """Join every labelled event with its Feast features as they were known at the time.
 
     Args:
-        loop: the use case, as JSON.
+        loop: the use case, as JSON or a reference to it.
         as_of: the run's moment, ISO 8601.
         clean: folder of validated raw tables.
         training_set: Parquet file, one row an event.
     """
     from pathlib import Path
 
-    from kubeloop import stages
-    from kubeloop.config import Loop, instant, settings
+    from kubeloop import loops, stages
+    from kubeloop.config import instant, settings
 
     training_set.metadata["rows"] = stages.build_features(
-        Loop.parse(loop), settings(), Path(clean.path), instant(as_of), Path(training_set.path)
+        loops.read(loop, settings()), settings(), Path(clean.path), instant(as_of), Path(training_set.path)
     )

@@ -18,7 +18,7 @@ def evaluate_model(
     """Measure the model on the newest rows: metrics, curves, slices, latency and size.
 
     Args:
-        loop: the use case, as JSON.
+        loop: the use case, as JSON or a reference to it.
         model: model folder.
         training_set: Parquet file, one row an event.
         evaluation: folder with figures, the report and the hold-out's predictions.
@@ -29,11 +29,15 @@ def evaluate_model(
     import json
     from pathlib import Path
 
-    from kubeloop import stages
-    from kubeloop.config import Loop
+    from kubeloop import loops, stages
+    from kubeloop.config import settings
 
     found = stages.evaluate(
-        Loop.parse(loop), Path(model.path), Path(training_set.path), Path(evaluation.path), Path(report.path)
+        loops.read(loop, settings()),
+        Path(model.path),
+        Path(training_set.path),
+        Path(evaluation.path),
+        Path(report.path),
     )
     for name, value in found.metrics.items():
         metrics.log_metric(name, value)

@@ -10,7 +10,7 @@ def extract_data(loop: str, as_of: str, snapshot: str, raw: dsl.Output[dsl.Datas
     """Take the raw tables as they were known at a moment.
 
     Args:
-        loop: the use case, as JSON.
+        loop: the use case, as JSON or a reference to it.
         as_of: the moment, ISO 8601.
         snapshot: digest of the raw data, so that a cached result is of the same data; empty when it is not known.
         raw: folder with one Parquet file a table.
@@ -20,9 +20,9 @@ def extract_data(loop: str, as_of: str, snapshot: str, raw: dsl.Output[dsl.Datas
     """
     from pathlib import Path
 
-    from kubeloop import stages
-    from kubeloop.config import Loop, instant, settings
+    from kubeloop import loops, stages
+    from kubeloop.config import instant, settings
 
-    found = stages.extract(Loop.parse(loop), settings(), instant(as_of), Path(raw.path), snapshot)
+    found = stages.extract(loops.read(loop, settings()), settings(), instant(as_of), Path(raw.path), snapshot)
     raw.metadata.update({"rows": found.rows, "snapshot": found.snapshot})
     return found.snapshot

@@ -13,12 +13,12 @@ def gate_model(
     training_set: dsl.Input[dsl.Dataset],
     gate: dsl.Output[dsl.Metrics],
     reason: dsl.OutputPath(str),
-    verdict: dsl.OutputPath(str),
+    verdict: dsl.Output[dsl.Artifact],
 ) -> bool:
     """Promote the challenger only if it beats the champion on the same newest rows.
 
     Args:
-        loop: the use case, as JSON.
+        loop: the use case, as JSON or a reference to it.
         run: name of the run; a run that has promoted its model keeps its verdict when it is resumed.
         model: model folder of the challenger.
         training_set: Parquet file, one row an event; its newest rows are the hold-out.
@@ -33,12 +33,12 @@ def gate_model(
     import json
     from pathlib import Path
 
-    from kubeloop import promotion
-    from kubeloop.config import Loop, settings
+    from kubeloop import loops, promotion
+    from kubeloop.config import settings
 
-    found = promotion.gate(Loop.parse(loop), settings(), run, Path(model.path), Path(training_set.path))
+    found = promotion.gate(loops.read(loop, settings()), settings(), run, Path(model.path), Path(training_set.path))
     for name, value in promotion.numbers(found).items():
         gate.log_metric(name, value)
     Path(reason).write_text(found.reason)
-    Path(verdict).write_text(json.dumps(found.to_dict()))
+    Path(verdict.path).write_text(json.dumps(found.to_dict()))
     return found.promote

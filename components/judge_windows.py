@@ -10,14 +10,14 @@ def judge_windows(loop: str, as_of: str, status: dsl.Output[dsl.Artifact]):
     """Have the monitor judge every window that was not judged yet, and tell the trigger about episodes.
 
     Args:
-        loop: the use case, as JSON.
+        loop: the use case, as JSON or a reference to it.
         as_of: windows that end later stay out, ISO 8601.
         status: the monitor's status afterwards, as JSON.
     """
     import json
     from pathlib import Path
 
-    from kubeloop import batch
-    from kubeloop.config import Loop, instant, settings
+    from kubeloop import batch, loops
+    from kubeloop.config import instant, settings
 
-    Path(status.path).write_text(json.dumps(batch.judge(Loop.parse(loop), settings(), instant(as_of))))
+    Path(status.path).write_text(json.dumps(batch.judge(loops.read(loop, settings()), settings(), instant(as_of))))

@@ -10,7 +10,7 @@ def materialize_features(loop: str, as_of: str, clean: dsl.Input[dsl.Dataset], r
     """Compute the feature tables and write the newest row of every key to the online store.
 
     Args:
-        loop: the use case, as JSON.
+        loop: the use case, as JSON or a reference to it.
         as_of: rows that became known later stay out, ISO 8601.
         clean: folder of validated raw tables.
         rows: rows by view, and those written online.
@@ -18,9 +18,11 @@ def materialize_features(loop: str, as_of: str, clean: dsl.Input[dsl.Dataset], r
     import json
     from pathlib import Path
 
-    from kubeloop import batch
-    from kubeloop.config import Loop, instant, settings
+    from kubeloop import batch, loops
+    from kubeloop.config import instant, settings
 
-    for name, value in batch.materialize(Loop.parse(loop), settings(), Path(clean.path), instant(as_of)).items():
+    for name, value in batch.materialize(
+        loops.read(loop, settings()), settings(), Path(clean.path), instant(as_of)
+    ).items():
         rows.log_metric(name, value)
     Path(rows.path).write_text(json.dumps(rows.metadata))

@@ -12,39 +12,39 @@ def register_model(
     run: str,
     reason: str,
     snapshot: str,
-    verdict: str,
     model: dsl.Input[dsl.Model],
     training_set: dsl.Input[dsl.Dataset],
     evaluation: dsl.Input[dsl.Artifact],
+    verdict: dsl.Input[dsl.Artifact],
 ) -> str:
     """Register the model and its lineage in MLflow, whatever the gate decided.
 
     Args:
-        loop: the use case, as JSON.
+        loop: the use case, as JSON or a reference to it.
         as_of: the run's moment, ISO 8601.
         run: name of the run; registering twice for one run makes one version.
         reason: why the run was started.
         snapshot: digest of the raw data.
-        verdict: the gate's verdict, as JSON.
         model: model folder.
         training_set: Parquet file, one row an event.
         evaluation: folder with figures and reports.
+        verdict: the gate's verdict, as JSON.
 
     Returns:
         The version.
     """
     from pathlib import Path
 
-    from kubeloop import promotion
-    from kubeloop.config import Loop, instant, settings
+    from kubeloop import loops, promotion
+    from kubeloop.config import instant, settings
 
     return promotion.register(
-        Loop.parse(loop),
+        loops.read(loop, settings()),
         settings(),
         model=Path(model.path),
         training_set=Path(training_set.path),
         evaluation=Path(evaluation.path),
-        verdict=verdict,
+        verdict=Path(verdict.path).read_text(),
         run=run,
         as_of=instant(as_of),
         reason=reason,

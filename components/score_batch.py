@@ -12,7 +12,7 @@ def score_batch(
     """Score the events of a span of time with the champion, with the features as they were known.
 
     Args:
-        loop: the use case, as JSON.
+        loop: the use case, as JSON or a reference to it.
         as_of: end of the span, ISO 8601.
         since: length of the span, such as 1d.
         clean: folder of validated raw tables.
@@ -23,9 +23,11 @@ def score_batch(
     """
     from pathlib import Path
 
-    from kubeloop import batch
-    from kubeloop.config import Loop, instant, settings
+    from kubeloop import batch, loops
+    from kubeloop.config import instant, settings
 
-    found = batch.score(Loop.parse(loop), settings(), Path(clean.path), instant(as_of), since, Path(scores.path))
+    found = batch.score(
+        loops.read(loop, settings()), settings(), Path(clean.path), instant(as_of), since, Path(scores.path)
+    )
     scores.metadata.update({"rows": found.rows, "version": found.version})
     return found.rows

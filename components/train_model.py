@@ -10,16 +10,16 @@ def train_model(loop: str, training_set: dsl.Input[dsl.Dataset], model: dsl.Outp
     """Train on all but the newest rows and export to ONNX, with proof that both predict the same.
 
     Args:
-        loop: the use case, as JSON.
+        loop: the use case, as JSON or a reference to it.
         training_set: Parquet file, one row an event.
         model: model folder: model.onnx, model.json and the reference for drift.
     """
     from pathlib import Path
 
-    from kubeloop import stages
-    from kubeloop.config import Loop, settings
+    from kubeloop import loops, stages
+    from kubeloop.config import settings
 
-    facts = stages.train(Loop.parse(loop), Path(training_set.path), Path(model.path), settings())
+    facts = stages.train(loops.read(loop, settings()), Path(training_set.path), Path(model.path), settings())
     model.framework = "onnx"
     model.metadata.update(
         {name: facts[name] for name in ("algorithm", "parameters", "sha256", "trained_from", "trained_to")}

@@ -17,7 +17,7 @@ def validate_data(
     """Validate the raw tables; bad rows go to the quarantine, a failed expectation stops the run.
 
     Args:
-        loop: the use case, as JSON.
+        loop: the use case, as JSON or a reference to it.
         as_of: the run's moment, ISO 8601.
         run: name of the run; Data Docs and quarantine are kept under it.
         raw: folder of raw tables.
@@ -26,10 +26,16 @@ def validate_data(
     """
     from pathlib import Path
 
-    from kubeloop import stages
-    from kubeloop.config import Loop, instant, settings
+    from kubeloop import loops, stages
+    from kubeloop.config import instant, settings
 
     found = stages.validate_raw(
-        Loop.parse(loop), settings(), Path(raw.path), instant(as_of), run, Path(clean.path), Path(report.path)
+        loops.read(loop, settings()),
+        settings(),
+        Path(raw.path),
+        instant(as_of),
+        run,
+        Path(clean.path),
+        Path(report.path),
     )
     clean.metadata["quarantined"] = {name: table["quarantined"] for name, table in found["tables"].items()}

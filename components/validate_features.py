@@ -17,7 +17,7 @@ def validate_features(
     """Validate the training set; bad rows go to the quarantine, a failed expectation stops the run.
 
     Args:
-        loop: the use case, as JSON.
+        loop: the use case, as JSON or a reference to it.
         as_of: the run's moment, ISO 8601.
         run: name of the run; Data Docs and quarantine are kept under it.
         training_set: Parquet file, one row an event.
@@ -26,10 +26,16 @@ def validate_features(
     """
     from pathlib import Path
 
-    from kubeloop import stages
-    from kubeloop.config import Loop, instant, settings
+    from kubeloop import loops, stages
+    from kubeloop.config import instant, settings
 
     found = stages.validate_training_set(
-        Loop.parse(loop), settings(), Path(training_set.path), instant(as_of), run, Path(clean.path), Path(report.path)
+        loops.read(loop, settings()),
+        settings(),
+        Path(training_set.path),
+        instant(as_of),
+        run,
+        Path(clean.path),
+        Path(report.path),
     )
     clean.metadata["quarantined"] = found["tables"]["training"]["quarantined"]

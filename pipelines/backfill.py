@@ -23,10 +23,10 @@ def backfill(config: Loop) -> BaseComponent:
         Args:
             as_of: windows that end later stay out, ISO 8601; now when empty.
             run: unique name of the run; the job's when empty.
-            loop: the use case, as JSON.
+            loop: the use case, as JSON, or a reference to it.
         """
-        begun = opening.begin(as_of, run)
-        judged = judge_windows(loop=loop, as_of=begun.outputs["as_of"])
+        begun = opening.begin(loop, as_of, run)
+        judged = judge_windows(loop=begun.outputs["loop"], as_of=begun.outputs["as_of"])
         kubeflow.settle(config, (begun, judged))
 
     return pipeline

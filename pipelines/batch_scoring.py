@@ -24,13 +24,13 @@ def batch_scoring(config: Loop) -> BaseComponent:
             as_of: end of the span, ISO 8601; now when empty.
             since: length of the span, such as 1d.
             run: unique name of the run; the job's when empty.
-            loop: the use case, as JSON.
+            loop: the use case, as JSON, or a reference to it.
 
         Returns:
             Events scored.
         """
         first = opening.data(loop, as_of, run)
-        scored = score_batch(loop=loop, as_of=first.moment, since=since, clean=first.clean)
+        scored = score_batch(loop=first.loop, as_of=first.moment, since=since, clean=first.clean)
         kubeflow.settle(config, (*first.tasks, scored))
         return scored.outputs["Output"]
 

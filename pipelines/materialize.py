@@ -23,10 +23,10 @@ def materialize(config: Loop) -> BaseComponent:
         Args:
             as_of: rows that became known later stay out, ISO 8601; now when empty.
             run: unique name of the run; the job's when empty.
-            loop: the use case, as JSON.
+            loop: the use case, as JSON, or a reference to it.
         """
         first = opening.data(loop, as_of, run)
-        written = materialize_features(loop=loop, as_of=first.moment, clean=first.clean)
+        written = materialize_features(loop=first.loop, as_of=first.moment, clean=first.clean)
         kubeflow.settle(config, (*first.tasks, written))
 
     return pipeline

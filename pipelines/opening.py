@@ -17,19 +17,20 @@ class Opening(NamedTuple):
     tasks: tuple[PipelineTask, ...]
     moment: PipelineParameterChannel
     run: PipelineParameterChannel
+    loop: PipelineParameterChannel
     snapshot: PipelineParameterChannel
     clean: PipelineArtifactChannel
 
 
-def begin(as_of: str, run: str) -> PipelineTask:
-    """Fix the run's moment and name."""
-    return begin_run(as_of=as_of, run=run, job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
+def begin(loop: str, as_of: str, run: str) -> PipelineTask:
+    """Fix the run's moment, name and use case: later steps take a reference to it, not its text."""
+    return begin_run(loop=loop, as_of=as_of, run=run, job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
 
 
 def data(loop: str, as_of: str, run: str) -> Opening:
     """Fix the moment and the name, take the raw tables as they were known, and validate them."""
-    begun = begin(as_of, run)
-    moment, name = begun.outputs["as_of"], begun.outputs["run"]
-    extract = extract_data(loop=loop, as_of=moment, snapshot=begun.outputs["snapshot"])
-    valid = validate_data(loop=loop, as_of=moment, run=name, raw=extract.outputs["raw"])
-    return Opening((begun, extract, valid), moment, name, extract.outputs["Output"], valid.outputs["clean"])
+    begun = begin(loop, as_of, run)
+    moment, name, kept = begun.outputs["as_of"], begun.outputs["run"], begun.outputs["loop"]
+    extract = extract_data(loop=kept, as_of=moment, snapshot=begun.outputs["snapshot"])
+    valid = validate_data(loop=kept, as_of=moment, run=name, raw=extract.outputs["raw"])
+    return Opening((begun, extract, valid), moment, name, kept, extract.outputs["Output"], valid.outputs["clean"])

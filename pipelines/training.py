@@ -34,19 +34,19 @@ def training(config: Loop) -> BaseComponent:
             as_of: the moment whose knowledge the run uses, ISO 8601; now when empty.
             run: unique name of the run; the job's when empty.
             reason: why the run was started.
-            loop: the use case, as JSON.
+            loop: the use case, as JSON, or a reference to it.
         """
         first = opening.data(loop, as_of, run)
-        features = build_features(loop=loop, as_of=first.moment, clean=first.clean)
+        features = build_features(loop=first.loop, as_of=first.moment, clean=first.clean)
         checked = validate_features(
-            loop=loop, as_of=first.moment, run=first.run, training_set=features.outputs["training_set"]
+            loop=first.loop, as_of=first.moment, run=first.run, training_set=features.outputs["training_set"]
         )
         training_set = checked.outputs["clean"]
-        trained = train_model(loop=loop, training_set=training_set)
-        evaluated = evaluate_model(loop=loop, model=trained.outputs["model"], training_set=training_set)
-        gate = gate_model(loop=loop, run=first.run, model=trained.outputs["model"], training_set=training_set)
+        trained = train_model(loop=first.loop, training_set=training_set)
+        evaluated = evaluate_model(loop=first.loop, model=trained.outputs["model"], training_set=training_set)
+        gate = gate_model(loop=first.loop, run=first.run, model=trained.outputs["model"], training_set=training_set)
         registered = register_model(
-            loop=loop,
+            loop=first.loop,
             as_of=first.moment,
             run=first.run,
             reason=reason,
@@ -57,7 +57,7 @@ def training(config: Loop) -> BaseComponent:
             evaluation=evaluated.outputs["evaluation"],
         )
         with dsl.If(gate.outputs["Output"] == True, name="promote"):  # noqa: E712 - kfp's condition syntax
-            deployed = deploy_model(loop=loop, version=registered.output)
+            deployed = deploy_model(loop=first.loop, version=registered.output)
         steps = (*first.tasks, features, checked, trained, evaluated, gate, registered, deployed)
         kubeflow.settle(config, steps)
         outputs = NamedTuple("Outputs", promote=bool, reason=str, version=str)

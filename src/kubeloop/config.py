@@ -194,8 +194,12 @@ class Loop(Model):
         return self
 
     def dump(self) -> str:
-        """Write the configuration as canonical JSON; `Loop.parse` reads it back unchanged."""
-        return self.model_dump_json()
+        """Write as JSON what was said, without the defaults; `Loop.parse` reads it back unchanged.
+
+        What is said stays said, also where it is the default. What was left out is the default of the version that
+        reads it, as in loop.yaml. `digest`, and what `loops.keep` writes, hold every default.
+        """
+        return self.model_dump_json(exclude_unset=True)
 
     def digest(self) -> str:
         """Return the SHA-256 hex digest of what shapes a model: neither the traffic nor where things run."""

@@ -43,6 +43,11 @@ def failure(run_id: str) -> str:
     return f"failures/{run_id}.json"
 
 
+def loop(digest: str) -> str:
+    """Return the name, in the bucket or the state folder, of the use case with a SHA-256 hex digest."""
+    return f"loops/{digest}.json"
+
+
 def job(name: str) -> str:
     """Return the bucket's prefix of a TrainJob's data and model."""
     return f"jobs/{name}"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubeloop import sources
+from kubeloop import loops, sources
 from kubeloop.bucket import Bucket
 from kubeloop.config import Loop, Settings, instant
 from kubeloop.failures import told
@@ -55,20 +55,28 @@ class Begun(NamedTuple):
     as_of: str
     run: str
     snapshot: str
+    loop: str
 
 
 @told
-def begin(settings: Settings, as_of: str, run: str, job: str) -> Begun:
-    """Fix the moment, the name and the data of a run.
+def begin(settings: Settings, loop: str, as_of: str, run: str, job: str) -> Begun:
+    """Fix the moment, the name and the data of a run, and keep its use case under a reference.
 
     Args:
         settings: where the raw data are, if they are taken in already.
+        loop: the use case, as JSON, or a reference to it.
         as_of: the moment, ISO 8601; now when empty.
         run: unique name; the job's when empty.
         job: what the pipeline system calls the run.
+
+    Raises:
+        ConfigError: the use case or the moment is not valid.
+        BucketError: there is a bucket, and it does not take the use case.
     """
     moment = instant(as_of) if as_of else datetime.now(UTC)
-    return Begun(moment.isoformat(), run or job, digest(settings.raw) if sources.tables(settings.raw) else "")
+    snapshot = digest(settings.raw) if sources.tables(settings.raw) else ""
+    reference = loops.keep(loops.read(loop, settings), settings)
+    return Begun(moment.isoformat(), run or job, snapshot, reference)
 
 
 class Extract(NamedTuple):

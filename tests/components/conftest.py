@@ -151,7 +151,7 @@ def judged(trained: Bench) -> Bench:
         bench.made["training_set"],
         bench.new(dsl.Metrics, "gate"),
         str(bench.folder / "reason"),
-        str(bench.folder / "verdict"),
+        bench.new(dsl.Artifact, "verdict"),
     )
     return bench
 
@@ -168,10 +168,10 @@ def registered(judged: Bench, evaluated: Bench) -> Bench:
         "r1",
         "a test",
         "the snapshot",
-        (bench.folder / "verdict").read_text(),
         bench.made["model"],
         bench.made["training_set"],
         bench.made["evaluation"],
+        bench.made["verdict"],
     )
     return bench
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from kfp import dsl
 
-from kubeloop import model_folder, online, stages
+from kubeloop import loops, model_folder, online, stages
 from kubeloop.config import Loop
 from kubeloop.services import ServiceError
 from tests.components.conftest import Bench
@@ -22,8 +22,11 @@ from tests.components.conftest import Bench
 def test_begin_run_gives_all_steps_one_moment(bench: Any, as_of: datetime) -> None:
     from components.begin_run import begin_run
 
-    begun = bench.call(begin_run, "2013-05-20", "", "job-7")
-    assert begun == (as_of.isoformat(), "job-7", stages.digest(bench.settings.raw))
+    begun = bench.call(begin_run, bench.loop, "2013-05-20", "", "job-7")
+    assert begun[:3] == (as_of.isoformat(), "job-7", stages.digest(bench.settings.raw))
+    assert loops.read(begun.loop, bench.settings) == Loop.parse(bench.loop)
+    again = bench.call(begin_run, begun.loop, "2013-05-20", "", "job-8")
+    assert again.loop == begun.loop, "a reference is passed on"
 
 
 def test_extract_data_says_which_data_it_took(bench: Any) -> None:

@@ -244,7 +244,7 @@ def test_a_resumed_run_keeps_its_verdict(deployed: Any, tmp_path: Path) -> None:
             deployed.made["training_set"],
             dsl.Metrics(name="gate", uri=str(tmp_path / run), metadata={}),
             str(tmp_path / "reason"),
-            str(tmp_path / "verdict"),
+            dsl.Artifact(name="verdict", uri=str(tmp_path / "verdict"), metadata={}),
         )
         return promote
 

@@ -74,7 +74,7 @@ def case(demo: Loop) -> Loop:
     ]
     content = json.loads(demo.dump())
     content["pipelines"] = {"recurring": recurring, "deadline": "2h"}
-    content["delivery"]["applier"] = "cluster"
+    content["delivery"] = {"applier": "cluster"}
     return Loop.model_validate(content)
 
 

@@ -189,7 +189,12 @@ def test_every_pod_is_unprivileged_and_finds_its_settings(configured: dict[str, 
         assert public["configMapName"] == "kubeloop-env"
         assert public["optional"] is True
         assert tuple(item["envVar"] for item in public["keyToEnv"]) == config.PUBLIC
-    assert platform["pipelineConfig"] == {"activeDeadlineSeconds": 28800, "resourceTtlOnCompletion": 172800}
+    assert platform["pipelineConfig"] == {
+        "activeDeadlineSeconds": 28800,
+        "resourceTtlOnCompletion": 172800,
+        "resourceTtlOnSuccess": 172800,
+        "resourceTtlOnFailure": 172800,
+    }
 
 
 @pytest.mark.parametrize("image", ["kubeloop-core", "kubeloop-core:latest", "host:5000/kubeloop-core", "a@sha256:12"])

@@ -56,19 +56,20 @@ def test_extract_takes_the_window_and_its_history(loop: Loop, make_home: Any, as
     assert as_of - DAY < pc.max(known).as_py() <= as_of
 
 
-def test_a_run_without_a_moment_or_a_name_takes_the_jobs(make_home: Any, tmp_path: Path) -> None:
+def test_a_run_without_a_moment_or_a_name_takes_the_jobs(loop: Loop, make_home: Any, tmp_path: Path) -> None:
     """As a recurring run does, which is given neither."""
     settings = config.settings(tmp_path, tmp_path / "state")
     before = datetime.now(UTC)
-    begun = stages.begin(settings, "", "", "job-1")
+    begun = stages.begin(settings, loop.dump(), "", "", "job-1")
     assert before <= datetime.fromisoformat(begun.as_of) <= datetime.now(UTC)
     assert (begun.run, begun.snapshot) == ("job-1", ""), "nothing is taken in yet"
     (tmp_path / "home").mkdir()
     home = make_home(tmp_path / "home")
-    assert stages.begin(home, "2013-05-20", "mine", "job-1") == (
+    assert stages.begin(home, loop.dump(), "2013-05-20", "mine", "job-1") == (
         "2013-05-20T00:00:00+00:00",
         "mine",
         stages.digest(home.raw),
+        begun.loop,
     )
 
 
