@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -26,7 +27,8 @@ from kubeloop.config import Loop, Settings
 if TYPE_CHECKING:
     from kubeloop.kfp_api import Api
     from kubeloop.kfp_runs import Attempt, Runs
-    from kubeloop.kfp_values import Run, Step
+    from kubeloop.kfp_steps import Step
+    from kubeloop.kfp_values import Run
 
 _OUT = Console(highlight=False)
 _ERR = Console(stderr=True, highlight=False)
@@ -225,12 +227,12 @@ def _screen(console: Console) -> Iterator[Any]:
         with Live(console=console, refresh_per_second=4) as live:
             yield lambda run: live.update(_table(run))
         return
-    seen: dict[str, str] = {}
+    seen: dict[str, tuple[str, int]] = {}
 
     def lines(run: "Run") -> None:
         for step in run.steps:
-            if step.state != seen.get(step.name) and step.state != "PENDING":
-                seen[step.name] = step.state
+            if step.state != "PENDING" and seen.get(step.name) != (step.state, step.attempt):
+                seen[step.name] = (step.state, step.attempt)
                 console.print(f"  {escape(_phrase(step))}", soft_wrap=True)
 
     yield lines
@@ -239,7 +241,7 @@ def _screen(console: Console) -> Iterator[Any]:
 def _table(run: "Run") -> Group:
     grid = Table("step", "state", "time", box=None, pad_edge=False)
     for step in run.steps:
-        grid.add_row(step.name.replace("-", " "), _coloured(step.state), _took(step))
+        grid.add_row(step.name.replace("-", " "), _coloured(step.state).append(_again(step)), _took(step))
     return Group(grid, Text.assemble("run ", _coloured(run.state)))
 
 
@@ -249,7 +251,11 @@ def _coloured(state: str) -> Text:
 
 def _phrase(step: "Step") -> str:
     took = f" in {_took(step)}" if step.finished else ""
-    return f"{step.name.replace('-', ' ')}: {_WORDS.get(step.state, step.state.lower())}{took}"
+    return f"{step.name.replace('-', ' ')}: {_WORDS.get(step.state, step.state.lower())}{took}{_again(step)}"
+
+
+def _again(step: "Step") -> str:
+    return f" (attempt {step.attempt})" if step.attempt > 1 else ""
 
 
 def _took(step: "Step") -> str:
@@ -276,7 +282,7 @@ def _tell(run: "Run", decided: dict[str, Any] | None) -> None:
 
 
 def _record(run: "Run", address: str, decided: dict[str, Any] | None) -> dict[str, Any]:
-    steps = [{"name": s.name, "state": s.state, "started": s.started, "finished": s.finished} for s in run.steps]
+    steps = [asdict(step) for step in run.steps]
     return {
         "name": run.name,
         "run_id": run.run_id,

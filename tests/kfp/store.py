@@ -1,7 +1,9 @@
 """The state behind the tests' pipelines API: experiments, pipelines, versions, runs and recurring runs, with its rules.
 
 The rules are those of Kubeflow Pipelines 2.17: what is unique, what a filter may name, what each list is sorted by,
-how long a description may be, which runs can be ended, and that times have whole seconds.
+how long a description may be, which runs can be ended, and that times have whole seconds. A run's task details are all
+nodes of its Argo workflow, and a run whose service account gives its pods no token dies at its first one:
+tests/kfp/argo.py says where that was read.
 """
 
 import base64
@@ -15,6 +17,8 @@ from typing import Any
 from urllib.parse import unquote_plus
 
 import yaml
+
+from tests.kfp import argo
 
 NEVER = "1970-01-01T00:00:00Z"
 OVER = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
@@ -56,6 +60,8 @@ class Store:
         self.clock = clock
         self.multi_user = False
         self.ends_at_once = True
+        self.account: Callable[[str], dict[str, Any]] = lambda _: {}
+        """The service account of a name, as the cluster has it."""
         self.experiments: dict[str, dict[str, Any]] = {}
         self.pipelines: dict[str, dict[str, Any]] = {}
         self.versions: dict[str, dict[str, Any]] = {}
@@ -67,26 +73,18 @@ class Store:
         with self.lock:
             self.runs[run_id] |= {"state": state, "finished_at": self._now()}
 
-    def set_tasks(self, run_id: str, **states: str) -> None:
-        """Set the states of a run's steps, beside the nodes that every run has; a step's dashes are underscores."""
-        now = self._now()
+    def set_tasks(self, run_id: str, **states: str | tuple[str, ...]) -> None:
+        """Set the states of a run's steps, or of the attempts at them; a step's dashes are underscores."""
+        given = {name.replace("_", "-"): state for name, state in states.items()}
+        self.report(run_id, argo.progress(f"pipeline-{run_id[:5]}", given))
+
+    def report(self, run_id: str, nodes: argo.Nodes, size: int = 0) -> None:
+        """Take what the persistence agent reports of a run: of a workflow that is too large it sees no node."""
         with self.lock:
-            names = {name.replace("_", "-"): state for name, state in states.items()}
-            plumbing = {"root": "RUNNING", "root-driver": "SUCCEEDED", "executor": "RUNNING", "condition-1": "RUNNING"}
-            names |= plumbing | {f"{name}-driver": "SUCCEEDED" for name in names}
-            tasks = [
-                {
-                    "run_id": run_id,
-                    "task_id": str(uuid.uuid4()),
-                    "display_name": name,
-                    "state": state,
-                    "start_time": NEVER if state == "PENDING" else now,
-                    "end_time": now if state in OVER else NEVER,
-                }
-                for name, state in names.items()
-            ]
-            self.runs[run_id]["run_details"] = {"task_details": tasks}
-            self.runs[run_id]["state"] = "RUNNING"
+            run = self.runs[run_id]
+            if size <= argo.MAX_WORKFLOW_SIZE:
+                run["run_details"] = {"task_details": nodes.tasks(run_id)}
+            run["state"] = "RUNNING"
 
     def live(self) -> list[dict[str, Any]]:
         """Return the runs that go on."""
@@ -156,7 +154,11 @@ class Store:
             raise ApiError(400, "a field that only the server sets")
         now = self._now()
         fresh = {"state": "PENDING", "storage_state": "AVAILABLE", "scheduled_at": now, "finished_at": NEVER}
-        return self._keep("runs", "run_id", {**body, **fresh})
+        made = self._keep("runs", "run_id", {**body, **fresh})
+        if not argo.has_token(self.account(body.get("service_account", ""))):
+            self.report(made["run_id"], argo.progress(f"pipeline-{made['run_id'][:5]}", {}))
+            self.finish(made["run_id"], "FAILED")
+        return made
 
     def run_service_get_run(self, run_id: str, **_: Any) -> Any:
         return self._get(self.runs, "run", run_id)

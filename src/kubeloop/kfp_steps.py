@@ -1,0 +1,111 @@
+"""The steps of a run among its task details, which are all the nodes of an Argo workflow.
+
+A step `x` is several of them: `x-driver` prepares its pod, `x` stands for it, `x(0)` for an attempt at it, `executor`
+for its pod, `executor(0)`, `executor(1)` for the attempts at that. The pipeline and its branches have drivers, too.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+OVER = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+_ATTEMPT = re.compile(r"(.+)\(\d+\)")
+_DRIVER = "-driver"
+_BRANCH = re.compile(r"root|(condition|condition-branches|for-loop|exit-handler)-\d+|iteration.*")
+"""What has a driver as well, and is no step: the pipeline itself, and what kfp calls its branches."""
+_UNKNOWN = "RUNTIME_STATE_UNSPECIFIED"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a run.
+
+    Attributes:
+        name: as the pipeline calls it.
+        state: one of KFP's runtime states; UNKNOWN when the run is over and nobody said how the step ended.
+        started: when its pod was asked for, UTC.
+        finished: when its last attempt ended, UTC.
+        attempt: number of its newest attempt, from 1 on.
+    """
+
+    name: str
+    state: str
+    started: datetime | None
+    finished: datetime | None
+    attempt: int = 1
+
+
+def read(tasks: Iterable[Any], run_is_over: bool) -> tuple[Step, ...]:
+    """Return the steps of a run, in the order in which they began, those that wait last.
+
+    Args:
+        tasks: the run's task details, as the API's client reads them.
+        run_is_over: whether the run has ended; what still runs then is out of date.
+    """
+    whole: dict[str, Any] = {}
+    attempts: dict[str, list[Any]] = {}
+    pods: dict[str, int] = {}
+    for task in tasks:
+        name = str(task.display_name or "")
+        if match := _ATTEMPT.fullmatch(name):
+            attempts.setdefault(match[1], []).append(task)
+        elif name == "executor":
+            # As many steps, as many nodes of this name; the first attempt's id tells them apart.
+            children = list(_children(task))
+            pods |= {children[0]: len(children)} if children else {}
+        else:
+            whole[name] = task
+    found = []
+    for driver in whole:
+        name = driver.removesuffix(_DRIVER)
+        if name == driver or _BRANCH.fullmatch(name):
+            continue
+        step = _step(name, whole[driver], whole.get(name))
+        tried = [pods.get(_first(child), 1) for task in attempts.get(name, ()) for child in _children(task)]
+        if run_is_over and step.state not in OVER:
+            step = Step(name, "UNKNOWN", step.started, step.finished)
+        found.append(Step(step.name, step.state, step.started, step.finished, max(1, sum(tried))))
+    return tuple(sorted(found, key=lambda step: (step.started is None, step.started, step.name)))
+
+
+def moment(value: datetime | None) -> datetime | None:
+    """Return a time in UTC; what has not happened yet is told as 1970 or as year 1."""
+    if value is None or value.timestamp() <= 0:
+        return None
+    return value.astimezone(UTC)
+
+
+def _step(name: str, driver: Any, task: Any) -> Step:
+    if task is None:
+        # Until its driver is done, nothing else tells of the step.
+        state = _state(driver)
+        if state != "FAILED":
+            return Step(name, state if state == "SKIPPED" else "PENDING", None, None)
+        task = driver
+    return Step(name, _state(task), moment(task.start_time), moment(task.end_time))
+
+
+def _state(task: Any) -> str:
+    state = str(task.state or "PENDING")
+    # Argo omits what waits for something that failed, which is a word that Kubeflow Pipelines does not know.
+    return "SKIPPED" if state == _UNKNOWN else state
+
+
+def _children(task: Any) -> Iterator[str]:
+    return (str(child.pod_name) for child in task.child_tasks or () if child.pod_name)
+
+
+def _first(identity: str) -> str:
+    """Return the id of a node's first attempt.
+
+    An id ends with the FNV-1a hash of the node's whole name, and that of an attempt's goes on from it with `(0)`.
+    """
+    workflow, _, digits = identity.rpartition("-")
+    if not digits.isdigit():
+        return ""
+    found = int(digits)
+    for byte in b"(0)":
+        found = (found ^ byte) * 0x01000193 & 0xFFFFFFFF
+    return f"{workflow}-{found}"
