@@ -125,8 +125,12 @@ class Recurring(Model):
     cron: str = Field(
         pattern=r"^(\S+\s+){5}\S+$", description="Six fields, seconds first, as Kubeflow Pipelines reads them."
     )
-    max_concurrency: int = Field(default=1, ge=1, le=10)
-    catch_up: bool = Field(default=False, description="Whether runs that were missed are made up for.")
+    max_concurrency: int = Field(
+        default=1,
+        ge=1,
+        le=10,
+        description="Runs at once. A run that was missed is not made up for: the next does it all.",
+    )
     enabled: bool = True
 
 

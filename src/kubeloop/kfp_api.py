@@ -198,7 +198,6 @@ class Api:
         service_account: str,
         cron: str,
         max_concurrency: int,
-        catch_up: bool,
         enabled: bool,
     ) -> Schedule:
         """Make a recurring run. Asking again makes another: see `recurring`."""
@@ -211,7 +210,8 @@ class Api:
             service_account=service_account,
             trigger=self._kfp.V2beta1Trigger(cron_schedule=self._kfp.V2beta1CronSchedule(cron=cron)),
             max_concurrency=str(max_concurrency),
-            no_catchup=not catch_up,
+            # Each run takes the moment at which it starts: those that were missed would all do the same, all at once.
+            no_catchup=True,
             # No namespace: it is the experiment's, and where there is one user alone another one is refused.
             mode="ENABLE" if enabled else "DISABLE",
         )

@@ -93,7 +93,6 @@ def apply(api: Api, loop: Loop, versions: Mapping[str, Version], changes: list[C
             service_account=loop.pipelines.service_account,
             cron=item.cron,
             max_concurrency=item.max_concurrency,
-            catch_up=item.catch_up,
             enabled=item.enabled,
         )
 

@@ -64,9 +64,7 @@ def test_a_token_and_a_namespace_do_for_one_user_and_for_many(
     assert reconcile(ours, case, versions) == []
 
 
-@pytest.mark.parametrize(
-    "values", [{"cron": "0 0 4 * * *"}, {"enabled": False}, {"catch_up": True}, {"max_concurrency": 3}]
-)
+@pytest.mark.parametrize("values", [{"cron": "0 0 4 * * *"}, {"enabled": False}, {"max_concurrency": 3}])
 def test_a_changed_one_is_replaced(
     server: Any, api: Api, case: Loop, versions: dict[str, Version], values: dict[str, Any]
 ) -> None:
