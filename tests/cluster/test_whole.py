@@ -352,15 +352,13 @@ async def _log(cluster: Cluster, url: str, name: str = "one") -> None:
     log.offer(
         Pair(
             id=name,
-            source="http://localhost:9081/",
             service="flights",
             namespace=cluster.loop.delivery.namespace,
             endpoint="",
+            media_type=b"application/json",
             request=cluster.known["request"],
-            request_type=b"application/json",
             requested_at=now,
             response=cluster.known["response"],
-            response_type=b"application/json",
             responded_at=now,
             rows=1,
         )
