@@ -42,6 +42,7 @@ def gate_model(
     found = promotion.gate(case, settings(), run, Path(model.path), Path(training_set.path))
     for name, value in promotion.numbers(found).items():
         gate.log_metric(name, value)
+    Path(gate.path).write_text(json.dumps(gate.metadata))
     Path(reason).write_text(found.reason)
     Path(verdict.path).write_text(json.dumps(found.to_dict()))
     Path(report.path).write_text(gates_html.html(case.name, found))

@@ -52,7 +52,9 @@ def main() -> int:
     parser.add_argument("--plan", required=True, help="the steps, as JSON; see pipelines/plan.py")
     parser.add_argument("--executor_input", required=True, help="what Kubeflow's launcher gives a component, as JSON")
     options = parser.parse_args()
-    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # Great Expectations alone tells a hundred lines of its own inside; people read this log in the Kubeflow UI.
+    logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("kubeloop").setLevel(logging.INFO)
     plan = Plan.parse(options.plan)
     return run(plan, Exchange(plan, json.loads(options.executor_input)))
 

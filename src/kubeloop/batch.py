@@ -1,5 +1,6 @@
 """The steps of the pipelines beside training: bring the online store forward, score a batch, judge missed windows."""
 
+import logging
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from kubeloop.promotion import current_champion
 from kubeloop.stages import StageError
 
 _JUDGE_S = 600.0
+_log = logging.getLogger(__name__)
 
 
 class Scores(NamedTuple):
@@ -38,6 +40,7 @@ def materialize(loop: Loop, settings: Settings, raw: Path, as_of: datetime) -> d
 
     rows = features.build(settings.home / loop.features.repo, raw, settings.features, settings)
     written = online.Materializer(settings.features, loop.features.service, settings).advance(as_of)
+    _log.info("%d rows written online, as of %s", written, as_of.isoformat())
     return {**rows, "online": written}
 
 
@@ -79,6 +82,7 @@ def score(loop: Loop, settings: Settings, raw: Path, as_of: datetime, since: str
         "version": [champion.version] * table.num_rows,
     }
     pq.write_table(pa.table(scores), out, compression="zstd")
+    _log.info("%d events from %s on scored by version %s", table.num_rows, start.isoformat(), champion.version)
     return Scores(table.num_rows, champion.version)
 
 

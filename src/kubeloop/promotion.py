@@ -1,6 +1,7 @@
 """What becomes of a model that was trained: compared with the champion, registered, served, made the champion."""
 
 import json
+import logging
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from kubeloop.gates import Verdict
     from kubeloop.registry import Version
 
+_log = logging.getLogger(__name__)
+
 
 def gate(loop: Loop, settings: Settings, run: str, model: Path, training_set: Path) -> "Verdict":
     """Compare the new model with the champion on the same newest hold-out.
@@ -28,6 +31,12 @@ def gate(loop: Loop, settings: Settings, run: str, model: Path, training_set: Pa
     Raises:
         StageError: too few rows are newer than the champion's training data.
     """
+    found = _judge(loop, settings, run, model, training_set)
+    _log.info("%s", found.reason)
+    return found
+
+
+def _judge(loop: Loop, settings: Settings, run: str, model: Path, training_set: Path) -> "Verdict":
     from kubeloop import gates, model_folder, registry, training
 
     known = registry.versions(settings, loop.name)
@@ -131,6 +140,7 @@ def register(
         "kubeloop.promoted": json.dumps(json.loads(verdict)["promote"]),
     }
     version = registry.register(settings, loop, model, run=run, tags=tags, artifacts=evaluation).version
+    _log.info("registered as version %s", version)
     if settings.bucket:
         _tell(loop, settings, model, verdict, run, version)
     return version
@@ -173,9 +183,11 @@ def deploy(loop: Loop, settings: Settings, version: str) -> "Applied":
     now = datetime.now(UTC).isoformat()
     if applied.proposal:
         registry.tag(settings, found, {"kubeloop.proposal": applied.proposal, "kubeloop.proposed_at": now})
+        _log.info("version %s is proposed: %s", version, applied.proposal)
         return applied
     registry.promote(settings, found)
     registry.tag(settings, found, {"kubeloop.served_at": applied.url, "kubeloop.promoted_at": now})
+    _log.info("version %s is the champion and serves at %s", version, applied.url)
     return applied
 
 

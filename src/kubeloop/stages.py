@@ -74,6 +74,7 @@ def begin(settings: Settings, loop: str, as_of: str, run: str, job: str) -> Begu
     moment = instant(as_of) if as_of else datetime.now(UTC)
     snapshot = digest(settings.raw) if sources.tables(settings.raw) else ""
     reference = loops.keep(loops.read(loop, settings), settings)
+    _log.info("run %s, as of %s", run or job, moment.isoformat())
     return Begun(moment.isoformat(), run or job, snapshot, reference)
 
 
@@ -97,6 +98,7 @@ def extract(loop: Loop, settings: Settings, as_of: datetime, out: Path, snapshot
     since = Window.ending(loop, as_of).start - loop.features.history
     with sources.of_run(loop, settings, since=since, as_of=as_of) as raw:
         rows = sources.cut(loop, raw, out, since=since, as_of=as_of)
+        _log.info("rows known by then: %s", ", ".join(f"{name} {count:,}" for name, count in rows.items()))
         # The run was begun with the digest of the tables that are kept, which may be others.
         return Extract(rows, snapshot if snapshot and raw == settings.raw else digest(raw))
 
@@ -153,7 +155,8 @@ def _validate(
         report = replace(report, docs=bucket.address(pages), quarantine=bucket.address(rows))
         findings.expire_in_bucket(bucket, loop, datetime.now(UTC))
     findings.expire_on_disk(settings.state, loop, datetime.now(UTC))
-    _log.info("Data Docs: %s/index.html; quarantine: %s", report.docs, report.quarantine)
+    word = "passed" if report.passed else "failed"
+    _log.info("%s data: %s; Data Docs: %s/index.html; quarantine: %s", what, word, report.docs, report.quarantine)
     page.write_text(validation_html.html(f"{loop.name}: {what} data", report))
     validation.require(report)
     return report.to_dict()
@@ -183,6 +186,7 @@ def build_features(loop: Loop, settings: Settings, raw: Path, as_of: datetime, o
         features.build(repo, raw, Path(scratch))
         table = features.training_set(Path(scratch), loop.features.service, rows)
     pq.write_table(table, out, compression="zstd")
+    _log.info("%d labelled events from %s to %s", table.num_rows, window.start.isoformat(), as_of.isoformat())
     return int(table.num_rows)
 
 
@@ -207,6 +211,7 @@ def train(loop: Loop, training_set: Path, out: Path, settings: Settings | None =
     learn, holdout = training.split(frame, loop.training.holdout)
     fitted = training.fit(learn, loop.training, metric=loop.gates.metric)
     card = model_folder.write(out, fitted, export.to_onnx(fitted), learn, holdout, name=loop.name)
+    _log.info("%s learned from %d events, %s to %s", card.algorithm, len(learn), card.trained_from, card.trained_to)
     return asdict(card)
 
 
@@ -254,6 +259,7 @@ def evaluate(loop: Loop, model: Path, training_set: Path, out: Path, report: Pat
     pq.write_table(
         pa.table({"event_id": holdout["event_id"], "label": labels, "score": scores}), out / "holdout.parquet"
     )
+    _log.info("hold-out: %s", ", ".join(f"{name} {metrics[name]:.4f}" for name in evaluation.DIRECTION))
     metrics["size_bytes"] = float((model / model_folder.GRAPH).stat().st_size)
     return Evaluation(
         metrics,

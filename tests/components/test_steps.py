@@ -108,6 +108,7 @@ def test_gate_model_promotes_a_first_model(judged: Any) -> None:
     verdict = gates.Verdict.from_dict(json.loads((judged.folder / "verdict").read_text()))
     assert verdict.promote
     assert judged.made["gate"].metadata == {"auc_challenger": verdict.challenger}
+    assert json.loads(Path(judged.made["gate"].path).read_text()) == judged.made["gate"].metadata
     page = Path(judged.made["gate.html"].path).read_text()
     assert f"<b>{verdict.challenger:.4f}</b>" in page
 

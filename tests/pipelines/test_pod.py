@@ -34,7 +34,10 @@ COMPONENTS = {
 def make_values(name: str, text: dsl.OutputPath(str), flag: dsl.OutputPath(bool), table: dsl.Output[dsl.Dataset]
 ) -> NamedTuple("Outputs", number=int, share=float, items=list, known=dict):
     """Make a value of each type."""
+    import logging
     from pathlib import Path
+    logging.getLogger("kubeloop.stages").info("six values and a table")
+    logging.getLogger("great_expectations").info("skipping a closure")
     Path(text).write_text(f"hello {name}\\n")
     Path(flag).write_text("True")
     Path(table.path).mkdir()
@@ -186,6 +189,8 @@ def test_values_of_each_type_and_folders_go_from_step_to_step(
     assert artifacts["read-values-page"]["type"]["schemaTitle"] == "system.HTML"
     assert cluster.path(artifacts["read-values-page"]).read_text() == "<p>"
     log = done.logs["whole"]
+    assert "INFO six values and a table" in log
+    assert "closure" not in log, "what a library tells of its own inside is not for the reader of a run"
     assert [line for line in log.splitlines() if line.startswith("==== ") and "done" not in line] == [
         "==== make-values (1 of 2)",
         "==== read-values (2 of 2)",
