@@ -135,8 +135,8 @@ e2e-node: setup node backends ## Build the images and install the chart on a rea
 
 # A real cluster: docs/install.md line for line on it, the loop once around, and what may befall it.
 .PHONY: e2e
-e2e: setup ## Install on the cluster that KUBECONFIG names by docs/install.md, and try everything on it (an hour)
-	KUBELOOP_E2E=1 $(BIN)/python -m pytest tests/e2e_cluster $(ARGS)
+e2e: setup ## Install on the cluster that KUBECONFIG names by docs/install.md, and try everything on it (an hour; PARTS="install loop")
+	KUBELOOP_E2E=1 $(BIN)/python -m pytest $(if $(PARTS),$(PARTS:%=tests/e2e_cluster/test_%.py),tests/e2e_cluster) $(ARGS)
 
 .PHONY: kind-up
 kind-up: setup ## Make a cluster with kind, and in it all that `make e2e` needs (docker or podman)

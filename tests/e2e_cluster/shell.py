@@ -26,7 +26,7 @@ class Shell:
     def __init__(self, folder: Path, environ: Mapping[str, str], scripts: Path) -> None:
         self._scripts = scripts
         scripts.mkdir(parents=True, exist_ok=True)
-        self._number = 0
+        self._number = len(list(scripts.glob("*.sh")))
         self._process = subprocess.Popen(
             ["bash", "--norc", "--noprofile"],
             cwd=folder,

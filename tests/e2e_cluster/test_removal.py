@@ -9,7 +9,7 @@ from tests.e2e_cluster.workspace import Workspace
 pytestmark = pytest.mark.timeout(900)
 
 
-def test_uninstall_leaves_data_and_models(client: Client, workspace: Workspace) -> None:
+def test_a_removed_release_leaves_data_and_models(client: Client, workspace: Workspace) -> None:
     helm("uninstall", RELEASE)
     # The test's pod is a hook: Helm leaves it, as it leaves what it did not make.
     until(lambda: {pod["metadata"]["name"] for pod in get("pods", OURS)} <= {f"{RELEASE}-test"}, "the pods end", 240)
