@@ -57,7 +57,7 @@ class Runs:
             Attempt(run, int(match[1]))
             for run in self._api.runs(prefix)
             # Whoever clones a run in the Kubeflow UI copies its description as well, but not its name.
-            if (match := pattern.search(run.description)) and run.name == name
+            if (match := pattern.search(run.description)) and run.name in (name, _older_title(name, match[1]))
         ]
         if not found:
             return None
@@ -117,6 +117,11 @@ def verdict(bucket: Bucket, name: str) -> dict[str, Any] | None:
         _log.error("%s in the bucket is no JSON object", names.outcome(name))
         return None
     return found
+
+
+def _older_title(name: str, attempt: str) -> str:
+    """Return what an older release called an attempt: one that runs during an upgrade is still ours."""
+    return f"{name} (attempt {attempt})"
 
 
 def _rank(attempt: Attempt) -> tuple[int, int, object, str]:

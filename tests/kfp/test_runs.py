@@ -72,6 +72,20 @@ def test_a_failed_run_gets_a_next_attempt_and_each_attempt_one_run(server: Any, 
     assert len(server.store.runs) == 2
 
 
+def test_an_attempt_that_an_older_release_started_still_counts(server: Any, runs: Runs, version: Version) -> None:
+    first = start(runs, version)
+    server.store.finish(first.run.run_id, "FAILED")
+    second = start(runs, version, 2).run
+    old = server.store.runs[second.run_id]
+    reason, key = old["description"].split("\n")
+    old |= {"display_name": f"{NAME} (attempt 2)", "description": f"{key}\n{reason}"}
+    found = runs.find(NAME)
+    assert found is not None
+    assert (found.number, found.run.run_id) == (2, second.run_id)
+    assert start(runs, version, 2).run.run_id == second.run_id
+    assert len(server.store.runs) == 2
+
+
 def test_names_that_begin_alike_and_other_loops_are_other_runs(
     server: Any, runs: Runs, version: Version, api: Api, case: Loop
 ) -> None:
