@@ -26,6 +26,8 @@ class Step(NamedTuple):
     branch: str
     """The conditional part of the pipeline that it is in; empty when it is in none."""
     when: tuple[Object, Any] | None
+    after: frozenset[str]
+    """What the conditional part as a whole waits for."""
 
     @property
     def needs(self) -> set[str]:
@@ -34,7 +36,7 @@ class Step(NamedTuple):
         if self.when:
             sources.append(self.when[0])
         found = {made[0] for source in sources if (made := output(source))}
-        return found if self.branch else found | set(self.task.get("dependentTasks", ()))
+        return found | set(self.task.get("dependentTasks", ())) | self.after
 
 
 def steps(spec: Object, platform: Object) -> Iterator[Step]:
@@ -56,7 +58,8 @@ def steps(spec: Object, platform: Object) -> Iterator[Step]:
             for kind in ("parameters", "artifacts")
         }
         when = _condition(branch, outer) if outer else None
-        return Step(name, task, component, executors[label], platform.get(label, {}), inputs, branch, when)
+        after = frozenset(outer.get("dependentTasks", ())) if outer else frozenset()
+        return Step(name, task, component, executors[label], platform.get(label, {}), inputs, branch, when, after)
 
     for name, task in spec["root"]["dag"]["tasks"].items():
         dag = components[task["componentRef"]["name"]].get("dag")

@@ -109,7 +109,7 @@ def test_a_group_has_every_output_of_its_steps_with_its_type(compile_grouped: Co
     assert kinds["evaluate-model-curves"]["artifactType"]["schemaTitle"] == "system.ClassificationMetrics"
     outputs = spec["root"]["dag"]["outputs"]["parameters"]
     assert outputs["version"] == {
-        "valueFromParameter": {"outputParameterKey": "register-model-Output", "producerSubtask": "decision"}
+        "valueFromParameter": {"outputParameterKey": "register-model-version", "producerSubtask": "decision"}
     }
 
 
@@ -118,7 +118,9 @@ def test_an_input_that_several_steps_take_from_one_place_is_one(compile_grouped:
     tasks = spec["root"]["dag"]["tasks"]
     assert tasks["data"]["inputs"]["parameters"].keys() == {"as_of", "run", "job", "loop"}
     assert tasks["model"]["inputs"] == {
-        "parameters": {"loop": {"componentInputParameter": "loop"}},
+        "parameters": {
+            "loop": {"taskOutputParameter": {"outputParameterKey": "begin-run-loop", "producerTask": "data"}}
+        },
         "artifacts": {
             "training_set": {
                 "taskOutputArtifact": {"outputArtifactKey": "validate-features-clean", "producerTask": "data"}

@@ -19,6 +19,7 @@ from kubeloop import config, failures
 from kubeloop.bucket import Bucket
 from kubeloop.failures import Failure
 from pipelines import grouping
+from pipelines.plan import Plan
 from tests.pipelines.launcher import Cluster, Done, PodError
 
 Object = dict[str, Any]
@@ -221,6 +222,22 @@ def test_a_step_that_is_not_wanted_leaves_outputs_that_the_launcher_takes(
     assert made == ({"a": 1, "b": "x", "c": [1], "d": {"y": 1}, "e": 1.5, "f": True} if wanted else empty)
     assert (marks / "acted").exists() is wanted
     assert ("not wanted" in done.logs["whole"]) is not wanted
+
+
+def test_what_only_comes_after_another_step_stays_after_it(steps: Object, tmp_path: Path) -> None:
+    @dsl.pipeline(name="order")
+    def pipeline(name: str = "x", go: bool = True):
+        made = steps["make_values"](name=name)
+        with dsl.If(go == True):  # noqa: E712
+            first = steps["act_upon"](folder="a")
+            second = steps["act_upon"](folder="b").after(made)
+            first.after(second)
+        for task in (made, first, second):
+            plain(task)
+
+    spec = grouped(pipeline, tmp_path)
+    plan = Plan.parse(spec["deploymentSpec"]["executors"]["exec-whole"]["container"]["args"][1])
+    assert [member.step for member in plan.members] == ["make-values", "act-upon-2", "act-upon"]
 
 
 @pytest.mark.parametrize("how", ["step", "run"])
