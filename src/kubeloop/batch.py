@@ -95,8 +95,8 @@ def judge(loop: Loop, settings: Settings, until: datetime) -> dict[str, Any]:
         until: windows that end later stay out.
 
     Raises:
-        ServiceError: no monitor is up.
-        StageError: it does not answer, or cannot judge now; the message is its own.
+        ServiceError: no monitor is up, or it cannot judge now; another attempt may succeed. The message is its own.
+        StageError: it refuses what it is asked.
     """
     from kubeloop import services
 
@@ -104,7 +104,9 @@ def judge(loop: Loop, settings: Settings, until: datetime) -> dict[str, Any]:
     try:
         answer = httpx.post(f"{url}/advance", json={"until": until.isoformat()}, timeout=_JUDGE_S, trust_env=False)
     except httpx.HTTPError as error:
-        raise StageError(f"the monitor at {url} does not answer: {error}") from error
+        raise services.ServiceError(f"the monitor at {url} does not answer: {error}") from error
+    if answer.is_server_error:
+        raise services.ServiceError(f"the monitor judged nothing: {answer.text[:1000]}")
     if answer.is_error:
         raise StageError(f"the monitor judged nothing: {answer.text[:1000]}")
     found: dict[str, Any] = answer.json()

@@ -11,8 +11,8 @@ from kubeloop.config import Settings
 _log = logging.getLogger(__name__)
 
 LASTING = (
-    *("ConfigError", "FeatureError", "ParameterError", "StageError", "SuiteError", "SupersededError"),
-    "ValidationFailed",
+    *("ConfigError", "EncodingError", "EvaluationError", "FeatureError", "GateError", "LoopError", "ParameterError"),
+    *("StageError", "SuiteError", "SupersededError", "TrainingError", "ValidationFailed"),
 )
 """Errors that data, configuration and decisions make: another attempt would meet the same ones."""
 

@@ -1,9 +1,11 @@
 """The steps of the pipelines beside training."""
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from kfp import dsl
 
-from kubeloop import loops, model_folder, online, stages
+from kubeloop import config, failures, loops, model_folder, online, stages
 from kubeloop.config import Loop
 from kubeloop.services import ServiceError
 from tests.components.conftest import Bench
@@ -141,6 +143,31 @@ def _logged(look: Callable[[], Any]) -> Any:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     return found
+
+
+@pytest.mark.parametrize(("status", "error"), [(503, ServiceError), (400, stages.StageError), (None, ServiceError)])
+def test_only_what_a_monitor_refuses_is_not_asked_again(
+    demo: Loop, as_of: datetime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int | None, error: Any
+) -> None:
+    from kubeloop import batch
+
+    class Monitor(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            if status:
+                self.send_error(status)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Monitor) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("KUBELOOP_MONITOR_URL", f"http://127.0.0.1:{server.server_port}")
+        try:
+            with pytest.raises(error, match="monitor") as raised:
+                batch.judge(demo, config.settings(tmp_path), as_of)
+        finally:
+            server.shutdown()
+    assert failures.lasting(raised.value) is (status == 400)
 
 
 def test_judge_windows_needs_a_monitor(make_home: Any, loop: Loop, as_of: datetime, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Why a step failed, told in the bucket."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ from kubeloop import config, failures
 from kubeloop.bucket import Bucket
 from kubeloop.config import Settings
 from kubeloop.failures import Failure
+from kubeloop.loops import LoopError
 from kubeloop.stages import StageError
+from kubeloop.training import TrainingError
 
 
 @pytest.fixture
@@ -40,11 +43,19 @@ def test_a_long_error_is_cut(here: Settings) -> None:
     [
         (config.ConfigError("name: is missing"), True),
         (StageError("the table is empty"), True),
+        (LoopError("no longer at s3://"), True),
+        (TrainingError("one class"), True),
         (ConnectionError("MLflow is away"), False),
     ],
 )
 def test_what_data_and_configuration_make_lasts(error: Exception, lasting: bool) -> None:
     assert failures.lasting(error) is lasting
+
+
+def test_every_name_is_that_of_an_error(project: Path) -> None:
+    sources = [path.read_text() for path in (project / "src").rglob("*.py")]
+    known = {name for source in sources for name in re.findall(r"^class (\w+)\(", source, re.MULTILINE)}
+    assert set(failures.LASTING) <= known
 
 
 def test_a_bucket_that_is_away_is_logged(here: Settings, seaweed: Any, caplog: pytest.LogCaptureFixture) -> None:
