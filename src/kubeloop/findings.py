@@ -3,6 +3,7 @@
 `stages` calls it after each validation, so that neither a bucket nor a laptop's state folder grows without end.
 """
 
+import contextlib
 import logging
 import shutil
 from datetime import datetime
@@ -20,15 +21,14 @@ _log = logging.getLogger(__name__)
 def expire_on_disk(state: Path, loop: Loop, now: datetime) -> int:
     """Remove the folders of runs that nothing was written to for `pipelines.findings_ttl`; return how many."""
     limit = (now - loop.pipelines.findings_ttl).timestamp()
-    old = [
-        run
-        for kind in KINDS
-        for run in (state / kind).glob("*")
-        if run.is_dir() and max(path.lstat().st_mtime for path in (run, *run.rglob("*"))) < limit
-    ]
-    for run in old:
-        shutil.rmtree(run, ignore_errors=True)
-    return len(old)
+    removed = 0
+    for run in (run for kind in KINDS for run in (state / kind).glob("*")):
+        # Another run may be removing the same folder.
+        with contextlib.suppress(FileNotFoundError):
+            if run.is_dir() and max(path.lstat().st_mtime for path in (run, *run.rglob("*"))) < limit:
+                shutil.rmtree(run, ignore_errors=True)
+                removed += 1
+    return removed
 
 
 def expire_in_bucket(bucket: Bucket, loop: Loop, now: datetime) -> int:

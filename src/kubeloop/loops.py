@@ -5,6 +5,7 @@ As text it would stand several times in the status of every step that Argo holds
 
 import hashlib
 import json
+import os
 import re
 
 from kubeloop import names
@@ -34,7 +35,7 @@ def keep(loop: Loop, settings: Settings) -> str:
     else:
         path = settings.state / names.loop(digest)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
+        part = path.with_suffix(f".{os.getpid()}.part")
         part.write_bytes(content)
         part.replace(path)
     return f"sha256:{digest}"

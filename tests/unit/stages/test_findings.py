@@ -1,6 +1,7 @@
 """Data Docs and quarantines go when they are old enough, from the state folder and from a real S3 store."""
 
 import os
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,23 @@ def test_old_runs_leave_the_state_folder_whole_and_newer_ones_stay(keeping: Loop
     assert findings.expire_on_disk(tmp_path, keeping, NOW) == 2
     assert sorted(path.name for path in tmp_path.glob("*/*")) == ["new", "new"]
     assert findings.expire_on_disk(tmp_path / "nothing", keeping, NOW) == 0
+
+
+def test_a_folder_that_another_run_removes_meanwhile_is_gone(
+    keeping: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "data-docs/old/raw/index.html"
+    page.parent.mkdir(parents=True)
+    page.touch()
+    listing = Path.rglob
+
+    def late(folder: Path, pattern: str) -> list[Path]:
+        found = list(listing(folder, pattern))
+        shutil.rmtree(tmp_path / "data-docs")
+        return found
+
+    monkeypatch.setattr(Path, "rglob", late)
+    assert findings.expire_on_disk(tmp_path, keeping, NOW + 4 * DAY) == 0
 
 
 def test_old_objects_leave_the_bucket_and_those_of_other_loops_stay(
