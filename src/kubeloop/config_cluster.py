@@ -79,7 +79,9 @@ class StepSettings(Resources):
     tolerations: tuple[Toleration, ...] = ()
     retries: int = Field(default=2, ge=0, le=10)
     backoff: Duration = Field(default=timedelta(seconds=30), description="Wait before the first retry; it doubles.")
-    timeout: Duration = timedelta(hours=4)
+    timeout: Duration = Field(
+        default=timedelta(hours=4), description="Longest time of the step, all its attempts and waits together."
+    )
     cache: bool = Field(default=True, description="Whether an earlier result of the same inputs is taken.")
 
 
