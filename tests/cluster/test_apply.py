@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from kubeloop import names
 from kubeloop.delivery import DeliveryError, cluster
+from kubeloop.delivery.patch import LINEAGE
 from tests.cluster.conftest import MERGE, NAME, build, meanwhile
 
 TARGET = {"apiVersion": "apps/v1", "kind": "Deployment", "name": f"{NAME}-predictor"}
@@ -61,6 +63,26 @@ def test_the_same_manifest_again_changes_nothing(namespace, kserve, admin):
     applied = cluster.apply([build(namespace)], 20, admin)
     assert applied.generation == before["generation"]
     assert kserve.service()["metadata"]["resourceVersion"] == before["resourceVersion"]
+
+
+def test_what_an_older_release_wrote_goes_with_the_next_promotion(namespace, kserve, admin):
+    """Lineage on the service itself would replace the transformer's pods; KServe refuses the metric next to KEDA."""
+    old = build(namespace)
+    old["metadata"]["annotations"] |= old["spec"]["predictor"]["annotations"]
+    old["spec"]["predictor"]["scaleMetric"] = "cpu"
+    with meanwhile(kserve.serve):
+        cluster.apply([old], 20, admin)
+
+    def roll() -> None:
+        kserve.service("s3://models/8")
+        kserve.serve()
+
+    with meanwhile(roll):
+        cluster.apply([build(namespace, "8")], 20, admin)
+    found = kserve.service()
+    assert not set(LINEAGE) & found["metadata"]["annotations"].keys()
+    assert found["spec"]["predictor"]["annotations"][names.VERSION] == "8"
+    assert "scaleMetric" not in found["spec"]["predictor"]
 
 
 def test_a_new_version_is_not_ready_while_the_old_pods_serve(namespace, kserve, admin):
