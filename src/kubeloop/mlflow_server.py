@@ -1,9 +1,9 @@
 """The MLflow server in one process: `python -m kubeloop.mlflow_server` takes what `mlflow server` takes.
 
 `mlflow server` checks its options, prepares the database, starts uvicorn as a child, and waits: with 180 MiB, as much
-as the child. Here uvicorn takes its place. Command, variables and their meaning stay MLflow's own. Python's audit events
-(PEP 578) tell that a child is about to start; an MLflow that starts its server in another way runs as it does without
-this module, in two processes.
+as the child. Here uvicorn takes its place. Command, variables and their meaning stay MLflow's own. Python's audit
+events (PEP 578) tell that a child is about to start; an MLflow that starts its server in another way runs as it does
+without this module, in two processes.
 """
 
 import os
