@@ -4,12 +4,15 @@ import mimetypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from pyarrow import fs
-
 from kubeloop.config import Settings
+
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 _CONNECT_S = 3.0
 _REQUEST_S = 30.0
@@ -20,12 +23,36 @@ class BucketError(OSError):
     """The store does not answer, or refuses; asking again later may help."""
 
 
+def _client(address: str) -> "fs.FileSystem":
+    from pyarrow import fs
+
+    endpoint = urlsplit(address)
+    options = {"endpoint_override": endpoint.netloc, "scheme": endpoint.scheme} if endpoint.netloc else {}
+    return fs.S3FileSystem(
+        **options,
+        connect_timeout=_CONNECT_S,
+        request_timeout=_REQUEST_S,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
+        background_writes=False,
+    )
+
+
 @dataclass(frozen=True)
 class Bucket:
-    """A prefix of an S3 bucket. Credentials come from the AWS variables that every S3 client reads."""
+    """A prefix of an S3 bucket. Credentials come from the AWS variables that every S3 client reads.
 
-    store: fs.FileSystem
+    Attributes:
+        connect: makes the client, at the first use: it takes 30 MiB, and a trigger needs it once a run has ended.
+        root: the bucket and the prefix.
+    """
+
+    connect: "Callable[[], fs.FileSystem]"
     root: str
+
+    @cached_property
+    def store(self) -> "fs.FileSystem":
+        """The client."""
+        return self.connect()
 
     @classmethod
     def open(cls, settings: Settings) -> "Bucket":
@@ -37,16 +64,7 @@ class Bucket:
         url = urlsplit(settings.bucket)
         if url.scheme != "s3" or not url.netloc:
             raise BucketError(f"KUBELOOP_BUCKET is {settings.bucket!r}; write s3://bucket or s3://bucket/prefix")
-        endpoint = urlsplit(settings.s3_endpoint)
-        options = {"endpoint_override": endpoint.netloc, "scheme": endpoint.scheme} if endpoint.netloc else {}
-        store = fs.S3FileSystem(
-            **options,
-            connect_timeout=_CONNECT_S,
-            request_timeout=_REQUEST_S,
-            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
-            background_writes=False,
-        )
-        return cls(store, f"{url.netloc}{url.path}".rstrip("/"))
+        return cls(partial(_client, settings.s3_endpoint), f"{url.netloc}{url.path}".rstrip("/"))
 
     def address(self, prefix: str) -> str:
         """Return the s3:// address of what lies under a prefix."""
@@ -62,6 +80,8 @@ class Bucket:
         Raises:
             BucketError: the store does not answer.
         """
+        from pyarrow import fs
+
         base = f"{self.root}/{prefix}"
         try:
             found = self.store.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=True))

@@ -136,7 +136,10 @@ class Monitor(Part):
     database: SecretKey = SecretKey(name="kubeloop-monitor")
     resources: Resources = _resources("250m", "2Gi")
     mirror_resources: Resources = _resources("50m", "256Mi")
-    detector_resources: Resources = _resources("250m", "2Gi")
+    detector_resources: Resources = Field(
+        default=_resources("250m", "1Gi"),
+        description="10 MiB at rest, 135 for Alibi Detect, and while it tests three copies of a window's rows.",
+    )
     volume_size: Quantity = Field(default="20Gi", description="Largest copy of the payload log that it may keep.")
     pod: PodChanges = PodChanges()
 

@@ -35,7 +35,7 @@ def metrics(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     loop = Loop.model_validate(SECOND)
     database = f"sqlite:///{folder}/state.db"
     ledger, store = Ledger(database, loop.drift), Store(database)
-    bucket = Bucket(fs.LocalFileSystem(), str(folder / "bucket"))
+    bucket = Bucket(fs.LocalFileSystem, str(folder / "bucket"))
     status = Status(loop.name, store, folder / "payloads", loop.drift, Grid(loop.drift.window, MONDAY))
     journal = Journal(folder / "payloads", Limits())
     carrier = mirror.Mirror(bucket, "push", folder / "payloads", folder / "references", 1)

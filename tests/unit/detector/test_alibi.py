@@ -232,3 +232,39 @@ def alive(pid: int) -> bool:
     except FileNotFoundError:
         return False
     return state.rpartition(")")[2].split()[0] != "Z"
+
+
+def test_after_a_rest_the_worker_starts_over_in_its_place(reference: Reference, tmp_path: Path) -> None:
+    """It lets go of Alibi and of its references, and neither its id nor its address changes."""
+    command = [PYTHON, "-I", WORKER, "--port", "0", "--idle-seconds", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[1]
+        detector = AlibiDetector(url)
+        live = window(reference, 200, 0.3)
+        try:
+            before = []
+            for _ in range(3):
+                detector.fit("rested", reference)
+                before.append(detector.score("rested", live))
+                assert imported(process.pid)
+                for _ in range(100):
+                    if not imported(process.pid) and httpx.get(f"{url}/healthz").json()["detectors"] == []:
+                        break
+                    time.sleep(0.1)
+                assert not imported(process.pid)
+            assert before[0] == before[1] == before[2]
+        finally:
+            detector.close()
+            process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def imported(pid: int) -> bool:
+    return "scipy" in Path(f"/proc/{pid}/maps").read_text()
+
+
+def test_a_worker_without_a_rest_keeps_what_it_holds(worker: WorkerProcess, alibi: AlibiDetector) -> None:
+    assert worker.url()
+    assert worker.pid is not None
+    assert imported(worker.pid)

@@ -1,5 +1,7 @@
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -244,3 +246,14 @@ def test_a_view_that_fails_on_a_request_is_named(
 def test_a_value_of_another_type_is_refused(online: OnlineFeatures, as_of: datetime, field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=field):
         online.read(FLIGHT | {field: [value]}, as_of)
+
+
+def test_who_answers_requests_imports_no_offline_store(built: Path) -> None:
+    """Feast imports what its configuration names, and Ibis takes 15 MiB in every transformer."""
+    code = (
+        "import sys; from pathlib import Path; from kubeloop.online import OnlineFeatures\n"
+        "OnlineFeatures.open(Path(sys.argv[1]), 'flight_delay_v1')\n"
+        "print(sorted({'dask', 'ibis', 'mlflow', 'scipy', 'sklearn'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, built], capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr

@@ -23,7 +23,8 @@ from kubeloop.reference import Reference
 WORKER = Path(__file__).with_name("worker.py")
 _ATTEMPTS = 3
 _START_S = 120.0
-_REQUEST_S = 60.0
+_REQUEST_S = 120.0
+"""For a request; the first after a rest waits for the import of Alibi."""
 _STOP_S = 5.0
 
 

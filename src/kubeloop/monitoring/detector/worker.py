@@ -1,6 +1,7 @@
 """The detector worker: Alibi Detect's tests over loopback HTTP, run by file path in the detector environment.
 
     <detector environment>/bin/python -I worker.py --port 0
+    <detector environment>/bin/python -I worker.py --port 8090 --idle-seconds 300     small while it has nothing to do
     <detector environment>/bin/python -I worker.py --check --port 8090     does one answer there? (an exec probe)
 
 It imports nothing of kubeloop, decides nothing and keeps nothing: a client that is told 404 sends its
@@ -11,6 +12,9 @@ reference again. Arrays travel as .npz (`numeric` [rows, Fn] float32 with NaN wh
     POST /detectors/{key}/score   {"statistic": [...], "p_value": [...], "seconds": s}, in the order numeric,
                                   categorical, score; 0 and 1 where either side of a feature has no values
     GET  /healthz                 {"status": "ok", "detectors": [...]}
+
+Alibi takes 120 MiB and NumPy 10, and a window is judged for seconds of its hours: with --idle-seconds both are imported
+for the first request, and the process starts over in its own place once none has come for that long.
 """
 
 import argparse
@@ -21,24 +25,29 @@ import json
 import math
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import unquote, urlsplit
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 _KEPT = 8
 """References held; the least recently used goes first, and its client sends it again."""
 _CHECK_S = 5.0
-_ARRAYS = {"numeric": (np.float32, 2), "categorical": (np.int32, 2), "score": (np.float32, 1)}
+_ARRAYS = {"numeric": ("float32", 2), "categorical": ("int32", 2), "score": ("float32", 1)}
 
-Arrays = dict[str, npt.NDArray[np.generic]]
+Arrays: TypeAlias = "dict[str, npt.NDArray[np.generic]]"
 
 
 class RefusedError(Exception):
@@ -55,6 +64,8 @@ def read(body: bytes, limit: int) -> Arrays:
     Raises:
         RefusedError: the body is no such archive, unpacks to more than `limit` bytes, or holds other arrays.
     """
+    import numpy as np
+
     try:
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > limit:
@@ -69,13 +80,11 @@ def read(body: bytes, limit: int) -> Arrays:
         array = arrays[name]
         if array.dtype != dtype or array.ndim != ndim:
             found = f"{array.dtype} with {array.ndim} axes"
-            raise RefusedError(
-                HTTPStatus.BAD_REQUEST, f"{name} must be {np.dtype(dtype)} with {ndim} axes, not {found}"
-            )
+            raise RefusedError(HTTPStatus.BAD_REQUEST, f"{name} must be {dtype} with {ndim} axes, not {found}")
     return arrays
 
 
-def columns(arrays: Arrays) -> list[tuple[npt.NDArray[np.generic], bool]]:
+def columns(arrays: Arrays) -> "list[tuple[npt.NDArray[np.generic], bool]]":
     """Return each feature's present values [rows, 1] and whether it is categorical, in the protocol's order.
 
     Alibi cannot take NaN, and dropping whole rows would let one feature's gaps thin out the others: so each
@@ -91,7 +100,7 @@ class Reference:
     """One fitted detector a feature."""
 
     def __init__(self, arrays: Arrays) -> None:
-        # A probe runs this file every few seconds, and this import takes that long; `main` makes it before it serves.
+        # Not with the file, which a probe runs every few seconds: this import takes that long.
         from alibi_detect.cd import TabularDrift  # type: ignore[import-not-found]
 
         self.widths = (arrays["numeric"].shape[1], arrays["categorical"].shape[1])
@@ -128,15 +137,44 @@ class Reference:
 
 
 class Worker(ThreadingHTTPServer):
-    """The server and the references it holds."""
+    """The server and the references it holds.
+
+    Args:
+        port: port of loopback; 0 takes a free one.
+        limit: largest body in bytes.
+        listener: descriptor of a socket that listens already, in place of a port.
+    """
 
     daemon_threads = True
 
-    def __init__(self, port: int, limit: int) -> None:
-        super().__init__(("127.0.0.1", port), Handler)
+    def __init__(self, port: int, limit: int, listener: int | None = None) -> None:
+        super().__init__(("127.0.0.1", port), Handler, bind_and_activate=listener is None)
+        if listener is not None:
+            self.socket.close()
+            self.socket = socket.socket(fileno=listener)
+            self.server_name, self.server_port = self.socket.getsockname()
         self.limit = limit
         self._references: OrderedDict[str, Reference] = OrderedDict()
         self._lock = threading.Lock()
+        self._working = 0
+        self._rests_since: float | None = None
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Note that a request for Alibi is under way."""
+        with self._lock:
+            self._working += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._working -= 1
+                self._rests_since = time.monotonic()
+
+    def rests(self) -> float:
+        """Return the seconds since the last request for Alibi; 0 while there is one, and before the first."""
+        with self._lock:
+            return 0.0 if self._working or self._rests_since is None else time.monotonic() - self._rests_since
 
     def keys(self) -> list[str]:
         """Return the keys held."""
@@ -189,6 +227,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, *, scoring: bool) -> None:
         try:
+            self._work(scoring=scoring)
+        except RefusedError as refused:
+            self._reply(refused.status, {"error": str(refused)})
+
+    def _work(self, *, scoring: bool) -> None:
+        with self.server.work():
             body = self._body()
             match urlsplit(self.path).path.split("/"):
                 case ["", "detectors", key] if key and not scoring:
@@ -200,8 +244,6 @@ class Handler(BaseHTTPRequestHandler):
                     self._reply(HTTPStatus.OK, reference.score(read(body, self.server.limit)))
                 case _:
                     raise RefusedError(HTTPStatus.NOT_FOUND, "PUT /detectors/{key} or POST /detectors/{key}/score")
-        except RefusedError as refused:
-            self._reply(refused.status, {"error": str(refused)})
 
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
@@ -245,6 +287,18 @@ def check(port: int) -> str | None:
     return None
 
 
+def start_over(server: Worker) -> None:
+    """Become a new process of the same id on the same socket, where connections wait meanwhile.
+
+    A request that comes on a connection from before finds it closed, and its client sends it again.
+    """
+    command = [sys.executable, *sys.orig_argv[1:]]
+    if "--listener" in command:
+        del command[command.index("--listener") :]
+    os.set_inheritable(server.fileno(), True)
+    os.execv(sys.executable, [*command, "--listener", str(server.fileno())])  # noqa: S606 - this very process
+
+
 def main() -> None:
     """Serve until SIGTERM, SIGINT or, with --until-eof, the end of standard input; or check a worker."""
     parser = argparse.ArgumentParser(description="Alibi Detect's drift tests over loopback HTTP.")
@@ -255,14 +309,21 @@ def main() -> None:
         action="store_true",
         help="stop when standard input closes: a child that cannot outlive its parent",
     )
+    parser.add_argument(
+        "--idle-seconds", type=float, help="import Alibi for the first request, and let go of it after so long a rest"
+    )
+    parser.add_argument("--listener", type=int, help="descriptor of the listening socket: of this process, before")
     parser.add_argument("--check", action="store_true", help="ask the worker on --port for its health, and end")
     options = parser.parse_args()
     if options.check:
         sys.exit(check(options.port))
-    importlib.import_module("alibi_detect.cd")
-    server = Worker(options.port, options.max_body_mb * 2**20)
+    if options.idle_seconds is None:
+        importlib.import_module("alibi_detect.cd")
+    server = Worker(options.port, options.max_body_mb * 2**20, options.listener)
+    ending = threading.Event()
 
     def stop(*_: object) -> None:
+        ending.set()
         threading.Thread(target=server.shutdown).start()
 
     def watch() -> None:
@@ -270,14 +331,24 @@ def main() -> None:
             pass
         stop()
 
+    def rest() -> None:
+        while server.rests() < options.idle_seconds:
+            time.sleep(options.idle_seconds / 10)
+        server.shutdown()
+
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     if options.until_eof:
         threading.Thread(target=watch, daemon=True).start()
-    print(f"ready http://127.0.0.1:{server.server_port}", flush=True)
+    if options.idle_seconds is not None:
+        threading.Thread(target=rest, daemon=True).start()
+    if options.listener is None:
+        print(f"ready http://127.0.0.1:{server.server_port}", flush=True)
     # Nobody reads on: what a library prints later goes to the log.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     server.serve_forever()
+    if not ending.is_set():
+        start_over(server)
     server.server_close()
 
 
