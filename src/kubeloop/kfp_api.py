@@ -207,12 +207,17 @@ class Api:
         max_concurrency: int,
         enabled: bool,
     ) -> Schedule:
-        """Make a recurring run. Asking again makes another: see `recurring`."""
+        """Make a recurring run, whose runs take the newest version. Asking again makes another: see `recurring`.
+
+        Kubeflow Pipelines gives a name to the runs of those alone that are pinned to no version: with one it keeps a
+        workflow that every run copies, in which the name is empty and all parameters are fixed. (Source:
+        kubeflow/pipelines 2.17.0, apiserver/resource/resource_manager.go CreateJob, v2/compiler/argocompiler/dag.go.)
+        """
         body = self._kfp.V2beta1RecurringRun(
             display_name=name,
             description=description,
             experiment_id=experiment_id,
-            pipeline_version_reference=self._reference(version),
+            pipeline_version_reference=self._kfp.V2beta1PipelineVersionReference(pipeline_id=version.pipeline_id),
             runtime_config=self._kfp.V2beta1RuntimeConfig(parameters=dict(parameters)),
             service_account=service_account,
             trigger=self._kfp.V2beta1Trigger(cron_schedule=self._kfp.V2beta1CronSchedule(cron=cron)),

@@ -68,9 +68,13 @@ def begin(settings: Settings, loop: str, as_of: str, run: str, job: str) -> Begu
         job: what the pipeline system calls the run.
 
     Raises:
+        StageError: the run has no name.
         ConfigError: the use case or the moment is not valid.
         BucketError: there is a bucket, and it does not take the use case.
     """
+    if not run and not job:
+        # What is cached for no name would be found by every such run.
+        raise StageError("the run has no name, as one of a recurring run with a fixed version: use `kubeloop schedule`")
     moment = instant(as_of) if as_of else datetime.now(UTC)
     snapshot = digest(settings.raw) if sources.tables(settings.raw) else ""
     reference = loops.keep(loops.read(loop, settings), settings)

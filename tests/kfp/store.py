@@ -177,7 +177,7 @@ class Store:
 
     def recurring_run_service_create_recurring_run(self, body: Any, **_: Any) -> Any:
         self._limit(body)
-        self._runnable(body)
+        self._runnable(body, pinned=False)
         namespace = self.experiments[body["experiment_id"]]["namespace"]
         if body.get("namespace") not in (None, "", namespace):
             raise ApiError(400, f"Experiment belongs to namespace '{namespace}' instead of '{body['namespace']}'")
@@ -237,10 +237,20 @@ class Store:
         if max(len(body["display_name"]), len(body.get("description", ""))) > 255:
             raise ApiError(500, "Data too long for column")
 
-    def _runnable(self, body: dict[str, Any]) -> None:
+    def _runnable(self, body: dict[str, Any], pinned: bool = True) -> None:
+        """Refuse what cannot run; a recurring run may name no version and takes the newest.
+
+        Source: kubeflow/pipelines 2.17.0, backend/src/apiserver/resource/resource_manager.go (CreateJob).
+        """
         self._get(self.experiments, "experiment", body.get("experiment_id", ""))
         reference = body.get("pipeline_version_reference", {})
-        version = self._get(self.versions, "pipeline version", reference.get("pipeline_version_id", ""))
+        if pinned or "pipeline_version_id" in reference:
+            version = self._get(self.versions, "pipeline version", reference.get("pipeline_version_id", ""))
+        else:
+            ours = [item for item in self.versions.values() if item["pipeline_id"] == reference.get("pipeline_id")]
+            if not ours:
+                raise ApiError(404, "the pipeline has no version")
+            version = max(ours, key=lambda item: item["created_at"])
         if reference.get("pipeline_id") != version["pipeline_id"]:
             raise ApiError(400, "the version belongs to another pipeline")
         root = version["pipeline_spec"]["pipeline_spec"]["root"].get("inputDefinitions", {}).get("parameters", {})

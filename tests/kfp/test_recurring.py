@@ -48,7 +48,8 @@ def test_what_is_declared_is_made_as_declared(server: Any, api: Api, case: Loop,
     assert weekly["no_catchup"] is True
     assert weekly["service_account"] == "kubeloop-pipeline"
     assert weekly["runtime_config"]["parameters"] == {"reason": "recurring run weekly"}
-    assert weekly["pipeline_version_reference"]["pipeline_version_id"] == versions["training"].version_id
+    pipeline = versions["training"].pipeline_id
+    assert weekly["pipeline_version_reference"] == {"pipeline_id": pipeline}, "runs of a fixed version have no name"
     assert reconcile(api, case, versions) == [], "a second time nothing is to do"
 
 

@@ -73,6 +73,12 @@ def test_a_run_without_a_moment_or_a_name_takes_the_jobs(loop: Loop, make_home: 
     )
 
 
+def test_a_run_without_any_name_is_refused(loop: Loop, tmp_path: Path) -> None:
+    """So that nothing is cached under no name, which every run of a recurring run with a fixed version would find."""
+    with pytest.raises(stages.StageError, match="kubeloop schedule"):
+        stages.begin(config.settings(tmp_path, tmp_path / "state"), loop.dump(), "", "", "")
+
+
 def test_a_run_learns_what_a_run_over_all_data_would_learn(
     learned: Learned, loop: Loop, repo: Path, weeks: Path, as_of: datetime, tmp_path: Path
 ) -> None:
