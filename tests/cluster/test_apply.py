@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,7 @@ from kubeloop.delivery import DeliveryError, cluster
 from kubeloop.delivery.patch import LINEAGE
 from tests.cluster.conftest import MERGE, NAME, build, meanwhile
 
+PROJECT = Path(__file__).parents[2]
 TARGET = {"apiVersion": "apps/v1", "kind": "Deployment", "name": f"{NAME}-predictor"}
 
 
@@ -244,6 +247,24 @@ def test_a_field_of_another_manager_is_left_to_it(control_plane, namespace, kser
     assert "--force-conflicts --field-manager=kubeloop" in str(error.value)
     assert kserve.service()["spec"]["predictor"]["model"]["storageUri"] == "s3://by/hand"
     assert not control_plane.kubectl("get", "hpa", "-n", namespace, "-o", "name")
+
+
+def test_a_version_that_a_person_brought_back_gives_way_to_the_next_promotion(control_plane, namespace, kserve, admin):
+    """docs/operations.md, Roll a model back: with our own field manager."""
+    with meanwhile(kserve.serve):
+        cluster.apply([build(namespace, "8")], 20, admin)
+    page = (PROJECT / "docs" / "operations.md").read_text()
+    (command,) = re.findall(r"kubectl (apply .*--field-manager=\S+ -f )served.yaml", page)
+    served = control_plane.kubectl("get", "inferenceservice", NAME, "-n", namespace, "-o", "yaml")
+    control_plane.kubectl(*command.split(), "-", input=served.replace("models/8", "models/7"))
+    assert kserve.service()["spec"]["predictor"]["model"]["storageUri"] == "s3://models/7"
+
+    def roll() -> None:
+        kserve.service("s3://models/9")
+        kserve.serve()
+
+    with meanwhile(roll):
+        assert cluster.apply([build(namespace, "9")], 20, admin).storage_uri == "s3://models/9"
 
 
 def test_deleted_meanwhile(namespace, kserve, admin):

@@ -8,6 +8,7 @@ from typing import Any
 from kubeloop import config, names
 from kubeloop.config import Loop
 from kubeloop.delivery import Applied, cluster
+from kubeloop.delivery.cluster import FIELD_MANAGER
 from kubeloop.serving import pods
 from kubeloop.serving.manifest import ModelRef, inference_service
 from tests.e2e_cluster.cluster import LOOP, PREDICTOR, kubectl, one
@@ -19,6 +20,12 @@ ISVC = "inferenceservices.serving.kserve.io"
 def service() -> dict[str, Any]:
     """Return the InferenceService."""
     return one(ISVC, LOOP)
+
+
+def written_at() -> str:
+    """Return when kubeloop wrote the InferenceService last, as Kubernetes tells it: whole seconds."""
+    found = json.loads(kubectl("get", ISVC, LOOP, "-o", "json", "--show-managed-fields"))
+    return max(str(item["time"]) for item in found["metadata"]["managedFields"] if item["manager"] == FIELD_MANAGER)
 
 
 def served() -> ModelRef:
