@@ -83,15 +83,16 @@ def test_the_example_of_a_language_model_is_accepted(
     control_plane.request("POST", path, body)
 
 
-@pytest.mark.parametrize("case", [case for case, _ in cases.services() if "laptop" not in case])
+# The chart has no runtime for "another server".
+@pytest.mark.parametrize(
+    "case", [case for case, _ in cases.services() if "laptop" not in case and "another server" not in case]
+)
 def test_what_kserve_makes_of_a_service_is_admitted(
     control_plane: ControlPlane, restricted_namespace: str, render: Render, case: str
 ) -> None:
     """Deployments, Services and autoscalers by their schemas, and each pod by Pod Security "restricted"."""
     manifest = defaulted(dict(cases.services(restricted_namespace))[case])
     runtime = manifest["spec"]["predictor"]["model"]["runtime"]
-    if runtime == "kserve-mlserver":
-        pytest.skip("the chart has no such runtime")
     control_plane.kubectl("-n", restricted_namespace, "create", "serviceaccount", "kubeloop-serving")
     spec = named(render(VALUES["everything"]), "ServingRuntime", runtime, "kubeloop")["spec"]
     for item in controller.objects(manifest, spec):

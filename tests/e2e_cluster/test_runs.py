@@ -5,7 +5,6 @@ from datetime import datetime
 
 import pytest
 
-from kubeloop.config_cluster import Pipelines
 from tests.e2e_cluster.cluster import run_of
 from tests.e2e_cluster.figures import Figures
 from tests.e2e_cluster.workspace import Workspace
@@ -18,8 +17,6 @@ LIMIT = 1 << 20
 
 @pytest.mark.parametrize("grouping", ["run", "step", "stage"])
 def test_a_run(grouping: str, workspace: Workspace, figures: Figures) -> None:
-    if "grouping" not in Pipelines.model_fields:
-        pytest.skip("pipelines.grouping is not a setting of this version")
     workspace.upgrade({"pipelines": {"grouping": grouping}})
     name = f"e2e-{grouping}-{workspace.number()}"
     found = workspace.submit("training", name)
