@@ -51,7 +51,7 @@ def steps(spec: Object, platform: Object) -> Iterator[Step]:
         component = components[task["componentRef"]["name"]]
         label = component.get("executorLabel", "")
         if not function(executors.get(label, {})):
-            raise ConfigError(f"{name} is no Python component, and cannot be grouped; write grouping: step")
+            raise ConfigError(f"{name} is not a Python component and cannot be grouped; write grouping: step")
         given = task.get("inputs", {})
         inputs = {
             kind: {key: _seen(source, outer) for key, source in given.get(kind, {}).items()}
@@ -82,13 +82,13 @@ def _condition(branch: str, outer: Object) -> tuple[Object, Any]:
     text = outer.get("triggerPolicy", {}).get("condition", "")
     match = _CONDITION.fullmatch(text)
     if not match:
-        raise ConfigError(f"{branch} is no plain condition ({text}), and cannot be grouped; write grouping: step")
+        raise ConfigError(f"{branch} is not a plain condition ({text}) and cannot be grouped; write grouping: step")
     source: Object = outer["inputs"]["parameters"][match[1]]
     return source, match[2][1:-1] if match[2][0] == "'" else json.loads(match[2])
 
 
 def output(source: Object) -> tuple[str, str] | None:
-    """Return the step and the output that a source names; None when it is no output."""
+    """Return the step and the output that a source names; None when it names none."""
     if found := source.get("taskOutputParameter"):
         return found["producerTask"], found["outputParameterKey"]
     if found := source.get("taskOutputArtifact"):
@@ -100,7 +100,7 @@ def ordered(given: Sequence[Step]) -> list[Step]:
     """Return the steps so that each comes after those it needs; where that leaves a choice, by name.
 
     Raises:
-        ConfigError: a step needs what is no step.
+        ConfigError: a step needs something that is not a step.
     """
     waiting = {step.name: step.needs for step in given}
     by_name = {step.name: step for step in given}
@@ -116,7 +116,8 @@ def ordered(given: Sequence[Step]) -> list[Step]:
                 if not needs:
                     heapq.heappush(ready, other)
     if waiting:
-        raise ConfigError(f"{', '.join(sorted(waiting))} cannot be grouped: what they need is no step")
+        names = ", ".join(sorted(waiting))
+        raise ConfigError(f"{names}: cannot be grouped, since they need what is not a step; write grouping: step")
     return found
 
 

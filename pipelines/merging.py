@@ -13,7 +13,7 @@ _LARGEST = (
     ("resourceMemoryRequest", "memoryRequest"),
     ("resourceMemoryLimit", "memoryLimit"),
 )
-"""A quantity as Kubernetes writes it, and beside it, from kfp's compiler, as a number."""
+"""A quantity as Kubernetes writes it, and, as kfp's compiler adds, as a number."""
 
 
 class Part(NamedTuple):

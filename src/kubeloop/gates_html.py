@@ -1,4 +1,4 @@
-"""Render a gate's verdict as one HTML page that needs nothing beside itself."""
+"""Render a gate's verdict as one self-contained HTML page."""
 
 from kubeloop.gates import Check, Verdict
 

@@ -14,7 +14,7 @@ OVER = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 _ATTEMPT = re.compile(r"(.+)\(\d+\)")
 _DRIVER = "-driver"
 _BRANCH = re.compile(r"root|(condition|condition-branches|for-loop|exit-handler)-\d+|iteration.*")
-"""What has a driver as well, and is no step: the pipeline itself, and what kfp calls its branches."""
+"""What has a driver as well but is not a step: the pipeline itself, and what kfp calls its branches."""
 _UNKNOWN = "RUNTIME_STATE_UNSPECIFIED"
 
 

@@ -21,7 +21,7 @@ _PLACEHOLDER = re.compile(r"\.\.\.|\bmy-bucket\b|/you\b")
 
 
 class UnfilledError(ValueError):
-    """A line that whoever installs must fill in was not."""
+    """A line that the user must fill in was left as it is."""
 
 
 @dataclass(frozen=True)

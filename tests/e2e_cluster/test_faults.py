@@ -1,6 +1,6 @@
 """Parts that are killed, and what the loop needs taken away: each ends as docs/operations.md promises.
 
-A cluster's API server, PostgreSQL and S3 are not ours to stop: whoever made the cluster names commands that do it, in
+A cluster's API server, PostgreSQL and S3 are not ours to stop: the cluster's owner names commands that do it, in
 KUBELOOP_E2E_STOP_API and KUBELOOP_E2E_START_API, and likewise _POSTGRES and _S3.
 """
 

@@ -21,7 +21,7 @@ SWITCHES = 10
 CONNECTIONS = int(os.environ.get(f"{PREFIX}CONNECTIONS", "64"))
 RATE = float(os.environ.get(f"{PREFIX}RATE", "40"))
 _AFTER_S = 25
-"""Old pods drain, and whoever kept a connection to them finds out."""
+"""Old pods drain, and clients that kept a connection to them notice."""
 
 
 @pytest.fixture(scope="module")

@@ -133,7 +133,7 @@ def _storage_uris(component: Object) -> None:
 def _implementation(component: Object, kind: str) -> None:
     """Refuse none or several servers (component.go, validateExactlyOneImplementation; predictor.go, transformer.go)."""
     found = [name for name in _PREDICTORS if component.get(name)] if kind == "PredictorSpec" else []
-    # Containers beside a framework are its sidecars.
+    # Containers next to a framework are its sidecars.
     if not found and component.get("containers"):
         found = ["containers"]
     if len(found) != 1:

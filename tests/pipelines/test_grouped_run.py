@@ -1,4 +1,4 @@
-"""Grouped pipelines, run as on a cluster, beside the same pipelines run step by step on this machine."""
+"""Grouped pipelines, run as on a cluster, and the same pipelines run step by step on this machine."""
 
 import json
 import os

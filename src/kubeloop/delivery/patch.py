@@ -91,7 +91,7 @@ def carry(source: Object, target: Object) -> Object:
 
     Only what names the version is carried over: the lineage, the address, the digest. Scaling, addresses of services
     and everything else of the target stay as they are, but for the lineage that older releases wrote on the service
-    itself: it goes, since there it replaces the transformer's pods as well. A target that is stamped is stamped anew.
+    itself: it goes, since there it replaces the transformer's pods as well. A target that is stamped gets a new stamp.
 
     Raises:
         PatchError: the target does not say with which arguments its server starts.
