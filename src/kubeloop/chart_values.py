@@ -134,7 +134,10 @@ class Monitor(Part):
     """Watches one loop; one pod a loop."""
 
     database: SecretKey = SecretKey(name="kubeloop-monitor")
-    resources: Resources = _resources("250m", "2Gi")
+    resources: Resources = Field(
+        default=_resources("250m", "1Gi"),
+        description="70 MiB at rest, and 250 while it reads and judges windows of 100,000 predictions of three features.",
+    )
     mirror_resources: Resources = _resources("50m", "256Mi")
     detector_resources: Resources = Field(
         default=_resources("250m", "1Gi"),

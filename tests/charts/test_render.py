@@ -222,7 +222,7 @@ def test_settings_of_pods(render):
     assert collector["tolerations"] == [{"key": "ml", "operator": "Exists"}]
     assert values_of(containers(trigger)["trigger"])["HTTPS_PROXY"] == "http://proxy:3128"
     monitor = containers(found[f"{RELEASE}-monitor-flight-delay"]["spec"])["monitor"]
-    assert monitor["resources"]["requests"] == {"cpu": 1, "memory": "2Gi"}
+    assert monitor["resources"]["requests"] == {"cpu": 1, "memory": "1Gi"}
     assert trigger["topologySpreadConstraints"][0]["topologyKey"] == "kubernetes.io/hostname"
 
 
