@@ -136,7 +136,7 @@ class Monitor(Part):
     database: SecretKey = SecretKey(name="kubeloop-monitor")
     resources: Resources = Field(
         default=_resources("250m", "1Gi"),
-        description="70 MiB at rest, and 250 while it reads and judges windows of 100,000 predictions of three features.",
+        description="70 MiB at rest, 250 while it reads and judges windows of 100,000 predictions of three features.",
     )
     mirror_resources: Resources = _resources("50m", "256Mi")
     detector_resources: Resources = Field(
