@@ -1,5 +1,6 @@
 """The program of a group's pod, on small steps: what it passes on, what it tries again, how it ends."""
 
+import itertools
 import json
 import os
 import signal
@@ -240,26 +241,26 @@ def test_what_only_comes_after_another_step_stays_after_it(steps: Object, tmp_pa
     assert [member.step for member in plan.members] == ["make-values", "act-upon-2", "act-upon"]
 
 
-@pytest.mark.parametrize("how", ["step", "run"])
 @pytest.mark.parametrize(
-    ("way", "said"),
+    ("how", "way", "said", "times"),
     [
-        ("error", "MLflow is away"),
-        ("killed", "its process was ended by SIGKILL; is its memory enough?"),
-        ("exit", "its process ended with status"),
+        ("step", "error", "MLflow is away", 1),
+        ("run", "error", "MLflow is away", 2),
+        ("run", "killed", "its process was ended by SIGKILL; is its memory enough?", 1),
+        ("run", "exit", "its process ended with status", 1),
     ],
 )
 def test_a_passing_error_is_tried_again_and_nothing_is_left_of_it(
-    cluster: Cluster, steps: Object, tmp_path: Path, way: str, said: str, how: str
+    cluster: Cluster, steps: Object, tmp_path: Path, way: str, said: str, how: str, times: int
 ) -> None:
-    done = run(cluster, falling(steps, tmp_path, way, times=2, retries=2, grouping=how))
+    done = run(cluster, falling(steps, tmp_path, way, times=times, retries=times, grouping=how))
     task = "whole" if how == "run" else "fall-over"
-    assert f"==== fall-over: attempt 1 of 3 failed: {said}" in done.logs[task]
-    assert "trying again in 1 s" in done.logs[task]
-    assert "trying again in 2 s" in done.logs[task], "the wait doubles"
-    first, second, third = tries(tmp_path)
-    assert second - first > 1
-    assert third - second > 2
+    assert f"==== fall-over: attempt 1 of {times + 1} failed: {said}" in done.logs[task]
+    began = tries(tmp_path)
+    assert len(began) == times + 1
+    for number, (before, after) in enumerate(itertools.pairwise(began)):
+        assert f"trying again in {2**number} s" in done.logs[task], "the wait doubles"
+        assert after - before > 2**number
     # The steps before it are not repeated.
     assert done.logs[task].count("==== make-values (1 of 2): done") == (how == "run")
 

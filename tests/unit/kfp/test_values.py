@@ -72,8 +72,9 @@ def test_a_run_shows_the_steps_that_people_know() -> None:
         start = datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC) if second else datetime(1970, 1, 1, tzinfo=UTC)
         return kfp.V2beta1PipelineTaskDetail(display_name=name, state="RUNNING", start_time=start)
 
-    plumbing = ["root", "root-driver", "executor", "train-model-driver", "condition-1", "for-loop-2", "iteration-3"]
-    tasks = [task(name, 1) for name in plumbing] + [task("later", None), task("b-step", 3), task("a-step", 2)]
+    plumbing = ["root", "root-driver", "executor", "condition-1", "condition-1-driver", "for-loop-2", "iteration-3"]
+    tasks = [task(name, 1) for name in (*plumbing, "later-driver", "b-step-driver", "a-step-driver")]
+    tasks += [task("later", None), task("b-step", 3), task("a-step", 2)]
     run = kfp_values.run(
         kfp.V2beta1Run(
             run_id="1",
