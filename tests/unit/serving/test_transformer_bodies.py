@@ -133,12 +133,12 @@ def test_a_time_beyond_the_calendar_is_refused(transformer: str, client: httpx.C
 
 def test_the_install_pages_request_is_answered(transformer: str, client: httpx.Client, project: Path) -> None:
     page = (project / "docs" / "install.md").read_text()
-    asked = re.search(r"^    departure=[^\n]*\n    curl.*?\n    END$", page, re.MULTILINE | re.DOTALL)
-    told = re.search(r"^    curl \S+collector.*?\}\"$", page, re.MULTILINE | re.DOTALL)
+    asked = re.search(r"^    departure=.*?\n    END$", page, re.MULTILINE | re.DOTALL)
+    told = re.search(r"^    curl [^\n]*:8091/ .*?\}\"$", page, re.MULTILINE | re.DOTALL)
     assert asked
     assert told
     # A reader's shell, where curl says what it would send.
-    curl = 'curl() { if [ "${@: -1}" = @- ]; then cat; else echo "${@: -1}"; fi; }'
+    curl = 'kubectl() { :; }; curl() { if [ "${@: -1}" = @- ]; then cat; else echo "${@: -1}"; fi; }'
     script = "\n".join((curl, textwrap.dedent(asked[0]), "echo ---", told[0]))
     said = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True).stdout
     body, label = map(json.loads, said.split("---\n"))

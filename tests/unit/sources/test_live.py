@@ -45,7 +45,7 @@ def now() -> datetime:
 def clean(demo: Loop, place: Settings, now: datetime, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a run of now reads, validated: how every pipeline begins."""
     folder = tmp_path_factory.mktemp("now")
-    begun = stages.begin(place, now.isoformat(), "now", "job")
+    begun = stages.begin(place, demo.dump(), now.isoformat(), "now", "job")
     stages.extract(demo, place, now, folder / "raw", begun.snapshot)
     stages.validate_raw(demo, place, folder / "raw", now, begun.run, folder / "clean", folder / "page.html")
     return folder / "clean"
@@ -65,7 +65,9 @@ def test_submit_materialize_passes_and_fills_the_store_with_what_is_fresh_now(
         "sched_dep": [(now + HOUR).isoformat()],
     }
     found = online.read({**keys, "distance": [1400.0], "sched_minutes": [227.0]}, at=now)
-    assert {name for name, value in found.items() if value[0] is None} <= {"origin_late_1h", "pressure"}
+    # At night nothing has departed for hours, and the weather station leaves the pressure out at times.
+    hours = {"origin_late_1h", "origin_late_3h", "origin_cancelled_3h"}
+    assert {name for name, value in found.items() if value[0] is None} <= hours | {"pressure"}
 
 
 @pytest.mark.timeout(900)  # the whole of the demo's window
@@ -92,10 +94,11 @@ def test_submit_passes_validation_and_trains_what_the_gate_lets_through(
         datetime(2028, 2, 29, 23, 5, tzinfo=UTC),
     ],
 )
-def test_the_hourly_run_passes_at_any_date(loop: Loop, place: Settings, moment: datetime, tmp_path: Path) -> None:
-    stages.extract(loop, place, moment, tmp_path / "raw")
+def test_the_hourly_run_passes_at_any_date(demo: Loop, place: Settings, moment: datetime, tmp_path: Path) -> None:
+    # Over the whole of the demo's window: in nine days, one without weather records is too many.
+    stages.extract(demo, place, moment, tmp_path / "raw")
     stages.validate_raw(
-        loop, place, tmp_path / "raw", moment, "x", tmp_path / "clean", tmp_path / "page.html"
+        demo, place, tmp_path / "raw", moment, "x", tmp_path / "clean", tmp_path / "page.html"
     )  # raises what it finds
 
 
