@@ -31,6 +31,7 @@ from tests.e2e_cluster.workspace import Workspace
 pytestmark = pytest.mark.timeout(3000)
 
 REST_S = 60
+BETTER = {"n_estimators": 80, "num_leaves": 31}
 
 
 def runs() -> list[dict[str, Any]]:
@@ -44,9 +45,11 @@ def seconds(text: str) -> float:
 
 
 def test_the_recurring_run_is_scheduled() -> None:
-    found = get("scheduledworkflows.kubeflow.org", namespace=KUBEFLOW)
-    assert [item["spec"]["trigger"]["cronSchedule"]["cron"] for item in found] == ["0 5 * * * *"]
-    assert all(item["spec"]["enabled"] for item in found)
+    made = get("scheduledworkflows.kubeflow.org", namespace=KUBEFLOW)
+    # Kubeflow calls it by the loop and the schedule, and numbers it.
+    (found,) = (item["spec"] for item in made if item["metadata"].get("generateName") == f"{LOOP}-hourly")
+    assert found["enabled"]
+    assert found["trigger"]["cronSchedule"]["cron"] == "0 5 * * * *"
 
 
 def test_the_first_version_is_served(workspace: Workspace) -> None:
@@ -81,9 +84,15 @@ def test_at_rest_nothing_is_logged_and_memory_is_known(figures: Figures) -> None
     assert junk == 0
 
 
+def turned_down(number: int) -> None:
+    """Fail if a run has ended in another way than with a promotion."""
+    run = runs()[number]
+    assert run["outcome"] in (None, "promoted"), run["detail"]
+
+
 def test_an_upgrade_rolls_out_a_better_recipe(workspace: Workspace) -> None:
-    workspace.upgrade({"training": {"parameters": {"n_estimators": 150}}})
-    assert models.installed(workspace).training.parameters == {"n_estimators": 150}
+    workspace.upgrade({"training": {"parameters": BETTER}})
+    assert models.installed(workspace).training.parameters == BETTER
     assert models.served().version == "1"
 
 
@@ -101,7 +110,7 @@ def test_drift_starts_one_retrain_and_its_model_takes_the_traffic(
             "drift to a running retrain, s", "from the end of the window", started - seconds(episode["opened_at"])
         )
         figures.note("drift to a running retrain, s", "from the first drifted request", started - begun)
-        until(lambda: models.served().version == "2", "version 2 is promoted", 1800, 0.5)
+        until(lambda: models.served().version == "2" or turned_down(before), "version 2 is promoted", 1800, 0.5)
         promoted = max(
             seconds(item["time"])
             for item in models.service()["metadata"]["managedFields"]
