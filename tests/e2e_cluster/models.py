@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 
 from kubeloop import config, names
@@ -19,6 +20,12 @@ ISVC = "inferenceservices.serving.kserve.io"
 def service() -> dict[str, Any]:
     """Return the InferenceService."""
     return one(ISVC, LOOP)
+
+
+def written() -> float:
+    """Return when the pipelines changed the InferenceService last, in seconds since 1970 by the API server's clock."""
+    fields = json.loads(kubectl("get", ISVC, LOOP, "-o", "json", "--show-managed-fields"))["metadata"]["managedFields"]
+    return max(datetime.fromisoformat(item["time"]).timestamp() for item in fields if item["manager"] == "kubeloop")
 
 
 def served() -> ModelRef:

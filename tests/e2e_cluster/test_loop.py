@@ -111,11 +111,7 @@ def test_drift_starts_one_retrain_and_its_model_takes_the_traffic(
         )
         figures.note("drift to a running retrain, s", "from the first drifted request", started - begun)
         until(lambda: models.served().version == "2" or turned_down(before), "version 2 is promoted", 1800, 0.5)
-        promoted = max(
-            seconds(item["time"])
-            for item in models.service()["metadata"]["managedFields"]
-            if item["manager"] == "kubeloop"
-        )
+        promoted = models.written()
         first = until(lambda: traffic.first("2"), "version 2 answers", 600)
         figures.note("promotion to the first answer, s", "of the new version", max(0.0, first - promoted))
         until(lambda: runs()[before]["outcome"], "the trigger knows the outcome", 300)
@@ -129,6 +125,7 @@ def test_drift_starts_one_retrain_and_its_model_takes_the_traffic(
 def test_a_canary_serves_next_to_the_champion(client: Client, workspace: Workspace, figures: Figures) -> None:
     older, newer = models.known(workspace)[-2:]
     loop = models.installed(workspace)
+    models.serve(loop, newer)
     with client.traffic(connections=32, rate=20) as traffic:
         models.serve(loop, newer, canary=older, percent=30)
         gateway = models.gateway()
@@ -157,7 +154,7 @@ def test_a_promotion_is_taken_back_by_hand(client: Client, workspace: Workspace,
     edited = edited.replace(f"--version={newer.version}", f"--version={older.version}")
     edited = edited.replace(f'"{names.VERSION}": "{newer.version}"', f'"{names.VERSION}": "{older.version}"')
     with client.traffic(connections=32, rate=20) as traffic:
-        kubectl("replace", "-f", "-", input=edited)
+        kubectl("apply", "--server-side", "--force-conflicts", "--field-manager=kubeloop", "-f", "-", input=edited)
         until(lambda: traffic.first(older.version), "the older version answers", 300)
         with forwarded(f"{NAMESPACE}-mlflow") as mlflow:
             point = {"name": LOOP, "alias": "champion", "version": older.version}
