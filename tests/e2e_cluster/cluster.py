@@ -118,7 +118,7 @@ def forwarded(service: str, port: int = 80, namespace: str = NAMESPACE) -> Itera
                 process.kill()
                 said = process.stderr.read() if process.stderr else ""
                 raise ClusterError(f"port-forward of {service}: {line}{said}")
-            with httpx.Client(base_url=f"http://127.0.0.1:{match[1]}", timeout=30) as client:
+            with httpx.Client(base_url=f"http://localhost:{match[1]}", timeout=30) as client:
                 yield client
         finally:
             process.kill()

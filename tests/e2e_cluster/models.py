@@ -3,12 +3,12 @@
 import json
 import re
 from dataclasses import asdict
+from datetime import datetime
 from typing import Any
 
 from kubeloop import config, names
 from kubeloop.config import Loop
 from kubeloop.delivery import Applied, cluster
-from kubeloop.delivery.cluster import FIELD_MANAGER
 from kubeloop.serving import pods
 from kubeloop.serving.manifest import ModelRef, inference_service
 from tests.e2e_cluster.cluster import LOOP, PREDICTOR, kubectl, one
@@ -22,10 +22,10 @@ def service() -> dict[str, Any]:
     return one(ISVC, LOOP)
 
 
-def written_at() -> str:
-    """Return when kubeloop wrote the InferenceService last, as Kubernetes tells it: whole seconds."""
-    found = json.loads(kubectl("get", ISVC, LOOP, "-o", "json", "--show-managed-fields"))
-    return max(str(item["time"]) for item in found["metadata"]["managedFields"] if item["manager"] == FIELD_MANAGER)
+def written() -> float:
+    """Return when the pipelines changed the InferenceService last, in seconds since 1970 by the API server's clock."""
+    fields = json.loads(kubectl("get", ISVC, LOOP, "-o", "json", "--show-managed-fields"))["metadata"]["managedFields"]
+    return max(datetime.fromisoformat(item["time"]).timestamp() for item in fields if item["manager"] == "kubeloop")
 
 
 def served() -> ModelRef:

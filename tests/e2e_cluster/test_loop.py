@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from kubeloop import names
-from kubeloop.delivery.cluster import FIELD_MANAGER
 from tests.e2e_cluster import inventory, models
 from tests.e2e_cluster.cluster import (
     COLLECTOR,
@@ -32,6 +31,7 @@ from tests.e2e_cluster.workspace import Workspace
 pytestmark = pytest.mark.timeout(3000)
 
 REST_S = 60
+BETTER = {"n_estimators": 80, "num_leaves": 31}
 
 
 def runs() -> list[dict[str, Any]]:
@@ -45,9 +45,11 @@ def seconds(text: str) -> float:
 
 
 def test_the_recurring_run_is_scheduled() -> None:
-    found = get("scheduledworkflows.kubeflow.org", namespace=KUBEFLOW)
-    assert [item["spec"]["trigger"]["cronSchedule"]["cron"] for item in found] == ["0 5 * * * *"]
-    assert all(item["spec"]["enabled"] for item in found)
+    made = get("scheduledworkflows.kubeflow.org", namespace=KUBEFLOW)
+    # Kubeflow calls it by the loop and the schedule, and numbers it.
+    (found,) = (item["spec"] for item in made if item["metadata"].get("generateName") == f"{LOOP}-hourly")
+    assert found["enabled"]
+    assert found["trigger"]["cronSchedule"]["cron"] == "0 5 * * * *"
 
 
 def test_the_first_version_is_served(workspace: Workspace) -> None:
@@ -82,9 +84,15 @@ def test_at_rest_nothing_is_logged_and_memory_is_known(figures: Figures) -> None
     assert junk == 0
 
 
+def turned_down(number: int) -> None:
+    """Fail if a run has ended in another way than with a promotion."""
+    run = runs()[number]
+    assert run["outcome"] in (None, "promoted"), run["detail"]
+
+
 def test_an_upgrade_rolls_out_a_better_recipe(workspace: Workspace) -> None:
-    workspace.upgrade({"training": {"parameters": {"n_estimators": 150}}})
-    assert models.installed(workspace).training.parameters == {"n_estimators": 150}
+    workspace.upgrade({"training": {"parameters": BETTER}})
+    assert models.installed(workspace).training.parameters == BETTER
     assert models.served().version == "1"
 
 
@@ -102,8 +110,8 @@ def test_drift_starts_one_retrain_and_its_model_takes_the_traffic(
             "drift to a running retrain, s", "from the end of the window", started - seconds(episode["opened_at"])
         )
         figures.note("drift to a running retrain, s", "from the first drifted request", started - begun)
-        until(lambda: models.served().version == "2", "version 2 is promoted", 1800, 0.5)
-        promoted = seconds(models.written_at())
+        until(lambda: models.served().version == "2" or turned_down(before), "version 2 is promoted", 1800, 0.5)
+        promoted = models.written()
         first = until(lambda: traffic.first("2"), "version 2 answers", 600)
         figures.note("promotion to the first answer, s", "of the new version", max(0.0, first - promoted))
         until(lambda: runs()[before]["outcome"], "the trigger knows the outcome", 300)
@@ -117,6 +125,7 @@ def test_drift_starts_one_retrain_and_its_model_takes_the_traffic(
 def test_a_canary_serves_next_to_the_champion(client: Client, workspace: Workspace, figures: Figures) -> None:
     older, newer = models.known(workspace)[-2:]
     loop = models.installed(workspace)
+    models.serve(loop, newer)
     with client.traffic(connections=32, rate=20) as traffic:
         models.serve(loop, newer, canary=older, percent=30)
         gateway = models.gateway()
@@ -145,8 +154,7 @@ def test_a_promotion_is_taken_back_by_hand(client: Client, workspace: Workspace,
     edited = edited.replace(f"--version={newer.version}", f"--version={older.version}")
     edited = edited.replace(f'"{names.VERSION}": "{newer.version}"', f'"{names.VERSION}": "{older.version}"')
     with client.traffic(connections=32, rate=20) as traffic:
-        ours = ("--server-side", "--force-conflicts", f"--field-manager={FIELD_MANAGER}")
-        kubectl("apply", *ours, "-f", "-", input=edited)
+        kubectl("apply", "--server-side", "--force-conflicts", "--field-manager=kubeloop", "-f", "-", input=edited)
         until(lambda: traffic.first(older.version), "the older version answers", 300)
         with forwarded(f"{NAMESPACE}-mlflow") as mlflow:
             point = {"name": LOOP, "alias": "champion", "version": older.version}
