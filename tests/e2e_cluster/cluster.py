@@ -101,6 +101,16 @@ def pods(selector: str, namespace: str = NAMESPACE) -> list[str]:
     return [item["name"] for item in sorted(running, key=lambda item: str(item["creationTimestamp"]))]
 
 
+def ready(selector: str, namespace: str = NAMESPACE) -> list[str]:
+    """Return the names of the pods that are ready and were not told to end."""
+    return [
+        pod["metadata"]["name"]
+        for pod in get("pods", selector, namespace)
+        if "deletionTimestamp" not in pod["metadata"]
+        and any(item["type"] == "Ready" and item["status"] == "True" for item in pod["status"].get("conditions", ()))
+    ]
+
+
 def component(name: str) -> str:
     """Return the selector of the loop's `predictor` or `transformer` pods."""
     return f"{SERVICE}={LOOP},component={name}"

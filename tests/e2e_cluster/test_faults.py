@@ -22,12 +22,14 @@ from tests.e2e_cluster.cluster import (
     MONITOR,
     OURS,
     TRIGGER,
+    TRIGGERS,
     ask,
     component,
     forwarded,
     get,
     kubectl,
     pods,
+    ready,
     rolled_out,
     run_of,
     until,
@@ -94,7 +96,7 @@ def test_a_trigger_is_killed_and_one_run_goes_on(workspace: Workspace) -> None:
         return next(item for item in ask(TRIGGER)["runs"] if item["episode"] == episode)
 
     found = until(lambda: (now := run())["status"] == "running" and now, "the run is running", 300)
-    (holder,) = (pod for pod in pods(f"{OURS},app.kubernetes.io/component=trigger") if pod in found["holder"])
+    (holder,) = (pod for pod in pods(TRIGGERS) if pod in found["holder"])
     killed(holder, "kubeloop")
     until(lambda: run()["holder"] not in (found["holder"], None), "another trigger takes over", 180)
     assert drift(episode) == 202, "the same event again"
@@ -121,8 +123,7 @@ def test_the_only_predictor_is_killed(client: Client, figures: Figures) -> None:
     (victim,) = pods(component("predictor"))
     with client.traffic(connections=32, rate=20) as traffic:
         killed(victim, "kubeloop")
-        until(lambda: (now := pods(component("predictor"))) and victim not in now, "another is made", 180)
-        kubectl("wait", "--for=condition=Ready", "pod", "-l", component("predictor"), "--timeout=180s")
+        until(lambda: (now := ready(component("predictor"))) and victim not in now, "another is ready", 240)
         answered = traffic.answers
         until(lambda: traffic.answers > answered + 50, "it answers again")
         # From here on nothing may fail any more.
@@ -180,9 +181,9 @@ def test_postgresql_is_away(client: Client, workspace: Workspace) -> None:
     with client.traffic(connections=32, rate=20) as traffic, contextlib.ExitStack() as stack:
         stack.enter_context(away("POSTGRES"))
         time.sleep(AWAY_S)
-        assert ready("trigger") == []
+        assert ready(TRIGGERS) == []
         stack.close()
-        until(lambda: ready("trigger"), "a trigger is ready again", 180)
+        until(lambda: ready(TRIGGERS), "a trigger is ready again", 180)
         assert drift(episode) == 202
         time.sleep(5)
     assert traffic.last["failed"] == 0, traffic.last["kinds"]
@@ -205,12 +206,3 @@ def test_s3_is_away(client: Client) -> None:
     caught_up()
     rolled_out()
     assert inventory.restarts(OURS) == before, "nothing has to be restarted afterwards"
-
-
-def ready(part: str) -> list[str]:
-    """Return the pods of a part that are ready."""
-    return [
-        pod["metadata"]["name"]
-        for pod in get("pods", f"{OURS},app.kubernetes.io/component={part}")
-        if any(item["type"] == "Ready" and item["status"] == "True" for item in pod["status"].get("conditions", ()))
-    ]

@@ -9,7 +9,7 @@ import pytest
 from kubeloop.config import Loop
 from kubeloop.serving.manifest import ModelRef
 from tests.e2e_cluster import models
-from tests.e2e_cluster.cluster import NAMESPACE, component, kubectl, pods, until
+from tests.e2e_cluster.cluster import NAMESPACE, component, kubectl, pods, ready, until
 from tests.e2e_cluster.figures import Figures
 from tests.e2e_cluster.page import PREFIX
 from tests.e2e_cluster.traffic import Client, Traffic
@@ -64,8 +64,7 @@ def two(loop: Loop, versions: tuple[ModelRef, ModelRef]) -> None:
     """Two pods of each component, so that one can go."""
     models.serve(loop, versions[1], replicas=(2, 2))
     for name in ("predictor", "transformer"):
-        until(lambda: len(pods(component(name))) == 2, f"two {name}s", 300)  # noqa: B023
-        kubectl("wait", "--for=condition=Ready", "pod", "-l", component(name), "--timeout=180s")
+        until(lambda: len(ready(component(name))) == 2, f"two {name}s", 300)  # noqa: B023
 
 
 @pytest.mark.parametrize("part", ["predictor", "transformer"])
@@ -83,8 +82,7 @@ def test_a_pod_is_replaced(part: str, way: str, client: Client, two: None, figur
             }
             path = f"/api/v1/namespaces/{NAMESPACE}/pods/{gone}/eviction"
             kubectl("create", "--raw", path, "-f", "-", input=json.dumps(eviction))
-        until(lambda: gone not in (now := pods(component(part))) and len(now) == 2, "another takes its place", 180)
-        kubectl("wait", "--for=condition=Ready", "pod", "-l", component(part), "--timeout=180s")
+        until(lambda: gone not in (now := ready(component(part))) and len(now) == 2, "another takes its place", 300)
         time.sleep(_AFTER_S)
     assert lost(figures, f"{part} {way}, one of two", traffic) == 0, traffic.last["kinds"]
 
