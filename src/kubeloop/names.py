@@ -1,4 +1,4 @@
-"""Every Kubernetes name, label and annotation, and every CloudEvent type, in one place."""
+"""Every Kubernetes name, label and annotation, every CloudEvent type, and what else parts must agree on, in one place."""
 
 LABEL_DOMAIN = "kubeloop.io"
 
@@ -71,3 +71,6 @@ def labels(service: str, component: str) -> dict[str, str]:
 def model_format() -> dict[str, str]:
     """Return the `modelFormat` that selects our runtime."""
     return {"name": "onnx", "version": "1"}
+
+IDLE_CONNECTION_S = 4.0
+"""Seconds that a transformer keeps an idle connection to a predictor, which must go on listening for longer than that."""

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 from kubeloop import names
 from kubeloop.delivery import DeliveryError, cluster
@@ -244,9 +245,30 @@ def test_a_field_of_another_manager_is_left_to_it(control_plane, namespace, kser
     with pytest.raises(DeliveryError) as error:
         cluster.apply([build(namespace, "8"), hpa(namespace)], 20, admin)
     assert ".spec.predictor.model.storageUri is owned by kubectl-edit" in str(error.value)
-    assert "--force-conflicts --field-manager=kubeloop" in str(error.value)
+    (section,) = re.findall(r'docs/operations.md says under "(.+)"', str(error.value))
     assert kserve.service()["spec"]["predictor"]["model"]["storageUri"] == "s3://by/hand"
     assert not control_plane.kubectl("get", "hpa", "-n", namespace, "-o", "name")
+    hand_over(control_plane, namespace, section, "kubectl-edit")
+    assert kserve.service()["spec"]["predictor"]["model"]["storageUri"] == "s3://by/hand"
+
+    def roll() -> None:
+        kserve.service("s3://models/8")
+        kserve.serve()
+
+    with meanwhile(roll):
+        assert cluster.apply([build(namespace, "8")], 20, admin).storage_uri == "s3://models/8"
+
+
+def hand_over(control_plane, namespace: str, section: str, manager: str) -> None:
+    """Do what docs/operations.md says, with an editor that deletes the entries of a manager."""
+    text = (PROJECT / "docs" / "operations.md").read_text().partition(f"## {section}\n")[2].partition("\n## ")[0]
+    read, write = re.findall(r"^    kubectl (.+?)(?: > served.yaml)?$", text, re.MULTILINE)
+    read = read.replace("-n kubeloop", f"-n {namespace}").replace("flight-delay", NAME)
+    found = yaml.safe_load(control_plane.kubectl(*read.split()))
+    fields = found["metadata"]["managedFields"]
+    found["metadata"]["managedFields"] = [item for item in fields if item["manager"] != manager]
+    assert found["metadata"]["managedFields"] != fields
+    control_plane.kubectl(*write.replace("served.yaml", "-").split(), input=yaml.safe_dump(found))
 
 
 def test_a_version_that_a_person_brought_back_gives_way_to_the_next_promotion(control_plane, namespace, kserve, admin):

@@ -310,7 +310,7 @@ def _refusal(error: kubernetes.ApiException, what: str) -> Exception:
             owners = "; ".join(f"{c['field']} is owned by {_owner(c['message'])}" for c in conflicts)
             text = (
                 f"{what} has fields that another field manager set: {owners}; take them out there, or hand them over "
-                f"with `kubectl apply --server-side --force-conflicts --field-manager={FIELD_MANAGER}`"
+                f'as docs/operations.md says under "Hand fields over"'
             )
         case 409:
             return _RaceError(message)

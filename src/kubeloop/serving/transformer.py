@@ -16,6 +16,7 @@ from uuid import uuid4
 import orjson
 from prometheus_client import Counter
 
+from kubeloop import names
 from kubeloop.serving import oip
 from kubeloop.serving.http import App, Limits, Metrics, Request, Response, add_arguments, limits_of
 from kubeloop.serving.process import Server, log_to_stderr, run
@@ -26,9 +27,6 @@ log = logging.getLogger("kubeloop.serving")
 
 _TRIES = 3
 _PROBE_S = 2.0
-# Shorter than a predictor drains (`delivery.drain_s`): its pod, whose name is gone from the Service, ends only when no
-# connection of ours can be open that was not told to leave.
-_IDLE_S = 4.0
 _CONNECTIONS = 256
 # What a kubelet sends to KServe's agent. The agent answers it by its own health check, 503 once it drains, and does not
 # log it as a payload, which it does with every other request (kserve, pkg/logger/handler.go; knative.dev/pkg,
@@ -118,7 +116,7 @@ class Transformer:
             registry=metrics.registry,
         )
         self._missing = {spec.name: missing.labels(spec.name) for spec in self._features}
-        self._client = Client(_IDLE_S)
+        self._client = Client(names.IDLE_CONNECTION_S)
         self._connections = asyncio.Semaphore(_CONNECTIONS)
 
     async def start(self) -> None:

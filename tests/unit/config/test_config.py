@@ -203,6 +203,7 @@ def test_a_refusal_names_the_setting(setting: str, value: Any) -> None:
         ({"autoscaling": {"min_replicas": -1}}, "min_replicas: .* greater than or equal to 1"),
         ({"autoscaling": {"min_replicas": 5}}, "min_replicas cannot exceed max_replicas"),
         ({"applier": "gitops"}, "write its address"),
+        ({"applier": "cluster", "drain_s": 4}, "a transformer keeps an idle connection for 4 s; write more than that"),
     ],
 )
 def test_what_a_cluster_could_not_run_is_refused(delivery: dict[str, Any], message: str) -> None:

@@ -32,7 +32,7 @@ def loop(delivery: dict[str, Any], **sections: Any) -> Loop:
         "name": "flights",
         "source": {"tables": {"events": {"available_at": "at"}}},
         "features": {"service": "flights_v1"},
-        "delivery": {"namespace": "ml", "drain_s": 3, "applier": "cluster"} | delivery,
+        "delivery": {"namespace": "ml", "drain_s": 6, "applier": "cluster"} | delivery,
         "pipelines": {"images": {"core": "registry.example/core:1.2", "pull_secrets": ["registry"]}},
         "serving": {"timeout_s": 1.5},
     }
@@ -86,7 +86,7 @@ def test_every_pod_is_unprivileged_spread_and_named(name: str) -> None:
     for constraint in part["topologySpreadConstraints"]:
         assert constraint["labelSelector"]["matchLabels"].items() <= part["labels"].items()
     # A request that came just before the longest drain ended is still answered.
-    assert part["terminationGracePeriodSeconds"] == 3 * 3 + 2 + 1
+    assert part["terminationGracePeriodSeconds"] == 3 * 6 + 2 + 1
 
 
 def test_the_transformer_is_least_privileged_and_finds_the_shared_store() -> None:
@@ -122,7 +122,7 @@ def test_a_gpu_is_asked_for_where_it_is_wanted() -> None:
 
 
 IDENTITY = ["--name=flights", "--version=7", f"--sha256={V1.sha256}"]
-OURS = [*IDENTITY, "--max-body-bytes=16777216", "--max-rows=10000", "--timeout-s=1.5", "--drain-s=3"]
+OURS = [*IDENTITY, "--max-body-bytes=16777216", "--max-rows=10000", "--timeout-s=1.5", "--drain-s=6"]
 
 
 @pytest.mark.parametrize(
