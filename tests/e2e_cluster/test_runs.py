@@ -28,7 +28,8 @@ def test_a_run(grouping: str, workspace: Workspace, figures: Figures) -> None:
     size = len(json.dumps(workflow["status"], separators=(",", ":")))
     figures.note("bytes of a workflow's status", f"grouping: {grouping}", size)
     assert "compressedNodes" not in workflow["status"]
-    assert size < LIMIT / 2
+    # A pod for each step costs six copies of what its driver puts out; half of the limit is for what is the default.
+    assert size < LIMIT * (0.6 if grouping == "step" else 0.5)
     wrong = [
         step for step in found["steps"] if "driver" in step["name"] or "(" in step["name"] or step["name"] == "root"
     ]
