@@ -99,8 +99,8 @@ class SchemaError(BrokenSchemaError):
             else "start the newer kubeloop, or restore the database from before its upgrade"
         )
         super().__init__(
-            f"the {schema.name}'s database ({schema.variable}) has schema {found}, this kubeloop has {schema.revision}: "
-            f"{advice}"
+            f"the {schema.name}'s database ({schema.variable}) has schema {found}, this kubeloop has "
+            f"{schema.revision}: {advice}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What Alembic runs for every migration; `kubeloop.migrations` gives it the connection, whose transaction is its own."""
+"""What Alembic runs for every migration, on the connection and in the transaction of `kubeloop.migrations`."""
 
 from alembic import context
 
