@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
 from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
 
 from kubeloop import cli_submit, errors, submission
+from kubeloop.cli import app
 from kubeloop.config import Loop
 from kubeloop.kfp_api import Api
 
 NAME = "by-hand-1"
-APP = "import typer; from kubeloop import cli_submit; app = typer.Typer(); cli_submit.register(app); app()"
+APP = "from kubeloop.cli import main; main()"
 
 
 @pytest.fixture
@@ -39,8 +39,6 @@ def home(server: Any, case: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def kubeloop(home: Path) -> Callable[..., Result]:
-    app = typer.Typer()
-    cli_submit.register(app)
 
     def run(*arguments: str) -> Result:
         return CliRunner().invoke(app, [*arguments, "-C", str(home)])
