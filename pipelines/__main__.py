@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from kubeloop import config
+from kubeloop import config, errors
 from kubeloop.config_cluster import Pipelines, StepSettings
 
 NAMES = ("training", "materialize", "batch-scoring", "backfill")
@@ -28,13 +28,9 @@ def main() -> int:
         command.add_argument("--loop", type=Path, default=Path("loop.yaml"), help="the use case (default: loop.yaml)")
     running.add_argument("--state", type=Path, help="state folder (default: .kubeloop beside loop.yaml)")
     options = parser.parse_args()
-    try:
+    with errors.program():
         loop = config.load(options.loop)
-        if options.command == "compile":
-            return _compile(loop, options)
-    except config.ConfigError as error:
-        parser.exit(1, f"{error}\n")
-    return _run(loop, options)
+        return _compile(loop, options) if options.command == "compile" else _run(loop, options)
 
 
 def _compile(loop: config.Loop, options: argparse.Namespace) -> int:

@@ -1,28 +1,22 @@
 """Run a pipeline on this machine with kfp's local runner, and keep a report of it that survives a kill."""
 
 import contextlib
-import io
-import itertools
 import json
 import os
-import re
 import signal
 import sys
-import textwrap
-from collections import deque
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from kfp import local
 from kfp.dsl.base_component import BaseComponent
 
-from kubeloop import failures
 from kubeloop.config import Settings
+from kubeloop.errors import KubeloopError
+from kubeloop.failures import Failure
 from pipelines import warm
-
-_LOG_LINE = re.compile(r"\s*(\d\d:\d\d:\d\d\.\d+ - |---)")
 
 
 def run(pipeline: BaseComponent, arguments: Mapping[str, Any], *, name: str, settings: Settings) -> dict[str, Any]:
@@ -32,7 +26,7 @@ def run(pipeline: BaseComponent, arguments: Mapping[str, Any], *, name: str, set
     folder holds the state at any moment, written in one piece.
 
     Raises:
-        Exception: whatever stopped the pipeline, after `run.json` has said so.
+        RunError: a step failed, or could not be run; `run.json` has said so.
     """
     folder = settings.runs / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +42,7 @@ def run(pipeline: BaseComponent, arguments: Mapping[str, Any], *, name: str, set
     }
     _write(folder, report)
     signal.signal(signal.SIGTERM, _interrupt)
-    output = _Remember(sys.stdout)
+    told: list[Failure] = []
     try:
         local.init(
             local.SubprocessRunner(use_venv=False),
@@ -57,22 +51,35 @@ def run(pipeline: BaseComponent, arguments: Mapping[str, Any], *, name: str, set
             enable_caching=True,
             raise_on_error=True,
         )
-        with contextlib.redirect_stdout(output), _executable():
+        with _executable(told):
             result = dict(pipeline(**arguments).outputs)
-    except BaseException as error:
-        kind, message = output.reason()
-        if isinstance(error, KeyboardInterrupt):
-            kind, message = "", "interrupted"
-        failed = {"status": "failed", "error": message or str(error), "final": kind in failures.LASTING}
-        _write(folder, report | failed | {"finished_at": _now()})
+    except KeyboardInterrupt:
+        _write(folder, report | _failed(Failure("interrupted", lasting=False)))
         raise
+    except BaseException as error:
+        # kfp says which step failed, and the step itself said why.
+        failure = told[0] if told else Failure.of(error)
+        _write(folder, report | _failed(failure))
+        raise RunError(failure) from error
     _write(folder, report | {"status": "succeeded", "result": result, "finished_at": _now()})
     return result
 
 
+class RunError(KubeloopError):
+    """The run failed; whether it would again is what its step said."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.error)
+        self.lasting = failure.lasting
+
+
 @contextlib.contextmanager
-def _executable() -> Iterator[None]:
-    """Have kfp, which runs each step with this program's interpreter, run it with a warm one."""
+def _executable(told: list[Failure]) -> Iterator[None]:
+    """Have kfp, which runs each step with this program's interpreter, run it with a warm one.
+
+    Args:
+        told: gets the error that ended a step, if one did.
+    """
     cold = sys.executable
     with warm.interpreter() as stand_in:
         sys.executable = stand_in
@@ -80,42 +87,17 @@ def _executable() -> Iterator[None]:
             yield
         finally:
             sys.executable = cold
+            said = Path(stand_in).with_name(warm.FAILURE)
+            if said.is_file():
+                told.append(Failure.parse(said.read_text()))
+
+
+def _failed(failure: Failure) -> dict[str, Any]:
+    return {"status": "failed", "error": failure.error, "lasting": failure.lasting, "finished_at": _now()}
 
 
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-class _Remember(io.TextIOBase):
-    """Pass a stream on and remember its end: a step's reason to fail is only in what it printed."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._lines: deque[str] = deque(maxlen=500)
-
-    def write(self, text: str) -> int:
-        """Pass text on."""
-        self._lines.extend(text.splitlines())
-        return self._stream.write(text)
-
-    def flush(self) -> None:
-        """Pass on what is buffered."""
-        self._stream.flush()
-
-    def reason(self) -> tuple[str, str]:
-        """Return the class and the message of the last exception printed; both are empty when there was none."""
-        lines = textwrap.dedent("\n".join(line for line in self._lines if line.strip())).splitlines()
-        starts = [number for number, line in enumerate(lines) if line.strip().startswith("Traceback (most recent")]
-        if not starts:
-            return "", ""
-        indent = lines[starts[-1]].index("T")
-        block = [line[indent:] for line in lines[starts[-1] + 1 :]]
-        first = next((number for number, line in enumerate(block) if line and not line[0].isspace()), len(block))
-        rest = list(itertools.takewhile(lambda line: not _LOG_LINE.match(line), block[first:]))
-        if not rest:
-            return "", ""
-        kind, _, message = rest[0].partition(": ")
-        return kind.rpartition(".")[2], "\n".join([message or rest[0], *rest[1:]]).strip()
 
 
 def _now() -> str:

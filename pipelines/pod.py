@@ -2,7 +2,7 @@
 
 Each attempt of a step is a process of its own, so that memory goes back and a step that is killed can be tried again.
 An error that is not lasting is tried again as loop.yaml says: Argo repeats a pod only if its node is lost. What the
-last attempt fails with is put into the bucket, for the trigger.
+last attempt fails with is put into the bucket, for the trigger; the exit codes are those of kubeloop/errors.py.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from typing import Any
 
 from kfp.dsl.executor import Executor
 
-from kubeloop import config, failures
+from kubeloop import config, errors, failures
 from kubeloop.delivery.processes import die_with_parent
 from kubeloop.failures import Failure
 from pipelines.exchange import Exchange
@@ -76,7 +76,7 @@ def run(plan: Plan, exchange: Exchange) -> int:
         if failure:
             _say(f"{title}: failed after {took:.1f} s: {failure.error}")
             failures.tell(config.settings(), failure)
-            return 1
+            return errors.LASTING if failure.lasting else errors.PASSING
         _say(f"{title}: done in {took:.1f} s")
     exchange.finish()
     return 0
@@ -87,7 +87,7 @@ def _persist(member: Member, exchange: Exchange) -> Failure | None:
     with exchange.traces(member) as clear:
         for attempt in range(1, member.retries + 2):
             failure = _attempt(member, exchange)
-            if failure is None or failure.final or attempt > member.retries:
+            if failure is None or failure.lasting or attempt > member.retries:
                 return failure
             pause = min(member.backoff_s * 2 ** (attempt - 1), LONGEST_PAUSE_S)
             _say(
@@ -112,13 +112,13 @@ def _attempt(member: Member, exchange: Exchange) -> Failure | None:
             _become(member, given, word, parent)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if word.is_file():
-            return Failure(**json.loads(word.read_text()), step=member.step)
+            return Failure.parse(word.read_text())
         if status < 0:
             name = signal.Signals(-status).name
             hint = "; is its memory enough?" if -status == signal.SIGKILL else ""
-            return Failure(f"its process was ended by {name}{hint}", final=False, step=member.step)
+            return Failure(f"its process was ended by {name}{hint}", lasting=False, step=member.step)
         if status:
-            return Failure(f"its process ended with status {status}", final=False, step=member.step)
+            return Failure(f"its process ended with status {status}", lasting=False, step=member.step)
         exchange.take(member, json.loads(output.read_text()))
     return None
 
@@ -134,7 +134,7 @@ def _become(member: Member, given: dict[str, Any], word: Path, parent: int) -> N
         status = 0
     except Exception as error:  # noqa: BLE001 - the parent decides about another attempt
         traceback.print_exc()
-        word.write_text(json.dumps({"error": str(error) or type(error).__name__, "final": failures.lasting(error)}))
+        word.write_text(Failure.of(error, member.step).dump())
     except BaseException:  # noqa: BLE001 - as the interpreter does at the end of a program
         traceback.print_exc()
     finally:

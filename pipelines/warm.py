@@ -21,7 +21,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from kubeloop import errors
 from kubeloop.delivery.processes import die_with_parent
+from kubeloop.failures import Failure
 
 LIBRARIES = (
     "kfp.dsl.executor_main",
@@ -35,6 +37,9 @@ LIBRARIES = (
     "matplotlib.figure",
     "mlflow",
 )
+
+FAILURE = "failure.json"
+"""Beside what stands in for the interpreter: the error that ended the newest step that failed."""
 
 _STAND_IN = """#!{python} -IS
 import json, os, socket, sys
@@ -60,8 +65,9 @@ def interpreter(libraries: Sequence[str] = LIBRARIES) -> Iterator[str]:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(address)
             listener.listen()
+            given = [str(listener.fileno()), str(stand_in.with_name(FAILURE)), *libraries]
             server = subprocess.Popen(
-                [sys.executable, "-m", "pipelines.warm", str(listener.fileno()), *libraries],
+                [sys.executable, "-m", "pipelines.warm", *given],
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.PIPE,
                 # It reads nothing while it imports a library, which takes seconds; a killed run must end it at once.
@@ -78,19 +84,19 @@ def interpreter(libraries: Sequence[str] = LIBRARIES) -> Iterator[str]:
 def main() -> None:
     """Import the libraries named on the command line, and fork for every order that arrives in between."""
     listener = socket.socket(fileno=int(sys.argv[1]))
-    waiting = list(sys.argv[2:])
+    waiting = list(sys.argv[3:])
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         ready, _, _ = select.select([listener, sys.stdin], [], [], 0 if waiting else None)
         if sys.stdin in ready:
             return
         if listener in ready:
-            _fork(listener)
+            _fork(listener, Path(sys.argv[2]))
         elif waiting:
             importlib.import_module(waiting.pop(0))
 
 
-def _fork(listener: socket.socket) -> None:
+def _fork(listener: socket.socket, failure: Path) -> None:
     client, _ = listener.accept()
     server = os.getpid()
     with client:
@@ -102,7 +108,7 @@ def _fork(listener: socket.socket) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         status = 1
         try:
-            status = _step(client)
+            status = _step(client, failure)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -112,8 +118,8 @@ def _fork(listener: socket.socket) -> None:
             os._exit(status)
 
 
-def _step(client: socket.socket) -> int:
-    """Become the process that was ordered, and return its exit status."""
+def _step(client: socket.socket, failure: Path) -> int:
+    """Become the process that was ordered, and return its exit status; `failure` gets the error that ended it."""
     size, streams, _, _ = socket.recv_fds(client, 8, 3)
     order = b""
     while len(order) < int.from_bytes(size, "big"):
@@ -139,6 +145,10 @@ def _step(client: socket.socket) -> int:
             print(leaving.code, file=sys.stderr)
             return 1
         return leaving.code or 0
+    except Exception as error:  # noqa: BLE001 - the run decides what becomes of it
+        failure.write_text(Failure.of(error).dump())
+        traceback.print_exc()
+        return errors.exit_code(error)
     except BaseException:  # noqa: BLE001 - as the interpreter does at the end of a program
         traceback.print_exc()
         return 1

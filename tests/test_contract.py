@@ -27,14 +27,15 @@ RUNTIME_MODULES = (
 MODULES = sorted(
     ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
     for path in (ROOT / "src").rglob("*.py")
-    # Run by path in another environment, where kubeloop is not imported.
-    if path.name != "worker.py"
+    # Run by path in another environment, where kubeloop is not imported, and by Alembic, which gives it its connection.
+    if path.name not in ("worker.py", "env.py")
 )
 
 # What the libraries do when they are imported is their own affair.
 LIBRARIES = (
     *(
         "aiohttp",
+        "alembic.op",
         "asyncio",
         "concurrent.futures.thread",
         "ctypes.util",

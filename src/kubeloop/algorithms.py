@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from kubeloop.errors import KubeloopError
+
 if TYPE_CHECKING:
     import optuna
 
@@ -65,8 +67,10 @@ _FIXED = {"random_state", "n_jobs", "objective", "verbose", "deterministic", "fo
 _LIGHTGBM_EXTRA = {"extra_trees", "feature_fraction_bynode", "max_bin", "max_delta_step", "path_smooth"}
 
 
-class ParameterError(ValueError):
+class ParameterError(KubeloopError, ValueError):
     """`training.parameters` names something the algorithm does not take, or a value it refuses."""
+
+    lasting = True
 
 
 class Estimator(Protocol):

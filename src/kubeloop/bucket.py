@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from kubeloop.config import Settings
+from kubeloop.config import ConfigError, Settings
+from kubeloop.errors import KubeloopError
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -19,8 +20,10 @@ _REQUEST_S = 30.0
 _ATTEMPTS = 2
 
 
-class BucketError(OSError):
+class BucketError(KubeloopError, OSError):
     """The store does not answer, or refuses; asking again later may help."""
+
+    lasting = False
 
 
 def _client(address: str) -> "fs.FileSystem":
@@ -59,11 +62,11 @@ class Bucket:
         """Open what `KUBELOOP_BUCKET` names; nothing is sent yet.
 
         Raises:
-            BucketError: it names no s3:// address.
+            ConfigError: it names no s3:// address.
         """
         url = urlsplit(settings.bucket)
         if url.scheme != "s3" or not url.netloc:
-            raise BucketError(f"KUBELOOP_BUCKET is {settings.bucket!r}; write s3://bucket or s3://bucket/prefix")
+            raise ConfigError(f"KUBELOOP_BUCKET is {settings.bucket!r}; write s3://bucket or s3://bucket/prefix")
         return cls(partial(_client, settings.s3_endpoint), f"{url.netloc}{url.path}".rstrip("/"))
 
     def address(self, prefix: str) -> str:

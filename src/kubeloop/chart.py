@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, TypeAdapter
 
-from kubeloop import __version__, config
+from kubeloop import __version__, config, errors
 from kubeloop.chart_values import Values
 from kubeloop.config_types import Quantity
 
@@ -89,14 +89,12 @@ def main() -> None:
     parser.add_argument("what", choices=["schema", "values", "loop"], nargs="?", default="schema")
     parser.add_argument("files", type=Path, nargs="*", help="the loop.yaml files of `loop`; the one here if left out")
     args = parser.parse_args()
-    try:
+    with errors.program():
         sys.stdout.write(
             {"schema": schema, "values": values}.get(
                 args.what, lambda: loop_values(args.files or [Path("loop.yaml")])
             )()
         )
-    except config.ConfigError as error:
-        sys.exit(str(error))
 
 
 if __name__ == "__main__":

@@ -156,6 +156,13 @@ class Trigger(Part):
     pod: PodChanges = PodChanges()
 
 
+class Migrations(Part):
+    """Migrates the ledger's and the monitor's database before an upgrade."""
+
+    resources: Resources = _resources("50m", "256Mi")
+    pod: PodChanges = PodChanges()
+
+
 class LoopResources(Part):
     """Resources of one loop's containers, in place of everyone's."""
 
@@ -405,6 +412,7 @@ class Values(Part):
     collector: Collector = Collector()
     monitor: Monitor = Monitor()
     trigger: Trigger = Trigger()
+    migrations: Migrations = Migrations()
     mlflow: Mlflow = Mlflow()
     features: Features = Features()
     runtimes: Runtimes = Runtimes()

@@ -12,11 +12,26 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from typer.core import TyperGroup
 
-from kubeloop import cli_init, cli_submit, config
-from kubeloop.config import ConfigError, Loop, Settings
+from kubeloop import cli_init, cli_submit, config, errors
+from kubeloop.config import Loop, Settings
+from kubeloop.errors import KubeloopError
+
+
+class _Commands(TyperGroup):
+    """The commands; what kubeloop raises itself is a sentence and an exit code, and no traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KubeloopError as error:
+            _fail(error, errors.exit_code(error))
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="The closed machine-learning loop: train, serve, watch, retrain, promote.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -38,8 +53,9 @@ def _open(folder: Path) -> tuple[Loop, Settings]:
     return config.load(settings.loop_file), settings
 
 
-def _fail(message: object, code: int = 1) -> NoReturn:
-    _err.print(f"[red]error:[/] {escape(str(message))}")
+def _fail(message: object, code: int = errors.LASTING) -> NoReturn:
+    # Not wrapped, since some messages hold a line to copy.
+    _err.print(f"[red]error:[/] {escape(str(message))}", soft_wrap=True)
     raise typer.Exit(code)
 
 
@@ -113,12 +129,15 @@ def run(
 
     loop, settings = _open(folder)
     _doctor_or_fail(settings)
+    _migrate(settings)
     try:
         with _Screen(_err if as_json else _out) as screen:
             summary = session.run(loop, settings, config.inherited(), screen, plan=session.Plan(fast), fresh=fresh)
             page = report.write(loop, settings, summary)
     except KeyboardInterrupt:
         _fail("stopped; the services have ended and nothing is lost. Run the same command again to go on.", 130)
+    except KubeloopError:
+        raise
     except Exception as error:  # noqa: BLE001 - the last resort of a program: say what is wrong, keep the trace in a file
         _crash(settings, error)
     if as_json:
@@ -132,17 +151,9 @@ def run(
 
 
 def _crash(settings: Settings, error: Exception) -> NoReturn:
-    """End with a sentence for a known error, and with a file that holds the trace for any other."""
+    """End an error that is not ours, and keep its trace in a file."""
     import traceback
 
-    from kubeloop.replay import ReplayError
-    from kubeloop.runs import RunError
-    from kubeloop.services import ServiceError
-    from kubeloop.session import SessionError
-    from kubeloop.sources import SourceError
-
-    if isinstance(error, (ConfigError, ReplayError, RunError, ServiceError, SessionError, SourceError)):
-        _fail(error)
     settings.logs.mkdir(parents=True, exist_ok=True)
     trace = settings.logs / "kubeloop.log"
     trace.write_text("".join(traceback.format_exception(error)))
@@ -216,15 +227,13 @@ def report(
 def serve(folder: Folder = HERE) -> None:
     """Serve the kept champion until Ctrl-C, with collector, monitor and trigger."""
     from kubeloop import client, registry, session
-    from kubeloop.delivery import DeliveryError
-    from kubeloop.features import FeatureError
     from kubeloop.online import Materializer
-    from kubeloop.services import ServiceError, Services
-    from kubeloop.sources import SourceError
+    from kubeloop.services import Services
 
     loop, settings = _open(folder)
     if registry.champion(settings, loop.name) is None:
         _fail("there is no champion to serve yet; `kubeloop run` trains one")
+    _migrate(settings)
     try:
         with Services(loop, settings, config.inherited()) as services:
             session.prepare(loop, settings, _out.print)
@@ -241,8 +250,6 @@ def serve(folder: Folder = HERE) -> None:
                 time.sleep(0.5)
     except KeyboardInterrupt:
         _out.print("Stopped.")
-    except (DeliveryError, FeatureError, ServiceError, SourceError) as error:
-        _fail(error)
 
 
 @app.command()
@@ -263,13 +270,9 @@ def predict(
     A row holds the entity keys and request-time fields; `kubeloop predict '{}'` says which.
     """
     from kubeloop import client
-    from kubeloop.services import ServiceError
 
     loop, settings = _open(folder)
-    try:
-        answers = client.predict(loop, settings, sys.stdin.read() if rows == "-" else rows, at)
-    except (ServiceError, client.RequestError) as error:
-        _fail(error)
+    answers = client.predict(loop, settings, sys.stdin.read() if rows == "-" else rows, at)
     if as_json:
         _print(answers)
         return
@@ -316,11 +319,14 @@ def retrain(
 
     loop, settings = _open(folder)
     _doctor_or_fail(settings)
+    _migrate(settings)
     try:
         with _Screen(_err if as_json else _out) as screen:
             record = retraining.run(loop, settings, config.inherited(), screen.say, reason=reason, as_of=as_of)
     except KeyboardInterrupt:
         _fail("stopped; run the same command again to resume the run", 130)
+    except KubeloopError:
+        raise
     except Exception as error:  # noqa: BLE001 - see `run`
         _crash(settings, error)
     if as_json:
@@ -328,7 +334,7 @@ def retrain(
     else:
         _out.print(f"{record['outcome']}: {escape(str(record['detail']))}")
     if record["outcome"] == "failed":
-        raise typer.Exit(1)
+        raise typer.Exit(errors.LASTING if record["lasting"] else errors.PASSING)
 
 
 @app.command()
@@ -357,6 +363,23 @@ def _doctor_or_fail(settings: Settings) -> None:
         _fail("\n".join(f"{finding.what}; mend it: {finding.mend}" for finding in wrong))
 
 
+@app.command()
+def migrate(folder: Folder = HERE) -> None:
+    """Bring the ledger's and the monitor's database to the schema of this version; `kubeloop run` does so itself."""
+    from kubeloop import migrations
+
+    for sentence in migrations.upgrade_all(config.settings(folder)):
+        _out.print(sentence, soft_wrap=True)
+
+
+def _migrate(settings: Settings) -> None:
+    """Migrate databases on a server; files are migrated by those that open them."""
+    from kubeloop import migrations
+
+    for _ in migrations.upgrade_all(settings, sqlite=False):
+        pass
+
+
 @app.command("config")
 def show_config(as_json: Json = False) -> None:
     """Explain every setting of loop.yaml, with its default."""
@@ -373,12 +396,8 @@ cli_submit.register(app)
 
 
 def main() -> None:
-    """Run the command line; a wrong loop.yaml is a sentence, not a trace."""
-    try:
-        app()
-    except ConfigError as error:
-        _err.print(f"[red]error:[/] {escape(str(error))}")
-        sys.exit(1)
+    """Run the command line."""
+    app()
 
 
 if __name__ == "__main__":

@@ -55,34 +55,29 @@ def init(
     from kubeloop.scaffold_table import Table
 
     os.environ.update(config.QUIET)
-    try:
-        with tempfile.TemporaryDirectory(prefix="kubeloop-init-") as folder:
-            scratch = Path(folder)
-            (scratch / "raw").mkdir()
-            data = Table(table, scratch / "raw")
-            ask = sys.stdin.isatty() and not as_json and not yes
-            chosen_label = label or _choose("label", data.likely_label(), data.possible_labels(), ask, yes)
-            chosen_moment = timestamp or _choose("timestamp", data.likely_moment(), data.possible_moments(), ask, yes)
-            others = (chosen_label, chosen_moment)
-            possible = [found for found in data.possible_keys() if found not in others]
-            keys = key or [_choose("key", data.likely_key(others), possible, ask, yes)]
-            wish = scaffold.Wish(
-                label=chosen_label,
-                timestamp=chosen_moment,
-                keys=tuple(keys),
-                into=into or Path(data.name),
-                name=name or "",
-                label_delay=_duration(label_delay),
-                exclude=tuple(exclude or ()),
-                positive=positive,
-                event_id=event_id,
-                force=force,
-            )
-            result = scaffold.write(data, wish, scratch, lambda text: _ERR.print(f"[dim]{text}[/]"))
-    except ConfigError as error:
-        # Not wrapped, since some messages hold a line to copy.
-        _ERR.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
+    with tempfile.TemporaryDirectory(prefix="kubeloop-init-") as folder:
+        scratch = Path(folder)
+        (scratch / "raw").mkdir()
+        data = Table(table, scratch / "raw")
+        ask = sys.stdin.isatty() and not as_json and not yes
+        chosen_label = label or _choose("label", data.likely_label(), data.possible_labels(), ask, yes)
+        chosen_moment = timestamp or _choose("timestamp", data.likely_moment(), data.possible_moments(), ask, yes)
+        others = (chosen_label, chosen_moment)
+        possible = [found for found in data.possible_keys() if found not in others]
+        keys = key or [_choose("key", data.likely_key(others), possible, ask, yes)]
+        wish = scaffold.Wish(
+            label=chosen_label,
+            timestamp=chosen_moment,
+            keys=tuple(keys),
+            into=into or Path(data.name),
+            name=name or "",
+            label_delay=_duration(label_delay),
+            exclude=tuple(exclude or ()),
+            positive=positive,
+            event_id=event_id,
+            force=force,
+        )
+        result = scaffold.write(data, wish, scratch, lambda text: _ERR.print(f"[dim]{text}[/]"))
     if as_json:
         print(json.dumps(asdict(result), indent=2, default=str))
     else:

@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from kubeloop import config
+from kubeloop import config, errors
 from kubeloop.config import Loop, Settings
 
 if TYPE_CHECKING:
@@ -112,10 +112,8 @@ def submit(
     except KeyboardInterrupt:
         stopped = "no longer following; the run goes on" if attempt else "stopped before the run was seen to start"
         _fail(f"{stopped}. {again} follows it again", 130)
-    except submission.SubmissionError as error:
-        _fail(error)
     except OSError as error:
-        _fail(f"{error}\n{again} looks for the run and goes on from there")
+        _fail(f"{error}\n{again} looks for the run and goes on from there", errors.exit_code(error))
     if as_json:
         print(json.dumps(_record(run, address, decided), indent=2, default=str))
     elif follow:
@@ -156,10 +154,8 @@ def schedule(
         changes = recurring.plan(api, loop, versions)
         if not dry_run:
             recurring.apply(api, loop, versions, changes)
-    except submission.SubmissionError as error:
-        _fail(error)
     except OSError as error:
-        _fail(f"{error}\n`kubeloop schedule` again does what is left")
+        _fail(f"{error}\n`kubeloop schedule` again does what is left", errors.exit_code(error))
     if as_json:
         rows = [{"action": item.action, "name": item.name, "reason": item.reason} for item in changes]
         print(json.dumps({"applied": not dry_run, "changes": rows}, indent=2))
@@ -182,13 +178,10 @@ def objects(
     from kubeloop import kfp_objects, submission
 
     loop, settings = _open(folder, installed)
-    try:
-        submission.check(loop)
-        with tempfile.TemporaryDirectory(prefix="kubeloop-") as scratch:
-            packages = submission.compile_all(loop, settings, Path(scratch))
-            found = kfp_objects.build(loop, packages.values(), namespace or settings.namespace)
-    except submission.SubmissionError as error:
-        _fail(error)
+    submission.check(loop)
+    with tempfile.TemporaryDirectory(prefix="kubeloop-") as scratch:
+        packages = submission.compile_all(loop, settings, Path(scratch))
+        found = kfp_objects.build(loop, packages.values(), namespace or settings.namespace)
     yaml.safe_dump_all(found, sys.stdout, sort_keys=False, width=120)
 
 
@@ -300,6 +293,6 @@ def _open(folder: Path, installed: Path | None) -> tuple[Loop, Settings]:
     return config.load(installed or settings.loop or settings.loop_file), settings
 
 
-def _fail(message: object, code: int = 1) -> NoReturn:
+def _fail(message: object, code: int = errors.LASTING) -> NoReturn:
     _ERR.print(f"[red]error:[/] {escape(str(message))}", soft_wrap=True)
     raise typer.Exit(code)

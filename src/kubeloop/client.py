@@ -8,11 +8,20 @@ import httpx
 
 from kubeloop import online, services
 from kubeloop.config import Loop, Settings, instant
+from kubeloop.errors import KubeloopError
 from kubeloop.monitoring.store import Store
 
 
-class RequestError(RuntimeError):
+class RequestError(KubeloopError):
     """The rows or the service's answer are not right; the message says what is expected."""
+
+    lasting = True
+
+
+class SilentError(RequestError):
+    """The service does not answer."""
+
+    lasting = False
 
 
 def predict(loop: Loop, settings: Settings, text: str, at: str | None = None) -> dict[str, Any]:
@@ -58,7 +67,7 @@ def predict(loop: Loop, settings: Settings, text: str, at: str | None = None) ->
                 body["parameters"] = {"event_time": moment}
             answer = http.post(f"{base}/infer", json=body)
         except httpx.HTTPError as error:
-            raise RequestError(f"the inference service does not answer: {error}") from error
+            raise SilentError(f"the inference service does not answer: {error}") from error
     if answer.status_code != 200:
         raise RequestError(f"the inference service says: {answer.json().get('error', answer.text)}")
     content = answer.json()

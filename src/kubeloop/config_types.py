@@ -6,11 +6,15 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from kubeloop.errors import KubeloopError
+
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-class ConfigError(ValueError):
+class ConfigError(KubeloopError, ValueError):
     """A setting is missing, wrong or unknown; the message says which and what to write instead."""
+
+    lasting = True
 
 
 def duration(text: str | timedelta) -> timedelta:

@@ -15,6 +15,7 @@ from packaging.specifiers import SpecifierSet
 
 from kubeloop import config
 from kubeloop.config import ConfigError, Settings
+from kubeloop.errors import KubeloopError
 
 FREE_BYTES = 2 * 1024**3
 ANSWER_S = 60.0
@@ -103,8 +104,10 @@ def _environments(settings: Settings) -> Iterator[Finding]:
         yield Finding(f"{name} environment: {'; '.join(wrong) or fine}", not wrong, SETUP)
 
 
-class _NoAnswerError(Exception):
+class _NoAnswerError(KubeloopError):
     """An interpreter did not say what it has; the message ends a sentence that begins with its path."""
+
+    lasting = False
 
 
 def _ask(python: Path, packages: Iterable[str]) -> tuple[str, dict[str, str | None]]:

@@ -7,6 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from kubeloop.errors import KubeloopError
+
 Matrix = npt.NDArray[np.float32]
 Kind = Literal["numeric", "categorical"]
 
@@ -16,8 +18,10 @@ SMOOTHING = 20.0
 _FOLDS = 5
 
 
-class EncodingError(ValueError):
+class EncodingError(KubeloopError, ValueError):
     """A feature column is missing or cannot be read as its kind; the message names it."""
+
+    lasting = True
 
 
 @dataclass(frozen=True)

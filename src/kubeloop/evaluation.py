@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kubeloop.errors import KubeloopError
+
 Floats = npt.NDArray[np.float64]
 Weighted = Callable[[npt.ArrayLike], Floats]
 
@@ -20,8 +22,10 @@ _PARTS = 4
 _MISSING = frozenset({"", "None", "nan", "NaT", "<NA>"})
 
 
-class EvaluationError(ValueError):
+class EvaluationError(KubeloopError, ValueError):
     """Labels and predictions cannot be compared; the message says what is wrong with them."""
+
+    lasting = True
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import pandas as pd
 from onnx import TensorProto, helper, numpy_helper
 
 from kubeloop import algorithms, encoding
+from kubeloop.errors import KubeloopError
 from kubeloop.training import Fitted
 
 OUTPUT = "probability"
@@ -24,8 +25,10 @@ _BATCH = "batch"
 _WORST = 5
 
 
-class ExportError(ValueError):
+class ExportError(KubeloopError, ValueError):
     """The ONNX model cannot be made, or does not predict what the trained model predicts."""
+
+    lasting = True
 
 
 @dataclass(frozen=True)

@@ -1,35 +1,42 @@
-"""Says why a step failed where the trigger looks: the pipelines API tells no more than which pod it was."""
+"""Why a step failed, kept where others look for it: the pipelines API tells no more than which pod it was."""
 
 import json
 import logging
 from typing import NamedTuple
 
 from kubeloop import names
-from kubeloop.bucket import Bucket, BucketError
+from kubeloop.bucket import Bucket
 from kubeloop.config import Settings
+from kubeloop.errors import KubeloopError
 
 _log = logging.getLogger(__name__)
-
-LASTING = (
-    *("ConfigError", "EncodingError", "EvaluationError", "FeatureError", "GateError", "LoopError", "ParameterError"),
-    *("StageError", "SuiteError", "SupersededError", "TrainingError", "ValidationFailed"),
-)
-"""Errors that data, configuration and decisions make: another attempt would meet the same ones."""
 
 _LONGEST = 4000
 
 
 class Failure(NamedTuple):
-    """Why a run failed, whether another attempt would fail in the same way, and in which step it was."""
+    """Why a run failed, whether another attempt would meet it again, and in which step it was."""
 
     error: str
-    final: bool
+    lasting: bool
     step: str = ""
 
+    @classmethod
+    def of(cls, error: BaseException, step: str = "") -> "Failure":
+        """Return what is known of an error; those that are not ours may pass."""
+        lasting = isinstance(error, KubeloopError) and error.lasting
+        return cls(str(error) or type(error).__name__, lasting, step)
 
-def lasting(error: Exception) -> bool:
-    """Return whether another attempt would fail in the same way."""
-    return type(error).__name__ in LASTING
+    def dump(self) -> str:
+        """Return it as JSON."""
+        return json.dumps(self._replace(error=self.error[:_LONGEST])._asdict())
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> "Failure":
+        """Read what `dump` returns."""
+        content = json.loads(text)
+        # A step whose image is older than this says `final`.
+        return cls(content["error"], bool(content.get("lasting", content.get("final"))), content.get("step", ""))
 
 
 def tell(settings: Settings, failure: Failure) -> None:
@@ -37,13 +44,8 @@ def tell(settings: Settings, failure: Failure) -> None:
 
     Nothing is put where there is no bucket, or no run of Kubeflow Pipelines, as on a laptop.
     """
-    if not (settings.bucket and settings.run_id):
-        return
-    content = json.dumps(failure._replace(error=failure.error[:_LONGEST])._asdict()).encode()
-    try:
-        Bucket.open(settings).put(names.failure(settings.run_id), content)
-    except BucketError as away:
-        _log.error("the reason is told here alone: %s", away)
+    if settings.bucket and settings.run_id:
+        keep(settings, names.failure(settings.run_id), failure)
 
 
 def read(bucket: Bucket, run_id: str) -> Failure | None:
@@ -52,5 +54,22 @@ def read(bucket: Bucket, run_id: str) -> Failure | None:
     Raises:
         BucketError: the bucket does not answer.
     """
-    content = bucket.get(names.failure(run_id))
-    return Failure(**json.loads(content)) if content else None
+    return look(bucket, names.failure(run_id))
+
+
+def keep(settings: Settings, name: str, failure: Failure) -> None:
+    """Put a failure into the bucket; a bucket that is away is logged, since the failure itself matters more."""
+    try:
+        Bucket.open(settings).put(name, failure.dump().encode())
+    except KubeloopError as away:
+        _log.error("the reason is told here alone: %s", away)
+
+
+def look(bucket: Bucket, name: str) -> Failure | None:
+    """Return the failure of a name; None when there is none.
+
+    Raises:
+        BucketError: the bucket does not answer.
+    """
+    content = bucket.get(name)
+    return Failure.parse(content) if content else None

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from kubeloop import online_url, sources
 from kubeloop.config import Settings
+from kubeloop.errors import KubeloopError
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -30,8 +31,10 @@ STORE_FILE = "feature_store.yaml"
 _DATATYPES = {"STRING": "BYTES", "UNIX_TIMESTAMP": "BYTES", "BOOL": "BOOL", "INT32": "INT64", "INT64": "INT64"}
 
 
-class FeatureError(RuntimeError):
+class FeatureError(KubeloopError):
     """The feature repo or a feature table does not fit; the message says what to change."""
+
+    lasting = True
 
 
 @dataclass(frozen=True)

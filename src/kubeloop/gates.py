@@ -11,6 +11,7 @@ import numpy.typing as npt
 from scipy.special import ndtr, stdtrit
 
 from kubeloop import config, evaluation
+from kubeloop.errors import KubeloopError
 
 MIN_BLOCKS = 5
 """With fewer blocks the interval says more about the draw than about the models."""
@@ -18,8 +19,10 @@ MIN_BLOCKS = 5
 _CELLS = 1_000_000
 
 
-class GateError(ValueError):
+class GateError(KubeloopError, ValueError):
     """Two models cannot be compared on these rows; the message says what to change."""
+
+    lasting = True
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,13 @@
 
 import json
 
+from kubeloop.errors import KubeloopError
 
-class KfpError(OSError):
+
+class KfpError(KubeloopError, OSError):
     """The pipelines API gave no usable answer. A request that it should carry out may or may not have been."""
+
+    lasting = False
 
 
 class NoAnswerError(KfpError, ConnectionError):
@@ -14,21 +18,31 @@ class NoAnswerError(KfpError, ConnectionError):
 class DeniedError(KfpError, PermissionError):
     """It does not accept who asks."""
 
+    lasting = True
+
 
 class RefusedError(KfpError):
     """It cannot carry the request out as it is; nothing was done."""
+
+    lasting = True
 
 
 class MissingError(KfpError):
     """There is no such thing."""
 
+    lasting = True
+
 
 class ExistsError(KfpError):
     """There is one of that name already."""
 
+    lasting = True
+
 
 class TooOldError(KfpError):
     """The address answers, but not as Kubeflow Pipelines 2 does."""
+
+    lasting = True
 
 
 def meaning(url: str, what: str, status: int, body: bytes | str | None) -> KfpError:

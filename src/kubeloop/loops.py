@@ -11,12 +11,15 @@ import re
 from kubeloop import names
 from kubeloop.bucket import Bucket
 from kubeloop.config import Loop, Settings
+from kubeloop.errors import KubeloopError
 
 _REFERENCE = re.compile(r"sha256:([0-9a-f]{64})")
 
 
-class LoopError(RuntimeError):
+class LoopError(KubeloopError):
     """The use case of a run is not where its reference says; a new run keeps it again."""
+
+    lasting = True
 
 
 def keep(loop: Loop, settings: Settings) -> str:

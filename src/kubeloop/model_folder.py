@@ -14,13 +14,16 @@ import onnx
 import pandas as pd
 
 from kubeloop import algorithms, encoding, evaluation, export, reference
+from kubeloop.errors import KubeloopError
 from kubeloop.training import LABEL, TIMESTAMP, Fitted
 
 GRAPH, CARD, REFERENCE = "model.onnx", "model.json", "reference"
 
 
-class ModelFolderError(ValueError):
+class ModelFolderError(KubeloopError, ValueError):
     """A model folder is missing, incomplete or damaged; the message says which file."""
+
+    lasting = True
 
 
 @dataclass(frozen=True)

@@ -72,5 +72,6 @@ def model_format() -> dict[str, str]:
     """Return the `modelFormat` that selects our runtime."""
     return {"name": "onnx", "version": "1"}
 
+
 IDLE_CONNECTION_S = 4.0
 """Seconds that a transformer keeps an idle connection to a predictor, which must go on listening for longer than that."""

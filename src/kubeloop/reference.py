@@ -10,6 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from kubeloop.errors import KubeloopError
+
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int32]
 Kind = Literal["numeric", "categorical"]
@@ -22,8 +24,10 @@ _FORMAT = 1
 _TOML = "reference.toml"
 
 
-class ReferenceError(ValueError):
+class ReferenceError(KubeloopError, ValueError):
     """A reference is damaged, or data do not fit it; the message says which part and what to do."""
+
+    lasting = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import unquote, urlparse
 
 from kubeloop.config import Loop, Settings
+from kubeloop.errors import KubeloopError
 from kubeloop.reference import ABSENT, Reference
 
 if TYPE_CHECKING:
@@ -37,12 +38,20 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class RegistryError(RuntimeError):
-    """The registry does not hold what was asked for, or does not answer; the message says what to do."""
+class RegistryError(KubeloopError):
+    """The registry does not hold what was asked for; the message says what to do."""
+
+    lasting = True
+
+
+class RegistryAwayError(RegistryError):
+    """The registry does not answer."""
+
+    lasting = False
 
 
 def _asks(call: Callable[Concatenate[Settings, P], R]) -> Callable[Concatenate[Settings, P], R]:
-    """Wrap what speaks to MLflow: a server that does not answer, after the client's own retries, is a RegistryError."""
+    """Wrap what speaks to MLflow: a server that does not answer the client's own retries is a RegistryAwayError."""
 
     @functools.wraps(call)
     def wrapped(settings: Settings, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -56,7 +65,7 @@ def _asks(call: Callable[Concatenate[Settings, P], R]) -> Callable[Concatenate[S
                 raise
             if not settings.mlflow_uri.startswith("http"):
                 raise
-            raise RegistryError(
+            raise RegistryAwayError(
                 f"MLflow at {settings.mlflow_uri} does not answer; see that it is up, and that KUBELOOP_MLFLOW_URI "
                 f"names it ({str(error)[:300]})"
             ) from error

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from kubeloop import names
 from kubeloop.config import Drift, Loop
+from kubeloop.errors import KubeloopError
 
 RETRAIN_TIME = timedelta(days=1)
 """How far the simulated clock may run on while a retraining takes place; then the traffic waits for it.
@@ -33,8 +34,10 @@ _PACE_S = 0.15
 _DRAIN_S = 15.0
 
 
-class ReplayError(RuntimeError):
+class ReplayError(KubeloopError):
     """The replay cannot go on; the message says why."""
+
+    lasting = False
 
 
 @dataclass

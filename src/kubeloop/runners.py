@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
+from kubeloop import errors
 from kubeloop.config import QUIET, Settings, duration_text
 
 
@@ -32,7 +33,7 @@ class RunState:
     attempt: int
     result: dict[str, Any] | None = None
     error: str | None = None
-    final: bool = False
+    lasting: bool = False
     """Whether another attempt would fail in the same way."""
 
 
@@ -153,18 +154,22 @@ class LocalRunner:
             self._followed.add(name)
             return RunState("running", attempt)
         self._followed.discard(name)
-        if child := self._children.get(name):
-            child.poll()
+        child = self._children.get(name)
+        if child:
+            child.wait()
         try:
             report = _read(folder / "run.json")
         except ValueError as error:
             return RunState("failed", attempt, error=f"run.json of {name} is not valid JSON: {error}")
         match report.get("status"):
             case "succeeded" | "interrupted" | "failed" as status:
-                final = bool(report.get("final"))
-                return RunState(status, attempt, result=report.get("result"), error=report.get("error"), final=final)
+                lasting = bool(report.get("lasting"))
+                return RunState(status, attempt, report.get("result"), report.get("error"), lasting)
             case _:
-                return RunState("failed", attempt, error=f"process died; the end of {folder / 'log.txt'} may say why")
+                # It ended before it could report: what it was given is wrong, or it was killed.
+                lasting = child is not None and child.returncode == errors.LASTING
+                died = f"process died; the end of {folder / 'log.txt'} may say why"
+                return RunState("failed", attempt, error=died, lasting=lasting)
 
     def _spawn(self, name: str, parameters: Parameters) -> subprocess.Popen[bytes]:
         folder = self._folder(name)

@@ -59,7 +59,7 @@ class KfpRunner:
         try:
             attempt = self._runs.start(run_name, number, version, given, parameters["reason"])
         except RefusedError as error:
-            return RunState("failed", number, error=str(error), final=True)
+            return RunState("failed", number, error=str(error), lasting=True)
         return self._state(run_name, attempt)
 
     def _state(self, run_name: str, attempt: Attempt) -> RunState:
@@ -70,11 +70,11 @@ class KfpRunner:
             case "FAILED" | "SKIPPED":
                 said = failures.read(self._bucket, run.run_id)
                 error = self._reason(run, said.step if said else "") + (f": {said.error}" if said else "")
-                return RunState("failed", number, error=error, final=said is not None and said.final)
+                return RunState("failed", number, error=error, lasting=said is not None and said.lasting)
             case "CANCELED" if self._is_late(run, run.finished):
                 return RunState("failed", number, error=self._reason(run))
             case "CANCELED":
-                return RunState("failed", number, error="ended by hand in Kubeflow Pipelines", final=True)
+                return RunState("failed", number, error="ended by hand in Kubeflow Pipelines", lasting=True)
         if run.state != "CANCELING" and self._is_late(run, self._clock()):
             _log.warning("%s: attempt %d %s; ending it", run_name, number, self._overrun())
             self._api.terminate(run.run_id)

@@ -12,13 +12,16 @@ import httpx
 
 from kubeloop import names
 from kubeloop.config import Loop, Settings
+from kubeloop.errors import KubeloopError
 
 _STEP = re.compile(r"Task \S*'([\w-]+)'\S* (?:finished with status \S*?(SUCCESS|FAILURE|CACHED)|was cached)")
 _POLL_S = 0.2
 
 
-class RunError(RuntimeError):
+class RunError(KubeloopError):
     """The trigger starts no run; the message says why."""
+
+    lasting = False
 
 
 def request(trigger: str, loop: Loop, episode: str, as_of: datetime, reason: str) -> str:

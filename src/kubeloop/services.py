@@ -16,13 +16,16 @@ from typing import IO, Self
 
 from kubeloop.config import QUIET, Loop, Settings
 from kubeloop.delivery.processes import die_with_parent
+from kubeloop.errors import KubeloopError
 
 READY_S = 60.0
 STOP_S = 20.0
 
 
-class ServiceError(RuntimeError):
+class ServiceError(KubeloopError):
     """A service is not up or does not come up; the message says what to do."""
+
+    lasting = False
 
 
 def address(settings: Settings, name: str) -> str:

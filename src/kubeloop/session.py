@@ -16,6 +16,7 @@ import httpx
 
 from kubeloop import promotion, runs, sources, stages
 from kubeloop.config import Loop, Settings
+from kubeloop.errors import KubeloopError
 from kubeloop.memory import Memory
 from kubeloop.replay import Addresses, Progress, Replay, Sent
 from kubeloop.runners import LocalRunner
@@ -24,8 +25,10 @@ from kubeloop.services import ServiceError, Services
 _END_S = 10.0
 
 
-class SessionError(RuntimeError):
+class SessionError(KubeloopError):
     """The loop cannot go on; the message says why and what to do."""
+
+    lasting = True
 
 
 class Observer(Protocol):

@@ -15,6 +15,7 @@ import duckdb
 import pyarrow.parquet as pq
 
 from kubeloop.config import ConfigError, Loop, Settings
+from kubeloop.errors import KubeloopError
 
 MOMENT = "TIMESTAMP WITH TIME ZONE"
 """DuckDB's type of a moment, in microseconds; every other kind of time is made one when it is taken in."""
@@ -23,8 +24,10 @@ RECORD = "taken.json"
 _OTHER_TIMES = re.compile(r"DATE|TIMESTAMP\w*")
 
 
-class SourceError(RuntimeError):
+class SourceError(KubeloopError):
     """Raw data cannot be read; the message names the table and what to change."""
+
+    lasting = True
 
 
 def connect(tables: dict[str, Path] | None = None) -> duckdb.DuckDBPyConnection:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from kubeloop import loops, sources
 from kubeloop.bucket import Bucket
 from kubeloop.config import Loop, Settings, instant
+from kubeloop.errors import KubeloopError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,8 +31,10 @@ TRAINING_SET = "training"
 """Table name, and so suite name, of the training set."""
 
 
-class StageError(RuntimeError):
+class StageError(KubeloopError):
     """A step cannot go on; the message says what to change."""
+
+    lasting = True
 
 
 @dataclass(frozen=True)

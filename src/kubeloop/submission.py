@@ -14,6 +14,7 @@ import yaml
 
 from kubeloop.config import Loop, Settings, inherited
 from kubeloop.config_cluster import Recurring
+from kubeloop.errors import KubeloopError
 from kubeloop.kfp_api import DESCRIPTION_LIMIT, Api
 from kubeloop.kfp_errors import KfpError, MissingError, NoAnswerError
 from kubeloop.kfp_runs import Runs
@@ -23,8 +24,10 @@ PIPELINES: tuple[str, ...] = get_args(Recurring.model_fields["pipeline"].annotat
 _PATIENCE_S = 300.0
 
 
-class SubmissionError(RuntimeError):
+class SubmissionError(KubeloopError):
     """A pipeline cannot be compiled or started as asked; the message says what to change."""
+
+    lasting = True
 
 
 @dataclass(frozen=True)

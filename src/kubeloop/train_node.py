@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from kubeloop import config, export, model_folder, names, training
-from kubeloop.bucket import Bucket, BucketError
+from kubeloop import config, errors, export, failures, model_folder, names, training
+from kubeloop.bucket import Bucket
 from kubeloop.config import Loop, Node
+from kubeloop.errors import KubeloopError
+from kubeloop.failures import Failure
 from kubeloop.training import Network
 
 PORT = 12400
@@ -23,8 +25,16 @@ _RESOLVE_S = 1800.0
 log = logging.getLogger("kubeloop.train_node")
 
 
-class NodeError(RuntimeError):
+class NodeError(KubeloopError):
     """This node cannot take part; the message says why."""
+
+    lasting = True
+
+
+class AbsentError(NodeError):
+    """Another node did not come."""
+
+    lasting = False
 
 
 def hosts(node: Node) -> list[str]:
@@ -44,7 +54,7 @@ def meet(node: Node) -> Network:
     """Return the machines that train together, once the name of each is known.
 
     Raises:
-        NodeError: a node did not come.
+        AbsentError: a node did not come.
     """
     machines, deadline = [], time.monotonic() + _RESOLVE_S
     for host in hosts(node) if node.nodes > 1 else ["localhost"]:
@@ -53,7 +63,7 @@ def meet(node: Node) -> Network:
                 machines.append(f"{socket.gethostbyname(host)}:{PORT}")
                 break
             if time.monotonic() > deadline:
-                raise NodeError(f"{host} is not known after {_RESOLVE_S:g} s; see why its pod does not start")
+                raise AbsentError(f"{host} is not known after {_RESOLVE_S:g} s; see why its pod does not start")
             time.sleep(1)
     return Network(tuple(machines), node.rank)
 
@@ -88,12 +98,16 @@ def main() -> None:
     parser.add_argument("--machines", help="address:port of every node, by rank (default: from the TrainJob's names)")
     args = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    try:
-        here = config.node()
-        network = Network(tuple(args.machines.split(",")), here.rank) if args.machines else meet(here)
-        train(Bucket.open(config.settings()), args.job, network)
-    except (NodeError, BucketError, config.ConfigError, training.TrainingError) as error:
-        sys.exit(str(error))
+    with errors.program():
+        settings = config.settings()
+        try:
+            here = config.node()
+            network = Network(tuple(args.machines.split(",")), here.rank) if args.machines else meet(here)
+            train(Bucket.open(settings), args.job, network)
+        except KubeloopError as error:
+            # A TrainJob's status says no more than that a pod failed.
+            failures.keep(settings, f"{names.job(args.job)}/failure.json", Failure.of(error))
+            raise
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from kubeloop import algorithms, config, encoding, evaluation
+from kubeloop.errors import KubeloopError
 
 EVENT_ID, TIMESTAMP, LABEL = "event_id", "event_timestamp", "label"
 INNER_SHARE = 0.25
@@ -21,8 +22,10 @@ _MEETING_MINUTES = 30
 Progress = Callable[[int, float, algorithms.Parameters], None]
 
 
-class TrainingError(ValueError):
+class TrainingError(KubeloopError, ValueError):
     """A model cannot be made from these rows and settings; the message says what to change."""
+
+    lasting = True
 
 
 @dataclass(frozen=True)

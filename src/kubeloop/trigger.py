@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from kubeloop.config import Drift
+from kubeloop.errors import KubeloopError
 from kubeloop.runners import Parameters, Runner, RunState
 from kubeloop.trigger_event import DriftEvent
 from kubeloop.trigger_store import COOLDOWNS, EVENTS, IS_ACTIVE, RUNS, Cooldown, Outcome, Received, Run, open_engine
@@ -33,8 +34,10 @@ class Decision:
     duplicate: bool = False
 
 
-class LeaseLostError(RuntimeError):
+class LeaseLostError(KubeloopError):
     """Somebody else has taken the run over, or finished it; what this holder wanted to write is void."""
+
+    lasting = False
 
 
 def _now() -> datetime:
@@ -105,9 +108,9 @@ class Ledger:
         return self._write(run, status="running", started_at=run.started_at or self._clock())
 
     def finish(
-        self, run: Run, outcome: Outcome, reason: str, result: dict[str, Any] | None = None, final: bool = False
+        self, run: Run, outcome: Outcome, reason: str, result: dict[str, Any] | None = None, lasting: bool = False
     ) -> Run:
-        """Close a run and start its cooldown; a failure that is not `final` leaves the attempts that are left.
+        """Close a run and start its cooldown; a failure that is not `lasting` leaves the attempts that are left.
 
         Raises:
             LeaseLostError: somebody else has written to the run since it was read.
@@ -115,8 +118,8 @@ class Ledger:
         now = self._clock()
         values: dict[str, Any] = {"detail": reason, "result": result, "lease_until": None, "holder": None}
         if outcome == "failed":
-            values["failures"] = run.failures + 1
-            if values["failures"] < self._max_failures and not final:
+            values |= {"failures": run.failures + 1, "lasting": lasting}
+            if values["failures"] < self._max_failures and not lasting:
                 return self._write(run, **values, status="failed", not_before=now + self._backoff * 2**run.failures)
         status = "abandoned" if outcome == "failed" else "succeeded"
         with self._engine.begin() as connection:
@@ -260,7 +263,7 @@ class Ledger:
                 _log.info("%s: attempt %d was interrupted and starts again", run.name, state.attempt)
             case "failed":
                 reason = state.error or "the pipeline failed and gave no reason"
-                self.finish(run, "failed", reason, final=state.final)
+                self.finish(run, "failed", reason, lasting=state.lasting)
                 _log.error("%s: attempt %d failed: %s", run.name, state.attempt, state.error)
 
     def _look(self, run: Run, runner: Runner) -> RunState:

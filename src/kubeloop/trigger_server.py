@@ -26,7 +26,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kubeloop import background, config, database, names
+from kubeloop import background, config, database, errors, names
 from kubeloop.runners import LocalRunner, Runner
 from kubeloop.trigger import Ledger
 from kubeloop.trigger_event import DriftEvent
@@ -202,12 +202,8 @@ def main() -> None:
     if args.lease_seconds <= 2 * args.poll_seconds:
         parser.error("--lease-seconds must exceed twice --poll-seconds, or a lease ends before it is renewed")
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    try:
+    with errors.program(), database.answering("the ledger's", "KUBELOOP_LEDGER_DB"):
         asyncio.run(_serve(args))
-    except config.ConfigError as error:
-        sys.exit(str(error))
-    except OperationalError as error:
-        sys.exit(f"the ledger's database does not answer (KUBELOOP_LEDGER_DB): {error.orig}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from kubeloop import database
-from kubeloop.database import Utc
+from kubeloop.database import Schema, Utc
 from kubeloop.trigger_event import Kind
 
 Status = Literal["requested", "starting", "running", "succeeded", "failed", "abandoned"]
@@ -40,7 +40,8 @@ class Run:
     """A pipeline run as it was read; `revision` fences writes, so that only the newest reader's count.
 
     `failed` waits for its next attempt; `succeeded` and `abandoned` are final and alone have an outcome.
-    `attempts` were started, `failures` of them failed (a stopped trigger interrupts an attempt without a failure).
+    `attempts` were started, `failures` of them failed (a stopped trigger interrupts an attempt without a failure);
+    `lasting` says whether the newest failure would come again, and is None where there was none.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Run:
     started_at: datetime | None
     finished_at: datetime | None
     revision: int
+    lasting: bool | None
     kind: Kind
     as_of: datetime
     features: list[str]
@@ -111,6 +113,7 @@ RUNS = sa.Table(
     sa.Column("started_at", Utc),
     sa.Column("finished_at", Utc),
     sa.Column("revision", sa.Integer, nullable=False, default=0),
+    sa.Column("lasting", sa.Boolean),
     sa.ForeignKeyConstraint(["service", "episode"], ["events.service", "events.episode"]),
     sa.UniqueConstraint("service", "episode"),
 )
@@ -123,10 +126,11 @@ COOLDOWNS = sa.Table(
     sa.Column("until", Utc, nullable=False),
     sa.Column("length", sa.Interval, nullable=False),
 )
+LEDGER = Schema("ledger", "KUBELOOP_LEDGER_DB", METADATA, "0002")
 
 
 def open_engine(url: str) -> sa.Engine:
-    """Connect to the database and make the tables that are missing.
+    """Connect to the database, and make its tables if it is new.
 
     SQLite gets a write-ahead log, and a writer takes the write lock when it begins, since one that took it later
     could not wait for another writer and would fail. It also gets a single connection a process: threads that queue
@@ -150,5 +154,5 @@ def open_engine(url: str) -> sa.Engine:
             reads_only = connection.get_execution_options().get("reads_only")
             connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")
 
-    database.create(engine, METADATA)
+    database.prepare(engine, LEDGER)
     return engine

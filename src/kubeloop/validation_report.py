@@ -5,6 +5,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from kubeloop.errors import KubeloopError
+
 CRITICAL = "critical"
 
 
@@ -80,8 +82,10 @@ class Report:
         }
 
 
-class ValidationFailed(Exception):  # noqa: N818 - the word that a pipeline's log should show
+class ValidationFailed(KubeloopError):  # noqa: N818 - the word that a pipeline's log should show
     """Critical expectations do not hold; the message names each, what was observed and what to do next."""
+
+    lasting = True
 
 
 def require(report: Report) -> None:

@@ -147,7 +147,7 @@ def pods(objects: list[Object]) -> dict[str, Object]:
     found = {
         item["metadata"]["name"]: item["spec"]["template"]
         for item in objects
-        if item["kind"] in ("Deployment", "StatefulSet")
+        if item["kind"] in ("Deployment", "Job", "StatefulSet")
     }
     return found | {item["metadata"]["name"]: item for item in kinds(objects, "Pod")}
 

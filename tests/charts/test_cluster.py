@@ -3,6 +3,7 @@
 import json
 import shlex
 import ssl
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from kubeloop.serving.manifest import ModelRef, inference_service
 from tests.charts.conftest import CHART, LOOP, RELEASE, SECOND, VALUES, Object, kinds, named, pods
 from tests.control_plane.plane import SERVICE_ACCOUNT, CommandError, ControlPlane
 
+NO_HOOKS = ("--no-hooks",)
+"""Nothing runs a Job here; `test_an_upgrade_waits_for_the_migration` plays who does."""
 SETS = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
 
 
@@ -63,7 +66,7 @@ def test_install_upgrade_rollback_uninstall(control_plane, namespace, elsewhere,
     more = {name: part for name, part in VALUES["everything"].items() if name != "collector"}
     one, all_ = (values_file(values, elsewhere) for values in (VALUES["one loop"], more))
     began = time.monotonic()
-    told = plane.helm("install", RELEASE, str(CHART), "-n", namespace, "-f", one)
+    told = plane.helm("install", RELEASE, str(CHART), *NO_HOOKS, "-n", namespace, "-f", one)
     took = time.monotonic() - began
     assert took < 30
     assert "kubeloop submit" in told
@@ -77,18 +80,57 @@ def test_install_upgrade_rollback_uninstall(control_plane, namespace, elsewhere,
     first = present(plane, namespace, EVERYTHING)
     assert f"deployment.apps/{RELEASE}-monitor-flight-delay" in first
 
-    plane.helm("upgrade", RELEASE, str(CHART), "-n", namespace, "-f", all_)
+    plane.helm("upgrade", RELEASE, str(CHART), *NO_HOOKS, "-n", namespace, "-f", all_)
     second = present(plane, namespace, EVERYTHING)
     assert f"deployment.apps/{RELEASE}-monitor-fraud" in second
     assert f"scaledobject.keda.sh/{RELEASE}-mlflow" in second
     assert present(plane, elsewhere, "servingruntimes") >= {"servingruntime.serving.kserve.io/kubeloop-onnx-gpu"}
 
-    plane.helm("rollback", RELEASE, "1", "-n", namespace)
+    plane.helm("rollback", RELEASE, "1", *NO_HOOKS, "-n", namespace)
     assert present(plane, namespace, EVERYTHING) == first
     assert present(plane, elsewhere, "servingruntimes,roles") == set()
 
     plane.helm("uninstall", RELEASE, "-n", namespace)
     assert present(plane, namespace, EVERYTHING) == before
+
+
+@pytest.mark.parametrize("end", ["Complete", "Failed"])
+def test_an_upgrade_waits_for_the_migration(control_plane, namespace, elsewhere, values_file, end):
+    """The Job's end is written down by hand, as the Job controller would."""
+    plane = control_plane
+    one = values_file(VALUES["one loop"], elsewhere)
+    jobs = f"/apis/batch/v1/namespaces/{namespace}/jobs"
+    seen: list[set[str]] = []
+
+    def controller() -> None:
+        deadline = time.monotonic() + 30
+        while not plane.request("GET", jobs)["items"] and time.monotonic() < deadline:
+            time.sleep(0.1)
+        seen.append(present(plane, namespace, "deploy,netpol"))
+        now = "2026-01-01T00:00:00Z"
+        first = {"Complete": "SuccessCriteriaMet", "Failed": "FailureTarget"}[end]
+        conditions = [
+            {"type": kind, "status": "True", "reason": "Test", "message": "", "lastTransitionTime": now}
+            for kind in (first, end)
+        ]
+        done = {"succeeded": 1, "completionTime": now} if end == "Complete" else {"failed": 4}
+        told = {"status": {"startTime": now, "conditions": conditions, **done}}
+        headers = {"content-type": "application/merge-patch+json"}
+        plane.request("PATCH", f"{jobs}/{RELEASE}-migrations/status", told, headers=headers)
+
+    played = threading.Thread(target=controller)
+    played.start()
+    if end == "Complete":
+        plane.helm("install", RELEASE, str(CHART), "-n", namespace, "-f", one)
+    else:
+        with pytest.raises(CommandError, match="migrations"):
+            plane.helm("install", RELEASE, str(CHART), "-n", namespace, "-f", one)
+    played.join()
+    assert seen == [{f"networkpolicy.networking.k8s.io/{RELEASE}-migrations"}], "nothing else was there yet"
+    assert bool(plane.request("GET", jobs)["items"]) == (end == "Failed"), "a failed one stays, with its log"
+    assert (f"deployment.apps/{RELEASE}-trigger-flight-delay" in present(plane, namespace, "deploy")) == (
+        end == "Complete"
+    )
 
 
 @SETS
@@ -190,7 +232,7 @@ APPLY = {"content-type": "application/apply-patch+yaml"}
 def installed(control_plane, namespace, elsewhere, values_file) -> str:
     values = {"loops": {"flight-delay": {"config": LOOP}, "fraud": {"config": SECOND}}}
     told = values_file(values, elsewhere)
-    control_plane.helm("install", RELEASE, str(CHART), "-n", namespace, "-f", told)
+    control_plane.helm("install", RELEASE, str(CHART), *NO_HOOKS, "-n", namespace, "-f", told)
     return str(namespace)
 
 
@@ -232,7 +274,7 @@ def test_the_pipelines_account_only_looks_where_gitops_promotes(control_plane, n
     git = {"repository": "https://git.acme.io/loops"}
     values = {"loops": {"fraud": {"config": SECOND | {"delivery": {"applier": "gitops", "git": git}}}}}
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
-    control_plane.helm("install", RELEASE, str(CHART), "-n", namespace, "-f", str(tmp_path / "values.yaml"))
+    control_plane.helm("install", RELEASE, str(CHART), *NO_HOOKS, "-n", namespace, "-f", str(tmp_path / "values.yaml"))
     act = Account(control_plane, namespace, "kubeloop-pipeline")
     path = f"{KSERVE}/{namespace}/inferenceservices/fraud"
     assert act("GET", path) == 404
@@ -249,7 +291,7 @@ def test_steps_in_a_namespace_of_their_own(control_plane, namespace, elsewhere, 
         "loops": {"fraud": {"config": SECOND | {"pipelines": {"train_job": {}}, "delivery": {"namespace": namespace}}}},
     }
     (tmp_path / "values.yaml").write_text(yaml.safe_dump(values))
-    control_plane.helm("install", RELEASE, str(CHART), "-n", namespace, "-f", str(tmp_path / "values.yaml"))
+    control_plane.helm("install", RELEASE, str(CHART), *NO_HOOKS, "-n", namespace, "-f", str(tmp_path / "values.yaml"))
     act = Account(control_plane, elsewhere, "kubeloop-pipeline")
     manifest = {
         "apiVersion": "serving.kserve.io/v1beta1",

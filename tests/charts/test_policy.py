@@ -43,13 +43,13 @@ def test_containers(render, values):
 
 @EVERY
 def test_what_stays_up_is_probed(render, values):
-    test = f"{RELEASE}-test"
+    ends = (f"{RELEASE}-test", f"{RELEASE}-migrations")
     for name, container in all_containers(render(values)):
-        if not name.startswith(test):
+        if not name.startswith(ends):
             assert {"startupProbe", "livenessProbe"} <= container.keys(), name
         # A sidecar must not take its pod out of the Service when a store or the detector is away.
         sidecar = container.get("restartPolicy") == "Always"
-        assert ("readinessProbe" in container) == (not sidecar and not name.startswith(test)), name
+        assert ("readinessProbe" in container) == (not sidecar and not name.startswith(ends)), name
 
 
 @EVERY
@@ -58,7 +58,9 @@ def test_pods(render, values):
     accounts = {(item["metadata"]["namespace"], item["metadata"]["name"]) for item in kinds(objects, "ServiceAccount")}
     for name, pod in pods(objects).items():
         spec = pod["spec"]
-        assert ("kubeloop", spec["serviceAccountName"]) in accounts, name
+        # A hook runs before the release's accounts are there.
+        hook = name == f"{RELEASE}-migrations"
+        assert hook or ("kubeloop", spec["serviceAccountName"]) in accounts, name
         # Only the monitor asks the API server for anything.
         assert spec["automountServiceAccountToken"] == ("-monitor-" in name), name
         assert spec["enableServiceLinks"] is False, name
@@ -271,3 +273,31 @@ def test_every_container_of_ours_leaves_its_last_words(render):
     for pod in pods(render(ALL)).values():
         for container in containers(pod["spec"]).values():
             assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
+def test_databases_are_migrated_before_anything_else_changes(render):
+    """By a hook that needs nothing of the release, and may reach the databases although all else is denied by then."""
+    objects = render(ALL)
+    job, policy = (named(objects, kind, f"{RELEASE}-migrations") for kind in ("Job", "NetworkPolicy"))
+    for item in (job, policy):
+        assert item["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+    assert policy["metadata"]["annotations"]["helm.sh/hook-weight"] == "-1", "before the Job"
+    assert "hook-succeeded" not in policy["metadata"]["annotations"]["helm.sh/hook-delete-policy"], "it outlives no Job"
+    assert selects(policy, job["spec"]["template"]["metadata"]["labels"])
+    assert [port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]] == [5432, 53, 53]
+    spec = job["spec"]["template"]["spec"]
+    assert spec["serviceAccountName"] == "default"
+    assert "secretKeyRef" in str(spec["containers"][0]["env"])
+    assert "configMap" not in str(spec)
+    read = {
+        name: containers(pods(objects)[name]["spec"])
+        for name in (f"{RELEASE}-trigger-fraud", f"{RELEASE}-monitor-fraud")
+    }
+    ours = {item["name"]: item for item in spec["containers"][0]["env"]}
+    for name, container, variable in (
+        ("trigger", "trigger", "KUBELOOP_LEDGER_DB"),
+        ("monitor", "monitor", "KUBELOOP_MONITOR_DB"),
+    ):
+        theirs = {item["name"]: item for item in read[f"{RELEASE}-{name}-fraud"][container]["env"]}
+        assert ours[variable] == theirs[variable]
+    assert kinds(render({}), "Job") == [], "without loops there is no database"

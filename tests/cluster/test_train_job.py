@@ -15,11 +15,12 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
-from kubeloop import config, evaluation, model_folder, names, train_node, training
+from kubeloop import config, errors, evaluation, failures, model_folder, names, train_node, training
 from kubeloop.bucket import Bucket
 from kubeloop.config import ConfigError, Loop, Node
 from kubeloop.delivery import DeliveryError, train_job
 from kubeloop.delivery.cluster import Cluster
+from kubeloop.failures import Failure
 from tests.cluster.conftest import MERGE
 from tests.control_plane.plane import CommandError
 
@@ -299,7 +300,16 @@ def test_the_training_step_hands_its_work_to_a_job_and_takes_the_model(
     assert card.sha256 == model_folder.read(learned[1]).sha256, "one node learns what the step itself would"
 
 
-def test_a_node_without_its_data_says_so(s3: Any, tmp_path: Path) -> None:
+def test_the_job_fails_as_its_node_did() -> None:
+    error = train_job.TrainJobError("TrainJob job-1 failed")
+    assert error.because(None) is error
+    assert not error.lasting
+    told = error.because(Failure("the training rows hold one class", lasting=True))
+    assert (str(told), told.lasting) == ("the training rows hold one class (TrainJob job-1 failed)", True)
+
+
+def test_a_node_without_its_data_says_so(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBELOOP_BUCKET", s3.bucket)
     done = subprocess.run(
         [sys.executable, "-m", "kubeloop.train_node", "--job", "none"],
         env={**os.environ, "KUBELOOP_BUCKET": s3.bucket},
@@ -308,9 +318,12 @@ def test_a_node_without_its_data_says_so(s3: Any, tmp_path: Path) -> None:
         check=False,
         cwd=tmp_path,
     )
-    assert done.returncode == 1
+    assert done.returncode == errors.LASTING
     assert "holds no job" in done.stderr
     assert "Traceback" not in done.stderr
+    assert failures.look(Bucket.open(config.settings(tmp_path)), "jobs/none/failure.json") == Failure(
+        done.stderr.strip(), lasting=True
+    )
 
 
 def _ports(count: int) -> list[int]:

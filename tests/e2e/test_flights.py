@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from kubeloop import config, log
+from kubeloop import config, errors, log
 
 # Settings of this process must not reach the program: it is to find its own.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("KUBELOOP_")}
@@ -135,7 +135,7 @@ def test_running_again_replays_nothing_new(state: Path, summary: dict) -> None:
 
 def test_the_full_replay_is_not_mixed_into_a_fast_one(state: Path) -> None:
     done = kubeloop(state, "run")
-    assert done.returncode == 1
+    assert done.returncode == errors.LASTING
     assert "--fresh" in done.stderr
 
 
@@ -181,7 +181,7 @@ def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dic
         assert json.loads(past.stdout)["note"].startswith("features that became known after --at are missing")
         assert json.loads(past.stdout)["probability"][0] != content["probability"][0]
         future = kubeloop(state, "predict", json.dumps(row), "--at", "2013-12-01")
-        assert future.returncode == 1
+        assert future.returncode == errors.LASTING
         assert "the replay stands at 2013-06-29 22:00 UTC" in future.stderr
         # A client that knows nothing of the replay sends no time, so its request is of today.
         services = json.loads((state / "services.json").read_text())

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kubeloop import registry
+from kubeloop import errors, registry
 from kubeloop.config import Loop, Replay, Settings
 
 # Settings of this process must not reach the program: it is to find its own.
@@ -48,7 +48,7 @@ def test_a_broken_expectation_stops_the_loop_until_it_is_mended(
     suite.write_text(right + IMPOSSIBLE)
 
     broken = run(settings)
-    assert broken.returncode == 1
+    assert broken.returncode == errors.LASTING
     assert "weather.temp" in broken.stderr
     assert "expect_column_values_to_be_between" in broken.stderr
     assert registry.versions(settings, loop.name) == []

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
 from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
 
-from kubeloop import cli_submit, submission
+from kubeloop import cli_submit, errors, submission
+from kubeloop.cli import app
 from kubeloop.config import Loop
 from kubeloop.kfp_api import Api
 
 NAME = "by-hand-1"
-APP = "import typer; from kubeloop import cli_submit; app = typer.Typer(); cli_submit.register(app); app()"
+APP = "from kubeloop.cli import main; main()"
 
 
 @pytest.fixture
@@ -39,8 +39,6 @@ def home(server: Any, case: Loop, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture
 def kubeloop(home: Path) -> Callable[..., Result]:
-    app = typer.Typer()
-    cli_submit.register(app)
 
     def run(*arguments: str) -> Result:
         return CliRunner().invoke(app, [*arguments, "-C", str(home)])
@@ -196,7 +194,7 @@ def test_what_is_typed_wrong_is_a_sentence(
     server: Any, kubeloop: Callable[..., Result], arguments: tuple[str, ...], says: str
 ) -> None:
     done = kubeloop(*arguments)
-    assert done.exit_code == 1
+    assert done.exit_code == errors.LASTING
     assert says in done.output
     assert server.store.runs == {}
 
@@ -208,7 +206,7 @@ def test_an_api_that_refuses_is_a_sentence(
 ) -> None:
     server.fault = lambda _: fault("status", status=status)
     done = kubeloop(command)
-    assert done.exit_code == 1
+    assert done.exit_code == (errors.PASSING if status == 503 else errors.LASTING)
     assert says in done.output
     assert "Traceback" not in done.output
 
@@ -222,7 +220,7 @@ def test_pipelines_that_do_not_compile_are_a_sentence(
     monkeypatch.setenv("KUBELOOP_CORE_PYTHON", str(python))
     done = kubeloop("submit")
     assert "the pipelines do not compile: TypeError: no such step" in done.output
-    assert done.exit_code == 1
+    assert done.exit_code == errors.LASTING
     monkeypatch.setenv("KUBELOOP_CORE_PYTHON", "/nonexistent")
     assert "KUBELOOP_CORE_PYTHON" in kubeloop("submit").output
 
@@ -288,7 +286,7 @@ def test_what_serves_on_one_machine_is_not_sent_to_a_cluster(
 ) -> None:
     for command in ("submit", "schedule", "pipelines objects"):
         done = kubeloop(*command.split(), "--loop", str(project / "loop.yaml"))
-        assert done.exit_code == 1
+        assert done.exit_code == errors.LASTING
         assert "kubectl -n kubeloop get configmap kubeloop-loop-flight-delay" in done.output
     assert server.store.pipelines == {}
 

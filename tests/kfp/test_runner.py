@@ -154,13 +154,13 @@ def test_the_ledger_says_why_a_step_failed_and_does_not_repeat_what_would_fail_a
 ) -> None:
     trigger.step()
     first = newest(server)
-    failure = Failure(str(error), failures.lasting(error), step="train-model")
-    failures.tell(here.model_copy(update={"run_id": first}), failure)
+    failures.tell(here.model_copy(update={"run_id": first}), Failure.of(error, "train-model"))
     # The pipelines API knows the pod alone, in which several steps may have run.
     server.store.set_tasks(first, data="SUCCEEDED", model="FAILED")
     server.store.finish(first, "FAILED")
     run = trigger.step()
     assert (run.status, run.detail) == (status, f"failed in train-model: {error}")
+    assert (run.attempts, run.lasting) == (1, status == "abandoned")
 
 
 @pytest.mark.usefixtures("uploaded")

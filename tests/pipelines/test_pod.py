@@ -287,8 +287,8 @@ def told(cluster: Cluster, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("way", "expected", "attempts"),
     [
-        ("lasting", Failure("name: is missing", final=True, step="fall-over"), 1),
-        ("error", Failure("MLflow is away", final=False, step="fall-over"), 2),
+        ("lasting", Failure("name: is missing", lasting=True, step="fall-over"), 1),
+        ("error", Failure("MLflow is away", lasting=False, step="fall-over"), 2),
         ("killed", Failure("its process was ended by SIGKILL; is its memory enough?", False, "fall-over"), 2),
     ],
 )

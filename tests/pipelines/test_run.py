@@ -12,7 +12,7 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubeloop import registry
+from kubeloop import errors, registry
 from kubeloop.config import Loop
 
 STEPS = {
@@ -117,13 +117,13 @@ def test_broken_data_fail_the_run_by_name(undisturbed: Any, loop: Loop, as_of: d
     try:
         delays = pa.nulls(table.num_rows, pa.float64())
         pq.write_table(table.set_column(table.column_names.index("dep_delay"), "dep_delay", delays), path)
-        assert undisturbed.finish("broken", as_of) != 0
+        assert undisturbed.finish("broken", as_of) == errors.LASTING
     finally:
         path.write_bytes(good)
     report = undisturbed.report("broken")
     assert report["status"] == "failed"
     assert report["result"] is None
-    assert report["final"], "the same data would fail again"
+    assert report["lasting"], "the same data would fail again"
     assert report["finished_at"]
     assert "expect_column_values_to_not_be_null" in report["error"]
     assert "departures" in report["error"]
@@ -140,7 +140,7 @@ def test_a_run_that_is_asked_to_stop_says_so(undisturbed: Any, as_of: datetime) 
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) != 0
     report = undisturbed.report("stopped")
-    assert (report["status"], report["error"], report["final"]) == ("failed", "interrupted", False)
+    assert (report["status"], report["error"], report["lasting"]) == ("failed", "interrupted", False)
     # No step outlives its run to finish its work.
     _until(lambda: not undisturbed.alive(process.pid))
     attempt = max((undisturbed.settings.state / "pipeline").iterdir())

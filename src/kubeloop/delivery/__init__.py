@@ -2,13 +2,25 @@
 
 from dataclasses import dataclass
 
+from kubeloop.errors import KubeloopError
 
-class DeliveryError(RuntimeError):
+
+class DeliveryError(KubeloopError):
     """The manifest does not serve; the message gives the reason and what to do next."""
+
+    lasting = False
+
+
+class RejectedError(DeliveryError):
+    """What is to be delivered, or where to, is refused as it is; it must be changed before another attempt."""
+
+    lasting = True
 
 
 class SupersededError(DeliveryError):
     """The version's time is over: a newer one serves, or a person took it back; trying again changes nothing."""
+
+    lasting = True
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from kubernetes import client as kubernetes
 from kubernetes import config
 
 from kubeloop import names
-from kubeloop.delivery import Applied, DeliveryError
+from kubeloop.delivery import Applied, DeliveryError, RejectedError
 from kubeloop.delivery.patch import lineage
 from kubeloop.delivery.rollout import SERVICE, Object, Observed, failure, ready, stamp, stamped, troubles, waiting_for
+from kubeloop.errors import KubeloopError
 from kubeloop.serving.manifest import API_VERSION, KIND
 
 FIELD_MANAGER = "kubeloop"
@@ -56,7 +57,7 @@ def apply(manifests: Sequence[Object], timeout_s: float, client: kubernetes.ApiC
     began = time.monotonic()
     services = [m for m in manifests if (m.get("apiVersion"), m.get("kind")) == (API_VERSION, KIND)]
     if len(services) != 1:
-        raise DeliveryError(f"a delivery needs one {KIND} of {API_VERSION}, not {len(services)}; mend the manifests")
+        raise RejectedError(f"a delivery needs one {KIND} of {API_VERSION}, not {len(services)}; mend the manifests")
     service = stamped(services[0])
     objects = [service if manifest is services[0] else manifest for manifest in manifests]
     cluster = Cluster(client or connect())
@@ -161,7 +162,7 @@ def connect() -> kubernetes.ApiClient:
         except config.ConfigException:
             config.load_kube_config(client_configuration=configuration)
     except config.ConfigException as error:
-        raise DeliveryError(f"no cluster is known ({error}); set KUBECONFIG, or run in a pod of the cluster") from error
+        raise RejectedError(f"no cluster is known ({error}); set KUBECONFIG, or run in a pod of the cluster") from error
     return kubernetes.ApiClient(configuration)
 
 
@@ -183,7 +184,7 @@ class Cluster:
         served = next((r for r in self._kinds[version] if r["kind"] == kind and "/" not in r["name"]), None)
         if served is None:
             who = "KServe" if version == API_VERSION else f"what serves {version}"
-            raise DeliveryError(
+            raise RejectedError(
                 f"the cluster has no kind {kind} of {version}; install {who}, or leave the object out ("
                 f"{metadata.get('name', '')})"
             )
@@ -273,8 +274,10 @@ class Cluster:
             pause = min(pause * 1.5, _LAST_POLL_S)
 
 
-class _RaceError(Exception):
+class _RaceError(KubeloopError):
     """Someone changed the object between our reading and writing, inside the API server; again is enough."""
+
+    lasting = False
 
 
 def _status(error: kubernetes.ApiException) -> Object:
@@ -316,7 +319,8 @@ def _refusal(error: kubernetes.ApiException, what: str) -> Exception:
             return _RaceError(message)
         case _:
             text = f"the cluster refuses {what}: {message}; mend the manifest or what forbids it"
-    return DeliveryError(text)
+    # What remains a server error after all that waiting may pass; the others are answers.
+    return DeliveryError(text) if _passing(error) else RejectedError(text)
 
 
 def _owner(message: str) -> str:

@@ -16,12 +16,15 @@ from kubeloop.delivery.desired import Commands, Desired, ManifestError, Program,
 from kubeloop.delivery.processes import Replica
 from kubeloop.delivery.router import PREDICTOR_ENTRY, Router
 from kubeloop.delivery.service import Service
+from kubeloop.errors import KubeloopError
 
 LOG = logging.getLogger(__name__)
 
 
-class ConflictError(ValueError):
+class ConflictError(KubeloopError, ValueError):
     """The name is taken by a service of another namespace."""
+
+    lasting = True
 
 
 class Controller:

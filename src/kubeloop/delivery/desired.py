@@ -9,6 +9,7 @@ from pydantic.alias_generators import to_camel
 
 from kubeloop import names
 from kubeloop.config import DnsName
+from kubeloop.errors import KubeloopError
 from kubeloop.serving.manifest import TRANSFORMER_COMMAND
 
 DEFAULT = "default"
@@ -18,8 +19,10 @@ _LOCAL = ("--port", "0", "--drain-s", "0")
 """The router has taken a program out of the route before it ends, so there is nothing to wait for."""
 
 
-class ManifestError(ValueError):
+class ManifestError(KubeloopError, ValueError):
     """The manifest is malformed or asks for what the local node cannot do; the message says which field."""
+
+    lasting = True
 
 
 @dataclass(frozen=True)

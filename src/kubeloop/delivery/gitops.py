@@ -10,7 +10,7 @@ from typing import Any
 from kubeloop import names
 from kubeloop.config import Settings
 from kubeloop.config_cluster import Git
-from kubeloop.delivery import Applied, DeliveryError, SupersededError, patch, rollout
+from kubeloop.delivery import Applied, DeliveryError, RejectedError, SupersededError, patch, rollout
 from kubeloop.delivery.cluster import Cluster, connect, follow
 from kubeloop.delivery.repository import CommitId, MovedError, RefusedError, Remote, Snapshot
 
@@ -133,7 +133,7 @@ class _Promotion:
         with self._remote.fetch(*branches) as found:
             tip = found.tips.get(self._branch)
             if tip is None:
-                raise DeliveryError(
+                raise RejectedError(
                     f"{self._git.repository} has no branch {self._branch}; push it, or name in delivery.git.branch the "
                     "one that Argo CD or Flux follows"
                 )
@@ -161,7 +161,7 @@ class _Promotion:
     def _read(self, found: Snapshot, commit: CommitId) -> Object:
         content = found.read(commit, self._path)
         if content is None:
-            raise DeliveryError(
+            raise RejectedError(
                 f"branch {self._branch} of {self._git.repository} has no file {self._path}; begin with "
                 f"`python manifests/write.py {self._name}` and commit what it writes, or mend delivery.git.path"
             )
@@ -170,8 +170,8 @@ class _Promotion:
         except patch.PatchError as error:
             raise self._unusable(error) from error
 
-    def _unusable(self, error: patch.PatchError) -> DeliveryError:
-        return DeliveryError(f"{self._path} {error}; write it anew with `python manifests/write.py {self._name}`")
+    def _unusable(self, error: patch.PatchError) -> RejectedError:
+        return RejectedError(f"{self._path} {error}; write it anew with `python manifests/write.py {self._name}`")
 
     def _patch(self, content: bytes | None) -> Object | None:
         """Return a patch of another day or branch; None where the file is not there or something else."""
@@ -211,7 +211,7 @@ class _Promotion:
             LOG.info("%s: version %s is proposed on branch %s already", self._name, self._version, review)
             return _Landed(current, _proposal(tip.decode(), review))
         if (who := found.committer(tip)) != self._git.author:
-            raise DeliveryError(
+            raise RejectedError(
                 f"the newest commit of branch {review} is by {who}, and is not overwritten; merge it or delete the "
                 "branch, and start the step again"
             )
@@ -228,7 +228,7 @@ class _Promotion:
         """Give up where the branch stands still and the server refuses all the same."""
         told = [words for tip, words in self._refused if tip == old]
         if len(told) >= REFUSALS:
-            raise DeliveryError(
+            raise RejectedError(
                 f"the server refuses a push to {self._target} ({told[-1]}); let the account of KUBELOOP_GIT_TOKEN push "
                 "to it, or propose on another branch with delivery.git.review_branch"
             )

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from kubeloop.delivery import Applied, DeliveryError
+from kubeloop.delivery import Applied, DeliveryError, RejectedError
 from kubeloop.serving.manifest import API_VERSION
 
 _POLL_S = 0.05
@@ -81,6 +81,7 @@ def _call(client: httpx.Client, method: str, path: str, body: dict[str, Any] | N
             message = response.json()["message"]
         except (ValueError, KeyError, TypeError):
             message = response.text[:500]
-        raise DeliveryError(f"the local node refuses {path.rpartition('/')[2]}: {message}")
+        kind = DeliveryError if response.is_server_error else RejectedError
+        raise kind(f"the local node refuses {path.rpartition('/')[2]}: {message}")
     content: dict[str, Any] = response.json()
     return content

@@ -10,6 +10,7 @@ import yaml
 
 from kubeloop import names
 from kubeloop.delivery import rollout
+from kubeloop.errors import KubeloopError
 
 Object = dict[str, Any]
 
@@ -17,8 +18,10 @@ LINEAGE = (names.VERSION, names.DIGEST, names.RUN)
 FLAGS = ("--version=", "--sha256=")
 
 
-class PatchError(ValueError):
+class PatchError(KubeloopError, ValueError):
     """The file is not the patch of an InferenceService; the message says what it lacks."""
+
+    lasting = True
 
 
 def read(text: str | bytes, service: str) -> Object:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kubeloop.delivery.desired import Program
+from kubeloop.errors import KubeloopError
 
 LOG = logging.getLogger(__name__)
 
@@ -27,8 +28,10 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
 
-class StartError(RuntimeError):
+class StartError(KubeloopError):
     """A program did not become ready; the message ends with the last lines it wrote to stderr."""
+
+    lasting = False
 
     def __init__(self, program: Program, message: str) -> None:
         super().__init__(message)

@@ -18,7 +18,8 @@ from dulwich.refs import Ref
 from dulwich.repo import Repo
 
 from kubeloop.config import Settings
-from kubeloop.delivery import DeliveryError
+from kubeloop.delivery import DeliveryError, RejectedError
+from kubeloop.errors import KubeloopError
 
 CommitId = ObjectID
 
@@ -31,12 +32,16 @@ ANSWER_S = 30.0
 _REASON_CHARS = 300
 
 
-class MovedError(Exception):
+class MovedError(KubeloopError):
     """The branch is no longer where it was read."""
 
+    lasting = False
 
-class RefusedError(Exception):
+
+class RefusedError(KubeloopError):
     """The server does not take the commit; the message is its own."""
+
+    lasting = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ class Snapshot:
     def _commit(self, commit: ObjectID) -> Commit:
         found = self._store[commit]
         if not isinstance(found, Commit):
-            raise DeliveryError(f"{commit.decode()} is no commit; delivery.git names something that is no branch")
+            raise RejectedError(f"{commit.decode()} is no commit; delivery.git names something that is no branch")
         return found
 
     def _entry(self, tree: ObjectID, path: str) -> tuple[int, ObjectID] | None:
@@ -114,7 +119,7 @@ class Snapshot:
     def _replaced(self, tree: ObjectID, path: list[bytes], blob: ObjectID, objects: list[ShaFile]) -> ObjectID:
         found = self._store[tree]
         if not isinstance(found, Tree):
-            raise DeliveryError(f"{b'/'.join(path).decode()} is in no folder; mend delivery.git.path")
+            raise RejectedError(f"{b'/'.join(path).decode()} is in no folder; mend delivery.git.path")
         folder = Tree.from_string(found.as_raw_string())
         mode, below = folder[path[0]]
         folder[path[0]] = (mode, self._replaced(below, path[1:], blob, objects) if path[1:] else blob)
@@ -200,25 +205,25 @@ class Remote:
         try:
             yield
         except (dulwich.HTTPUnauthorized, dulwich.HTTPProxyUnauthorized) as error:
-            raise DeliveryError(
+            raise RejectedError(
                 f"the Git server does not accept the credentials for {at}; put a token that may write there into the "
                 "Secret behind KUBELOOP_GIT_TOKEN, and its user into KUBELOOP_GIT_USER if the server wants to know"
             ) from error
         except NotGitRepository as error:
-            raise DeliveryError(
+            raise RejectedError(
                 f"there is no repository at {at}, or KUBELOOP_GIT_TOKEN may not see it; mend delivery.git.repository "
                 "or the token's rights"
             ) from error
         except GitProtocolError as error:
             raise DeliveryError(self._protocol(error)) from error
         except FileNotFoundError as error:
-            raise DeliveryError(
+            raise RejectedError(
                 f"{at} needs the program {error.filename}, which is not installed here; write an https:// address"
             ) from error
         except OSError as error:
             raise DeliveryError(self._away(error)) from error
         except (ValueError, NotImplementedError) as error:  # an answer that is not Git's
-            raise DeliveryError(f"{at} is no Git repository; mend delivery.git.repository") from error
+            raise RejectedError(f"{at} is no Git repository; mend delivery.git.repository") from error
 
     def _protocol(self, error: GitProtocolError) -> str:
         at, cause = self._address, error.__cause__

@@ -5,12 +5,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kubeloop import containers, names
+from kubeloop import containers, failures, names
 from kubeloop.bucket import Bucket
 from kubeloop.config import Loop, Settings
 from kubeloop.config_cluster import Pipelines, TrainJob
 from kubeloop.delivery import DeliveryError
 from kubeloop.delivery.cluster import Cluster, connect
+from kubeloop.failures import Failure
 
 API_VERSION = "trainer.kubeflow.org/v1alpha1"
 KIND = "TrainJob"
@@ -20,6 +21,18 @@ NODE = "node"
 _POLL_S = 2.0
 
 Object = dict[str, Any]
+
+
+class TrainJobError(DeliveryError):
+    """The TrainJob failed; whether it would again is what its nodes said about it."""
+
+    def because(self, said: Failure | None) -> "TrainJobError":
+        """Return the error with what a node said, if one did."""
+        if said is None:
+            return self
+        found = TrainJobError(f"{said.error} ({self})")
+        found.lasting = said.lasting
+        return found
 
 
 def build(loop: Loop, name: str, namespace: str) -> Object:
@@ -80,7 +93,8 @@ def train(loop: Loop, settings: Settings, name: str, training_set: Path, out: Pa
     """Put the training set where the nodes find it, run the job, and fetch the model folder.
 
     Raises:
-        DeliveryError: the TrainJob is refused, fails or takes too long.
+        TrainJobError: the TrainJob fails.
+        DeliveryError: it is refused, or takes too long.
         BucketError: the store does not answer.
         ValueError: the loop asks for no TrainJob.
     """
@@ -88,8 +102,13 @@ def train(loop: Loop, settings: Settings, name: str, training_set: Path, out: Pa
     bucket, place = Bucket.open(settings), names.job(name)
     bucket.put(f"{place}/loop.json", loop.dump().encode())
     bucket.put(f"{place}/training.parquet", training_set.read_bytes())
+    # What a node said about an earlier attempt.
+    bucket.delete(f"{place}/failure.json")
     assert loop.pipelines.train_job  # noqa: S101 - `build` has made sure
-    run(manifest, loop.pipelines.train_job.timeout.total_seconds())
+    try:
+        run(manifest, loop.pipelines.train_job.timeout.total_seconds())
+    except TrainJobError as error:
+        raise error.because(failures.look(bucket, f"{place}/failure.json")) from None
     bucket.pull(f"{place}/model", out)
 
 
@@ -102,7 +121,8 @@ def run(manifest: Object, timeout_s: float, cluster: Cluster | None = None) -> N
         cluster: by default that of this pod, or else of the kubeconfig file.
 
     Raises:
-        DeliveryError: it is refused, fails or takes too long; the message says why and what to do.
+        TrainJobError: it fails.
+        DeliveryError: it is refused or takes too long; the message says why and what to do.
     """
     cluster = cluster or Cluster(connect())
     manifest, path, known = _attempt(cluster, manifest)
@@ -120,7 +140,7 @@ def run(manifest: Object, timeout_s: float, cluster: Cluster | None = None) -> N
             return
         look = f"kubectl -n {manifest['metadata']['namespace']} logs -l jobset.sigs.k8s.io/jobset-name={name} shows why"
         if failed := _condition(found, "Failed"):
-            raise DeliveryError(f"{what} failed ({failed.get('reason')}: {failed.get('message')}); {look}")
+            raise TrainJobError(f"{what} failed ({failed.get('reason')}: {failed.get('message')}); {look}")
         if time.monotonic() - began > timeout_s:
             jobs = found.get("status", {}).get("jobsStatus")
             state = f"its jobs: {jobs}" if jobs else "no job of it began, so see that the runtime exists"

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 
 import orjson
 
+from kubeloop.errors import KubeloopError
 from kubeloop.monitoring.payload_log import micros
 
 _REQUIRED = ("specversion", "id", "source", "type")
@@ -17,8 +18,10 @@ _SINGLE, _BATCH = b"application/cloudevents+json", b"application/cloudevents-bat
 _CONTROL = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)])
 
 
-class EventError(ValueError):
+class EventError(KubeloopError, ValueError):
     """What was sent is no CloudEvent; the message names the attribute that is missing or wrong."""
+
+    lasting = True
 
 
 class Event(NamedTuple):

@@ -25,6 +25,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from kubeloop.errors import KubeloopError
 from kubeloop.monitoring.cloudevents import EventError, parse
 from kubeloop.monitoring.flusher import OVERHEAD
 from kubeloop.monitoring.folder import FolderTakenError
@@ -37,12 +38,16 @@ _WATCH_S = 0.1
 _REPORT_S = 5.0
 
 
-class _TooLargeError(ValueError):
+class _TooLargeError(KubeloopError):
     """The body exceeds --max-body-bytes."""
 
+    lasting = True
 
-class _RefusedError(RuntimeError):
+
+class _RefusedError(KubeloopError):
     """There is no room for the body."""
+
+    lasting = False
 
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.message)

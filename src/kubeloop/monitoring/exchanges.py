@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from kubeloop.errors import KubeloopError
 from kubeloop.monitoring.payload_log import INSTANT, micros
 
 PREDICTION = pa.schema(
@@ -41,8 +42,10 @@ _BLOCK = 250
 Signature = tuple[tuple[str, str], ...]
 
 
-class MalformedError(ValueError):
+class MalformedError(KubeloopError, ValueError):
     """A body is no Open Inference Protocol payload; the message says why."""
+
+    lasting = True
 
 
 class Faults:

@@ -4,9 +4,13 @@ import fcntl
 import os
 from pathlib import Path
 
+from kubeloop.errors import KubeloopError
 
-class FolderTakenError(RuntimeError):
+
+class FolderTakenError(KubeloopError):
     """Another process owns the folder."""
+
+    lasting = False
 
 
 def take(directory: Path) -> int:

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from kubeloop import background, config, names
+from kubeloop import background, config, errors, names
 from kubeloop.bucket import Bucket, BucketError
 from kubeloop.monitoring.payload_log import MIRRORED, NEEDED, STORED, covered, last_event, mark, marked, segments
 
@@ -208,7 +208,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s mirror %(message)s")
     args.dir.mkdir(parents=True, exist_ok=True)
-    try:
+    with errors.program():
         bucket = Bucket.open(config.settings())
         references = args.references or args.dir.parent / names.REFERENCES
         mirror = Mirror(bucket, args.direction, args.dir, references, args.poll_seconds)
@@ -216,8 +216,6 @@ def main() -> None:
             print(mirror.step())
             return
         asyncio.run(background.serve(create_app(mirror), args.host, args.port, mirror.run))
-    except BucketError as error:
-        sys.exit(str(error))
 
 
 if __name__ == "__main__":

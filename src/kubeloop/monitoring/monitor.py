@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kubeloop import background, config, database
+from kubeloop import background, config, database, errors
 from kubeloop.monitoring.detector import port
 from kubeloop.monitoring.outbox import Outbox
 from kubeloop.monitoring.payload_log import LogError, stored
@@ -197,12 +197,8 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
+    with errors.program(), database.answering("the monitor's", "KUBELOOP_MONITOR_DB"):
         _run(args)
-    except OperationalError as error:
-        sys.exit(f"the monitor's database does not answer (KUBELOOP_MONITOR_DB): {error.orig}")
-    except (config.ConfigError, *WAIT) as error:
-        sys.exit(str(error))
 
 
 if __name__ == "__main__":

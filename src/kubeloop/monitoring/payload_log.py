@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from kubeloop.errors import KubeloopError
 from kubeloop.monitoring import folder
 
 INSTANT = pa.timestamp("us", tz="UTC")
@@ -48,8 +49,10 @@ _MICROSECOND = timedelta(microseconds=1)
 _YEAR_10000 = 253_402_300_800_000_000
 
 
-class LogError(RuntimeError):
+class LogError(KubeloopError):
     """A segment cannot be read; the message names the file and says what to do."""
+
+    lasting = False
 
 
 class Segment(NamedTuple):

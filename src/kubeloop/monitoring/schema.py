@@ -4,7 +4,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from kubeloop.database import Utc
+from kubeloop.database import Schema, Utc
 
 metadata = sa.MetaData()
 
@@ -119,3 +119,4 @@ episodes = sa.Table(
     sa.Column("closed_at", Utc),
     sa.Column("outcome", sa.String),
 )
+MONITOR = Schema("monitor", "KUBELOOP_MONITOR_DB", metadata, "0001")

@@ -16,14 +16,17 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from kubeloop import database
+from kubeloop.errors import KubeloopError
 from kubeloop.monitoring import held, schema
 from kubeloop.monitoring.held import Part
 
 Row = dict[str, Any]
 
 
-class StoreConflictError(RuntimeError):
+class StoreConflictError(KubeloopError):
     """Another monitor of the same service wrote to the same state; only one may run."""
+
+    lasting = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Store:
         self._engine = database.connect(url)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _tune_sqlite)
-        database.create(self._engine, schema.metadata)
+        database.prepare(self._engine, schema.MONITOR)
 
     @property
     def engine(self) -> sa.Engine:

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 
 from kubeloop import names
+from kubeloop.errors import KubeloopError
 from kubeloop.monitoring.store import Store
 from kubeloop.reference import Reference, ReferenceError
 
@@ -19,12 +20,16 @@ _FOLDER = "reference"
 _VERSION_FLAG = "--version="
 
 
-class VersionError(LookupError):
+class VersionError(KubeloopError, LookupError):
     """A version's reference cannot be had, and waiting would not help; the message says why."""
 
+    lasting = True
 
-class NodeError(RuntimeError):
+
+class NodeError(KubeloopError):
     """The node does not say what it serves; asking again later may help."""
+
+    lasting = False
 
 
 def served(manifest: Mapping[str, Any]) -> dict[str, str]:

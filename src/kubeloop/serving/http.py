@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from kubeloop import __version__
+from kubeloop.errors import KubeloopError
 from kubeloop.serving.tensors import ProtocolError
 
 log = logging.getLogger("kubeloop.serving")
@@ -267,8 +268,10 @@ class App:
         return Response(generate_latest(self._metrics.registry), media=CONTENT_TYPE_LATEST.encode())
 
 
-class ClientGoneError(Exception):
+class ClientGoneError(KubeloopError):
     """The client closed the connection before its request was complete."""
+
+    lasting = False
 
 
 async def read_body(headers: dict[bytes, bytes], receive: Receive, limits: Limits) -> bytes:

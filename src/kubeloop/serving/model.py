@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
+from kubeloop.errors import KubeloopError
 from kubeloop.serving.tensors import DTYPES, Array, ProtocolError, TensorSpec, specs_of
 
 PLATFORM = "onnxruntime_onnx"
@@ -46,8 +47,10 @@ PROVIDERS: dict[Device, tuple[str, ...]] = {
 """ONNX Runtime's execution providers of a device, in the order in which they take parts of the model."""
 
 
-class ModelError(Exception):
+class ModelError(KubeloopError):
     """The model folder cannot be served; the message says why and what to do."""
+
+    lasting = True
 
 
 @dataclass(frozen=True, slots=True)

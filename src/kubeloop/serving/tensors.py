@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from kubeloop.errors import KubeloopError
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 DTYPES: dict[str, type[np.generic]] = {
@@ -37,12 +39,13 @@ _KINDS: dict[str, tuple[frozenset[type], str]] = {
 }
 
 
-class ProtocolError(Exception):
+class ProtocolError(KubeloopError):
     """A request that gets an HTTP error status instead of a prediction; the message says what was expected."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
         self.status = status
+        self.lasting = status < 500 and status != 408
 
 
 @dataclass(frozen=True, slots=True)

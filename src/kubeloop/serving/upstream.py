@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from kubeloop.errors import KubeloopError
+
 CONNECT_S = 2.0
 IDLE_S = 15.0
 """Shorter than servers keep an idle connection (ours: 75 s), so that no request meets a closing one."""
@@ -28,8 +30,10 @@ ends with it.
 Headers = Iterable[tuple[bytes, bytes]]
 
 
-class UpstreamError(Exception):
+class UpstreamError(KubeloopError):
     """No connection, or it ended before the answer was complete."""
+
+    lasting = False
 
 
 class ConnectError(UpstreamError):

@@ -65,6 +65,19 @@ def test_a_bad_end_is_a_failure(runner: LocalRunner, home: Any, eventually: Any,
     assert error in state.error
 
 
+@pytest.mark.parametrize(
+    ("end", "lasting"), [("lasting", True), ("misconfigured", True), ("fail", False), ("die", False)]
+)
+def test_whether_a_failure_lasts_is_known(
+    runner: LocalRunner, home: Any, eventually: Any, end: str, lasting: bool
+) -> None:
+    """From the run's report, or, where it ended before it could write one, from the exit code."""
+    home.behave(end)
+    runner.start(NAME, ask())
+    state = eventually(ended(runner))
+    assert (state.status, state.lasting) == ("failed", lasting)
+
+
 def test_a_killed_run_is_noticed_by_a_runner_that_did_not_start_it(runner: Any, home: Any, eventually: Any) -> None:
     home.behave("promote", wait=True)
     runner.start(NAME, ask())

@@ -59,6 +59,16 @@ def test_a_run_that_keeps_failing_is_abandoned(home: Any, serve: Any, event: Any
     assert len(home.starts()) == 2
 
 
+def test_a_run_that_would_fail_again_is_tried_once(home: Any, serve: Any, event: Any, eventually: Any) -> None:
+    home.behave("lasting")
+    trigger = serve()
+    trigger.post(event())
+    eventually(lambda: only_run(trigger)["outcome"])
+    run = only_run(trigger)
+    assert (run["status"], run["outcome"], run["attempts"], run["detail"]) == ("abandoned", "failed", 1, "one class")
+    assert len(home.starts()) == 1
+
+
 def test_what_is_no_drift_event_of_this_service_is_refused(serve: Any, event: Any) -> None:
     trigger = serve()
     for wrong, message in (

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from kubeloop import config, names
+from kubeloop import config, errors, names
 from kubeloop.bucket import Bucket
 from kubeloop.monitoring import mirror, payload_log
 from kubeloop.monitoring.compaction import Compactor, remove_covered
@@ -292,7 +292,7 @@ def test_processes_carry_on_through_a_store_that_was_away(
 def test_without_a_bucket_it_says_what_to_set(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "kubeloop.monitoring.mirror", "push", "--dir", str(tmp_path), "--once"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+    assert done.returncode == errors.LASTING
     assert "write s3://bucket" in done.stderr
     assert "Traceback" not in done.stderr
 

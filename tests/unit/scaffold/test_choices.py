@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from kubeloop import scaffold, sources
+from kubeloop import errors, scaffold, sources
 from kubeloop.cli import app
 from kubeloop.scaffold import Wish
 from kubeloop.scaffold_files import Case
@@ -43,7 +43,7 @@ def test_a_clear_table_is_understood_without_a_word(readings: pd.DataFrame, fold
 def test_where_there_is_nobody_to_ask_the_candidates_are_named(readings: pd.DataFrame, folder: Path) -> None:
     readings.assign(night=readings["read_at"].dt.hour < 6).to_csv("readings.csv", index=False)
     answer = CliRunner().invoke(app, ["init", "readings.csv"])
-    assert answer.exit_code == 1
+    assert answer.exit_code == errors.LASTING
     assert "name the label with --label (candidates: 'failed', 'night')" in answer.output
     answer = CliRunner().invoke(app, ["init", "readings.csv", "--label", "failed", "--timestamp", "read_at"])
     assert "name the key with --key (candidates: 'machine', 'line')" in answer.output
@@ -80,7 +80,7 @@ def test_a_table_that_cannot_work_gets_a_sentence_with_the_way_out(
 ) -> None:
     change(readings).to_csv("readings.csv", index=False)
     answer = CliRunner().invoke(app, ["init", "readings.csv", *ROLES, *options])
-    assert answer.exit_code == 1
+    assert answer.exit_code == errors.LASTING
     assert message in answer.output
     assert not (folder / "readings").exists(), "nothing is written"
 
@@ -98,7 +98,7 @@ def test_a_file_that_is_no_table_is_refused(folder: Path, name: str, content: by
     if content is not None:
         Path(name).write_bytes(content)
     answer = CliRunner().invoke(app, ["init", name, *ROLES])
-    assert answer.exit_code == 1
+    assert answer.exit_code == errors.LASTING
     assert message in answer.output
     assert "LINE 1" not in answer.output
 

@@ -13,6 +13,7 @@ import pytest
 
 from kubeloop import __version__, config, evaluation, gates, model_folder, promotion, registry, sources, stages
 from kubeloop.config import Loop, Settings
+from kubeloop.services import ServiceError
 
 Learned = tuple[Path, Path]
 DAY = timedelta(days=1)
@@ -219,7 +220,7 @@ def test_a_late_resumption_does_not_depose_a_newer_champion(loop: Loop, settings
 
 def test_without_services_nothing_is_deployed(loop: Loop, settings: Settings, learned: Learned) -> None:
     registry.register(settings, loop, learned[1], run="r1", tags={})
-    with pytest.raises(RuntimeError, match="no collector is up; start the services with `kubeloop serve`"):
+    with pytest.raises(ServiceError, match="no collector is up; start the services with `kubeloop serve`"):
         promotion.deploy(loop, settings, "1")
     assert registry.champion(settings, loop.name) is None
 

@@ -189,7 +189,7 @@ def test_a_model_that_never_served_is_neither_promoted_nor_the_frozen_one(
     ledger.record(event)
     run = ledger.claim(loop.name, "me", timedelta(minutes=1))
     assert run is not None
-    ledger.finish(ledger.mark_started(run), "failed", "the predictor did not start", final=True)
+    ledger.finish(ledger.mark_started(run), "failed", "the predictor did not start", lasting=True)
     ledger.close()
     register(settings, loop, learned[1], event.run_name, promote=True, deployed=False)
     register(settings, loop, blind, "r2", promote=True)

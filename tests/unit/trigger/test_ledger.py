@@ -169,7 +169,7 @@ def test_a_failure_that_would_repeat_itself_is_given_up_at_once(ledger: Ledger, 
     ledger.record(episode(0))
     run = ledger.claim("flights", "a", LEASE)
     assert run
-    run = ledger.finish(run, "failed", "dep_delay is null", final=True)
+    run = ledger.finish(run, "failed", "dep_delay is null", lasting=True)
     assert (run.status, run.outcome, run.attempts) == ("abandoned", "failed", 1)
     assert ledger.active("flights") is None
 

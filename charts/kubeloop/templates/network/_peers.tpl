@@ -72,6 +72,10 @@ metadata:
   namespace: {{ .namespace | default .root.Release.Namespace }}
   labels:
     {{- include "kubeloop.labels" . | nindent 4 }}
+  {{- with .annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
 spec:
   podSelector:
     matchLabels:

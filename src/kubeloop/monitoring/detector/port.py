@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from kubeloop.errors import KubeloopError
 from kubeloop.reference import Codes, Floats, Reference
 
 Kind = Literal["numeric", "categorical", "score"]
@@ -27,12 +28,16 @@ under 10,000 for any m: all further rows would make the standard error of an eff
 """
 
 
-class DetectorError(RuntimeError):
+class DetectorError(KubeloopError):
     """A detector cannot answer; the message says what to do."""
+
+    lasting = False
 
 
 class UntestableError(DetectorError):
     """A window, or its reference, would be refused again however often it is tried."""
+
+    lasting = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,15 +20,19 @@ with Path("starts.jsonl").open("a") as starts:
     starts.write(json.dumps({"pid": os.getpid(), "environment": dict(os.environ), **vars(args)}) + "\n")
 
 
-def report(status: str, result: dict[str, object] | None = None, error: str | None = None) -> None:
+def report(
+    status: str, result: dict[str, object] | None = None, error: str | None = None, lasting: bool = False
+) -> None:
     """Replace run.json the way the pipelines do."""
-    content = {"name": args.run_name, "status": status, "pid": os.getpid(), "result": result, "error": error}
+    content = {"name": args.run_name, "status": status, "pid": os.getpid(), "result": result}
+    content |= {"error": error, "lasting": lasting}
     part = run.with_suffix(".new")
     part.write_text(json.dumps(content))
     part.replace(run)
 
 
-report("running")
+if behaviour["end"] != "misconfigured":
+    report("running")
 print("the stand-in runs", flush=True)
 if "wait_for" in behaviour:
     while not Path(behaviour["wait_for"]).exists():
@@ -39,5 +43,10 @@ match behaviour["end"]:
     case "fail":
         report("failed", error="no labels")
         sys.exit(1)
+    case "lasting":
+        report("failed", error="one class", lasting=True)
+        sys.exit(65)
+    case "misconfigured":
+        sys.exit(65)
     case "die":
         os._exit(9)

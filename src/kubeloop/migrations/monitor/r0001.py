@@ -1,0 +1,8 @@
+"""The tables as they were before they had a version. They are recognised, and new databases begin with the newest."""
+
+revision = "0001"
+down_revision = None
+
+
+def upgrade() -> None:
+    """Change nothing."""

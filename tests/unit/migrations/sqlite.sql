@@ -1,0 +1,154 @@
+BEGIN TRANSACTION;
+CREATE TABLE cooldowns (
+	service VARCHAR(63) NOT NULL, 
+	until DATETIME NOT NULL, 
+	length DATETIME NOT NULL, 
+	PRIMARY KEY (service)
+);
+INSERT INTO "cooldowns" VALUES('flights','2013-07-15 00:00:00.000000','1970-01-15 00:00:00.000000');
+CREATE TABLE episodes (
+	id VARCHAR NOT NULL, 
+	service VARCHAR NOT NULL, 
+	version VARCHAR NOT NULL, 
+	kind VARCHAR NOT NULL, 
+	window_end DATETIME NOT NULL, 
+	opened_at DATETIME NOT NULL, 
+	as_of DATETIME NOT NULL, 
+	features JSON NOT NULL, 
+	reason VARCHAR NOT NULL, 
+	emitted_at DATETIME, 
+	accepted BOOLEAN, 
+	run_name VARCHAR, 
+	decision VARCHAR, 
+	closed_at DATETIME, 
+	outcome VARCHAR, 
+	PRIMARY KEY (id)
+);
+CREATE TABLE events (
+	service VARCHAR(63) NOT NULL, 
+	episode VARCHAR(200) NOT NULL, 
+	kind VARCHAR(16) NOT NULL, 
+	opened_at DATETIME NOT NULL, 
+	as_of DATETIME NOT NULL, 
+	features JSON NOT NULL, 
+	reason TEXT NOT NULL, 
+	accepted BOOLEAN NOT NULL, 
+	run_name VARCHAR(63), 
+	decision TEXT NOT NULL, 
+	received INTEGER NOT NULL, 
+	first_received DATETIME NOT NULL, 
+	last_received DATETIME NOT NULL, 
+	PRIMARY KEY (service, episode)
+);
+INSERT INTO "events" VALUES('flights','flights-20130701','drift','2013-07-01 00:00:00.000000','2013-07-01 00:00:00.000000','["dep_delay"]','PSI of dep_delay',1,'flights-20130701-87c433bb','starts flights-20130701-87c433bb',1,'2026-01-01 00:00:00.000000','2026-01-01 00:00:00.000000');
+INSERT INTO "events" VALUES('flights','flights-20130731','drift','2013-07-31 00:00:00.000000','2013-07-31 00:00:00.000000','["dep_delay"]','PSI of dep_delay',1,'flights-20130731-0e9b8ecf','starts flights-20130731-0e9b8ecf',1,'2026-01-01 00:00:00.000000','2026-01-01 00:00:00.000000');
+INSERT INTO "events" VALUES('flights','flights-20130801','drift','2013-08-01 00:00:00.000000','2013-08-01 00:00:00.000000','["dep_delay"]','PSI of dep_delay',0,NULL,'absorbed: flights-20130731-0e9b8ecf is under way',1,'2026-01-01 00:00:00.000000','2026-01-01 00:00:00.000000');
+CREATE TABLE held (
+	id INTEGER NOT NULL, 
+	service VARCHAR NOT NULL, 
+	kind VARCHAR NOT NULL, 
+	version VARCHAR NOT NULL, 
+	start DATETIME NOT NULL, 
+	"end" DATETIME NOT NULL, 
+	level INTEGER NOT NULL, 
+	rows INTEGER NOT NULL, 
+	newest DATETIME, 
+	body BLOB NOT NULL, 
+	PRIMARY KEY (id)
+);
+INSERT INTO "held" VALUES(1,'flights','features','1','2013-04-01 00:00:00.000000','2013-04-02 00:00:00.000000',0,3,'2013-04-01 01:00:00.000000',X'FFFFFFFF780000001000000000000A000C000600050008000A000000000104000C000000080008000000040008000000040000000100000014000000100014000800060007000C00000010001000000000000102100000001C0000000400000000000000010000006E00000008000C0008000700080000000000000140000000FFFFFFFFA000000014000000000000000C0018000600050008000C000C000000000304001C0000002800000000000000000000000C001E001000040008000C000C00000050000000240000001800000003000000000000000000000000000600080007000600000000000001020000000000000000000000000000000000000000000000000000002500000000000000000000000100000003000000000000000000000000000000180000000000000028B52FFD2018A5000060010002000300000000000000020060E0016001000000FFFFFFFF00000000');
+CREATE TABLE performance (
+	service VARCHAR NOT NULL, 
+	start DATETIME NOT NULL, 
+	version VARCHAR NOT NULL, 
+	"end" DATETIME NOT NULL, 
+	rows INTEGER NOT NULL, 
+	labelled INTEGER NOT NULL, 
+	status VARCHAR NOT NULL, 
+	live BOOLEAN NOT NULL, 
+	drifted BOOLEAN, 
+	auc FLOAT, 
+	log_loss FLOAT, 
+	brier FLOAT, 
+	ece FLOAT, 
+	reference_auc FLOAT, 
+	note VARCHAR, 
+	PRIMARY KEY (service, start, version)
+);
+CREATE TABLE progress (
+	service VARCHAR NOT NULL, 
+	cursor BIGINT NOT NULL, 
+	revision BIGINT NOT NULL, 
+	watermark DATETIME, 
+	late_rows BIGINT NOT NULL, 
+	early_rows BIGINT NOT NULL, 
+	malformed BIGINT NOT NULL, 
+	PRIMARY KEY (service)
+);
+INSERT INTO "progress" VALUES('flights',7,1,'2013-04-01 00:00:00.000000',3,0,0);
+CREATE TABLE runs (
+	name VARCHAR(63) NOT NULL, 
+	service VARCHAR(63) NOT NULL, 
+	episode VARCHAR(200) NOT NULL, 
+	status VARCHAR(16) NOT NULL, 
+	outcome VARCHAR(16), 
+	detail TEXT, 
+	result JSON, 
+	attempts INTEGER NOT NULL, 
+	failures INTEGER NOT NULL, 
+	not_before DATETIME, 
+	holder VARCHAR(200), 
+	lease_until DATETIME, 
+	created_at DATETIME NOT NULL, 
+	started_at DATETIME, 
+	finished_at DATETIME, 
+	revision INTEGER NOT NULL, 
+	PRIMARY KEY (name), 
+	FOREIGN KEY(service, episode) REFERENCES events (service, episode), 
+	UNIQUE (service, episode)
+);
+INSERT INTO "runs" VALUES('flights-20130701-87c433bb','flights','flights-20130701','succeeded','promoted','better by 0.02','{"promote": true, "version": "2"}',1,0,NULL,NULL,NULL,'2026-01-01 00:00:00.000000','2026-01-01 00:00:00.000000','2026-01-01 00:00:00.000000',3);
+INSERT INTO "runs" VALUES('flights-20130731-0e9b8ecf','flights','flights-20130731','failed',NULL,'no labels',NULL,1,1,'2026-01-01 00:00:05.000000',NULL,NULL,'2026-01-01 00:00:00.000000','2026-01-01 00:00:00.000000',NULL,3);
+CREATE TABLE versions (
+	service VARCHAR NOT NULL, 
+	version VARCHAR NOT NULL, 
+	uri VARCHAR, 
+	live_since DATETIME, 
+	PRIMARY KEY (service, version)
+);
+INSERT INTO "versions" VALUES('flights','1','s3://models/1','2013-04-01 00:00:00.000000');
+CREATE TABLE window_scores (
+	service VARCHAR NOT NULL, 
+	start DATETIME NOT NULL, 
+	version VARCHAR NOT NULL, 
+	feature VARCHAR NOT NULL, 
+	kind VARCHAR NOT NULL, 
+	"end" DATETIME NOT NULL, 
+	statistic FLOAT, 
+	p_value FLOAT, 
+	p_adjusted FLOAT, 
+	effect FLOAT, 
+	psi FLOAT, 
+	rows INTEGER, 
+	missing_share FLOAT, 
+	importance FLOAT NOT NULL, 
+	drifted BOOLEAN NOT NULL, 
+	PRIMARY KEY (service, start, version, feature, kind)
+);
+CREATE TABLE windows (
+	service VARCHAR NOT NULL, 
+	start DATETIME NOT NULL, 
+	version VARCHAR NOT NULL, 
+	"end" DATETIME NOT NULL, 
+	rows INTEGER NOT NULL, 
+	status VARCHAR NOT NULL, 
+	live BOOLEAN NOT NULL, 
+	drifted BOOLEAN, 
+	importance FLOAT, 
+	prediction_drifted BOOLEAN, 
+	note VARCHAR, 
+	PRIMARY KEY (service, start, version)
+);
+CREATE UNIQUE INDEX one_active_run ON runs (service) WHERE status IN ('requested', 'starting', 'running', 'failed');
+CREATE INDEX held_by_part ON held (service, kind, start, version);
+COMMIT;
