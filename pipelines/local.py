@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from kfp import local
 from kfp.dsl.base_component import BaseComponent
 
-from kubeloop import failures
+from kubeloop import failures, paths
 from kubeloop.config import Settings
 from pipelines import warm
 
@@ -34,7 +34,7 @@ def run(pipeline: BaseComponent, arguments: Mapping[str, Any], *, name: str, set
     Raises:
         Exception: whatever stopped the pipeline, after `run.json` has said so.
     """
-    folder = settings.runs / name
+    folder = paths.inside(settings.runs, name, what="the run")
     folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {
         "name": name,

@@ -135,13 +135,14 @@ def _crash(settings: Settings, error: Exception) -> NoReturn:
     """End with a sentence for a known error, and with a file that holds the trace for any other."""
     import traceback
 
+    from kubeloop.access import AccessError
     from kubeloop.replay import ReplayError
     from kubeloop.runs import RunError
     from kubeloop.services import ServiceError
     from kubeloop.session import SessionError
     from kubeloop.sources import SourceError
 
-    if isinstance(error, (ConfigError, ReplayError, RunError, ServiceError, SessionError, SourceError)):
+    if isinstance(error, (AccessError, ConfigError, ReplayError, RunError, ServiceError, SessionError, SourceError)):
         _fail(error)
     settings.logs.mkdir(parents=True, exist_ok=True)
     trace = settings.logs / "kubeloop.log"
@@ -216,6 +217,7 @@ def report(
 def serve(folder: Folder = HERE) -> None:
     """Serve the kept champion until Ctrl-C, with collector, monitor and trigger."""
     from kubeloop import client, registry, session
+    from kubeloop.access import AccessError
     from kubeloop.delivery import DeliveryError
     from kubeloop.features import FeatureError
     from kubeloop.online import Materializer
@@ -226,7 +228,7 @@ def serve(folder: Folder = HERE) -> None:
     if registry.champion(settings, loop.name) is None:
         _fail("there is no champion to serve yet; `kubeloop run` trains one")
     try:
-        with Services(loop, settings, config.inherited()) as services:
+        with Services(loop, settings, config.inherited(), _out.print) as services:
             session.prepare(loop, settings, _out.print)
             stands = client.present(loop, settings)
             rows = Materializer(settings.features, loop.features.service).advance(stands or datetime.now(UTC))
@@ -241,7 +243,7 @@ def serve(folder: Folder = HERE) -> None:
                 time.sleep(0.5)
     except KeyboardInterrupt:
         _out.print("Stopped.")
-    except (DeliveryError, FeatureError, ServiceError, SourceError) as error:
+    except (AccessError, DeliveryError, FeatureError, ServiceError, SourceError) as error:
         _fail(error)
 
 

@@ -27,7 +27,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from kubeloop import background, config, database, names
+from kubeloop.access import AccessError
 from kubeloop.runners import LocalRunner, Runner
+from kubeloop.serving import guard
 from kubeloop.trigger import Ledger
 from kubeloop.trigger_event import DriftEvent
 
@@ -162,6 +164,7 @@ def _runner(kind: str, settings: config.Settings, loop: config.Loop, loop_file: 
 
 
 async def _serve(args: argparse.Namespace) -> None:
+    token = guard.token(args)
     loop_file = args.loop.resolve()
     loop = config.load(loop_file)
     settings = config.settings(loop_file.parent)
@@ -175,7 +178,7 @@ async def _serve(args: argparse.Namespace) -> None:
     holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         await background.serve(
-            create_app(ledger, loop.name),
+            guard.Guard(create_app(ledger, loop.name), args.host, token=token, names=args.allow_host),
             args.host,
             args.port,
             lambda stop: _work(ledger, loop.name, runner, holder, args, stop),
@@ -198,13 +201,14 @@ def main() -> None:
     parser.add_argument("--lease-seconds", type=float, default=10.0, help="after which another trigger takes over")
     parser.add_argument("--max-failures", type=int, default=3, help="failed attempts after which a run is abandoned")
     parser.add_argument("--backoff-seconds", type=float, default=5.0, help="before the second attempt; then doubles")
+    guard.add_arguments(parser)
     args = parser.parse_args()
     if args.lease_seconds <= 2 * args.poll_seconds:
         parser.error("--lease-seconds must exceed twice --poll-seconds, or a lease ends before it is renewed")
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         asyncio.run(_serve(args))
-    except config.ConfigError as error:
+    except (AccessError, config.ConfigError) as error:
         sys.exit(str(error))
     except OperationalError as error:
         sys.exit(f"the ledger's database does not answer (KUBELOOP_LEDGER_DB): {error.orig}")

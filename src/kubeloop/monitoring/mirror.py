@@ -25,6 +25,7 @@ from starlette.routing import Route
 from kubeloop import background, config, names
 from kubeloop.bucket import Bucket, BucketError
 from kubeloop.monitoring.payload_log import MIRRORED, NEEDED, STORED, covered, last_event, mark, marked, segments
+from kubeloop.serving.guard import Guard
 
 _log = logging.getLogger("kubeloop.mirror")
 
@@ -213,7 +214,7 @@ def main() -> None:
         if args.once:
             print(mirror.step())
             return
-        asyncio.run(background.serve(create_app(mirror), args.host, args.port, mirror.run))
+        asyncio.run(background.serve(Guard(create_app(mirror), args.host), args.host, args.port, mirror.run))
     except BucketError as error:
         sys.exit(str(error))
 

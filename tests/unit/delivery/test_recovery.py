@@ -180,7 +180,7 @@ def test_malformed_manifest_is_refused(node, shared, change, code, message):
     manifest = shared.manifest(shared.model("v1"))
     body = change if isinstance(change, str) else json.dumps(change and manifest | change)
     path = "/apis/serving.kserve.io/v1beta1/namespaces/kubeloop/inferenceservices/flights"
-    answer = httpx.put(node.url + path, content=body)
+    answer = httpx.put(node.url + path, content=body, headers={"content-type": "application/json"} | node.login())
     assert answer.status_code == answer.json()["code"] == code
     assert message in answer.json()["message"]
     assert "flights" not in node.get()["routes"]
@@ -191,9 +191,9 @@ def test_a_name_belongs_to_one_namespace(service, node):
     manifest = service.manifest("v1")
     manifest["metadata"]["namespace"] = "other"
     path = f"/apis/serving.kserve.io/v1beta1/namespaces/other/inferenceservices/{service.name}"
-    answer = httpx.put(node.url + path, json=manifest)
+    answer = httpx.put(node.url + path, json=manifest, headers=node.login())
     assert (answer.status_code, answer.json()["reason"]) == (409, "Conflict")
 
 
 def test_a_web_page_under_another_name_is_refused(node):
-    assert httpx.get(f"{node.url}/status", headers={"host": "evil.example"}).status_code == 400
+    assert httpx.get(f"{node.url}/status", headers={"host": "evil.example"}).status_code == 403

@@ -103,7 +103,9 @@ def test_a_broken_first_model_serves_once_it_is_repaired(service, shared):
 def test_newer_manifest_replaces_one_that_is_still_starting(service, node):
     service.apply("v1")
     service.model("slow", start_s=600)
-    httpx.put(f"{node.url}{SERVICES}/{service.name}", json=service.manifest("slow")).raise_for_status()
+    httpx.put(
+        f"{node.url}{SERVICES}/{service.name}", json=service.manifest("slow"), headers=node.login()
+    ).raise_for_status()
     applied = service.apply("v2")
     assert applied.generation == 3
     assert service.infer().json()["model_version"] == "v2"
@@ -174,7 +176,7 @@ def test_delete_ends_the_service(service, node, shared, alive):
 
     assert service.name in names()
     path = f"{node.url}{SERVICES}/{service.name}"
-    assert [httpx.delete(path).status_code for _ in range(2)] == [200, 404]
+    assert [httpx.delete(path, headers=node.login()).status_code for _ in range(2)] == [200, 404]
     assert httpx.get(path).status_code == 404
     assert service.name not in names()
     assert service.infer().status_code == 404
