@@ -269,7 +269,7 @@ class Kit:
             {
                 "name": name,
                 "source": {"tables": {"events": {"available_at": "at"}}},
-                "features": {"service": "v1"},
+                "features": {"service": kwargs.pop("features", "v1")},
                 "serving": settings,
                 "delivery": {"drain_s": 5},
             }
