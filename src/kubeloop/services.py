@@ -1,5 +1,6 @@
 """The services of one machine: start them as processes, know their addresses, end them together."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -104,7 +105,9 @@ class Services:
         self._signals.hold()
         try:
             if kind is KeyboardInterrupt and self._running:
-                self._say("Draining: what was begun is answered and written down. Ctrl-C again ends all at once.")
+                # A terminal that was closed takes no text any more.
+                with contextlib.suppress(OSError):
+                    self._say("Draining: what was begun is answered and written down. Ctrl-C again ends all at once.")
             # Who asks ends before who answers: a run may be at the node, and the node's queue goes to the collector.
             last = [name for name in _LAST if name in self._running]
             for names in ([name for name in self._running if name not in last], *([name] for name in last)):
