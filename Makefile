@@ -147,9 +147,11 @@ images: setup ## Build the images with docker, podman or buildah (ARGS="core --t
 	$(BIN)/python images/build.py $(ARGS)
 
 .PHONY: backends
-backends: ## Install PostgreSQL and Redis for the tests (Debian and Ubuntu; needs root)
+backends: ## Install PostgreSQL, Redis and Chromium for the tests (Debian and Ubuntu; needs root)
 	@missing=; compgen -G "/usr/lib/postgresql/*/bin/postgres" > /dev/null || missing=postgresql; \
-	  command -v redis-server > /dev/null || missing+=" redis-server"; $(INSTALL)
+	  command -v redis-server > /dev/null || missing+=" redis-server"; \
+  command -v chromium > /dev/null || missing+=" chromium"; \
+  command -v /usr/bin/python3 > /dev/null || missing+=" python3-minimal"; $(INSTALL)
 
 .PHONY: image-tools
 image-tools: ## Install what the tests build images with (Debian and Ubuntu; needs root)
@@ -168,9 +170,8 @@ report: setup ## Write the report anew and open it
 	$(BIN)/kubeloop report --open
 
 .PHONY: mlflow
-mlflow: setup ## Open the MLflow UI on http://127.0.0.1:5000
-	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port 5000 --workers 1 \
-	  --backend-store-uri sqlite:///$(or $(KUBELOOP_STATE),$(CURDIR)/.kubeloop)/mlflow.db
+mlflow: setup ## Open the MLflow UI on port 5000, by the link that it prints
+	$(BIN)/python -m kubeloop.mlflow_ui
 
 .PHONY: doctor
 doctor: setup ## Say what is missing, wrong or too old

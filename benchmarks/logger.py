@@ -23,7 +23,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 
-from kubeloop import config
+from kubeloop import access, config
 from kubeloop.config import settings
 from kubeloop.delivery import local
 from kubeloop.serving.manifest import ModelRef, inference_service
@@ -108,7 +108,7 @@ def measure(rate: float, seconds: float, rounds: int) -> dict[str, Any]:
             del manifest["spec"]["transformer"]
             if kind == "none":
                 del manifest["spec"]["predictor"]["logger"]
-            local.apply(manifest, node, 60)
+            local.apply(manifest, node, 60, access.read(folder / "node" / "token"))
         for number in range(rounds):
             for kind in LOGGERS if number % 2 == 0 else LOGGERS[::-1]:
                 times[kind].append(asyncio.run(ask(node, f"bench-{kind}", rate, seconds)))

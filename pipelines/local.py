@@ -13,6 +13,7 @@ from typing import Any
 from kfp import local
 from kfp.dsl.base_component import BaseComponent
 
+from kubeloop import paths
 from kubeloop.config import Settings
 from kubeloop.errors import KubeloopError
 from kubeloop.failures import Failure
@@ -28,7 +29,7 @@ def run(pipeline: BaseComponent, arguments: Mapping[str, Any], *, name: str, set
     Raises:
         RunError: a step failed, or could not be run; `run.json` has said so.
     """
-    folder = settings.runs / name
+    folder = paths.inside(settings.runs, name, what="the run")
     folder.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {
         "name": name,

@@ -218,7 +218,8 @@ def install(
             features.build(settings.home / "feature_repo", settings.raw, settings.features)
             services = stack.enter_context(Services(loop, settings, os.environ))
             services.start("collector", ["kubeloop.monitoring.collector", "--dir", str(settings.payloads)])
-            services.start("node", ["kubeloop.delivery.node", "--state", str(settings.state)])
+            collector = ["--collector-url", services.url("collector")]
+            services.start("node", ["kubeloop.delivery.node", "--state", str(settings.state), *collector])
             return Installation(settings, services)
 
         yield install

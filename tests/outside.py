@@ -16,7 +16,8 @@ import pytest
 PROJECT = Path(__file__).parents[1]
 
 FIXTURES = frozenset(
-    {"archives", "assets", "builder", "crds", "flux_crds", "postgres", "postgres_server", "redis", "redis_server"}
+    {"archives", "assets", "browser", "builder", "crds", "flux_crds", "postgres", "postgres_server", "redis"}
+    | {"redis_server", "stranger"}
 )
 """The fixtures that want something; what uses them is marked through them. The S3 server comes with the environment."""
 
@@ -84,6 +85,25 @@ def image_tools(programs: Iterable[str]) -> None:
         lack(what, "`make image-tools` installs what is missing on Debian and Ubuntu", "IMAGES")
     if os.getuid() != 0:
         lack("only root can make a Debian base for images", "run `make test` as root", "IMAGES")
+
+
+def browser() -> str:
+    """Return the path of Chromium."""
+    found = shutil.which("chromium")
+    if not found:
+        lack("Chromium is not installed", "`make backends` installs it on Debian and Ubuntu", "BACKENDS")
+    return found
+
+
+def stranger() -> str:
+    """Return a Python that another user of this machine can run, by whoever can become one."""
+    if os.getuid() != 0:
+        lack("only root can become another user", "run `make test` as root", "IMAGES")
+    # Not the environment's: its folder may be root's alone.
+    found = shutil.which("python3", path="/usr/bin:/bin")
+    if not found:
+        lack("the system has no python3 of its own", "`make backends` installs it on Debian and Ubuntu", "IMAGES")
+    return found
 
 
 def node() -> None:

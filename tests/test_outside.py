@@ -1,5 +1,6 @@
 """One place asks for what lies outside the clone, and says in one line what brings it."""
 
+import os
 import re
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def test_every_reason_names_what_brings_it(monkeypatch: pytest.MonkeyPatch, tmp_
     for name in ("CONTROL_PLANE", "BACKENDS", "IMAGES", "NODE"):
         monkeypatch.delenv(f"KUBELOOP_REQUIRE_{name}", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(os, "getuid", lambda: 1000)
     monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path))
     monkeypatch.delenv("KUBELOOP_NODE", raising=False)
     for ask in (
@@ -35,6 +37,8 @@ def test_every_reason_names_what_brings_it(monkeypatch: pytest.MonkeyPatch, tmp_
         lambda: outside.flux_crds(tmp_path / "flux"),
         lambda: outside.backend("no-such-server"),
         lambda: outside.image_tools(["no-such-tool"]),
+        outside.browser,
+        outside.stranger,
         outside.node,
     ):
         with pytest.raises(pytest.skip.Exception) as skipped:

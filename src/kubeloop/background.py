@@ -7,7 +7,8 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 
 import uvicorn
-from starlette.applications import Starlette
+
+from kubeloop.serving.guard import Guard
 
 Work = Callable[[asyncio.Event], Awaitable[None]]
 
@@ -31,11 +32,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(app: Starlette, host: str, port: int, work: Work) -> None:
+async def serve(app: Guard, host: str, port: int, work: Work) -> None:
     """Serve until SIGTERM or SIGINT, or until the worker ends; print `ready <url>` once it listens.
 
     Args:
-        app: the application.
+        app: the application, behind its guard.
         host: address to bind.
         port: port to bind; 0 lets the system pick one.
         work: the worker; it ends soon after the event that it is given is set. What it raises is raised here, since

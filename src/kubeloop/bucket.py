@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from kubeloop import paths
 from kubeloop.config import ConfigError, Settings
 from kubeloop.errors import KubeloopError
 
@@ -162,8 +163,11 @@ class Bucket:
         for name in self.names(prefix):
             if len(fetched) == most:
                 break
-            target = folder / name
-            if target.exists() or not wanted(name) or ".." in Path(name).parts:
+            try:
+                target = paths.inside(folder, *name.split("/"), what="the object")
+            except paths.PathError:  # nobody of ours wrote it
+                continue
+            if target.exists() or not wanted(name):
                 continue
             content = self.get(f"{prefix}/{name}")
             if content is None:  # removed since it was listed: what follows waits for the next call, to keep the order

@@ -235,7 +235,7 @@ def serve(folder: Folder = HERE) -> None:
         _fail("there is no champion to serve yet; `kubeloop run` trains one")
     _migrate(settings)
     try:
-        with Services(loop, settings, config.inherited()) as services:
+        with Services(loop, settings, config.inherited(), _out.print) as services:
             session.prepare(loop, settings, _out.print)
             stands = client.present(loop, settings)
             rows = Materializer(settings.features, loop.features.service).advance(stands or datetime.now(UTC))

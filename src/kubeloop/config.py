@@ -34,6 +34,10 @@ from kubeloop.config_types import (
 __all__ = ["ConfigError", "DnsName", "Loop", "Settings", "duration", "duration_text", "instant", "load", "settings"]
 
 
+TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,199}$")]
+"""A table is a file of its name; see `paths.part`."""
+
+
 class Table(Model):
     """One raw table of the source."""
 
@@ -60,7 +64,7 @@ class Source(Model):
         "`replay`; called with a folder and the moments `since` and `until` between which the run needs rows, writes "
         "what `entry` writes. The same moments must give the same rows, and later ones the same rows and more.",
     )
-    tables: dict[str, Table] = Field(min_length=1)
+    tables: dict[TableName, Table] = Field(min_length=1)
 
 
 class Features(Model):
@@ -298,6 +302,10 @@ class Settings(Model):
     )
     collector_url: str = Field(default="", description="The collector, where it is no process of this machine.")
     monitor_url: str = Field(default="", description="The monitor, likewise; {loop} stands for the loop's name.")
+    hosts: str = Field(
+        default="",
+        description="Names beyond localhost by which clients of this machine call its services, separated by commas.",
+    )
     namespace: str = Field(default="kubeflow", description="Namespace of the pipeline's steps and of their TrainJobs.")
     run_id: str = Field(default="", description="The run of Kubeflow Pipelines that a step is part of.")
     kfp_url: str = Field(
@@ -342,6 +350,11 @@ class Settings(Model):
     def logs(self) -> Path:
         """One log file a service."""
         return self.state / "logs"
+
+    @property
+    def token_file(self) -> Path:
+        """The token that the services of this machine ask for; see `access`."""
+        return self.state / "token"
 
     @property
     def services_file(self) -> Path:

@@ -261,8 +261,8 @@ class Delivery(Model):
         default=5.0,
         ge=0,
         description="Time that a server goes on listening after SIGTERM, at least: clients and routers still know its "
-        "address. It leaves once nobody has asked for so long, at the latest after three times that. On a cluster it is "
-        "above 4: so long a transformer keeps an idle connection.",
+        "address. It leaves once nobody has asked for so long, at the latest after three times that. On a cluster it "
+        "is above 4: so long a transformer keeps an idle connection.",
     )
     ready_timeout: Duration = Field(default=timedelta(minutes=10), description="How long the cluster gets to be ready.")
     runtime: DnsName | None = Field(
@@ -294,8 +294,9 @@ class Delivery(Model):
     def _a_predictor_outlives_idle_connections(self) -> "Delivery":
         if self.applier != "local" and self.drain_s <= names.IDLE_CONNECTION_S:
             raise ValueError(
-                f"with `drain_s: {self.drain_s:g}` requests would fail while a predictor's pod is replaced: a transformer "
-                f"keeps an idle connection for {names.IDLE_CONNECTION_S:g} s; write more than that, such as 5"
+                f"with `drain_s: {self.drain_s:g}` requests would fail while a predictor's pod is replaced: a "
+                f"transformer keeps an idle connection for {names.IDLE_CONNECTION_S:g} s; write more than that, "
+                "such as 5"
             )
         return self
 

@@ -9,25 +9,33 @@ without this module, in two processes.
 import os
 import runpy
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 
-def _become(event: str, args: tuple[Any, ...]) -> None:
-    if event != "subprocess.Popen":
-        return
-    executable, command, _, environment = args
-    if isinstance(command, list) and command[1:3] == ["-m", "uvicorn"]:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.execve(executable, command, environment)  # noqa: S606 - MLflow's own command
+def serve(arguments: Sequence[str], factory: str = "") -> None:
+    """Run `mlflow server` until uvicorn takes over.
 
+    Args:
+        arguments: of `mlflow server`.
+        factory: `module:function` that makes the application to serve; MLflow's own when left out.
+    """
 
-def main() -> None:
-    """Run `mlflow server` until uvicorn takes over."""
-    sys.argv[:1] = ["mlflow", "server"]
-    sys.addaudithook(_become)
+    def become(event: str, args: tuple[Any, ...]) -> None:
+        if event != "subprocess.Popen":
+            return
+        executable, command, _, environment = args
+        if isinstance(command, list) and command[1:3] == ["-m", "uvicorn"]:
+            if factory:
+                command = [*command[:-1], "--factory", factory]
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.execve(executable, command, environment)  # noqa: S606 - MLflow's own command
+
+    sys.argv = ["mlflow", "server", *arguments]
+    sys.addaudithook(become)
     runpy.run_module("mlflow", run_name="__main__", alter_sys=False)
 
 
 if __name__ == "__main__":
-    main()
+    serve(sys.argv[1:])

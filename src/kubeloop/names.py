@@ -1,4 +1,4 @@
-"""Every Kubernetes name, label and annotation, every CloudEvent type, and what else parts must agree on, in one place."""
+"""Every Kubernetes name, label and annotation, every CloudEvent type, and what else parts must agree on."""
 
 LABEL_DOMAIN = "kubeloop.io"
 
@@ -74,4 +74,4 @@ def model_format() -> dict[str, str]:
 
 
 IDLE_CONNECTION_S = 4.0
-"""Seconds that a transformer keeps an idle connection to a predictor, which must go on listening for longer than that."""
+"""Seconds that a transformer keeps an idle connection to a predictor, which must go on listening for longer."""

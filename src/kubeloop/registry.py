@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import unquote, urlparse
 
+from kubeloop import paths
 from kubeloop.config import Loop, Settings
 from kubeloop.errors import KubeloopError
 from kubeloop.reference import ABSENT, Reference
@@ -202,7 +203,7 @@ def folder(settings: Settings, version: Version) -> Path:
     import mlflow
 
     mlflow.set_tracking_uri(settings.mlflow_uri)
-    target = settings.state / "models" / version.name / version.version
+    target = paths.inside(settings.state / "models", version.name, version.version, what="the model")
     if not target.is_dir():
         with tempfile.TemporaryDirectory(dir=_made(target.parent)) as scratch:
             Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=scratch)).rename(target)

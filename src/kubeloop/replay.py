@@ -9,7 +9,7 @@ import heapq
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -32,6 +32,7 @@ Never more than a window: a table of one day would else be over before the new m
 
 _PACE_S = 0.15
 _DRAIN_S = 15.0
+_END_S = 15.0
 
 
 class ReplayError(KubeloopError):
@@ -80,6 +81,8 @@ class Addresses:
     collector: str
     monitor: str
     trigger: str
+    login: Mapping[str, str] = field(default_factory=dict)
+    """The header with the token of collector and monitor (`access.header`)."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ class Replay:
                         hold = end + min(RETRAIN_TIME, self._loop.drift.window)
                 hold = await self._pace(moment, hold)
                 self._materialize(moment)
-                await asyncio.gather(*(self._ask(moment, group) for group in self._groups(rows)))
+                await self._answered(self._ask(moment, group) for group in self._groups(rows))
                 await self._deliver(moment)
                 self.progress.moment = moment
                 self._report(self.progress)
@@ -227,6 +230,15 @@ class Replay:
         self.progress.requests += 1
         self.progress.latencies_ms.append(1000 * (time.perf_counter() - started))
 
+    async def _answered(self, asks: Iterable[Coroutine[Any, Any, None]]) -> None:
+        """Wait for the answers, also where the replay is told to end meanwhile: what was begun is counted."""
+        begun = asyncio.gather(*asks)
+        try:
+            await asyncio.shield(begun)
+        except asyncio.CancelledError:
+            await asyncio.wait([begun], timeout=_END_S)
+            raise
+
     async def _deliver(self, moment: datetime) -> None:
         """Send the labels that have become known."""
         labels = []
@@ -245,6 +257,7 @@ class Replay:
             "ce-namespace": self._loop.delivery.namespace,
             "ce-component": "client",
             "ce-endpoint": "default",
+            **self._addresses.login,
         }
         await self._json("POST", self._addresses.collector, headers=headers, json={"labels": labels})
         self.progress.labels += len(labels)
@@ -252,7 +265,12 @@ class Replay:
     async def _advance(self, until: datetime) -> bool:
         """Let the monitor judge every window that has ended; return whether a run is active now."""
         await self._logged()
-        await self._json("POST", f"{self._addresses.monitor}/advance", json={"until": until.isoformat()})
+        await self._json(
+            "POST",
+            f"{self._addresses.monitor}/advance",
+            headers=self._addresses.login,
+            json={"until": until.isoformat()},
+        )
         return await self._active()
 
     async def _logged(self) -> None:

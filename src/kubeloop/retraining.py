@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from kubeloop import features, runs, services, session, stages
+from kubeloop import access, features, runs, services, session, stages
 from kubeloop.config import Loop, Settings, instant
 
 
@@ -43,11 +43,11 @@ def run(
         try:
             trigger, check = services.address(settings, "trigger"), _nothing
         except services.ServiceError:
-            own = stack.enter_context(services.Services(loop, settings, environment))
+            own = stack.enter_context(services.Services(loop, settings, environment, say))
             own.start_all((loop.replay.train_to if loop.replay else moment).isoformat())
             session.resume_serving(loop, settings, say)
             trigger, check = own.url("trigger"), own.check
-        name = runs.request(trigger, loop, episode, moment, reason)
+        name = runs.request(trigger, loop, episode, moment, reason, access.header(settings.token_file))
         if runs.record(trigger, name)["outcome"]:
             say(f"Run {name} has answered this already: nothing changed since. Another --reason makes another run.")
         else:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
-from kubeloop import errors
+from kubeloop import errors, paths
 from kubeloop.config import QUIET, Settings, duration_text
 
 
@@ -210,7 +210,7 @@ class LocalRunner:
         return int(pid) if pid else None
 
     def _folder(self, name: str) -> Path:
-        return self._settings.runs / name
+        return paths.inside(self._settings.runs, name, what="the run")
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:

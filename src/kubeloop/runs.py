@@ -3,19 +3,21 @@
 import itertools
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from kubeloop import names
+from kubeloop import names, paths
 from kubeloop.config import Loop, Settings
 from kubeloop.errors import KubeloopError
 
 _STEP = re.compile(r"Task \S*'([\w-]+)'\S* (?:finished with status \S*?(SUCCESS|FAILURE|CACHED)|was cached)")
 _POLL_S = 0.2
+NOBODY: Mapping[str, str] = {}
+"""The login of a service that asks for none."""
 
 
 class RunError(KubeloopError):
@@ -24,18 +26,28 @@ class RunError(KubeloopError):
     lasting = False
 
 
-def request(trigger: str, loop: Loop, episode: str, as_of: datetime, reason: str) -> str:
+def request(
+    trigger: str, loop: Loop, episode: str, as_of: datetime, reason: str, login: Mapping[str, str] = NOBODY
+) -> str:
     """Ask the trigger for one run of an episode, and return the run's name.
 
     Asking again finds the same run. Where that one failed, or none was started because another was active, what stood
     in its way may be mended or over by now: then it is asked for anew, as the episode's next request.
+
+    Args:
+        trigger: URL of the trigger.
+        loop: the use case.
+        episode: why it is asked for; the run's name comes from it.
+        as_of: moment whose knowledge the run uses.
+        reason: kept with the version.
+        login: the header with the trigger's token (`access.header`).
 
     Raises:
         RunError: the trigger refuses, because another run is active.
     """
     for number in itertools.count(1):
         identity = f"{loop.name}-{episode}" + (f"-{number}" if number > 1 else "")
-        decision = _ask(trigger, loop, identity, as_of, reason)
+        decision = _ask(trigger, loop, identity, as_of, reason, login)
         name = decision["run_name"]
         if not decision["duplicate"]:
             if not name:
@@ -46,7 +58,9 @@ def request(trigger: str, loop: Loop, episode: str, as_of: datetime, reason: str
     raise AssertionError("an episode has no last request")
 
 
-def _ask(trigger: str, loop: Loop, identity: str, as_of: datetime, reason: str) -> dict[str, Any]:
+def _ask(
+    trigger: str, loop: Loop, identity: str, as_of: datetime, reason: str, login: Mapping[str, str]
+) -> dict[str, Any]:
     event = {
         "specversion": "1.0",
         "type": names.DRIFT_EVENT,
@@ -64,9 +78,9 @@ def _ask(trigger: str, loop: Loop, identity: str, as_of: datetime, reason: str) 
             "reason": reason,
         },
     }
-    response = httpx.post(
-        f"{trigger}/events", json=event, headers={"content-type": "application/cloudevents+json"}, timeout=30
-    )
+    headers = {"content-type": "application/cloudevents+json", **login}
+    # A proxy that the environment names must not see the token.
+    response = httpx.post(f"{trigger}/events", json=event, headers=headers, timeout=30, trust_env=not login)
     decision: dict[str, Any] = response.json()
     if response.status_code != 202:
         raise RunError(f"the trigger refuses the event: {decision.get('error', response.text)}")
@@ -95,7 +109,7 @@ def follow(
         say: is told each step.
         check: called while waiting; raises when there is nothing left to wait for.
     """
-    steps = Steps(settings.runs / run_name / "log.txt")
+    steps = Steps(log(settings, run_name))
     while True:
         check()
         found = record(trigger, run_name)
@@ -104,6 +118,11 @@ def follow(
         if found.get("outcome"):
             return found
         time.sleep(_POLL_S)
+
+
+def log(settings: Settings, run_name: str) -> Path:
+    """Return the log of a run, by the name that the trigger gave it."""
+    return paths.inside(settings.runs, run_name, "log.txt", what="the run")
 
 
 class Steps:

@@ -1,5 +1,6 @@
 """The services of one machine: start them as processes, know their addresses, end them together."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -7,19 +8,27 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Self
+from types import FrameType
+from typing import IO, Any, Self
 
+import httpx
+
+from kubeloop import access
 from kubeloop.config import QUIET, Loop, Settings
 from kubeloop.delivery.processes import die_with_parent
 from kubeloop.errors import KubeloopError
 
 READY_S = 60.0
-STOP_S = 20.0
+STOP_S = 40.0
+"""For one service; the node takes longest: requests under way, its queue, its programs one after the other."""
+_STEP_S = 0.02
+_ASK_S = 30.0
+_LAST = ("node", "collector")
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ServiceError(KubeloopError):
@@ -42,6 +51,10 @@ def address(settings: Settings, name: str) -> str:
         raise ServiceError(f"no {name} is up; start the services with `kubeloop serve`") from error
 
 
+def _silent(_text: str) -> None:
+    """Say nothing."""
+
+
 @dataclass
 class _Service:
     process: subprocess.Popen[str]
@@ -50,19 +63,35 @@ class _Service:
 
 
 class Services:
-    """Starts services one by one and ends them in the opposite order, also when the program is interrupted.
+    """Starts services one by one and ends them in order, also when the program is interrupted or told to end.
 
-    A second `Services` on the same state folder is refused, since two of them would write the same files.
+    SIGTERM and SIGHUP, a closed terminal, mean what Ctrl-C means: KeyboardInterrupt, then each service drains. A second
+    one of these signals ends all at once. A second `Services` on the same state folder is refused, since two of them
+    would write the same files.
+
+    Args:
+        loop: the use case.
+        settings: the place.
+        environment: variables for the services, beside the settings.
+        say: is told that the services drain.
     """
 
-    def __init__(self, loop: Loop, settings: Settings, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, loop: Loop, settings: Settings, environment: Mapping[str, str], say: Callable[[str], None] = _silent
+    ) -> None:
         self._loop = loop
+        self._say = say
+        self._signals = _Signals()
         self._settings = settings
         self._environment = {**environment, **settings.environ(), **QUIET, "PYTHONUNBUFFERED": "1"}
         self._running: dict[str, _Service] = {}
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> Self:
+        try:
+            access.private(self._settings.state)
+        except access.AccessError as error:
+            raise ServiceError(str(error)) from error
         self._settings.logs.mkdir(parents=True, exist_ok=True)
         self._lock = (self._settings.state / "services.lock").open("a")
         try:
@@ -71,29 +100,59 @@ class Services:
             raise ServiceError(
                 f"another kubeloop uses {self._settings.state}; end it first, or set KUBELOOP_STATE to another folder"
             ) from error
+        self._token = access.make(self._settings.token_file)
+        self._signals.take()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        with _uninterrupted():
-            # The collector started first and ends last: the node still sends it what waits in its queue.
-            names = list(self._running)
-            self._stop(names[1:])
-            self._stop(names[:1])
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._signals.hold()
+        try:
+            if kind is KeyboardInterrupt and self._running:
+                # A terminal that was closed takes no text any more.
+                with contextlib.suppress(OSError):
+                    self._say("Draining: what was begun is answered and written down. Ctrl-C again ends all at once.")
+            # Who asks ends before who answers: a run may be at the node, and the node's queue goes to the collector.
+            last = [name for name in _LAST if name in self._running]
+            for names in ([name for name in self._running if name not in last], *([name] for name in last)):
+                self._stop(names)
             self._settings.services_file.unlink(missing_ok=True)
+            self._settings.token_file.unlink(missing_ok=True)
             if self._lock:
                 self._lock.close()
+        finally:
+            self._signals.give_back()
 
     def _stop(self, names: Sequence[str]) -> None:
-        ending = [self._running.pop(name) for name in names]
-        for service in ending:
-            service.process.terminate()
+        ending = [self._running.pop(name).process for name in names]
+        for process in ending:
+            process.terminate()
         deadline = time.monotonic() + STOP_S
-        for service in ending:
-            try:
-                service.process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                service.process.kill()
-                service.process.wait()
+        while any(process.poll() is None for process in ending):
+            if self._signals.again or time.monotonic() > deadline:
+                for process in ending:
+                    process.kill()
+            time.sleep(_STEP_S)
+
+    @property
+    def login(self) -> dict[str, str]:
+        """The header that a service wants from whoever changes something."""
+        return access.bearer(self._token)
+
+    def post(self, name: str, path: str, json: Any = None) -> None:
+        """Tell a service started here to do something.
+
+        Raises:
+            ServiceError: it does not answer, or refuses.
+        """
+        try:
+            # A proxy that the environment names must not see the token.
+            httpx.post(
+                f"{self.url(name)}{path}", json=json, headers=self.login, timeout=_ASK_S, trust_env=False
+            ).raise_for_status()
+        except httpx.HTTPError as error:
+            raise ServiceError(
+                f"the {name} does not do what it was told ({error}); its log is in the logs folder"
+            ) from error
 
     def start_all(self, origin: str) -> None:
         """Start collector, node, trigger and monitor; return once each answers.
@@ -110,6 +169,7 @@ class Services:
                 "kubeloop.delivery.node",
                 *("--state", state, "--log-queue", str(limits.log_queue)),
                 *("--max-body-bytes", str(limits.max_body_bytes)),
+                *("--collector-url", self.url("collector")),
             ],
         )
         self.start("trigger", ["kubeloop.trigger_server", "--loop", loop_file])
@@ -132,6 +192,8 @@ class Services:
         log = self._settings.logs / f"{name}.log"
         module, *flags = arguments
         command = [str(self._settings.runtime_python), "-m", module, *flags, "--port", "0"]
+        command += ["--token-file", str(self._settings.token_file)]
+        command += [f"--allow-host={name.strip()}" for name in self._settings.hosts.split(",") if name.strip()]
         try:
             with log.open("a") as errors:
                 process = subprocess.Popen(
@@ -148,10 +210,14 @@ class Services:
                 )
         except OSError as error:
             raise ServiceError(f"cannot start the {name} ({error}); run `kubeloop doctor`") from error
-        url = _ready(process)
+        url = ""
+        try:
+            url = _ready(process)
+        finally:
+            if not url:
+                process.kill()
+                process.wait()
         if not url:
-            process.kill()
-            process.wait()
             raise ServiceError(f"the {name} did not start:\n{_tail(log)}\nThe whole log is {log}")
         self._running[name] = _Service(process, url, log)
         self._publish()
@@ -198,14 +264,43 @@ def _tail(log: Path, lines: int = 15) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Let a second Ctrl-C wait until the services have ended in order."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+class _Signals:
+    """What the signals that ask a program to end do while it has services; only the main thread hears them."""
+
+    def __init__(self) -> None:
+        self.again = False
+        """Whether one came while the services were ending."""
+        self._before: dict[signal.Signals, Any] = {}
+
+    def take(self) -> None:
+        """Make them KeyboardInterrupt; one that whoever started the program ignores, as nohup does, stays ignored."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        self._before = {number: signal.getsignal(number) for number in _ENDING}
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if self._before[number] is not signal.SIG_IGN:
+                signal.signal(number, _interrupt)
+
+    def hold(self) -> None:
+        """Only note them from now on."""
+        for number, before in self._before.items():
+            if before is not signal.SIG_IGN:
+                signal.signal(number, self._note)
+
+    def give_back(self) -> None:
+        """Let them do what they did before."""
+        for number, before in self._before.items():
+            # None stands for a handler that is not Python's.
+            signal.signal(number, signal.SIG_DFL if before is None else before)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self.again = True
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Do what Ctrl-C does at this moment: asyncio cancels its main task."""
+    handler = signal.getsignal(signal.SIGINT)
+    if callable(handler):
+        handler(number, frame)
+    else:
+        raise KeyboardInterrupt

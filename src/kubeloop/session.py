@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from kubeloop import promotion, runs, sources, stages
+from kubeloop import access, promotion, runs, sources, stages
 from kubeloop.config import Loop, Settings
 from kubeloop.errors import KubeloopError
 from kubeloop.memory import Memory
@@ -89,8 +89,7 @@ def run(
     loop = plan.apply(loop)
     assert loop.replay is not None  # noqa: S101 - plan.apply has made sure
     started = time.monotonic()
-    settings.state.mkdir(parents=True, exist_ok=True)
-    with Services(loop, settings, environment) as services:
+    with Services(loop, settings, environment, observer.say) as services:
         if fresh:
             forget(settings, observer.say)
         memory = _remember(settings, plan)
@@ -112,6 +111,7 @@ def prepare(loop: Loop, settings: Settings, say: Callable[[str], None]) -> None:
     """Take the raw data in and build the serving side's feature tables, where that was not done yet."""
     from kubeloop import features
 
+    access.private(settings.state)
     counts = sources.take_in(loop, settings, say=say)
     repo = settings.home / loop.features.repo
     mark = settings.features / "built-from"
@@ -130,7 +130,7 @@ def start(loop: Loop, services: Services) -> None:
         return
     begin = {"until": loop.replay.train_to.isoformat()}
     services.start_all(begin["until"])
-    httpx.post(f"{services.url('monitor')}/advance", json=begin, timeout=30).raise_for_status()
+    services.post("monitor", "/advance", json=begin)
 
 
 def resume_serving(loop: Loop, settings: Settings, say: Callable[[str], None]) -> None:
@@ -157,12 +157,14 @@ def first_model(loop: Loop, settings: Settings, services: Services, observer: Ob
     # Another configuration or other data is another first model: a failed one does not stand in its way.
     identity = stages.digest(settings.raw)[:8] + loop.digest()[:8]
     trigger = services.url("trigger")
-    name = runs.request(trigger, loop, f"first-{identity}", loop.replay.train_to, "the first model of the loop")
+    name = runs.request(
+        trigger, loop, f"first-{identity}", loop.replay.train_to, "the first model of the loop", services.login
+    )
     observer.say(f"Training the first model on data up to {loop.replay.train_to:%Y-%m-%d} (run {name}).")
     outcome = runs.follow(settings, trigger, name, observer.say, services.check)
     if outcome["outcome"] != "promoted":
         raise SessionError(
-            f"the first model was not served: {outcome['detail']}\nThe log is {settings.runs / name / 'log.txt'}"
+            f"the first model was not served: {outcome['detail']}\nThe log is {runs.log(settings, name)}"
         )
     observer.say(str(outcome["detail"]))
 
@@ -199,7 +201,11 @@ def _replay(loop: Loop, settings: Settings, services: Services, observer: Observ
         f"{events.num_rows:,} events (seed {plan.seed}), labels as they became known."
     )
     addresses = Addresses(
-        services.url("node"), services.url("collector"), services.url("monitor"), services.url("trigger")
+        services.url("node"),
+        services.url("collector"),
+        services.url("monitor"),
+        services.url("trigger"),
+        services.login,
     )
     news = News(loop, settings, services, observer)
 
@@ -256,7 +262,7 @@ class News:
             name = str(run["name"])
             if name in self._finished:
                 continue
-            steps = self._steps.setdefault(name, runs.Steps(self._settings.runs / name / "log.txt"))
+            steps = self._steps.setdefault(name, runs.Steps(runs.log(self._settings, name)))
             for line in steps.news():
                 self._say(line)
             if run["outcome"]:
@@ -271,7 +277,7 @@ class News:
 
 def _flush(services: Services) -> None:
     """Make the collector write what it holds to the payload log."""
-    httpx.post(f"{services.url('collector')}/flush", timeout=30).raise_for_status()
+    services.post("collector", "/flush")
 
 
 def _dropped(services: Services) -> int:

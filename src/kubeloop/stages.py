@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubeloop import loops, sources
+from kubeloop import loops, paths, sources
 from kubeloop.bucket import Bucket
 from kubeloop.config import Loop, Settings, instant
 from kubeloop.errors import KubeloopError
@@ -148,9 +148,10 @@ def _validate(
     page: Path,
     what: str,
 ) -> dict[str, Any]:
+    docs = paths.inside(settings.state / "data-docs", run, what="the run") / what
+    quarantine = paths.inside(settings.state / "quarantine", run, what="the run")
     from kubeloop import findings, validation, validation_html
 
-    docs, quarantine = settings.state / "data-docs" / run / what, settings.state / "quarantine" / run
     suites = settings.home / loop.features.repo / "expectations"
     report = validation.validate(tables, suites, as_of=as_of, docs=docs, quarantine=quarantine, clean=clean)
     if settings.bucket:

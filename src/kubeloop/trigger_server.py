@@ -28,6 +28,7 @@ from starlette.routing import Route
 
 from kubeloop import background, config, database, errors, names
 from kubeloop.runners import LocalRunner, Runner
+from kubeloop.serving import guard
 from kubeloop.trigger import Ledger
 from kubeloop.trigger_event import DriftEvent
 
@@ -162,6 +163,7 @@ def _runner(kind: str, settings: config.Settings, loop: config.Loop, loop_file: 
 
 
 async def _serve(args: argparse.Namespace) -> None:
+    token = guard.token(args)
     loop_file = args.loop.resolve()
     loop = config.load(loop_file)
     settings = config.settings(loop_file.parent)
@@ -175,7 +177,7 @@ async def _serve(args: argparse.Namespace) -> None:
     holder = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         await background.serve(
-            create_app(ledger, loop.name),
+            guard.Guard(create_app(ledger, loop.name), args.host, token=token, names=args.allow_host),
             args.host,
             args.port,
             lambda stop: _work(ledger, loop.name, runner, holder, args, stop),
@@ -198,6 +200,7 @@ def main() -> None:
     parser.add_argument("--lease-seconds", type=float, default=10.0, help="after which another trigger takes over")
     parser.add_argument("--max-failures", type=int, default=3, help="failed attempts after which a run is abandoned")
     parser.add_argument("--backoff-seconds", type=float, default=5.0, help="before the second attempt; then doubles")
+    guard.add_arguments(parser)
     args = parser.parse_args()
     if args.lease_seconds <= 2 * args.poll_seconds:
         parser.error("--lease-seconds must exceed twice --poll-seconds, or a lease ends before it is renewed")

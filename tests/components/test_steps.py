@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from kfp import dsl
 
-from kubeloop import gates, model_folder, names, online, promotion, registry, session, sources, stages
+from kubeloop import access, gates, model_folder, names, online, promotion, registry, session, sources, stages
 from kubeloop.config import Loop
 
 DAY = timedelta(days=1)
@@ -209,9 +209,10 @@ def test_what_was_served_is_in_the_payload_log(deployed: Any, loop: Loop, as_of:
     headers = {
         "ce-specversion": "1.0", "ce-type": names.LABEL_EVENT, "ce-id": "labels-1", "ce-source": "test",
         "ce-time": as_of.isoformat(), "ce-inferenceservicename": loop.name, "ce-namespace": "kubeloop",
+        **access.header(deployed.settings.token_file),
     }  # fmt: skip
     httpx.post(collector, json={"labels": told}, headers=headers, trust_env=False).raise_for_status()
-    httpx.post(f"{collector}/flush", trust_env=False).raise_for_status()
+    httpx.post(f"{collector}/flush", headers=headers, trust_env=False).raise_for_status()
 
     known = log.read(deployed.settings, loop.name)
     served = known.predictions.filter(pc.is_in(known.predictions["event_id"], rows["event_id"].combine_chunks()))

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from kubeloop import config, errors, log
+from kubeloop import access, config, errors, log
 
 # Settings of this process must not reach the program: it is to find its own.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("KUBELOOP_")}
@@ -81,9 +81,10 @@ def _alive(folder: Path) -> list[str]:
     return found
 
 
-def watching(services: dict) -> dict:
+def watching(services: dict, state: Path) -> dict:
     """Return the monitor's status once it has read all that was logged."""
-    httpx.post(f"{services['collector']['url']}/flush", trust_env=False).raise_for_status()
+    login = access.header(state / "token")
+    httpx.post(f"{services['collector']['url']}/flush", headers=login, trust_env=False).raise_for_status()
     return httpx.get(f"{services['monitor']['url']}/status", trust_env=False).json()
 
 
@@ -160,7 +161,7 @@ def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dic
     try:
         assert any("/infer" in line for line in server.stdout or ())
         status = json.loads(kubeloop(state, "status", "--json").stdout)
-        before = watching(json.loads((state / "services.json").read_text()))
+        before = watching(json.loads((state / "services.json").read_text()), state)
         row = {
             "origin": "EWR",
             "carrier": "UA",
@@ -189,9 +190,9 @@ def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dic
         instances = {"instances": [row]}
         asked = httpx.post(f"{services['node']['url']}/v1/models/flight-delay:predict", json=instances, trust_env=False)
         assert asked.status_code == 200, asked.text
-        until(lambda: watching(services)["early_rows"] == 1)
-        assert watching(services)["watermark"] == "2013-07-01T00:00:00Z" == before["watermark"]
-        assert watching(services)["windows"] == before["windows"]
+        until(lambda: watching(services, state)["early_rows"] == 1)
+        assert watching(services, state)["watermark"] == "2013-07-01T00:00:00Z" == before["watermark"]
+        assert watching(services, state)["windows"] == before["windows"]
         missing = kubeloop(state, "predict", '{"origin": "EWR"}')
         assert missing.returncode == 1
         assert "carrier" in missing.stderr
@@ -199,8 +200,10 @@ def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dic
         assert retrained.returncode == 0, retrained.stderr
         assert json.loads(retrained.stdout)["outcome"] in ("promoted", "rejected")
     finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(60)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 0
+    assert not _alive(state)
+    assert not (state / "token").exists()
     assert kubeloop(state, "predict", json.dumps(row)).returncode == 1
 
 

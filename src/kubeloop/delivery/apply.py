@@ -3,6 +3,7 @@
 import json
 from typing import Any, cast
 
+from kubeloop import access
 from kubeloop.config import Loop, Settings
 from kubeloop.config_cluster import Git
 from kubeloop.delivery import Applied, DeliveryError, local
@@ -26,7 +27,7 @@ def apply(loop: Loop, manifest: dict[str, Any], settings: Settings, *, why: str 
     timeout_s = delivery.ready_timeout.total_seconds()
     match delivery.applier:
         case "local":
-            return local.apply(manifest, node_url(settings), TIMEOUT_S)
+            return local.apply(manifest, node_url(settings), TIMEOUT_S, _token(settings))
         case "cluster":
             from kubeloop.delivery import cluster
 
@@ -36,6 +37,13 @@ def apply(loop: Loop, manifest: dict[str, Any], settings: Settings, *, why: str 
 
             # With this applier the configuration is not valid without it.
             return gitops.apply(manifest, cast(Git, delivery.git), timeout_s, settings, why=why)
+
+
+def _token(settings: Settings) -> str:
+    try:
+        return access.read(settings.token_file)
+    except access.AccessError as error:
+        raise DeliveryError(f"the local node wants the token of whoever started it: {error}") from error
 
 
 def node_url(settings: Settings) -> str:

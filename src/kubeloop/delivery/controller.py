@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from kubeloop import paths
 from kubeloop.delivery.desired import Commands, Desired, ManifestError, Program, read
 from kubeloop.delivery.processes import Replica
 from kubeloop.delivery.router import PREDICTOR_ENTRY, Router
@@ -118,7 +119,7 @@ class Controller:
 
     def _replica(self, service: str, program: Program, on_change: Callable[[], None]) -> Replica:
         parts = (service, program.component, program.version)
-        log = self._logs / f"{'-'.join(part for part in parts if part)}.log"
+        log = paths.inside(self._logs, f"{'-'.join(part for part in parts if part)}.log", what="the log of")
         return Replica(program, log, self._ready_s, on_change)
 
 

@@ -1,13 +1,16 @@
 """What an InferenceService asks of one machine: which programs to run and how to share the traffic."""
 
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from kubeloop import names
+from kubeloop import names, paths
 from kubeloop.config import DnsName
 from kubeloop.errors import KubeloopError
 from kubeloop.serving.manifest import TRANSFORMER_COMMAND
@@ -27,10 +30,18 @@ class ManifestError(KubeloopError, ValueError):
 
 @dataclass(frozen=True)
 class Commands:
-    """How this machine starts the two kinds of program; a manifest only adds arguments."""
+    """How this machine starts the two kinds of program; a manifest only adds arguments, see `_FLAGS`.
+
+    Attributes:
+        predictor: the model server.
+        transformer: the feature transformer.
+        features: the one folder of feature tables that a transformer may open: Feast runs the source text that it
+            finds in a registry.
+    """
 
     predictor: tuple[str, ...]
     transformer: tuple[str, ...]
+    features: Path
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ class Desired:
 def read(manifest: Any, commands: Commands, predictor_url: str) -> Desired:
     """Read an InferenceService.
 
-    Fields that only a cluster can honour (images, resources, probes, replicas) are left aside; what would
+    Fields that only a cluster can honour (images, variables, resources, probes, replicas) are left aside; what would
     change the answers of the service is refused when it is not understood.
 
     Args:
@@ -93,16 +104,20 @@ def read(manifest: Any, commands: Commands, predictor_url: str) -> Desired:
         raise ManifestError("; ".join(lines)) from error
     spec = parsed.spec
     rest = 100 - sum(canary.traffic_percent for canary in spec.canary)
-    shares = [Share(DEFAULT, rest, _predictor(spec.predictor, commands))]
-    shares += [Share("canary", c.traffic_percent, _predictor(c.predictor, commands)) for c in spec.canary]
+    name = parsed.metadata.name
+    shares = [Share(DEFAULT, rest, _predictor(spec.predictor, commands, name))]
+    shares += [Share("canary", c.traffic_percent, _predictor(c.predictor, commands, name)) for c in spec.canary]
     transformer = None
     if spec.transformer:
-        args = (*spec.transformer.containers[0].args, "--predictor-url", predictor_url, *_LOCAL)
+        given = spec.transformer.containers[0].args
+        folder: dict[str, Check] = {"--feature-dir": lambda text: text == str(commands.features)}
+        known = _arguments("spec.transformer.containers.0.args", given, _TRANSFORMER_FLAGS | folder, name)
+        args = (*known, "--predictor-url", predictor_url, *_LOCAL)
         transformer = Program(
             "transformer", (*commands.transformer, *args), spec.transformer.termination_grace_period_seconds
         )
     return Desired(
-        name=parsed.metadata.name,
+        name=name,
         namespace=parsed.metadata.namespace,
         predictors=tuple(shares),
         transformer=transformer,
@@ -111,15 +126,73 @@ def read(manifest: Any, commands: Commands, predictor_url: str) -> Desired:
     )
 
 
-def _predictor(predictor: "_Predictor", commands: Commands) -> Program:
+def _predictor(predictor: "_Predictor", commands: Commands, name: str) -> Program:
     model = predictor.model
+    args = _arguments("spec.predictor.model.args", model.args, _PREDICTOR_FLAGS, name)
+    version = predictor.annotations.get(names.VERSION, "")
+    if version:
+        try:
+            paths.part(version, "the version")
+        except paths.PathError as error:
+            raise ManifestError(f"spec.predictor.annotations.{names.VERSION}: {error}") from error
     return Program(
         component="predictor",
-        command=(*commands.predictor, *model.args, "--model-dir", _folder(model.storage_uri), *_LOCAL),
+        command=(*commands.predictor, *args, "--model-dir", _folder(model.storage_uri), *_LOCAL),
         grace_s=predictor.termination_grace_period_seconds,
-        version=predictor.annotations.get(names.VERSION, ""),
+        version=version,
         storage_uri=model.storage_uri,
     )
+
+
+Check = Callable[[str], bool]
+
+
+def _number(text: str) -> bool:
+    return re.fullmatch(r"\d{1,12}(\.\d{1,6})?", text) is not None
+
+
+def _name(text: str) -> bool:
+    try:
+        return bool(paths.part(text, "it"))
+    except paths.PathError:
+        return False
+
+
+_ASIDE = frozenset({"--host", "--port", "--drain-s"})
+"""Flags that a pod needs; here the node says where a program listens."""
+_LIMITS: dict[str, Check] = {"--max-body-bytes": _number, "--max-rows": _number, "--timeout-s": _number}
+_PREDICTOR_FLAGS: dict[str, Check] = {
+    **_LIMITS,
+    "--version": _name,
+    "--sha256": lambda text: re.fullmatch(r"[0-9a-f]{64}", text) is not None,
+    "--threads": _number,
+    "--device": lambda text: text in ("cpu", "cuda"),
+}
+_TRANSFORMER_FLAGS: dict[str, Check] = {
+    **_LIMITS,
+    "--feature-service": _name,
+    "--missing": lambda text: text in ("null", "nan"),
+}
+
+
+def _arguments(where: str, given: Sequence[str], flags: Mapping[str, Check], name: str) -> tuple[str, ...]:
+    """Return the arguments of a program, and refuse what this machine does not know the meaning of.
+
+    Raises:
+        ManifestError: one is not `--flag=value` with a flag of the list and a value that fits it.
+    """
+    known: dict[str, Check] = {**flags, "--name": lambda text: text == name}
+    found = []
+    for word in given:
+        flag, equals, value = word.partition("=")
+        if flag in _ASIDE:
+            continue
+        if not equals or flag not in known:
+            raise ManifestError(f"{where}: {word[:80]!r} is none of {', '.join(f'{each}=…' for each in sorted(known))}")
+        if not known[flag](value):
+            raise ManifestError(f"{where}: {flag} may not be {value[:200]!r} on this machine")
+        found.append(word)
+    return tuple(found)
 
 
 def _folder(uri: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import httpx
 
+from kubeloop import access
 from kubeloop.delivery import Applied, DeliveryError, RejectedError
 from kubeloop.serving.manifest import API_VERSION
 
@@ -13,13 +14,14 @@ _HTTP_S = 10.0
 _START = "start it with `kubeloop serve`"
 
 
-def apply(manifest: dict[str, Any], address: str, timeout_s: float) -> Applied:
+def apply(manifest: dict[str, Any], address: str, timeout_s: float, token: str = "") -> Applied:
     """Put a manifest and wait until the node serves this very generation of it.
 
     Args:
         manifest: an InferenceService.
         address: the node, such as `http://127.0.0.1:8080`.
         timeout_s: how long to wait.
+        token: of whoever started the node.
 
     Raises:
         DeliveryError: the node is away, refuses the manifest, cannot start what it asks for, was given a newer
@@ -28,7 +30,8 @@ def apply(manifest: dict[str, Any], address: str, timeout_s: float) -> Applied:
     began = time.monotonic()
     metadata = manifest.get("metadata") or {}
     name, namespace = str(metadata.get("name", "")), str(metadata.get("namespace", ""))
-    with httpx.Client(base_url=address, timeout=_HTTP_S, trust_env=False) as client:
+    login = access.bearer(token)
+    with httpx.Client(base_url=address, timeout=_HTTP_S, trust_env=False, headers=login) as client:
         found = _call(client, "PUT", _path(namespace, name), manifest)
         generation = found["metadata"]["generation"]
         while True:
@@ -78,10 +81,11 @@ def _call(client: httpx.Client, method: str, path: str, body: dict[str, Any] | N
         raise DeliveryError(f"the local node at {client.base_url} does not answer ({error}); {_START}") from error
     if response.is_error:
         try:
-            message = response.json()["message"]
-        except (ValueError, KeyError, TypeError):
+            content = response.json()
+            message = content.get("message") or content["error"]
+        except (ValueError, KeyError, TypeError, AttributeError):
             message = response.text[:500]
         kind = DeliveryError if response.is_server_error else RejectedError
         raise kind(f"the local node refuses {path.rpartition('/')[2]}: {message}")
-    content: dict[str, Any] = response.json()
-    return content
+    answer: dict[str, Any] = response.json()
+    return answer

@@ -15,23 +15,25 @@ from typing import Any
 
 import orjson
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from kubeloop import access
+from kubeloop.access import AccessError
 from kubeloop.config import Serving, settings
 from kubeloop.delivery.controller import ConflictError, Controller
 from kubeloop.delivery.desired import Commands, ManifestError
 from kubeloop.delivery.metrics import Metrics
 from kubeloop.delivery.payload_events import EventLog
 from kubeloop.delivery.router import PREDICTOR_ENTRY, Router
+from kubeloop.serving import guard
 from kubeloop.serving.http import Receive, Scope, Send
 from kubeloop.serving.manifest import API_VERSION, KIND, TRANSFORMER_COMMAND
 from kubeloop.serving.process import Server, log_to_stderr, run
 
 API = f"/apis/{API_VERSION}"
+HOST = "127.0.0.1"
 DRAIN_S = 10.0
 FLUSH_S = 5.0
 READY_S = 60.0
@@ -52,6 +54,8 @@ class Node:
         log_queue: payload events held for a slow collector.
         max_body_bytes: largest request body.
         ready_s: time a program gets to become ready.
+        token: what a caller must send to change anything; it goes with the events to `collector_url` as well.
+        collector_url: the collector of the same owner.
     """
 
     def __init__(
@@ -62,8 +66,11 @@ class Node:
         log_queue: int = Serving().log_queue,
         max_body_bytes: int = Serving().max_body_bytes,
         ready_s: float = READY_S,
+        token: str,
+        collector_url: str | None = None,
     ) -> None:
-        self.log = EventLog(log_queue)
+        self.token = token
+        self.log = EventLog(log_queue, collector_url=collector_url, token=token)
         self.metrics = Metrics(self.log)
         self.router = Router(self.log, self.metrics, max_body_bytes=max_body_bytes)
         self.controller = Controller(self.router, commands, state, ready_s)
@@ -108,8 +115,9 @@ class Node:
 class NodeServer(Server):
     """The server of a node: brings its services back once it has an address, and waits for requests at the end."""
 
-    def __init__(self, node: Node, port: int) -> None:
-        super().__init__(node, "127.0.0.1", port, timeout_s=DRAIN_S, drain_s=0.1)
+    def __init__(self, node: Node, port: int, names: Sequence[str] = ()) -> None:
+        guarded = guard.Guard(node, HOST, token=node.token, inference=_INFERENCE, names=names)
+        super().__init__(guarded, HOST, port, timeout_s=DRAIN_S, drain_s=0.1)
         self._node = node
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -171,9 +179,7 @@ def _api(node: Node) -> Starlette:
         Route(f"{collection}/{{name}}", get, methods=["GET"]),
         Route(f"{collection}/{{name}}", delete, methods=["DELETE"]),
     ]
-    # A web page could reach this port under a name of its own (DNS rebinding), and with it start programs.
-    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
-    return Starlette(routes=routes, middleware=[hosts])
+    return Starlette(routes=routes)
 
 
 def _status(node: Node) -> dict[str, Any]:
@@ -221,21 +227,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--log-queue", type=int, default=Serving().log_queue, help="payload events held at most")
     parser.add_argument("--max-body-bytes", type=int, default=Serving().max_body_bytes)
     parser.add_argument("--ready-s", type=float, default=READY_S, help="time a program gets to become ready")
+    parser.add_argument("--collector-url", help="the collector of the same owner, which wants the same token")
+    guard.add_arguments(parser)
     args = parser.parse_args(argv)
     log_to_stderr()
-    place = settings()
+    place = settings(state=args.state)
+    try:
+        access.private(place.state)
+        # Never open, since a manifest says what it runs: alone, it makes a token itself.
+        token = guard.token(args) or access.make(place.token_file)
+    except AccessError as error:
+        parser.exit(1, f"{error}\n")
     commands = Commands(
         predictor=(str(place.runtime_python), "-m", "kubeloop.serving.server"),
         transformer=(str(place.core_python), *TRANSFORMER_COMMAND[1:]),
+        features=place.features,
     )
     node = Node(
         commands,
-        args.state.absolute(),
+        place.state,
         log_queue=args.log_queue,
         max_body_bytes=args.max_body_bytes,
         ready_s=args.ready_s,
+        token=token,
+        collector_url=args.collector_url,
     )
-    run(NodeServer(node, args.port))
+    run(NodeServer(node, args.port, args.allow_host))
 
 
 if __name__ == "__main__":

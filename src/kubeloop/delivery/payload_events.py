@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from urllib.parse import urlsplit
 
-from kubeloop import names
+from kubeloop import access, names
 from kubeloop.serving.upstream import Client, UpstreamError
 
 LOG = logging.getLogger(__name__)
@@ -52,11 +52,21 @@ class EventLog:
     status is dropped, since it would refuse it again. All services share the workers, as one collector serves
     them all.
 
+    Args:
+        size: events held at most.
+        max_bytes: bytes of their bodies held at most.
+        collector_url: the collector that wants the token.
+        token: see `access`.
+
     Sources: CloudEvents 1.0 HTTP protocol binding; the attributes are those of KServe's agent (pkg/logger).
     """
 
-    def __init__(self, size: int, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self, size: int, max_bytes: int = MAX_BYTES, *, collector_url: str | None = None, token: str = ""
+    ) -> None:
         self._limit = max(2, size)
+        self._collector = _origin(collector_url) if collector_url else None
+        self._login = [(key.encode(), value.encode()) for key, value in access.bearer(token).items()]
         self._max_bytes = max_bytes
         self._waiting: deque[Pair] = deque()
         self._arrived = asyncio.Event()
@@ -139,9 +149,13 @@ class EventLog:
         pause, fresh = FIRST_PAUSE_S, False
         while url := self.urls.get(service):
             parts = urlsplit(url)
+            # A manifest may name any address, and one of an earlier start somebody else's: ours alone gets the token.
+            login = self._login if _origin(url) == self._collector else []
             target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}".encode()
             try:
-                answer = await self._client.send(url, "POST", target, headers, body, timeout_s=TIMEOUT_S, fresh=fresh)
+                answer = await self._client.send(
+                    url, "POST", target, [*headers, *login], body, timeout_s=TIMEOUT_S, fresh=fresh
+                )
                 status = answer.status
             except (UpstreamError, TimeoutError) as error:
                 reason = str(error)
@@ -163,6 +177,11 @@ class EventLog:
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - spreads retries, hides nothing
             pause = min(pause * 2, LAST_PAUSE_S)
         return False
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc
 
 
 def _headers(pair: Pair, kind: str, moment: float) -> list[tuple[bytes, bytes]]:

@@ -25,11 +25,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from kubeloop.access import AccessError
 from kubeloop.errors import KubeloopError
 from kubeloop.monitoring.cloudevents import EventError, parse
 from kubeloop.monitoring.flusher import OVERHEAD
 from kubeloop.monitoring.folder import FolderTakenError
 from kubeloop.monitoring.journal import REASONS, Journal, Limits, Refusal
+from kubeloop.serving import guard
 
 logger = logging.getLogger(__name__)
 
@@ -277,6 +279,7 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--max-disk-bytes", type=int, default=Limits.disk_bytes, help="folder size before 503; 0: any")
     parser.add_argument("--flush-rows", type=int, default=Limits.flush_rows, help="events that make a segment")
     parser.add_argument("--flush-seconds", type=float, default=Limits.flush_seconds, help="age that makes a segment")
+    guard.add_arguments(parser)
     return parser.parse_args(arguments)
 
 
@@ -293,13 +296,14 @@ def main(arguments: list[str]) -> int:
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
+        token = guard.token(options)
         listener.bind((options.host, options.port))
         journal = Journal(options.dir, limits)
-    except (OSError, FolderTakenError) as error:
+    except (AccessError, OSError, FolderTakenError) as error:
         logger.error("cannot start: %s", error)
         return 2
     config = uvicorn.Config(
-        Collector(journal, options.max_body_bytes),
+        guard.Guard(Collector(journal, options.max_body_bytes), options.host, token=token, names=options.allow_host),
         loop="uvloop",
         http="httptools",
         ws="none",

@@ -25,6 +25,7 @@ from starlette.routing import Route
 from kubeloop import background, config, errors, names
 from kubeloop.bucket import Bucket, BucketError
 from kubeloop.monitoring.payload_log import MIRRORED, NEEDED, STORED, covered, last_event, mark, marked, segments
+from kubeloop.serving.guard import Guard
 
 _log = logging.getLogger("kubeloop.mirror")
 
@@ -215,7 +216,7 @@ def main() -> None:
         if args.once:
             print(mirror.step())
             return
-        asyncio.run(background.serve(create_app(mirror), args.host, args.port, mirror.run))
+        asyncio.run(background.serve(Guard(create_app(mirror), args.host), args.host, args.port, mirror.run))
 
 
 if __name__ == "__main__":

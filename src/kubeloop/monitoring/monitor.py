@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kubeloop import background, config, database, errors
+from kubeloop import access, background, config, database, errors
 from kubeloop.monitoring.detector import port
 from kubeloop.monitoring.outbox import Outbox
 from kubeloop.monitoring.payload_log import LogError, stored
@@ -28,6 +28,7 @@ from kubeloop.monitoring.status import Metrics, Status
 from kubeloop.monitoring.store import Store, StoreConflictError
 from kubeloop.monitoring.versions import NodeError, Versions
 from kubeloop.monitoring.windows import MONDAY, Grid
+from kubeloop.serving import guard
 
 _log = logging.getLogger("kubeloop.monitor")
 
@@ -44,12 +45,18 @@ class Watch:
     """Rounds in the background, and what the last one failed with."""
 
     def __init__(
-        self, monitor: Monitor, poll_seconds: float, collector_url: str | None, settle_seconds: float | None = None
+        self,
+        monitor: Monitor,
+        poll_seconds: float,
+        collector_url: str | None,
+        settle_seconds: float | None = None,
+        token: str = "",
     ) -> None:
         self.failure: str | None = None
         self._settle_seconds = settle_seconds
         self._monitor = monitor
         self._poll_seconds = poll_seconds
+        self._login = access.bearer(token)
         self._flush = f"{collector_url.rstrip('/')}/flush" if collector_url else None
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -73,7 +80,7 @@ class Watch:
             the errors of WAIT.
         """
         if self._flush:
-            httpx.post(self._flush, timeout=30.0).raise_for_status()
+            httpx.post(self._flush, headers=self._login, timeout=30.0, trust_env=not self._login).raise_for_status()
         if self._settle_seconds is not None:
             self._follow(min(until.timestamp(), time.time()) + self._settle_seconds)
         self._monitor.advance(until)
@@ -146,6 +153,7 @@ def _run(args: argparse.Namespace) -> None:
     loop = config.load(args.loop.resolve())
     settings = config.settings(args.loop.resolve().parent)
     settings.logs.mkdir(parents=True, exist_ok=True)
+    token = guard.token(args)
     grid = Grid(loop.drift.window, args.origin)
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(contextlib.closing(Store(settings.monitor_db)))
@@ -154,10 +162,16 @@ def _run(args: argparse.Namespace) -> None:
                 Versions(store, loop.name, loop.delivery.namespace, args.node_url, args.references, pod=args.kubernetes)
             )
         )
-        outbox = stack.enter_context(contextlib.closing(Outbox(store, loop.name, args.trigger_url)))
+        outbox = stack.enter_context(contextlib.closing(Outbox(store, loop.name, args.trigger_url, token=token)))
         detector = stack.enter_context(
             contextlib.closing(
-                port.open(loop.drift.engine, settings.detector_python, settings.logs, url=args.detector_url)
+                port.open(
+                    loop.drift.engine,
+                    settings.detector_python,
+                    settings.logs,
+                    url=args.detector_url,
+                    token_file=args.token_file,
+                )
             )
         )
         until = loop.replay.until if args.replay and loop.replay else None
@@ -167,8 +181,9 @@ def _run(args: argparse.Namespace) -> None:
             monitor.step()
             print(orjson.dumps(status.read(), option=orjson.OPT_UTC_Z | orjson.OPT_INDENT_2).decode())
             return
-        watch = Watch(monitor, args.poll_seconds, args.collector_url, args.settle_seconds)
-        asyncio.run(background.serve(create_app(status, watch), args.host, args.port, watch.run))
+        watch = Watch(monitor, args.poll_seconds, args.collector_url, args.settle_seconds, token)
+        app = guard.Guard(create_app(status, watch), args.host, token=token, names=args.allow_host)
+        asyncio.run(background.serve(app, args.host, args.port, watch.run))
 
 
 def main() -> None:
@@ -194,6 +209,7 @@ def main() -> None:
         "--replay", action="store_true", help="clients replay the past, as loop.yaml says: its time counts, not today"
     )
     parser.add_argument("--origin", type=_instant, default=MONDAY, help="a moment at which a window starts, ISO 8601")
+    guard.add_arguments(parser)
     args = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 
+from kubeloop import access
 from kubeloop.monitoring.store import Row, Store
 from kubeloop.names import DRIFT_EVENT
 
@@ -19,11 +20,15 @@ _LAST_PAUSE_S = 60.0
 class Outbox:
     """Delivers the episodes in the store that are open and were never answered; without a url it keeps them."""
 
-    def __init__(self, store: Store, service: str, url: str | None = None, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self, store: Store, service: str, url: str | None = None, timeout_s: float = 10.0, token: str = ""
+    ) -> None:
         self._store = store
         self._service = service
         self._url = f"{url.rstrip('/')}/events" if url else None
-        self._client = httpx.Client(timeout=timeout_s)
+        login = access.bearer(token)
+        # A proxy that the environment names must not see the token.
+        self._client = httpx.Client(timeout=timeout_s, headers=login, trust_env=not login)
         self._pause = _FIRST_PAUSE_S
         self._not_before = 0.0
 

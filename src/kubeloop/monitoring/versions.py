@@ -1,5 +1,6 @@
 """Where the model versions that answered lie, and the references in their folders."""
 
+import contextlib
 import ssl
 from collections.abc import Collection, Generator, Iterator, Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 import httpx
 
-from kubeloop import names
+from kubeloop import names, paths
 from kubeloop.errors import KubeloopError
 from kubeloop.monitoring.store import Store
 from kubeloop.reference import Reference, ReferenceError
@@ -124,10 +125,11 @@ class Versions:
 
     def _folder(self, version: str) -> Path:
         # A version comes from a model server's response: it must not lead out of the folder.
-        if self._references is not None and version not in ("", ".", "..") and "/" not in version:
-            here = self._references / version
-            if here.is_dir():
-                return here
+        if self._references is not None:
+            with contextlib.suppress(paths.PathError):
+                here = paths.inside(self._references, version)
+                if here.is_dir():
+                    return here
         self.meet([version])
         uri = self._store.versions(self._service).get(version, {}).get("uri")
         if not uri:

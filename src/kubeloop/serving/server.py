@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from kubeloop.serving import oip
+from kubeloop.serving.guard import Guard
 from kubeloop.serving.http import App, Limits, Metrics, Request, Response, add_arguments, limits_of
 from kubeloop.serving.model import PLATFORM, PROVIDERS, Model, ModelError, load
 from kubeloop.serving.process import Server, log_to_stderr, run
@@ -130,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "loaded %s version %s, sha256 %s, %.3f ms a row", args.name, args.version, model.sha256, model.call_s * 1e3
     )
     app = App(Predictor(model, args.name, args.version, limits, Metrics()))
-    run(Server(app, args.host, args.port, timeout_s=limits.timeout_s, drain_s=args.drain_s))
+    run(Server(Guard(app, args.host), args.host, args.port, timeout_s=limits.timeout_s, drain_s=args.drain_s))
 
 
 if __name__ == "__main__":

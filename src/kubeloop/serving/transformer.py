@@ -18,6 +18,7 @@ from prometheus_client import Counter
 
 from kubeloop import names
 from kubeloop.serving import oip
+from kubeloop.serving.guard import Guard
 from kubeloop.serving.http import App, Limits, Metrics, Request, Response, add_arguments, limits_of
 from kubeloop.serving.process import Server, log_to_stderr, run
 from kubeloop.serving.tensors import Array, ProtocolError, TensorSpec, specs_of
@@ -347,7 +348,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     log.info("features of %s for %s at %s", args.feature_service, args.name, args.predictor_url)
     nan = args.missing == "nan"
     app = App(Transformer(source, args.name, args.predictor_url, limits, Metrics(), nan=nan))
-    run(Server(app, args.host, args.port, timeout_s=limits.timeout_s, drain_s=args.drain_s))
+    run(Server(Guard(app, args.host), args.host, args.port, timeout_s=limits.timeout_s, drain_s=args.drain_s))
 
 
 if __name__ == "__main__":

@@ -30,12 +30,12 @@ def test_an_object_is_read_as_it_was_written(bucket: Bucket) -> None:
 
 def test_a_folder_goes_there_and_back(bucket: Bucket, tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
-    (here / "deep er").mkdir(parents=True)
+    (here / "deeper").mkdir(parents=True)
     (here / "one").write_bytes(b"1")
-    (here / "deep er" / "two").write_bytes(b"2" * 100_000)
+    (here / "deeper" / "two").write_bytes(b"2" * 100_000)
     assert bucket.push(here, "references/m/7") == 2
-    assert bucket.pull("references", there) == ["m/7/deep er/two", "m/7/one"]
-    assert (there / "m/7/deep er/two").read_bytes() == b"2" * 100_000
+    assert bucket.pull("references", there) == ["m/7/deeper/two", "m/7/one"]
+    assert (there / "m/7/deeper/two").read_bytes() == b"2" * 100_000
     assert bucket.pull("references", there) == [], "what is there is not fetched again"
     assert not list(there.rglob(".*")), "no half a file is left"
 

@@ -114,7 +114,9 @@ def test_a_body_of_unknown_length_is_cut_off_and_gives_its_memory_back(running: 
     assert answer.status_code == 413
     host, port = running.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(b"POST / HTTP/1.1\r\nhost: x\r\nce-id: 1\r\ncontent-length: 40000\r\n\r\n" + b"x" * 20_000)
+        connection.sendall(
+            b"POST / HTTP/1.1\r\nhost: localhost\r\nce-id: 1\r\ncontent-length: 40000\r\n\r\n" + b"x" * 20_000
+        )
         running.wait_for(lambda: running.status()["held_bytes"] > 0)
     running.wait_for(lambda: running.status()["held_bytes"] == 0)
     assert running.status()["rejected"]["too_large"] >= 1
@@ -233,7 +235,7 @@ def test_a_client_that_leaves_before_its_body_leaves_no_event(start: Start) -> N
     host, port = collector.url.removeprefix("http://").split(":")
     head = "".join(f"{name}: {value}\r\n" for name, value in (BINARY | {"ce-type": "a"}).items())
     with socket.create_connection((host, int(port))) as connection:
-        connection.sendall(f"POST / HTTP/1.1\r\nhost: x\r\n{head}content-length: 20\r\n\r\n".encode())
+        connection.sendall(f"POST / HTTP/1.1\r\nhost: localhost\r\n{head}content-length: 20\r\n\r\n".encode())
     collector.wait_for(lambda: collector.status()["rejected"] == {"bad_event": 1})
     assert collector.post("retry").status_code == 202
     assert collector.ids() == ["retry"]

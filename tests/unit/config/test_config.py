@@ -86,7 +86,7 @@ def _loops(draw: st.DrawFn) -> Loop:
             "live": draw(st.none() | st.just("flights:repeat")),
             "tables": draw(
                 st.dictionaries(
-                    st.text(min_size=1, max_size=8),
+                    st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,7}", fullmatch=True),
                     st.fixed_dictionaries({"available_at": st.text(min_size=1, max_size=8), "static": st.booleans()}),
                     min_size=1,
                     max_size=3,

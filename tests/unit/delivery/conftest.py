@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from kubeloop import access
 from kubeloop.config import Loop
 from kubeloop.delivery import Applied, DeliveryError, local
 from kubeloop.serving.manifest import ModelRef, inference_service
@@ -143,7 +144,11 @@ class NodeProcess:
         return {condition["type"]: condition for condition in self.service(name)["status"]["conditions"]}
 
     def apply(self, manifest: dict[str, Any], timeout_s: float = 30.0) -> Applied:
-        return local.apply(manifest, self.url, timeout_s)
+        return local.apply(manifest, self.url, timeout_s, access.read(self.state / "token"))
+
+    def login(self) -> dict[str, str]:
+        """The header that the node wants from whoever changes something."""
+        return access.header(self.state / "token")
 
     def processes(self, component: str = "predictor", name: str = "flights") -> list[dict[str, Any]]:
         return [p for p in self.service(name)["status"]["processes"] if p["component"] == component]
@@ -264,7 +269,7 @@ class Kit:
             {
                 "name": name,
                 "source": {"tables": {"events": {"available_at": "at"}}},
-                "features": {"service": "v1"},
+                "features": {"service": kwargs.pop("features", "v1")},
                 "serving": settings,
                 "delivery": {"drain_s": 5},
             }
@@ -355,7 +360,7 @@ def service(shared: Kit, node: NodeProcess) -> Iterator[Service]:
     for version in ("v1", "v2"):
         service.model(version)
     yield service
-    HTTP.delete(f"{node.url}{SERVICES}/{service.name}")
+    HTTP.delete(f"{node.url}{SERVICES}/{service.name}", headers=node.login())
 
 
 @pytest.fixture

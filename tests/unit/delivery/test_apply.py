@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kubeloop import config
+from kubeloop import access, config
 from kubeloop.config import Loop, Settings
 from kubeloop.delivery import DeliveryError, local
 from kubeloop.delivery import apply as choose
@@ -32,6 +32,7 @@ def test_applies_to_the_node_that_the_services_file_names(kit):
     node = kit.node()
     place = settings(kit.folder)
     place.services_file.write_text(json.dumps({"node": {"url": node.url, "pid": node.process.pid}}))
+    place.token_file.write_text(access.read(node.state / "token"))
     applied = choose.apply(loop("local"), kit.manifest(kit.model("v1")), place)
     assert (applied.name, applied.namespace, applied.generation) == ("flights", "kubeloop", 1)
     assert 0 < applied.seconds < 30

@@ -1,12 +1,13 @@
 """Reading a manifest: what becomes of it, and every way in which it can be wrong."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kubeloop.delivery.desired import Commands, Desired, ManifestError, read
 
-COMMANDS = Commands(predictor=("py", "serve"), transformer=("py", "transform"))
+COMMANDS = Commands(predictor=("py", "serve"), transformer=("py", "transform"), features=Path("features"))
 
 
 def plan(manifest: Any) -> Desired:
@@ -14,7 +15,7 @@ def plan(manifest: Any) -> Desired:
 
 
 def test_commands_carry_the_arguments_and_what_only_this_machine_knows(kit):
-    desired = plan(kit.manifest(kit.model("v1"), feature_dir="/f", serving={"timeout_s": 1.5}))
+    desired = plan(kit.manifest(kit.model("v1"), serving={"timeout_s": 1.5}))
     predictor, transformer = desired.programs()
     assert predictor.command[:2] == ("py", "serve")
     assert predictor.command[-6:] == ("--model-dir", str(kit.folder / "models/v1"), "--port", "0", "--drain-s", "0")
@@ -23,6 +24,14 @@ def test_commands_carry_the_arguments_and_what_only_this_machine_knows(kit):
     assert transformer.command[:2] == ("py", "transform")
     assert transformer.command[-6:-4] == ("--predictor-url", "http://127.0.0.1:1/_predictor")
     assert (desired.logger_url, desired.timeout_s) == (kit.collector.url, 2.0)
+
+
+def test_where_a_program_listens_is_the_nodes_to_say(kit):
+    manifest = kit.manifest(kit.model("v1"))
+    for part in (manifest["spec"]["predictor"]["model"], manifest["spec"]["transformer"]["containers"][0]):
+        part["args"] += ["--host=0.0.0.0", "--port=8080", "--drain-s=5"]
+        part["env"] = [{"name": "PYTHONPATH", "value": "/theirs"}]
+    assert plan(manifest).programs() == plan(kit.manifest(kit.model("v1"))).programs()
 
 
 def test_the_default_gets_what_the_canary_leaves(kit):
@@ -34,11 +43,11 @@ def test_the_default_gets_what_the_canary_leaves(kit):
 
 
 def test_a_plain_path_and_a_uri_name_the_same_folder(kit):
-    manifest = kit.manifest(kit.model("with space"))
+    manifest = kit.manifest(kit.model("with space/v1"))
     uri = manifest["spec"]["predictor"]["model"]["storageUri"]
     assert "%20" in uri
     first = plan(manifest).programs()[0].command
-    manifest["spec"]["predictor"]["model"]["storageUri"] = str(kit.folder / "models" / "with space")
+    manifest["spec"]["predictor"]["model"]["storageUri"] = str(kit.folder / "models" / "with space" / "v1")
     assert plan(manifest).programs()[0].command == first
 
 
@@ -60,6 +69,19 @@ CONTAINER = ("spec", "transformer", "containers", 0)
         ((*MODEL, "storageUri"), "file://elsewhere/7", "is not on this machine"),
         ((*MODEL, "storageUri"), "", "storageUri: "),
         ((*MODEL, "args"), [1], "args.0: "),
+        ((*MODEL, "args"), ["--model-dir=/root"], "'--model-dir=/root' is none of --device=…, --max-body-bytes=…"),
+        ((*MODEL, "args"), ["--sha256"], "'--sha256' is none of "),
+        ((*MODEL, "args"), ["--thr=1"], "'--thr=1' is none of "),
+        ((*MODEL, "args"), ["--name=other"], "--name may not be 'other' on this machine"),
+        ((*MODEL, "args"), ["--threads=many"], "--threads may not be 'many'"),
+        ((*MODEL, "args"), ["--sha256=0"], "--sha256 may not be '0'"),
+        (("spec", "predictor", "annotations", "kubeloop.io/model-version"), "../../x", "is no name"),
+        ((*CANARY, "predictor", "annotations", "kubeloop.io/model-version"), "a/b", "is no name"),
+        ((*CANARY, "predictor", "model", "args"), ["--version=../1"], "--version may not be '../1'"),
+        ((*CONTAINER, "args"), ["--feature-dir=/tmp/theirs"], "--feature-dir may not be '/tmp/theirs'"),
+        ((*CONTAINER, "args"), ["--feature-dir=features/../theirs"], "--feature-dir may not be"),
+        ((*CONTAINER, "args"), ["--predictor-url=http://elsewhere"], "'--predictor-url=http://elsewhere' is none of"),
+        ((*CONTAINER, "args"), ["--feature-service=--x"], "--feature-service may not be '--x'"),
         (("spec", "predictor", "logger", "url"), "collector", "logger.url: "),
         (("spec", "predictor", "logger", "mode"), "request", "logger.mode: Input should be 'all'"),
         (("spec", "predictor", "timeout"), 0, "timeout: "),

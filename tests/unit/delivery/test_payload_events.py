@@ -104,7 +104,8 @@ def test_events_of_a_deleted_service_are_dropped_and_counted(kit):
     node.apply(kit.manifest(kit.model("v1")))
     kit.collector.down()
     node.infer(rows=2)
-    httpx.delete(f"{node.url}/apis/serving.kserve.io/v1beta1/namespaces/kubeloop/inferenceservices/flights")
+    path = "/apis/serving.kserve.io/v1beta1/namespaces/kubeloop/inferenceservices/flights"
+    httpx.delete(f"{node.url}{path}", headers=node.login()).raise_for_status()
     kit.eventually(lambda: node.get()["dropped"] == {"events": 2, "predictions": 2})
     assert node.get()["queued"] == 0
 
@@ -165,3 +166,17 @@ def test_slow_collector_does_not_slow_inference(kit):
     assert node.get()["queued"] > 100
     assert slow < fast * 1.5 + 0.01
     kit.collector.sleep = 0.0
+
+
+def test_the_token_goes_to_the_collector_of_the_same_owner_alone(kit):
+    """A manifest, and one kept from an earlier start, may name a port that is somebody else's by now."""
+    node = kit.node("--collector-url", kit.collector.url.removesuffix("/events"))
+    node.apply(kit.manifest(kit.model("v1")))
+    node.infer()
+    kit.eventually(lambda: len(kit.collector.events) == 2)
+    assert {headers["authorization"] for headers, _ in kit.collector.events} == {node.login()["authorization"]}
+    other = kit.node()
+    other.apply(kit.manifest(kit.model("v1")))
+    other.infer()
+    kit.eventually(lambda: len(kit.collector.events) == 4)
+    assert not any("authorization" in headers for headers, _ in kit.collector.events[2:])

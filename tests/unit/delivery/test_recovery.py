@@ -121,7 +121,7 @@ def test_killed_node_leaves_no_child(kit, alive):
 
 def test_stopped_node_finishes_requests_sends_events_and_ends_its_children(kit, alive):
     node = kit.node()
-    node.apply(kit.manifest(kit.model("v1"), feature_dir="slow"))
+    node.apply(kit.manifest(kit.model("v1"), features="slow"))
     pids = [p["pid"] for p in node.service()["status"]["processes"]]
     kit.collector.sleep = 1.0
     with kit.load(node, clients=1) as load:
@@ -148,7 +148,7 @@ def test_a_program_that_is_not_there_is_named(kit, tmp_path, monkeypatch):
     monkeypatch.setenv("KUBELOOP_RUNTIME_PYTHON", str(tmp_path / "no" / "python"))
     node = kit.node(command=(sys.executable, "-m", "kubeloop.delivery.node", "--port", "0"))
     with pytest.raises(DeliveryError, match=r"cannot run .*/no/python: .*No such file"):
-        node.apply(kit.manifest(kit.model("v1")))
+        node.apply(kit.manifest(kit.model("v1"), feature_dir=node.state / "features"))
 
 
 def test_a_lost_log_does_not_end_the_supervision(service, node, shared, kill):
@@ -169,7 +169,7 @@ def test_stdout_of_a_child_is_kept_in_its_log(service, node, shared):
     ("change", "code", "message"),
     [
         ({"kind": "Pod"}, 400, "kind: Input should be 'InferenceService'"),
-        ({"metadata": {"name": "other", "namespace": "kubeloop"}}, 400, "the manifest is kubeloop/other"),
+        ({"metadata": {"name": "flights", "namespace": "other"}}, 400, "the manifest is other/flights"),
         ({"spec": {}}, 400, "spec.predictor: Field required"),
         (None, 400, "manifest: "),
         ("{", 400, "the body is not JSON"),
@@ -180,7 +180,7 @@ def test_malformed_manifest_is_refused(node, shared, change, code, message):
     manifest = shared.manifest(shared.model("v1"))
     body = change if isinstance(change, str) else json.dumps(change and manifest | change)
     path = "/apis/serving.kserve.io/v1beta1/namespaces/kubeloop/inferenceservices/flights"
-    answer = httpx.put(node.url + path, content=body)
+    answer = httpx.put(node.url + path, content=body, headers={"content-type": "application/json"} | node.login())
     assert answer.status_code == answer.json()["code"] == code
     assert message in answer.json()["message"]
     assert "flights" not in node.get()["routes"]
@@ -191,9 +191,9 @@ def test_a_name_belongs_to_one_namespace(service, node):
     manifest = service.manifest("v1")
     manifest["metadata"]["namespace"] = "other"
     path = f"/apis/serving.kserve.io/v1beta1/namespaces/other/inferenceservices/{service.name}"
-    answer = httpx.put(node.url + path, json=manifest)
+    answer = httpx.put(node.url + path, json=manifest, headers=node.login())
     assert (answer.status_code, answer.json()["reason"]) == (409, "Conflict")
 
 
 def test_a_web_page_under_another_name_is_refused(node):
-    assert httpx.get(f"{node.url}/status", headers={"host": "evil.example"}).status_code == 400
+    assert httpx.get(f"{node.url}/status", headers={"host": "evil.example"}).status_code == 403

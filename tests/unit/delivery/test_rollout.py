@@ -15,7 +15,7 @@ def test_first_manifest_serves_and_says_so(service, node):
     answer = service.infer(rows=3)
     assert answer.json()["model_version"] == "v1"
     assert answer.json()["outputs"][0]["shape"] == [3]
-    assert answer.headers["x-transformer"] == "features"
+    assert answer.headers["x-transformer"] == "v1"
     found = service.status()
     assert (applied.generation, applied.storage_uri, applied.url) == (1, service.model("v1").uri, node.url)
     assert found["status"]["observedGeneration"] == found["metadata"]["generation"] == 1
@@ -103,7 +103,9 @@ def test_a_broken_first_model_serves_once_it_is_repaired(service, shared):
 def test_newer_manifest_replaces_one_that_is_still_starting(service, node):
     service.apply("v1")
     service.model("slow", start_s=600)
-    httpx.put(f"{node.url}{SERVICES}/{service.name}", json=service.manifest("slow")).raise_for_status()
+    httpx.put(
+        f"{node.url}{SERVICES}/{service.name}", json=service.manifest("slow"), headers=node.login()
+    ).raise_for_status()
     applied = service.apply("v2")
     assert applied.generation == 3
     assert service.infer().json()["model_version"] == "v2"
@@ -121,13 +123,13 @@ def test_an_applied_manifest_that_is_overtaken_says_so(service, node, shared):
 
 
 def test_transformer_is_replaced_only_when_it_changes(service):
-    service.apply("v1", feature_dir="a")
+    service.apply("v1", features="a")
     first = service.processes("transformer")[0]["pid"]
-    service.apply("v2", feature_dir="a")
+    service.apply("v2", features="a")
     assert service.processes("transformer")[0]["pid"] == first
     with service.load(clients=4) as load:
         load.wait(20)
-        service.apply("v2", feature_dir="b")
+        service.apply("v2", features="b")
         load.wait(20)
     assert (set(load.codes()), load.failures) == ({200}, [])
     assert service.processes("transformer")[0]["pid"] != first
@@ -174,7 +176,7 @@ def test_delete_ends_the_service(service, node, shared, alive):
 
     assert service.name in names()
     path = f"{node.url}{SERVICES}/{service.name}"
-    assert [httpx.delete(path).status_code for _ in range(2)] == [200, 404]
+    assert [httpx.delete(path, headers=node.login()).status_code for _ in range(2)] == [200, 404]
     assert httpx.get(path).status_code == 404
     assert service.name not in names()
     assert service.infer().status_code == 404

@@ -72,7 +72,7 @@ def test_too_large_a_body_is_refused(node, prefix, limit, chunked):
     ],
 )
 def test_unknown_paths(node, path, code, message):
-    answer = httpx.post(node.url + path, json={})
+    answer = httpx.post(node.url + path, json={}, headers=node.login())
     assert answer.status_code == code
     assert message in answer.text
 

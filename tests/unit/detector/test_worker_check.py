@@ -5,7 +5,9 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from kubeloop import config
+import httpx
+
+from kubeloop import access, config
 from kubeloop.monitoring.detector.alibi import WORKER, WorkerProcess
 
 
@@ -51,3 +53,21 @@ def test_does_not_import_alibi() -> None:
     command = [config.settings().detector_python, "-I", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert done.stdout == "False\n"
+
+
+def test_a_worker_with_a_token_takes_nothing_from_others(tmp_path: Path) -> None:
+    """On a laptop every local user reaches its port, and a reference decides what counts as drift."""
+    token_file = tmp_path / "token"
+    access.make(token_file)
+    worker = WorkerProcess(config.settings().detector_python, tmp_path, token_file)
+    try:
+        url = worker.url()
+        for method, path in (("PUT", "/detectors/1"), ("POST", "/detectors/1/score")):
+            for login in ({}, access.bearer("guessed")):
+                assert (
+                    httpx.request(method, url + path, content=b"x", headers=login, trust_env=False).status_code == 401
+                )
+            own = httpx.request(method, url + path, content=b"x", headers=worker.login, trust_env=False)
+            assert own.status_code in (400, 404)
+    finally:
+        worker.stop()

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
+import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -12,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from kubeloop import services
 from kubeloop.config import Loop
 from kubeloop.replay import RETRAIN_TIME, Addresses, Progress, Replay, ReplayError, Sent
 
@@ -350,3 +354,28 @@ def test_a_loop_without_a_replay_replays_nothing(world: World) -> None:
     bare = loop().model_copy(update={"replay": None})
     with pytest.raises(ReplayError, match="no `replay` section"):
         Replay(bare, events(), 1.0, Addresses("", "", "", ""), lambda _: 0, Sent(), lambda _: None, lambda *_: None)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_lets_the_requests_under_way_be_answered(world: World, how: signal.Signals) -> None:
+    """What was begun is counted: no session has to be settled by the log because of a Ctrl-C."""
+    before = world.answer
+    noted: list[tuple[list[str], bool]] = []
+
+    def slow(method: str, path: str, body: Any) -> Any:
+        if path.endswith("/infer") and len(world.asked) == 20:
+            os.kill(os.getpid(), how)
+            time.sleep(0.5)
+        return before(method, path, body)
+
+    world.answer = slow
+    signals = services._Signals()
+    signals.take()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(world, note=lambda asked, answered: noted.append((asked, answered)), group_by="shop")
+    finally:
+        signals.give_back()
+    assert all(answered for _, answered in noted)
+    assert sorted(event for asked, _ in noted for event in asked) == sorted(world.asked)
+    assert 20 < len(world.asked) <= 22

@@ -121,7 +121,7 @@ class Agent:
         if kind != "queue":
             return 400, {}, b"unexpected probe header value: " + kind.encode()
         # SERVING_READINESS_PROBE: the server's own readiness probe.
-        status, *_ = await self._forward(Message("GET /v2/health/ready HTTP/1.1", {"host": "x"}, b""))
+        status, *_ = await self._forward(Message("GET /v2/health/ready HTTP/1.1", {"host": "localhost"}, b""))
         return (200, {}, b"queue") if status == 200 else (503, {}, b"")
 
     async def _forward(self, request: Message) -> tuple[int, Headers, bytes]:
@@ -239,7 +239,7 @@ class Caller:
                     self.connections += 1
                     streams = await asyncio.open_connection("127.0.0.1", self.port)
                 reader, writer = streams
-                head = {"host": "x", "content-type": "application/json"}
+                head = {"host": "localhost", "content-type": "application/json"}
                 writer.write(written(f"POST {self.path} HTTP/1.1", head, self.body))
                 answer = await read(reader)
                 if answer is None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 ROW = json.dumps({"instances": [{"distance": 1, "hour": 1, "carrier": "AA"}]}).encode()
 PATH = "/v1/models/flights:predict"
-HEAD = f"POST {PATH} HTTP/1.1\r\nhost: x\r\n".encode()
+HEAD = f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\n".encode()
 
 
 def ask(url: str, *pieces: bytes | float, timeout: float = 10) -> bytes:
@@ -136,9 +136,9 @@ GARBAGE = {
     "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     "version": b"GET / HTTP/9.9\r\n\r\n",
     "method": b"FETCH / HTTP/1.1\r\n\r\n",
-    "connect": b"CONNECT x:1 HTTP/1.1\r\nhost: x\r\n\r\n",
-    "bytes in the path": b"GET /\xff\xfe HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
-    "escapes in the path": b"GET /v2/models/%ff%00%zz/infer HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+    "connect": b"CONNECT x:1 HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    "bytes in the path": b"GET /\xff\xfe HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
+    "escapes in the path": b"GET /v2/models/%ff%00%zz/infer HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
     "length no number": HEAD + b"content-length: ten\r\n\r\n",
     "length negative": HEAD + b"content-length: -5\r\n\r\n",
     "length too long": HEAD + b"content-length: 99999999999999999999999\r\n\r\n",
@@ -258,7 +258,7 @@ def idle(models: Path, start: Any) -> Iterator[tuple[Any, socket.socket]]:
         yield server, connection
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET / HTT", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"])
+@pytest.mark.parametrize("sent", [b"", b"GET / HTT", b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n"])
 def test_an_idle_connection_does_not_delay_the_stop(idle: tuple[Any, socket.socket], sent: bytes) -> None:
     server, connection = idle
     connection.sendall(sent)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,7 +71,7 @@ def test_the_laptop_understands_what_a_cluster_gets() -> None:
     here = pods.place(found, plain(found))
     for predictor in (here["spec"]["predictor"], here["spec"]["canary"][0]["predictor"]):
         predictor["model"]["storageUri"] = "file:///models"
-    desired = read(here, Commands(("server",), ("transformer",)), "http://127.0.0.1:1")
+    desired = read(here, Commands(("server",), ("transformer",), Path("/project/feature_repo")), "http://127.0.0.1:1")
     assert [share.percent for share in desired.predictors] == [100, 0]
 
 

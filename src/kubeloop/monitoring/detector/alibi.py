@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 
+from kubeloop import access
 from kubeloop.monitoring.detector.builtin import Baseline
 from kubeloop.monitoring.detector.port import DetectorError, Score, UntestableError, Window
 from kubeloop.reference import Reference
@@ -31,7 +32,7 @@ _STOP_S = 5.0
 class WorkerProcess:
     """The worker as a child process that ends with this one; started at once, awaited at its first use."""
 
-    def __init__(self, python: Path, log_dir: Path) -> None:
+    def __init__(self, python: Path, log_dir: Path, token_file: Path | None = None) -> None:
         if not python.is_file():
             raise DetectorError(
                 f"{python} does not exist; make the detector environment with `make -B setup`, point "
@@ -39,10 +40,16 @@ class WorkerProcess:
             )
         log_dir.mkdir(parents=True, exist_ok=True)
         self._python = python
+        self._token_file = token_file
         self.log = log_dir / "detector.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._url = ""
         self._start()
+
+    @property
+    def login(self) -> dict[str, str]:
+        """The header that the worker asks for."""
+        return access.header(self._token_file) if self._token_file else {}
 
     @property
     def pid(self) -> int | None:
@@ -78,10 +85,11 @@ class WorkerProcess:
 
     def _start(self) -> subprocess.Popen[bytes]:
         self.stop()
+        flags = ["--token-file", str(self._token_file)] if self._token_file else []
         with self.log.open("ab") as log:
             # -I: neither PYTHONPATH nor this folder, where alibi.py would hide a package of that name, is searched.
             self._process = subprocess.Popen(
-                [self._python, "-I", WORKER, "--port", "0", "--until-eof"],
+                [self._python, "-I", WORKER, "--port", "0", "--until-eof", *flags],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -112,7 +120,8 @@ class AlibiDetector:
 
     def __init__(self, worker: WorkerProcess | str) -> None:
         self._worker = worker
-        self._client = httpx.Client(timeout=_REQUEST_S, trust_env=False)
+        login = worker.login if isinstance(worker, WorkerProcess) else {}
+        self._client = httpx.Client(timeout=_REQUEST_S, trust_env=False, headers=login)
         self._baselines: dict[str, Baseline] = {}
         self._bodies: dict[str, bytes] = {}
         self.seconds = 0.0

@@ -124,7 +124,14 @@ class Detector(Protocol):
         """Let go of processes and connections."""
 
 
-def open(engine: Engine, detector_python: Path, log_dir: Path, *, url: str | None = None) -> Detector:
+def open(
+    engine: Engine,
+    detector_python: Path,
+    log_dir: Path,
+    *,
+    url: str | None = None,
+    token_file: Path | None = None,
+) -> Detector:
     """Open a detector.
 
     Args:
@@ -132,6 +139,7 @@ def open(engine: Engine, detector_python: Path, log_dir: Path, *, url: str | Non
         detector_python: interpreter of the detector environment, for `alibi`.
         log_dir: folder that takes the worker's log, for `alibi`.
         url: address of a worker that runs already, such as a pod's sidecar; none is started then.
+        token_file: what a worker that is started asks its callers for.
 
     Raises:
         DetectorError: the interpreter does not exist.
@@ -142,7 +150,7 @@ def open(engine: Engine, detector_python: Path, log_dir: Path, *, url: str | Non
         return BuiltinDetector()
     from kubeloop.monitoring.detector.alibi import AlibiDetector, WorkerProcess
 
-    return AlibiDetector(url or WorkerProcess(detector_python, log_dir))
+    return AlibiDetector(url or WorkerProcess(detector_python, log_dir, token_file))
 
 
 def correct(p_values: Sequence[float], method: Literal["holm", "bonferroni"] = "holm") -> list[float]:

@@ -18,12 +18,14 @@ for the first request, and the process starts over in its own place once none ha
 """
 
 import argparse
+import hmac
 import http.client
 import importlib
 import io
 import json
 import math
 import os
+import pathlib
 import signal
 import socket
 import sys
@@ -143,17 +145,19 @@ class Worker(ThreadingHTTPServer):
         port: port of loopback; 0 takes a free one.
         limit: largest body in bytes.
         listener: descriptor of a socket that listens already, in place of a port.
+        token: what a caller must send; empty where anyone may call.
     """
 
     daemon_threads = True
 
-    def __init__(self, port: int, limit: int, listener: int | None = None) -> None:
+    def __init__(self, port: int, limit: int, listener: int | None = None, token: str = "") -> None:
         super().__init__(("127.0.0.1", port), Handler, bind_and_activate=listener is None)
         if listener is not None:
             self.socket.close()
             self.socket = socket.socket(fileno=listener)
             self.server_name, self.server_port = self.socket.getsockname()
         self.limit = limit
+        self.token = token
         self._references: OrderedDict[str, Reference] = OrderedDict()
         self._lock = threading.Lock()
         self._working = 0
@@ -233,6 +237,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _work(self, *, scoring: bool) -> None:
         with self.server.work():
+            self._admit()
             body = self._body()
             match urlsplit(self.path).path.split("/"):
                 case ["", "detectors", key] if key and not scoring:
@@ -244,6 +249,12 @@ class Handler(BaseHTTPRequestHandler):
                     self._reply(HTTPStatus.OK, reference.score(read(body, self.server.limit)))
                 case _:
                     raise RefusedError(HTTPStatus.NOT_FOUND, "PUT /detectors/{key} or POST /detectors/{key}/score")
+
+    def _admit(self) -> None:
+        given = self.headers.get("Authorization", "").encode()
+        if self.server.token and not hmac.compare_digest(given, f"Bearer {self.server.token}".encode()):
+            self.close_connection = True
+            raise RefusedError(HTTPStatus.UNAUTHORIZED, "this takes the token of whoever started the worker")
 
     def _body(self) -> bytes:
         length = self.headers.get("Content-Length", "")
@@ -313,13 +324,17 @@ def main() -> None:
         "--idle-seconds", type=float, help="import Alibi for the first request, and let go of it after so long a rest"
     )
     parser.add_argument("--listener", type=int, help="descriptor of the listening socket: of this process, before")
+    parser.add_argument("--token-file", help="file with the token that a caller must send; without it anyone may call")
     parser.add_argument("--check", action="store_true", help="ask the worker on --port for its health, and end")
     options = parser.parse_args()
     if options.check:
         sys.exit(check(options.port))
     if options.idle_seconds is None:
         importlib.import_module("alibi_detect.cd")
-    server = Worker(options.port, options.max_body_mb * 2**20, options.listener)
+    token = ""
+    if options.token_file:
+        token = pathlib.Path(options.token_file).read_text().strip()
+    server = Worker(options.port, options.max_body_mb * 2**20, options.listener, token)
     ending = threading.Event()
 
     def stop(*_: object) -> None:

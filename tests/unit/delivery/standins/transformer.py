@@ -1,4 +1,4 @@
-"""A transformer for tests: hands a request on as it is, late when its feature folder is `slow`, and says who it is."""
+"""A transformer for tests: hands a request on as it is, late when its feature service is `slow`, and says who it is."""
 
 import argparse
 import http.client
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--predictor-url", required=True)
-parser.add_argument("--feature-dir", required=True)
+parser.add_argument("--feature-service", required=True)
 parser.add_argument("--port", type=int, required=True)
 args, _ = parser.parse_known_args()
 predictor = urlsplit(args.predictor_url)
@@ -32,7 +32,7 @@ class Handler(BaseHTTPRequestHandler):
         self.forward(self.rfile.read(int(self.headers["content-length"])))
 
     def forward(self, body: bytes | None) -> None:
-        if args.feature_dir == "slow":
+        if args.feature_service == "slow":
             time.sleep(0.8)
         if not hasattr(local, "connection"):
             local.connection = http.client.HTTPConnection(predictor.hostname, predictor.port)
@@ -40,7 +40,8 @@ class Handler(BaseHTTPRequestHandler):
         local.connection.request(self.command, predictor.path + self.path, body, headers)
         response = local.connection.getresponse()
         answer = response.read()
-        head = f"HTTP/1.1 {response.status} X\r\ncontent-length: {len(answer)}\r\nx-transformer: {args.feature_dir}\r\n"
+        head = f"HTTP/1.1 {response.status} X\r\ncontent-length: {len(answer)}\r\n"
+        head += f"x-transformer: {args.feature_service}\r\n"
         kept = [(k, v) for k, v in response.getheaders() if k in ("content-type", "x-served-by", "x-secret")]
         head += "".join(f"{key}: {value}\r\n" for key, value in kept)
         self.wfile.write(head.encode() + b"\r\n" + answer)

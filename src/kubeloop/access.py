@@ -1,0 +1,83 @@
+"""The token of the services of one machine: whoever can read its file may change what they do.
+
+`services` makes a token at each start and keeps it in the state folder, which is the owner's alone. The services are
+told where it is, and `serving.guard` asks for it; our own clients read it there and send it.
+"""
+
+import contextlib
+import os
+import secrets
+import tempfile
+from pathlib import Path
+
+from kubeloop.errors import KubeloopError
+
+_BYTES = 32
+
+
+class AccessError(KubeloopError):
+    """The token or its folder is not as it must be; the message says what to do."""
+
+    lasting = True
+
+
+def private(folder: Path) -> None:
+    """Make a folder that only its owner can enter, and take others' rights to one that is there.
+
+    Raises:
+        AccessError: it belongs to someone else.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.chmod(0o700)
+    except PermissionError as error:
+        raise AccessError(
+            f"{folder} belongs to another user, who could read the token in it; set KUBELOOP_STATE to a folder of your "
+            "own"
+        ) from error
+
+
+def make(path: Path) -> str:
+    """Write a new token in place of the last one, for the owner's eyes only, and return it."""
+    token = secrets.token_urlsafe(_BYTES)
+    # Made with mode 0600, so that there is no moment at which others could open it.
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".token-", delete=False) as file:
+        file.write(token)
+        file.flush()
+        os.fsync(file.fileno())
+    try:
+        Path(file.name).replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            Path(file.name).unlink()
+        raise
+    return token
+
+
+def read(path: Path) -> str:
+    """Return the token in a file.
+
+    Raises:
+        AccessError: the file cannot be read, or holds none.
+    """
+    try:
+        token = path.read_text().strip()
+    except OSError as error:
+        raise AccessError(f"{path} cannot be read ({error.strerror}); its owner started the services") from error
+    if not token:
+        raise AccessError(f"{path} is empty; start the services again")
+    return token
+
+
+def header(path: Path) -> dict[str, str]:
+    """Return the header that a client of ours sends; none where there is no token, as in a cluster.
+
+    Raises:
+        AccessError: there is one, and it is not for this user.
+    """
+    return bearer(read(path)) if path.exists() else {}
+
+
+def bearer(token: str) -> dict[str, str]:
+    """Return the header that carries a token (RFC 6750, 2.1); none for an empty text."""
+    return {"authorization": f"Bearer {token}"} if token else {}

@@ -1,0 +1,39 @@
+"""Names that others gave and that become part of a path: a request's, a manifest's, an event's, an object's."""
+
+import re
+from pathlib import Path
+
+from kubeloop.errors import KubeloopError
+
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,199}")
+
+
+class PathError(KubeloopError, ValueError):
+    """A text is no name, so no path is made of it."""
+
+    lasting = True
+
+
+def part(text: object, what: str) -> str:
+    """Return a text that can be one part of a path, and can lead nowhere else.
+
+    Args:
+        text: as it was given.
+        what: it names, the subject of the error's sentence.
+
+    Raises:
+        PathError: it is no name.
+    """
+    if not isinstance(text, str) or not _PART.fullmatch(text):
+        shown = repr(text)[:80]
+        raise PathError(f"{what} {shown} is no name: use letters, digits, and . _ + = @ - after the first of these")
+    return text
+
+
+def inside(folder: Path, *parts: str, what: str = "the name") -> Path:
+    """Return the path under a folder that names lead to.
+
+    Raises:
+        PathError: one of them is no name.
+    """
+    return folder.joinpath(*(part(each, what) for each in parts))
