@@ -28,6 +28,9 @@ Send = Callable[[Any], Awaitable[None]]
 _JSON = b"application/json"
 # curl -d without a header says urlencoded, as KServe's own examples do.
 _MEDIA = frozenset({b"", _JSON, b"application/x-www-form-urlencoded"})
+_BINARY = _MEDIA | {b"application/octet-stream"}
+EXTENSIONS = ["binary_tensor_data"]
+"""Of the Open Inference Protocol, by the names that its servers use."""
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LINGER_S = 1.0
 
@@ -95,6 +98,8 @@ class Response:
     body: bytes
     status: int = 200
     media: bytes = _JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """What goes with it, beside its type and length."""
 
 
 class Service(Protocol):
@@ -198,6 +203,7 @@ class App:
                 response = json_response({"error": "internal error; the server's log says more"}, 500)
             if unread:
                 headers.append((b"connection", b"close"))
+            headers += response.headers
             headers.append((b"content-type", response.media))
             headers.append((b"content-length", b"%d" % len(response.body)))
             await send({"type": "http.response.start", "status": response.status, "headers": headers})
@@ -239,7 +245,7 @@ class App:
         return json_response({"status": "alive"})
 
     async def _server(self, _request: Request) -> Response:
-        return json_response({"name": "kubeloop", "version": __version__, "extensions": []})
+        return json_response({"name": "kubeloop", "version": __version__, "extensions": EXTENSIONS})
 
     async def _live(self, _request: Request) -> Response:
         return json_response({"live": True})
@@ -306,18 +312,20 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, limits: Limit
 
 
 def check_media(headers: dict[bytes, bytes]) -> None:
-    """Refuse a body that is not plain JSON.
+    """Refuse a body that is neither JSON nor JSON with binary tensors behind it.
 
     Raises:
         ProtocolError: 415.
     """
-    if b"inference-header-content-length" in headers:
-        raise ProtocolError("the binary tensor extension is not supported; send tensors as JSON data", 415)
     media = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if media not in _MEDIA:
-        raise ProtocolError(f"send Content-Type: application/json, not {media[:80].decode('latin-1')!r}", 415)
+    binary = b"inference-header-content-length" in headers
+    if media not in (_BINARY if binary else _MEDIA):
+        expected = (
+            "send Content-Type: application/json, or application/octet-stream and Inference-Header-Content-Length"
+        )
+        raise ProtocolError(f"{expected}, not {media[:80].decode('latin-1')!r}", 415)
     if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
-        raise ProtocolError("compressed bodies are not supported; send the JSON as it is", 415)
+        raise ProtocolError("compressed bodies are not supported; send the body as it is", 415)
 
 
 def _too_large(limits: Limits) -> ProtocolError:
