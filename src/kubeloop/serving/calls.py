@@ -1,15 +1,16 @@
 """One inference call in the terms of the protocol that it came in; model server and transformer answer it alike.
 
 A service's `answer` is the one way to a prediction, whichever protocol asks: V2 with or without binary tensors and V1
-here, gRPC in `grpc`.
+here, gRPC in `rpc`.
 """
 
+import argparse
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import Protocol, TypeVar
 
 from kubeloop.serving import oip
-from kubeloop.serving.http import Request, Response
+from kubeloop.serving.http import App, Request, Response, Service
 from kubeloop.serving.oip import InferRequest, InferResponse
 from kubeloop.serving.tensors import ProtocolError, Specs
 
@@ -111,6 +112,24 @@ class Inference(ABC):
     async def predict(self, request: Request) -> Response:
         """Answer a V1 predict request."""
         return await self.answer(V1(request))
+
+
+class InferenceService(Service, Protocol):
+    """A service whose calls may come by any protocol."""
+
+    async def answer(self, call: Call[T]) -> T:
+        """Predict."""
+
+
+def application(service: InferenceService, args: argparse.Namespace) -> App:
+    """Return the application of a process, with gRPC where its flags ask for it."""
+    app = App(service)
+    if args.grpc_port is not None:
+        # Only here: grpc takes memory that a process without it saves.
+        from kubeloop.serving import rpc
+
+        app.beside.append(rpc.Server(app, service, args.host, args.grpc_port, args.drain_s))
+    return app
 
 
 def answered(body: bytes, wanted: Collection[str] = ()) -> InferResponse:

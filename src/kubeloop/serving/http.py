@@ -128,6 +128,16 @@ class Service(Protocol):
         """Answer a V1 predict request."""
 
 
+class Beside(Protocol):
+    """What runs as long as the application does."""
+
+    async def start(self) -> None:
+        """Begin."""
+
+    async def stop(self) -> None:
+        """End, before the service does."""
+
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -147,10 +157,12 @@ class App:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.draining = False
+        self.in_flight = 0
+        self.beside: list[Beside] = []
+        """Other ways to the service, started with it and stopped before it."""
         self._limits = service.limits
         self._metrics = service.metrics
-        self._in_flight = 0
-        self._metrics.in_flight.set_function(lambda: self._in_flight)
+        self._metrics.in_flight.set_function(lambda: self.in_flight)
         v2, v1 = f"/v2/models/{service.name}", f"/v1/models/{service.name}"
         self._routes: dict[str, tuple[str, str, Handler]] = {
             f"{v2}/infer": ("POST", "/v2/models/{name}/infer", service.infer),
@@ -172,7 +184,7 @@ class App:
         if scope["type"] == "lifespan":
             return await self._lifespan(receive, send)
         start = time.perf_counter()
-        self._in_flight += 1
+        self.in_flight += 1
         template = "other"
         headers: list[tuple[bytes, bytes]] = []
         unread = False
@@ -213,16 +225,18 @@ class App:
             else:
                 await send({"type": "http.response.body", "body": response.body})
         finally:
-            self._in_flight -= 1
+            self.in_flight -= 1
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                await self.service.start()
+                for each in (self.service, *self.beside):
+                    await each.start()
                 await send({"type": "lifespan.startup.complete"})
             else:
-                await self.service.stop()
+                for each in (*self.beside, self.service):
+                    await each.stop()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
@@ -250,11 +264,12 @@ class App:
     async def _live(self, _request: Request) -> Response:
         return json_response({"live": True})
 
-    async def _is_ready(self) -> bool:
+    async def is_ready(self) -> bool:
+        """Tell whether a prediction would work now, and clients should still come."""
         return not self.draining and await self.service.ready()
 
     async def _ready(self, _request: Request) -> Response:
-        ready = await self._is_ready()
+        ready = await self.is_ready()
         return json_response({"ready": ready}, 200 if ready else 503)
 
     async def _metadata(self, request: Request) -> Response:
@@ -266,7 +281,7 @@ class App:
     async def _model_ready(self, request: Request) -> Response:
         if request.version is not None:
             await self.service.metadata(request.version)
-        ready = await self._is_ready()
+        ready = await self.is_ready()
         return json_response({"name": self.service.name, "ready": ready}, 200 if ready else 503)
 
     async def _scrape(self, _request: Request) -> Response:
@@ -349,6 +364,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", "--model_name", required=True, help="model name in the paths")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind")
     parser.add_argument("--port", "--http_port", type=int, required=True, help="port to bind; 0 picks one")
+    parser.add_argument("--grpc-port", type=int, help="port of gRPC; 0 picks one (default: no gRPC)")
     parser.add_argument("--max-body-bytes", type=int, default=limits.max_body_bytes)
     parser.add_argument("--max-rows", type=int, default=limits.max_rows, help="most rows of one request")
     parser.add_argument("--timeout-s", type=float, default=limits.timeout_s, help="for a body, and for a prediction")

@@ -43,6 +43,7 @@ __all__ = [
     "parse_v1",
     "parse_v2",
     "parse_v2_response",
+    "read_v2",
 ]
 
 Parameters = dict[str, str | int | float | bool]
@@ -102,7 +103,14 @@ def parse_v2(
         ProtocolError: the body is not such a request (400).
     """
     message = _load(body if json_size is None else body[:json_size])
-    tail = _Tail(None if json_size is None else memoryview(body)[json_size:])
+    return read_v2(message, specs, outputs, None if json_size is None else memoryview(body)[json_size:])
+
+
+def read_v2(
+    message: dict[str, Any], specs: Specs, outputs: Collection[str] | None, raw: memoryview | None
+) -> InferRequest:
+    """Read a V2 inference request from its parsed JSON, and the bytes of its binary tensors; see `parse_v2`."""
+    tail = _Tail(raw)
     request_id = message.get("id")
     if request_id is not None and type(request_id) is not str:
         raise ProtocolError(f'"id" must be a string, got {type_of(request_id)}')

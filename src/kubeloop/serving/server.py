@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from kubeloop.serving.calls import Call, Inference
-from kubeloop.serving.http import App, Limits, Metrics, add_arguments, limits_of
+from kubeloop.serving.calls import Call, Inference, application
+from kubeloop.serving.http import Limits, Metrics, add_arguments, limits_of
 from kubeloop.serving.model import PLATFORM, PROVIDERS, Model, ModelError, load
 from kubeloop.serving.oip import InferRequest, InferResponse
 from kubeloop.serving.process import Server, log_to_stderr, run
@@ -111,7 +111,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     log.info(
         "loaded %s version %s, sha256 %s, %.3f ms a row", args.name, args.version, model.sha256, model.call_s * 1e3
     )
-    app = App(Predictor(model, args.name, args.version, limits, Metrics()))
+    service = Predictor(model, args.name, args.version, limits, Metrics())
+    app = application(service, args)
     run(Server(app, args.host, args.port, timeout_s=limits.timeout_s, drain_s=args.drain_s))
 
 

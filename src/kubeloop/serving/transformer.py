@@ -18,8 +18,8 @@ from prometheus_client import Counter
 
 from kubeloop import names
 from kubeloop.serving import oip
-from kubeloop.serving.calls import SCORE, Call, Inference
-from kubeloop.serving.http import App, Limits, Metrics, add_arguments, limits_of
+from kubeloop.serving.calls import SCORE, Call, Inference, application
+from kubeloop.serving.http import Limits, Metrics, add_arguments, limits_of
 from kubeloop.serving.process import Server, log_to_stderr, run
 from kubeloop.serving.tensors import Array, ProtocolError, TensorSpec, specs_of
 from kubeloop.serving.upstream import Answer, Client, ConnectError, Headers, UpstreamError
@@ -344,7 +344,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     limits = limits_of(args)
     log.info("features of %s for %s at %s", args.feature_service, args.name, args.predictor_url)
     nan = args.missing == "nan"
-    app = App(Transformer(source, args.name, args.predictor_url, limits, Metrics(), nan=nan))
+    service = Transformer(source, args.name, args.predictor_url, limits, Metrics(), nan=nan)
+    app = application(service, args)
     run(Server(app, args.host, args.port, timeout_s=limits.timeout_s, drain_s=args.drain_s))
 
 

@@ -1,5 +1,6 @@
-"""A transformer with a small feature source, in a thread of the tests."""
+"""A transformer with a small feature source, in a thread of the tests or, as a module, in a process of its own."""
 
+import argparse
 import threading
 import time
 from collections.abc import Iterator
@@ -7,8 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from kubeloop.serving.http import App, Limits, Metrics
-from kubeloop.serving.process import Server
+from kubeloop.serving.calls import application
+from kubeloop.serving.http import App, Limits, Metrics, add_arguments, limits_of
+from kubeloop.serving.process import Server, run
 from kubeloop.serving.transformer import Transformer
 
 KNOWN_AT = datetime(2013, 4, 1, tzinfo=UTC)
@@ -88,3 +90,16 @@ def v2(rows: int = 1, **changes: Any) -> dict[str, Any]:
         for name, values in data.items()
     ]
     return {"id": "7", "parameters": parameters, "inputs": inputs}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--predictor-url", required=True)
+    add_arguments(parser)
+    args = parser.parse_args()
+    service = Transformer(Routes(), args.name, args.predictor_url, limits_of(args), Metrics())
+    run(Server(application(service, args), args.host, args.port, timeout_s=args.timeout_s, drain_s=args.drain_s))
+
+
+if __name__ == "__main__":
+    main()
