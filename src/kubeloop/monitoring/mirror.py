@@ -104,12 +104,14 @@ def pull(bucket: Bucket, folder: Path, references: Path, most: int = ROUND) -> i
     """
     done = marked(folder, NEEDED)
     there = bucket.names(names.PAYLOADS)
-    mark(folder, STORED, max(map(last_event, there), default=0))
+    end = max(map(last_event, there), default=0)
+    mark(folder, STORED, end)
     superseded = covered(there)
     # References first: a segment may hold the first answers of a version.
     fetched = bucket.pull(names.REFERENCES, references)
+    # Nothing that came since: a reader that is past the mark takes the log for one that began anew.
     fetched += bucket.pull(
-        names.PAYLOADS, folder, lambda name: last_event(name) > done and name not in superseded, most
+        names.PAYLOADS, folder, lambda name: done < last_event(name) <= end and name not in superseded, most
     )
     local = [path.name for path in folder.glob("*.parquet")]
     for name in covered(local) | {name for name in local if last_event(name) <= done}:

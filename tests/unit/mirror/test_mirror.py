@@ -172,6 +172,28 @@ def test_a_mirror_says_how_far_the_store_goes_and_when_it_looked(
     assert before < asked <= time.time() + 1
 
 
+def test_no_reader_gets_past_what_the_mirror_says_is_there(
+    bucket: Bucket, push: Any, folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take the log for one that began anew: a segment that comes during a round waits for the next."""
+    here, there, references = folders
+    write(here, 1, 2)
+    push(here)
+    pull = Bucket.pull
+
+    def slow(self: Bucket, prefix: str, *args: Any) -> list[str]:
+        if prefix == names.PAYLOADS and not seqs(here, 2):
+            write(here, 3, 4)
+            push(here)
+        return pull(self, prefix, *args)
+
+    monkeypatch.setattr(Bucket, "pull", slow)
+    mirror.pull(bucket, there, references)
+    assert seqs(there)[-1] <= payload_log.newest(there)
+    mirror.pull(bucket, there, references)
+    assert (seqs(there), payload_log.newest(there)) == ([1, 2, 3, 4], 4)
+
+
 def test_what_the_store_let_expire_is_not_copied_again(
     bucket: Bucket, push: Any, folders: tuple[Path, Path, Path]
 ) -> None:
