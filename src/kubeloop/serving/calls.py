@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import Protocol, TypeVar
 
-from kubeloop.serving import oip
+from kubeloop.serving import oip, v1
 from kubeloop.serving.http import App, Request, Response, Service
 from kubeloop.serving.oip import InferRequest, InferResponse
 from kubeloop.serving.tensors import ProtocolError, Specs
@@ -87,11 +87,11 @@ class V1(_Http):
         """See `Call`."""
         if self._json_size is not None:
             raise ProtocolError("V1 has no binary tensors; send JSON, or use V2", 415)
-        return oip.parse_v1(self._body, specs)
+        return v1.parse(self._body, specs)
 
     def encode(self, response: InferResponse) -> Response:
         """See `Call`."""
-        return Response(oip.encode_v1(response.outputs))
+        return Response(v1.encode(response.outputs))
 
     def relay(self, body: bytes) -> Response:
         """See `Call`."""

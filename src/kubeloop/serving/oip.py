@@ -1,10 +1,10 @@
-"""Read and write the Open Inference Protocol (V2 JSON) and KServe's V1 predict: bytes to numpy arrays and back.
+"""Read and write the Open Inference Protocol (V2): bytes to numpy arrays and back.
 
 Pure functions. Everything a client can get wrong ends in `ProtocolError`, whose message says what was expected.
 
-Sources: https://github.com/kserve/open-inference-protocol (specification/protocol/inference_rest.md) and KServe's
-V1 protocol page; the binary tensor data extension is Triton's (docs/protocol/extension_binary_data.md), which KServe
-and tritonclient speak: the JSON comes first, and behind it the bytes of the tensors that name a `binary_data_size`.
+Sources: https://github.com/kserve/open-inference-protocol (specification/protocol/inference_rest.md);
+the binary tensor data extension is Triton's (docs/protocol/extension_binary_data.md), which KServe and tritonclient
+speak: the JSON comes first, and behind it the bytes of the tensors that name a `binary_data_size`.
 """
 
 import json
@@ -26,7 +26,6 @@ from kubeloop.serving.tensors import (
     datatype_of,
     listed,
     raw_of,
-    shape_of,
     show,
     type_of,
 )
@@ -37,10 +36,8 @@ __all__ = [
     "Parameters",
     "ProtocolError",
     "TensorSpec",
-    "encode_v1",
     "encode_v2",
     "encode_v2_request",
-    "parse_v1",
     "parse_v2",
     "parse_v2_response",
     "read_v2",
@@ -102,7 +99,7 @@ def parse_v2(
     Raises:
         ProtocolError: the body is not such a request (400).
     """
-    message = _load(body if json_size is None else body[:json_size])
+    message = load_object(body if json_size is None else body[:json_size])
     return read_v2(message, specs, outputs, None if json_size is None else memoryview(body)[json_size:])
 
 
@@ -117,8 +114,8 @@ def read_v2(
     inputs = _tensors(message, "inputs", specs, tail)
     tail.end()
     if len(inputs) != len(specs):
-        _refuse_names("inputs", inputs.keys(), specs)
-    parameters = _parameters(message)
+        refuse_names("inputs", inputs.keys(), specs)
+    parameters = parameters_of(message)
     # It is about the answer to this client; the next server is asked in JSON.
     binary = _flag(parameters, "binary_data_output")
     parameters.pop("binary_data_output", None)
@@ -126,33 +123,6 @@ def read_v2(
     if (wanted := message.get("outputs")) is not None:
         _request_outputs(request, wanted, outputs)
     return request
-
-
-def parse_v1(body: bytes, specs: Specs) -> InferRequest:
-    """Parse a V1 predict request: `instances` are objects, or bare values for a model with one input.
-
-    A top-level `parameters` object is taken as in V2.
-
-    Raises:
-        ProtocolError: the body is not such a request (400).
-    """
-    message = _load(body)
-    instances = message.get("instances")
-    if type(instances) is not list or not instances:
-        raise ProtocolError('expected a JSON object with "instances", a list of at least one row')
-    if dict in set(map(type, instances)):
-        columns = _columns(instances, specs)
-    elif len(specs) == 1:
-        columns = dict.fromkeys(specs, instances)
-    else:
-        raise ProtocolError(f"every instance must be an object with {listed(specs)}")
-    inputs = {}
-    with np.errstate(over="raise"):
-        for name, spec in specs.items():
-            free = -1 in spec.shape[1:]
-            inner = shape_of(columns[name][0]) if free else list(spec.shape[1:])
-            inputs[name] = array_of(spec, columns[name], [len(instances), *inner])
-    return InferRequest(inputs, len(instances), parameters=_parameters(message))
 
 
 def parse_v2_response(body: bytes, wanted: Sequence[str] = ()) -> InferResponse:
@@ -165,7 +135,7 @@ def parse_v2_response(body: bytes, wanted: Sequence[str] = ()) -> InferResponse:
     Raises:
         ProtocolError: the body is not such a response.
     """
-    message = _load(body)
+    message = load_object(body)
     specs: dict[str, TensorSpec] = {}
     for tensor in _objects(message, "outputs"):
         name, datatype, shape = tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
@@ -209,26 +179,10 @@ def encode_v2(response: InferResponse, request: InferRequest | None = None) -> t
             tail.append(raw_of(array))
             tensor["parameters"] = {"binary_data_size": len(tail[-1])}
         else:
-            tensor["data"] = _jsonable(array.ravel())
+            tensor["data"] = jsonable(array.ravel())
         tensors.append(tensor)
     head = orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
     return (b"".join([head, *tail]), len(head)) if tail else (head, None)
-
-
-def encode_v1(outputs: Mapping[str, Array]) -> bytes:
-    """Write a V1 predict response: plain rows for one output, objects for more; NaN and infinities become null.
-
-    Raises:
-        ProtocolError: the outputs differ in their number of rows.
-    """
-    if len(outputs) == 1:
-        predictions = _jsonable(next(iter(outputs.values())))
-    elif len({array.shape[:1] for array in outputs.values()}) == 1:
-        columns = [array.tolist() for array in outputs.values()]
-        predictions = [dict(zip(outputs, row, strict=True)) for row in zip(*columns, strict=True)]
-    else:
-        raise ProtocolError("the model's outputs do not have one value a row, which V1 cannot say; use V2")
-    return orjson.dumps({"predictions": predictions}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def encode_v2_request(
@@ -268,12 +222,13 @@ def encode_v2_request(
     return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _jsonable(array: Array) -> Any:
+def jsonable(array: Array) -> Any:
     """Return what orjson can write: strings as lists, all else as a contiguous array."""
     return array.tolist() if array.dtype == np.object_ else np.ascontiguousarray(array)
 
 
-def _load(body: bytes) -> dict[str, Any]:
+def load_object(body: bytes) -> dict[str, Any]:
+    """Parse a body that must be a JSON object."""
     try:
         message = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -328,7 +283,7 @@ def _tensors(message: dict[str, Any], key: str, specs: Specs, tail: _Tail) -> di
                 raise ProtocolError(f"{spec.name!r} appears twice in {key!r}")
             if tensor.get("datatype") != spec.datatype:
                 raise ProtocolError(f"{name!r} must have datatype {spec.datatype}, got {show(tensor.get('datatype'))}")
-            size = _parameters(tensor).get("binary_data_size") if "parameters" in tensor else None
+            size = parameters_of(tensor).get("binary_data_size") if "parameters" in tensor else None
             if size is not None:
                 raw = tail.take(spec.name, tensor, size)
                 arrays[spec.name] = array_of_raw(spec, raw, tensor.get("shape"))
@@ -340,16 +295,6 @@ def _tensors(message: dict[str, Any], key: str, specs: Specs, tail: _Tail) -> di
     return arrays
 
 
-def _columns(instances: list[Any], specs: Specs) -> dict[str, list[Any]]:
-    names = specs.keys()
-    for number, instance in enumerate(instances):
-        if type(instance) is not dict:
-            raise ProtocolError(f"instance {number} must be an object with {listed(specs)}, got {type_of(instance)}")
-        if instance.keys() != names:
-            _refuse_names(f"instance {number}", instance.keys(), specs)
-    return {name: [instance[name] for instance in instances] for name in names}
-
-
 def _rows(inputs: dict[str, Array], specs: Specs) -> int:
     sizes = {name: array.shape[0] if array.ndim else 1 for name, array in inputs.items()}
     free = {size for name, size in sizes.items() if specs[name].shape[:1] == (-1,)}
@@ -359,7 +304,8 @@ def _rows(inputs: dict[str, Array], specs: Specs) -> int:
     return max(sizes.values())
 
 
-def _parameters(message: dict[str, Any]) -> Parameters:
+def parameters_of(message: dict[str, Any]) -> Parameters:
+    """Return the parameters of a message or a tensor."""
     parameters = message.get("parameters")
     if parameters is None:
         return {}
@@ -379,7 +325,7 @@ def _request_outputs(request: InferRequest, wanted: Any, outputs: Collection[str
         if name in names:
             raise ProtocolError(f"{name!r} appears twice in 'outputs'")
         names[name] = None
-        parameters = _parameters(item)
+        parameters = parameters_of(item)
         if unknown := [key for key in _OTHER_EXTENSIONS if key in parameters]:
             raise ProtocolError(f"{listed(unknown)} of output {name!r} is an extension that is not supported here")
         if (binary := _flag(parameters, "binary_data")) is not None:
@@ -394,7 +340,8 @@ def _flag(parameters: Parameters, key: str) -> bool | None:
     return value
 
 
-def _refuse_names(where: str, got: Collection[str], specs: Specs) -> None:
+def refuse_names(where: str, got: Collection[str], specs: Specs) -> None:
+    """Raise the error that names what is missing and what is unknown."""
     missing = [name for name in specs if name not in got]
     unknown = [name for name in got if name not in specs]
     parts = [f"{word} {listed(names)}" for word, names in (("missing", missing), ("unknown", unknown)) if names]

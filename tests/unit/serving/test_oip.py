@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from kubeloop.serving import oip
+from kubeloop.serving import v1 as v1_protocol
 from kubeloop.serving.tensors import DTYPES, ProtocolError, TensorSpec, specs_of
 
 COLUMNS = specs_of(
@@ -45,7 +46,7 @@ def v2(message: Any, specs: oip.Any = COLUMNS, outputs: tuple[str, ...] = ("p",)
 
 
 def v1(message: Any, specs: Any = COLUMNS) -> oip.InferRequest:
-    return oip.parse_v1(json.dumps(message).encode(), specs)
+    return v1_protocol.parse(json.dumps(message).encode(), specs)
 
 
 def test_v2_request_becomes_arrays_of_the_declared_rank() -> None:
@@ -170,7 +171,7 @@ def test_v1_refuses_ragged_rows(rows: list[Any]) -> None:
     [b"", b"{", b"nul", b"\xff\xfe", b'{"inputs": NaN}', b'{"inputs": "\\ud800"}', b"[" * 5000, b'{"id": 1e999}'],
 )
 def test_what_is_not_json_is_refused(body: bytes) -> None:
-    for parse in (lambda: oip.parse_v2(body, COLUMNS), lambda: oip.parse_v1(body, COLUMNS)):
+    for parse in (lambda: oip.parse_v2(body, COLUMNS), lambda: v1_protocol.parse(body, COLUMNS)):
         with pytest.raises(ProtocolError, match="JSON object in UTF-8"):
             parse()
 
@@ -217,11 +218,11 @@ def test_v2_response() -> None:
 
 def test_v1_response() -> None:
     one = {"p": np.float32([0.5, np.inf])}
-    assert json.loads(oip.encode_v1(one)) == {"predictions": [0.5, None]}
+    assert json.loads(v1_protocol.encode(one)) == {"predictions": [0.5, None]}
     two = {"p": np.float32([0.5, -np.inf]), "label": np.array([1, 0], np.longlong)}
-    assert json.loads(oip.encode_v1(two)) == {"predictions": [{"p": 0.5, "label": 1}, {"p": None, "label": 0}]}
+    assert json.loads(v1_protocol.encode(two)) == {"predictions": [{"p": 0.5, "label": 1}, {"p": None, "label": 0}]}
     with pytest.raises(ProtocolError, match="use V2"):
-        oip.encode_v1({"p": np.float32([0.5, 1.0]), "sum": np.float32([1.5])})
+        v1_protocol.encode({"p": np.float32([0.5, 1.0]), "sum": np.float32([1.5])})
 
 
 def arrays() -> st.SearchStrategy[np.ndarray]:
@@ -287,8 +288,8 @@ def test_arbitrary_json_raises_nothing_but_protocol_errors(message: Any) -> None
     for parse in (
         lambda: oip.parse_v2(body, COLUMNS, ("p",)),
         lambda: oip.parse_v2(body, MATRIX),
-        lambda: oip.parse_v1(body, COLUMNS),
-        lambda: oip.parse_v1(body, MATRIX),
+        lambda: v1_protocol.parse(body, COLUMNS),
+        lambda: v1_protocol.parse(body, MATRIX),
         lambda: oip.parse_v2_response(body),
     ):
         with contextlib.suppress(ProtocolError):

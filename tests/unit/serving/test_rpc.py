@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import httpx
 import numpy as np
+import psutil
 import pytest
 from kserve import InferenceGRPCClient, InferInput, InferRequest
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as kserves
@@ -284,6 +285,21 @@ def test_a_server_that_stops_finishes_what_it_began(models: Path, start: Start) 
     # What had begun was finished: a later call is cancelled unserved, or finds nobody.
     assert len(failures) <= len(clients)
     assert all(failure.startswith(("CANCELLED", "UNAVAILABLE")) for failure in failures), failures
+
+
+def test_a_client_leaves_an_old_connection_without_losing_a_call(models: Path, start: Start) -> None:
+    """So that it has found another pod before this one ends."""
+    server = start("--model-dir", models / "columns", "--name=flights", "--grpc-port=0", drain_s=2)
+    process, port = psutil.Process(server.process.pid), int(server.grpc.rpartition(":")[2])
+    clients: set[int] = set()
+    body = whole().SerializeToString()
+    with grpc.insecure_channel(server.grpc) as channel:
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        deadline = time.monotonic() + 20
+        while len(clients) < 3:
+            assert time.monotonic() < deadline
+            infer(body, timeout=5)
+            clients |= {each.raddr.port for each in process.connections() if each.raddr and each.laddr.port == port}
 
 
 def test_a_port_that_is_taken_ends_the_server(models: Path, predictor: Running, start: Start) -> None:
