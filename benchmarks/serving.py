@@ -1,7 +1,9 @@
 """Requests a second of our model server beside stock KServe and MLServer, all with one model, in one run.
 
 A LightGBM of 200 trees and 30 features; every server on one core, the load on another; one row a request over
-persistent connections; the servers take turns in every round, so that a busy machine is busy for all of them.
+persistent connections; the servers take turns in every round, so that a busy machine is busy for all of them. Ours is
+asked with binary tensors and by gRPC as well, against its own V2 in JSON. gRPC's client in Python costs more than the
+server, so that its requests a second are the client's; the CPU time of a request is the server's.
 
     .venv/bin/python benchmarks/serving.py --seconds 5
 """
@@ -25,10 +27,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import psutil
 import uvloop
+
+from kubeloop.serving.rpc_messages import INFERENCE
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -36,6 +41,7 @@ TREES, FEATURES, NAME = 200, 30, "bench"
 PEERS = Path(__file__).parent / "serving_peers"
 OWN_UV = Path(__file__).parents[1] / ".uv" / "bin" / "uv"
 """Where `make setup` puts uv when there is none."""
+_MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 MLSERVER = ["mlserver>=1.7", "mlserver-lightgbm", "onnxruntime"]
 
 
@@ -50,10 +56,16 @@ class Target:
     path: str
     body: bytes
     process: psutil.Process
+    headers: str = "Content-Type: application/json\r\n"
     version: str = ""
     latencies: list[Array] = field(default_factory=list)
     rates: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
+
+    @property
+    def base(self) -> str:
+        """The protocol that its rate is held against."""
+        return "V1" if self.protocol == "V1" else "V2"
 
     def cpu_s(self) -> float:
         """Return the CPU time that the server has used, its child processes included."""
@@ -120,7 +132,7 @@ def _start_all(
     tensor = {"name": "input", "shape": [1, len(row)], "datatype": "FP32", "data": row}
     # With an id, since KServe's server fails without one.
     v2, v1 = json.dumps({"id": "1", "inputs": [tensor]}).encode(), json.dumps({"instances": [row]}).encode()
-    ports = iter(_free_ports(5))
+    ports = iter(_free_ports(6))
 
     def both(server: str, port: int, process: psutil.Process) -> list[Target]:
         return [
@@ -128,7 +140,7 @@ def _start_all(
             Target(server, "ONNX Runtime", "V1", port, v1_path, v1, process),
         ]
 
-    port = next(ports)
+    port, grpc_port = next(ports), next(ports)
     ours = [
         sys.executable,
         "-m",
@@ -136,8 +148,21 @@ def _start_all(
         f"--model-dir={folder}",
         f"--name={NAME}",
         f"--port={port}",
+        f"--grpc-port={grpc_port}",
     ]
-    targets = both("kubeloop", port, stack.enter_context(_server(ours, port, core, folder)))
+    process = stack.enter_context(_server(ours, port, core, folder))
+    targets = both("kubeloop", port, process)
+    raw = np.float32(row).tobytes()
+    described = {key: tensor[key] for key in ("name", "shape", "datatype")}
+    head = {"id": "1", "parameters": {"binary_data_output": True}}
+    head["inputs"] = [described | {"parameters": {"binary_data_size": len(raw)}}]
+    text = json.dumps(head).encode()
+    headers = f"Inference-Header-Content-Length: {len(text)}\r\n"
+    targets.append(Target("kubeloop", "ONNX Runtime", "V2 binary", port, v2_path, text + raw, process, headers))
+    message = INFERENCE["ModelInferRequest"](model_name=NAME, id="1", inputs=[described], raw_input_contents=[raw])
+    targets.append(
+        Target("kubeloop", "ONNX Runtime", "gRPC", port, str(grpc_port), message.SerializeToString(), process)
+    )
     port = next(ports)
     kserve = [sys.executable, str(PEERS / "kserve_server.py"), str(folder / "model.onnx"), NAME, str(port)]
     targets += both("kserve", port, stack.enter_context(_server(kserve, port, core, folder)))
@@ -233,10 +258,21 @@ def _ready(port: int) -> bool:
 
 def _check(target: Target, expected: list[float]) -> None:
     """Make sure that a server computes the same as the others before its speed counts."""
+    if target.protocol == "gRPC":
+        with grpc.insecure_channel(f"127.0.0.1:{target.path}") as channel:
+            body = channel.unary_unary(_MODEL_INFER)(target.body)
+        (raw,) = INFERENCE["ModelInferResponse"].FromString(body).raw_output_contents
+        np.testing.assert_allclose(np.frombuffer(raw, np.float32), expected, atol=1e-5, err_msg="gRPC")
+        return
     url = f"http://127.0.0.1:{target.port}{target.path}"
-    response = httpx.post(url, content=target.body, headers={"content-type": "application/json"})
+    headers = dict(line.split(": ") for line in target.headers.splitlines())
+    response = httpx.post(url, content=target.body, headers=headers)
     if response.status_code != 200:
         raise RuntimeError(f"{target.server} {target.protocol} answered {response.status_code}: {response.text}")
+    if target.protocol == "V2 binary":
+        raw = response.content[int(response.headers["inference-header-content-length"]) :]
+        np.testing.assert_allclose(np.frombuffer(raw, np.float32), expected, atol=1e-5, err_msg="binary")
+        return
     answer = response.json()
     if target.protocol == "V1":
         got = answer["predictions"][0]
@@ -292,7 +328,9 @@ class _Client(asyncio.Protocol):
 
 async def _load(target: Target, connections: int, seconds: float) -> Array:
     """Return the latencies in seconds."""
-    head = f"POST {target.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    if target.protocol == "gRPC":
+        return await _load_grpc(target, connections, seconds)
+    head = f"POST {target.path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{target.headers}"
     request = f"{head}Content-Length: {len(target.body)}\r\n\r\n".encode() + target.body
     loop = asyncio.get_running_loop()
     times: list[float] = []
@@ -305,11 +343,29 @@ async def _load(target: Target, connections: int, seconds: float) -> Array:
     return np.array(times)
 
 
+async def _load_grpc(target: Target, connections: int, seconds: float) -> Array:
+    times: list[float] = []
+    stop = time.perf_counter() + seconds
+
+    async def talk() -> None:
+        # A connection of its own.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{target.path}", options=options) as channel:
+            infer = channel.unary_unary(_MODEL_INFER)
+            while (sent := time.perf_counter()) < stop:
+                await infer(target.body)
+                times.append(time.perf_counter() - sent)
+
+    await asyncio.gather(*(talk() for _ in range(connections)))
+    return np.array(times)
+
+
 def _results(targets: list[Target]) -> list[dict[str, Any]]:
     reference = {target.protocol: target for target in targets if target.server == "kserve"}
+    json_rows = next(target for target in targets if target.server == "kubeloop" and target.protocol == "V2")
     results = []
     for target in targets:
-        against = reference[target.protocol]
+        against = reference[target.base]
         ratios = [rate / base for rate, base in zip(target.rates, against.rates, strict=True)]
         milliseconds = np.concatenate(target.latencies) * 1000
         results.append(
@@ -325,6 +381,7 @@ def _results(targets: list[Target]) -> list[dict[str, Any]]:
                 "p99_ms": round(float(np.percentile(milliseconds, 99)), 2),
                 "times_kserve": round(statistics.median(ratios), 2),
                 "times_kserve_by_cpu": round(statistics.median(against.cpu) / statistics.median(target.cpu), 2),
+                "times_own_json_by_cpu": round(statistics.median(json_rows.cpu) / statistics.median(target.cpu), 2),
                 "times_kserve_rounds": [round(ratio, 2) for ratio in ratios],
             }
         )
@@ -336,13 +393,14 @@ def _print(results: list[dict[str, Any]], missing: dict[str, str], args: argpars
         f"LightGBM, {TREES} trees x {FEATURES} features, one row a request, {args.connections} connections, one core; "
         f"median of {args.rounds} rounds of {args.seconds:g} s\n"
     )
-    columns = ("requests/s", "x kserve", "p50 ms", "p99 ms", "CPU us/req", "x kserve")
-    print(f"{'server':10} {'engine':13} {'API':4}" + "".join(f"{name:>11}" for name in columns))
+    columns = ("requests/s", "x kserve", "p50 ms", "p99 ms", "CPU us/req", "x kserve", "x own JSON")
+    print(f"{'server':10} {'engine':13} {'API':9}" + "".join(f"{name:>11}" for name in columns))
     for result in results:
         print(
-            f"{result['server']:10} {result['engine']:13} {result['protocol']:4}{result['requests_per_s']:>11}"
+            f"{result['server']:10} {result['engine']:13} {result['protocol']:9}{result['requests_per_s']:>11}"
             f"{result['times_kserve']:>11.1f}{result['p50_ms']:>11.2f}{result['p99_ms']:>11.2f}"
             f"{result['cpu_us_per_request']:>11}{result['times_kserve_by_cpu']:>11.1f}"
+            f"{result['times_own_json_by_cpu']:>11.2f}"
         )
     _warn(missing)
     servers = {result["server"]: result["version"] for result in results}

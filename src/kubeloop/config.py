@@ -151,6 +151,10 @@ class Serving(Model):
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     max_rows: int = Field(default=10_000, ge=1, description="Most rows one request may carry.")
     timeout_s: float = Field(default=10.0, gt=0)
+    grpc: bool = Field(
+        default=False,
+        description="On a cluster, the transformer speaks gRPC as well (inference.GRPCInferenceService), on port 9000.",
+    )
     log_queue: int = Field(default=10_000, ge=1, description="Payload events held for a slow collector before drops.")
 
 

@@ -225,6 +225,16 @@ def test_the_steps_kserves_pods_and_ours_may_reach_the_collector(render):
     assert found == {("predictor", "ml"), ("predictor", "kubeloop"), ("pipeline", "ml"), ("test", None)}
 
 
+@pytest.mark.parametrize("grpc", [True, False])
+def test_grpc_is_let_in_where_a_loop_speaks_it(render, grpc):
+    loops = {"fraud": {"config": SECOND | {"serving": {"grpc": grpc}}}}
+    policies = kinds(render({"loops": loops, "networkPolicy": {"clients": ["web"]}}), "NetworkPolicy")
+    (policy,) = (item for item in policies if item["metadata"]["name"] == f"{RELEASE}-transformer")
+    rule = policy["spec"]["ingress"][0]
+    assert "web" in str(rule["from"])
+    assert [port["port"] for port in rule["ports"]] == [8080, 9000][: 1 + grpc]
+
+
 def namespace_of(peer):
     return peer.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name")
 

@@ -42,7 +42,7 @@ CANARIES: dict[str, Object] = {
 }
 
 
-def loop(delivery: Object, namespace: str = "ml") -> Loop:
+def loop(delivery: Object, namespace: str = "ml", **sections: Object) -> Loop:
     """Return a use case."""
     return Loop.model_validate(
         {
@@ -52,6 +52,7 @@ def loop(delivery: Object, namespace: str = "ml") -> Loop:
             "delivery": {"namespace": namespace, "applier": "cluster"} | delivery,
             "pipelines": {"images": {"core": "registry.example/core:1.2", "pull_secrets": ["registry"]}},
         }
+        | sections
     )
 
 
@@ -65,6 +66,9 @@ def services(namespace: str = "ml") -> Iterator[tuple[str, Object]]:
             yield label, pods.place(found, plain)
             if delivery == "plain":
                 yield f"{label}, as a laptop gets it", plain
+    speaking = loop({}, namespace, serving={"grpc": True})
+    plain = inference_service(speaking, STABLE, logger_url="http://c/", feature_dir="/project")
+    yield "grpc", pods.place(speaking, plain)
     example = yaml.safe_load((PROJECT / "manifests" / "examples" / "language-model.yaml").read_text())
     example["metadata"]["namespace"] = namespace
     yield "language model", example

@@ -46,6 +46,18 @@ def test_there_is_a_service_for_each_component_and_none_of_the_services_own_name
     assert (port["port"], port["targetPort"]) == (80, controller.AGENT_PORT), "what is logged goes through the agent"
 
 
+def test_grpc_has_a_port_of_the_transformers_service_and_none_behind_the_agents_back() -> None:
+    found = made(BUILT["grpc"])
+    ports = {
+        name: [port["port"] for port in item["spec"]["ports"]]
+        for (kind, name), item in found.items()
+        if kind == "Service"
+    }
+    assert ports == {"flights-predictor": [80], "flights-transformer": [80, 9000]}
+    (_, grpc) = found["Service", "flights-transformer"]["spec"]["ports"]
+    assert "grpc" in grpc["name"], "KServe reads HTTP/2 from the name"
+
+
 def test_a_model_extends_its_runtime() -> None:
     pod = made(BUILT["gpu"])["Deployment", "flights-predictor"]["spec"]["template"]
     (container,) = pod["spec"]["containers"]

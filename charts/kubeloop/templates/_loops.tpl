@@ -61,6 +61,14 @@ items: {{ $found | toJson }}
 {{- end -}}
 {{- end -}}
 
+{{- /* Not empty when a loop's transformer in a namespace speaks gRPC: dict root, namespace. */ -}}
+{{- define "kubeloop.grpc" -}}
+{{- range $name, $entry := .root.Values.loops -}}
+{{- $loop := include "kubeloop.loop" (dict "root" $.root "name" $name) | fromYaml -}}
+{{- if and (eq $loop.delivery.namespace $.namespace) (dig "serving" "grpc" false $loop) -}}yes{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* Not empty when a pipeline itself applies to a namespace, as all but GitOps do: dict root, namespace. */ -}}
 {{- define "kubeloop.applies" -}}
 {{- range $name, $entry := .root.Values.loops -}}

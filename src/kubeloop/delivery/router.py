@@ -15,6 +15,7 @@ import orjson
 from kubeloop.delivery.metrics import Metrics
 from kubeloop.delivery.payload_events import EventLog, Pair
 from kubeloop.delivery.processes import Backend
+from kubeloop.serving.calls import JSON_SIZE
 from kubeloop.serving.http import ClientGoneError, Limits, Receive, Scope, Send, read_body
 from kubeloop.serving.manifest import GROWTH
 from kubeloop.serving.tensors import ProtocolError
@@ -172,7 +173,7 @@ class Router:
             return endpoint, answer
 
     def _record(self, route: Route, endpoint: str, request: Request, answer: Answer) -> None:
-        rows = count_rows(answer.body)
+        rows = count_rows(answer.body, next((value for key, value in answer.headers if key == JSON_SIZE), None))
         self._metrics.predictions += rows
         if route.logger_url is None:
             return
@@ -206,10 +207,15 @@ class Router:
         raise ProtocolError("there is no inference service here yet", 503)
 
 
-def count_rows(body: bytes) -> int:
-    """Return the rows of a V2 or V1 response; 0 for a body that is neither."""
+def count_rows(body: bytes, json_size: bytes | None = None) -> int:
+    """Return the rows of a V2 or V1 response; 0 for a body that is neither.
+
+    Args:
+        body: the response.
+        json_size: how much of it is JSON, where binary tensors follow.
+    """
     try:
-        content: Any = orjson.loads(body)
+        content: Any = orjson.loads(body if json_size is None else body[: int(json_size)])
         if "outputs" in content:
             return int(content["outputs"][0]["shape"][0])
         return len(content["predictions"])

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from kubeloop.errors import KubeloopError
 from kubeloop.monitoring.payload_log import INSTANT, micros
+from kubeloop.serving.tensors import ProtocolError, TensorSpec, array_of_raw
 
 PREDICTION = pa.schema(
     [
@@ -36,6 +37,7 @@ _REASONS = 5
 _LONGEST_VERSION = 200
 """It is a key of the monitor's tables, where PostgreSQL takes no NUL and no key of more than 2704 bytes."""
 _SIGNATURE, _DATA = itemgetter("name", "datatype"), itemgetter("data")
+_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 _BLOCK = 250
 """Pairs parsed at once: few enough that their Python objects stay in the processor's cache."""
 
@@ -145,7 +147,7 @@ def _parse(pair: Pair) -> _Exchange:
         response = _load(pair.response)
         version = response.get("model_version")
         scores = [tensor["data"] for tensor in response["outputs"] if tensor["name"] == "probability"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ProtocolError) as error:
         raise MalformedError(f"the {what} is no V2 payload ({type(error).__name__}: {error})") from error
     if len(scores) != 1 or type(scores[0]) is not list:
         raise MalformedError("the response has no output named probability")
@@ -166,18 +168,43 @@ def _parse(pair: Pair) -> _Exchange:
 
 
 def _load(body: bytes | memoryview) -> Any:
-    """Read JSON; NaN, which a transformer before Triton writes for a missing number, is None like null."""
+    """Read JSON, and the binary tensors behind it.
+
+    NaN, which a transformer before Triton writes for a missing number, is None like null.
+    """
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
-        if b"NaN" not in (text := bytes(body)):
-            raise
+        text = bytes(body).lstrip()
     try:
-        found = json.loads(text, parse_constant=lambda _: None)
+        # As if every byte were a character, so that positions are those of the bytes.
+        _, end = _DECODER.raw_decode(text.decode("latin-1"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    if text[end:].strip():
+        return _with_tensors(orjson.loads(text[:end]), text[end:])
     # Back and forth, since the standard library takes texts and numbers that no table holds.
-    return orjson.loads(orjson.dumps(found))
+    return orjson.loads(orjson.dumps(json.loads(text, parse_constant=lambda _: None)))
+
+
+def _with_tensors(message: Any, tail: bytes) -> Any:
+    """Put the bytes behind a message's JSON into its tensors.
+
+    KServe's agent and the node log the body without Inference-Header-Content-Length. The tensors' sizes say the same.
+    """
+    tensors = [tensor for tensor in message.get("inputs") or message["outputs"] if "data" not in tensor]
+    sizes = [tensor["parameters"]["binary_data_size"] for tensor in tensors]
+    if set(map(type, sizes)) - {int} or any(size < 0 for size in sizes):
+        raise ValueError("a binary_data_size is no size")
+    at = len(tail) - sum(sizes)
+    if at < 0 or tail[:at].strip():
+        raise ValueError(f"{len(tail)} bytes follow the JSON, and its tensors have {sum(sizes)}")
+    for tensor, size in zip(tensors, sizes, strict=True):
+        spec = TensorSpec(tensor["name"], tensor["datatype"], (-1,) * len(tensor["shape"]))
+        array = array_of_raw(spec, memoryview(tail)[at : at + size], tensor["shape"])
+        at += size
+        tensor["data"] = [None if value != value else value for value in array.ravel().tolist()]
+    return message
 
 
 def _event_ids(text: Any, rows: int) -> list[str] | list[None]:

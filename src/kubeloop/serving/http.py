@@ -29,6 +29,9 @@ Send = Callable[[Any], Awaitable[None]]
 _JSON = b"application/json"
 # curl -d without a header says urlencoded, as KServe's own examples do.
 _MEDIA = frozenset({b"", _JSON, b"application/x-www-form-urlencoded"})
+_BINARY = _MEDIA | {b"application/octet-stream"}
+EXTENSIONS = ["binary_tensor_data"]
+"""Of the Open Inference Protocol, by the names that its servers use."""
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LINGER_S = 1.0
 
@@ -96,6 +99,8 @@ class Response:
     body: bytes
     status: int = 200
     media: bytes = _JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """What goes with it, beside its type and length."""
 
 
 class Service(Protocol):
@@ -124,6 +129,16 @@ class Service(Protocol):
         """Answer a V1 predict request."""
 
 
+class Beside(Protocol):
+    """What runs as long as the application does."""
+
+    async def start(self) -> None:
+        """Begin."""
+
+    async def stop(self) -> None:
+        """End, before the service does."""
+
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -143,10 +158,12 @@ class App:
     def __init__(self, service: Service) -> None:
         self.service = service
         self.draining = False
+        self.in_flight = 0
+        self.beside: list[Beside] = []
+        """Other ways to the service, started with it and stopped before it."""
         self._limits = service.limits
         self._metrics = service.metrics
-        self._in_flight = 0
-        self._metrics.in_flight.set_function(lambda: self._in_flight)
+        self._metrics.in_flight.set_function(lambda: self.in_flight)
         v2, v1 = f"/v2/models/{service.name}", f"/v1/models/{service.name}"
         self._routes: dict[str, tuple[str, str, Handler]] = {
             f"{v2}/infer": ("POST", "/v2/models/{name}/infer", service.infer),
@@ -168,7 +185,7 @@ class App:
         if scope["type"] == "lifespan":
             return await self._lifespan(receive, send)
         start = time.perf_counter()
-        self._in_flight += 1
+        self.in_flight += 1
         template = "other"
         headers: list[tuple[bytes, bytes]] = []
         unread = False
@@ -199,6 +216,7 @@ class App:
                 response = json_response({"error": "internal error; the server's log says more"}, 500)
             if unread:
                 headers.append((b"connection", b"close"))
+            headers += response.headers
             headers.append((b"content-type", response.media))
             headers.append((b"content-length", b"%d" % len(response.body)))
             await send({"type": "http.response.start", "status": response.status, "headers": headers})
@@ -208,16 +226,18 @@ class App:
             else:
                 await send({"type": "http.response.body", "body": response.body})
         finally:
-            self._in_flight -= 1
+            self.in_flight -= 1
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                await self.service.start()
+                for each in (self.service, *self.beside):
+                    await each.start()
                 await send({"type": "lifespan.startup.complete"})
             else:
-                await self.service.stop()
+                for each in (*self.beside, self.service):
+                    await each.stop()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
@@ -240,16 +260,17 @@ class App:
         return json_response({"status": "alive"})
 
     async def _server(self, _request: Request) -> Response:
-        return json_response({"name": "kubeloop", "version": __version__, "extensions": []})
+        return json_response({"name": "kubeloop", "version": __version__, "extensions": EXTENSIONS})
 
     async def _live(self, _request: Request) -> Response:
         return json_response({"live": True})
 
-    async def _is_ready(self) -> bool:
+    async def is_ready(self) -> bool:
+        """Tell whether a prediction would work now, and clients should still come."""
         return not self.draining and await self.service.ready()
 
     async def _ready(self, _request: Request) -> Response:
-        ready = await self._is_ready()
+        ready = await self.is_ready()
         return json_response({"ready": ready}, 200 if ready else 503)
 
     async def _metadata(self, request: Request) -> Response:
@@ -261,7 +282,7 @@ class App:
     async def _model_ready(self, request: Request) -> Response:
         if request.version is not None:
             await self.service.metadata(request.version)
-        ready = await self._is_ready()
+        ready = await self.is_ready()
         return json_response({"name": self.service.name, "ready": ready}, 200 if ready else 503)
 
     async def _scrape(self, _request: Request) -> Response:
@@ -309,18 +330,20 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, limits: Limit
 
 
 def check_media(headers: dict[bytes, bytes]) -> None:
-    """Refuse a body that is not plain JSON.
+    """Refuse a body that is neither JSON nor JSON with binary tensors behind it.
 
     Raises:
         ProtocolError: 415.
     """
-    if b"inference-header-content-length" in headers:
-        raise ProtocolError("the binary tensor extension is not supported; send tensors as JSON data", 415)
     media = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
-    if media not in _MEDIA:
-        raise ProtocolError(f"send Content-Type: application/json, not {media[:80].decode('latin-1')!r}", 415)
+    binary = b"inference-header-content-length" in headers
+    if media not in (_BINARY if binary else _MEDIA):
+        expected = (
+            "send Content-Type: application/json, or application/octet-stream and Inference-Header-Content-Length"
+        )
+        raise ProtocolError(f"{expected}, not {media[:80].decode('latin-1')!r}", 415)
     if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
-        raise ProtocolError("compressed bodies are not supported; send the JSON as it is", 415)
+        raise ProtocolError("compressed bodies are not supported; send the body as it is", 415)
 
 
 def _too_large(limits: Limits) -> ProtocolError:
@@ -344,6 +367,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", "--model_name", required=True, help="model name in the paths")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind")
     parser.add_argument("--port", "--http_port", type=int, required=True, help="port to bind; 0 picks one")
+    parser.add_argument("--grpc-port", type=int, help="port of gRPC; 0 picks one (default: no gRPC)")
     parser.add_argument("--max-body-bytes", type=int, default=limits.max_body_bytes)
     parser.add_argument("--max-rows", type=int, default=limits.max_rows, help="most rows of one request")
     parser.add_argument("--timeout-s", type=float, default=limits.timeout_s, help="for a body, and for a prediction")

@@ -1,9 +1,10 @@
-"""Read and write the Open Inference Protocol (V2 JSON) and KServe's V1 predict: bytes to numpy arrays and back.
+"""Read and write the Open Inference Protocol (V2): bytes to numpy arrays and back.
 
 Pure functions. Everything a client can get wrong ends in `ProtocolError`, whose message says what was expected.
 
-Sources: https://github.com/kserve/open-inference-protocol (specification/protocol/inference_rest.md) and KServe's
-V1 protocol page. The binary tensor extension is not supported; `http` refuses it before a body gets here.
+Sources: https://github.com/kserve/open-inference-protocol (specification/protocol/inference_rest.md);
+the binary tensor data extension is Triton's (docs/protocol/extension_binary_data.md), which KServe and tritonclient
+speak: the JSON comes first, and behind it the bytes of the tensors that name a `binary_data_size`.
 """
 
 import json
@@ -21,29 +22,32 @@ from kubeloop.serving.tensors import (
     Specs,
     TensorSpec,
     array_of,
+    array_of_raw,
     datatype_of,
     listed,
-    shape_of,
+    raw_of,
     show,
     type_of,
 )
 
 __all__ = [
     "InferRequest",
+    "InferResponse",
     "Parameters",
     "ProtocolError",
     "TensorSpec",
-    "encode_v1",
     "encode_v2",
     "encode_v2_request",
-    "parse_v1",
     "parse_v2",
     "parse_v2_response",
+    "read_v2",
 ]
 
 Parameters = dict[str, str | int | float | bool]
 
 _SCALARS = frozenset({str, int, float, bool})
+_OTHER_EXTENSIONS = ("classification", "shared_memory_region")
+"""Parameters of an output that would change its answer; a server that ignored them would answer something else."""
 
 
 @dataclass(slots=True)
@@ -55,110 +59,130 @@ class InferRequest:
     id: str | None = None
     parameters: Parameters = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
-    """Outputs the client asked for; empty means all."""
+    """Outputs the client asked for, in its order; empty means all."""
+    binary: bool = False
+    """Whether the answer's tensors follow its JSON as bytes."""
+    binary_by_name: dict[str, bool] = field(default_factory=dict)
+    """The same of the outputs that say it themselves."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether the whole answer is JSON."""
+        return not self.binary and not any(self.binary_by_name.values())
 
 
-def parse_v2(body: bytes, specs: Specs, outputs: Collection[str] = ()) -> InferRequest:
+@dataclass(slots=True)
+class InferResponse:
+    """One answer; `version`, `id` and `parameters` are left out where there are none."""
+
+    name: str
+    version: str | None
+    outputs: dict[str, Array]
+    id: str | None = None
+    parameters: Parameters = field(default_factory=dict)
+
+
+def parse_v2(
+    body: bytes, specs: Specs, outputs: Collection[str] | None = None, json_size: int | None = None
+) -> InferRequest:
     """Parse a V2 inference request.
 
     `[n]` is taken where `[-1, 1]` is declared, and the other way round. null is NaN in FP* and the empty string
     (what ONNX has for a missing string) in BYTES.
 
     Args:
-        body: the JSON request.
+        body: the JSON request, and behind it the bytes of its binary tensors, if any.
         specs: the inputs that must be there, no more and no fewer.
-        outputs: the outputs that a client may ask for.
+        outputs: the outputs that a client may ask for; None leaves that to the next server.
+        json_size: how much of the body is JSON; None means all.
 
     Raises:
         ProtocolError: the body is not such a request (400).
     """
-    message = _load(body)
+    message = load_object(body if json_size is None else body[:json_size])
+    return read_v2(message, specs, outputs, None if json_size is None else memoryview(body)[json_size:])
+
+
+def read_v2(
+    message: dict[str, Any], specs: Specs, outputs: Collection[str] | None, raw: memoryview | None
+) -> InferRequest:
+    """Read a V2 inference request from its parsed JSON, and the bytes of its binary tensors; see `parse_v2`."""
+    tail = _Tail(raw)
     request_id = message.get("id")
     if request_id is not None and type(request_id) is not str:
         raise ProtocolError(f'"id" must be a string, got {type_of(request_id)}')
-    inputs = _tensors(message, "inputs", specs)
+    inputs = _tensors(message, "inputs", specs, tail)
+    tail.end()
     if len(inputs) != len(specs):
-        _refuse_names("inputs", inputs.keys(), specs)
-    wanted = message.get("outputs")
-    return InferRequest(
-        inputs,
-        _rows(inputs, specs),
-        request_id,
-        _parameters(message),
-        _requested(wanted, outputs) if wanted is not None else (),
-    )
+        refuse_names("inputs", inputs.keys(), specs)
+    parameters = parameters_of(message)
+    # It is about the answer to this client; the next server is asked in JSON.
+    binary = _flag(parameters, "binary_data_output")
+    parameters.pop("binary_data_output", None)
+    request = InferRequest(inputs, _rows(inputs, specs), request_id, parameters, binary=bool(binary))
+    if (wanted := message.get("outputs")) is not None:
+        _request_outputs(request, wanted, outputs)
+    return request
 
 
-def parse_v1(body: bytes, specs: Specs) -> InferRequest:
-    """Parse a V1 predict request: `instances` are objects, or bare values for a model with one input.
+def parse_v2_response(body: bytes, wanted: Sequence[str] = ()) -> InferResponse:
+    """Parse a V2 inference response in JSON.
 
-    A top-level `parameters` object is taken as in V2.
-
-    Raises:
-        ProtocolError: the body is not such a request (400).
-    """
-    message = _load(body)
-    instances = message.get("instances")
-    if type(instances) is not list or not instances:
-        raise ProtocolError('expected a JSON object with "instances", a list of at least one row')
-    if dict in set(map(type, instances)):
-        columns = _columns(instances, specs)
-    elif len(specs) == 1:
-        columns = dict.fromkeys(specs, instances)
-    else:
-        raise ProtocolError(f"every instance must be an object with {listed(specs)}")
-    inputs = {}
-    with np.errstate(over="raise"):
-        for name, spec in specs.items():
-            free = -1 in spec.shape[1:]
-            inner = shape_of(columns[name][0]) if free else list(spec.shape[1:])
-            inputs[name] = array_of(spec, columns[name], [len(instances), *inner])
-    return InferRequest(inputs, len(instances), parameters=_parameters(message))
-
-
-def parse_v2_response(body: bytes) -> dict[str, Array]:
-    """Parse the outputs of a V2 inference response.
+    Args:
+        body: the response.
+        wanted: the outputs to keep, in this order; empty means all.
 
     Raises:
         ProtocolError: the body is not such a response.
     """
-    message = _load(body)
+    message = load_object(body)
     specs: dict[str, TensorSpec] = {}
     for tensor in _objects(message, "outputs"):
         name, datatype, shape = tensor.get("name"), tensor.get("datatype"), tensor.get("shape")
         if type(name) is str and type(datatype) is str and type(shape) is list:
             specs[name] = TensorSpec(name, datatype, (-1,) * len(shape))
-    return _tensors(message, "outputs", specs)
+    found = _tensors(message, "outputs", specs, _Tail(None))
+    if missing := [name for name in wanted if name not in found]:
+        raise ProtocolError(f"missing {listed(missing)} in 'outputs'")
+    name, version, answered = (message.get(key) for key in ("model_name", "model_version", "id"))
+    said = message.get("parameters")
+    return InferResponse(
+        name=name if type(name) is str else "",
+        version=version if type(version) is str else None,
+        outputs={name: found[name] for name in wanted or found},
+        id=answered if type(answered) is str else None,
+        # Other servers than ours say more than the protocol's scalars.
+        parameters={key: said[key] for key in said if type(said[key]) in _SCALARS} if type(said) is dict else {},
+    )
 
 
-def encode_v2(name: str, version: str | None, outputs: Mapping[str, Array], request_id: str | None = None) -> bytes:
-    """Write a V2 inference response; NaN and infinities become null."""
-    message: dict[str, Any] = {"model_name": name}
-    if version is not None:
-        message["model_version"] = version
-    if request_id is not None:
-        message["id"] = request_id
-    message["outputs"] = [
-        {"name": key, "datatype": datatype_of(array), "shape": list(array.shape), "data": _jsonable(array.ravel())}
-        for key, array in outputs.items()
-    ]
-    return orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
+def encode_v2(response: InferResponse, request: InferRequest | None = None) -> tuple[bytes, int | None]:
+    """Write a V2 inference response as its request wants it: JSON, and behind it the bytes of the binary tensors.
 
+    NaN and infinities become null in JSON.
 
-def encode_v1(outputs: Mapping[str, Array]) -> bytes:
-    """Write a V1 predict response: plain rows for one output, objects for more; NaN and infinities become null.
-
-    Raises:
-        ProtocolError: the outputs differ in their number of rows.
+    Returns:
+        the body, and how much of it is JSON where that is not all.
     """
-    if len(outputs) == 1:
-        predictions = _jsonable(next(iter(outputs.values())))
-    elif len({array.shape[:1] for array in outputs.values()}) == 1:
-        columns = [array.tolist() for array in outputs.values()]
-        predictions = [dict(zip(outputs, row, strict=True)) for row in zip(*columns, strict=True)]
-    else:
-        raise ProtocolError("the model's outputs do not have one value a row, which V1 cannot say; use V2")
-    return orjson.dumps({"predictions": predictions}, option=orjson.OPT_SERIALIZE_NUMPY)
+    message: dict[str, Any] = {"model_name": response.name}
+    if response.version is not None:
+        message["model_version"] = response.version
+    if response.id is not None:
+        message["id"] = response.id
+    if response.parameters:
+        message["parameters"] = response.parameters
+    message["outputs"] = tensors = []
+    tail: list[bytes] = []
+    for name, array in response.outputs.items():
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype_of(array), "shape": list(array.shape)}
+        if request is not None and request.binary_by_name.get(name, request.binary):
+            tail.append(raw_of(array))
+            tensor["parameters"] = {"binary_data_size": len(tail[-1])}
+        else:
+            tensor["data"] = jsonable(array.ravel())
+        tensors.append(tensor)
+    head = orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
+    return (b"".join([head, *tail]), len(head)) if tail else (head, None)
 
 
 def encode_v2_request(
@@ -167,6 +191,7 @@ def encode_v2_request(
     request_id: str | None = None,
     parameters: Mapping[str, Any] | None = None,
     *,
+    outputs: Iterable[str] = (),
     nan: bool = False,
 ) -> bytes:
     """Write a V2 inference request from one flat column an input; None becomes null.
@@ -176,6 +201,7 @@ def encode_v2_request(
         rows: size of dimension 0.
         request_id: echoed by the server.
         parameters: request parameters.
+        outputs: the outputs to ask for; empty means all.
         nan: for a server that refuses null: None becomes NaN, which JSON does not know but Triton reads, and the empty
             string in BYTES.
     """
@@ -186,6 +212,8 @@ def encode_v2_request(
         {"name": spec.name, "datatype": spec.datatype, "shape": [rows, *spec.shape[1:]], "data": values}
         for spec, values in columns
     ]
+    if named := [{"name": name} for name in outputs]:
+        message["outputs"] = named
     if not nan:
         return orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
     for tensor in message["inputs"]:
@@ -194,12 +222,13 @@ def encode_v2_request(
     return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def _jsonable(array: Array) -> Any:
+def jsonable(array: Array) -> Any:
     """Return what orjson can write: strings as lists, all else as a contiguous array."""
     return array.tolist() if array.dtype == np.object_ else np.ascontiguousarray(array)
 
 
-def _load(body: bytes) -> dict[str, Any]:
+def load_object(body: bytes) -> dict[str, Any]:
+    """Parse a body that must be a JSON object."""
     try:
         message = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -216,7 +245,33 @@ def _objects(message: dict[str, Any], key: str) -> list[dict[str, Any]]:
     return tensors
 
 
-def _tensors(message: dict[str, Any], key: str, specs: Specs) -> dict[str, Array]:
+class _Tail:
+    """The bytes behind a request's JSON, which its binary tensors take in their order."""
+
+    def __init__(self, data: memoryview | None) -> None:
+        self._data = data
+        self._at = 0
+
+    def take(self, name: str, tensor: dict[str, Any], size: Any) -> memoryview:
+        if self._data is None:
+            raise ProtocolError(
+                f"{name!r} has a binary_data_size, so the request needs Inference-Header-Content-Length, the bytes of "
+                "its JSON"
+            )
+        if "data" in tensor:
+            raise ProtocolError(f'{name!r} has "data" and a binary_data_size; send one of them')
+        left = len(self._data) - self._at
+        if type(size) is not int or not 0 <= size <= left:
+            raise ProtocolError(f"{name!r} has binary_data_size {show(size)}; {left} bytes are left in the body")
+        self._at += size
+        return self._data[self._at - size : self._at]
+
+    def end(self) -> None:
+        if self._data is not None and (left := len(self._data) - self._at):
+            raise ProtocolError(f"{left} bytes of the body belong to no input; each needs its binary_data_size")
+
+
+def _tensors(message: dict[str, Any], key: str, specs: Specs, tail: _Tail) -> dict[str, Array]:
     arrays: dict[str, Array] = {}
     with np.errstate(over="raise"):
         for tensor in _objects(message, key):
@@ -228,23 +283,16 @@ def _tensors(message: dict[str, Any], key: str, specs: Specs) -> dict[str, Array
                 raise ProtocolError(f"{spec.name!r} appears twice in {key!r}")
             if tensor.get("datatype") != spec.datatype:
                 raise ProtocolError(f"{name!r} must have datatype {spec.datatype}, got {show(tensor.get('datatype'))}")
-            if "parameters" in tensor:
-                _refuse_binary(_parameters(tensor), "binary_data_size")
+            size = parameters_of(tensor).get("binary_data_size") if "parameters" in tensor else None
+            if size is not None:
+                raw = tail.take(spec.name, tensor, size)
+                arrays[spec.name] = array_of_raw(spec, raw, tensor.get("shape"))
+                continue
             data = tensor.get("data")
             if type(data) is not list:
                 raise ProtocolError(f'{name!r} needs "data", a list, got {type_of(data)}')
             arrays[spec.name] = array_of(spec, data, tensor.get("shape"))
     return arrays
-
-
-def _columns(instances: list[Any], specs: Specs) -> dict[str, list[Any]]:
-    names = specs.keys()
-    for number, instance in enumerate(instances):
-        if type(instance) is not dict:
-            raise ProtocolError(f"instance {number} must be an object with {listed(specs)}, got {type_of(instance)}")
-        if instance.keys() != names:
-            _refuse_names(f"instance {number}", instance.keys(), specs)
-    return {name: [instance[name] for instance in instances] for name in names}
 
 
 def _rows(inputs: dict[str, Array], specs: Specs) -> int:
@@ -256,37 +304,44 @@ def _rows(inputs: dict[str, Array], specs: Specs) -> int:
     return max(sizes.values())
 
 
-def _parameters(message: dict[str, Any]) -> Parameters:
+def parameters_of(message: dict[str, Any]) -> Parameters:
+    """Return the parameters of a message or a tensor."""
     parameters = message.get("parameters")
     if parameters is None:
         return {}
     if type(parameters) is not dict or not _SCALARS.issuperset(map(type, parameters.values())):
         raise ProtocolError('"parameters" must be an object of strings, numbers and booleans')
-    _refuse_binary(parameters, "binary_data_output")
     return parameters
 
 
-def _requested(wanted: Any, outputs: Collection[str]) -> tuple[str, ...]:
+def _request_outputs(request: InferRequest, wanted: Any, outputs: Collection[str] | None) -> None:
     if type(wanted) is not list or not all(type(item) is dict for item in wanted):
         raise ProtocolError('"outputs" must be a list of objects with a "name"')
-    names = []
+    names: dict[str, None] = {}
     for item in wanted:
         name = item.get("name")
-        if type(name) is not str or name not in outputs:
-            raise ProtocolError(f"unknown output {show(name)}; expected {listed(outputs)}")
+        if type(name) is not str or (outputs is not None and name not in outputs):
+            raise ProtocolError(f"unknown output {show(name)}; expected {listed(outputs or ['a name'])}")
         if name in names:
             raise ProtocolError(f"{name!r} appears twice in 'outputs'")
-        _refuse_binary(_parameters(item), "binary_data")
-        names.append(name)
-    return tuple(names)
+        names[name] = None
+        parameters = parameters_of(item)
+        if unknown := [key for key in _OTHER_EXTENSIONS if key in parameters]:
+            raise ProtocolError(f"{listed(unknown)} of output {name!r} is an extension that is not supported here")
+        if (binary := _flag(parameters, "binary_data")) is not None:
+            request.binary_by_name[name] = binary
+    request.outputs = tuple(names)
 
 
-def _refuse_binary(parameters: Parameters, key: str) -> None:
-    if parameters.get(key):
-        raise ProtocolError(f'"{key}": the binary tensor extension is not supported; send and ask for JSON data', 415)
+def _flag(parameters: Parameters, key: str) -> bool | None:
+    value = parameters.get(key)
+    if value is not None and type(value) is not bool:
+        raise ProtocolError(f"parameter {key} must be true or false, got {show(value)}")
+    return value
 
 
-def _refuse_names(where: str, got: Collection[str], specs: Specs) -> None:
+def refuse_names(where: str, got: Collection[str], specs: Specs) -> None:
+    """Raise the error that names what is missing and what is unknown."""
     missing = [name for name in specs if name not in got]
     unknown = [name for name in got if name not in specs]
     parts = [f"{word} {listed(names)}" for word, names in (("missing", missing), ("unknown", unknown)) if names]

@@ -12,6 +12,7 @@ from kubeloop.serving import MOST_DRAINS
 from kubeloop.serving.manifest import IDENTITY
 
 PORT = 8080
+GRPC_PORT = 9000
 USER = 65532
 AUTOSCALER = "serving.kserve.io/autoscalerClass"
 
@@ -125,6 +126,12 @@ def _transformer(loop: Loop, container: dict[str, Any]) -> dict[str, Any]:
     if delivery.runtime == names.RUNTIME_TRITON:
         # It answers 400 to null.
         args.append("--missing=nan")
+    ports = [{"name": "http1", "containerPort": PORT, "protocol": "TCP"}]
+    if loop.serving.grpc:
+        # Not the predictor: gRPC would pass by KServe's agent, and so be missing in the payload log.
+        args.append(f"--grpc-port={GRPC_PORT}")
+        # KServe's Service takes every port, and HTTP/2 from the name (service_reconciler.go: "grpc" or "h2c").
+        ports.append({"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"})
     return {
         "image": images.core,
         "imagePullPolicy": images.pull_policy,
@@ -133,7 +140,7 @@ def _transformer(loop: Loop, container: dict[str, Any]) -> dict[str, Any]:
             *containers.environment(delivery.config_map, delivery.secrets),
             *({"name": name, "value": value} for name, value in containers.LEAN.items()),
         ],
-        "ports": [{"name": "http1", "containerPort": PORT, "protocol": "TCP"}],
+        "ports": ports,
         "resources": _limited(containers.resources(delivery.transformer)),
         "startupProbe": _probe("/v2/health/live", failureThreshold=60, periodSeconds=2),
         "readinessProbe": _probe("/v2/health/ready", periodSeconds=5),

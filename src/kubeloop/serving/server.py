@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from kubeloop.serving import oip
+from kubeloop.serving.calls import Call, Inference, application
 from kubeloop.serving.guard import Guard
-from kubeloop.serving.http import App, Limits, Metrics, Request, Response, add_arguments, limits_of
+from kubeloop.serving.http import Limits, Metrics, add_arguments, limits_of
 from kubeloop.serving.model import PLATFORM, PROVIDERS, Model, ModelError, load
+from kubeloop.serving.oip import InferRequest, InferResponse
 from kubeloop.serving.process import Server, log_to_stderr, run
-from kubeloop.serving.tensors import Array, ProtocolError
+from kubeloop.serving.tensors import ProtocolError
 
 log = logging.getLogger("kubeloop.serving")
 
@@ -24,7 +25,7 @@ _INLINE_BYTES = 64 * 1024
 T = TypeVar("T")
 
 
-class Predictor:
+class Predictor(Inference):
     """The service of one model; see `http.Service`."""
 
     def __init__(self, model: Model, name: str, version: str, limits: Limits, metrics: Metrics) -> None:
@@ -60,46 +61,27 @@ class Predictor:
             "outputs": [spec.metadata() for spec in self.model.outputs.values()],
         }
 
-    async def infer(self, request: Request) -> Response:
-        """Answer a V2 inference request."""
-        self._check(request.version)
-        return await self._answer(request.body, self._parse_v2, self._encode_v2)
+    async def answer(self, call: Call[T]) -> T:
+        """Predict."""
+        self._check(call.version)
 
-    async def predict(self, request: Request) -> Response:
-        """Answer a V1 predict request."""
-        return await self._answer(request.body, self._parse_v1, self._encode_v1)
+        def parse() -> InferRequest:
+            return call.parse(self.model.inputs, self.model.outputs)
+
+        # Parsing, like predicting, holds up everyone else when there is much of it.
+        request = parse() if call.size <= _INLINE_BYTES else await self._in_thread(parse)
+        self.limits.check_rows(request.rows)
+        self.metrics.rows.inc(request.rows)
+
+        def work() -> T:
+            outputs = self.model.predict(request.inputs, request.outputs)
+            return call.encode(InferResponse(self.name, self.version, outputs, request.id))
+
+        return work() if request.rows <= self._inline_rows else await self._in_thread(work)
 
     def _check(self, version: str | None) -> None:
         if version is not None and version != self.version:
             raise ProtocolError(f"version {version[:80]!r} is not served here; this server has {self.version!r}", 404)
-
-    def _parse_v2(self, body: bytes) -> oip.InferRequest:
-        return oip.parse_v2(body, self.model.inputs, self.model.outputs)
-
-    def _parse_v1(self, body: bytes) -> oip.InferRequest:
-        return oip.parse_v1(body, self.model.inputs)
-
-    def _encode_v2(self, request: oip.InferRequest, outputs: dict[str, Array]) -> bytes:
-        return oip.encode_v2(self.name, self.version, outputs, request.id)
-
-    def _encode_v1(self, _request: oip.InferRequest, outputs: dict[str, Array]) -> bytes:
-        return oip.encode_v1(outputs)
-
-    async def _answer(
-        self,
-        body: bytes,
-        parse: Callable[[bytes], oip.InferRequest],
-        encode: Callable[[oip.InferRequest, dict[str, Array]], bytes],
-    ) -> Response:
-        # Parsing, like predicting, holds up everyone else when there is much of it.
-        request = parse(body) if len(body) <= _INLINE_BYTES else await self._in_thread(lambda: parse(body))
-        self.limits.check_rows(request.rows)
-        self.metrics.rows.inc(request.rows)
-
-        def work() -> bytes:
-            return encode(request, self.model.predict(request.inputs, request.outputs))
-
-        return Response(work() if request.rows <= self._inline_rows else await self._in_thread(work))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         future = asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -130,8 +112,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     log.info(
         "loaded %s version %s, sha256 %s, %.3f ms a row", args.name, args.version, model.sha256, model.call_s * 1e3
     )
-    app = App(Predictor(model, args.name, args.version, limits, Metrics()))
-    run(Server(Guard(app, args.host), args.host, args.port, timeout_s=limits.timeout_s, drain_s=args.drain_s))
+    service = Predictor(model, args.name, args.version, limits, Metrics())
+    app = Guard(application(service, args), args.host)
+    run(Server(app, args.host, args.port, timeout_s=limits.timeout_s, drain_s=args.drain_s))
 
 
 if __name__ == "__main__":

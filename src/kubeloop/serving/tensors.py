@@ -1,5 +1,6 @@
-"""One tensor of a request: its declared shape and datatype, and the numpy array made of its JSON values."""
+"""One tensor of a request: its declared shape and datatype, and the numpy array made of its JSON or its bytes."""
 
+import struct
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -28,6 +29,9 @@ DTYPES: dict[str, type[np.generic]] = {
     "BYTES": np.object_,
 }
 """OIP datatypes and the numpy types that carry them; BYTES are Python strings."""
+
+_LENGTH = struct.Struct("<I")
+"""Leads each element of raw BYTES."""
 
 _DATATYPES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 _FLOAT: tuple[frozenset[type], str] = (frozenset({float, int, type(None)}), "numbers or null")
@@ -106,7 +110,7 @@ def array_of(spec: TensorSpec, data: list[Any], dims: Any) -> Array:
         kinds = set(map(type, data))
     if not kinds <= allowed:
         if not expected:
-            raise ProtocolError(f"{spec.name!r} has unknown datatype {show(spec.datatype)}; one of {', '.join(DTYPES)}")
+            raise _unknown(spec)
         wrong = next(value for value in data if type(value) not in allowed)
         raise ProtocolError(f"{spec.name!r} ({spec.datatype}) takes {expected}, got {show(wrong)}")
     if len(data) != prod(shape):
@@ -119,6 +123,64 @@ def array_of(spec: TensorSpec, data: list[Any], dims: Any) -> Array:
         return np.array(data, dtype=DTYPES[spec.datatype]).reshape(shape)
     except (OverflowError, FloatingPointError):
         raise ProtocolError(f"{spec.name!r} has a value out of the range of {spec.datatype}") from None
+
+
+def array_of_raw(spec: TensorSpec, data: memoryview, dims: Any) -> Array:
+    """Make an array of the declared rank from a tensor's bytes: row-major and little-endian.
+
+    Elements of BYTES are UTF-8, each led by its length in four bytes. NaN is a missing number, as null is in JSON;
+    infinities are refused, as JSON has none.
+    """
+    shape = _fit(spec, dims)
+    count = prod(shape)
+    if spec.datatype not in DTYPES:
+        raise _unknown(spec)
+    if spec.datatype == "BYTES":
+        return np.array(_texts(spec, data, count), dtype=np.object_).reshape(shape)
+    dtype = np.dtype(DTYPES[spec.datatype])
+    if len(data) != count * dtype.itemsize:
+        raise ProtocolError(f"{spec.name!r} of shape {shape} needs {count * dtype.itemsize} bytes, got {len(data)}")
+    if spec.datatype == "BOOL":
+        return np.frombuffer(data, np.uint8).astype(np.bool_).reshape(shape)
+    # A copy: tensors in one body need not be aligned.
+    array = np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype).reshape(shape)
+    if dtype.kind == "f" and np.isinf(array).any():
+        raise ProtocolError(f"{spec.name!r} has a value out of the range of {spec.datatype}")
+    return array
+
+
+def raw_of(array: Array) -> bytes:
+    """Return an array's bytes, as `array_of_raw` reads them."""
+    if array.dtype != np.object_:
+        return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    texts = [str(value).encode() for value in array.ravel()]
+    return b"".join(part for text in texts for part in (_LENGTH.pack(len(text)), text))
+
+
+def _texts(spec: TensorSpec, data: memoryview, count: int) -> list[str]:
+    wrong = ProtocolError(
+        f"{spec.name!r} needs {count} elements of UTF-8 text, each led by its length in four bytes (little-endian), in "
+        f"{len(data)} bytes"
+    )
+    if len(data) < count * _LENGTH.size:
+        raise wrong
+    texts, at = [], 0
+    try:
+        for _ in range(count):
+            (size,) = _LENGTH.unpack_from(data, at)
+            at += _LENGTH.size + size
+            if at > len(data):
+                raise wrong
+            texts.append(str(data[at - size : at], "utf-8"))
+    except (struct.error, UnicodeDecodeError):
+        raise wrong from None
+    if at != len(data):
+        raise wrong
+    return texts
+
+
+def _unknown(spec: TensorSpec) -> ProtocolError:
+    return ProtocolError(f"{spec.name!r} has unknown datatype {show(spec.datatype)}; one of {', '.join(DTYPES)}")
 
 
 def _flatten(spec: TensorSpec, data: list[Any], shape: list[int]) -> list[Any]:

@@ -5,11 +5,11 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
@@ -18,13 +18,16 @@ from prometheus_client import Counter
 
 from kubeloop import names
 from kubeloop.serving import oip
+from kubeloop.serving.calls import SCORE, Call, Inference, application
 from kubeloop.serving.guard import Guard
-from kubeloop.serving.http import App, Limits, Metrics, Request, Response, add_arguments, limits_of
+from kubeloop.serving.http import Limits, Metrics, add_arguments, limits_of
 from kubeloop.serving.process import Server, log_to_stderr, run
 from kubeloop.serving.tensors import Array, ProtocolError, TensorSpec, specs_of
 from kubeloop.serving.upstream import Answer, Client, ConnectError, Headers, UpstreamError
 
 log = logging.getLogger("kubeloop.serving")
+
+T = TypeVar("T")
 
 _TRIES = 3
 _PROBE_S = 2.0
@@ -35,6 +38,8 @@ _CONNECTIONS = 256
 _PROBE = [(b"user-agent", b"kube-probe/kubeloop"), (b"k-network-probe", b"queue"), (b"connection", b"close")]
 _WAITING_BODIES = 16
 """Largest bodies that may wait for features together: what comes then is turned away instead of filling the memory."""
+_SHOWN_BYTES = 500
+"""Of a predictor's refusal that does not say `error`."""
 _OVERHEAD = 16 * 1024
 """Memory of a request beside its body, rounded up."""
 
@@ -73,8 +78,12 @@ class FeatureSource(Protocol):
         """
 
 
-class Transformer:
-    """The service in front of a predictor; see `http.Service`."""
+class Transformer(Inference):
+    """The service in front of a predictor; see `http.Service`.
+
+    It asks the predictor in JSON, whatever its client speaks, and always for the score as well: the payload log holds
+    what KServe's agent saw of the two, without the headers that binary tensors need, and no gRPC at all.
+    """
 
     def __init__(
         self,
@@ -150,46 +159,37 @@ class Transformer:
         except (orjson.JSONDecodeError, TypeError):
             raise ProtocolError("the predictor's metadata are not a JSON object", 502) from None
 
-    async def infer(self, request: Request) -> Response:
-        """Answer a V2 inference request."""
-        return await self._answer(request, lambda body: oip.parse_v2(body, self._fields))
-
-    async def predict(self, request: Request) -> Response:
-        """Answer a V1 predict request."""
-        answer = await self._answer(request, lambda body: oip.parse_v1(body, self._fields))
-        if answer.status != 200:
-            return answer
-        try:
-            return Response(oip.encode_v1(oip.parse_v2_response(answer.body)))
-        except ProtocolError as error:
-            raise ProtocolError(f"the predictor's answer is no V2 response: {error}", 502) from error
-
-    async def _answer(self, request: Request, parse: Callable[[bytes], oip.InferRequest]) -> Response:
-        cost = len(request.body) + _OVERHEAD
+    async def answer(self, call: Call[T]) -> T:
+        """Look the features up and ask the predictor."""
+        cost = call.size + _OVERHEAD
         if self._held + cost > _WAITING_BODIES * self.limits.max_body_bytes:
             raise ProtocolError("too many requests wait for features; try again later", 503)
         try:
             async with asyncio.timeout(self.limits.timeout_s):
                 self._held += cost
                 try:
-                    payload = await self._in_thread(request.body, parse)
+                    payload = await self._in_thread(call)
                 finally:
                     self._held -= cost
-                return await self._ask("POST", f"{_versioned(request.version)}/infer", payload)
+                answer = await self._ask("POST", f"{_versioned(call.version)}/infer", payload)
         except TimeoutError:
             raise ProtocolError(f"no prediction within {self.limits.timeout_s:g} s; try again later", 504) from None
+        if answer.status != 200:
+            raise ProtocolError(_reason(answer), answer.status)
+        return call.relay(answer.body)
 
-    async def _in_thread(self, body: bytes, parse: Callable[[bytes], oip.InferRequest]) -> bytes:
+    async def _in_thread(self, call: Call[Any]) -> bytes:
         """Enrich once a thread is free: one that gives up waiting leaves nothing in the pool's queue."""
         loop = asyncio.get_running_loop()
         await self._free.acquire()
-        work = self._pool.submit(self._enrich, body, parse)
+        work = self._pool.submit(self._enrich, call)
         work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._free.release))
         return await asyncio.wrap_future(work)
 
-    def _enrich(self, body: bytes, parse: Callable[[bytes], oip.InferRequest]) -> bytes:
+    def _enrich(self, call: Call[Any]) -> bytes:
         """Turn a client's request into the predictor's; runs in a thread."""
-        request = parse(body)
+        # Which outputs there are, the predictor knows.
+        request = call.parse(self._fields, None)
         rows = request.rows
         self.limits.check_rows(rows)
         _check_event_ids(request.parameters.get("event_ids"), rows)
@@ -207,9 +207,10 @@ class Transformer:
             values = [_feature(spec, value) for value in found[spec.name]]
             self._missing[spec.name].inc(values.count(None))
             tensors.append((spec, values))
-        return oip.encode_v2_request(tensors, rows, request.id, request.parameters, nan=self._nan)
+        outputs = dict.fromkeys((*request.outputs, SCORE)) if request.outputs else ()
+        return oip.encode_v2_request(tensors, rows, request.id, request.parameters, outputs=outputs, nan=self._nan)
 
-    async def _ask(self, method: str, path: str, payload: bytes | None = None) -> Response:
+    async def _ask(self, method: str, path: str, payload: bytes | None = None) -> Answer:
         """Ask the predictor; once more, on a new connection, where the first had no predictor at its end.
 
         Inference has no side effects. Both attempts have one `ce-id`, which KServe's agent gives to the events of the
@@ -234,7 +235,7 @@ class Transformer:
             raise ProtocolError(f"too large with its features, send fewer rows: {_reason(answer)}", 413)
         if answer.status >= 500:
             raise ProtocolError(f"the predictor failed: {_reason(answer)}", 503 if answer.status == 503 else 502)
-        return Response(answer.body, answer.status, _media_type(answer))
+        return answer
 
     async def _attempt(self, method: str, path: str, headers: Headers, payload: bytes) -> Answer:
         broken = False
@@ -267,15 +268,12 @@ def _versioned(version: str | None) -> str:
     return "" if version is None else f"/versions/{quote(version, safe='')}"
 
 
-def _media_type(answer: Answer) -> bytes:
-    return next((value for key, value in answer.headers if key == b"content-type"), b"")
-
-
-def _reason(answer: Answer | Response) -> str:
+def _reason(answer: Answer) -> str:
     try:
         return str(orjson.loads(answer.body)["error"])
     except (orjson.JSONDecodeError, KeyError, TypeError):
-        return f"status {answer.status}"
+        said = answer.body[:_SHOWN_BYTES].decode(errors="replace").strip()
+        return f"status {answer.status}{said and f': {said}'}"
 
 
 def _values(array: Array) -> list[Any]:
@@ -347,8 +345,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     limits = limits_of(args)
     log.info("features of %s for %s at %s", args.feature_service, args.name, args.predictor_url)
     nan = args.missing == "nan"
-    app = App(Transformer(source, args.name, args.predictor_url, limits, Metrics(), nan=nan))
-    run(Server(Guard(app, args.host), args.host, args.port, timeout_s=limits.timeout_s, drain_s=args.drain_s))
+    service = Transformer(source, args.name, args.predictor_url, limits, Metrics(), nan=nan)
+    app = Guard(application(service, args), args.host)
+    run(Server(app, args.host, args.port, timeout_s=limits.timeout_s, drain_s=args.drain_s))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Raw events become predictions and labels, each once, however they come and wherever the log is cut."""
 
 import json
+import struct
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,6 +67,33 @@ def test_a_batched_pair_becomes_one_row_a_prediction() -> None:
     features = decoded.predictions.schema
     assert [features.field(name).type for name in ("delay", "carrier")] == [pa.float32(), pa.string()]
     assert (decoded.malformed, decoded.duplicates, decoded.unpaired.num_rows) == (0, 0, 0)
+
+
+def binary(message: dict[str, Any], *raw: bytes) -> bytes:
+    return b"".join([json.dumps(message).encode(), *raw])
+
+
+def test_binary_tensors_are_read_without_the_header_that_the_agent_drops() -> None:
+    def tensor(name: str, datatype: str, size: int) -> dict[str, Any]:
+        return {"name": name, "datatype": datatype, "shape": [2, 1], "parameters": {"binary_data_size": size}}
+
+    raw = struct.pack("<2f", 1.5, float("nan")), b"\x02\0\0\0\xc3\xa4\x00\0\0\0"
+    inputs = [tensor("delay", "FP32", 8), tensor("carrier", "BYTES", 10)]
+    late = {"name": "late", "datatype": "BOOL", "shape": [2], "data": [True, False]}
+    asked = {"inputs": [*inputs, late], "parameters": {"event_ids": '["x", "ä"]'}}
+    answered = {"model_version": "3", "outputs": [tensor("probability", "FP32", 8)]}
+    scores = struct.pack("<2f", 0.25, 1)
+    decoded = payloads.decode(
+        table(("a", REQUEST_EVENT, binary(asked, *raw)), ("a", RESPONSE_EVENT, binary(answered, scores)))
+    )
+    assert decoded.predictions.select(["event_id", "score", "delay", "carrier", "late"]).to_pylist() == [
+        {"event_id": "x", "score": 0.25, "delay": 1.5, "carrier": "ä", "late": 1.0},
+        {"event_id": "ä", "score": 1.0, "delay": None, "carrier": "", "late": 0.0},
+    ]
+    assert decoded.malformed == 0
+    for torn in (binary(asked, *raw)[:-1], binary(asked, *raw, b"x"), binary(asked | {"inputs": []}, b"x"), b"{} x"):
+        decoded = payloads.decode(table(("a", REQUEST_EVENT, torn), ("a", RESPONSE_EVENT, binary(answered, scores))))
+        assert (decoded.malformed, decoded.predictions.num_rows) == (1, 0)
 
 
 def test_what_triton_is_sent_is_read() -> None:

@@ -5,13 +5,16 @@ import hashlib
 from pathlib import Path
 
 import httpx
+import numpy as np
 import onnx
 import pytest
+import tritonclient.http as triton
 from kserve import InferenceRESTClient, InferInput, InferRequest
 from kserve.inference_client import RESTConfig
 
 from kubeloop.config import settings
 from kubeloop.delivery import DeliveryError
+from kubeloop.monitoring.exchanges import Faults, Pair, predictions
 from kubeloop.serving.manifest import ModelRef
 
 NODE = (str(settings().runtime_python), "-m", "kubeloop.delivery.node", "--port", "0")
@@ -51,6 +54,14 @@ async def ask(url: str) -> list[float]:
     return list(answer.outputs[0].data)
 
 
+def ask_in_binary(url: str) -> list[float]:
+    distance = triton.InferInput("distance", [2, 1], "FP32")
+    distance.set_data_from_numpy(np.float32([[1], [3]]))
+    with triton.InferenceServerClient(url.removeprefix("http://")) as client:
+        answer = client.infer("flights", [distance], outputs=[triton.InferRequestedOutput("probability")])
+    return list(answer.as_numpy("probability"))
+
+
 def test_a_real_model_is_served_switched_and_checked(kit):
     node = kit.node(command=NODE)
     first, second = (save(kit.folder / "onnx", f"{n}", factor) for n, factor in ((1, 0.5), (2, 0.25)))
@@ -72,3 +83,13 @@ def test_a_real_model_is_served_switched_and_checked(kit):
     pairs = kit.collector.pairs()
     assert [pair["response"][1]["model_version"] for pair in pairs.values()] == ["1", "2"]
     assert node.get()["predictions"] == 4
+    kit.collector.events.clear()
+    assert ask_in_binary(node.url) == [0.25, 0.75]
+    kit.eventually(lambda: node.get()["queued"] == 0)
+    assert node.get()["predictions"] == 6
+    bodies = {headers["ce-type"].rpartition(".")[2]: memoryview(body) for headers, body in kit.collector.events}
+    read = predictions([Pair(1, "r", 0, "default", 0, bodies["request"], bodies["response"])], Faults())
+    assert read.select(["distance", "score", "model_version"]).to_pylist() == [
+        {"distance": 1.0, "score": 0.25, "model_version": "2"},
+        {"distance": 3.0, "score": 0.75, "model_version": "2"},
+    ]

@@ -22,10 +22,11 @@ COLUMNS = ("distance", "hour", "carrier")
 
 @dataclass
 class Running:
-    """A server process; `url` is where it listens."""
+    """A server process; `url` is where it listens, and `grpc` where it speaks gRPC, if it does."""
 
     process: subprocess.Popen[str]
     url: str
+    grpc: str = ""
 
     def stop(self) -> tuple[int, str]:
         """End it and return the exit status and what it logged."""
@@ -44,10 +45,13 @@ def start_server(*flags: object, drain_s: float = 0.05, module: str = "kubeloop.
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
     )
     assert process.stdout is not None
-    word, _, url = process.stdout.readline().strip().partition(" ")
-    if word != "ready":
-        raise AssertionError(process.communicate(timeout=20)[1])
-    return Running(process, url)
+    said = {}
+    while "ready" not in said:
+        word, _, address = process.stdout.readline().strip().partition(" ")
+        if word not in ("ready", "grpc"):
+            raise AssertionError(process.communicate(timeout=20)[1])
+        said[word] = address
+    return Running(process, said["ready"], said.get("grpc", ""))
 
 
 @pytest.fixture(scope="session")

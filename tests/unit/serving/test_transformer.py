@@ -18,111 +18,31 @@ import httpx
 import pytest
 from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 
-from kubeloop.serving.http import App, Limits, Metrics
-from kubeloop.serving.process import Server
-from kubeloop.serving.transformer import Transformer
-
-KNOWN_AT = datetime(2013, 4, 1, tzinfo=UTC)
-TTL = timedelta(days=1)
-
-
-@dataclass
-class Column:
-    name: str
-    datatype: str
-
-
-class Routes:
-    """Distances by route, known for a day; `hour` comes from the request, `carrier` is key and feature."""
-
-    fields = (
-        Column("route", "BYTES"),
-        Column("carrier", "BYTES"),
-        Column("departure", "BYTES"),
-        Column("delay", "FP32"),
-    )
-    features = (Column("distance", "FP32"), Column("hour", "FP32"), Column("carrier", "BYTES"))
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[dict[str, list[Any]], datetime]] = []
-        self.pause_s = 0.0
-        self.fails: Exception | None = None
-
-    def read(self, columns: dict[str, list[Any]], at: datetime) -> dict[str, list[Any]]:
-        self.seen.append((columns, at))
-        time.sleep(self.pause_s)
-        if self.fails:
-            raise self.fails
-        fresh = KNOWN_AT <= at <= KNOWN_AT + TTL
-        return {
-            "distance": [{"JFK-LAX": 2475}.get(route) if fresh else None for route in columns["route"]],
-            "hour": [float("nan") if not text else datetime.fromisoformat(text).hour for text in columns["departure"]],
-            "carrier": columns["carrier"],
-        }
-
-
-@dataclass
-class Front:
-    url: str
-    source: Routes
-    server: Server
-
-
-def _front(predictor_url: str, **limits: Any) -> Iterator[Front]:
-    source = Routes()
-    app = App(Transformer(source, "flights", predictor_url, Limits(**limits), Metrics()))
-    server = Server(app, "127.0.0.1", 0, timeout_s=1, drain_s=0.01)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.url:
-        time.sleep(0.01)
-    yield Front(server.url, source, server)
-    server.should_exit = True
-    thread.join(10)
-    assert not thread.is_alive()
+from tests.unit.serving.front import Front, open_front, v2
 
 
 @pytest.fixture(scope="module")
 def front(columns: str) -> Iterator[Front]:
-    yield from _front(columns, max_rows=100)
+    yield from open_front(columns, max_rows=100)
 
 
 @pytest.fixture
 def fresh(columns: str) -> Iterator[Front]:
     """One of its own, for counts and pauses."""
-    yield from _front(columns, timeout_s=1)
+    yield from open_front(columns, timeout_s=1)
 
 
 @pytest.fixture
 def small(columns: str) -> Iterator[Front]:
     """One that takes small bodies, and so holds few of them."""
-    yield from _front(columns, timeout_s=1, max_body_bytes=4 * 1024)
+    yield from open_front(columns, timeout_s=1, max_body_bytes=4 * 1024)
 
 
 @pytest.fixture
 def no_predictor() -> Iterator[Front]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    yield from _front(f"127.0.0.1:{port}", timeout_s=1)
-
-
-def v2(rows: int = 1, **changes: Any) -> dict[str, Any]:
-    """A good request; names of fields replace their data, other names set parameters."""
-    data: dict[str, list[Any]] = {
-        "route": ["JFK-LAX"] * rows,
-        "carrier": ["AA"] * rows,
-        "departure": ["2013-04-01T05:00:00Z"] * rows,
-        "delay": [1.5] * rows,
-    }
-    parameters: dict[str, Any] = {"event_time": "2013-04-01T04:00:00Z"}
-    for name, value in changes.items():
-        (data if name in data else parameters)[name] = value
-    datatypes = {field.name: field.datatype for field in Routes.fields}
-    inputs = [
-        {"name": name, "datatype": datatypes[name], "shape": [len(values)], "data": values}
-        for name, values in data.items()
-    ]
-    return {"id": "7", "parameters": parameters, "inputs": inputs}
+    yield from open_front(f"127.0.0.1:{port}", timeout_s=1)
 
 
 def infer(front: Front, body: Any) -> httpx.Response:
@@ -266,7 +186,7 @@ def test_without_a_predictor_it_is_alive_but_not_ready(no_predictor: Front) -> N
 def test_a_predictor_that_returns_is_found_again(models: Path, start: Callable[..., Any]) -> None:
     first = start("--model-dir", models / "columns", "--name=flights")
     port = first.url.rpartition(":")[2]
-    fronts = _front(first.url)
+    fronts = open_front(first.url)
     front = next(fronts)
     assert infer(front, v2()).status_code == 200
     first.stop()
@@ -346,7 +266,7 @@ def predictor() -> Iterator[Predictor]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve, args=(listener,))
         thread.start()
-        for front in _front(f"http://127.0.0.1:{listener.getsockname()[1]}/sub/", timeout_s=1):
+        for front in open_front(f"http://127.0.0.1:{listener.getsockname()[1]}/sub/", timeout_s=1):
             yield Predictor(front, answers, got)
         listener.shutdown(socket.SHUT_RDWR)
     thread.join(10)
@@ -391,3 +311,40 @@ def test_parameters_and_id_travel_on(predictor: Predictor) -> None:
     sent = json.loads(body)
     assert sent["id"] == "7"
     assert sent["parameters"] == {"event_ids": '["a"]', "event_time": "2013-04-01T04:00:00Z", "other": 1}
+
+
+def test_the_payload_log_gets_the_score_whatever_was_asked_for(predictor: Predictor) -> None:
+    tensors = [
+        {"name": "leaf", "datatype": "INT64", "shape": [1], "data": [5]},
+        {"name": "probability", "datatype": "FP32", "shape": [1], "data": [0.5]},
+    ]
+    said = {"model_name": "flights", "model_version": "3", "id": "7", "parameters": {"trace": "x"}}
+    predictor.answers.append(http("200 OK", json.dumps(said | {"outputs": tensors})))
+    wanted = [{"name": "leaf"}]
+    answer = infer(predictor.front, v2() | {"outputs": wanted})
+    assert json.loads(predictor.got[0].partition(b"\r\n\r\n")[2])["outputs"] == [*wanted, {"name": "probability"}]
+    assert answer.json() == said | {"outputs": tensors[:1]}
+
+
+def test_the_predictor_is_asked_in_json(predictor: Predictor) -> None:
+    """KServe's agent logs the body without the header that binary tensors need."""
+    tensor = {"name": "probability", "datatype": "FP32", "shape": [1], "data": [None]}
+    predictor.answers.append(http("200 OK", json.dumps({"model_name": "flights", "outputs": [tensor]})))
+    body = v2()
+    body["parameters"]["binary_data_output"] = True
+    body["inputs"][3] = {"name": "delay", "datatype": "FP32", "shape": [1], "parameters": {"binary_data_size": 4}}
+    head = json.dumps(body).encode()
+    answer = httpx.post(
+        f"{predictor.front.url}/v2/models/flights/infer",
+        content=head + b"\0\0\xc0\x3f",
+        headers={"inference-header-content-length": str(len(head)), "content-type": "application/octet-stream"},
+    )
+    asked_head, _, asked = predictor.got[0].partition(b"\r\n\r\n")
+    assert b"inference-header-content-length" not in asked_head
+    assert all("data" in item for item in json.loads(asked)["inputs"])
+    assert json.loads(asked)["parameters"] == {"event_time": "2013-04-01T04:00:00Z"}
+    assert predictor.front.source.seen[-1][0]["delay"] == [1.5]
+    size = int(answer.headers["inference-header-content-length"])
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert json.loads(answer.content[:size])["outputs"][0]["parameters"] == {"binary_data_size": 4}
+    assert answer.content[size:] == b"\0\0\xc0\x7f"

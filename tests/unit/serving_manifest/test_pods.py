@@ -108,6 +108,16 @@ def test_the_transformer_is_least_privileged_and_finds_the_shared_store() -> Non
     assert "redis" not in yaml.safe_dump(part)
 
 
+def test_the_transformer_speaks_grpc_where_it_is_told_to() -> None:
+    for wanted in (True, False):
+        found = loop({}, serving={"grpc": wanted})
+        spec = pods.place(found, plain(found))["spec"]
+        (container,) = spec["transformer"]["containers"]
+        assert [port["containerPort"] for port in container["ports"]] == [8080, 9000][: 1 + wanted]
+        assert ("--grpc-port=9000" in container["args"]) == wanted
+        assert not any("grpc" in arg for arg in spec["predictor"]["model"]["args"])
+
+
 def test_a_gpu_is_asked_for_where_it_is_wanted() -> None:
     spec = build(GPU)["spec"]
     for predictor in (spec["predictor"], spec["canary"][0]["predictor"]):

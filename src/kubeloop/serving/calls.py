@@ -1,0 +1,156 @@
+"""One inference call in the terms of the protocol that it came in; model server and transformer answer it alike.
+
+A service's `answer` is the one way to a prediction, whichever protocol asks: V2 with or without binary tensors and V1
+here, gRPC in `rpc`.
+"""
+
+import argparse
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from typing import Protocol, TypeVar
+
+from kubeloop.serving import oip, v1
+from kubeloop.serving.http import App, Request, Response, Service
+from kubeloop.serving.oip import InferRequest, InferResponse
+from kubeloop.serving.tensors import ProtocolError, Specs
+
+JSON_SIZE = b"inference-header-content-length"
+SCORE = "probability"
+"""The output that the payload log's readers need of every prediction, whatever its client asked for."""
+
+_DIGITS = 12
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Call(Protocol[T_co]):
+    """A request, and how to write its answer. Errors are raised as `ProtocolError`."""
+
+    size: int
+    """Bytes of the request."""
+    version: str | None
+    """The version that it asks for, if any."""
+
+    def parse(self, specs: Specs, outputs: Collection[str] | None) -> InferRequest:
+        """Read the request; see `oip.parse_v2`. Called once, before the others, and perhaps in a thread."""
+
+    def encode(self, response: InferResponse) -> T_co:
+        """Write the answer."""
+
+    def relay(self, body: bytes) -> T_co:
+        """Write the answer from a predictor's V2 answer in JSON.
+
+        Raises:
+            ProtocolError: it is none (502).
+        """
+
+
+class _Http:
+    """What calls over HTTP share."""
+
+    def __init__(self, request: Request) -> None:
+        self.size = len(request.body)
+        self.version = request.version
+        self._body = request.body
+        self._json_size = _json_size(request)
+        self._request: InferRequest | None = None
+
+
+class V2(_Http):
+    """A V2 request, in JSON or with binary tensors."""
+
+    def parse(self, specs: Specs, outputs: Collection[str] | None) -> InferRequest:
+        """See `Call`."""
+        self._request = oip.parse_v2(self._body, specs, outputs, self._json_size)
+        return self._request
+
+    def encode(self, response: InferResponse) -> Response:
+        """See `Call`."""
+        body, json_size = oip.encode_v2(response, self._request)
+        if json_size is None:
+            return Response(body)
+        return Response(body, media=b"application/octet-stream", headers=((JSON_SIZE, b"%d" % json_size),))
+
+    def relay(self, body: bytes) -> Response:
+        """See `Call`; the bytes are passed on as they are where the client wants the same as the payload log."""
+        request = self._request
+        if request is None or (request.plain and (not request.outputs or SCORE in request.outputs)):
+            return Response(body)
+        return self.encode(answered(body, request.outputs))
+
+
+class V1(_Http):
+    """A V1 request: JSON alone, all outputs."""
+
+    def parse(self, specs: Specs, outputs: Collection[str] | None) -> InferRequest:  # noqa: ARG002 - V1 names none
+        """See `Call`."""
+        if self._json_size is not None:
+            raise ProtocolError("V1 has no binary tensors; send JSON, or use V2", 415)
+        return v1.parse(self._body, specs)
+
+    def encode(self, response: InferResponse) -> Response:
+        """See `Call`."""
+        return Response(v1.encode(response.outputs))
+
+    def relay(self, body: bytes) -> Response:
+        """See `Call`."""
+        return self.encode(answered(body))
+
+
+class Inference(ABC):
+    """The endpoints of a service that answers calls."""
+
+    @abstractmethod
+    async def answer(self, call: Call[T]) -> T:
+        """Predict."""
+
+    async def infer(self, request: Request) -> Response:
+        """Answer a V2 inference request."""
+        return await self.answer(V2(request))
+
+    async def predict(self, request: Request) -> Response:
+        """Answer a V1 predict request."""
+        return await self.answer(V1(request))
+
+
+class InferenceService(Service, Protocol):
+    """A service whose calls may come by any protocol."""
+
+    async def answer(self, call: Call[T]) -> T:
+        """Predict."""
+
+
+def application(service: InferenceService, args: argparse.Namespace) -> App:
+    """Return the application of a process, with gRPC where its flags ask for it."""
+    app = App(service)
+    if args.grpc_port is not None:
+        # Only here: grpc takes memory that a process without it saves.
+        from kubeloop.serving import rpc
+
+        app.beside.append(rpc.Server(app, service, args.host, args.grpc_port, args.drain_s))
+    return app
+
+
+def answered(body: bytes, wanted: Collection[str] = ()) -> InferResponse:
+    """Read a predictor's V2 answer in JSON.
+
+    Raises:
+        ProtocolError: it is none (502).
+    """
+    try:
+        return oip.parse_v2_response(body, tuple(wanted))
+    except ProtocolError as error:
+        raise ProtocolError(f"the predictor's answer is no V2 response: {error}", 502) from error
+
+
+def _json_size(request: Request) -> int | None:
+    text = request.headers.get(JSON_SIZE)
+    if text is None:
+        return None
+    if not text.isdigit() or len(text) > _DIGITS or int(text) > len(request.body):
+        raise ProtocolError(
+            f"Inference-Header-Content-Length must be the bytes of the JSON, at most the body's {len(request.body)}, "
+            f"got {text[:80].decode('latin-1')!r}"
+        )
+    return int(text)
