@@ -17,7 +17,7 @@ import orjson
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -171,9 +171,13 @@ def _api(node: Node) -> Starlette:
         Route(f"{collection}/{{name}}", get, methods=["GET"]),
         Route(f"{collection}/{{name}}", delete, methods=["DELETE"]),
     ]
+
+    async def gone(_request: Request, _error: Exception) -> Response:
+        return _failure(400, "BadRequest", "the request was not whole")
+
     # A web page could reach this port under a name of its own (DNS rebinding), and with it start programs.
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
-    return Starlette(routes=routes, middleware=[hosts])
+    return Starlette(routes=routes, middleware=[hosts], exception_handlers={ClientDisconnect: gone})
 
 
 def _status(node: Node) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import uvloop
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -213,7 +214,7 @@ def main() -> None:
         if args.once:
             print(mirror.step())
             return
-        asyncio.run(background.serve(create_app(mirror), args.host, args.port, mirror.run))
+        uvloop.run(background.serve(create_app(mirror), args.host, args.port, mirror.run))
     except BucketError as error:
         sys.exit(str(error))
 

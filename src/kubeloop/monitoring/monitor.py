@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import orjson
+import uvloop
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from sqlalchemy.exc import OperationalError
 from starlette.applications import Starlette
@@ -168,7 +169,7 @@ def _run(args: argparse.Namespace) -> None:
             print(orjson.dumps(status.read(), option=orjson.OPT_UTC_Z | orjson.OPT_INDENT_2).decode())
             return
         watch = Watch(monitor, args.poll_seconds, args.collector_url, args.settle_seconds)
-        asyncio.run(background.serve(create_app(status, watch), args.host, args.port, watch.run))
+        uvloop.run(background.serve(create_app(status, watch), args.host, args.port, watch.run))
 
 
 def main() -> None:

@@ -1,0 +1,479 @@
+"""The HTTP front of every service: whole requests only, and bounds on what clients may hold of a process.
+
+uvicorn's protocol on httptools' parser (llhttp), which refuses what two servers could read in two ways: two lengths, a
+length and chunks, bad chunks, folded headers. This class adds what both lack; `process.Server` runs it. Clients that
+keep us waiting, by silence or by not reading, have a deadline each, and go first where room is needed.
+"""
+
+import asyncio
+import ctypes
+import logging
+import math
+import resource
+import time
+from collections import OrderedDict
+from email.utils import formatdate
+from enum import Enum
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+import orjson
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from kubeloop.serving.upstream import LEAVE
+
+log = logging.getLogger("kubeloop.serving")
+
+HEAD_BYTES = 64 * 1024
+"""Largest head, and most bytes of a body that are not its content: chunk sizes, extensions, trailers."""
+HEADERS = 100
+HEAD_S = 10.0
+BODY_S = 30.0
+IDLE_S = 75.0
+"""Longer than common client pools keep an idle connection (aiohttp 15 s, Envoy 60 s by KServe's gateways), so that the
+client closes first and no request meets a closing connection."""
+STALL_S = 10.0
+STALL_BYTES = 64 * 1024
+"""A client must take so much of its answer in `STALL_S`, or all that is left."""
+LINGER_S = 1.0
+"""How long a refused client is listened to: closing with unread data would reset the answer away (RFC 9112, 9.6)."""
+CONNECTIONS = 1024
+RESERVE = 16
+"""Connections beyond the bound that may ask with GET: probes and scrapes, while all others are being answered."""
+PIPELINED = 16
+"""Requests of one connection that may wait behind the one that is answered."""
+BODIES_BYTES = 128 * 2**20
+"""Bodies of all requests that are not answered yet."""
+ANSWERS_BYTES = 64 * 2**20
+"""Answers that all clients together have not read yet."""
+
+
+_NOTABLE_BYTES = 16 * 2**20
+# glibc keeps what was freed in the middle of its heap, unless it is told to let go of it; others have no such function.
+_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+
+class Turn(Enum):
+    """What a connection waits for; the client's turn in all but the first."""
+
+    OURS = 0
+    HEAD = 1
+    BODY = 2
+    IDLE = 3
+    READ = 4
+    GONE = 5
+
+
+class RefusedError(Exception):
+    """A request that is not handled: a status and a message."""
+
+    def __init__(self, status: HTTPStatus, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def descriptors() -> int:
+    """Return how many files and connections this process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 2**20 if soft == resource.RLIM_INFINITY else soft
+
+
+class State(uvicorn.server.ServerState):
+    """What the connections of a server share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Each client may cost a connection to the next hop, and the rest of the process needs files as well.
+        self.most = min(CONNECTIONS, descriptors() // 4)
+        self.waiting: OrderedDict[_Connection, None] = OrderedDict()
+        """Connections whose client has its turn; the one that was silent for longest comes first."""
+        self.bodies = 0
+        self.unread = 0
+        self.leaving = False
+        self.asked_at = -math.inf
+        """When the last inference came; probes and scrapes go on to the end."""
+        self._closed: dict[str, int] = {}
+        self._most_bytes = 0
+
+    def quiet_s(self) -> float:
+        """Return the seconds since the last inference."""
+        return time.monotonic() - self.asked_at
+
+    def look(self) -> None:
+        """Close what is overdue and set the time of the answers; called twice a second."""
+        self.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+        self._note_bytes()
+        now = time.monotonic()
+        for connection in [found for found in self.waiting if found.deadline <= now]:
+            connection.expire(now)
+        if self._closed:
+            log.warning("closed for want of room: %s", ", ".join(f"{n} {why}" for why, n in self._closed.items()))
+            self._closed.clear()
+        if _trim and self._most_bytes > max(_NOTABLE_BYTES, 2 * (self.bodies + self.unread)):
+            _trim(0)
+            self._most_bytes = 0
+            self._note_bytes()
+
+    def _note_bytes(self) -> None:
+        self._most_bytes = max(self._most_bytes, self.bodies + self.unread)
+
+    def make_room(self) -> bool:
+        """Close the connection whose client was silent for longest; return whether there was one."""
+        for connection in self.waiting:
+            self._close(connection, "connections")
+            return True
+        return False
+
+    def free_bodies(self) -> bool:
+        """Refuse unfinished bodies, the longest silent first, until the others fit; return whether they do."""
+        self._note_bytes()
+        for connection in [found for found in self.waiting if found.held]:
+            if self.bodies <= BODIES_BYTES:
+                break
+            self._close(connection, "unfinished bodies")
+        return self.bodies <= BODIES_BYTES
+
+    def free_answers(self) -> None:
+        """Drop answers that are not read, the oldest first, until the others fit; one alone may be larger."""
+        self._note_bytes()
+        for connection in [found for found in self.waiting if found.weigh()][:-1]:
+            if self.unread <= ANSWERS_BYTES:
+                break
+            self._close(connection, "unread answers")
+
+    def _close(self, connection: "_Connection", what: str) -> None:
+        self._closed[what] = self._closed.get(what, 0) + 1
+        connection.give_way()
+
+
+class _Connection(HttpToolsProtocol):
+    """One connection."""
+
+    server_state: State
+    deadline = math.inf
+    held = 0
+    """Bytes of bodies that are not answered yet."""
+    _turn = Turn.OURS
+    _surplus = False
+    _in_head = _in_body = False
+    _begun = 0
+    _head_bytes = _parsed_bytes = _overhead = 0
+    _hosts = 0
+    _coding: bytes | None = None
+    _offered: bytes | None = None
+    _current: RequestResponseCycle | None = None
+    _unread = 0
+    _last_words: bytes | None = None
+    """Set once nothing more is read; written when the requests before are answered."""
+
+    # ---- the transport's side
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        state = self.server_state
+        if len(state.connections) > state.most and not state.make_room():
+            self._surplus = True
+            if len(state.connections) > state.most + RESERVE:
+                self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again later", linger=False)
+                return
+        self._next_turn()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.server_state.waiting.pop(self, None)
+        self._release()
+        self._count_unread(0)
+        self.pipeline.clear()
+        self._abandon()
+        super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answer whole requests of a client that has closed its side; a part of one is none."""
+        if self._answering():
+            self._last_words = self._last_words or b""
+            return True
+        return False
+
+    def data_received(self, data: bytes) -> None:
+        if self._last_words is not None:
+            return
+        in_head, in_body, begun = self._in_head, self._in_body, self._begun
+        try:
+            self._feed(data)
+        except RefusedError as error:
+            self._refuse(error.status, str(error))
+            return
+        if self._in_head and self._begun - begun <= (not in_head and not in_body):
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES:
+                self._refuse(*_LARGE_HEAD)
+                return
+        elif in_body and self._in_body and self._begun == begun:
+            self._overhead += len(data)
+            if self._overhead > HEAD_BYTES:
+                self._refuse(HTTPStatus.BAD_REQUEST, "the body is nearly all chunk sizes, extensions or trailers")
+                return
+        if self.server_state.bodies > BODIES_BYTES and not self.server_state.free_bodies():
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many large requests at once; try again later")
+            return
+        self._next_turn(moved=True)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.flow.pause_reading()
+        self._count_unread(self.transport.get_write_buffer_size())
+        self._next_turn()
+        if self.server_state.unread > ANSWERS_BYTES:
+            self.loop.call_soon(self.server_state.free_answers)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._count_unread(0)
+        if self._turn is Turn.GONE:
+            return
+        if (self._current is None or self._current.response_complete) and not self.transport.is_closing():
+            self._go_on()
+        self._next_turn()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._next_turn()
+
+    # ---- the parser's side
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            while True:
+                try:
+                    return self.parser.feed_data(data)
+                except httptools.HttpParserUpgrade as offer:
+                    # It may be ignored (RFC 9110, 7.8), but httptools drops the request's body with it. Java's client
+                    # offers h2c with its first request. So the head is read again without the offer.
+                    data = (self._offered or b"") + data[offer.args[0] :]
+                    self._offered = None
+                    self.parser = httptools.HttpRequestParser(self)
+                    self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            if isinstance(cause, RefusedError):
+                raise cause from None
+            raise RefusedError(HTTPStatus.BAD_REQUEST, f"this is not HTTP/1.1: {cause or error}") from error
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        self._begun += 1
+        self._head_bytes = self._parsed_bytes = self._overhead = self._hosts = 0
+        self._coding = None
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            # A trailer; it must not pass for a header (RFC 9110, 6.5.1).
+            return
+        if len(self.headers) == HEADERS:
+            raise RefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"send at most {HEADERS} headers")
+        name = name.lower()
+        self._parsed_bytes += len(name) + len(value)
+        if name == b"host":
+            self._hosts += 1
+        elif name == b"transfer-encoding":
+            self._coding = value.lower()
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        method = self.parser.get_method()
+        version = self.parser.get_http_version()
+        state = self.server_state
+        if self._parsed_bytes + len(self.url) > HEAD_BYTES:
+            raise RefusedError(*_LARGE_HEAD)
+        if version not in ("1.1", "1.0"):
+            raise RefusedError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "this server speaks HTTP/1.1")
+        if method == b"CONNECT":
+            raise RefusedError(HTTPStatus.METHOD_NOT_ALLOWED, "this server is not a proxy")
+        if self._hosts > 1 or (not self._hosts and version == "1.1"):
+            raise RefusedError(HTTPStatus.BAD_REQUEST, f"one Host header must be there, not {self._hosts}")
+        if self._coding is not None and (self._coding != b"chunked" or version == "1.0"):
+            raise RefusedError(HTTPStatus.NOT_IMPLEMENTED, "the one transfer coding here is chunked, with HTTP/1.1")
+        if self.parser.should_upgrade():
+            kept = [b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+            self._offered = b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version.encode(), b"".join(kept))
+            return
+        if self._surplus and len(state.connections) <= state.most:
+            self._surplus = False
+        if self._surplus and method != b"GET":
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again later")
+        if len(self.pipeline) == PIPELINED:
+            raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, f"wait for answers: {PIPELINED} requests wait already")
+        self._in_body = True
+        super().on_headers_complete()
+        if method == b"POST":
+            state.asked_at = time.monotonic()
+        if state.leaving:
+            self.cycle.keep_alive = False
+            self.cycle.default_headers = [*self.cycle.default_headers, LEAVE]
+
+    def on_body(self, body: bytes) -> None:
+        if not self.cycle.response_complete:
+            self.held += len(body)
+            self.server_state.bodies += len(body)
+        # Content in chunks of one byte is what slow senders make of it.
+        self._overhead -= 9 * len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._offered is None:
+            self._in_body = False
+            super().on_message_complete()
+
+    # ---- answers
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._current = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            self._release()
+        elif not self.flow.write_paused:
+            self._go_on()
+        self._next_turn()
+
+    def _go_on(self) -> None:
+        """Begin the next request of this connection, or read it."""
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._release()
+            if self._last_words is not None:
+                self._leave(linger=True)
+                return
+        self.flow.resume_reading()
+
+    def _answering(self) -> bool:
+        """Return whether a whole request is being answered."""
+        cycle = self._current
+        return cycle is not None and not cycle.response_complete and not cycle.more_body
+
+    # ---- whose turn it is, and for how long
+
+    def _next_turn(self, *, moved: bool = False) -> None:
+        """Note whose turn it is now; `moved` says that the client has done something."""
+        if self._turn is Turn.GONE:
+            return
+        cycle, waiting = self._current, self.server_state.waiting
+        if self.flow.write_paused or self.transport.is_closing():
+            turn = Turn.READ
+        elif cycle is not None and not cycle.response_complete:
+            turn = Turn.BODY if cycle.more_body else Turn.OURS
+        elif self._in_body:
+            turn = Turn.BODY
+        elif self._in_head or not self._begun:
+            turn = Turn.HEAD
+        else:
+            turn = Turn.IDLE
+        if turn is Turn.OURS:
+            waiting.pop(self, None)
+        elif turn is not self._turn:
+            self.deadline = time.monotonic() + _limit(turn)
+            waiting[self] = None
+            waiting.move_to_end(self)
+        elif moved:
+            waiting.move_to_end(self)
+        self._turn = turn
+
+    def expire(self, now: float) -> None:
+        """Do what comes after the deadline."""
+        left = self.transport.get_write_buffer_size()
+        if self._turn is Turn.READ and left and left <= self._unread - STALL_BYTES:
+            self._count_unread(left)
+            self.deadline = now + STALL_S
+        elif left or self._turn in (Turn.READ, Turn.GONE):
+            self.transport.abort()
+        elif self._turn is Turn.IDLE:
+            self.transport.close()
+        else:
+            what = "headers" if self._turn is Turn.HEAD else "body"
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the request's {what} did not arrive in time")
+
+    def give_way(self) -> None:
+        """Close at once, to make room for others."""
+        self.server_state.connections.discard(self)
+        self.server_state.waiting.pop(self, None)
+        if self._turn in (Turn.READ, Turn.GONE) or self.transport.get_write_buffer_size():
+            self.transport.abort()
+        elif self._turn is Turn.IDLE:
+            self.transport.close()
+        else:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many clients; try again later", linger=False)
+        self._release()
+        self._count_unread(0)
+
+    def weigh(self) -> int:
+        """Return the bytes that the client has not read yet."""
+        if self._unread:
+            self._count_unread(self.transport.get_write_buffer_size())
+        return self._unread
+
+    def _count_unread(self, size: int) -> None:
+        self.server_state.unread += size - self._unread
+        self._unread = size
+
+    def _release(self) -> None:
+        self.server_state.bodies -= self.held
+        self.held = 0
+
+    # ---- refusals
+
+    def _refuse(self, status: HTTPStatus, message: str, *, linger: bool = True) -> None:
+        """Answer what is not a request, after the answers to the requests before it, and close."""
+        if self._last_words is not None or self.transport.is_closing():
+            return
+        body = orjson.dumps({"error": message})
+        lines = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode())]
+        lines += [b"%s: %s" % header for header in self.server_state.default_headers]
+        lines += [b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close", b"", body]
+        self._last_words = b"\r\n".join(lines)
+        if self.pipeline and self.pipeline[0][0].more_body:
+            self.pipeline.popleft()
+        if not self._answering():
+            self._leave(linger=linger)
+
+    def _leave(self, *, linger: bool) -> None:
+        """Say the last words, unless they would end up inside another answer, and close."""
+        cycle = self._current
+        begun = cycle is not None and cycle.response_started and not cycle.response_complete
+        self._abandon()
+        self._release()
+        if self._last_words and not begun:
+            self.transport.write(self._last_words)
+            if linger:
+                self.transport.write_eof()
+                self.flow.resume_reading()
+                self._turn, self.deadline = Turn.GONE, time.monotonic() + LINGER_S
+                self.server_state.waiting[self] = None
+                return
+        self.transport.close()
+        self._next_turn()
+
+    def _abandon(self) -> None:
+        """Tell the application that the client is gone."""
+        cycle = self._current
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+
+_LARGE_HEAD = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"send at most {HEAD_BYTES} bytes of headers"
+
+
+def _limit(turn: Turn) -> float:
+    return {Turn.HEAD: HEAD_S, Turn.BODY: BODY_S, Turn.IDLE: IDLE_S}.get(turn, STALL_S)
+
+
+PROTOCOL: type[HttpToolsProtocol] = _Connection
+"""What uvicorn makes of each connection to a server with a `State`."""
