@@ -83,10 +83,10 @@ class Server:
             return rest(connection)
 
     def alive(self) -> bool:
-        """Return whether it answers what it should, within the time of a kubelet's probe."""
+        """Return whether a probe gets through. It should take no time, but a busy machine has its own idea of that."""
         begun = time.monotonic()
         answers = self.ask(f"GET {self.probe} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n".encode())
-        return status(answers) == 200 and time.monotonic() - begun < 2
+        return status(answers) == 200 and time.monotonic() - begun < 5
 
     def resident(self) -> int:
         return int(psutil.Process(self.process.pid).memory_info().rss)

@@ -134,13 +134,13 @@ def test_clients_that_never_read_cost_a_bounded_memory_for_a_time(tmp_path: Path
                 most = max(most, server.resident())
         # Copying a gigabyte takes a moment.
         server.ask(GET.replace(b"/ ", b"/healthz ").replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
-        begun = time.monotonic()
-        while time.monotonic() - begun < SHORT["STALL_S"] + 2:
+        most = max(most, server.resident())
+        until = time.monotonic() + 30
+        while server.resident() - before > 50_000_000:
+            assert time.monotonic() < until, "it comes back, with every client still there"
             assert server.alive()
-            most = max(most, server.resident())
             time.sleep(0.2)
         assert most - before < 150_000_000, "64 MiB of answers, and what the allocator takes for them"
-        assert server.resident() - before < 50_000_000, "and it came back, with every client still there"
         assert "unread answers" in logged(server)
 
 
@@ -192,6 +192,14 @@ def test_few_descriptors_are_enough_for_everyone_who_asks(run: Run, name: str) -
             assert status(server.ask(server.whole("connection: close"))) == server.status
 
 
+def answered(connection: socket.socket) -> bool:
+    """Read the answer to a GET of /healthz."""
+    received = b""
+    while not received.endswith(b"\r\n\r\nok") and (chunk := connection.recv(4096)):
+        received += chunk
+    return received.startswith(b"HTTP/1.1 200")
+
+
 def test_probes_get_through_while_all_connections_are_answered(tmp_path: Path) -> None:
     limits = {"CONNECTIONS": 20}
     with serve("generous", GENEROUS, folder=tmp_path, limits=limits) as server, contextlib.ExitStack() as stack:
@@ -210,8 +218,8 @@ def test_probes_get_through_while_all_connections_are_answered(tmp_path: Path) -
             connection = stack.enter_context(server.connect())
             idle.append(connection)
             connection.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
-            assert b"HTTP/1.1 200" in connection.recv(4096)
+            assert answered(connection)
         assert server.alive()
-        assert rest(idle[0]) in (b"", b"ok"), "its first answer, and the end"
+        assert rest(idle[0]) == b""
         idle[-1].sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
-        assert b"HTTP/1.1 200" in idle[-1].recv(4096)
+        assert answered(idle[-1])
