@@ -16,17 +16,17 @@ from typing import Any
 import psutil
 
 SHORT = {"HEAD_S": 2.0, "BODY_S": 2.0, "IDLE_S": 2.5, "STALL_S": 1.0}
-"""The front's limits on time, short enough for a test to wait for."""
+"""The limits on time, short enough for a test to wait for."""
 
 _LAUNCH = """
 import json, resource, runpy, sys
 limits, files, module = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 if files:
     resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-from kubeloop.serving import front
+from kubeloop.serving import bounds
 for name, value in limits.items():
-    assert hasattr(front, name), name
-    setattr(front, name, value)
+    assert hasattr(bounds, name), name
+    setattr(bounds, name, value)
 sys.argv = sys.argv[3:]
 if module.endswith(".py"):
     runpy.run_path(module, run_name="__main__")

@@ -1,4 +1,4 @@
-"""The HTTP front of every service: whole requests only, and bounds on what clients may hold of a process.
+"""The HTTP front of every service: whole requests only, and no client that holds more of a process than `bounds` says.
 
 uvicorn's protocol on httptools' parser (llhttp), which refuses what two servers could read in two ways: two lengths, a
 length and chunks, bad chunks, folded headers. This class adds what both lack; `process.Server` runs it. Clients that
@@ -6,55 +6,17 @@ keep us waiting, by silence or by not reading, have a deadline each, and go firs
 """
 
 import asyncio
-import ctypes
-import logging
 import math
-import resource
 import time
-from collections import OrderedDict
-from email.utils import formatdate
 from http import HTTPStatus
 from typing import Any
 
 import httptools
 import orjson
-import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from kubeloop.serving import bounds
 from kubeloop.serving.upstream import LEAVE
-
-log = logging.getLogger("kubeloop.serving")
-
-HEAD_BYTES = 64 * 1024
-"""Largest head, and most bytes of a body that are not its content: chunk sizes, extensions, trailers."""
-HEADERS = 100
-HEAD_S = 10.0
-BODY_S = 30.0
-IDLE_S = 75.0
-"""Longer than common client pools keep an idle connection (aiohttp 15 s, Envoy 60 s by KServe's gateways), so that the
-client closes first and no request meets a closing connection."""
-STALL_S = 10.0
-STALL_BYTES = 64 * 1024
-"""A client must take so much of its answer in `STALL_S`, or all that is left."""
-LINGER_S = 1.0
-"""How long a refused client is listened to: closing with unread data would reset the answer away (RFC 9112, 9.6)."""
-CONNECTIONS = 1024
-RESERVE = 16
-"""Connections beyond the bound that may ask with GET: probes and scrapes, while all others are being answered."""
-PIPELINED = 16
-"""Requests of one connection that may wait behind the one that is answered."""
-BODIES_BYTES = 128 * 2**20
-"""Bodies of all requests that are not answered yet."""
-ANSWERS_BYTES = 64 * 2**20
-"""Answers that all clients together have not read yet."""
-
-
-_SMALL_BYTES = 16 * 1024
-"""Smaller bodies are not counted: they come at once, and there are not more of them than connections."""
-_NOTABLE_BYTES = 16 * 2**20
-# glibc keeps what was freed in the middle of its heap, unless it is told to let go of it; others have no such function.
-_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-
 
 # What a connection waits for; it is the client's turn in all but the first. Not an Enum, whose members cost ten times
 # as much to look up, twice for each request.
@@ -69,84 +31,10 @@ class RefusedError(Exception):
         self.status = status
 
 
-def descriptors() -> int:
-    """Return how many files and connections this process may have open."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return 2**20 if soft == resource.RLIM_INFINITY else soft
-
-
-class State(uvicorn.server.ServerState):
-    """What the connections of a server share."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        # Each client may cost a connection to the next hop, and the rest of the process needs files as well.
-        self.most = min(CONNECTIONS, descriptors() // 4)
-        self.waiting: OrderedDict[_Connection, None] = OrderedDict()
-        """Connections whose client has its turn; the one that was silent for longest comes first."""
-        self.bodies = 0
-        self.unread = 0
-        self.leaving = False
-        self.asked_at = -math.inf
-        """When the last inference came; probes and scrapes go on to the end."""
-        self._closed: dict[str, int] = {}
-        self._most_bytes = 0
-
-    def quiet_s(self) -> float:
-        """Return the seconds since the last inference."""
-        return time.monotonic() - self.asked_at
-
-    def look(self) -> None:
-        """Close what is overdue and set the time of the answers; called twice a second."""
-        self.default_headers = [(b"date", formatdate(usegmt=True).encode())]
-        self._note_bytes()
-        now = time.monotonic()
-        for connection in [found for found in self.waiting if found.deadline <= now]:
-            connection.expire(now)
-        if self._closed:
-            log.warning("closed for want of room: %s", ", ".join(f"{n} {why}" for why, n in self._closed.items()))
-            self._closed.clear()
-        if _trim and self._most_bytes > max(_NOTABLE_BYTES, 2 * (self.bodies + self.unread)):
-            _trim(0)
-            self._most_bytes = 0
-            self._note_bytes()
-
-    def _note_bytes(self) -> None:
-        self._most_bytes = max(self._most_bytes, self.bodies + self.unread)
-
-    def make_room(self) -> bool:
-        """Close the connection whose client was silent for longest; return whether there was one."""
-        for connection in self.waiting:
-            self._close(connection, "connections")
-            return True
-        return False
-
-    def free_bodies(self) -> bool:
-        """Refuse unfinished bodies, the longest silent first, until the others fit; return whether they do."""
-        self._note_bytes()
-        for connection in [found for found in self.waiting if found.held]:
-            if self.bodies <= BODIES_BYTES:
-                break
-            self._close(connection, "unfinished bodies")
-        return self.bodies <= BODIES_BYTES
-
-    def free_answers(self) -> None:
-        """Drop answers that are not read, the oldest first, until the others fit; one alone may be larger."""
-        self._note_bytes()
-        for connection in [found for found in self.waiting if found.weigh()][:-1]:
-            if self.unread <= ANSWERS_BYTES:
-                break
-            self._close(connection, "unread answers")
-
-    def _close(self, connection: "_Connection", what: str) -> None:
-        self._closed[what] = self._closed.get(what, 0) + 1
-        connection.give_way()
-
-
 class _Connection(HttpToolsProtocol):
     """One connection."""
 
-    server_state: State
+    server_state: bounds.State
     deadline = math.inf
     held = 0
     """Bytes of bodies that are not answered yet."""
@@ -173,7 +61,7 @@ class _Connection(HttpToolsProtocol):
         state = self.server_state
         if len(state.connections) > state.most and not state.make_room():
             self._surplus = True
-            if len(state.connections) > state.most + RESERVE:
+            if len(state.connections) > state.most + bounds.RESERVE:
                 self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again later", linger=False)
                 return
         self._next_turn()
@@ -197,7 +85,7 @@ class _Connection(HttpToolsProtocol):
         if self._last_words is not None:
             return
         in_head, in_body, begun = self._in_head, self._in_body, self._begun
-        self._large = len(data) > HEAD_BYTES
+        self._large = len(data) > bounds.HEAD_BYTES
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as offer:
@@ -208,16 +96,16 @@ class _Connection(HttpToolsProtocol):
             return
         if self._in_head and self._begun - begun <= (not in_head and not in_body):
             self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES:
+            if self._head_bytes > bounds.HEAD_BYTES:
                 self._refuse(*_LARGE_HEAD)
                 return
         elif in_body and self._in_body and self._begun == begun:
             # Content in chunks of one byte is what slow senders make of it.
             self._body_bytes += len(data)
-            if self._body_bytes - 9 * self.held > HEAD_BYTES:
+            if self._body_bytes - 9 * self.held > bounds.HEAD_BYTES:
                 self._refuse(HTTPStatus.BAD_REQUEST, "the body is nearly all chunk sizes, extensions or trailers")
                 return
-        if self.held > _SMALL_BYTES and not self._count_bodies():
+        if self.held > bounds.SMALL_BYTES and not self._count_bodies():
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many large requests at once; try again later")
             return
         self._next_turn(moved=True)
@@ -227,7 +115,7 @@ class _Connection(HttpToolsProtocol):
         self.flow.pause_reading()
         self._count_unread(self.transport.get_write_buffer_size())
         self._next_turn()
-        if self.server_state.unread > ANSWERS_BYTES:
+        if self.server_state.unread > bounds.ANSWERS_BYTES:
             self.loop.call_soon(self.server_state.free_answers)
 
     def resume_writing(self) -> None:
@@ -284,8 +172,8 @@ class _Connection(HttpToolsProtocol):
         if not self._in_head:
             # A trailer; it must not pass for a header (RFC 9110, 6.5.1).
             return
-        if len(self.headers) == HEADERS:
-            raise RefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"send at most {HEADERS} headers")
+        if len(self.headers) == bounds.HEADERS:
+            raise RefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"send at most {bounds.HEADERS} headers")
         name = name.lower()
         if name == b"host":
             self._hosts += 1
@@ -302,7 +190,7 @@ class _Connection(HttpToolsProtocol):
         state = self.server_state
         if self._large or self._head_bytes:
             size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-            if size > HEAD_BYTES:
+            if size > bounds.HEAD_BYTES:
                 raise RefusedError(*_LARGE_HEAD)
         if version not in ("1.1", "1.0"):
             raise RefusedError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "this server speaks HTTP/1.1")
@@ -320,8 +208,10 @@ class _Connection(HttpToolsProtocol):
             self._surplus = False
         if self._surplus and method != b"GET":
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again later")
-        if len(self.pipeline) == PIPELINED:
-            raise RefusedError(HTTPStatus.TOO_MANY_REQUESTS, f"wait for answers: {PIPELINED} requests wait already")
+        if len(self.pipeline) == bounds.PIPELINED:
+            raise RefusedError(
+                HTTPStatus.TOO_MANY_REQUESTS, f"wait for answers: {bounds.PIPELINED} requests wait already"
+            )
         self._in_body = True
         super().on_headers_complete()
         if method == b"POST":
@@ -401,9 +291,9 @@ class _Connection(HttpToolsProtocol):
     def expire(self, now: float) -> None:
         """Do what comes after the deadline."""
         left = self.transport.get_write_buffer_size()
-        if self._turn == _READ and left and left <= self._unread - STALL_BYTES:
+        if self._turn == _READ and left and left <= self._unread - bounds.STALL_BYTES:
             self._count_unread(left)
-            self.deadline = now + STALL_S
+            self.deadline = now + bounds.STALL_S
         elif left or self._turn in (_READ, _GONE):
             self.transport.abort()
         elif self._turn == _IDLE:
@@ -440,7 +330,7 @@ class _Connection(HttpToolsProtocol):
         state = self.server_state
         state.bodies += self.held - self._counted
         self._counted = self.held
-        return state.bodies <= BODIES_BYTES or state.free_bodies()
+        return state.bodies <= bounds.BODIES_BYTES or state.free_bodies()
 
     def _release(self) -> None:
         self.server_state.bodies -= self._counted
@@ -473,7 +363,7 @@ class _Connection(HttpToolsProtocol):
             if linger:
                 self.transport.write_eof()
                 self.flow.resume_reading()
-                self._turn, self.deadline = _GONE, time.monotonic() + LINGER_S
+                self._turn, self.deadline = _GONE, time.monotonic() + bounds.LINGER_S
                 self.server_state.waiting[self] = None
                 return
         self.transport.close()
@@ -487,14 +377,14 @@ class _Connection(HttpToolsProtocol):
             cycle.message_event.set()
 
 
-_LARGE_HEAD = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"send at most {HEAD_BYTES} bytes of headers"
+_LARGE_HEAD = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"send at most {bounds.HEAD_BYTES} bytes of headers"
 
 
 def _limit(turn: int) -> float:
     if turn == _IDLE:
-        return IDLE_S
-    return HEAD_S if turn == _HEAD else BODY_S if turn == _BODY else STALL_S
+        return bounds.IDLE_S
+    return bounds.HEAD_S if turn == _HEAD else bounds.BODY_S if turn == _BODY else bounds.STALL_S
 
 
 PROTOCOL: type[HttpToolsProtocol] = _Connection
-"""What uvicorn makes of each connection to a server with a `State`."""
+"""What uvicorn makes of each connection to a server with a `bounds.State`."""

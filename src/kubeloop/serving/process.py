@@ -1,7 +1,7 @@
 """Run an ASGI application as a process: announce its port, and stop without losing a request.
 
 Every service of ours is such a process: the predictor, the transformer, the node and the collector call `run`, the
-trigger, the monitor and the mirror `background.serve`. What their clients may do is in `front`.
+trigger, the monitor and the mirror `background.serve`. What their clients may do is in `front` and `bounds`.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import uvicorn
 
-from kubeloop.serving import MOST_DRAINS, front
+from kubeloop.serving import MOST_DRAINS, bounds, front
 
 log = logging.getLogger("kubeloop.serving")
 
@@ -74,7 +74,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=math.ceil(timeout_s) + 1,
         )
         super().__init__(config)
-        self.server_state: front.State = front.State()
+        self.server_state: bounds.State = bounds.State()
         # What waits to be accepted takes descriptors too, all at once.
         config.backlog = min(config.backlog, self.server_state.most)
         self._app = app
@@ -94,7 +94,7 @@ class Server(uvicorn.Server):
         print(f"ready {self.url}", flush=True)
 
     async def on_tick(self, _counter: int) -> bool:
-        """Return whether to stop; uvicorn's own would overwrite the time that `front.State` sets."""
+        """Return whether to stop; uvicorn's own would overwrite the time that `bounds.State` sets."""
         return self.should_exit
 
     def _look(self) -> None:
