@@ -1,13 +1,13 @@
 """Serve HTTP while a worker goes on beside it, and end both together."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Awaitable, Callable
 
-from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kubeloop.serving.process import Server
 
@@ -24,23 +24,19 @@ class _App:
 
     draining = False
 
-    def __init__(self, app: Starlette) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        # A client that leaves before its request is whole is no error of ours, and no traceback.
-        app.add_exception_handler(ClientDisconnect, _gone)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.draining and scope.get("path") == "/readyz":
             await PlainTextResponse("shutting down", 503)(scope, receive, send)
-        else:
+            return
+        # A client that leaves before its request is whole is no error of ours, and no traceback.
+        with contextlib.suppress(ClientDisconnect):
             await self._app(scope, receive, send)
 
 
-def _gone(_request: Request, _error: Exception) -> Response:
-    return PlainTextResponse("the request was not whole", 400)
-
-
-async def serve(app: Starlette, host: str, port: int, work: Work) -> None:
+async def serve(app: ASGIApp, host: str, port: int, work: Work) -> None:
     """Serve until SIGTERM or SIGINT, or until the worker ends; print `ready <url>` once it listens.
 
     Args:

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from tests.hostile.conftest import EVERY, Run
-from tests.hostile.servers import rest, statuses
+from tests.hostile.front.conftest import EVERY, Run
+from tests.hostile.front.servers import rest, statuses
 
 
 @pytest.mark.parametrize("name", EVERY)

@@ -8,8 +8,8 @@ import pytest
 
 from kubeloop.monitoring import payload_log
 from tests import outside
-from tests.hostile.conftest import Run
-from tests.hostile.servers import Server, content, contents, status, statuses
+from tests.hostile.front.conftest import Run
+from tests.hostile.front.servers import Server, content, contents, status, statuses
 
 # What the JDK's HttpClient (17) sends with the first request to a server, before the body, in a packet of its own.
 JAVA = (

@@ -9,13 +9,13 @@ import pytest
 
 from kubeloop.config import Loop
 from kubeloop.names import DRIFT_EVENT, LABEL_EVENT
-from tests.hostile.servers import Server, serve
+from tests.hostile.front.servers import Server, serve
 from tests.unit.serving.conftest import models
 
 __all__ = ["models"]
 
 HERE = Path(__file__).parent
-NODE = HERE.parent / "unit" / "delivery" / "standins" / "node.py"
+NODE = HERE.parents[1] / "unit" / "delivery" / "standins" / "node.py"
 SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/kubeloop/inferenceservices"
 EVERY = ("collector", "monitor", "trigger", "predictor", "transformer", "node", "router")
 LIVE = "/v2/health/live"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.conftest import Run
-from tests.hostile.servers import SHORT, Server, rest, serve, status, statuses
+from tests.hostile.front.conftest import Run
+from tests.hostile.front.servers import SHORT, Server, rest, serve, status, statuses
 
 GENEROUS = Path(__file__).parent / "generous.py"
 MANY = 300
