@@ -16,12 +16,14 @@ import pytest
 PROJECT = Path(__file__).parents[1]
 
 FIXTURES = frozenset(
-    {"archives", "assets", "browser", "builder", "crds", "flux_crds", "postgres", "postgres_server", "redis"}
-    | {"redis_server", "stranger"}
+    {
+        *("archives", "assets", "browser", "builder", "crds", "flux_crds", "java"),
+        *("postgres", "postgres_server", "redis", "redis_server", "stranger"),
+    }
 )
 """The fixtures that want something; what uses them is marked through them. The S3 server comes with the environment."""
 
-Group = Literal["BACKENDS", "CONTROL_PLANE", "IMAGES", "NODE"]
+Group = Literal["BACKENDS", "CLIENTS", "CONTROL_PLANE", "IMAGES", "NODE"]
 
 
 def lack(what: str, advice: str, group: Group) -> NoReturn:
@@ -110,6 +112,15 @@ def node() -> None:
     """See that this session may start a node."""
     if os.environ.get("KUBELOOP_NODE") != "1" or os.getuid() != 0:
         lack("a node takes root, KUBELOOP_NODE=1 and ten minutes", "run `make e2e-node`", "NODE")
+
+
+def java() -> str:
+    """Return the path of a Java that runs a source file."""
+    found = shutil.which("java")
+    if not found or not shutil.which("javac"):
+        advice = "a JDK of 11 or newer brings it, on Debian default-jdk-headless"
+        lack("the JDK's HTTP client is not installed", advice, "CLIENTS")
+    return found
 
 
 def _shown(path: Path) -> Path:

@@ -2,37 +2,41 @@
 
 import asyncio
 import contextlib
-import signal
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
-import uvicorn
+from starlette.requests import ClientDisconnect
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from kubeloop.serving.guard import Guard
+from kubeloop.serving.process import Server
 
 Work = Callable[[asyncio.Event], Awaitable[None]]
 
-
-class _Server(uvicorn.Server):
-    """A uvicorn server that says when it listens, and leaves by returning, so that cleaning up can follow."""
-
-    def __init__(self, settings: uvicorn.Config, address: str) -> None:
-        super().__init__(settings)
-        self._address = address
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
-        print(f"ready {self._address}", flush=True)
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
-        yield
+_FINISH_S = 25.0
+"""What requests in flight get at the end; a pod has 30 s."""
+_DRAIN_S = 0.2
+"""These services have one pod each: nobody else takes what comes while it stops."""
 
 
-async def serve(app: Guard, host: str, port: int, work: Work) -> None:
+class _App:
+    """An application that is not ready once it is told to stop."""
+
+    draining = False
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.draining and scope.get("path") == "/readyz":
+            await PlainTextResponse("shutting down", 503)(scope, receive, send)
+            return
+        # A client that leaves before its request is whole is no error of ours, and no traceback.
+        with contextlib.suppress(ClientDisconnect):
+            await self._app(scope, receive, send)
+
+
+async def serve(app: ASGIApp, host: str, port: int, work: Work) -> None:
     """Serve until SIGTERM or SIGINT, or until the worker ends; print `ready <url>` once it listens.
 
     Args:
@@ -43,9 +47,7 @@ async def serve(app: Guard, host: str, port: int, work: Work) -> None:
             a service that answers but does nothing would hide its failure.
     """
     with socket.create_server((host, port)) as listener:
-        server = _Server(
-            uvicorn.Config(app, log_config=None, access_log=False), f"http://{host}:{listener.getsockname()[1]}"
-        )
+        server = Server(_App(app), host, port, timeout_s=_FINISH_S, drain_s=_DRAIN_S)
         stop = asyncio.Event()
         worker = asyncio.ensure_future(work(stop))
         worker.add_done_callback(lambda _: setattr(server, "should_exit", True))

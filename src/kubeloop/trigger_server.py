@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import uvloop
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -206,7 +207,7 @@ def main() -> None:
         parser.error("--lease-seconds must exceed twice --poll-seconds, or a lease ends before it is renewed")
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     with errors.program(), database.answering("the ledger's", "KUBELOOP_LEDGER_DB"):
-        asyncio.run(_serve(args))
+        uvloop.run(_serve(args))
 
 
 if __name__ == "__main__":

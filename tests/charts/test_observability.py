@@ -141,6 +141,7 @@ def test_the_alerts_that_must_be(render):
     assert {alert["alert"] for alert in alerts(render)} >= {
         "KubeloopDriftOpen",
         "KubeloopCollectorDropping",
+        "KubeloopEventsUnreadable",
         "KubeloopFeaturesStale",
         "KubeloopRetrainFailing",
         "KubeloopGateRejecting",

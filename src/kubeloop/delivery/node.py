@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -179,7 +179,11 @@ def _api(node: Node) -> Starlette:
         Route(f"{collection}/{{name}}", get, methods=["GET"]),
         Route(f"{collection}/{{name}}", delete, methods=["DELETE"]),
     ]
-    return Starlette(routes=routes)
+
+    async def gone(_request: Request, _error: Exception) -> Response:
+        return _failure(400, "BadRequest", "the request was not whole")
+
+    return Starlette(routes=routes, exception_handlers={ClientDisconnect: gone})
 
 
 def _status(node: Node) -> dict[str, Any]:

@@ -29,7 +29,7 @@ _INFERENCE = re.compile(rb"^/v(?:2/models/[^/]+(?:/versions/[^/]+)?/infer|1/mode
 # RFC 9110, section 7.6.1, and what is set anew for the next hop. Compression would only hide the payload.
 _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer transfer-encoding "
-    b"upgrade host content-length expect accept-encoding".split()
+    b"upgrade host content-length date expect accept-encoding".split()
 )
 
 
@@ -119,9 +119,13 @@ class Router:
         if path.startswith(_PREDICTOR_PREFIX):
             component, path = "predictor", path[len(_PREDICTOR_PREFIX) - 1 :]
         endpoint = ""
+        # What has begun before the node stops is finished; `Node.finish` waits for it.
+        late = self.closing and component == "transformer"
         self.inflight += 1
         try:
             body = await read_body(dict(scope["headers"]), receive, self._limits[component])
+            if late:
+                raise ProtocolError("the node is shutting down", 503)
             endpoint, answer = await self._answer(component, path, body, scope)
         except ProtocolError as error:
             answer = _error(error)
@@ -136,8 +140,6 @@ class Router:
 
     async def _answer(self, component: str, path: bytes, body: bytes, scope: Scope) -> tuple[str, Answer]:
         """Return the answer and the endpoint that gave it."""
-        if self.closing and component == "transformer":
-            raise ProtocolError("the node is shutting down", 503)
         service = self._service(path)
         method: str = scope["method"]
         query: bytes = scope["query_string"]

@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import json
 import logging
-import signal
 import socket
 import sys
 import time
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import uvicorn
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -27,17 +25,25 @@ from starlette.types import Receive, Scope, Send
 
 from kubeloop.access import AccessError
 from kubeloop.errors import KubeloopError
-from kubeloop.monitoring.cloudevents import EventError, parse
+from kubeloop.monitoring import labels
+from kubeloop.monitoring.cloudevents import Event, EventError, parse
 from kubeloop.monitoring.flusher import OVERHEAD
 from kubeloop.monitoring.folder import FolderTakenError
 from kubeloop.monitoring.journal import REASONS, Journal, Limits, Refusal
+from kubeloop.names import LABEL_EVENT
 from kubeloop.serving import guard
+from kubeloop.serving.process import Server, run
 
 logger = logging.getLogger(__name__)
 
 _BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _WATCH_S = 0.1
 _REPORT_S = 5.0
+_REJECTIONS = ("bad_event", "too_large")
+_INLINE_BYTES = 64 * 1024
+_FINISH_S = 5.0
+_DRAIN_S = 0.2
+"""There is one collector: nobody else takes the events that come while it stops."""
 
 
 class _TooLargeError(KubeloopError):
@@ -60,6 +66,7 @@ class Collector:
     """The ASGI application: `POST /` straight from the protocol, everything else through Starlette."""
 
     def __init__(self, journal: Journal, max_body_bytes: int) -> None:
+        self.draining = False
         self._journal = journal
         self._max_body_bytes = max_body_bytes
         self._rejected: Counter[str] = Counter()
@@ -103,7 +110,9 @@ class Collector:
             body = await self._body(headers, receive)
             if headers.get(b"content-encoding", b"identity") != b"identity":
                 raise EventError("content-encoding is not supported; send the body as it is")
-            refusal = await self._journal.submit(parse(headers, body, received_at))
+            events = parse(headers, body, received_at)
+            await _check_labels(events)
+            refusal = await self._journal.submit(events)
         except EventError as error:
             self._rejected["bad_event"] += 1
             await _reply(send, 400, str(error))
@@ -211,6 +220,8 @@ class Collector:
         return PlainTextResponse("ok")
 
     async def _ready(self, _: Request) -> Response:
+        if self.draining:
+            return PlainTextResponse("shutting down", 503)
         refusal = self._journal.refuses(OVERHEAD)
         if refusal is None:
             return PlainTextResponse("ok")
@@ -229,9 +240,10 @@ class Collector:
         yield CounterMetricFamily(f"{prefix}flush_failures", "Segments that failed, tries.", numbers["flush_failures"])
         # A counter that appeared with its first event would have no increase that an alert could see.
         dropped = dict.fromkeys(REASONS, 0) | numbers["dropped"]
+        rejected = dict.fromkeys(_REJECTIONS, 0) | numbers["rejected"]
         for name, text, counts in (
             ("dropped", "Events refused, by reason.", dropped),
-            ("rejected", "Requests that are no event.", numbers["rejected"]),
+            ("rejected", "Requests that are no event.", rejected),
         ):
             family = CounterMetricFamily(f"{prefix}events_{name}", text, labels=["reason"])
             for reason, count in counts.items():
@@ -248,6 +260,20 @@ class Collector:
             yield GaugeMetricFamily(prefix + name, text, numbers[name])
 
 
+async def _check_labels(events: Iterable[Event]) -> None:
+    """Refuse labels that the monitor could not read: their sender is the one who can put them right.
+
+    Raises:
+        EventError: the first fault.
+    """
+    for event in events:
+        if event.type == LABEL_EVENT:
+            large = len(event.body) > _INLINE_BYTES
+            _, faults = await asyncio.to_thread(labels.read, event.body) if large else labels.read(event.body)
+            if faults:
+                raise EventError(f"event {event.id!r:.80}: {faults[0]}")
+
+
 async def _refuse(send: Send, refusal: Refusal) -> None:
     await _reply(send, refusal.status, refusal.message, (b"retry-after", b"1"))
 
@@ -257,16 +283,6 @@ async def _reply(send: Send, status: int, error: str, *headers: tuple[bytes, byt
     fixed = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
     await send({"type": "http.response.body", "body": body})
-
-
-class _Server(uvicorn.Server):
-    """Says when and where it serves."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        for listener in sockets or []:
-            host, port = listener.getsockname()[:2]
-            print(f"ready http://{host}:{port}", flush=True)
 
 
 def _arguments(arguments: list[str]) -> argparse.Namespace:
@@ -302,25 +318,9 @@ def main(arguments: list[str]) -> int:
     except (AccessError, OSError, FolderTakenError) as error:
         logger.error("cannot start: %s", error)
         return 2
-    config = uvicorn.Config(
-        guard.Guard(Collector(journal, options.max_body_bytes), options.host, token=token, names=options.allow_host),
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        log_config=None,
-        log_level="warning",
-        server_header=False,
-        # Loggers keep their connections; closing an idle one under a request would lose the event.
-        timeout_keep_alive=120,
-        timeout_graceful_shutdown=5,
-    )
-    server = _Server(config)
-    # uvicorn raises the signal again after its shutdown: this handler keeps the exit status ours.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
-    server.run([listener])
+    collector = Collector(journal, options.max_body_bytes)
+    app = guard.Guard(collector, options.host, token=token, names=options.allow_host)
+    run(Server(app, options.host, options.port, timeout_s=_FINISH_S, drain_s=_DRAIN_S), [listener])
     if journal.wal_bytes:
         logger.error("stopped with %d bytes of events in the write-ahead file", journal.wal_bytes)
         return 1

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import uvloop
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -216,7 +217,7 @@ def main() -> None:
         if args.once:
             print(mirror.step())
             return
-        asyncio.run(background.serve(Guard(create_app(mirror), args.host), args.host, args.port, mirror.run))
+        uvloop.run(background.serve(Guard(create_app(mirror), args.host), args.host, args.port, mirror.run))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import orjson
+import uvloop
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from sqlalchemy.exc import OperationalError
 from starlette.applications import Starlette
@@ -183,7 +184,7 @@ def _run(args: argparse.Namespace) -> None:
             return
         watch = Watch(monitor, args.poll_seconds, args.collector_url, args.settle_seconds, token)
         app = guard.Guard(create_app(status, watch), args.host, token=token, names=args.allow_host)
-        asyncio.run(background.serve(app, args.host, args.port, watch.run))
+        uvloop.run(background.serve(app, args.host, args.port, watch.run))
 
 
 def main() -> None:

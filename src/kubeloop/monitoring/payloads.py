@@ -7,10 +7,10 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kubeloop.monitoring import labels
 from kubeloop.monitoring.exchanges import PREDICTION, Faults, Pair, predictions
 from kubeloop.monitoring.payload_log import (
     INSTANT,
@@ -21,7 +21,6 @@ from kubeloop.monitoring.payload_log import (
     Segment,
     mark,
     marked,
-    micros,
     newest,
     read,
     segments,
@@ -280,21 +279,10 @@ def _labels(events: pa.Table, rows: list[int], settled: dict[str, int], counts: 
             counts.duplicates += 1
             continue
         settled[identity] = seq
-        try:
-            items = orjson.loads(body)["labels"]
-            if type(items) is not list:
-                raise TypeError("labels is no list")
-        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-            counts.faults.add(seq, f"the label event has no list of labels ({error})")
-            continue
-        for item in items:
-            try:
-                event_id, label = item["event_id"], item["label"]
-                if type(event_id) is not str or not event_id or label not in (0, 1):
-                    raise ValueError("it needs a text event_id and a label 0 or 1")
-                found.append((event_id, int(label), micros(item["observed_at"]), received_at))
-            except (KeyError, TypeError, ValueError) as error:
-                counts.faults.add(seq, f"a label is malformed: {item!r:.80} ({type(error).__name__}: {error})")
+        told, faults = labels.read(body)
+        found += [(*label, received_at) for label in told]
+        for fault in faults:
+            counts.faults.add(seq, fault)
     if not found:
         return LABEL.empty_table()
     columns = zip(*found, strict=True)

@@ -112,6 +112,11 @@ class Metrics(Collector):
         for why in ("late", "early"):
             rows.add_metric([name, why], status[f"{why}_rows"])
         yield rows
+        malformed = CounterMetricFamily(
+            "kubeloop_monitor_malformed", "Events and single labels of the log that cannot be read.", labels=["service"]
+        )
+        malformed.add_metric([name], status["malformed"])
+        yield malformed
         yield _gauge("kubeloop_monitor_open_episodes", "Open episodes.", name, status["open_episode"] is not None)
         yield _gauge("kubeloop_monitor_undelivered", "Episodes without an answer.", name, status["undelivered"])
         yield _gauge("kubeloop_monitor_lag_events", "Events in the log not read yet.", name, status["lag_events"])

@@ -1,33 +1,31 @@
-"""Run an ASGI application as a process: announce its port, bound its clients, and stop without losing a request."""
+"""Run an ASGI application as a process: announce its port, and stop without losing a request.
+
+Every service of ours is such a process: the predictor, the transformer, the node and the collector call `run`, the
+trigger, the monitor and the mirror `background.serve`. What their clients may do is in `front` and `bounds`.
+"""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import math
-import re
 import signal
 import socket
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any, Protocol
 
-import orjson
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from kubeloop.serving import MOST_DRAINS
-from kubeloop.serving.upstream import LEAVE
+from kubeloop.serving import MOST_DRAINS, bounds, front
 
 log = logging.getLogger("kubeloop.serving")
 
-_MAX_HEAD_BYTES = 64 * 1024
-_HEAD_S = 10.0
-_OFFER = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
-# Longer than common client pools keep an idle connection (aiohttp 15 s, Envoy 60 s by KServe's gateways), so that
-# the client closes first and no request meets a closing connection.
-_KEEP_ALIVE_S = 75
 _SETTLE_S = 0.5
+_LOOK_S = 0.5
 
 
 class Application(Protocol):
@@ -64,19 +62,21 @@ class Server(uvicorn.Server):
             host=host,
             port=port,
             loop="uvloop",
-            http=_Connection,
+            http=front.PROTOCOL,
             ws="none",
             lifespan="on",
             log_config=None,
             log_level="error",
             access_log=False,
             server_header=False,
+            date_header=False,
             proxy_headers=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=math.ceil(timeout_s) + 1,
         )
         super().__init__(config)
-        self.server_state: _State = _State()
+        self.server_state: bounds.State = bounds.State()
+        # What waits to be accepted takes descriptors too, all at once.
+        config.backlog = min(config.backlog, self.server_state.most)
         self._app = app
         self._drain_s = drain_s
         self.url = ""
@@ -84,6 +84,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start listening and print `ready <url>`."""
+        self._look()
         await super().startup(sockets)
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -91,6 +92,23 @@ class Server(uvicorn.Server):
         gc.collect()
         gc.freeze()
         print(f"ready {self.url}", flush=True)
+
+    async def on_tick(self, _counter: int) -> bool:
+        """Return whether to stop; uvicorn's own would overwrite the time that `bounds.State` sets."""
+        return self.should_exit
+
+    def _look(self) -> None:
+        self.server_state.look()
+        self._next_look = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop at SIGTERM and SIGINT, and return: uvicorn would raise them again, and so cut off what follows."""
+        if threading.current_thread() is threading.main_thread():
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop being ready at once, and begin to stop."""
@@ -116,6 +134,7 @@ class Server(uvicorn.Server):
                 break
             await asyncio.sleep(pause / 20)
         await super().shutdown(sockets)
+        self._next_look.cancel()
         # Libraries in C report what the last collection could not see as leaks.
         gc.unfreeze()
         log.info("stopped")
@@ -130,102 +149,15 @@ class Server(uvicorn.Server):
             await asyncio.sleep(step)
 
 
-class _State(uvicorn.server.ServerState):
-    """What the connections of a server share."""
-
-    leaving = False
-    asked_at = -math.inf
-    """When the last inference came; probes and scrapes go on to the end."""
-
-    def quiet_s(self) -> float:
-        """Return the seconds since then."""
-        return time.monotonic() - self.asked_at
-
-
-class _Connection(HttpToolsProtocol):
-    """uvicorn's protocol, with a limit on the time and size of a request's head, and errors in JSON."""
-
-    server_state: _State
-    _head_timer: asyncio.TimerHandle | None = None
-    _in_head = True
-    _head_bytes = 0
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._arm()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        if b"pgrade:" in data:
-            # An offer may be ignored (RFC 9110, 7.8), but the parser would drop the request's body with it. Java's
-            # client offers h2c with its first request.
-            data = _OFFER.sub(b"\r\nx-offer:", data, count=1)
-        super().data_received(data)
-        if not self._in_head:
-            if self._head_timer is not None:
-                self._disarm()
-            return
-        self._head_bytes += len(data)
-        if self._head_bytes > _MAX_HEAD_BYTES:
-            self._refuse(b"431 Request Header Fields Too Large", f"send at most {_MAX_HEAD_BYTES} bytes of headers")
-        elif self._head_timer is None:
-            self._arm()
-
-    def on_message_begin(self) -> None:
-        self._in_head = True
-        self._head_bytes = 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        super().on_headers_complete()
-        state = self.server_state
-        if self.scope["method"] == "POST":
-            state.asked_at = time.monotonic()
-        if state.leaving:
-            self.cycle.keep_alive = False
-            self.cycle.default_headers = [*self.cycle.default_headers, LEAVE]
-
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(b"400 Bad Request", msg)
-
-    def _arm(self) -> None:
-        self._head_timer = self.loop.call_later(_HEAD_S, self._late)
-
-    def _disarm(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _late(self) -> None:
-        self._head_timer = None
-        self._refuse(b"408 Request Timeout", "the request's headers did not arrive in time")
-
-    def _refuse(self, status: bytes, message: str) -> None:
-        """Answer what is no request, unless that answer would be taken for the one to an earlier request."""
-        if self.transport.is_closing():
-            return
-        cycle = self.cycle
-        if cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started):
-            body = orjson.dumps({"error": message})
-            head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-            self.transport.write(head % (status, len(body)) + body)
-        self.transport.close()
-
-
-def run(server: Server) -> None:
-    """Serve until SIGTERM or SIGINT, then leave with exit status 0."""
+def run(server: Server, sockets: list[socket.socket] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; one that comes before the server begins ends the process with status 0."""
 
     def leave(_signal: int, _frame: FrameType | None) -> None:
         sys.exit(0)
 
-    # uvicorn raises the signal again once it has stopped; by default that would kill the process.
     for sig in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sig, leave)
-    server.run()
+    server.run(sockets)
 
 
 def log_to_stderr() -> None:

@@ -19,7 +19,7 @@ from kubeloop.monitoring.journal import Journal, Limits
 from kubeloop.monitoring.wal import Wal
 
 Start = Callable[..., Any]
-STRUCTURED = {"specversion": "1.0", "id": "s", "source": "test", "type": "io.kubeloop.label"}
+STRUCTURED = {"specversion": "1.0", "id": "s", "source": "test", "type": "io.kubeloop.test"}
 
 
 def test_binary_events_keep_every_attribute_and_the_body(start: Start) -> None:

@@ -33,6 +33,7 @@ def test_headers_query_and_path_arrive_and_hop_by_hop_headers_do_not(node):
     assert not {"x-hop", "te", "keep-alive", "proxy-authorization", "accept-encoding"} & set(got["headers"])
     assert answer.headers["x-served-by"] == "standin"
     assert not {"x-secret", "connection", "transfer-encoding"} & set(answer.headers)
+    assert len(answer.headers.get_list("date")) == 1
 
 
 def test_bytes_pass_as_they_are(node):

@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -195,6 +196,26 @@ def test_the_worker_answers(strict: str, method: str, path: str, body: Any, stat
     response = httpx.request(method, strict + path, content=body)
     assert response.status_code == status, response.text
     assert ("error" in response.json()) == (status != 200)
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        (["Content-Length: 50"], b"PK", 400),
+        (["Content-Length: 2", "Content-Length: 2"], b"PK", 411),
+        (["Content-Length: +2"], b"PK", 411),
+        (["Content-Length: 2", "Transfer-Encoding: chunked"], b"2\r\nPK\r\n0\r\n\r\n", 411),
+    ],
+)
+def test_the_worker_takes_whole_bodies_only(strict: str, headers: list[str], body: bytes, status: int) -> None:
+    host, port = strict.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        head = "\r\n".join(["PUT /detectors/bad HTTP/1.1", "Host: x", *headers, "", ""])
+        connection.sendall(head.encode() + body)
+        connection.shutdown(socket.SHUT_WR)
+        received = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert received.startswith(b"HTTP/1.1 %d " % status)
+    assert received.count(b"HTTP/1.1 ") == 1, "what is left of a body is no request"
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,10 @@ from kubeloop.monitoring.detector.port import DetectorError
 from kubeloop.monitoring.outbox import Outbox
 from kubeloop.monitoring.payload_log import LogError
 from kubeloop.monitoring.rounds import Monitor
-from kubeloop.monitoring.status import Status
+from kubeloop.monitoring.status import Metrics, Status
 from kubeloop.monitoring.versions import Versions
 from kubeloop.monitoring.windows import Grid
+from kubeloop.names import LABEL_EVENT
 from kubeloop.trigger_event import DriftEvent
 
 DAY = timedelta(days=1)
@@ -252,6 +253,22 @@ def test_a_version_that_no_database_takes_leaves_the_others_judged(
     monitor.advance(world.START + DAY)
     assert brief(monitor) == [(0, "1", 60, "judged", False, True)]
     assert monitor.store.progress("flights").malformed == 1
+
+
+def test_what_cannot_be_read_is_counted_where_an_alert_sees_it(
+    world: ModuleType, open_monitor: Open, tmp_path: Path
+) -> None:
+    monitor = open_monitor(tmp_path)
+    status = Status("flights", monitor.store, tmp_path / "log", monitor.drift, monitor.grid)
+
+    def count() -> float:
+        samples = [sample for family in Metrics(status).collect() for sample in family.samples]
+        return next(sample.value for sample in samples if sample.name == "kubeloop_monitor_malformed_total")
+
+    assert count() == 0, "or an alert would see no increase"
+    world.write(tmp_path / "log", [world.Event(LABEL_EVENT, "l", world.START, "", {"labels": [{"label": 2}, 3]})])
+    monitor.step()
+    assert count() == 2
 
 
 def test_a_large_window_is_tested_on_a_sample_and_says_so(

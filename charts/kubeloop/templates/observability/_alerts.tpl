@@ -12,6 +12,13 @@ hence max, where others would sum. */ -}}
   for: 0m
   expr: sum by (reason) (increase(kubeloop_collector_events_dropped_total{ {{- $part -}} }[10m])) > 0
   summary: 'The collector refuses payload events: {{ "{{ $labels.reason }}" }}.'
+- name: KubeloopEventsUnreadable
+  severity: warning
+  for: 0m
+  expr: >-
+    max by (service) (increase(kubeloop_monitor_malformed_total{ {{- $part -}} }[1h])) > 0
+    or sum by (reason) (increase(kubeloop_collector_events_rejected_total{ {{- $part -}} }[1h])) > 0
+  summary: 'Events cannot be read, so predictions or labels are missing: {{ "{{ or $labels.reason $labels.service }}" }}.'
 - name: KubeloopFeaturesStale
   severity: warning
   for: 15m

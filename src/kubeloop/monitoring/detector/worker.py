@@ -26,6 +26,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import signal
 import socket
 import sys
@@ -257,14 +258,18 @@ class Handler(BaseHTTPRequestHandler):
             raise RefusedError(HTTPStatus.UNAUTHORIZED, "this takes the token of whoever started the worker")
 
     def _body(self) -> bytes:
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
-            self.close_connection = True
-            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "send a Content-Length")
-        if int(length) > self.server.limit:
-            self.close_connection = True
+        lengths = self.headers.get_all("Content-Length", [])
+        # Set back once the whole body was read: what is left of one would be taken for the next request.
+        keep, self.close_connection = self.close_connection, True
+        if "Transfer-Encoding" in self.headers or len(lengths) != 1 or not re.fullmatch("[0-9]{1,18}", lengths[0]):
+            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "send one Content-Length")
+        if int(lengths[0]) > self.server.limit:
             raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"the body exceeds {self.server.limit} bytes")
-        return self.rfile.read(int(length))
+        body = self.rfile.read(int(lengths[0]))
+        if len(body) < int(lengths[0]):
+            raise RefusedError(HTTPStatus.BAD_REQUEST, f"the body ended after {len(body)} of {lengths[0]} bytes")
+        self.close_connection = keep
+        return body
 
     def _reply(self, status: HTTPStatus, content: dict[str, object]) -> None:
         body = json.dumps(content).encode()

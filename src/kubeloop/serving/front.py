@@ -1,0 +1,390 @@
+"""The HTTP front of every service: whole requests only, and no client that holds more of a process than `bounds` says.
+
+uvicorn's protocol on httptools' parser (llhttp), which refuses what two servers could read in two ways: two lengths, a
+length and chunks, bad chunks, folded headers. This class adds what both lack; `process.Server` runs it. Clients that
+keep us waiting, by silence or by not reading, have a deadline each, and go first where room is needed.
+"""
+
+import asyncio
+import math
+import time
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+import orjson
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from kubeloop.serving import bounds
+from kubeloop.serving.upstream import LEAVE
+
+# What a connection waits for; it is the client's turn in all but the first. Not an Enum, whose members cost ten times
+# as much to look up, twice for each request.
+_OURS, _HEAD, _BODY, _IDLE, _READ, _GONE = range(6)
+
+
+class RefusedError(Exception):
+    """A request that is not handled: a status and a message."""
+
+    def __init__(self, status: HTTPStatus, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _Connection(HttpToolsProtocol):
+    """One connection."""
+
+    server_state: bounds.State
+    deadline = math.inf
+    held = 0
+    """Bytes of bodies that are not answered yet."""
+    _turn = _OURS
+    _surplus = False
+    _in_head = _in_body = False
+    _begun = 0
+    _large = False
+    _head_bytes = _body_bytes = 0
+    """Bytes of the message under way that came in packets of their own."""
+    _counted = 0
+    _hosts = 0
+    _coding: bytes | None = None
+    _offered: bytes | None = None
+    _current: RequestResponseCycle | None = None
+    _unread = 0
+    _last_words: bytes | None = None
+    """Set once nothing more is read; written when the requests before are answered."""
+
+    # ---- the transport's side
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        state = self.server_state
+        if len(state.connections) > state.most and not state.make_room():
+            self._surplus = True
+            if len(state.connections) > state.most + bounds.RESERVE:
+                self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again later", linger=False)
+                return
+        self._next_turn()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.server_state.waiting.pop(self, None)
+        self._release()
+        self._count_unread(0)
+        self.pipeline.clear()
+        self._abandon()
+        super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answer whole requests of a client that has closed its side; a part of one is none."""
+        if self._answering():
+            self._last_words = self._last_words or b""
+            return True
+        return False
+
+    def data_received(self, data: bytes) -> None:
+        if self._last_words is not None:
+            return
+        in_head, in_body, begun = self._in_head, self._in_body, self._begun
+        self._large = len(data) > bounds.HEAD_BYTES
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            if not self._ignore(offer, data):
+                return
+        except httptools.HttpParserError as error:
+            self._refuse_unparsed(error)
+            return
+        if self._in_head and self._begun - begun <= (not in_head and not in_body):
+            self._head_bytes += len(data)
+            if self._head_bytes > bounds.HEAD_BYTES:
+                self._refuse(*_LARGE_HEAD)
+                return
+        elif in_body and self._in_body and self._begun == begun:
+            # Content in chunks of one byte is what slow senders make of it.
+            self._body_bytes += len(data)
+            if self._body_bytes - 9 * self.held > bounds.HEAD_BYTES:
+                self._refuse(HTTPStatus.BAD_REQUEST, "the body is nearly all chunk sizes, extensions or trailers")
+                return
+        if self.held > bounds.SMALL_BYTES and not self._count_bodies():
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many large requests at once; try again later")
+            return
+        self._next_turn(moved=True)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.flow.pause_reading()
+        self._count_unread(self.transport.get_write_buffer_size())
+        self._next_turn()
+        if self.server_state.unread > bounds.ANSWERS_BYTES:
+            self.loop.call_soon(self.server_state.free_answers)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._count_unread(0)
+        if self._turn == _GONE:
+            return
+        if (self._current is None or self._current.response_complete) and not self.transport.is_closing():
+            self._go_on()
+        self._next_turn()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._next_turn()
+
+    # ---- the parser's side
+
+    def _ignore(self, offer: httptools.HttpParserUpgrade, data: bytes) -> bool:
+        """Go on without an upgrade; return whether what came with it can be read.
+
+        It may be ignored (RFC 9110, 7.8), but httptools drops the request's body with it, and Java's client offers h2c
+        with its first request. So the head is read again without the offer.
+        """
+        while True:
+            data = (self._offered or b"") + data[offer.args[0] :]
+            self._offered = None
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as another:
+                offer = another
+            except httptools.HttpParserError as error:
+                self._refuse_unparsed(error)
+                return False
+            else:
+                return True
+
+    def _refuse_unparsed(self, error: httptools.HttpParserError) -> None:
+        cause = error.__context__
+        if isinstance(cause, RefusedError):
+            self._refuse(cause.status, str(cause))
+        else:
+            self._refuse(HTTPStatus.BAD_REQUEST, f"this is not HTTP/1.1: {cause or error}")
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        self._begun += 1
+        self._head_bytes = self._body_bytes = self._hosts = 0
+        self._coding = None
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            # A trailer; it must not pass for a header (RFC 9110, 6.5.1).
+            return
+        if len(self.headers) == bounds.HEADERS:
+            raise RefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"send at most {bounds.HEADERS} headers")
+        name = name.lower()
+        if name == b"host":
+            self._hosts += 1
+        elif name == b"transfer-encoding":
+            self._coding = value.lower()
+        elif name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        method = self.parser.get_method()
+        version = self.parser.get_http_version()
+        state = self.server_state
+        if self._large or self._head_bytes:
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if size > bounds.HEAD_BYTES:
+                raise RefusedError(*_LARGE_HEAD)
+        if version not in ("1.1", "1.0"):
+            raise RefusedError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "this server speaks HTTP/1.1")
+        if method == b"CONNECT":
+            raise RefusedError(HTTPStatus.METHOD_NOT_ALLOWED, "this server is not a proxy")
+        if self._hosts > 1 or (not self._hosts and version == "1.1"):
+            raise RefusedError(HTTPStatus.BAD_REQUEST, f"one Host header must be there, not {self._hosts}")
+        if self._coding is not None and (self._coding != b"chunked" or version == "1.0"):
+            raise RefusedError(HTTPStatus.NOT_IMPLEMENTED, "the one transfer coding here is chunked, with HTTP/1.1")
+        if self.parser.should_upgrade():
+            kept = [b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+            self._offered = b"%s %s HTTP/%s\r\n%s\r\n" % (method, self.url, version.encode(), b"".join(kept))
+            return
+        if self._surplus and len(state.connections) <= state.most:
+            self._surplus = False
+        if self._surplus and method != b"GET":
+            raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again later")
+        if len(self.pipeline) == bounds.PIPELINED:
+            raise RefusedError(
+                HTTPStatus.TOO_MANY_REQUESTS, f"wait for answers: {bounds.PIPELINED} requests wait already"
+            )
+        self._in_body = True
+        super().on_headers_complete()
+        if method == b"POST":
+            state.asked_at = time.monotonic()
+        if state.leaving:
+            self.cycle.keep_alive = False
+            self.cycle.default_headers = [*self.cycle.default_headers, LEAVE]
+
+    def on_body(self, body: bytes) -> None:
+        self.held += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._offered is None:
+            self._in_body = False
+            super().on_message_complete()
+            if self.cycle.response_complete:
+                self._release()
+
+    # ---- answers
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._current = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            self._release()
+        elif not self.flow.write_paused:
+            self._go_on()
+        self._next_turn()
+
+    def _go_on(self) -> None:
+        """Begin the next request of this connection, or read it."""
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._release()
+            if self._last_words is not None:
+                self._leave(linger=True)
+                return
+        self.flow.resume_reading()
+
+    def _answering(self) -> bool:
+        """Return whether a whole request is being answered."""
+        cycle = self._current
+        return cycle is not None and not cycle.response_complete and not cycle.more_body
+
+    # ---- whose turn it is, and for how long
+
+    def _next_turn(self, *, moved: bool = False) -> None:
+        """Note whose turn it is now; `moved` says that the client has done something."""
+        if self._turn == _GONE:
+            return
+        cycle, waiting = self._current, self.server_state.waiting
+        if self.flow.write_paused or self.transport.is_closing():
+            turn = _READ
+        elif cycle is not None and not cycle.response_complete:
+            turn = _BODY if cycle.more_body else _OURS
+        elif self._in_body:
+            turn = _BODY
+        elif self._in_head or not self._begun:
+            turn = _HEAD
+        else:
+            turn = _IDLE
+        if turn == _OURS:
+            waiting.pop(self, None)
+        elif turn != self._turn:
+            self.deadline = time.monotonic() + _limit(turn)
+            waiting[self] = None
+            waiting.move_to_end(self)
+        elif moved:
+            waiting.move_to_end(self)
+        self._turn = turn
+
+    def expire(self, now: float) -> None:
+        """Do what comes after the deadline."""
+        left = self.transport.get_write_buffer_size()
+        if self._turn == _READ and left and left <= self._unread - bounds.STALL_BYTES:
+            self._count_unread(left)
+            self.deadline = now + bounds.STALL_S
+        elif left or self._turn in (_READ, _GONE):
+            self.transport.abort()
+        elif self._turn == _IDLE:
+            self.transport.close()
+        else:
+            what = "headers" if self._turn == _HEAD else "body"
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the request's {what} did not arrive in time")
+
+    def give_way(self) -> None:
+        """Close at once, to make room for others."""
+        self.server_state.connections.discard(self)
+        self.server_state.waiting.pop(self, None)
+        if self._turn in (_READ, _GONE) or self.transport.get_write_buffer_size():
+            self.transport.abort()
+        elif self._turn == _IDLE:
+            self.transport.close()
+        else:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many clients; try again later", linger=False)
+        self._release()
+        self._count_unread(0)
+
+    def weigh(self) -> int:
+        """Return the bytes that the client has not read yet."""
+        if self._unread:
+            self._count_unread(self.transport.get_write_buffer_size())
+        return self._unread
+
+    def _count_unread(self, size: int) -> None:
+        self.server_state.unread += size - self._unread
+        self._unread = size
+
+    def _count_bodies(self) -> bool:
+        """Count the bodies of this connection; return whether there is room for them."""
+        state = self.server_state
+        state.bodies += self.held - self._counted
+        self._counted = self.held
+        return state.bodies <= bounds.BODIES_BYTES or state.free_bodies()
+
+    def _release(self) -> None:
+        self.server_state.bodies -= self._counted
+        self.held = self._counted = self._body_bytes = 0
+
+    # ---- refusals
+
+    def _refuse(self, status: HTTPStatus, message: str, *, linger: bool = True) -> None:
+        """Answer what is not a request, after the answers to the requests before it, and close."""
+        if self._last_words is not None or self.transport.is_closing():
+            return
+        body = orjson.dumps({"error": message})
+        lines = [b"HTTP/1.1 %d %s" % (status, status.phrase.encode())]
+        lines += [b"%s: %s" % header for header in self.server_state.default_headers]
+        lines += [b"content-type: application/json", b"content-length: %d" % len(body), b"connection: close", b"", body]
+        self._last_words = b"\r\n".join(lines)
+        if self.pipeline and self.pipeline[0][0].more_body:
+            self.pipeline.popleft()
+        if not self._answering():
+            self._leave(linger=linger)
+
+    def _leave(self, *, linger: bool) -> None:
+        """Say the last words, unless they would end up inside another answer, and close."""
+        cycle = self._current
+        begun = cycle is not None and cycle.response_started and not cycle.response_complete
+        self._abandon()
+        self._release()
+        if self._last_words and not begun:
+            self.transport.write(self._last_words)
+            if linger:
+                self.transport.write_eof()
+                self.flow.resume_reading()
+                self._turn, self.deadline = _GONE, time.monotonic() + bounds.LINGER_S
+                self.server_state.waiting[self] = None
+                return
+        self.transport.close()
+        self._next_turn()
+
+    def _abandon(self) -> None:
+        """Tell the application that the client is gone."""
+        cycle = self._current
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+
+_LARGE_HEAD = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"send at most {bounds.HEAD_BYTES} bytes of headers"
+
+
+def _limit(turn: int) -> float:
+    if turn == _IDLE:
+        return bounds.IDLE_S
+    return bounds.HEAD_S if turn == _HEAD else bounds.BODY_S if turn == _BODY else bounds.STALL_S
+
+
+PROTOCOL: type[HttpToolsProtocol] = _Connection
+"""What uvicorn makes of each connection to a server with a `bounds.State`."""
