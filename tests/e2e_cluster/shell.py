@@ -15,6 +15,8 @@ set -euo pipefail
 trap 'echo "line $LINENO of the block failed with $?: $BASH_COMMAND" >&2' ERR
 """
 
+_LOOK_S = 1.0
+
 
 class ShellError(RuntimeError):
     """A block of commands failed or did not end in time; the message ends with what it printed."""
@@ -83,8 +85,14 @@ class Shell:
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             while f"{end}\n".encode() not in held:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise ShellError(f"not within {limit_s:g} s:\n{held.decode(errors='replace')[-4000:]}")
+                over = self.ended
+                if not selector.select(min(_LOOK_S, max(0.0, deadline - time.monotonic()))):
+                    # What it left in the background holds the pipe open.
+                    if over:
+                        raise ShellError(held.decode(errors="replace")[-4000:])
+                    if time.monotonic() >= deadline:
+                        raise ShellError(f"not within {limit_s:g} s:\n{held.decode(errors='replace')[-4000:]}")
+                    continue
                 piece = os.read(self._process.stdout.fileno(), 65536)
                 if not piece:
                     raise ShellError(held.decode(errors="replace")[-4000:])

@@ -116,6 +116,14 @@ def test_a_shell_says_which_command_failed(tmp_path: Path) -> None:
         shell.run("echo again")
 
 
+def test_a_failure_is_seen_while_a_job_goes_on_in_the_background(tmp_path: Path) -> None:
+    shell = Shell(tmp_path, {"PATH": "/usr/bin:/bin"}, tmp_path / "commands")
+    shell.run("sleep 60 &")
+    with pytest.raises(ShellError, match="refused"):
+        shell.run("echo refused >&2; false", 20)
+    assert shell.ended
+
+
 def test_a_shell_does_not_wait_for_ever(tmp_path: Path) -> None:
     shell = Shell(tmp_path, {"PATH": "/usr/bin:/bin"}, tmp_path / "commands")
     begun = time.monotonic()
