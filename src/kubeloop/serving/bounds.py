@@ -20,8 +20,8 @@ HEAD_S = 10.0
 BODY_S = 30.0
 IDLE_S = 120.0
 """Longer than common client pools keep an idle connection (Go's default transport, which KServe's agent posts events
-with, 90 s; Envoy 60 s by KServe's gateways; aiohttp 15 s), so that the client closes first and no request meets a closing
-connection."""
+with, 90 s; Envoy 60 s by KServe's gateways; aiohttp 15 s), so that the client closes first and no request meets a
+closing connection."""
 STALL_S = 10.0
 STALL_BYTES = 64 * 1024
 """A client must take so much of its answer in `STALL_S`, or all that is left."""
