@@ -67,6 +67,12 @@ def drift(episode: str) -> int:
         return trigger.post("/events", headers=head | {"ce-subject": episode}, json=data).status_code
 
 
+def asked_for(episode: str) -> str:
+    """Return the name of the run that an episode asked for."""
+    found = until(lambda: [run for run in ask(TRIGGER)["runs"] if run["episode"] == episode], "the run is known")
+    return str(found[0]["name"])
+
+
 def test_a_pod_of_a_step_is_killed(workspace: Workspace) -> None:
     name = f"e2e-step-{workspace.number()}"
     workspace.kubeloop("submit", "training", "--name", name, "--no-follow")
@@ -79,7 +85,7 @@ def test_a_driver_of_a_retrain_is_killed(workspace: Workspace) -> None:
     """Kubeflow may end the run, since it counts the task of a repeated driver twice; the trigger starts another."""
     episode = f"{LOOP}-e2e-{workspace.number()}"
     assert drift(episode) == 202
-    name = until(lambda: [r for r in ask(TRIGGER)["runs"] if r["episode"] == episode], "the run is known")[0]["name"]
+    name = asked_for(episode)
     kill_one(name, "driver")
     ended = until(lambda: [r for r in ask(TRIGGER)["runs"] if r["name"] == name and r["outcome"]], "an outcome", 1500)
     assert ended[0]["outcome"] in ("promoted", "rejected"), ended
