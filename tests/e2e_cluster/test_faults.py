@@ -67,6 +67,12 @@ def drift(episode: str) -> int:
         return trigger.post("/events", headers=head | {"ce-subject": episode}, json=data).status_code
 
 
+def asked_for(episode: str) -> str:
+    """Return the name of the run that an episode asked for."""
+    found = until(lambda: [run for run in ask(TRIGGER)["runs"] if run["episode"] == episode], "the run is known")
+    return str(found[0]["name"])
+
+
 def test_a_pod_of_a_step_is_killed(workspace: Workspace) -> None:
     name = f"e2e-step-{workspace.number()}"
     workspace.kubeloop("submit", "training", "--name", name, "--no-follow")
@@ -79,7 +85,7 @@ def test_a_driver_of_a_retrain_is_killed(workspace: Workspace) -> None:
     """Kubeflow may end the run, since it counts the task of a repeated driver twice; the trigger starts another."""
     episode = f"{LOOP}-e2e-{workspace.number()}"
     assert drift(episode) == 202
-    name = until(lambda: [r for r in ask(TRIGGER)["runs"] if r["episode"] == episode], "the run is known")[0]["name"]
+    name = asked_for(episode)
     kill_one(name, "driver")
     ended = until(lambda: [r for r in ask(TRIGGER)["runs"] if r["name"] == name and r["outcome"]], "an outcome", 1500)
     assert ended[0]["outcome"] in ("promoted", "rejected"), ended
@@ -172,18 +178,24 @@ def answering() -> bool:
 
 
 def test_the_api_server_is_away(client: Client, workspace: Workspace) -> None:
-    name = f"e2e-api-{workspace.number()}"
+    """A driver of Kubeflow that asks for it meanwhile fails, and the run with it; the trigger starts another."""
+    episode = f"{LOOP}-e2e-{workspace.number()}"
     before = inventory.restarts(OURS)
     with client.traffic(connections=32, rate=20) as traffic:
         if not os.environ.get(f"{PREFIX}STOP_API"):
             hook("STOP_API")
-        workspace.kubeloop("submit", "training", "--name", name, "--no-follow")
+        assert drift(episode) == 202
+        name = until(lambda: [r for r in ask(TRIGGER)["runs"] if r["episode"] == episode], "the run is known")[0][
+            "name"
+        ]
         until(lambda: run_of(name), "the run has a workflow")
         with away("API"):
             time.sleep(AWAY_S)
         until(answering, "the API server answers", 180)
     assert traffic.last["failed"] == 0, traffic.last["kinds"]
-    assert workspace.submit("training", name)["state"] == "SUCCEEDED"
+    ended = until(lambda: [r for r in ask(TRIGGER)["runs"] if r["name"] == name and r["outcome"]], "an outcome", 1500)
+    assert ended[0]["outcome"] in ("promoted", "rejected"), ended
+    assert ended[0]["attempts"] <= 2
     rolled_out()
     caught_up()
     assert inventory.restarts(OURS) == before, "nothing has to be restarted afterwards"
