@@ -78,7 +78,7 @@ def run(models: Path, demo: Loop, tmp_path_factory: pytest.TempPathFactory) -> R
             elif name == "node":
                 yield start(
                     NODE, "--state", folder / "node", method="PUT", path=f"{SERVICES}/flights", headers=JSON,
-                    body=b'{"kind": "Nothing"}', status=400, probe="/status",
+                    body=b'{"kind": "Nothing"}', status=400, probe="/status", token=folder / "node" / "token",
                 )  # fmt: skip
             else:
                 yield start(

@@ -129,9 +129,13 @@ def serve(
     folder: Path,
     limits: dict[str, Any] | None = None,
     files: int = 0,
+    token: Path | None = None,
     **request: Any,
 ) -> Iterator[Server]:
-    """Run a module or a script as a server, with limits of the front and a number of descriptors."""
+    """Run a module or a script as a server, with limits of the front and a number of descriptors.
+
+    Where it makes a token, `token` is its file, and the whole request carries it.
+    """
     command = [sys.executable, "-c", _LAUNCH, json.dumps(SHORT if limits is None else limits), str(files), str(module)]
     log = folder / f"{name}.log"
     with log.open("w") as errors:
@@ -146,6 +150,8 @@ def serve(
         assert process.stdout
         line = process.stdout.readline()
         assert line.startswith("ready http://"), log.read_text()
+        if token:
+            request["headers"] = request["headers"] | {"authorization": f"Bearer {token.read_text()}"}
         yield Server(name, process, line.split()[1], log, **request)
     finally:
         process.kill()

@@ -23,6 +23,7 @@ commands = Commands(
     features=Path("features"),
 )
 log_to_stderr()
+access.private(args.state)
 node = Node(
     commands,
     args.state,
