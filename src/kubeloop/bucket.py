@@ -1,12 +1,17 @@
-"""Objects in an S3 store: small reads and writes, and folders of files that never change once they are there."""
+"""Objects in an S3 store: small reads and writes, and folders of files that never change once they are there.
 
+An installation owns its bucket. The object `owner.json` names it, and whoever opens the bucket under another name is
+refused before it reads or writes anything else: two payload logs in one place would remove each other's segments.
+"""
+
+import json
 import mimetypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from kubeloop import paths
@@ -25,6 +30,29 @@ class BucketError(KubeloopError, OSError):
     """The store does not answer, or refuses; asking again later may help."""
 
     lasting = False
+
+
+class OwnerError(BucketError):
+    """The bucket is another installation's, until a person says otherwise."""
+
+    lasting = True
+
+
+class Owner(NamedTuple):
+    """Whose the bucket is.
+
+    Attributes:
+        name: the installation's, see `Settings.owner`.
+        log: the payload log's own, see `mirror.log_name`; empty before its first segment.
+        beat: changes as long as the log's mirror is there.
+    """
+
+    name: str
+    log: str = ""
+    beat: str = ""
+
+
+OWNER = "owner.json"
 
 
 def _client(address: str) -> "fs.FileSystem":
@@ -48,15 +76,84 @@ class Bucket:
     Attributes:
         connect: makes the client, at the first use: it takes 30 MiB, and a trigger needs it once a run has ended.
         root: the bucket and the prefix.
+        owner: the installation that uses it; nobody is refused when empty.
     """
 
     connect: "Callable[[], fs.FileSystem]"
     root: str
+    owner: str = ""
+
+    @cached_property
+    def _client(self) -> "fs.FileSystem":
+        try:
+            return self.connect()
+        except OSError as error:
+            raise BucketError(f"cannot open s3://{self.root}: {error}") from error
 
     @cached_property
     def store(self) -> "fs.FileSystem":
-        """The client."""
-        return self.connect()
+        """The client, once the bucket is known not to be another installation's.
+
+        Raises:
+            OwnerError: it is.
+            BucketError: the store does not answer.
+        """
+        if self.owner:
+            self.check()
+        return self._client
+
+    @cached_property
+    def _ours(self) -> "fs.FileSystem":
+        """The client, once the bucket is marked as this installation's: for those who write."""
+        if self.owner and self.check() is None:
+            self.claim(Owner(self.owner))
+        return self._client
+
+    def check(self) -> Owner | None:
+        """Return whose the bucket is: this installation's, or nobody's yet.
+
+        Raises:
+            OwnerError: it is another installation's.
+            BucketError: the store does not answer.
+        """
+        found = self.marked()
+        if found and self.owner not in ("", found.name):
+            raise OwnerError(
+                f"s3://{self.root} belongs to the installation {found.name}, and this is {self.owner}: give this one a "
+                f"bucket or prefix of its own, or, if it replaces the other, delete {OWNER} there"
+            )
+        return found
+
+    def marked(self) -> Owner | None:
+        """Return whose the bucket is, if it is anybody's.
+
+        Raises:
+            OwnerError: the mark cannot be read.
+            BucketError: the store does not answer.
+        """
+        content = self._get(self._client, OWNER)
+        if content is None:
+            return None
+        try:
+            found = json.loads(content)
+            return Owner(str(found["name"]), str(found.get("log", "")), str(found.get("beat", "")))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise OwnerError(
+                f"s3://{self.root}/{OWNER} says nothing that can be read; delete it if nobody else uses this bucket"
+            ) from None
+
+    def claim(self, owner: Owner) -> Owner | None:
+        """Mark the bucket, and return the mark that is there then.
+
+        Arrow's client cannot write on a condition: of two that claim an unmarked bucket in the same instant, the one
+        whose mark did not stay learns it here, or at its next `check`.
+
+        Raises:
+            OwnerError: another installation was faster.
+            BucketError: the store does not answer.
+        """
+        self._put(self._client, OWNER, json.dumps(owner._asdict()).encode())
+        return self.check()
 
     @classmethod
     def open(cls, settings: Settings) -> "Bucket":
@@ -68,7 +165,8 @@ class Bucket:
         url = urlsplit(settings.bucket)
         if url.scheme != "s3" or not url.netloc:
             raise ConfigError(f"KUBELOOP_BUCKET is {settings.bucket!r}; write s3://bucket or s3://bucket/prefix")
-        return cls(partial(_client, settings.s3_endpoint), f"{url.netloc}{url.path}".rstrip("/"))
+        root = f"{url.netloc}{url.path}".rstrip("/")
+        return cls(partial(_client, settings.s3_endpoint), root, settings.owner)
 
     def address(self, prefix: str) -> str:
         """Return the s3:// address of what lies under a prefix."""
@@ -86,9 +184,9 @@ class Bucket:
         """
         from pyarrow import fs
 
-        base = f"{self.root}/{prefix}"
+        base, client = f"{self.root}/{prefix}", self.store
         try:
-            found = self.store.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=True))
+            found = client.get_file_info(fs.FileSelector(base, allow_not_found=True, recursive=True))
         except OSError as error:
             raise BucketError(f"cannot list {base}: {error}") from error
         files = [info for info in found if info.type == fs.FileType.File]
@@ -100,9 +198,12 @@ class Bucket:
         Raises:
             BucketError: the store does not take it.
         """
+        self._put(self._ours, name, content)
+
+    def _put(self, client: "fs.FileSystem", name: str, content: bytes) -> None:
         kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
         try:
-            with self.store.open_output_stream(f"{self.root}/{name}", metadata={"Content-Type": kind}) as sink:
+            with client.open_output_stream(f"{self.root}/{name}", metadata={"Content-Type": kind}) as sink:
                 sink.write(content)
         except OSError as error:
             raise BucketError(f"cannot write {self.root}/{name}: {error}") from error
@@ -113,8 +214,11 @@ class Bucket:
         Raises:
             BucketError: the store does not answer.
         """
+        return self._get(self.store, name)
+
+    def _get(self, client: "fs.FileSystem", name: str) -> bytes | None:
         try:
-            with self.store.open_input_stream(f"{self.root}/{name}") as source:
+            with client.open_input_stream(f"{self.root}/{name}") as source:
                 return bytes(source.read())
         except FileNotFoundError:
             return None
@@ -127,8 +231,9 @@ class Bucket:
         Raises:
             BucketError: the store does not answer.
         """
+        client = self._ours
         try:
-            self.store.delete_file(f"{self.root}/{name}")
+            client.delete_file(f"{self.root}/{name}")
         except FileNotFoundError:
             return
         except OSError as error:

@@ -93,6 +93,12 @@ class Storage(Part):
         default="", description="Address of a store that is not AWS, such as http://minio.minio:9000."
     )
     region: str = "us-east-1"
+    owner: str = Field(
+        default="",
+        pattern=r"^([\w.:/-]{1,200})?$",
+        description="Name under which this installation owns the bucket, which refuses others; "
+        "<namespace>/<release> when empty.",
+    )
     secret: SecretName = Field(
         default="",
         description="Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty with a workload identity.",
@@ -204,35 +210,6 @@ class Mlflow(Part):
     pod: PodChanges = PodChanges()
 
 
-class FeatureServer(Part):
-    """Feast's feature server, for clients that read features without a model."""
-
-    enabled: bool = False
-    store: SecretKey = Field(
-        default=SecretKey(name="kubeloop-feast", key="feature_store.yaml"),
-        description="Secret with its feature_store.yaml.",
-    )
-    replicas: Replicas = 2
-    resources: Resources = _resources("250m", "1Gi")
-    autoscaling: Scaling = Scaling()
-    pod: PodChanges = PodChanges()
-
-
-class FeastOperator(Part):
-    """A FeatureStore for the Feast operator, where that is installed; in place of the feature server."""
-
-    enabled: bool = False
-    project: str = Field(default="kubeloop", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
-    online_type: Literal["redis", "postgres"] = "redis"
-    online_secret: SecretName = Field(
-        default="kubeloop-feast-online", description="Secret whose key named as the type holds its settings."
-    )
-    registry_secret: SecretName = Field(
-        default="kubeloop-feast-registry", description="Secret whose key `sql` holds its settings."
-    )
-    resources: Resources = _resources("250m", "1Gi")
-
-
 class Features(Part):
     """The feature store that many pods share."""
 
@@ -243,8 +220,6 @@ class Features(Part):
     online_store: SecretKey = Field(
         default=SecretKey(name="kubeloop-features", key="online"), description="Secret with KUBELOOP_ONLINE_STORE."
     )
-    server: FeatureServer = FeatureServer()
-    operator: FeastOperator = FeastOperator()
 
 
 class Runtime(Part):
@@ -364,7 +339,7 @@ class NetworkPolicies(Part):
     kubernetes: Destination = Destination(ports=(443, 6443))
     prometheus_namespace: Namespace = Field(default="monitoring", description="May read /metrics; nobody when empty.")
     clients: tuple[Namespace, ...] = Field(
-        default=(), description="Namespaces that ask for predictions and features, the gateway's too."
+        default=(), description="Namespaces that ask for predictions, the gateway's too."
     )
     labellers: tuple[Namespace, ...] = Field(default=(), description="Namespaces that post labels to the collector.")
     event_sources: tuple[Namespace, ...] = Field(

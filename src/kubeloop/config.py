@@ -301,6 +301,9 @@ class Settings(Model):
     online_store: str = Field(default="", repr=False, description="redis:// or postgresql:// URL of the online store.")
     bucket: str = Field(default="", description="s3:// address under which the payload log and references are kept.")
     s3_endpoint: str = Field(default="", description="Address of an S3 store that is not AWS.")
+    owner: str = Field(
+        default="", description="This installation's name in the bucket's owner.json; not compared when empty."
+    )
     loop: Path | None = Field(
         default=None, description="The loop as the chart installed it, for what is sent to Kubeflow; else loop.yaml."
     )
@@ -384,7 +387,7 @@ def _databases(state: Path | str) -> dict[str, str]:
 
 PUBLIC = (
     *("KUBELOOP_MLFLOW_URI", "KUBELOOP_BUCKET", "KUBELOOP_COLLECTOR_URL", "KUBELOOP_MONITOR_URL"),
-    *("KUBELOOP_NAMESPACE", "AWS_ENDPOINT_URL", "AWS_REGION"),
+    *("KUBELOOP_NAMESPACE", "KUBELOOP_OWNER", "AWS_ENDPOINT_URL", "AWS_REGION"),
 )
 """Variables of a pipeline step that are no secret; the chart's ConfigMap holds them."""
 

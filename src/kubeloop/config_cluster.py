@@ -269,6 +269,10 @@ class Delivery(Model):
         default=None,
         description="ServingRuntime of the predictor, for ONNX; kubeloop's own, CPU or GPU, when left out.",
     )
+    runtimes: DnsName = Field(
+        default=names.RUNTIMES,
+        description="First part of the names of the chart's ServingRuntimes; the chart fills it in.",
+    )
     service_account: DnsName | None = Field(default="kubeloop-serving", description="Its Secret opens the model store.")
     secrets: tuple[SecretEnv, ...] = Field(
         default=(), description="Variables of the transformer, such as KUBELOOP_ONLINE_STORE, that come from a Secret."
@@ -280,15 +284,14 @@ class Delivery(Model):
     transformer: TransformerResources = TransformerResources()
     autoscaling: Autoscaling = Autoscaling()
 
-    @field_validator("runtime")
-    @classmethod
-    def _runtime_serves_tables(cls, value: str | None) -> str | None:
-        if value == names.RUNTIME_VLLM:
+    @model_validator(mode="after")
+    def _runtime_serves_tables(self) -> "Delivery":
+        if self.runtime == names.runtime(self.runtimes, "vllm"):
             raise ValueError(
-                f"{value} serves language models alone, and a loop's models are ONNX; leave it out, or write "
-                f"{names.RUNTIME_TRITON} for another server"
+                f"runtime: {self.runtime} serves language models alone, and a loop's models are ONNX; leave it out, or "
+                f"write {names.runtime(self.runtimes, 'triton')} for another server"
             )
-        return value
+        return self
 
     @model_validator(mode="after")
     def _a_predictor_outlives_idle_connections(self) -> "Delivery":

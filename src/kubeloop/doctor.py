@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from kubeloop import config
+from kubeloop.bucket import Bucket, BucketError, OwnerError
 from kubeloop.config import ConfigError, Settings
 from kubeloop.errors import KubeloopError
 
@@ -51,7 +52,7 @@ class Finding:
 
 def examine(settings: Settings) -> list[Finding]:
     """Look at everything a run needs; takes a second or two."""
-    return [*quick(settings), *_environments(settings), *_loop(settings), *_space(settings)]
+    return [*quick(settings), *_environments(settings), *_loop(settings), *_space(settings), *_bucket(settings)]
 
 
 def quick(settings: Settings) -> list[Finding]:
@@ -149,6 +150,19 @@ def _loop(settings: Settings) -> Iterator[Finding]:
             )
         if not (repo / "expectations" / f"{name}.yaml").is_file():
             yield Finding(f"table {name} has no expectations", False, f"write {repo / 'expectations' / name}.yaml")
+
+
+def _bucket(settings: Settings) -> Iterator[Finding]:
+    if not settings.bucket:
+        return
+    try:
+        owner = Bucket.open(settings).check()
+    except OwnerError as error:
+        yield Finding(str(error), False, "set KUBELOOP_BUCKET (the chart's storage.bucket), or KUBELOOP_OWNER")
+    except (BucketError, ConfigError) as error:
+        yield Finding(str(error), False, "check KUBELOOP_BUCKET, AWS_ENDPOINT_URL and the keys of the store")
+    else:
+        yield Finding(f"{settings.bucket} belongs to {owner.name if owner else 'nobody yet'}", True)
 
 
 def _space(settings: Settings) -> Iterator[Finding]:

@@ -1,5 +1,7 @@
 """Every Kubernetes name, label and annotation, every CloudEvent type, and what else parts must agree on."""
 
+from typing import Literal
+
 LABEL_DOMAIN = "kubeloop.io"
 
 VERSION = f"{LABEL_DOMAIN}/model-version"
@@ -21,12 +23,17 @@ ENDPOINT = "endpoint"
 EVENT_SOURCE = "http://localhost:9081/"
 """`ce-source` of payload events: KServe's agent takes its pod's name, which is not known yet when it is injected."""
 
-RUNTIME = "kubeloop-onnx"
-RUNTIME_GPU = "kubeloop-onnx-gpu"
-"""The ServingRuntimes of our Open Inference Protocol server."""
-RUNTIME_TRITON = "kubeloop-triton"
-RUNTIME_VLLM = "kubeloop-vllm"
-"""The chart's ServingRuntimes of other servers: one for the same models, one for language models alone."""
+RUNTIMES = "kubeloop"
+"""First part of the names of the chart's ServingRuntimes, in a release of this name."""
+
+
+def runtime(release: str, server: Literal["onnx", "onnx-gpu", "triton", "vllm"]) -> str:
+    """Return the name of a ServingRuntime of the chart: ours on CPUs or GPUs, or one of another project's server."""
+    return f"{release}-{server}"
+
+
+RUNTIME = runtime(RUNTIMES, "onnx")
+"""The one that a laptop's node plays."""
 
 PAYLOADS = "payloads"
 REFERENCES = "references"
@@ -69,7 +76,7 @@ def labels(service: str, component: str) -> dict[str, str]:
 
 
 def model_format() -> dict[str, str]:
-    """Return the `modelFormat` that selects our runtime."""
+    """Return the `modelFormat` that our runtimes take."""
     return {"name": "onnx", "version": "1"}
 
 

@@ -53,7 +53,6 @@ VALUES: dict[str, Object] = {
         "collector": {"storageClass": "fast"},
         "trigger": {"pod": {"nodeSelector": {"zone": "a"}}},
         "mlflow": {"autoscaling": {"enabled": True}},
-        "features": {"server": {"enabled": True, "autoscaling": {"enabled": True}}},
         "runtimes": {"onnxGpu": {"enabled": True}, "triton": {"enabled": True}, "vllm": {"enabled": True}},
         "metrics": {"enabled": True, "labels": {"release": "prometheus"}},
         "alerts": {"enabled": True, "labels": {"release": "prometheus"}},
@@ -71,19 +70,18 @@ VALUES: dict[str, Object] = {
     "little": {
         "loops": {"fraud": {"config": SECOND, "replicas": 1}},
         "mlflow": {"enabled": False, "uri": "https://mlflow.acme.io"},
-        "features": {"registry": {"name": ""}, "onlineStore": {"name": ""}, "operator": {"enabled": True}},
+        "features": {"registry": {"name": ""}, "onlineStore": {"name": ""}},
         "runtimes": {"clusterWide": True},
         "networkPolicy": {"enabled": False},
         "podDisruptionBudgets": {"enabled": False},
     },
     "scaled by HPA": {
         "mlflow": {"autoscaling": {"enabled": True}},
-        "features": {"server": {"enabled": True, "autoscaling": {"enabled": True}}},
         "gateway": {"enabled": True},
         "networkPolicy": {"prometheusNamespace": "", "blocked": []},
     },
 }
-EXTRA = ("FeatureStore", "HTTPRoute", "PodMonitor", "PrometheusRule", "ScaledObject", "ServiceMonitor")
+EXTRA = ("HTTPRoute", "PodMonitor", "PrometheusRule", "ScaledObject", "ServiceMonitor")
 
 
 def helm(assets: Path, *args: str, text: str | None = None) -> "subprocess.CompletedProcess[str]":

@@ -317,6 +317,65 @@ def test_steps_in_a_namespace_of_their_own(control_plane, namespace, elsewhere, 
         assert not control_plane.may(user, verb, resource, namespace, within_s=0)
 
 
+def test_two_tenants_side_by_side(control_plane, namespace, tmp_path):
+    """Two releases whose steps run in one Kubeflow namespace, and whose loops are served in one."""
+    plane = control_plane
+    with plane.namespace("steps") as steps, plane.namespace("served") as served, plane.namespace("second") as second:
+        tenants = {RELEASE: (namespace, "fraud"), "blue": (second, "churn")}
+        for release, (own, loop) in tenants.items():
+            # A volume's class cannot change, and each tenant has a loop of its own.
+            config = SECOND | {"name": loop, "delivery": {"namespace": served}, "pipelines": {"train_job": {}}}
+            values = VALUES["everything"] | {"loops": {loop: {"config": config}}, "kubeflow": {"namespace": steps}}
+            (tmp_path / f"{release}.yaml").write_text(yaml.safe_dump(values))
+            plane.helm("install", release, str(CHART), *NO_HOOKS, "-n", own, "-f", str(tmp_path / f"{release}.yaml"))
+
+        def usable(release: str) -> None:
+            own, name = tenants[release]
+            full = release if release == RELEASE else f"{release}-kubeloop"
+            found = plane.request("GET", f"/api/v1/namespaces/{own}/configmaps/{full}-loop-{name}")["data"]
+            loop = Loop.parse(found["loop.yaml"])
+            variables = plane.request("GET", f"/api/v1/namespaces/{steps}/configmaps/{loop.pipelines.config_map}")
+            assert variables["data"]["KUBELOOP_OWNER"] == f"{own}/{full}"
+            assert variables["data"]["KUBELOOP_COLLECTOR_URL"] == f"http://{full}-collector.{own}.svc"
+            # A step: its account deploys, and what it deploys names objects that are there.
+            model = ModelRef("1", "s3://models/1", "a" * 64, "first")
+            plain = inference_service(loop, model, logger_url="http://collector/", feature_dir="/project/feature_repo")
+            manifest = serving_pods.place(loop, plain)
+            act = Account(plane, steps, loop.pipelines.service_account)
+            path = f"{KSERVE}/{served}/inferenceservices/{name}?fieldManager=kubeloop"
+            assert act("PATCH", path, manifest, **APPLY) in (200, 201)
+            predictor = manifest["spec"]["predictor"]
+            runtimes = f"/apis/serving.kserve.io/v1alpha1/namespaces/{served}/servingruntimes"
+            assert plane.request("GET", f"{runtimes}/{predictor['model']['runtime']}")["metadata"]["annotations"][
+                "meta.helm.sh/release-name"
+            ] == release  # fmt: skip
+            plane.request("GET", f"/api/v1/namespaces/{served}/serviceaccounts/{predictor['serviceAccountName']}")
+            plane.request("GET", f"/api/v1/namespaces/{served}/configmaps/{loop.delivery.config_map}")
+            trigger, pipeline = f"{own}:{full}-trigger", f"{steps}:{loop.pipelines.service_account}"
+            for account, verb, resource in (
+                (trigger, "create", "runs.pipelines.kubeflow.org"),
+                (pipeline, "create", "workflowtaskresults.argoproj.io"),
+                (pipeline, "create", "trainjobs.trainer.kubeflow.org"),
+            ):
+                assert plane.may(f"{SERVICE_ACCOUNT}{account}", verb, resource, steps)
+
+        places = (steps, served, namespace, second)
+        both = {place: present(plane, place, EVERYTHING) for place in places}
+        for release in tenants:
+            usable(release)
+        plane.helm("uninstall", RELEASE, "-n", namespace)
+        usable("blue")
+        left = {place: present(plane, place, EVERYTHING) for place in places}
+        assert left[second] == both[second]
+        for place in (steps, served):
+            assert {name for name in both[place] if "/blue-kubeloop-" in name} <= left[place]
+            assert not {name for name in left[place] if "/kubeloop-" in name}, "nothing of the other is left"
+        plane.helm("install", RELEASE, str(CHART), *NO_HOOKS, "-n", namespace, "-f", str(tmp_path / f"{RELEASE}.yaml"))
+        usable(RELEASE)
+        plane.helm("uninstall", "blue", "-n", second)
+        usable(RELEASE)
+
+
 def test_a_monitors_account_sees_its_own_service_alone(control_plane, installed, elsewhere):
     own, other = (Account(control_plane, installed, f"{RELEASE}-monitor-{name}") for name in ("fraud", "flight-delay"))
     path = f"{KSERVE}/{elsewhere}/inferenceservices/fraud"

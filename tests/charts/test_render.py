@@ -9,6 +9,8 @@ from kubeloop import config, names
 from kubeloop.config import Loop
 from kubeloop.config_cluster import Delivery, Pipelines
 from kubeloop.containers import LEAN
+from kubeloop.serving import pods as serving_pods
+from kubeloop.serving.manifest import ModelRef, inference_service
 from tests.charts.conftest import (
     CHART,
     EXTRA,
@@ -20,6 +22,7 @@ from tests.charts.conftest import (
     containers,
     helm,
     kinds,
+    merged,
     named,
     pods,
     values_of,
@@ -37,12 +40,21 @@ def test_lints(assets, values):
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("values", [{"colector": {}}, {"loops": {"fraud": {"config": SECOND | {"drfit": {}}}}}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"colector": {}},
+        {"loops": {"fraud": {"config": SECOND | {"drfit": {}}}}},
+        # Both ran Feast's own server, which takes writes from whoever reaches it.
+        {"features": {"server": {"enabled": True}}},
+        {"features": {"operator": {"enabled": True}}},
+    ],
+)
 def test_helm_refuses_unknown_values(assets, values):
     text = yaml.safe_dump(values)
     done = helm(assets, "template", RELEASE, str(CHART), "--kube-version", "1.36", "-f", "-", text=text)
     assert done.returncode != 0
-    assert re.search(r"colector|drfit", done.stderr), done.stderr
+    assert re.search(r"colector|drfit|server|operator", done.stderr), done.stderr
 
 
 @pytest.mark.parametrize(
@@ -99,13 +111,66 @@ def test_what_a_loop_says_wins(render):
     assert named(objects, "Role", f"{RELEASE}-monitor-fraud")["metadata"]["namespace"] == "models"
 
 
-def test_fixed_names_are_those_of_the_configuration(render):
+def test_a_release_called_kubeloop_has_the_names_of_the_configuration(render):
     objects = render(ALL)
     assert named(objects, "ConfigMap", str(Pipelines().config_map))
     assert named(objects, "ServiceAccount", Pipelines().service_account)
     assert named(objects, "ServiceAccount", str(Delivery().service_account))
     runtimes = {item["metadata"]["name"] for item in kinds(objects, "ServingRuntime")}
-    assert runtimes == {names.RUNTIME, names.RUNTIME_GPU, names.RUNTIME_TRITON, names.RUNTIME_VLLM}
+    assert runtimes == {names.runtime(Delivery().runtimes, server) for server in ("onnx", "onnx-gpu", "triton", "vllm")}
+
+
+@pytest.mark.parametrize("over", [{}, {"fullnameOverride": "acme"}])
+@pytest.mark.parametrize("cluster_wide", [True, False])
+def test_two_releases_share_no_object(assets, over, cluster_wide):
+    """Everything on, in one Kubeflow namespace and one serving namespace."""
+    shared = {"kubeflow": {"namespace": "steps"}, "runtimes": {"clusterWide": cluster_wide}}
+    values = [merged(ALL, shared), merged(ALL, shared | over)]
+
+    def keys(release, namespace, values):
+        done = helm(
+            assets,
+            *("template", release, str(CHART), "-n", namespace, "--kube-version", "1.36", "-f", "-"),
+            text=yaml.safe_dump(values),
+        )
+        assert done.returncode == 0, done.stderr
+        found = [item for item in yaml.safe_load_all(done.stdout) if item]
+        return {(item["kind"], item["metadata"].get("namespace"), item["metadata"]["name"]) for item in found}
+
+    other = RELEASE if over else "other"
+    one, two = keys(RELEASE, "one", values[0]), keys(other, "two", values[1])
+    assert {kind for kind, namespace, _ in one if namespace == "steps"} >= {"ConfigMap", "Role", "ServiceAccount"}
+    assert one & two == set()
+    assert len(one) == len(two)
+
+
+def test_a_loop_is_told_the_names_of_its_release(assets):
+    text = yaml.safe_dump({"loops": {"fraud": {"config": SECOND | {"delivery": {"predictor": {"gpu": {}}}}}}})
+    command = ("template", "blue", str(CHART), "-n", "ml", "--kube-version", "1.36", "-f", "-")
+    done = helm(assets, *command, "--set", "runtimes.onnxGpu.enabled=true", text=text)
+    objects = [item for item in yaml.safe_load_all(done.stdout) if item]
+    loop = Loop.parse(named(objects, "ConfigMap", "blue-kubeloop-loop-fraud")["data"]["loop.yaml"])
+    assert loop.pipelines.config_map == loop.delivery.config_map == "blue-kubeloop-env"
+    variables = named(objects, "ConfigMap", loop.delivery.config_map)["data"]
+    assert variables["KUBELOOP_OWNER"] == "ml/blue-kubeloop"
+    assert named(objects, "ServiceAccount", loop.pipelines.service_account)
+    plain = inference_service(
+        loop, ModelRef("1", "s3://m/1", "a" * 64, "r"), logger_url="http://c/", feature_dir="/project/feature_repo"
+    )
+    predictor = serving_pods.place(loop, plain)["spec"]["predictor"]
+    assert named(objects, "ServiceAccount", predictor["serviceAccountName"])
+    assert named(objects, "ServingRuntime", predictor["model"]["runtime"])
+    assert "--drain-s=5" in predictor["model"]["args"], "it is known to be ours"
+
+
+@pytest.mark.parametrize(("value", "owner"), [({}, "ml/kubeloop"), ({"storage": {"owner": "eu/prod"}}, "eu/prod")])
+def test_who_opens_the_bucket_says_whose_it_is(render, value, owner):
+    objects = render(merged(ONE, value), namespace="ml")
+    found = [values_of(item) for pod in pods(objects).values() for item in containers(pod["spec"]).values()]
+    opening = [variables for variables in found if "KUBELOOP_BUCKET" in variables]
+    assert len(opening) == 4, "two mirrors, the trigger, MLflow"
+    assert {variables["KUBELOOP_OWNER"] for variables in opening} == {owner}
+    assert named(objects, "ConfigMap", "kubeloop-env", "ml")["data"]["KUBELOOP_OWNER"] == owner
 
 
 @pytest.mark.parametrize("values", [ONE, ALL, VALUES["little"]])
@@ -125,7 +190,7 @@ def test_addresses_lead_to_services(render):
     urls += [arg.partition("=")[2] for arg in monitor["args"] if arg.startswith("--trigger-url")]
     urls += [data["KUBELOOP_MLFLOW_URI"]]
     urls += [arg.rpartition("/")[0] for arg in pods(objects)[f"{RELEASE}-test"]["spec"]["containers"][0]["args"][1:]]
-    assert len(urls) == 11
+    assert len(urls) == 10
     for url in urls:
         host = re.fullmatch(r"http://([a-z-]+)\.ml\.svc", url)
         assert host, url
@@ -161,7 +226,6 @@ def test_branches_are_off_by_default(render):
         ({"metrics": {"enabled": True}}, "PodMonitor"),
         ({"alerts": {"enabled": True}}, "PrometheusRule"),
         ({"gateway": {"enabled": True}}, "HTTPRoute"),
-        ({"features": {"operator": {"enabled": True}}}, "FeatureStore"),
         ({"mlflow": {"autoscaling": {"enabled": True}}}, "HorizontalPodAutoscaler"),
         ({"mlflow": {"autoscaling": {"enabled": True}}, "keda": {"enabled": True}}, "ScaledObject"),
         ({"runtimes": {"clusterWide": True}}, "ClusterServingRuntime"),

@@ -47,7 +47,16 @@ def accepted(plane: ControlPlane, manifest: Object) -> None:
     plane.kubectl(*apply, input=yaml.safe_dump(manifest))
 
 
-@pytest.mark.parametrize("runtime", [None, names.RUNTIME, names.RUNTIME_GPU, names.RUNTIME_TRITON, "kserve-mlserver"])
+@pytest.mark.parametrize(
+    "runtime",
+    [
+        None,
+        names.RUNTIME,
+        names.runtime(names.RUNTIMES, "onnx-gpu"),
+        names.runtime(names.RUNTIMES, "triton"),
+        "kserve-mlserver",
+    ],
+)
 def test_a_service_on_each_runtime_is_accepted(control_plane: ControlPlane, namespace: str, runtime: str) -> None:
     manifest = service(runtime, namespace, predictor={"gpu": {}})
     accepted(control_plane, manifest)
@@ -59,7 +68,10 @@ def test_a_service_on_each_runtime_is_accepted(control_plane: ControlPlane, name
 def test_a_runtime_supports_what_its_services_ask_for(render: Render) -> None:
     """What KServe's webhook looks up: the format, its version and the protocol."""
     objects = render(VALUES["everything"])
-    asking = [service(name) for name in (names.RUNTIME, names.RUNTIME_GPU, names.RUNTIME_TRITON)]
+    asking = [
+        service(name)
+        for name in (names.RUNTIME, names.runtime(names.RUNTIMES, "onnx-gpu"), names.runtime(names.RUNTIMES, "triton"))
+    ]
     for manifest in (*asking, yaml.safe_load(EXAMPLE.read_text())):
         model = manifest["spec"]["predictor"]["model"]
         spec = named(objects, "ServingRuntime", model["runtime"], "kubeloop")["spec"]
@@ -75,7 +87,9 @@ def test_the_example_of_a_language_model_is_accepted(
     example = yaml.safe_load(EXAMPLE.read_text())
     accepted(control_plane, example | {"metadata": example["metadata"] | {"namespace": namespace}})
     predictor = example["spec"]["predictor"]
-    runtime = named(render(VALUES["everything"]), "ServingRuntime", names.RUNTIME_VLLM, "kubeloop")["spec"]
+    runtime = named(render(VALUES["everything"]), "ServingRuntime", names.runtime(names.RUNTIMES, "vllm"), "kubeloop")[
+        "spec"
+    ]
     pod = {"containers": runtime["containers"], "volumes": runtime["volumes"]}
     pod["securityContext"] = predictor["securityContext"]
     body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "assistant"}, "spec": pod}
@@ -113,7 +127,9 @@ def test_what_kserve_makes_of_a_service_is_admitted(
         ({"gpu": {"resource": "nvidia.com/mig-1g.10gb"}}, {"nvidia.com/gpu": "0", "nvidia.com/mig-1g.10gb": "1"}),
     ],
 )
-@pytest.mark.parametrize("runtime", [names.RUNTIME_GPU, names.RUNTIME_TRITON])
+@pytest.mark.parametrize(
+    "runtime", [names.runtime(names.RUNTIMES, "onnx-gpu"), names.runtime(names.RUNTIMES, "triton")]
+)
 def test_a_pod_asks_for_the_accelerators_that_the_loop_names(
     render: Render, runtime: str, delivery: Object, limits: Object
 ) -> None:
@@ -122,7 +138,7 @@ def test_a_pod_asks_for_the_accelerators_that_the_loop_names(
     made = {(item["kind"], item["metadata"]["name"]): item for item in controller.objects(manifest, spec)}
     (container,) = made["Deployment", "flights-predictor"]["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"] == {"memory": "8Gi"} | limits
-    if runtime == names.RUNTIME_TRITON:
+    if runtime == names.runtime(names.RUNTIMES, "triton"):
         assert container["args"][-3:] == ["--name=flights", "--version=7", f"--sha256={DIGEST}"]
 
 
@@ -148,13 +164,13 @@ class Triton:
 
 @pytest.fixture
 def triton(render: Render, tmp_path: Path) -> Triton:
-    runtime = named(render(VALUES["everything"]), "ServingRuntime", names.RUNTIME_TRITON, "kubeloop")
+    runtime = named(render(VALUES["everything"]), "ServingRuntime", names.runtime(names.RUNTIMES, "triton"), "kubeloop")
     (container,) = runtime["spec"]["containers"]
     return Triton(container, tmp_path)
 
 
 def test_triton_finds_the_model_where_it_looks(triton: Triton) -> None:
-    args = service(names.RUNTIME_TRITON)["spec"]["predictor"]["model"]["args"]
+    args = service(names.runtime(names.RUNTIMES, "triton"))["spec"]["predictor"]["model"]["args"]
     told = [f"--model-repository={triton.root / 'tmp' / 'repository'}", *triton.container["args"]]
     for _ in range(2):  # a container that starts anew finds what it laid out
         done = triton.start(args)

@@ -16,7 +16,6 @@ fetch kubeflow-pipelines kubeflow/pipelines 7b70c7b9 manifests/kustomize/base/cr
 fetch gateway-api kubernetes-sigs/gateway-api 4564255a config/crd/standard
 fetch argo-cd argoproj/argo-cd 37ee0097 manifests/crds
 fetch keda kedacore/keda 8b4f083c config/crd/bases
-fetch feast-operator feast-dev/feast f0bc0700 infra/feast-operator/config/crd/bases
 fetch prometheus-operator prometheus-operator/prometheus-operator 6adcebc5 example/prometheus-operator-crd
 find "$part" -name kustomization.yaml -delete
 rm -rf "$folder"

@@ -134,7 +134,7 @@ class Theirs(Bucket):
 
 def test_objects_that_lead_elsewhere_stay_where_they_are(tmp_path: Path) -> None:
     wrong = (f"{tmp_path}/outside", "../outside", "1/../../outside", "1//reference", ".ssh/x", "1/.part", "")
-    bucket = Theirs(lambda: None, "b", ("1/reference/numeric.npy", *wrong))  # type: ignore[arg-type,return-value]
+    bucket = Theirs(lambda: None, "b", objects=("1/reference/numeric.npy", *wrong))  # type: ignore[arg-type,return-value]
     assert bucket.pull("references", tmp_path / "references") == ["1/reference/numeric.npy"]
     written = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
     assert written == [Path("references/1/reference/numeric.npy")]

@@ -30,7 +30,7 @@ DELIVERIES: dict[str, Object] = {
     "replicas": {"autoscaling": {"min_replicas": 3, "max_replicas": 3, "cpu_percent": 100}},
     "no scaler": {"autoscaling": {"scaler": "none"}, "service_account": None, "config_map": None},
     "secrets": {"secrets": [{"secret": "online-store", "env": {"KUBELOOP_ONLINE_STORE": "url"}}]},
-    "triton": {"runtime": names.RUNTIME_TRITON, "predictor": {"gpu": {}}},
+    "triton": {"runtime": names.runtime(names.RUNTIMES, "triton"), "predictor": {"gpu": {}}},
     "another server": {"runtime": "kserve-mlserver"},
     "large transformer": {"transformer": {"cpu": "3", "memory": "8Gi"}},
 }

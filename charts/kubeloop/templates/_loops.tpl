@@ -20,10 +20,15 @@
 {{- range $key, $name := dict "core" "core" "runtime" "runtime" "runtime_gpu" "runtimeGpu" "detector" "detector" -}}
 {{- $_ := set $pipelineImages $key (include "kubeloop.image" (dict "root" $.root "image" $name)) -}}
 {{- end -}}
-{{- $cluster := dict
-  "delivery" (dict "applier" "cluster" "namespace" .root.Release.Namespace "secrets" (include "kubeloop.featureSecrets" .root | fromYaml).items)
-  "pipelines" (dict "images" $pipelineImages "secrets" (include "kubeloop.stepSecrets" .root | fromYaml).items)
--}}
+{{- $environment := include "kubeloop.environment" .root -}}
+{{- $delivery := dict "applier" "cluster" "namespace" .root.Release.Namespace "config_map" $environment -}}
+{{- $_ := set $delivery "service_account" (include "kubeloop.servingAccount" .root) -}}
+{{- $_ := set $delivery "runtimes" (include "kubeloop.fullname" .root) -}}
+{{- $_ := set $delivery "secrets" (include "kubeloop.featureSecrets" .root | fromYaml).items -}}
+{{- $pipelines := dict "images" $pipelineImages "config_map" $environment -}}
+{{- $_ := set $pipelines "service_account" (include "kubeloop.pipelineAccount" .root) -}}
+{{- $_ := set $pipelines "secrets" (include "kubeloop.stepSecrets" .root | fromYaml).items -}}
+{{- $cluster := dict "delivery" $delivery "pipelines" $pipelines -}}
 {{- mergeOverwrite $cluster (deepCopy $config) | toYaml -}}
 {{- end -}}
 

@@ -1,4 +1,4 @@
-{{- /* Every name and label of the chart. Names that loop.yaml and the pipelines use are fixed; the others start with the release's. */ -}}
+{{- /* Every name and label of the chart. All names start with the release's; loops are told those that they use (_loops.tpl). */ -}}
 
 {{- define "kubeloop.fullname" -}}
 {{- if .Values.fullnameOverride -}}
@@ -25,16 +25,22 @@
 {{- printf "http://%s.%s.svc" (include "kubeloop.name" .) .root.Release.Namespace -}}
 {{- end -}}
 
-{{- define "kubeloop.pipelineAccount" -}}kubeloop-pipeline{{- end -}}
-{{- define "kubeloop.servingAccount" -}}kubeloop-serving{{- end -}}
-{{- define "kubeloop.environment" -}}kubeloop-env{{- end -}}
+{{- define "kubeloop.pipelineAccount" -}}{{ include "kubeloop.name" (dict "root" . "part" "pipeline") }}{{- end -}}
+{{- define "kubeloop.servingAccount" -}}{{ include "kubeloop.name" (dict "root" . "part" "serving") }}{{- end -}}
+{{- define "kubeloop.environment" -}}{{ include "kubeloop.name" (dict "root" . "part" "env") }}{{- end -}}
 
-{{- /* ServingRuntimes, as names.RUNTIME and loop.yaml's delivery.runtime call them. */ -}}
+{{- /* As whose the bucket is marked (bucket.py). */ -}}
+{{- define "kubeloop.owner" -}}
+{{- .Values.storage.owner | default (printf "%s/%s" .Release.Namespace (include "kubeloop.fullname" .)) -}}
+{{- end -}}
+
+{{- /* ServingRuntimes, as the pipelines make them of loop.yaml's delivery.runtimes. */ -}}
 {{- define "kubeloop.runtimes" -}}
-onnx: kubeloop-onnx
-onnxGpu: kubeloop-onnx-gpu
-triton: kubeloop-triton
-vllm: kubeloop-vllm
+{{- $prefix := include "kubeloop.fullname" . -}}
+onnx: {{ $prefix }}-onnx
+onnxGpu: {{ $prefix }}-onnx-gpu
+triton: {{ $prefix }}-triton
+vllm: {{ $prefix }}-vllm
 {{- end -}}
 
 {{- define "kubeloop.selector" -}}

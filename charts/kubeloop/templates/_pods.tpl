@@ -109,6 +109,7 @@ securityContext:
 {{- define "kubeloop.storageEnv" -}}
 {{- $storage := .root.Values.storage -}}
 - {name: KUBELOOP_BUCKET, value: {{ $storage.bucket | quote }}}
+- {name: KUBELOOP_OWNER, value: {{ include "kubeloop.owner" .root | quote }}}
 - {name: AWS_REGION, value: {{ $storage.region | quote }}}
 {{- with $storage.endpoint }}
 - {name: AWS_ENDPOINT_URL, value: {{ . | quote }}}

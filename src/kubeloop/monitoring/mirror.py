@@ -3,12 +3,17 @@
 Segments never change once they are written, so carrying them is listing two places and copying what one of them
 lacks. Neither the collector nor the monitor knows of the store: when it is down, segments wait on the collector's
 disk, and the monitor judges what it has.
+
+Before its first round, and every half a minute, a mirror looks whose the store is (`bucket.Owner`): it may belong to
+another installation, or to another collector of the same name.
 """
 
 import argparse
 import asyncio
 import contextlib
 import logging
+import math
+import secrets
 import sys
 import time
 from collections.abc import Iterable
@@ -24,7 +29,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from kubeloop import background, config, errors, names
-from kubeloop.bucket import Bucket, BucketError
+from kubeloop.bucket import Bucket, BucketError, Owner, OwnerError
 from kubeloop.monitoring.payload_log import MIRRORED, NEEDED, STORED, covered, last_event, mark, marked, segments
 from kubeloop.serving.guard import Guard
 
@@ -34,6 +39,14 @@ _LONGEST_PAUSE_S = 60.0
 
 END = "payload-log-end.txt"
 """Object with the number of the last event that the store ever had: segments are kept for a time only."""
+
+OWNER_S = 30.0
+"""Seconds between two looks at whose the store is."""
+SILENT_S = 4 * OWNER_S
+"""A log whose mirror was silent for so long is taken for lost: a new volume of the same installation follows it."""
+
+LOG_NAME = "log.name"
+"""File with a name that the log keeps as long as its volume lives."""
 
 ROUND = 100
 """Segments that one round fetches: soon afterwards the reader has said how far back it needs them."""
@@ -121,6 +134,16 @@ def pull(bucket: Bucket, folder: Path, references: Path, most: int = ROUND) -> i
     return len(fetched)
 
 
+def log_name(folder: Path) -> str:
+    """Return the name of the payload log in a folder, which gets a random one at first."""
+    path = folder / LOG_NAME
+    if not path.exists() or not path.stat().st_size:
+        part = path.with_name(f".{LOG_NAME}.part")
+        part.write_text(secrets.token_hex(8))
+        part.replace(path)
+    return path.read_text(errors="replace")
+
+
 class Mirror(Collector):
     """Rounds in the background, and what they did."""
 
@@ -131,19 +154,67 @@ class Mirror(Collector):
         self._references = references
         self._poll_s = poll_s
         self._there: set[str] | None = None
-        self.new = direction == "push" and not any(folder.iterdir())
+        self.new = direction == "push" and not any(path.name != LOG_NAME for path in folder.iterdir())
+        self._looked = -math.inf
+        self._other: Owner | None = None
+        self._since = 0.0
         self._copied = self._failures = 0
         self._last = time.time()
         self.failure: str | None = None
 
     def step(self) -> int:
         """Make one round; see `push` and `pull`."""
+        if time.monotonic() - self._looked >= OWNER_S:
+            self._own()
+            self._looked = time.monotonic()
         if self._direction == "pull":
             return pull(self._bucket, self._folder, self._references)
         if self._there is None:
             self._there = stored(self._bucket, self._folder)
             self.new = False
         return push(self._bucket, self._folder, self._there)
+
+    def _own(self) -> None:
+        """Take the store that nobody has, or make sure that it is still ours."""
+        mark = self._bucket.check()
+        if self._direction == "pull":
+            return
+        ours = log_name(self._folder)
+        if not mark or mark.log != ours:
+            self._take(mark)
+        name = self._bucket.owner or (mark.name if mark else "")
+        mark = self._bucket.claim(Owner(name, ours, str(time.time_ns())))
+        if mark and mark.log != ours:
+            raise self._is_another_log(mark)
+
+    def _take(self, mark: Owner | None) -> None:
+        """Make sure that the log of this folder may follow the one in the store.
+
+        Raises:
+            OwnerError: the other one's mirror is still there, or went on where this one's numbers end.
+        """
+        if mark and mark.log:
+            now = time.monotonic()
+            if mark != self._other:
+                self._other, self._since = mark, now
+            if now < self._since + SILENT_S:
+                raise self._is_another_log(mark)
+            _log.warning("the other log of %s is silent; this one takes its place", mark.name)
+        end, here = int(self._bucket.get(END) or 0), segments(self._folder)
+        last = max(marked(self._folder, MIRRORED), *(segment.last for segment in here), 0)
+        if here and end > last:
+            raise OwnerError(
+                f"{self._bucket.address('')} has a log up to event {end}, and {self._folder} ends at {last}: it "
+                "is another log, or an old copy. Give this collector an empty volume, or a bucket of its own"
+            )
+        self._there = None
+
+    def _is_another_log(self, mark: Owner) -> OwnerError:
+        return OwnerError(
+            f"{self._bucket.address('')} holds the log of another collector of {mark.name or 'no name'}: if that one "
+            f"is gone, this one takes over after {SILENT_S:g} s; if it runs elsewhere, give this one a bucket and a "
+            "storage.owner of its own"
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Make rounds until `stop` is set, and a last one then; one that fails is tried again, after longer pauses."""
@@ -185,7 +256,7 @@ def create_app(mirror: Mirror) -> Starlette:
     def healthz(_request: Request) -> Response:
         # The collector starts after this answers, and must know by then which number its first event gets.
         if mirror.new:
-            return PlainTextResponse("asks the store where the log ended", 503)
+            return PlainTextResponse(mirror.failure or "asks the store where the log ended", 503)
         return PlainTextResponse("ok")
 
     return Starlette(

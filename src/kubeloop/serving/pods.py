@@ -55,16 +55,18 @@ def place(loop: Loop, manifest: dict[str, Any]) -> dict[str, Any]:
 def _model(loop: Loop, model: dict[str, Any]) -> dict[str, Any]:
     """Return a predictor's model as its runtime takes it; KServe appends the arguments to the runtime's own."""
     delivery = loop.delivery
-    runtime = delivery.runtime or (names.RUNTIME_GPU if delivery.predictor.gpu else names.RUNTIME)
+    ours, ours_gpu = (names.runtime(delivery.runtimes, server) for server in ("onnx", "onnx-gpu"))
+    triton = names.runtime(delivery.runtimes, "triton")
+    runtime = delivery.runtime or (ours_gpu if delivery.predictor.gpu else ours)
     resources = containers.resources(delivery.predictor)
     gpu = delivery.predictor.gpu
-    if gpu and gpu.resource != _GPU and runtime in (names.RUNTIME_GPU, names.RUNTIME_TRITON):
+    if gpu and gpu.resource != _GPU and runtime in (ours_gpu, triton):
         # KServe merges the limits: the pod would ask for the runtime's usual accelerator as well.
         resources["limits"][_GPU] = "0"
     found = model | {"runtime": runtime, "resources": resources}
-    if runtime in (names.RUNTIME, names.RUNTIME_GPU):
+    if runtime in (ours, ours_gpu):
         found["args"] = [*model["args"], f"--drain-s={delivery.drain_s:g}"]
-    elif runtime == names.RUNTIME_TRITON:
+    elif runtime == triton:
         found["args"] = [arg for arg in model["args"] if arg.startswith(IDENTITY)]
     else:
         # Another server's flags are not ours to give; it checks no digest either.
@@ -123,7 +125,7 @@ def _transformer(loop: Loop, container: dict[str, Any]) -> dict[str, Any]:
     """Return the transformer's container; the predictor's comes from its ServingRuntime."""
     delivery, images = loop.delivery, loop.pipelines.images
     args = [*container["args"], "--host=0.0.0.0", f"--port={PORT}", f"--drain-s={delivery.drain_s:g}"]
-    if delivery.runtime == names.RUNTIME_TRITON:
+    if delivery.runtime == names.runtime(delivery.runtimes, "triton"):
         # It answers 400 to null.
         args.append("--missing=nan")
     ports = [{"name": "http1", "containerPort": PORT, "protocol": "TCP"}]

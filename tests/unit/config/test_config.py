@@ -197,7 +197,7 @@ def test_a_refusal_names_the_setting(setting: str, value: Any) -> None:
     [
         (
             {"runtime": "kubeloop-vllm"},
-            "runtime: .*kubeloop-vllm serves language models alone, .* write kubeloop-triton",
+            "runtime: kubeloop-vllm serves language models alone, .* write kubeloop-triton",
         ),
         ({"autoscaling": {"scaler": "keda", "min_replicas": 0}}, "min_replicas: .*at least 1: pods scale by CPU"),
         ({"autoscaling": {"min_replicas": -1}}, "min_replicas: .* greater than or equal to 1"),

@@ -3,11 +3,13 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.specifiers import SpecifierSet
 
 from kubeloop import config, doctor
+from kubeloop.bucket import Bucket
 from kubeloop.config import Loop, Settings
 
 
@@ -209,3 +211,18 @@ def test_the_bounds_are_those_of_the_project(extra: str, expected: dict[str, str
     found = doctor.bounds(extra)
     assert found.items() >= {name: SpecifierSet(bound) for name, bound in expected.items()}.items()
     assert "kubeloop" not in found
+
+
+def test_a_bucket_of_another_installation_is_found(settings: Settings, s3: Any) -> None:
+    def here(owner: str, **more: str) -> Settings:
+        return settings.model_copy(update={"bucket": s3.bucket, "s3_endpoint": s3.endpoint, "owner": owner} | more)
+
+    assert wrong(here("ml/a")) == {}
+    Bucket.open(here("ml/a")).put("x", b"")
+    assert wrong(here("ml/a")) == wrong(here("")) == {}
+    assert f"{s3.bucket} belongs to ml/a" in [item.what for item in doctor.examine(here(""))]
+    ((what, mend),) = wrong(here("ml/b")).items()
+    assert "belongs to the installation ml/a, and this is ml/b" in what
+    assert "storage.bucket" in mend
+    ((what, _),) = wrong(here("", s3_endpoint="http://127.0.0.1:9")).items()
+    assert "cannot read" in what

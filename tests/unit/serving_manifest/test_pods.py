@@ -24,7 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
     "keda": {"autoscaling": {"scaler": "keda", "max_replicas": 9, "cpu_percent": 50}},
     "none": {"autoscaling": {"scaler": "none"}, "service_account": None, "config_map": None},
     "secrets": {"secrets": SECRETS},
-    "triton": {"runtime": names.RUNTIME_TRITON},
+    "triton": {"runtime": names.runtime(names.RUNTIMES, "triton")},
 }
 
 
@@ -141,8 +141,8 @@ OURS = [*IDENTITY, "--max-body-bytes=16777216", "--max-rows=10000", "--timeout-s
     [
         (None, OURS),
         (names.RUNTIME, OURS),
-        (names.RUNTIME_GPU, OURS),
-        (names.RUNTIME_TRITON, IDENTITY),
+        (names.runtime(names.RUNTIMES, "onnx-gpu"), OURS),
+        (names.runtime(names.RUNTIMES, "triton"), IDENTITY),
         ("kserve-mlserver", None),
     ],
 )
@@ -152,11 +152,11 @@ def test_a_server_gets_the_flags_that_it_knows(runtime: str | None, expected: li
     assert model["runtime"] == (runtime or names.RUNTIME)
     assert model.get("args") == expected
     (transformer,) = spec["transformer"]["containers"]
-    assert ("--missing=nan" in transformer["args"]) == (runtime == names.RUNTIME_TRITON)
+    assert ("--missing=nan" in transformer["args"]) == (runtime == names.runtime(names.RUNTIMES, "triton"))
 
 
 def test_a_promotion_by_git_carries_what_triton_is_told_of_the_version() -> None:
-    found = loop({"runtime": names.RUNTIME_TRITON})
+    found = loop({"runtime": names.runtime(names.RUNTIMES, "triton")})
     old, new = (
         pods.place(found, inference_service(found, version, logger_url="http://c/", feature_dir="/project"))
         for version in (V1, V2)

@@ -1,8 +1,9 @@
 {{- /* The specification of each serving runtime: dict root, runtime. */ -}}
 
+{{- /* Loops name their runtime. KServe refuses two that it may select for one format, as two releases would make. */ -}}
 {{- define "kubeloop.runtime.onnx" -}}
 supportedModelFormats:
-  - {name: onnx, version: "1", autoSelect: true, priority: 2}
+  - {name: onnx, version: "1", autoSelect: false}
 {{ include "kubeloop.runtime.ours" (merge (dict "image" "runtime") .) }}
 {{- end -}}
 
