@@ -25,8 +25,8 @@ def extract_data(loop: str, as_of: str, snapshot: str, raw: dsl.Output[dsl.Datas
     from pathlib import Path
 
     from kubeloop import loops, stages
-    from kubeloop.config import instant, settings
+    from kubeloop.config import past, settings
 
-    found = stages.extract(loops.read(loop, settings()), settings(), instant(as_of), Path(raw.path), snapshot)
+    found = stages.extract(loops.read(loop, settings()), settings(), past(as_of), Path(raw.path), snapshot)
     raw.metadata.update({"rows": found.rows, "snapshot": found.snapshot})
     return (found.snapshot,)

@@ -19,10 +19,10 @@ def materialize_features(loop: str, as_of: str, clean: dsl.Input[dsl.Dataset], r
     from pathlib import Path
 
     from kubeloop import batch, loops
-    from kubeloop.config import instant, settings
+    from kubeloop.config import past, settings
 
     for name, value in batch.materialize(
-        loops.read(loop, settings()), settings(), Path(clean.path), instant(as_of)
+        loops.read(loop, settings()), settings(), Path(clean.path), past(as_of)
     ).items():
         rows.log_metric(name, value)
     Path(rows.path).write_text(json.dumps(rows.metadata))

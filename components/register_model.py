@@ -38,7 +38,7 @@ def register_model(
     from pathlib import Path
 
     from kubeloop import loops, promotion
-    from kubeloop.config import instant, settings
+    from kubeloop.config import past, settings
 
     version = promotion.register(
         loops.read(loop, settings()),
@@ -48,7 +48,7 @@ def register_model(
         evaluation=Path(evaluation.path),
         verdict=Path(verdict.path).read_text(),
         run=run,
-        as_of=instant(as_of),
+        as_of=past(as_of),
         reason=reason,
         snapshot=snapshot,
     )

@@ -29,9 +29,21 @@ from kubeloop.config_types import (
     duration_text,
     instant,
     number,
+    past,
 )
 
-__all__ = ["ConfigError", "DnsName", "Loop", "Settings", "duration", "duration_text", "instant", "load", "settings"]
+__all__ = [
+    "ConfigError",
+    "DnsName",
+    "Loop",
+    "Settings",
+    "duration",
+    "duration_text",
+    "instant",
+    "load",
+    "past",
+    "settings",
+]
 
 
 TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,199}$")]
@@ -132,6 +144,10 @@ class Drift(Model):
     of: int = Field(default=3, ge=1)
     min_auc: Share = Field(default=0.6, description="Live AUC under which a window counts as drifted by itself.")
     max_auc_drop: Share = Field(default=0.05, description="Largest live AUC loss against the gate's hold-out.")
+    skew: Annotated[Duration, Field(ge=timedelta(0), le=timedelta(hours=1))] = Field(
+        default=timedelta(minutes=10),
+        description="How far a client's clock may run ahead; events beyond are counted, and in no window.",
+    )
     label_wait: Duration = Field(default=timedelta(days=1), description="How long a window waits for its labels.")
     cooldown: Duration = Field(default=timedelta(days=14), description="Rest after an episode; doubles on rejection.")
     max_cooldown: Duration = timedelta(days=56)

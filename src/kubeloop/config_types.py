@@ -1,11 +1,12 @@
 """The types that the configuration is made of: durations, moments, names, image references, quantities."""
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
+from kubeloop import moments
 from kubeloop.errors import KubeloopError
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -43,11 +44,11 @@ def duration_text(value: timedelta) -> str:
 def _utc(value: Any) -> Any:
     """Read a bare date or a naive time as UTC."""
     if isinstance(value, str):
-        value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+        return moments.read(value)
     elif not isinstance(value, datetime) and hasattr(value, "isoformat"):
         value = datetime.fromisoformat(value.isoformat())
     if isinstance(value, datetime):
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return moments.read(value.isoformat())
     return value
 
 
@@ -62,6 +63,20 @@ def instant(text: str) -> datetime:
     except ValueError as error:
         raise ConfigError(f"{text!r} is not a moment; write one such as 2013-04-01 or 2013-04-01T12:00:00Z") from error
     return value
+
+
+def past(text: str) -> datetime:
+    """Read a moment that has come, as `instant` does.
+
+    Raises:
+        ConfigError: the text is no moment, or lies in the future or before 1970.
+    """
+    try:
+        return moments.past(instant(text))
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def number(value: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubeloop import features
+from kubeloop import features, moments
 from kubeloop.config import Settings
 
 if TYPE_CHECKING:
@@ -139,25 +139,12 @@ def _derive(view: Any, known: dict[str, list[Any]]) -> dict[str, list[Any]]:
 def _checked(field: features.Field, values: Sequence[Any]) -> list[Any]:
     """Read a field's values; see `OnlineFeatures.read`."""
     if field.kind == "UNIX_TIMESTAMP":
-        return [moment(value) for value in values]
+        return [moments.read(value) for value in values]
     text = field.datatype == "BYTES"
     for value in values:
         if not isinstance(value, str) if text else isinstance(value, str | list | dict):
             raise ValueError(f"{field.name} takes {'text' if text else 'numbers'}, not {value!r:.80}")
     return list(values)
-
-
-def moment(text: Any) -> datetime:
-    """Read an ISO 8601 time; one without an offset is UTC.
-
-    Raises:
-        ValueError: the text is not a time, or one that UTC has no year for.
-    """
-    try:
-        value = datetime.fromisoformat(text)
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"{text!r:.80} is not an ISO 8601 time such as 2013-04-01T12:00:00Z") from error
 
 
 def stands(folder: Path) -> datetime | None:

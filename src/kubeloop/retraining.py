@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from kubeloop import access, features, runs, services, session, stages
-from kubeloop.config import Loop, Settings, instant
+from kubeloop.config import Loop, Settings, past
 
 
 def run(
@@ -35,7 +35,7 @@ def run(
         as_of: moment whose knowledge to use, ISO 8601; the newest label in the raw data when left out.
     """
     session.prepare(loop, settings, say)
-    moment = instant(as_of) if as_of else newest_label(loop, settings)
+    moment = past(as_of) if as_of else newest_label(loop, settings)
     repo = stages.digest(settings.home / loop.features.repo)
     what = "\n".join((reason, loop.digest(), repo, stages.digest(settings.raw)))
     episode = f"manual-{moment:%Y%m%dT%H%M%S}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"

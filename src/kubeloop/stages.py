@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from kubeloop import loops, paths, sources
 from kubeloop.bucket import Bucket
-from kubeloop.config import Loop, Settings, instant
+from kubeloop.config import Loop, Settings, past
 from kubeloop.errors import KubeloopError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def begin(settings: Settings, loop: str, as_of: str, run: str, job: str) -> Begu
     if not run and not job:
         # What is cached for no name would be found by every such run.
         raise StageError("the run has no name, as one of a recurring run with a fixed version: use `kubeloop schedule`")
-    moment = instant(as_of) if as_of else datetime.now(UTC)
+    moment = past(as_of) if as_of else datetime.now(UTC)
     snapshot = digest(settings.raw) if sources.tables(settings.raw) else ""
     reference = loops.keep(loops.read(loop, settings), settings)
     _log.info("run %s, as of %s", run or job, moment.isoformat())

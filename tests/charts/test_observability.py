@@ -142,6 +142,7 @@ def test_the_alerts_that_must_be(render):
         "KubeloopDriftOpen",
         "KubeloopCollectorDropping",
         "KubeloopEventsUnreadable",
+        "KubeloopEventsAhead",
         "KubeloopFeaturesStale",
         "KubeloopRetrainFailing",
         "KubeloopGateRejecting",

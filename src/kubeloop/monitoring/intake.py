@@ -15,9 +15,6 @@ from kubeloop.monitoring.payloads import Decoded
 from kubeloop.monitoring.store import Progress
 from kubeloop.monitoring.windows import NEVER, Clock, Grid, Micros, micros, moment
 
-AHEAD = timedelta(hours=1)
-"""How far a client's clock may run ahead. One bogus event time must not close every window."""
-
 UNKNOWN = "unknown"
 """The version of responses that name none."""
 
@@ -32,9 +29,19 @@ class Intake:
     progress: Progress
     parts: list[Part]
     live_since: dict[str, datetime]
+    early: pa.Table
 
 
-def sort(decoded: Decoded, cursor: int, before: Progress, grid: Grid, until: datetime | None = None) -> Intake:
+def sort(
+    decoded: Decoded,
+    cursor: int,
+    before: Progress,
+    grid: Grid,
+    until: datetime | None = None,
+    *,
+    skew: timedelta,
+    now: datetime,
+) -> Intake:
     """Put a reading's rows under their windows, and count those that belong to none.
 
     The order of arrival (`received_at`) stands for the order of the log, so the outcome does not depend on how the
@@ -47,13 +54,16 @@ def sort(decoded: Decoded, cursor: int, before: Progress, grid: Grid, until: dat
         grid: the windows.
         until: end of the replay whose time the loop keeps. Before it is over, nothing that lies after it has happened:
             a request without an event time, which takes the clock on the wall, must not end the replay's windows.
+        skew: how far a client's clock may run ahead. One bogus event time must not close every window.
+        now: bounds what a collector whose own clock runs ahead let in.
     """
     predictions = decoded.predictions
     times, received = (_int64(predictions[name]) for name in _TIMES)
     watermark = NEVER if before.watermark is None else micros(before.watermark)
-    early = times > received + AHEAD // timedelta(microseconds=1)
+    early = times > np.minimum(received, micros(now)) + skew // timedelta(microseconds=1)
     if until is not None:
         early |= _beyond(np.where(early, NEVER, times), received, watermark, micros(until))
+    ahead = predictions.filter(pa.array(early))
     predictions = predictions.filter(pa.array(~early))
     clock = Clock(received[~early], times[~early], watermark)
     late = windows.late(clock, grid)
@@ -76,7 +86,7 @@ def sort(decoded: Decoded, cursor: int, before: Progress, grid: Grid, until: dat
     usual = usual[ordinary[usual]]
     found, first = np.unique(codes[usual], return_index=True)
     live_since = {names[code]: moment(time) for code, time in zip(found, clock.times[usual[first]], strict=True)}
-    return Intake(progress, parts + _labels(decoded.labels, clock, grid), live_since)
+    return Intake(progress, parts + _labels(decoded.labels, clock, grid, micros(now)), live_since, ahead)
 
 
 def _beyond(times: Micros, received: Micros, watermark: int, until: int) -> NDArray[np.bool_]:
@@ -92,10 +102,12 @@ def _beyond(times: Micros, received: Micros, watermark: int, until: int) -> NDAr
     return found
 
 
-def _labels(table: pa.Table, clock: Clock, grid: Grid) -> list[Part]:
+def _labels(table: pa.Table, clock: Clock, grid: Grid, now: int) -> list[Part]:
     known = clock.before(_int64(table["received_at"]))
     # Before the first prediction there is no watermark to go by.
-    arrived = np.where(known == NEVER, np.minimum(_int64(table["observed_at"]), _int64(table["received_at"])), known)
+    arrived = np.where(
+        known == NEVER, np.minimum(np.minimum(_int64(table["observed_at"]), _int64(table["received_at"])), now), known
+    )
     labels, nobody = performance.labels(table, known), np.zeros(len(table), np.int64)
     return [
         _part("labels", "", start, labels, rows, grid, arrived[:0])

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 import time
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kubeloop import access, background, config, database, errors
+from kubeloop import access, background, config, database, errors, moments
 from kubeloop.monitoring.detector import port
 from kubeloop.monitoring.outbox import Outbox
 from kubeloop.monitoring.payload_log import LogError, stored
-from kubeloop.monitoring.rounds import Monitor
+from kubeloop.monitoring.rounds import AheadError, Monitor
 from kubeloop.monitoring.status import Metrics, Status
 from kubeloop.monitoring.store import Store, StoreConflictError
 from kubeloop.monitoring.versions import NodeError, Versions
@@ -33,7 +33,7 @@ from kubeloop.serving import guard
 
 _log = logging.getLogger("kubeloop.monitor")
 
-WAIT = (LogError, NodeError, port.DetectorError, StoreConflictError, OperationalError, httpx.HTTPError)
+WAIT = (AheadError, LogError, NodeError, port.DetectorError, StoreConflictError, OperationalError, httpx.HTTPError)
 """What a round fails with when something it needs does not answer; the next round tries again."""
 
 _LONGEST_PAUSE_S = 30.0
@@ -54,6 +54,7 @@ class Watch:
         token: str = "",
     ) -> None:
         self.failure: str | None = None
+        self.skew = monitor.drift.skew
         self._settle_seconds = settle_seconds
         self._monitor = monitor
         self._poll_seconds = poll_seconds
@@ -114,7 +115,7 @@ def create_app(status: Status, watch: Watch) -> Starlette:
 
     async def post_advance(request: Request) -> Response:
         try:
-            until = _instant(orjson.loads(await request.body())["until"])
+            until = moments.past(moments.read(orjson.loads(await request.body())["until"]), watch.skew)
         except (ValueError, KeyError, TypeError) as error:
             return _json({"error": f'send {{"until": "2013-04-08T00:00:00Z"}} ({error})'}, 400)
         try:
@@ -145,9 +146,11 @@ def _json(content: Any, status: int = 200) -> Response:
     return Response(orjson.dumps(content, option=orjson.OPT_UTC_Z), status, media_type="application/json")
 
 
-def _instant(text: str) -> datetime:
-    found = datetime.fromisoformat(text)
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+def _moment(text: str) -> datetime:
+    try:
+        return moments.past(moments.read(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -178,6 +181,10 @@ def _run(args: argparse.Namespace) -> None:
         until = loop.replay.until if args.replay and loop.replay else None
         monitor = Monitor(loop, settings.payloads, store, detector, versions, grid, outbox, until=until)
         status = Status(loop.name, store, settings.payloads, loop.drift, grid)
+        if args.reset_watermark:
+            monitor.reset()
+            print(f"the watermark of {loop.name} is {store.progress(loop.name).watermark}")
+            return
         if args.once:
             monitor.step()
             print(orjson.dumps(status.read(), option=orjson.OPT_UTC_Z | orjson.OPT_INDENT_2).decode())
@@ -195,6 +202,9 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--poll-seconds", type=float, default=0.5, help="between two looks at the log")
     parser.add_argument("--once", action="store_true", help="make one round, print the status and leave")
+    parser.add_argument(
+        "--reset-watermark", action="store_true", help="drop what a wrong clock left ahead of now, and leave"
+    )
     parser.add_argument("--trigger-url", help="gets the drift events; they wait in the store when left out")
     parser.add_argument("--collector-url", help="is told to write what it holds before /advance")
     parser.add_argument(
@@ -209,7 +219,7 @@ def main() -> None:
     parser.add_argument(
         "--replay", action="store_true", help="clients replay the past, as loop.yaml says: its time counts, not today"
     )
-    parser.add_argument("--origin", type=_instant, default=MONDAY, help="a moment at which a window starts, ISO 8601")
+    parser.add_argument("--origin", type=_moment, default=MONDAY, help="a moment at which a window starts, ISO 8601")
     guard.add_arguments(parser)
     args = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

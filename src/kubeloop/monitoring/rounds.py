@@ -5,15 +5,18 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from kubeloop import moments
 from kubeloop.config import Loop
+from kubeloop.errors import KubeloopError
 from kubeloop.evaluation import EvaluationError
 from kubeloop.monitoring import intake, payloads, performance, policy
 from kubeloop.monitoring.detector.port import MOST_ROWS, Detector, UntestableError, Window
@@ -30,6 +33,11 @@ _log = logging.getLogger(__name__)
 READING = 10_000
 """Events taken from the log at once."""
 
+QUARANTINE = "ahead-of-now.jsonl"
+"""Beside the log: predictions that claim a time that has not come, for a person to look at."""
+
+_QUARANTINED_BYTES = 1 << 20
+
 SILENCE_S = 600.0
 """Between two warnings about events that cannot be decoded."""
 
@@ -37,6 +45,12 @@ _SEED = 7
 """Of a large window's sample: a window that is judged again gets the same verdict."""
 
 _METRICS = ("auc", "log_loss", "brier", "ece")
+
+
+class AheadError(KubeloopError):
+    """The stored watermark lies ahead of now: every row would be late, so none is taken until a person resets it."""
+
+    lasting = False
 
 
 class Monitor:
@@ -88,7 +102,17 @@ class Monitor:
             self._outbox.hurry()
             self._round(until)
 
+    def reset(self) -> None:
+        """Drop what a wrong clock left ahead of now, so that windows close again."""
+        with self._turn:
+            self.store.reset(self.store.progress(self.service), datetime.now(UTC))
+
     def _round(self, until: datetime | None) -> None:
+        marked = self.store.progress(self.service).watermark
+        if marked is not None and marked > datetime.now(UTC) + self.drift.skew:
+            raise AheadError(f"the watermark {marked.isoformat()} is ahead of now; start with --reset-watermark once")
+        if until is not None:
+            moments.past(until, self.drift.skew)
         while self._take():
             self._close()
         now = self.store.progress(self.service)
@@ -109,9 +133,14 @@ class Monitor:
             self._carry = now.cursor, payloads.resume(self.log, now.cursor, self.service)
         decoded = payloads.decode(table, self._carry[1], self.service)
         self._warn(decoded)
-        taken = intake.sort(decoded, last, now, self.grid, self._until)
+        taken = intake.sort(decoded, last, now, self.grid, self._until, skew=self.drift.skew, now=datetime.now(UTC))
         if early := taken.progress.early_rows - now.early_rows:
-            _log.warning("%s predictions claim a time that has not come, and belong to no window", early)
+            _log.warning(
+                "%s predictions claim a time that has not come, and belong to no window; see %s",
+                early,
+                self.log / QUARANTINE,
+            )
+        _quarantine(self.log / QUARANTINE, taken.early)
         self.store.ingest(taken.progress, taken.parts, taken.live_since)
         self._carry = last, decoded.carry
         try:
@@ -282,6 +311,15 @@ class Monitor:
             if ended is not None:
                 _log.info("episode %s ends: %s", row["id"], ended[1])
                 self.store.update_episode(row["id"], closed_at=ended[0], outcome=ended[1])
+
+
+def _quarantine(path: Path, early: pa.Table) -> None:
+    """Keep early rows up to a size: whoever sends one sends many, and the log has them all."""
+    if not len(early) or (path.exists() and path.stat().st_size > _QUARANTINED_BYTES):
+        return
+    rows = early.select(["event_id", "model_version", "event_time", "received_at"]).slice(0, 1000).to_pylist()
+    with path.open("ab") as file:
+        file.writelines(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
 
 
 def _vote(row: Row, scores: Sequence[Row]) -> Vote:

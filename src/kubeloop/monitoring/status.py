@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class Status:
             "service": self.service,
             "engine": self._drift.engine,
             "watermark": now.watermark,
+            "watermark_ahead": now.watermark is not None and now.watermark > datetime.now(UTC) + self._drift.skew,
             "processed_until": {self.service: until},
             "last_seq": now.cursor,
             "lag_events": end - now.cursor if end >= now.cursor else end,
@@ -120,6 +122,8 @@ class Metrics(Collector):
         yield _gauge("kubeloop_monitor_open_episodes", "Open episodes.", name, status["open_episode"] is not None)
         yield _gauge("kubeloop_monitor_undelivered", "Episodes without an answer.", name, status["undelivered"])
         yield _gauge("kubeloop_monitor_lag_events", "Events in the log not read yet.", name, status["lag_events"])
+        help_text = "The stored watermark lies ahead of now; nothing is read until it is reset."
+        yield _gauge("kubeloop_monitor_watermark_ahead", help_text, name, status["watermark_ahead"])
         if status["watermark"] is not None:
             help_text = "Newest event time, seconds since 1970."
             yield _gauge("kubeloop_monitor_watermark_seconds", help_text, name, status["watermark"].timestamp())

@@ -102,6 +102,28 @@ class Store:
                 connection.execute(first.values(live_since=since))
         return replace(now, revision=now.revision + 1)
 
+    def reset(self, now: Progress, bound: datetime) -> Progress:
+        """Drop the rows, verdicts and open episodes of windows that end after `bound`; the watermark falls to the rest.
+
+        Args:
+            now: the progress as read; returned with the end of the last window that is left as its watermark.
+            bound: the moment that event time cannot have passed.
+        """
+        ended = [row["end"] for row in self.windows(now.service) if row["end"] <= bound]
+        now = replace(now, watermark=max(ended, default=None))
+        with self._write(now) as connection:
+            for table in (schema.windows, schema.window_scores, schema.performance):
+                connection.execute(sa.delete(table).where(table.c.service == now.service, table.c.end > bound))
+            c = schema.held.c
+            connection.execute(sa.delete(schema.held).where(c.service == now.service, c.start > bound))
+            e = schema.episodes.c
+            wrong = sa.or_(e.opened_at > bound, e.as_of > bound, e.closed_at > bound)
+            connection.execute(sa.delete(schema.episodes).where(e.service == now.service, wrong))
+            v = schema.versions.c
+            later = sa.update(schema.versions).where(v.service == now.service, v.live_since > bound)
+            connection.execute(later.values(live_since=None))
+        return replace(now, revision=now.revision + 1)
+
     def due(self, service: str, watermark: datetime, label_wait: timedelta) -> list[Due]:
         """Return the windows whose time has come, in the order of their deadlines."""
         c = schema.held.c

@@ -16,7 +16,7 @@ from uuid import uuid4
 import orjson
 from prometheus_client import Counter
 
-from kubeloop import names
+from kubeloop import moments, names
 from kubeloop.serving import oip
 from kubeloop.serving.calls import SCORE, Call, Inference, application
 from kubeloop.serving.guard import Guard
@@ -308,9 +308,8 @@ def _moment(text: Any) -> datetime:
     if text is None:
         return datetime.now(UTC)
     try:
-        moment = datetime.fromisoformat(text)
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-    except (TypeError, ValueError, OverflowError):
+        return moments.read(text)
+    except ValueError:
         expected = "parameter event_time must be an ISO 8601 time such as 2013-04-01T12:00:00Z"
         raise ProtocolError(f"{expected}, got {str(text)[:80]!r}") from None
 

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ import httpx
 import pytest
 
 from kubeloop.monitoring import monitor, payload_log
+from kubeloop.monitoring.store import Store
 
 PROJECT = Path(sys.prefix).parent
 ADDRESS = "/apis/serving.kserve.io/v1beta1/namespaces/kubeloop/inferenceservices/flights"
@@ -189,3 +191,20 @@ def test_a_mirror_that_brings_nothing_is_waited_for_no_longer_than_a_minute(
     with pytest.raises(payload_log.LogError, match="the mirror has not brought all"):
         monitor.Watch(found, 1.0, None, 0.1).advance(world.START + world.DAY)
     assert found.store.windows("flights") == []
+
+
+def test_the_documented_command_resets_a_watermark_ahead_of_now(
+    world: ModuleType, tmp_path: Path, python: Path
+) -> None:
+    (tmp_path / "state").mkdir()
+    database = f"sqlite:///{tmp_path / 'monitor.db'}"
+    store = Store(database)
+    store.ingest(replace(store.progress("flights"), watermark=datetime(9999, 1, 1, tzinfo=UTC)), (), {})
+    (tmp_path / "loop.yaml").write_text(world.loop().dump())
+    command = [python, "-m", "kubeloop.monitoring.monitor", "--loop", tmp_path / "loop.yaml"]
+    env = {"KUBELOOP_STATE": str(tmp_path / "state"), "KUBELOOP_MONITOR_DB": database, "PATH": os.environ["PATH"]}
+    once = subprocess.run([*command, "--once"], env=env, capture_output=True, text=True, check=False)
+    assert (once.returncode != 0, "--reset-watermark" in once.stderr, "Traceback" in once.stderr) == (True, True, False)
+    done = subprocess.run([*command, "--reset-watermark"], env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, store.progress("flights").watermark) == (0, None), done.stderr
+    store.close()

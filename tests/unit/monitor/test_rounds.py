@@ -2,7 +2,8 @@ import json
 import random
 import subprocess
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kubeloop import config
-from kubeloop.monitoring import payload_log, payloads
+from kubeloop.monitoring import payload_log, payloads, rounds
 from kubeloop.monitoring.detector import port
 from kubeloop.monitoring.detector.alibi import WORKER
 from kubeloop.monitoring.detector.port import DetectorError
@@ -477,3 +478,35 @@ def test_the_order_of_events_within_a_window_does_not_matter(
             found.append(outcome(monitor))
         assert found[0] == found[1]
         assert [row["labelled"] for row in found[0]["performance"]] == [32, 32, 32]
+
+
+def test_a_collector_whose_clock_runs_ahead_ends_no_window(
+    world: ModuleType, open_monitor: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = datetime.now(UTC) + 3650 * DAY
+    monkeypatch.setattr(world, "ARRIVAL", ahead)
+    world.write(tmp_path / "log", [*world.predict("a", world.START, rows=60), *world.predict("b", ahead, rows=5)])
+    monitor = open_monitor(tmp_path)
+    monitor.step()
+    now = monitor.store.progress("flights")
+    assert (now.early_rows, now.watermark) == (5, world.START)
+    kept = (tmp_path / "log" / rounds.QUARANTINE).read_text().splitlines()
+    assert [json.loads(line)["event_id"] for line in kept] == [f"b-{row}" for row in range(5)]
+
+
+def test_a_watermark_ahead_of_now_stops_the_reading_until_it_is_reset(
+    world: ModuleType, open_monitor: Open, tmp_path: Path
+) -> None:
+    end = world.write(tmp_path / "log", world.days(0, 2))
+    monitor = open_monitor(tmp_path)
+    monitor.advance(world.START + 2 * DAY)
+    before = monitor.store.progress("flights")
+    monitor.store.ingest(replace(before, watermark=datetime(9999, 1, 1, tzinfo=UTC)), (), {})
+    world.write(tmp_path / "log", world.days(2, 3), end)
+    with pytest.raises(rounds.AheadError, match="--reset-watermark"):
+        monitor.step()
+    assert monitor.store.progress("flights").late_rows == 0
+    monitor.reset()
+    monitor.advance(world.START + 3 * DAY)
+    assert monitor.store.progress("flights").late_rows == 0
+    assert [row["status"] for row in monitor.store.windows("flights")] == ["judged"] * 3

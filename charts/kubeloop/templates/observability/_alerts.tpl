@@ -19,6 +19,13 @@ hence max, where others would sum. */ -}}
     max by (service) (increase(kubeloop_monitor_malformed_total{ {{- $part -}} }[1h])) > 0
     or sum by (reason) (increase(kubeloop_collector_events_rejected_total{ {{- $part -}} }[1h])) > 0
   summary: 'Events cannot be read, so predictions or labels are missing: {{ "{{ or $labels.reason $labels.service }}" }}.'
+- name: KubeloopEventsAhead
+  severity: warning
+  for: 0m
+  expr: >-
+    max by (service) (increase(kubeloop_monitor_rows_outside_total{ {{- $part }}, why="early"}[1h])) > 0
+    or max by (service) (kubeloop_monitor_watermark_ahead{ {{- $part -}} }) > 0
+  summary: 'A clock runs ahead: predictions of {{ "{{ $labels.service }}" }} are in no window.'
 - name: KubeloopFeaturesStale
   severity: warning
   for: 15m

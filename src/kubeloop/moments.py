@@ -1,0 +1,35 @@
+"""Moments from outside: one reader, and the bound that keeps a wrong clock from moving time on for good."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+SKEW = timedelta(minutes=10)
+"""How far another machine's clock may run ahead of this one's."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def read(text: Any) -> datetime:
+    """Read an ISO 8601 time; one without an offset is UTC.
+
+    Raises:
+        ValueError: the text is no time, or one that UTC has no year for.
+    """
+    try:
+        value = datetime.fromisoformat(text)
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{text!r:.80} is not an ISO 8601 time such as 2013-04-01T12:00:00Z") from error
+
+
+def past(moment: datetime, skew: timedelta = SKEW) -> datetime:
+    """Return a moment that has come, give or take the skew of clocks.
+
+    Raises:
+        ValueError: it lies ahead of that, or before 1970.
+    """
+    if moment < _EPOCH:
+        raise ValueError(f"{moment.isoformat()} lies before 1970")
+    if moment > datetime.now(UTC) + skew:
+        raise ValueError(f"{moment.isoformat()} is in the future; name a moment whose data are there")
+    return moment
