@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from kfp import dsl
 
-from kubeloop import config, failures, loops, model_folder, online, stages
+from kubeloop import config, loops, model_folder, online, stages
 from kubeloop.config import Loop
 from kubeloop.services import ServiceError
 from tests.components.conftest import Bench
@@ -167,7 +167,7 @@ def test_only_what_a_monitor_refuses_is_not_asked_again(
                 batch.judge(demo, config.settings(tmp_path), as_of)
         finally:
             server.shutdown()
-    assert failures.lasting(raised.value) is (status == 400)
+    assert raised.value.lasting is (status == 400)
 
 
 def test_judge_windows_needs_a_monitor(make_home: Any, loop: Loop, as_of: datetime, tmp_path: Path) -> None:

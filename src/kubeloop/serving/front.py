@@ -15,6 +15,7 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from kubeloop.errors import KubeloopError
 from kubeloop.serving import bounds
 from kubeloop.serving.upstream import LEAVE
 
@@ -23,8 +24,10 @@ from kubeloop.serving.upstream import LEAVE
 _OURS, _HEAD, _BODY, _IDLE, _READ, _GONE = range(6)
 
 
-class RefusedError(Exception):
+class RefusedError(KubeloopError):
     """A request that is not handled: a status and a message."""
+
+    lasting = True
 
     def __init__(self, status: HTTPStatus, message: str) -> None:
         super().__init__(message)

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from kubeloop import errors
 from kubeloop.monitoring import monitor, payload_log
 from kubeloop.monitoring.store import Store
 
@@ -156,7 +157,7 @@ def test_one_round_on_the_command_line(world: ModuleType, tmp_path: Path, refere
 def test_a_wrong_loop_file_is_named(tmp_path: Path, python: Path) -> None:
     command = [python, "-m", "kubeloop.monitoring.monitor", "--loop", tmp_path / "loop.yaml"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, "does not exist" in done.stderr) == (1, True)
+    assert (done.returncode, "does not exist" in done.stderr) == (errors.LASTING, True)
 
 
 def test_behind_a_mirror_nothing_is_judged_before_the_last_events_can_be_here(

@@ -172,8 +172,10 @@ def test_links_lead_to_files_beside_the_page(world: Any, page: Any) -> None:
 def test_the_last_link_leads_to_the_registry(world: Any, page: Any, parse: Any) -> None:
     (link,) = [known["href"] for tag, known in page.tags if tag == "a" and known["href"].startswith("http")]
     assert "the MLflow UI , which make mlflow starts" in page.text
-    command = (Path(__file__).parents[3] / "Makefile").read_text().partition("\nmlflow:")[2]
-    assert f"--host {urlsplit(link).hostname} --port {urlsplit(link).port} " in command
+    command = (Path(__file__).parents[3] / "Makefile").read_text().partition("\nmlflow:")[2].partition("\n\n")[0]
+    assert "kubeloop.mlflow_ui" in command
+    assert f"port {urlsplit(link).port}" in command
+    assert urlsplit(link).hostname == "127.0.0.1"
     shared = world.settings.model_copy(update={"mlflow_uri": "http://registry.example"})
     content = view.build(
         world.loop, shared, facts.read(world.loop, world.settings), log.read(world.settings, "x"), None
