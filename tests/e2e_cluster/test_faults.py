@@ -136,7 +136,8 @@ def test_a_monitor_is_killed_and_reads_on(client: Client) -> None:
     assert traffic.last["failed"] == 0, traffic.last["kinds"]
     rolled_out()
     caught_up()
-    assert ask(MONITOR)["episodes"] == episodes
+    # The traffic may drift by itself meanwhile.
+    assert ask(MONITOR)["episodes"] >= episodes
 
 
 def test_the_only_predictor_is_killed(client: Client, figures: Figures) -> None:
