@@ -15,6 +15,8 @@ from kubeloop.config import Loop
 from pipelines import catalog
 from tests.pipelines.launcher import Cluster, Done
 
+pytestmark = pytest.mark.timeout(900)
+
 Object = dict[str, Any]
 
 
