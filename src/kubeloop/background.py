@@ -16,7 +16,7 @@ Work = Callable[[asyncio.Event], Awaitable[None]]
 _FINISH_S = 25.0
 """What requests in flight get at the end; a pod has 30 s."""
 _DRAIN_S = 0.2
-"""These services have one pod each: nobody else takes what comes while it stops."""
+"""Nobody else takes what comes while one stops, or, with two triggers, the monitor's outbox asks again."""
 
 
 class _App:

@@ -132,7 +132,8 @@ def _predictor(service: Object, predictor: Object, runtime: Object | None) -> Ob
     if found is None:
         raise UnservableError(f"InvalidPredictorSpec: failed to find {CONTAINER} in ServingRuntime containers")
     # MergeRuntimeContainers: a strategic merge, and the model's arguments come after the runtime's.
-    patch = {key: value for key, value in model.items() if key in _CONTAINER_FIELDS}
+    # An empty name, as the API server stores it, is none.
+    patch = {key: value for key, value in model.items() if key in _CONTAINER_FIELDS and (key, value) != ("name", "")}
     container = _strategic(found, patch)
     container["args"] = [*found.get("args", ()), *model.get("args", ())]
     container = _placed(container, service)

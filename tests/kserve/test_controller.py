@@ -59,8 +59,11 @@ def test_grpc_has_a_port_of_the_transformers_service_and_none_behind_the_agents_
 
 
 def test_a_model_extends_its_runtime() -> None:
-    pod = made(BUILT["gpu"])["Deployment", "flights-predictor"]["spec"]["template"]
+    service = copy.deepcopy(BUILT["gpu"])
+    service["spec"]["predictor"]["model"]["name"] = ""  # as the API server stores it
+    pod = made(service)["Deployment", "flights-predictor"]["spec"]["template"]
     (container,) = pod["spec"]["containers"]
+    assert container["name"] == "kserve-container"
     assert container["args"][:2] == ["--name-of=flights", "--name=flights"]
     assert container["resources"]["limits"] == {"memory": "8Gi", "nvidia.com/gpu": "2"}
     assert pod["spec"]["nodeSelector"] == {"pool": "gpu"}
