@@ -194,7 +194,7 @@ def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dic
         assert watching(services, state)["watermark"] == "2013-07-01T00:00:00Z" == before["watermark"]
         assert watching(services, state)["windows"] == before["windows"]
         missing = kubeloop(state, "predict", '{"origin": "EWR"}')
-        assert missing.returncode == 1
+        assert missing.returncode == errors.LASTING
         assert "carrier" in missing.stderr
         retrained = kubeloop(state, "retrain", "--as-of", "2013-06-30", "--reason", "a test", "--json")
         assert retrained.returncode == 0, retrained.stderr
@@ -204,7 +204,7 @@ def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dic
         assert server.wait(60) == 0
     assert not _alive(state)
     assert not (state / "token").exists()
-    assert kubeloop(state, "predict", json.dumps(row)).returncode == 1
+    assert kubeloop(state, "predict", json.dumps(row)).returncode == errors.PASSING
 
 
 def test_a_log_that_lost_a_segment_is_told_of(state: Path, summary: dict) -> None:
