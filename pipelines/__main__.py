@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from kubeloop import config, errors
+from kubeloop import config, errors, state
 from kubeloop.config_cluster import Pipelines, StepSettings
 
 NAMES = ("training", "materialize", "batch-scoring", "backfill")
@@ -28,7 +28,7 @@ def main() -> int:
         command.add_argument("--loop", type=Path, default=Path("loop.yaml"), help="the use case (default: loop.yaml)")
     running.add_argument("--state", type=Path, help="state folder (default: .kubeloop beside loop.yaml)")
     options = parser.parse_args()
-    with errors.program():
+    with errors.program(), state.explained():
         loop = config.load(options.loop)
         return _compile(loop, options) if options.command == "compile" else _run(loop, options)
 

@@ -1,7 +1,7 @@
 """Run a pipeline on this machine with kfp's local runner, and keep a report of it that survives a kill."""
 
 import contextlib
-import json
+import hashlib
 import os
 import signal
 import sys
@@ -13,7 +13,7 @@ from typing import Any
 from kfp import local
 from kfp.dsl.base_component import BaseComponent
 
-from kubeloop import paths
+from kubeloop import kept, paths
 from kubeloop.config import Settings
 from kubeloop.errors import KubeloopError
 from kubeloop.failures import Failure
@@ -48,7 +48,8 @@ def run(pipeline: BaseComponent, arguments: Mapping[str, Any], *, name: str, set
         local.init(
             local.SubprocessRunner(use_venv=False),
             pipeline_root=str(settings.state / "pipeline"),
-            cache_root=str(settings.state / "pipeline-cache"),
+            # In a copy of a state folder, what is done already names files of the original.
+            cache_root=str(settings.state / "pipeline-cache" / hashlib.sha256(bytes(settings.state)).hexdigest()[:8]),
             enable_caching=True,
             raise_on_error=True,
         )
@@ -106,6 +107,4 @@ def _now() -> str:
 
 
 def _write(folder: Path, report: dict[str, Any]) -> None:
-    part = folder / "run.json.part"
-    part.write_text(json.dumps(report, indent=2))
-    part.replace(folder / "run.json")
+    kept.replace(folder / "run.json", kept.dumps(report))

@@ -9,7 +9,9 @@ import os
 import secrets
 import tempfile
 from pathlib import Path
+from typing import Any
 
+from kubeloop import kept
 from kubeloop.errors import KubeloopError
 
 _BYTES = 32
@@ -67,6 +69,25 @@ def read(path: Path) -> str:
     if not token:
         raise AccessError(f"{path} is empty; start the services again")
     return token
+
+
+def services(path: Path) -> dict[str, dict[str, Any]]:
+    """Return `url` and `pid` of each service that a session has written down; none where no session did.
+
+    In a copy of a state folder the file still tells of the services of the original, which are not the copy's to ask.
+
+    Raises:
+        DamagedError: the file is not what was written.
+        OSError: it cannot be read.
+    """
+    here = str(path.parent)
+    found = {}
+    for name, item in (kept.loads(path) if path.is_file() else {}).items():
+        if not isinstance(item, dict) or "url" not in item:
+            raise kept.DamagedError(path, "it does not tell of services")
+        if item.pop("state", here) == here:
+            found[name] = item
+    return found
 
 
 def header(path: Path) -> dict[str, str]:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from kubeloop import cli_init, cli_submit, config, errors
 from kubeloop.config import Loop, Settings
@@ -28,6 +29,10 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KubeloopError as error:
             _fail(error, errors.exit_code(error))
+        except (TyperException, typer.Abort, typer.Exit):
+            raise
+        except Exception as error:  # noqa: BLE001 - the last resort of a program: say what is wrong, keep the trace
+            _crash(error)
 
 
 app = typer.Typer(
@@ -47,8 +52,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine ins
 HERE = Path()
 
 
+_place: Settings | None = None
+"""Where the command that runs is, for what is said when it fails."""
+
+
 def _open(folder: Path) -> tuple[Loop, Settings]:
-    settings = config.settings(folder)
+    global _place
+    _place = settings = config.settings(folder)
     config.adopt(settings)
     return config.load(settings.loop_file), settings
 
@@ -128,7 +138,7 @@ def run(
     from kubeloop import report, session
 
     loop, settings = _open(folder)
-    _doctor_or_fail(settings)
+    _doctor_or_fail(settings, state=not fresh)
     _migrate(settings)
     try:
         with _Screen(_err if as_json else _out) as screen:
@@ -136,10 +146,6 @@ def run(
             page = report.write(loop, settings, summary)
     except KeyboardInterrupt:
         _fail("stopped; the services have ended and nothing is lost. Run the same command again to go on.", 130)
-    except KubeloopError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the last resort of a program: say what is wrong, keep the trace in a file
-        _crash(settings, error)
     if as_json:
         _print(summary)
         return
@@ -150,13 +156,22 @@ def run(
     )
 
 
-def _crash(settings: Settings, error: Exception) -> NoReturn:
-    """End an error that is not ours, and keep its trace in a file."""
+def _crash(error: Exception) -> NoReturn:
+    """End an error that is not ours: by what is wrong with the state, or with its trace in a file."""
     import traceback
 
-    settings.logs.mkdir(parents=True, exist_ok=True)
+    from kubeloop import state
+
+    settings = _place or config.settings()
+    if found := state.explain(error, settings):
+        _fail(found, errors.exit_code(found))
     trace = settings.logs / "kubeloop.log"
-    trace.write_text("".join(traceback.format_exception(error)))
+    text = "".join(traceback.format_exception(error))
+    try:
+        trace.parent.mkdir(parents=True, exist_ok=True)
+        trace.write_text(text)
+    except OSError as problem:
+        _fail(f"{text}\nThis is not expected; {trace} could not be written: {problem.strerror}", 2)
     _fail(f"{type(error).__name__}: {error}\nThis is not expected; the trace is in {trace}", 2)
 
 
@@ -199,6 +214,8 @@ def status(folder: Folder = HERE, as_json: Json = False) -> None:
         return
     for line in overview.lines(found):
         _out.print(line)
+    for sentence in found["broken"]:
+        _out.print(f"[red]broken[/]      {escape(sentence)}", soft_wrap=True)
 
 
 @app.command()
@@ -231,6 +248,7 @@ def serve(folder: Folder = HERE) -> None:
     from kubeloop.services import Services
 
     loop, settings = _open(folder)
+    _doctor_or_fail(settings)
     if registry.champion(settings, loop.name) is None:
         _fail("there is no champion to serve yet; `kubeloop run` trains one")
     _migrate(settings)
@@ -325,10 +343,6 @@ def retrain(
             record = retraining.run(loop, settings, config.inherited(), screen.say, reason=reason, as_of=as_of)
     except KeyboardInterrupt:
         _fail("stopped; run the same command again to resume the run", 130)
-    except KubeloopError:
-        raise
-    except Exception as error:  # noqa: BLE001 - see `run`
-        _crash(settings, error)
     if as_json:
         _print(record)
     else:
@@ -348,19 +362,17 @@ def doctor(folder: Folder = HERE, as_json: Json = False) -> None:
     else:
         for finding in found:
             mark = "[green]ok[/]     " if finding.ok else "[red]problem[/]"
-            _out.print(
-                f"{mark} {escape(finding.what)}" + (f"\n        mend it: {finding.mend}" if not finding.ok else "")
-            )
+            mend = f"\n        mend it: {finding.mend}" if finding.mend and not finding.ok else ""
+            _out.print(f"{mark} {escape(finding.what)}{mend}", soft_wrap=True)
     if not all(finding.ok for finding in found):
         raise typer.Exit(1)
 
 
-def _doctor_or_fail(settings: Settings) -> None:
+def _doctor_or_fail(settings: Settings, *, state: bool = True) -> None:
     from kubeloop import doctor as check
 
-    wrong = [finding for finding in check.quick(settings) if not finding.ok]
-    if wrong:
-        _fail("\n".join(f"{finding.what}; mend it: {finding.mend}" for finding in wrong))
+    if wrong := [str(finding) for finding in check.quick(settings, state=state) if not finding.ok]:
+        _fail("\n".join(wrong))
 
 
 @app.command()

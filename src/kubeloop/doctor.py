@@ -1,5 +1,6 @@
 """Find what is missing, wrong or too old, and name the command that mends it."""
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -13,10 +14,11 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from kubeloop import config
+from kubeloop import access, config
 from kubeloop.bucket import Bucket, BucketError, OwnerError
 from kubeloop.config import ConfigError, Settings
 from kubeloop.errors import KubeloopError
+from kubeloop.state import faults
 
 FREE_BYTES = 2 * 1024**3
 ANSWER_S = 60.0
@@ -39,11 +41,14 @@ print(json.dumps({"python": "%d.%d.%d" % sys.version_info[:3], "packages": found
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; `mend` is the command that puts it right."""
+    """One thing that was looked at; `mend` is the command that puts it right, where the text does not say it."""
 
     what: str
     ok: bool
     mend: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.what}; mend it: {self.mend}" if self.mend else self.what
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -51,19 +56,33 @@ class Finding:
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Look at everything a run needs; takes a second or two."""
-    return [*quick(settings), *_environments(settings), *_loop(settings), *_space(settings), *_bucket(settings)]
+    """Look at everything a run needs; takes a second or two, and as long as it takes to read the state once."""
+    return [
+        *_state(settings),
+        *quick(settings, state=False),
+        *_environments(settings),
+        *_loop(settings),
+        *_space(settings),
+        *_bucket(settings),
+    ]
 
 
-def quick(settings: Settings) -> list[Finding]:
-    """Look at what fails a run at once: the three interpreters."""
-    found = []
+def quick(settings: Settings, *, state: bool = True) -> list[Finding]:
+    """Look at what fails a run at once: the three interpreters and, unless it is to be forgotten, the state."""
+    found = [Finding(str(fault), ok=False) for fault in faults(settings, whole=False)] if state else []
     for name in _ENVIRONMENTS:
         python = _python(settings, name)
         ok = os.access(python, os.X_OK)
         wrong = "" if ok else " is not executable" if python.exists() else " is missing"
         found.append(Finding(f"{name} environment: {python}{wrong}", ok, SETUP))
     return found
+
+
+def _state(settings: Settings) -> Iterator[Finding]:
+    broken = [Finding(str(fault), ok=False) for fault in faults(settings)]
+    yield from broken
+    if not broken and settings.state.is_dir():
+        yield Finding(f"{settings.state} is whole, as far as its checksums reach", True)
 
 
 def bounds(extra: str) -> dict[str, SpecifierSet]:
@@ -172,10 +191,11 @@ def _space(settings: Settings) -> Iterator[Finding]:
         return
     free = shutil.disk_usage(folder).free
     yield Finding(f"{free / 1024**3:.1f} GiB free in {folder}", free > FREE_BYTES, "free at least 2 GiB")
-    if settings.services_file.is_file():
+    # A file that cannot be read is among what is wrong with the state.
+    with contextlib.suppress(KubeloopError, OSError):
         gone = [
             name
-            for name, item in json.loads(settings.services_file.read_text()).items()
+            for name, item in access.services(settings.services_file).items()
             if not Path(f"/proc/{item['pid']}").exists() and Path("/proc/self").exists()
         ]
         if gone:

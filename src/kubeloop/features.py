@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubeloop import online_url, sources
+from kubeloop import kept, online_url, sources
 from kubeloop.config import Settings
 from kubeloop.errors import KubeloopError
 
@@ -133,6 +133,7 @@ def build(repo: Path, raw: Path, out: Path, shared: Settings | None = None) -> d
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         open_store(out, shared).apply(objects)
+    kept.remember(out, [path for path in out.iterdir() if path.suffix in (".parquet", ".db", ".yaml")])
     return rows
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from kubeloop import kept
 from kubeloop.config import Settings
 
 _FRESH = {
@@ -42,7 +43,7 @@ class Memory:
     def open(cls, settings: Settings, *, fast: bool) -> Self:
         """Read what earlier sessions left, or begin with nothing."""
         path = settings.state / "session.json"
-        return cls(path, json.loads(path.read_text()) if path.is_file() else {"fast": fast, **_FRESH})
+        return cls(path, kept.loads(path) if path.is_file() else {"fast": fast, **_FRESH})
 
     @property
     def known(self) -> bool:
@@ -131,6 +132,4 @@ class Memory:
                 path.unlink()
 
     def _save(self) -> None:
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(self.content))
-        part.replace(self.path)
+        kept.replace(self.path, kept.dumps(self.content))

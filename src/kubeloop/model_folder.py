@@ -1,7 +1,6 @@
 """Write and read a model folder: the graph, its card and what it remembers of its training data."""
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ import numpy.typing as npt
 import onnx
 import pandas as pd
 
-from kubeloop import algorithms, encoding, evaluation, export, reference
+from kubeloop import algorithms, encoding, evaluation, export, kept, reference
 from kubeloop.errors import KubeloopError
 from kubeloop.training import LABEL, TIMESTAMP, Fitted
 
@@ -105,7 +104,7 @@ def write(
         seed=seed,
     ).save(folder / REFERENCE)
     features = [{"name": key, "kind": kind} for key, kind in kinds.items()]
-    (folder / CARD).write_text(json.dumps({**asdict(card), "features": features}, indent=2, allow_nan=False) + "\n")
+    (folder / CARD).write_text(kept.dumps({**asdict(card), "features": features}))
     return card
 
 
@@ -117,10 +116,12 @@ def read(folder: Path) -> Card:
     """
     try:
         content = (folder / GRAPH).read_bytes()
-        data: dict[str, Any] = json.loads((folder / CARD).read_text())
+        data = kept.loads(folder / CARD)
         card = Card(**{**data, "features": {item["name"]: item["kind"] for item in data["features"]}})
     except OSError as error:
         raise ModelFolderError(f"{error.filename} cannot be read ({error.strerror}); train the model again") from error
+    except kept.DamagedError as error:
+        raise ModelFolderError(f"{error}; restore it, or train the model again") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ModelFolderError(f"{folder / CARD} is no model card ({error}); train the model again") from error
     digest = hashlib.sha256(content).hexdigest()

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubeloop import features, moments
+from kubeloop import features, kept, moments
 from kubeloop.config import Settings
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _checked(field: features.Field, values: Sequence[Any]) -> list[Any]:
 def stands(folder: Path) -> datetime | None:
     """Return the moment up to which the online store of a folder of feature tables was written; None for never."""
     mark = folder / _MARK
-    return datetime.fromisoformat(mark.read_text()) if mark.is_file() else None
+    return datetime.fromisoformat(kept.unseal(mark)) if mark.is_file() else None
 
 
 class Materializer:
@@ -189,7 +189,5 @@ class Materializer:
                     self._store.write_to_online_store(name, rows)
                 written += len(rows)
         self._position = to.astimezone(UTC)
-        part = self._mark.with_suffix(".part")
-        part.write_text(self._position.isoformat())
-        part.replace(self._mark)
+        kept.replace(self._mark, kept.seal(self._position.isoformat()))
         return written

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 from rich.markup import escape
 
+from kubeloop import access, state
 from kubeloop.config import Loop, Settings, duration_text
 from kubeloop.monitoring.store import Row
 from kubeloop.registry import Version
@@ -44,6 +45,7 @@ def read(loop: Loop, settings: Settings) -> dict[str, Any]:
             "reference_auc": judged[-1]["reference_auc"] if judged else None,
         },
         "services": services(settings),
+        "broken": [str(fault) for fault in state.faults(settings, whole=False)],
     }
 
 
@@ -109,9 +111,7 @@ def window_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def services(settings: Settings) -> dict[str, dict[str, Any]]:
     """Return url, pid and whether it answers (`up`) for each service that the last session has written down."""
-    if not settings.services_file.is_file():
-        return {}
-    written: dict[str, dict[str, Any]] = json.loads(settings.services_file.read_text())
+    written = access.services(settings.services_file)
     return {name: {**service, "up": _answers(service["url"])} for name, service in written.items()}
 
 

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from kubeloop.errors import KubeloopError
 
@@ -37,3 +38,10 @@ def inside(folder: Path, *parts: str, what: str = "the name") -> Path:
         PathError: one of them is no name.
     """
     return folder.joinpath(*(part(each, what) for each in parts))
+
+
+def rehome(uri: str, state: Path) -> str:
+    """Return where a local model lies now: in a state folder that was copied or moved, addresses name its old place."""
+    found = re.fullmatch(r"(?:file://)?/(?:.*/)?mlartifacts/(.+)", uri)
+    here = state / "mlartifacts" / unquote(found[1]) if found else None
+    return here.as_uri() if here is not None and here.exists() else uri

@@ -1,5 +1,6 @@
 """What a model version remembers of its training data, so that live traffic can be held against it."""
 
+import hashlib
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from kubeloop import kept
 from kubeloop.errors import KubeloopError
 
 Floats = npt.NDArray[np.float32]
@@ -22,6 +24,7 @@ ABSENT = -1
 
 _FORMAT = 1
 _TOML = "reference.toml"
+_ARRAYS = ("numeric", "categorical", "score")
 
 
 class ReferenceError(KubeloopError, ValueError):
@@ -116,9 +119,10 @@ class Reference:
         The TOML file comes last, so that an interrupted save cannot be loaded.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("numeric", "categorical", "score"):
+        for name in _ARRAYS:
             np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
-        (folder / _TOML).write_bytes(_toml(self).encode())
+        digests = {name: _digest(folder / f"{name}.npy") for name in _ARRAYS}
+        (folder / _TOML).write_text(kept.seal(_toml(self, digests)), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> "Reference":
@@ -128,11 +132,11 @@ class Reference:
             ReferenceError: a file is missing or damaged, or the files contradict each other.
         """
         try:
-            head = tomllib.loads((folder / _TOML).read_bytes().decode())
-            arrays = {
-                name: np.load(folder / f"{name}.npy", allow_pickle=False)
-                for name in ("numeric", "categorical", "score")
-            }
+            head = tomllib.loads(kept.unseal(folder / _TOML))
+            for name, told in head.get("sha256", {}).items():
+                if _digest(folder / f"{name}.npy") != told:
+                    raise ReferenceError(f"{folder / name}.npy is damaged; restore it, or train the model again")
+            arrays = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in _ARRAYS}
             if head["format"] != _FORMAT:
                 raise ReferenceError(
                     f"format {head['format']} is not {_FORMAT}; use the kubeloop that trained the model"
@@ -153,6 +157,8 @@ class Reference:
             raise ReferenceError(f"{error.filename} does not exist; train the model again to make it") from error
         except KeyError as error:
             raise ReferenceError(f"{folder / _TOML} lacks {error}; train the model again to make it") from error
+        except kept.DamagedError as error:
+            raise ReferenceError(f"{error}; restore it, or train the model again") from error
         except (ValueError, TypeError, AttributeError, EOFError, OSError) as error:
             raise ReferenceError(f"the reference in {folder} cannot be read: {error}") from error
 
@@ -270,7 +276,11 @@ def _encode(
     return numeric, categorical
 
 
-def _toml(reference: Reference) -> str:
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _toml(reference: Reference, digests: Mapping[str, str]) -> str:
     lines = [f"format = {_FORMAT}", f"rows = {reference.rows}"]
     if reference.auc is not None:
         lines.append(f"auc = {float(reference.auc)!r}")
@@ -278,6 +288,7 @@ def _toml(reference: Reference) -> str:
     if reference.model_version is not None:
         lines.append(f"model_version = {_quote(reference.model_version)}")
     lines += [f"numeric = {_array(reference.numeric_names)}", f"categorical = {_array(reference.categorical_names)}"]
+    lines += ["", "[sha256]", *(f"{name} = {_quote(digest)}" for name, digest in digests.items())]
     lines += ["", "[importance]"]
     lines += [f"{_quote(name)} = {float(share)!r}" for name, share in reference.importance.items()]
     lines += ["", "[categories]"]

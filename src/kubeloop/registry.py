@@ -5,7 +5,6 @@ adding `MLmodel`, so that KServe, MLflow and kubeloop read the same immutable fi
 """
 
 import functools
-import json
 import logging
 import shutil
 import tempfile
@@ -17,7 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import unquote, urlparse
 
-from kubeloop import paths
+import sqlalchemy as sa
+
+from kubeloop import kept, paths
 from kubeloop.config import Loop, Settings
 from kubeloop.errors import KubeloopError
 from kubeloop.reference import ABSENT, Reference
@@ -34,6 +35,13 @@ _KSERVE_READS = ("s3", "gs", "abfs", "wasbs", "hdfs", "pvc", "oci")
 _EXAMPLE_ROWS = 5
 _REQUIREMENTS = ["onnxruntime>=1.22", "numpy>=2.0"]
 
+
+_ADDRESSES = (
+    *(("experiments", "artifact_location"), ("runs", "artifact_uri"), ("model_versions", "source")),
+    *(("model_versions", "storage_location"), ("logged_models", "artifact_location")),
+)
+"""Where MLflow's database holds addresses of artifacts."""
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -125,7 +133,7 @@ def register(
     if found:
         _alias(client, found[0], CHALLENGER)
         return found[0]
-    facts = json.loads((folder / "model.json").read_text())
+    facts = kept.loads(folder / "model.json")
     with _run(client, settings, loop, run) as run_id:
         for name, value in facts["metrics"].items():
             if isinstance(value, (int, float)) and value == value:
@@ -150,7 +158,7 @@ def register(
             run_id=run_id,
             tags={**tags, _RUN_TAG: run, "kubeloop.sha256": facts["sha256"]},
         )
-    version = _version(created)
+    version = _version(settings, created)
     _alias(client, version, CHALLENGER)
     return version
 
@@ -190,7 +198,7 @@ def versions(settings: Settings, name: str) -> list[Version]:
         aliases.setdefault(str(number), []).append(alias)
     found = client.search_model_versions(f"name = '{name}'")
     return sorted(
-        (_version(item, tuple(sorted(aliases.get(str(item.version), ())))) for item in found),
+        (_version(settings, item, tuple(sorted(aliases.get(str(item.version), ())))) for item in found),
         key=lambda version: int(version.version),
     )
 
@@ -256,10 +264,10 @@ def _run(client: "MlflowClient", settings: Settings, loop: Loop, run: str) -> It
         yield settings.mlflow_run_id
         return
     experiment = client.get_experiment_by_name(loop.name)
+    if experiment is not None and _is_here(settings):
+        _move_in(settings, experiment.artifact_location)
     if experiment is None:
-        location = None
-        if settings.mlflow_uri.startswith("sqlite:"):
-            location = (settings.state / "mlartifacts").as_uri()
+        location = _artifacts(settings) if _is_here(settings) else None
         experiment_id = client.create_experiment(loop.name, artifact_location=location)
     else:
         experiment_id = experiment.experiment_id
@@ -279,6 +287,32 @@ def _run(client: "MlflowClient", settings: Settings, loop: Loop, run: str) -> It
     client.set_terminated(run_id, "FINISHED")
 
 
+def _is_here(settings: Settings) -> bool:
+    """Return whether MLflow's database is this state folder's own, so that its artifacts are too."""
+    return settings.mlflow_uri == f"sqlite:///{settings.state}/mlflow.db"
+
+
+def _artifacts(settings: Settings) -> str:
+    return (settings.state / "mlartifacts").as_uri()
+
+
+def _move_in(settings: Settings, before: str) -> None:
+    """In a state folder that was copied or moved, have MLflow write here what it would write to the old place."""
+    here = _artifacts(settings)
+    if before == here or not before.endswith("/mlartifacts"):
+        return
+    log.warning("the state was copied or moved: MLflow's artifacts are at %s, no longer at %s", here, before)
+    engine = sa.create_engine(settings.mlflow_uri)
+    with engine.begin() as connection:
+        for table, column in _ADDRESSES:
+            moved = f"UPDATE {table} SET {column} = :here || substr({column}, :size) WHERE {column} = :before"  # noqa: S608
+            connection.execute(
+                sa.text(f"{moved} OR substr({column}, 1, :size) = :before || '/'"),
+                {"here": here, "before": before, "size": len(before) + 1},
+            )
+    engine.dispose()
+
+
 def _package(folder: Path, target: Path) -> Path:
     """Make an MLflow model of the folder: MLmodel with signature, input example and requirements."""
     import mlflow
@@ -286,7 +320,7 @@ def _package(folder: Path, target: Path) -> Path:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
-    facts = json.loads((folder / "model.json").read_text())
+    facts = kept.loads(folder / "model.json")
     kinds = {item["name"]: item["kind"] for item in facts["features"]}
     inputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.float if kind == "numeric" else DataType.string, name) for name, kind in kinds.items()
@@ -332,12 +366,12 @@ def _alias(client: "MlflowClient", version: Version, alias: str) -> None:
     client.set_registered_model_alias(version.name, alias, version.version)
 
 
-def _version(item: "ModelVersion", aliases: tuple[str, ...] = ()) -> Version:
+def _version(settings: Settings, item: "ModelVersion", aliases: tuple[str, ...] = ()) -> Version:
     tags: dict[str, Any] = dict(item.tags)
     return Version(
         name=item.name,
         version=str(item.version),
-        uri=item.source or "",
+        uri=paths.rehome(item.source or "", settings.state) if _is_here(settings) else item.source or "",
         sha256=tags.get("kubeloop.sha256", ""),
         run=tags.get(_RUN_TAG, ""),
         run_id=item.run_id or "",

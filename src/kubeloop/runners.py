@@ -1,7 +1,6 @@
 """Where a pipeline run takes place: the port that the trigger ledger drives, and the runner of one machine."""
 
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -13,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
-from kubeloop import errors, paths
+from kubeloop import errors, kept, paths
 from kubeloop.config import QUIET, Settings, duration_text
 
 
@@ -98,7 +97,7 @@ class LocalRunner:
             return state
 
     def _overdue(self, name: str) -> bool:
-        started = _read(self._folder(name) / "attempt.json").get("started_at")
+        started = kept.loads(self._folder(name) / "attempt.json").get("started_at")
         return started is not None and datetime.now(UTC) - datetime.fromisoformat(started) > self._deadline
 
     def start(self, run_name: str, parameters: Parameters) -> RunState:
@@ -149,7 +148,7 @@ class LocalRunner:
         attempt_file = folder / "attempt.json"
         if not attempt_file.is_file():
             return None
-        attempt = int(_read(attempt_file)["attempt"])
+        attempt = int(kept.loads(attempt_file)["attempt"])
         if self._alive(name):
             self._followed.add(name)
             return RunState("running", attempt)
@@ -158,9 +157,9 @@ class LocalRunner:
         if child:
             child.wait()
         try:
-            report = _read(folder / "run.json")
+            report = kept.loads(folder / "run.json")
         except ValueError as error:
-            return RunState("failed", attempt, error=f"run.json of {name} is not valid JSON: {error}")
+            return RunState("failed", attempt, error=str(error))
         match report.get("status"):
             case "succeeded" | "interrupted" | "failed" as status:
                 lasting = bool(report.get("lasting"))
@@ -206,7 +205,7 @@ class LocalRunner:
     def _group(self, name: str) -> int | None:
         """Return the process group of a live run; the pipeline's own report fills in for a starter that was killed."""
         folder = self._folder(name)
-        pid = _read(folder / "attempt.json")["pid"] or _read(folder / "run.json").get("pid")
+        pid = kept.loads(folder / "attempt.json")["pid"] or kept.loads(folder / "run.json").get("pid")
         return int(pid) if pid else None
 
     def _folder(self, name: str) -> Path:
@@ -249,15 +248,5 @@ def _signal(group: int | None, number: signal.Signals) -> None:
         return
 
 
-def _read(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text())
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return content
-
-
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """Replace the file in one step, so that no reader and no crash sees half of it."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content))
-    part.replace(path)
+    kept.replace(path, kept.dumps(content))

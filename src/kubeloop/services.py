@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -17,16 +16,17 @@ from typing import IO, Any, Self
 
 import httpx
 
-from kubeloop import access
+from kubeloop import access, kept
 from kubeloop.config import QUIET, Loop, Settings
 from kubeloop.delivery.processes import die_with_parent
-from kubeloop.errors import KubeloopError
+from kubeloop.errors import LASTING, PASSING, KubeloopError
 
 READY_S = 60.0
 STOP_S = 40.0
 """For one service; the node takes longest: requests under way, its queue, its programs one after the other."""
 _STEP_S = 0.02
 _ASK_S = 30.0
+_TAIL_LINES = 15
 _LAST = ("node", "collector")
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -46,8 +46,8 @@ def address(settings: Settings, name: str) -> str:
     if known := {"collector": settings.collector_url, "monitor": settings.monitor_url}.get(name):
         return known
     try:
-        return str(json.loads(settings.services_file.read_text())[name]["url"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return str(access.services(settings.services_file)[name]["url"])
+    except (OSError, KeyError) as error:
         raise ServiceError(f"no {name} is up; start the services with `kubeloop serve`") from error
 
 
@@ -60,6 +60,8 @@ class _Service:
     process: subprocess.Popen[str]
     url: str
     log: Path
+    said: int
+    """Size of the log before it started."""
 
 
 class Services:
@@ -196,6 +198,7 @@ class Services:
         command += [f"--allow-host={name.strip()}" for name in self._settings.hosts.split(",") if name.strip()]
         try:
             with log.open("a") as errors:
+                said = errors.tell()
                 process = subprocess.Popen(
                     command,
                     env=self._environment,
@@ -218,8 +221,8 @@ class Services:
                 process.kill()
                 process.wait()
         if not url:
-            raise ServiceError(f"the {name} did not start:\n{_tail(log)}\nThe whole log is {log}")
-        self._running[name] = _Service(process, url, log)
+            raise _ended(name, "did not start", process.returncode, log, said)
+        self._running[name] = _Service(process, url, log, said)
         self._publish()
         return url
 
@@ -228,19 +231,18 @@ class Services:
         for name, service in self._running.items():
             code = service.process.poll()
             if code is not None:
-                raise ServiceError(
-                    f"the {name} ended with code {code}:\n{_tail(service.log)}\nThe log is {service.log}"
-                )
+                raise _ended(name, f"ended with code {code}", code, service.log, service.said)
 
     def url(self, name: str) -> str:
         """Return the base URL of a service started here."""
         return self._running[name].url
 
     def _publish(self) -> None:
-        content = {name: {"url": item.url, "pid": item.process.pid} for name, item in self._running.items()}
-        part = self._settings.services_file.with_suffix(".part")
-        part.write_text(json.dumps(content, indent=2))
-        part.replace(self._settings.services_file)
+        state = str(self._settings.state)
+        content = {
+            name: {"url": item.url, "pid": item.process.pid, "state": state} for name, item in self._running.items()
+        }
+        kept.replace(self._settings.services_file, kept.dumps(content))
 
 
 def _ready(process: subprocess.Popen[str]) -> str:
@@ -260,8 +262,15 @@ def _ready(process: subprocess.Popen[str]) -> str:
     return found[0] if found else ""
 
 
-def _tail(log: Path, lines: int = 15) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+def _ended(name: str, how: str, code: int, log: Path, said: int) -> ServiceError:
+    """Return the error of a service that ended; its exit code says whether its last line is a sentence of ours."""
+    lines = log.read_bytes()[said:].decode(errors="replace").splitlines()
+    if lines and code in (LASTING, PASSING):
+        error = ServiceError(f"the {name} {how}: {lines[-1]}")
+        error.lasting = code == LASTING
+        return error
+    tail = "\n".join(lines[-_TAIL_LINES:])
+    return ServiceError(f"the {name} {how}:\n{tail}\nThe whole log is {log}")
 
 
 class _Signals:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from kubeloop import access, promotion, runs, sources, stages
+from kubeloop import access, kept, promotion, runs, sources, stages
 from kubeloop.config import Loop, Settings
 from kubeloop.errors import KubeloopError
 from kubeloop.memory import Memory
@@ -115,9 +115,13 @@ def prepare(loop: Loop, settings: Settings, say: Callable[[str], None]) -> None:
     counts = sources.take_in(loop, settings, say=say)
     repo = settings.home / loop.features.repo
     mark = settings.features / "built-from"
-    state = f"{stages.digest(settings.raw)} {stages.digest(repo)}"
+    state = f"{settings.features} {stages.digest(settings.raw)} {stages.digest(repo)}"
     say("Raw data: " + ", ".join(f"{rows:,} {name}" for name, rows in counts.items()) + ".")
-    if not mark.is_file() or mark.read_text() != state:
+    if broken := kept.changed(settings.features):
+        say(f"Feature tables: {', '.join(broken)} in {settings.features} were damaged or missing and are made again.")
+        for name in broken:
+            (settings.features / name).unlink(missing_ok=True)
+    if broken or not mark.is_file() or mark.read_text() != state:
         rows = features.build(repo, settings.raw, settings.features)
         mark.write_text(state)
         say(f"Feature tables: {sum(rows.values()):,} rows in {len(rows)} views.")

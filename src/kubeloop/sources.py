@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import importlib.util
-import json
 import re
 import sys
 import tempfile
@@ -12,8 +11,10 @@ from datetime import datetime
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kubeloop import kept
 from kubeloop.config import ConfigError, Loop, Settings
 from kubeloop.errors import KubeloopError
 
@@ -73,15 +74,19 @@ def take_in(
         SourceError: a file or a column is missing.
     """
     settings.raw.mkdir(parents=True, exist_ok=True)
-    before = {name: pq.read_metadata(path).num_rows for name, path in tables(settings.raw).items()}
+    record = settings.raw / RECORD
+    broken = kept.changed(settings.raw)
+    if broken and keep:
+        raise SourceError(f"{settings.raw / broken[0]} is damaged or missing; `kubeloop run` takes it in again")
+    known = {} if RECORD in broken or not record.is_file() else kept.loads(record)
+    before = {name: rows for name, path in tables(settings.raw).items() if (rows := _rows(path)) is not None}
     # Looked at before anything is read: what changes meanwhile is taken in the next time.
     origins = _origins(loop, settings)
-    record = settings.raw / RECORD
-    known = json.loads(record.read_text()) if record.is_file() else {}
     wanted = {
         name
         for name, table in loop.source.tables.items()
         if name not in before
+        or {f"{name}.parquet", RECORD, kept.MADE} & set(broken)
         # Tables that are there without a note, put there by hand, are nothing that an entry wrote.
         or (not keep and origins[name] and known.get(name, None if table.path else origins[name]) != origins[name])
     }
@@ -96,12 +101,21 @@ def take_in(
             raise ConfigError(f"source.tables.{name} needs a path, or source.entry a function that writes it")
     counts = _checked(loop, settings.raw, loop.source.entry)
     if wanted:
-        part = record.with_suffix(".part")
-        part.write_text(json.dumps({**known, **{name: origins[name] for name in wanted}}, indent=2))
-        part.replace(record)
+        kept.replace(record, kept.dumps({**known, **{name: origins[name] for name in wanted}}))
+        kept.remember(settings.raw, [record, *tables(settings.raw).values()])
+    for name in broken:
+        say(f"Raw data: {settings.raw / name} was damaged or missing and is made again.")
     if news := [f"{name} changed, {_change(counts[name] - before[name])}" for name in sorted(wanted & set(before))]:
         say(f"Raw data: {'; '.join(news)}.")
     return counts
+
+
+def _rows(path: Path) -> int | None:
+    """Return a table's row count, None where the file is no Parquet."""
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except pa.ArrowException:
+        return None
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kubeloop import evaluation, gates, log, model_folder, registry
+from kubeloop import evaluation, gates, kept, log, model_folder, registry
 from kubeloop.config import Loop, Settings
 from kubeloop.monitoring.store import Store
 from kubeloop.promotion import promoted
@@ -58,9 +58,7 @@ def build(loop: Loop, settings: Settings, session: Mapping[str, Any], wall_s: fl
 def write(settings: Settings, summary: Mapping[str, Any]) -> Path:
     """Write summary.json in one piece and return its path."""
     path = settings.state / "summary.json"
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    part.replace(path)
+    kept.replace(path, kept.dumps(dict(summary)))
     return path
 
 
@@ -69,8 +67,7 @@ def read(settings: Settings) -> dict[str, Any] | None:
     path = settings.state / "summary.json"
     if not path.is_file():
         return None
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content
+    return kept.loads(path)
 
 
 def _episodes(loop: Loop, store: Store, runs: Mapping[str, Run]) -> dict[str, list[dict[str, Any]]]:

@@ -27,7 +27,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kubeloop import background, config, database, errors, names
+from kubeloop import background, config, database, errors, names, state
 from kubeloop.runners import LocalRunner, Runner
 from kubeloop.serving import guard
 from kubeloop.trigger import Ledger
@@ -206,7 +206,7 @@ def main() -> None:
     if args.lease_seconds <= 2 * args.poll_seconds:
         parser.error("--lease-seconds must exceed twice --poll-seconds, or a lease ends before it is renewed")
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    with errors.program(), database.answering("the ledger's", "KUBELOOP_LEDGER_DB"):
+    with errors.program(), database.answering("the ledger's", "KUBELOOP_LEDGER_DB"), state.explained():
         uvloop.run(_serve(args))
 
 

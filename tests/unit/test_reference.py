@@ -1,3 +1,4 @@
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kubeloop import kept
 from kubeloop.reference import ABSENT, Reference, ReferenceError, build
 
 KINDS = {"delay": "numeric", "carrier": "categorical", "wind": "numeric"}
@@ -168,13 +170,23 @@ def put(name: str, array: Any) -> Any:
     return lambda folder: np.save(folder / name, array)
 
 
+@pytest.mark.parametrize("name", ["reference.toml", "numeric.npy", "categorical.npy", "score.npy"])
+def test_a_flipped_bit_is_found(name: str, tmp_path: Path) -> None:
+    example().save(tmp_path)
+    content = bytearray((tmp_path / name).read_bytes())
+    content[-2] ^= 1
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ReferenceError, match=rf"{name} is damaged"):
+        Reference.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
         (shutil.rmtree, "does not exist"),
         (lambda folder: (folder / "score.npy").unlink(), "score.npy does not exist"),
         (rewrite("reference.toml", b"rows = ["), "cannot be read"),
-        (rewrite("reference.toml", b"\xff\xfe"), "cannot be read"),
+        (rewrite("reference.toml", b"\xff\xfe"), "is damaged: it is not text"),
         (rewrite("reference.toml", b"format = 1"), "lacks"),
         (rewrite("numeric.npy", b""), "cannot be read"),
         (rewrite("numeric.npy", b"\x93NUMPY\x01\x00v\x00"), "cannot be read"),
@@ -194,6 +206,9 @@ def put(name: str, array: Any) -> Any:
 )
 def test_a_damaged_reference_is_refused(damage: Any, says: str, tmp_path: Path) -> None:
     example().save(tmp_path / "reference")
+    # As an older kubeloop wrote it: nothing tells a change by itself.
+    head = tmp_path / "reference" / "reference.toml"
+    head.write_text(re.sub(r"\[sha256\]\n(\w+ = .*\n)+", "", kept.unseal(head)))
     damage(tmp_path / "reference")
     with pytest.raises(ReferenceError, match=says):
         Reference.load(tmp_path / "reference")

@@ -1,6 +1,5 @@
 """Choose the applier that `delivery.applier` names and hand it the manifest."""
 
-import json
 from typing import Any, cast
 
 from kubeloop import access
@@ -54,6 +53,6 @@ def node_url(settings: Settings) -> str:
     """
     path = settings.services_file
     try:
-        return str(json.loads(path.read_text())["node"]["url"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return str(access.services(path)["node"]["url"])
+    except (OSError, KeyError) as error:
         raise DeliveryError(f"no local node is up ({path} names none); start it with `kubeloop serve`") from error

@@ -4,15 +4,13 @@ import asyncio
 import functools
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from kubeloop import paths
+from kubeloop import kept, paths
 from kubeloop.delivery.desired import Commands, Desired, ManifestError, Program, read
 from kubeloop.delivery.processes import Replica
 from kubeloop.delivery.router import PREDICTOR_ENTRY, Router
@@ -47,17 +45,28 @@ class Controller:
     def restore(self, url: str) -> None:
         """Take the node's address, and apply the manifests of the last time."""
         self._url = url
-        for path in sorted(self._manifests.glob("*.yaml")):
-            try:
-                manifest = yaml.safe_load(path.read_text())
-                desired = self._read(manifest)
-                ready = self._manifests / "ready" / path.name
-                fallback = self._read(yaml.safe_load(ready.read_text())) if ready.is_file() else None
-            except (ManifestError, yaml.YAMLError) as error:
-                LOG.error("%s is not applied: %s", path, error)
+        folders = (self._manifests, self._manifests / "ready")
+        for name in sorted({path.name for folder in folders for path in folder.glob("*.yaml")}):
+            newest, ready = (self._kept(folder / name) for folder in folders)
+            taken = newest or ready
+            if taken is None:
                 continue
+            manifest, desired = taken
             service = self._services[desired.name] = self._service(desired.name)
-            service.apply(manifest, desired, fallback)
+            service.apply(manifest, desired, ready[1] if newest and ready else None)
+
+    def _kept(self, path: Path) -> tuple[dict[str, Any], Desired] | None:
+        """Return a manifest of the last time; None where there is none, or none that can be applied."""
+        try:
+            manifest = yaml.safe_load(kept.unseal(path))
+            return manifest, self._read(manifest)
+        except FileNotFoundError:
+            return None
+        except (ManifestError, kept.DamagedError, OSError, yaml.YAMLError) as error:
+            LOG.error(
+                "%s is not applied: %s; the next promotion writes it again", path, str(error).removeprefix(f"{path} ")
+            )
+            return None
 
     def put(self, namespace: str, name: str, manifest: Any) -> dict[str, Any]:
         """Apply a manifest and return it with its status; what follows happens in the background.
@@ -101,8 +110,9 @@ class Controller:
         gone = self.get(namespace, name)
         if gone:
             service = self._services.pop(name)
-            (self._manifests / f"{name}.yaml").unlink(missing_ok=True)
+            # In this order, or a kill in between would bring the service back.
             (self._manifests / "ready" / f"{name}.yaml").unlink(missing_ok=True)
+            (self._manifests / f"{name}.yaml").unlink(missing_ok=True)
             await service.close()
         return gone
 
@@ -126,9 +136,5 @@ class Controller:
 def _save(path: Path, manifest: dict[str, Any]) -> None:
     """Replace a file at once: a crash leaves the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-        # Through JSON, since an object that occurs twice would become a YAML alias.
-        yaml.safe_dump(json.loads(json.dumps(manifest)), file, sort_keys=False)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)
+    # Through JSON, since an object that occurs twice would become a YAML alias.
+    kept.replace(path, kept.seal(yaml.safe_dump(json.loads(json.dumps(manifest)), sort_keys=False)), sync=True)

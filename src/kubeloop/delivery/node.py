@@ -149,6 +149,8 @@ def _api(node: Node) -> Starlette:
                 return _failure(409, "Conflict", str(error))
             reason = "" if isinstance(error, ManifestError) else "the body is not JSON: "
             return _failure(400, "BadRequest", f"{reason}{error}")
+        except OSError as error:
+            return _failure(503, "ServiceUnavailable", f"{error.filename} cannot be written: {error.strerror}")
         return _json(applied, 202)
 
     async def get(request: Request) -> Response:

@@ -108,7 +108,10 @@ class Service:
                 self._rolling = False
                 self.refresh()
                 if not self._failure:
-                    self._on_ready(manifest)
+                    try:
+                        self._on_ready(manifest)
+                    except OSError as error:
+                        LOG.error("%s serves, but that is not kept for a restart: %s", desired.name, error)
                 if not self._replicas and self._fallback:
                     with contextlib.suppress(StartError):
                         await self._roll(self._fallback)

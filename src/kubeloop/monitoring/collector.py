@@ -23,12 +23,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from kubeloop.access import AccessError
 from kubeloop.errors import KubeloopError
 from kubeloop.monitoring import labels
 from kubeloop.monitoring.cloudevents import Event, EventError, parse
 from kubeloop.monitoring.flusher import OVERHEAD
-from kubeloop.monitoring.folder import FolderTakenError
 from kubeloop.monitoring.journal import REASONS, Journal, Limits, Refusal
 from kubeloop.names import LABEL_EVENT
 from kubeloop.serving import guard
@@ -222,7 +220,7 @@ class Collector:
     async def _ready(self, _: Request) -> Response:
         if self.draining:
             return PlainTextResponse("shutting down", 503)
-        refusal = self._journal.refuses(OVERHEAD)
+        refusal = await self._journal.ready()
         if refusal is None:
             return PlainTextResponse("ok")
         return PlainTextResponse(refusal.message, status_code=503)
@@ -242,7 +240,7 @@ class Collector:
         dropped = dict.fromkeys(REASONS, 0) | numbers["dropped"]
         rejected = dict.fromkeys(_REJECTIONS, 0) | numbers["rejected"]
         for name, text, counts in (
-            ("dropped", "Events refused, by reason.", dropped),
+            ("dropped", "Events refused or lost, by reason.", dropped),
             ("rejected", "Requests that are no event.", rejected),
         ):
             family = CounterMetricFamily(f"{prefix}events_{name}", text, labels=["reason"])
@@ -315,7 +313,7 @@ def main(arguments: list[str]) -> int:
         token = guard.token(options)
         listener.bind((options.host, options.port))
         journal = Journal(options.dir, limits)
-    except (AccessError, OSError, FolderTakenError) as error:
+    except (KubeloopError, OSError) as error:
         logger.error("cannot start: %s", error)
         return 2
     collector = Collector(journal, options.max_body_bytes)

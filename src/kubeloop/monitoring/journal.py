@@ -8,6 +8,7 @@ import asyncio
 import errno
 import logging
 import os
+import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 _GROUP_BYTES = 4 * 2**20
 _POLL_S = 0.05
+_ROOM_BYTES = 2**20
+"""Room on the disk without which the collector is not ready."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,10 @@ _DISK = Refusal(503, "disk_full", "the disk or --max-disk-bytes is used up; free
 _STALLED = Refusal(503, "stalled", "the disk does not answer; try again later")
 _CLOSING = Refusal(503, "closing", "the collector is shutting down; try its successor")
 _IO_ERROR = "io_error"
+_DAMAGED = "damaged"
 
-REASONS = (*(refusal.reason for refusal in (_MEMORY, _DISK, _STALLED, _CLOSING)), _IO_ERROR)
-"""Every reason to refuse an event."""
+REASONS = (*(refusal.reason for refusal in (_MEMORY, _DISK, _STALLED, _CLOSING)), _IO_ERROR, _DAMAGED)
+"""Every reason to lose an event: refused, or taken and found damaged by the next collector."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ class Journal:
         self._closing = False
         self._appended = self._jobs = 0
         self._wal: Wal | None = None
+        self._try: asyncio.Future[Refusal | None] | None = None
         self._rows: list[Row] = []
         self._rows_bytes = 0
         self._rows_since = 0.0
@@ -150,6 +155,17 @@ class Journal:
         if self.limits.disk_bytes and self.disk_bytes + cost > self.limits.disk_bytes:
             return _DISK
         return None
+
+    async def ready(self) -> Refusal | None:
+        """Say why the next events would be refused: beside `refuses`, by a try whether the disk takes any."""
+        refusal = self.refuses(OVERHEAD)
+        if refusal is not None:
+            return refusal
+        # A try that hangs is not joined by others: each would hold a thread.
+        if self._try is None or self._try.done():
+            self._try = asyncio.ensure_future(asyncio.to_thread(self._room))
+        done, _ = await asyncio.wait([self._try], timeout=self.limits.answer_seconds)
+        return self._try.result() if done else _STALLED
 
     async def submit(self, events: list[Event]) -> Refusal | None:
         """Append events, all or none; return when they are in the write-ahead file, or say why they are not."""
@@ -211,6 +227,20 @@ class Journal:
         self.flusher.close()
         os.close(self._lock)
 
+    def _room(self) -> Refusal | None:
+        try:
+            # It has no name, so that none is left behind by a kill.
+            with tempfile.TemporaryFile(dir=self.directory) as file:
+                os.posix_fallocate(file.fileno(), 0, _ROOM_BYTES)
+        except OSError as error:
+            return self._refusal(error)
+        return None
+
+    def _refusal(self, error: OSError) -> Refusal:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return _DISK
+        return Refusal(503, _IO_ERROR, f"{self.directory} cannot be written: {error.strerror}")
+
     # ---- start
 
     def _recover(self) -> int:
@@ -218,10 +248,14 @@ class Journal:
         rows: list[Row] = []
         files: list[tuple[Path, int]] = []
         for path in wal_files(self.directory):
-            whole, ignored = replay(path)
+            whole, lost, torn = replay(path)
             found = [row for row in whole if row[0] > self.flusher.last_seq]
-            if ignored:
-                logger.warning("ignored the last %d bytes of %s, a torn record", ignored, path.name)
+            if torn:
+                logger.warning("ignored the last %d bytes of %s, a torn record", torn, path.name)
+            # Of a file whose segment was written before the kill, nothing is lost.
+            if lost and (found or not whole):
+                logger.error("%s is damaged: %d events that were acknowledged are lost, the others kept", path, lost)
+                self.dropped[_DAMAGED] += lost
             if found:
                 rows += found
                 files.append((path, path.stat().st_size))
@@ -279,10 +313,9 @@ class Journal:
             if self._wal is None:
                 self._wal = Wal(self.directory, self._next_seq)
             before = self._wal.size
-            self._wal.append(encode(rows))
+            self._wal.append(encode(rows, self._wal.salt))
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            refusal = _DISK if full else Refusal(503, _IO_ERROR, f"the write-ahead file fails: {error}")
+            refusal = self._refusal(error)
         else:
             self._appended += self._wal.size - before
             self._next_seq += len(rows)

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kubeloop import access, background, config, database, errors, moments
+from kubeloop import access, background, config, database, errors, moments, state
 from kubeloop.monitoring.detector import port
 from kubeloop.monitoring.outbox import Outbox
 from kubeloop.monitoring.payload_log import LogError, stored
@@ -163,7 +163,15 @@ def _run(args: argparse.Namespace) -> None:
         store = stack.enter_context(contextlib.closing(Store(settings.monitor_db)))
         versions = stack.enter_context(
             contextlib.closing(
-                Versions(store, loop.name, loop.delivery.namespace, args.node_url, args.references, pod=args.kubernetes)
+                Versions(
+                    store,
+                    loop.name,
+                    loop.delivery.namespace,
+                    args.node_url,
+                    args.references,
+                    state=settings.state,
+                    pod=args.kubernetes,
+                )
             )
         )
         outbox = stack.enter_context(contextlib.closing(Outbox(store, loop.name, args.trigger_url, token=token)))
@@ -224,7 +232,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    with errors.program(), database.answering("the monitor's", "KUBELOOP_MONITOR_DB"):
+    with errors.program(), database.answering("the monitor's", "KUBELOOP_MONITOR_DB"), state.explained():
         _run(args)
 
 

@@ -4,13 +4,16 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from kubeloop import kept
 from kubeloop.errors import KubeloopError
 from kubeloop.monitoring import folder
 
@@ -27,7 +30,8 @@ SCHEMA = pa.schema(
         pa.field("body", pa.binary(), nullable=False),
     ]
 )
-"""One row an event. `seq` counts from 1 without gaps; the times are UTC; `body` is the payload as it was sent."""
+"""One row an event. `seq` counts from 1, with a gap only where an event was lost; the times are UTC; `body` is the
+payload as it was sent."""
 
 Row: TypeAlias = tuple[int, int, int, str, str, str, str, str, str, str, bytes]
 """The values of one event in the order of `SCHEMA`; times in microseconds since 1970."""
@@ -107,17 +111,18 @@ def _spans(names: Iterable[str]) -> dict[str, tuple[int, int]]:
 
 def mark(directory: Path, name: str, seq: int) -> None:
     """Note an event for another process that works on the folder; see `MIRRORED` and `NEEDED`."""
-    part = directory / f".{name}.tmp"
-    part.write_text(str(seq))
-    part.replace(directory / f"{name}.seq")
+    kept.replace(directory / f"{name}.seq", kept.seal(str(seq)))
 
 
 def marked(directory: Path, name: str) -> int:
     """Return the event that was noted last, 0 when none was."""
     try:
-        return int((directory / f"{name}.seq").read_text())
+        return int(kept.unseal(directory / f"{name}.seq"))
     except FileNotFoundError:
         return 0
+    except ValueError as error:
+        reason = str(error) if isinstance(error, kept.DamagedError) else f"{directory / name}.seq holds no number"
+        raise LogError(f"{reason}; remove it, and it is written again") from error
 
 
 def stored(directory: Path) -> tuple[int, float]:
@@ -179,6 +184,35 @@ def read(directory: Path, after: int = 0, max_rows: int | None = None) -> tuple[
     return (pa.concat_tables(tables) if tables else SCHEMA.empty_table()), after
 
 
+def segment(path: Path) -> Segment | None:
+    """Return the segment that a file is; None for another file."""
+    return next((Segment(*span, path) for span in _spans([path.name]).values()), None)
+
+
+def gaps(directory: Path, known: int, *, oldest: bool) -> list[tuple[int, int]]:
+    """Return the first and the last of events that are in no segment, and should be.
+
+    Args:
+        directory: the payload log.
+        known: an event that there was, such as the last that a reader has seen; 0 for none.
+        oldest: whether the log holds its oldest events, unless a mark says that an S3 store has them.
+
+    Raises:
+        LogError: that mark cannot be read.
+    """
+    spans = [segment[:2] for segment in segments(directory)]
+    if oldest:
+        spans.insert(0, (0, marked(directory, MIRRORED)))
+    newest = max([known, *(last for _, last in spans)])
+    found = [(before[1] + 1, behind[0] - 1) for before, behind in pairwise([*spans, (newest + 1, newest)])]
+    return [(first, last) for first, last in found if first <= last]
+
+
+def name(directory: Path, first: int, last: int) -> Path:
+    """Return the path of the segment that holds the events `first` to `last`."""
+    return directory / f"events-{first:016d}-{last:016d}.parquet"
+
+
 def load(segment: Segment) -> pa.Table:
     """Read one segment whole.
 
@@ -187,12 +221,19 @@ def load(segment: Segment) -> pa.Table:
         LogError: the file is no segment.
     """
     try:
-        with pq.ParquetFile(segment.path) as file:
+        with pq.ParquetFile(segment.path, page_checksum_verification=True) as file:
             table = file.read()
-    except pa.ArrowInvalid as error:
-        raise LogError(f"{segment.path} is damaged ({error}); restore it or move it out of the log") from error
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise LogError(f"{segment.path} is damaged ({reason}); restore it or move it out of the log") from error
     if not table.schema.equals(SCHEMA):
         raise LogError(f"{segment.path} has another schema than the payload log; move it out of the log")
+    seqs = table["seq"].to_numpy()
+    # Page checksums leave the footer out, which says where the pages are.
+    if not len(seqs) or (seqs[0], seqs[-1]) != segment[:2] or (np.diff(seqs) < 1).any():
+        raise LogError(f"{segment.path} does not hold the events that its name says; restore it or move it out")
     return table
 
 
@@ -213,7 +254,7 @@ def write(directory: Path, table: pa.Table) -> Segment:
         OSError: the disk is full or fails; nothing is left behind that a reader would see.
     """
     first, last = table["seq"][0].as_py(), table["seq"][-1].as_py()
-    path = directory / f"events-{first:016d}-{last:016d}.parquet"
+    path = name(directory, first, last)
     temporary = directory / _TEMPORARY
     with temporary.open("wb") as file:
         pq.write_table(
@@ -223,6 +264,7 @@ def write(directory: Path, table: pa.Table) -> Segment:
             # Ids and bodies hardly repeat: a dictionary would only be built to be thrown away.
             use_dictionary=[field.name for field in SCHEMA if field.name not in ("seq", "id", "body")],
             write_statistics=["seq", "received_at"],
+            write_page_checksum=True,
         )
         file.flush()
         os.fsync(file.fileno())

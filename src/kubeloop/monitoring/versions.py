@@ -72,12 +72,13 @@ class Versions:
         namespace: str,
         node_url: str | None = None,
         references: Path | None = None,
+        state: Path | None = None,
         timeout_s: float = 5.0,
         pod: bool = False,
     ) -> None:
         self._store = store
         self._service = service
-        self._references = references
+        self._references, self._state = references, state
         if pod:
             node_url = node_url or "https://kubernetes.default.svc"
             self._client = httpx.Client(timeout=timeout_s, auth=_Account(), verify=_authority(), trust_env=False)
@@ -134,7 +135,7 @@ class Versions:
         uri = self._store.versions(self._service).get(version, {}).get("uri")
         if not uri:
             raise VersionError(f"nobody says where version {version} lies; pass --node-url or --references")
-        return folder(uri)
+        return folder(paths.rehome(uri, self._state) if self._state else uri)
 
     def _manifest(self) -> dict[str, Any]:
         try:

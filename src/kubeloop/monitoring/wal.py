@@ -1,9 +1,12 @@
 """The collector's write-ahead file: events are here before they are acknowledged, until a segment holds them."""
 
+import errno
 import os
+import secrets
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 from zlib import crc32
 
 import orjson
@@ -14,33 +17,99 @@ _HEADER = struct.Struct("<III")
 """Length of the attributes, length of the body, CRC-32 of both."""
 
 
-def encode(rows: Iterable[Row]) -> bytes:
-    """Write events as records: a header, the attributes as a JSON array, the body as it is."""
+def encode(rows: Iterable[Row], salt: int = 0) -> bytes:
+    """Write events as records: a header, the attributes as a JSON array, the body as it is.
+
+    The checksums of a file begin with its salt, which no client knows: a body that holds records is never read as some.
+    """
     parts: list[bytes] = []
     for row in rows:
         attributes, body = orjson.dumps(row[:-1]), row[-1]
-        parts += (_HEADER.pack(len(attributes), len(body), crc32(body, crc32(attributes))), attributes, body)
+        parts += (_HEADER.pack(len(attributes), len(body), crc32(body, crc32(attributes, salt))), attributes, body)
     return b"".join(parts)
 
 
-def replay(path: Path) -> tuple[list[Row], int]:
-    """Read a file's events in order, up to the first record that is torn (it was never acknowledged).
+class Replay(NamedTuple):
+    """What a write-ahead file gave back.
 
-    Returns:
-        The events, and the number of bytes behind them that were ignored.
+    Attributes:
+        rows: the whole records, in order.
+        lost: events that were acknowledged and whose record is damaged.
+        torn: bytes at the end of a record that was cut off; it was never acknowledged.
     """
-    data = memoryview(path.read_bytes())
+
+    rows: list[Row]
+    lost: int
+    torn: int
+
+
+def replay(path: Path) -> Replay:
+    """Read a file's events in order. A damaged record costs itself: the whole ones behind it are found again.
+
+    `seq` counts without gaps within a file and begins with its name, so it tells how many events a damage took.
+    """
+    data = path.read_bytes()
     rows: list[Row] = []
-    position = 0
-    while position + _HEADER.size <= len(data):
-        attributes_size, body_size, checksum = _HEADER.unpack_from(data, position)
-        start = position + _HEADER.size
-        middle, end = start + attributes_size, start + attributes_size + body_size
-        if end > len(data) or not attributes_size or crc32(data[start:end]) != checksum:
-            break
-        rows.append((*orjson.loads(data[start:middle]), bytes(data[middle:end])))
-        position = end
-    return rows, len(data) - position
+    position, torn = 0, 0
+    _, number, *salted = path.stem.split("-")
+    expected = first = int(number)
+    salt = int(salted[0], 16) if salted else 0
+    while position < len(data):
+        found = _record(data, position, salt)
+        if found is None:
+            following = _next(data, position, expected, salt)
+            if following is None:
+                torn = len(data) - position
+                break
+            position = following
+            continue
+        row, position = found
+        rows.append(row)
+        expected = row[0] + 1
+    lost = expected - first - len(rows)
+    if torn and _whole(data, len(data) - torn):
+        # The last record is as long as it says, so it was written whole, and acknowledged.
+        lost, torn = lost + 1, 0
+    return Replay(rows, lost, torn)
+
+
+def _record(data: bytes, position: int, salt: int) -> tuple[Row, int] | None:
+    """Return the event whose record begins at a position, and where the record ends; None where none does."""
+    if position + _HEADER.size > len(data):
+        return None
+    attributes_size, body_size, checksum = _HEADER.unpack_from(data, position)
+    start = position + _HEADER.size
+    middle, end = start + attributes_size, start + attributes_size + body_size
+    if end > len(data) or not attributes_size or crc32(memoryview(data)[start:end], salt) != checksum:
+        return None
+    return (*orjson.loads(data[start:middle]), data[middle:end]), end
+
+
+def _next(data: bytes, position: int, expected: int, salt: int) -> int | None:
+    """Return where the first whole record behind a damaged one begins: where its length leads, or by a search."""
+    if _whole(data, position, last=False):
+        attributes_size, body_size, _ = _HEADER.unpack_from(data, position)
+        end = int(position + _HEADER.size + attributes_size + body_size)
+        record = _record(data, end, salt)
+        if record and record[0][0] > expected:
+            return end
+    most = expected + (len(data) - position) // _HEADER.size
+    found = data.find(b"[", position + _HEADER.size + 1)
+    while found >= 0:
+        record = _record(data, found - _HEADER.size, salt)
+        if record and expected < record[0][0] <= most:
+            return found - _HEADER.size
+        found = data.find(b"[", found + 1)
+    return None
+
+
+def _whole(data: bytes, position: int, *, last: bool = True) -> bool:
+    """Return whether a damaged record's header can be right: it ends with the file, or before it."""
+    if position + _HEADER.size > len(data):
+        return False
+    attributes_size, body_size, _ = _HEADER.unpack_from(data, position)
+    end = position + _HEADER.size + attributes_size + body_size
+    return bool(attributes_size) and (end == len(data) if last else end < len(data))
 
 
 class Wal:
@@ -52,7 +121,10 @@ class Wal:
         Raises:
             OSError: the file exists already or cannot be made.
         """
-        self.path = directory / f"wal-{first:016d}.log"
+        if taken := [path for path in wal_files(directory) if path.stem.startswith(f"wal-{first:016d}")]:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(taken[0]))
+        self.salt = secrets.randbits(32)
+        self.path = directory / f"wal-{first:016d}-{self.salt:08x}.log"
         self.size = 0
         self._torn = False
         self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)

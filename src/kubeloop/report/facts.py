@@ -88,7 +88,12 @@ def read(loop: Loop, settings: Settings) -> Facts:
     return Facts(**found)  # type: ignore[arg-type]
 
 
+def _holds(path: Path) -> bool:
+    # SQLite takes an empty file for a new database, and would be given tables.
+    return path.is_file() and path.stat().st_size > 0
+
+
 def _kept(url: str) -> bool:
     """Return whether there is something to read: opening a SQLite file that is not there would make it."""
     place = sa.make_url(url)
-    return place.get_backend_name() != "sqlite" or Path(place.database or "").is_file()
+    return place.get_backend_name() != "sqlite" or _holds(Path(place.database or ""))

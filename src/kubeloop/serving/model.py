@@ -1,7 +1,6 @@
 """Load a model folder into ONNX Runtime and predict; the only module of the data plane that knows onnxruntime."""
 
 import hashlib
-import json
 import math
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
+from kubeloop import kept
 from kubeloop.errors import KubeloopError
 from kubeloop.serving.tensors import DTYPES, Array, ProtocolError, TensorSpec, specs_of
 
@@ -168,9 +168,11 @@ def _check_card(path: Path, digest: str, inputs: Mapping[str, TensorSpec]) -> No
     if not path.exists():
         return
     try:
-        card = json.loads(path.read_text())
+        card = kept.loads(path)
         stated, features = card["sha256"], {item["name"]: _KINDS[item["kind"]] for item in card["features"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except kept.DamagedError as error:
+        raise ModelError(f"{error}; restore it, or train the model again") from error
+    except (OSError, KeyError, TypeError) as error:
         raise ModelError(f"{path} is not a model card ({error!r}); export the model again or delete it") from error
     if stated != digest:
         raise ModelError(

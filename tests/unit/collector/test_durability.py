@@ -81,6 +81,25 @@ def test_a_torn_record_is_ignored_and_the_events_before_it_kept(start: Start) ->
     assert "torn" in second.stop()[1]
 
 
+def test_a_flipped_bit_in_the_write_ahead_file_costs_one_event_which_is_counted(start: Start) -> None:
+    first = start("--flush-seconds", "60")
+    for event in range(5):
+        first.post(event, b"x" * 100)
+    first.kill()
+    [path] = wal.wal_files(first.directory)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    second = start("--flush-seconds", "60")
+    second.post("next")
+    second.flush()
+    assert payload_log.read(second.directory)[0]["id"].to_pylist() == ["0", "1", "3", "4", "next"]
+    assert second.status()["dropped"] == {"damaged": 1}
+    assert 'events_dropped_total{reason="damaged"} 1.0' in second.client.get("/metrics").text
+    said = second.stop()[1]
+    assert f"{path} is damaged: 1 events that were acknowledged are lost" in said
+
+
 def test_sigterm_flushes_and_leaves_no_write_ahead_file(start: Start) -> None:
     running = start("--flush-seconds", "60")
     for event in range(20):

@@ -47,7 +47,7 @@ def test_the_applier_that_was_named_gets_the_manifest(tmp_path):
         choose.apply(loop("gitops", git=git), build("ml"), settings(tmp_path))
 
 
-@pytest.mark.parametrize("content", [None, "", "{}", '{"node": null}', '{"collector": {"url": "http://x"}}'])
+@pytest.mark.parametrize("content", [None, "{}", '{"collector": {"url": "http://x"}}'])
 def test_without_a_node_it_says_how_to_start_one(tmp_path, content):
     place = settings(tmp_path)
     if content is not None:

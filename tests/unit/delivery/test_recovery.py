@@ -98,6 +98,25 @@ def test_restarted_node_serves_the_last_good_model_and_reports_the_bad_one(kit):
     assert "wrong digest" in ready["message"]
 
 
+@pytest.mark.parametrize("damaged", ["manifests/m.yaml", "manifests/ready/m.yaml", "gone"])
+def test_a_manifest_that_is_cut_off_is_named_and_the_whole_one_is_served(kit, damaged):
+    node = kit.node()
+    applied = kit.manifest(kit.model("v1"))
+    node.apply(applied)
+    assert node.signal(signal.SIGTERM) == 0
+    name = applied["metadata"]["name"]
+    newest = node.state / "manifests" / f"{name}.yaml"
+    path = node.state / damaged.replace("m.yaml", newest.name)
+    if damaged == "gone":
+        newest.unlink()
+    else:
+        path.write_text(path.read_text()[: path.stat().st_size // 2])
+    node.start()
+    kit.eventually(lambda: node.infer().status_code == 200)
+    assert node.infer().json()["model_version"] == "v1"
+    assert damaged == "gone" or f"{path} is not applied: " in node.log()
+
+
 def test_a_file_that_is_no_manifest_does_not_stop_the_node(kit):
     node = kit.node()
     node.apply(kit.manifest(kit.model("v1")))

@@ -18,7 +18,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from kubeloop import config, model_folder, registry
+from kubeloop import config, kept, model_folder, registry
 from kubeloop.config import Loop, Settings
 from kubeloop.delivery.processes import die_with_parent
 from kubeloop.reference import ABSENT, Reference
@@ -229,7 +229,7 @@ def test_a_model_that_cannot_be_packed_registers_nothing(settings: Settings, loo
 
 
 def test_an_undefined_metric_is_left_out(settings: Settings, loop: Loop, model: Path) -> None:
-    card = json.loads((model / "model.json").read_text())
+    card = kept.loads(model / "model.json")
     card["metrics"] |= {"auc": None, "brier": float("nan")}
     (model / "model.json").write_text(json.dumps(card))
     found = register(settings, loop, model, "r1")

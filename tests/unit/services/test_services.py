@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from kubeloop import services
+from kubeloop import access, kept, services
 from kubeloop.config import Loop, Settings
 from kubeloop.services import ServiceError, Services
 
@@ -54,7 +54,7 @@ def test_a_service_is_up_until_the_end(demo: Loop, settings: Settings) -> None:
         assert url == running.url("collector") == services.address(settings, "collector")
         assert url.startswith("http://127.0.0.1:")
         assert httpx.get(f"{url}/status", trust_env=False).status_code == 200
-        known = json.loads(settings.services_file.read_text())
+        known = access.services(settings.services_file)
         assert known["collector"]["url"] == url
         assert alive(known["collector"]["pid"])
         assert (settings.logs / "collector.log").is_file()
@@ -66,7 +66,7 @@ def test_a_service_is_up_until_the_end(demo: Loop, settings: Settings) -> None:
 def test_all_four_answer_and_the_first_ends_last(demo: Loop, settings: Settings) -> None:
     with Services(demo, settings, os.environ) as running:
         running.start_all("2013-04-01T00:00:00+00:00")
-        known = json.loads(settings.services_file.read_text())
+        known = access.services(settings.services_file)
         assert list(known) == ["collector", "node", "trigger", "monitor"]
         for name, item in known.items():
             assert httpx.get(f"{item['url']}/status", trust_env=False).status_code == 200, name
@@ -113,7 +113,7 @@ def test_a_service_that_does_not_start_says_why(
         collect(running, settings)
         with pytest.raises(ServiceError, match=message):
             running.start("node", arguments)
-        assert list(json.loads(settings.services_file.read_text())) == ["collector"]
+        assert list(access.services(settings.services_file)) == ["collector"]
 
 
 def test_a_service_that_never_gets_ready_is_ended(
@@ -147,15 +147,22 @@ def test_a_service_that_ended_by_itself_is_noticed(demo: Loop, settings: Setting
             # The kernel takes a moment to end every thread of a process.
             until(running.check)
 
-        with pytest.raises(ServiceError, match=r"(?s)the collector ended with code -9:.*The log is .*collector\.log"):
+        with pytest.raises(ServiceError, match=r"(?s)collector ended with code -9:.*The whole log is .*collector\.log"):
             watch()
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"node": {}}', '{"collector": {"url": "http://x"}}'])
+@pytest.mark.parametrize("content", [None, "{}", '{"collector": {"url": "http://x"}}'])
 def test_an_unknown_address_is_an_error(settings: Settings, content: str | None) -> None:
     if content is not None:
         settings.services_file.write_text(content)
     with pytest.raises(ServiceError, match="no node is up; start the services with `kubeloop serve`"):
+        services.address(settings, "node")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"node": {}}', '{"node": {"url": "http'])
+def test_addresses_that_are_damaged_are_named(settings: Settings, content: str) -> None:
+    settings.services_file.write_text(content)
+    with pytest.raises(kept.DamagedError, match=r"services\.json is damaged: .*; remove it; `kubeloop serve`"):
         services.address(settings, "node")
 
 

@@ -68,7 +68,7 @@ BREAKAGES: dict[str, tuple[Any, str]] = {
         lambda folder: _card(folder, features=[{"name": "hour", "kind": "?"}]),
         "is not a model card",
     ),
-    "card no JSON": (lambda folder: (folder / "model.json").write_text("{"), "is not a model card"),
+    "card no JSON": (lambda folder: (folder / "model.json").write_text("{"), "model.json is damaged: it is not JSON"),
     "features differ": (
         lambda folder: _card(
             folder, features=[{"name": "distance", "kind": "numeric"}, {"name": "carrier", "kind": "numeric"}]

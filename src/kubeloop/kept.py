@@ -1,0 +1,268 @@
+"""What the state folder holds, and its small files: written in one piece, with a checksum that finds a flipped bit.
+
+A file without a checksum was written by hand or by an older kubeloop, and is taken as it is.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import re
+import sqlite3
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+from zlib import crc32
+
+from kubeloop.errors import KubeloopError
+
+_KEY = "crc32 of the rest"
+_STARS = re.compile(r"(\*\*|\*)")
+_SEAL = "# crc32 "
+_LINE = re.compile(r"# crc32 ([0-9a-f]{8})\n(.*)", re.DOTALL)
+
+
+class Kind(NamedTuple):
+    """One kind of file in the state folder.
+
+    Attributes:
+        pattern: which files, under the state folder.
+        what: they are, and who writes them.
+        advice: what to do when one is damaged or missing.
+        grows: it is written in place, so it must be writable; others are replaced whole.
+        beside: where there are files of this pattern, one of this kind is missing if there is none.
+    """
+
+    pattern: str
+    what: str
+    advice: str
+    grows: bool = False
+    beside: str = ""
+
+
+_RESTORE = "restore it from a backup, or start over with `kubeloop run --fresh`"
+_AGAIN = "remove it; the next `kubeloop run` or `kubeloop serve` makes it again"
+_MODEL = "restore it from a backup, or train another version with `kubeloop retrain`"
+_STEPS = "remove the folders pipeline and pipeline-cache; runs do their steps again"
+
+KINDS = (
+    Kind("ledger.db", "drift events and runs, of the trigger", _RESTORE, True, "runs/*/attempt.json"),
+    Kind("monitor.db", "windows, verdicts and episodes, of the monitor", _RESTORE, True, "payloads/events-*.parquet"),
+    Kind("mlflow.db", "model versions and their runs, of MLflow", _RESTORE, True, "mlartifacts/*"),
+    Kind("session.json", "what the clients of the replay were answered", _RESTORE, beside="summary.json"),
+    Kind("answers-*.jsonl", "the same, of the session under way", _RESTORE, True),
+    Kind("summary.json", "what came of the last run", "remove it; the next `kubeloop run` writes it again"),
+    Kind("report.html", "the report", "remove it; `kubeloop report` writes it again"),
+    Kind("services.json", "addresses of the services that are up", "remove it; `kubeloop serve` writes it again"),
+    Kind("token", "what those services ask for", "remove it; `kubeloop serve` writes it again"),
+    Kind("loops/*.json", "the use case of a run, under its digest", "remove it; a new run keeps it again"),
+    Kind("raw/*", "raw tables, and what they were taken from", _AGAIN),
+    Kind("features/materialized-to", "where the online store stands, of the replay", _AGAIN),
+    Kind("features/*.db", "Feast's registry and online store", _AGAIN, True),
+    Kind("features/*", "feature tables, and what they were built from", _AGAIN),
+    Kind("payloads/events-*.parquet", "the payload log, of the collector", "restore it from a backup, or move it out"),
+    Kind("payloads/wal-*.log", "the collector's write-ahead file", "start the collector: it keeps what is whole"),
+    Kind("payloads/*.seq", "marks between collector, mirror and monitor", "remove it; it is written again"),
+    Kind("payloads/ahead-of-now.jsonl", "events from a clock that is ahead, of the monitor", "remove it", True),
+    Kind("manifests/**.yaml", "what the node serves, and what it served last", _AGAIN),
+    Kind("mlartifacts/*/artifacts/model/**", "a model version, of MLflow", _MODEL),
+    Kind("mlartifacts/**", "figures and reports of a version", _MODEL),
+    Kind("models/**", "model versions fetched from an MLflow elsewhere", "remove its folder; it is fetched again"),
+    Kind("runs/*/*.json", "a pipeline run's attempt and report", "remove the run's folder; a new attempt makes it"),
+    Kind("runs/*/*", "a pipeline run's log and lock", "remove it", True),
+    Kind("services.lock", "held while services are up", "remove it while none is up", True),
+    Kind("payloads/collector.lock", "held while the collector is up", "remove it while none is up", True),
+    Kind("runs/lock", "held while a run is started or looked up", "remove it while none is under way", True),
+    Kind("logs/*", "logs of services", "remove it", True),
+    Kind("pipeline-cache/**", "which steps of runs are done, of kfp", _STEPS),
+    Kind("pipeline/**", "outputs of the steps of runs, of kfp", _STEPS),
+    Kind("quarantine/**", "rows that a suite refused", "remove it"),
+    Kind("data-docs/**", "pages of Great Expectations", "remove it"),
+)
+"""Every kind of file in the state folder; a file is of the first kind that fits."""
+
+
+def kind(path: Path, state: Path) -> Kind | None:
+    """Return what a file under the state folder is; None where it is none of ours."""
+    place = path.relative_to(state).as_posix()
+    return next((kind for kind in KINDS if _shape(kind.pattern).fullmatch(place)), None)
+
+
+@functools.cache
+def _shape(pattern: str) -> re.Pattern[str]:
+    parts = (".*" if part == "**" else "[^/]*" if part == "*" else re.escape(part) for part in _STARS.split(pattern))
+    return re.compile("".join(parts))
+
+
+class DamagedError(KubeloopError, ValueError):
+    """A file of the state is not what was written; the message names it and says what to do."""
+
+    lasting = True
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path} is damaged: {reason}{_advice(path)}")
+
+
+class MissingError(KubeloopError):
+    """A file of the state is gone."""
+
+    lasting = True
+
+    def __init__(self, path: Path) -> None:
+        # There is nothing to remove.
+        super().__init__(f"{path} is missing{_advice(path).replace('remove it; ', '')}")
+
+
+def _advice(path: Path) -> str:
+    # From the nearest folder up, since only settings know where the state begins.
+    found = next((known for above in path.parents if (known := kind(path, above))), None)
+    return f"; {found.advice}" if found else ""
+
+
+def replace(path: Path, text: str, *, sync: bool = False) -> None:
+    """Replace a file at once: a crash, or a disk that is full, leaves the old one or the new one.
+
+    Args:
+        path: the file; its folder is there.
+        text: the new content.
+        sync: put it on the disk before this returns, for what a power cut may not take.
+
+    Raises:
+        OSError: the file cannot be written; its name is with the error.
+    """
+    part = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
+            part = Path(file.name)
+            os.fchmod(file.fileno(), 0o644)
+            file.write(text.encode())
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        if part is not None:
+            part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def seal(text: str) -> str:
+    """Return a text behind a line with its checksum, which is a comment in YAML and TOML."""
+    return f"{_SEAL}{crc32(text.encode()):08x}\n{text}"
+
+
+def unseal(path: Path) -> str:
+    """Return what was sealed in a file.
+
+    Raises:
+        DamagedError: it is something else.
+        OSError: the file cannot be read.
+    """
+    text = _text(path)
+    found = _LINE.fullmatch(text)
+    if found is None:
+        if not text.strip("\0 \n") or text.startswith(_SEAL):
+            raise DamagedError(path, "it is empty, or was cut off")
+        return text
+    if crc32(found[2].encode()) != int(found[1], 16):
+        raise DamagedError(path, "its content does not fit its checksum (after an edit by hand, drop its first line)")
+    return found[2]
+
+
+def dumps(content: dict[str, Any]) -> str:
+    """Return a JSON object with its checksum as a last key."""
+    return json.dumps({**content, _KEY: _checksum(content)}, indent=2, allow_nan=False) + "\n"
+
+
+def loads(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        DamagedError: it holds none, or another than was written.
+        OSError: the file cannot be read.
+    """
+    try:
+        content = json.loads(_text(path))
+    except ValueError as error:
+        raise DamagedError(path, f"it is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise DamagedError(path, "it holds no JSON object")
+    told = content.pop(_KEY, None)
+    if told is not None and told != _checksum(content):
+        raise DamagedError(path, "its content does not fit its checksum")
+    return content
+
+
+def look_into(path: Path) -> sqlite3.Connection:
+    """Open a SQLite file without changing anything: not even a lock is left where no other program has it open."""
+    mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "mode=ro&immutable=1"
+    return sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True)
+
+
+MADE = "made.json"
+"""In a folder whose files are made together: their digests."""
+
+
+def remember(folder: Path, files: Iterable[Path]) -> None:
+    """Note what the files of a folder are, so that `changed` finds those that something else has changed."""
+    replace(folder / MADE, dumps({path.name: _content(path) for path in sorted(files)}))
+
+
+def changed(folder: Path) -> list[str]:
+    """Return the names of files that are missing, or not what `remember` was told; none where it was told nothing."""
+    if not (folder / MADE).is_file():
+        return []
+    try:
+        told = loads(folder / MADE)
+    except DamagedError:
+        return [MADE]
+    return [name for name, content in told.items() if content != _content(folder / name)]
+
+
+def _content(path: Path) -> str:
+    if not path.is_file():
+        return "missing"
+    # An online store changes as time goes on, so nothing but its structure can be checked.
+    if path.suffix == ".db" and path.name != "registry.db":
+        return sqlite_fault(path) or "SQLite"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sqlite_fault(path: Path, *, whole: bool = True) -> str | None:
+    """Return what is wrong with a SQLite file, None where nothing is found; it is not changed.
+
+    SQLite keeps no checksums: what is found is a broken structure, and never another value in a row.
+
+    Args:
+        path: the file.
+        whole: read all of it, not only its schema.
+    """
+    # SQLite would take it for a new one.
+    if not path.stat().st_size:
+        return "it is empty"
+    try:
+        with contextlib.closing(look_into(path)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if not whole:
+                return None
+            (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+            return None if answer == "ok" else str(answer).splitlines()[0]
+    except sqlite3.Error as error:
+        return str(error)
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    # Once through JSON, so that keys are text when they are sorted.
+    plain = json.loads(json.dumps(content))
+    return f"{crc32(json.dumps(plain, sort_keys=True).encode()):08x}"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise DamagedError(path, "it is not text") from error

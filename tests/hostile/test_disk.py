@@ -1,0 +1,68 @@
+"""The collector on a disk that is really full: it says so, takes nothing that it cannot write, and recovers."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kubeloop.monitoring import payload_log
+from tests import outside
+from tests.unit.collector.conftest import Running
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of four megabytes."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        outside.lack("A small file system cannot be mounted", "run as root", "NODE")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write until there is no room."""
+    with path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_full_disk_makes_the_collector_unready_until_there_is_room(small_disk: Path) -> None:
+    running = Running(small_disk / "payloads", "--flush-seconds", "60")
+    acknowledged = []
+    try:
+        assert running.client.get("/readyz").status_code == 200
+        filler = small_disk / "filler"
+        with pytest.raises(OSError, match="No space"):
+            fill(filler)
+        # Nobody has sent anything yet, and it knows already.
+        unready = running.client.get("/readyz")
+        assert (unready.status_code, "free space" in unready.text) == (503, True), unready.text
+        for event in range(20):
+            answer = running.post(event, b"x" * 20_000)
+            assert answer.status_code == 503
+            assert "free space" in answer.json()["error"]
+        assert running.client.get("/healthz").status_code == 200, "a restart would not make room"
+        filler.unlink()
+        (small_disk / "reserve").write_bytes(bytes(512 * 1024))
+        assert running.client.get("/readyz").status_code == 200
+        # Until the disk is full again, with nothing but events.
+        for event in range(100, 400):
+            if running.post(event, b"x" * 20_000).status_code != 202:
+                break
+            acknowledged.append(str(event))
+        assert 10 < len(acknowledged) < 299
+        running.kill()
+        # Its successor starts on the full disk, and waits for room to write what was acknowledged.
+        running = Running(small_disk / "payloads", "--flush-seconds", "60")
+        assert running.client.get("/readyz").status_code == 503
+        (small_disk / "reserve").unlink()
+        running.wait_for(lambda: running.status()["last_seq"] == len(acknowledged))
+        assert running.client.get("/readyz").status_code == 200
+        table, _ = payload_log.read(small_disk / "payloads")
+    finally:
+        running.kill()
+    assert table["id"].to_pylist() == acknowledged
