@@ -29,7 +29,7 @@ from starlette.routing import Route
 
 from kubeloop import background, config, database, errors, names
 from kubeloop.runners import LocalRunner, Runner
-from kubeloop.serving import guard
+from kubeloop.serving import guard, metrics_port
 from kubeloop.trigger import Ledger
 from kubeloop.trigger_event import DriftEvent
 
@@ -182,6 +182,7 @@ async def _serve(args: argparse.Namespace) -> None:
             args.host,
             args.port,
             lambda stop: _work(ledger, loop.name, runner, holder, args, stop),
+            args.metrics_port,
         )
     finally:
         for name in runner.stop() if isinstance(runner, LocalRunner) else ():
@@ -202,6 +203,7 @@ def main() -> None:
     parser.add_argument("--max-failures", type=int, default=3, help="failed attempts after which a run is abandoned")
     parser.add_argument("--backoff-seconds", type=float, default=5.0, help="before the second attempt; then doubles")
     guard.add_arguments(parser)
+    metrics_port.add_arguments(parser)
     args = parser.parse_args()
     if args.lease_seconds <= 2 * args.poll_seconds:
         parser.error("--lease-seconds must exceed twice --poll-seconds, or a lease ends before it is renewed")

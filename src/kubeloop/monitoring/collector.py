@@ -31,7 +31,7 @@ from kubeloop.monitoring.flusher import OVERHEAD
 from kubeloop.monitoring.folder import FolderTakenError
 from kubeloop.monitoring.journal import REASONS, Journal, Limits, Refusal
 from kubeloop.names import LABEL_EVENT
-from kubeloop.serving import guard
+from kubeloop.serving import guard, metrics_port
 from kubeloop.serving.process import Server, run
 
 logger = logging.getLogger(__name__)
@@ -296,6 +296,7 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--flush-rows", type=int, default=Limits.flush_rows, help="events that make a segment")
     parser.add_argument("--flush-seconds", type=float, default=Limits.flush_seconds, help="age that makes a segment")
     guard.add_arguments(parser)
+    metrics_port.add_arguments(parser)
     return parser.parse_args(arguments)
 
 
@@ -320,7 +321,15 @@ def main(arguments: list[str]) -> int:
         return 2
     collector = Collector(journal, options.max_body_bytes)
     app = guard.Guard(collector, options.host, token=token, names=options.allow_host)
-    run(Server(app, options.host, options.port, timeout_s=_FINISH_S, drain_s=_DRAIN_S), [listener])
+    server = Server(
+        app,
+        options.host,
+        options.port,
+        timeout_s=_FINISH_S,
+        drain_s=_DRAIN_S,
+        metrics_port=options.metrics_port,
+    )
+    run(server, [listener])
     if journal.wal_bytes:
         logger.error("stopped with %d bytes of events in the write-ahead file", journal.wal_bytes)
         return 1

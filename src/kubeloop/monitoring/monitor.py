@@ -29,7 +29,7 @@ from kubeloop.monitoring.status import Metrics, Status
 from kubeloop.monitoring.store import Store, StoreConflictError
 from kubeloop.monitoring.versions import NodeError, Versions
 from kubeloop.monitoring.windows import MONDAY, Grid
-from kubeloop.serving import guard
+from kubeloop.serving import guard, metrics_port
 
 _log = logging.getLogger("kubeloop.monitor")
 
@@ -191,7 +191,7 @@ def _run(args: argparse.Namespace) -> None:
             return
         watch = Watch(monitor, args.poll_seconds, args.collector_url, args.settle_seconds, token)
         app = guard.Guard(create_app(status, watch), args.host, token=token, names=args.allow_host)
-        uvloop.run(background.serve(app, args.host, args.port, watch.run))
+        uvloop.run(background.serve(app, args.host, args.port, watch.run, args.metrics_port))
 
 
 def main() -> None:
@@ -221,6 +221,7 @@ def main() -> None:
     )
     parser.add_argument("--origin", type=_moment, default=MONDAY, help="a moment at which a window starts, ISO 8601")
     guard.add_arguments(parser)
+    metrics_port.add_arguments(parser)
     args = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

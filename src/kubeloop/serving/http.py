@@ -18,6 +18,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from kubeloop import __version__
 from kubeloop.errors import KubeloopError
+from kubeloop.serving import metrics_port
 from kubeloop.serving.tensors import ProtocolError
 
 log = logging.getLogger("kubeloop.serving")
@@ -368,6 +369,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to bind")
     parser.add_argument("--port", "--http_port", type=int, required=True, help="port to bind; 0 picks one")
     parser.add_argument("--grpc-port", type=int, help="port of gRPC; 0 picks one (default: no gRPC)")
+    metrics_port.add_arguments(parser)
     parser.add_argument("--max-body-bytes", type=int, default=limits.max_body_bytes)
     parser.add_argument("--max-rows", type=int, default=limits.max_rows, help="most rows of one request")
     parser.add_argument("--timeout-s", type=float, default=limits.timeout_s, help="for a body, and for a prediction")
