@@ -269,7 +269,8 @@ async def _check_labels(events: Iterable[Event]) -> None:
     for event in events:
         if event.type == LABEL_EVENT:
             large = len(event.body) > _INLINE_BYTES
-            _, faults = await asyncio.to_thread(labels.read, event.body) if large else labels.read(event.body)
+            told, faults = await asyncio.to_thread(labels.read, event.body) if large else labels.read(event.body)
+            faults = faults or labels.early(told, event.received_at)
             if faults:
                 raise EventError(f"event {event.id!r:.80}: {faults[0]}")
 
