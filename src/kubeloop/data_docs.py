@@ -1,9 +1,9 @@
 """Turn what Great Expectations wants to show into pages that are safe to publish; the library calls `View`.
 
-The library's own templates put some values of the data into the page as markup, build tables and charts by scripts, and load
-those from five other sites. Here every text of a document is veiled before its templates see it, what they make is
-sanitized, and the rest goes into a page of ours. Folded parts are <details>, charts are tables, and the filter for failed
-expectations is a style.
+The library's own templates put some values of the data into the page as markup. They build tables and charts by
+scripts, which five other sites serve. Here every text of a document is veiled before the templates see it, what they
+make is sanitized, and the result is put into a page of ours. Folded parts are <details>, charts are tables, and the
+filter for failed expectations is a style.
 """
 
 import html
@@ -18,42 +18,8 @@ _UNVEIL = {ord(veiled): html.escape(chr(sign)) for sign, veiled in _VEIL.items()
 _MARKUP = frozenset({"html_success_icon", "formatted_json"})
 
 _TAGS = {
-    *(
-        "a",
-        "b",
-        "blockquote",
-        "br",
-        "code",
-        "details",
-        "div",
-        "em",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "hr",
-        "i",
-        "li",
-    ),
-    *(
-        "ol",
-        "p",
-        "pre",
-        "section",
-        "small",
-        "span",
-        "strong",
-        "summary",
-        "table",
-        "tbody",
-        "td",
-        "th",
-        "thead",
-        "tr",
-        "ul",
-    ),
+    *("a", "b", "blockquote", "br", "code", "details", "div", "em", "h1", "h2", "h3", "h4", "h5", "h6", "hr", "i"),
+    *("li", "ol", "p", "pre", "small", "span", "strong", "summary", "table", "tbody", "td", "th", "thead", "tr", "ul"),
 }
 _ATTRIBUTES = {
     "*": {"class", "hidden", "id"},
@@ -72,11 +38,12 @@ class View:
     """A view in the library's sense: it renders one document as one page."""
 
     def __init__(self, **_: object) -> None:
-        from great_expectations.render.view import DefaultJinjaPageView
+        from great_expectations.render.view.view import DefaultJinjaPageView
         from jinja2 import ChoiceLoader, PackageLoader
 
         self._env = DefaultJinjaPageView().env
-        self._env.loader = ChoiceLoader([PackageLoader("kubeloop", "templates/data_docs"), self._env.loader])
+        theirs = [self._env.loader] if self._env.loader else []
+        self._env.loader = ChoiceLoader([PackageLoader("kubeloop", "templates/data_docs"), *theirs])
 
     def render(self, document: Any, **_: object) -> str:
         """Return the page of a `RenderedDocumentContent`."""
