@@ -4,8 +4,10 @@ import ast
 import base64
 import hashlib
 import html
+import json
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from selectolax.lexbor import LexborHTMLParser
 
 import kubeloop
 from kubeloop import gates_html, pages
+from kubeloop.data_docs import View
 from tests.hostile.browser import Tab, opened
 from tests.hostile.producers import ALL, ELSEWHERE, KUBEFLOW, PAGES, SCRIPTS, Page, _verdict
 from tests.outside import PROJECT
@@ -67,9 +70,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Page]]:
 
 
 @pytest.fixture(scope="module")
-def tab(browser: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+def chromium(browser: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
     with opened(browser, tmp_path_factory.mktemp("profile")) as found:
         yield found
+
+
+@pytest.fixture
+def tab(chromium: Tab) -> Tab:
+    """A tab in which nothing has happened yet."""
+    chromium.dialogs.clear()
+    chromium.requests.clear()
+    return chromium
 
 
 def policy(*, style: str = "", script: str = "") -> str:
@@ -147,8 +158,6 @@ def test_nothing_runs_in_the_frame_of_kubeflow(made: dict[str, list[Page]], tab:
 
 def _framed(tab: Tab, page: str) -> str:
     """Show a page as Kubeflow does; return the title of the page around it."""
-    import json
-
     tab.show(FRAMED % json.dumps(page).replace("<", "\\u003c"))
     tab.evaluate(
         "new Promise(done => { const look = () => document.body.dataset.over ? done(1) : setTimeout(look, 5); look() })"
@@ -163,7 +172,31 @@ def test_the_policy_alone_stops_scripts(tab: Tab, value: str) -> None:
     bare = re.sub(r"<meta http-equiv=.*?>", "", page)
     assert _framed(tab, bare) == "ran" or "<a href" in value or value.startswith(("<noscript", "<math", "<iframe"))
     assert _framed(tab, page) == "Kubeflow"
-    tab.requests.clear()
+
+
+def test_the_sanitizer_alone_stops_what_is_not_veiled() -> None:
+    """The library may put some of its own markup into a document, and values into that by mistake."""
+    from great_expectations.render import (
+        RenderedDocumentContent,
+        RenderedHeaderContent,
+        RenderedSectionContent,
+        RenderedStringTemplateContent,
+    )
+
+    text = RenderedStringTemplateContent(
+        content_block_type="string_template",
+        string_template={"template": "$html_success_icon", "params": {"html_success_icon": f"<b>kept</b> {ALL}"}},
+    )
+    block = RenderedHeaderContent(content_block_type="header", header=text)
+    section = RenderedSectionContent(section_name="one", content_blocks=[block])
+    document = RenderedDocumentContent(renderer_type="ValidationResultsPageRenderer", sections=[section])
+    tree = LexborHTMLParser(View().render(document))
+    body = tree.css_first(".docs")
+    assert body is not None
+    assert [each.text() for each in body.css("b")] == ["kept"]
+    assert {each.tag for each in body.css("*")} <= TAGS - {"svg", "style", "script", "input", "meta"}
+    assert {key for each in body.css("*") for key in each.attributes} <= {"class", "href", "id", "rel"}
+    assert not [each for each in body.css("a") if not (each.attributes["href"] or "#").startswith("#")]
 
 
 def test_only_what_failed_is_shown_on_demand(made: dict[str, list[Page]], tab: Tab) -> None:
@@ -224,6 +257,4 @@ class _Empty:
     """A report that says as little as it can."""
 
     def __getattr__(self, name: str) -> object:
-        from datetime import UTC, datetime
-
         return {"as_of": datetime(2024, 1, 1, tzinfo=UTC), "tables": {}, "failures": ()}.get(name, "")
