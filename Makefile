@@ -147,10 +147,12 @@ images: setup ## Build the images with docker, podman or buildah (ARGS="core --t
 	$(BIN)/python images/build.py $(ARGS)
 
 .PHONY: backends
-backends: ## Install PostgreSQL, Redis and Chromium for the tests (Debian and Ubuntu; needs root)
+backends: ## Install PostgreSQL, Redis, Prometheus and Chromium for the tests (Debian and Ubuntu; needs root)
 	@missing=; compgen -G "/usr/lib/postgresql/*/bin/postgres" > /dev/null || missing=postgresql; \
 	  command -v redis-server > /dev/null || missing+=" redis-server"; \
   command -v chromium > /dev/null || missing+=" chromium"; \
+  command -v promtool > /dev/null || missing+=" prometheus"; \
+  command -v prometheus-alertmanager > /dev/null || missing+=" prometheus-alertmanager"; \
   command -v /usr/bin/python3 > /dev/null || missing+=" python3-minimal"; $(INSTALL)
 
 .PHONY: image-tools
