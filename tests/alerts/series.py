@@ -1,7 +1,7 @@
 """The cases of the alerts: what differs from an installation that is well, and which alerts fire then, and no others.
 
-A case names series by metric and labels, as far as they matter, and gives their values from the start, one a step: `5x10`
-is ten times 5, `0+60x10` grows by 60, `stale` ends the series, and the last one, without a number, goes on to the end.
+A case names series by metric and labels, as far as they matter, and gives their values from the start, one a step:
+`5x10` is ten times 5, `0+60x10` grows by 60, `stale` ends the series, and the last one, without a number, goes on.
 `{cycle: ..., times: 7, then: ...}` adds up what a counter grows by, step after step. `gone` means that there is no such
 series, and `also` adds some. Steps are of a minute and rules are evaluated every two, unless the case has an `interval`
 for both, or says `evaluate`.
