@@ -78,7 +78,11 @@ def dashboard() -> dict:
 
 
 def alerts(render) -> list[dict]:
-    (rule,) = kinds(render(ALL), "PrometheusRule")
+    return alerts_of(render(ALL))
+
+
+def alerts_of(objects: list[dict]) -> list[dict]:
+    (rule,) = kinds(objects, "PrometheusRule")
     return [alert for group in rule["spec"]["groups"] for alert in group["rules"]]
 
 
@@ -170,6 +174,25 @@ def test_thresholds_are_values(render):
     assert found["KubeloopDriftOpen"]["for"] == "2h"
     assert found["KubeloopFeaturesStale"]["expr"].endswith("> 0.5")
     assert "> 1.5" in found["KubeloopGateRejecting"]["expr"]
+
+
+def test_nothing_is_missed_that_nobody_scrapes(render):
+    """Without the chart's monitors, what is absent may be there under other labels."""
+    told = VALUES["one loop"] | {"alerts": {"enabled": True}}
+    scraped = {rule["alert"]: rule["expr"] for rule in alerts_of(render(told | {"metrics": {"enabled": True}}))}
+    rules = {rule["alert"]: rule["expr"] for rule in alerts_of(render(told))}
+    assert scraped.keys() - rules.keys() == {"KubeloopPartMissing"}
+    assert scraped["KubeloopServingDown"].count("absent(") == 2
+    assert "absent(" not in rules["KubeloopServingDown"]
+
+
+def test_without_a_loop_the_alerts_are_of_the_collector(render):
+    told = {"metrics": {"enabled": True}, "alerts": {"enabled": True}}
+    rules = {rule["alert"]: rule["expr"] for rule in alerts_of(render(told))}
+    assert "KubeloopServingDown" not in rules
+    assert rules["KubeloopPartMissing"] == 'absent(up{namespace="kubeloop", job="kubeloop-collector"})'
+    for expression in rules.values():
+        promql_parser.parse(expression)
 
 
 def test_labels_of_the_operator(render):

@@ -96,6 +96,10 @@ class Metrics:
         if path in (INFER, PREDICT):
             self._outcomes[max(0, code // 100 - 3)].inc()
 
+    def turn_away(self) -> None:
+        """Count a request that failed before it came here, for want of room."""
+        self._outcomes[-1].inc()
+
 
 @dataclass(slots=True)
 class Request:

@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Protocol
 
@@ -47,7 +47,16 @@ class Server(uvicorn.Server):
     used (cmd/agent/main.go), so that a server that had stopped listening would turn each of their requests into a 502.
     """
 
-    def __init__(self, app: Application, host: str, port: int, *, timeout_s: float, drain_s: float = 0.5) -> None:
+    def __init__(
+        self,
+        app: Application,
+        host: str,
+        port: int,
+        *,
+        timeout_s: float,
+        drain_s: float = 0.5,
+        turned_away: Callable[[], None] | None = None,
+    ) -> None:
         """Bind nothing yet.
 
         Args:
@@ -56,6 +65,7 @@ class Server(uvicorn.Server):
             port: port to bind; 0 picks one.
             timeout_s: time that requests in flight get at the end.
             drain_s: see above; longer than clients keep an idle connection.
+            turned_away: see `bounds.State`.
         """
         config = uvicorn.Config(
             app,
@@ -75,6 +85,8 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.server_state: bounds.State = bounds.State()
+        if turned_away is not None:
+            self.server_state.turned_away = turned_away
         # What waits to be accepted takes descriptors too, all at once.
         config.backlog = min(config.backlog, self.server_state.most)
         self._app = app

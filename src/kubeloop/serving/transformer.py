@@ -346,7 +346,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     nan = args.missing == "nan"
     service = Transformer(source, args.name, args.predictor_url, limits, Metrics(), nan=nan)
     app = Guard(application(service, args), args.host)
-    run(Server(app, args.host, args.port, timeout_s=limits.timeout_s, drain_s=args.drain_s))
+    away = service.metrics.turn_away
+    run(Server(app, args.host, args.port, timeout_s=limits.timeout_s, drain_s=args.drain_s, turned_away=away))
 
 
 if __name__ == "__main__":
