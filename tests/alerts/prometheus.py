@@ -18,6 +18,7 @@ MOST_MINUTES = 24.0
 """To which every longer duration is cut: half an hour, a day and a week are all the same to a test."""
 
 _SECONDS = {"m": 60, "h": 3600, "d": 86400}
+_CAPITAL = re.compile(r"[A-Z]")
 _DURATION = re.compile(r"(?<=\[)(\d+)([mhd])(?=\])|(?<=offset )(\d+)([mhd])\b")
 
 
@@ -86,7 +87,7 @@ def scrapes(objects: list[Object], namespace: str, loop: str, targets: list[Targ
             }
             config["metrics_path"] = theirs["path"]
             config["relabel_configs"] = [
-                {"source_labels": each["sourceLabels"], "target_label": each["targetLabel"]}
+                {_CAPITAL.sub(lambda found: f"_{found[0].lower()}", key): value for key, value in each.items()}
                 for each in theirs["relabelings"]
             ]
         else:
