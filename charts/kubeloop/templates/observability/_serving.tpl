@@ -87,7 +87,7 @@ sum by (namespace, service, component) (increase(kubeloop_inferences_total{ {{- 
     {{- if $is.loops }}
     or kube_deployment_status_replicas_unavailable{namespace=~{{ (include "kubeloop.servingNamespaces" . | fromYaml).items | join "|" | quote }}, deployment=~"({{ $is.loops | join "|" }})-(canary-)?(predictor|transformer)"} > 0
     {{- end }}
-  summary: '{{ "{{ $value }}" }} pods of {{ "{{ or $labels.deployment $labels.statefulset }}" }} are not there.'
+  summary: '{{ "{{ or $labels.deployment $labels.statefulset }}" }} lacks {{ "{{ $value }}" }} of its pods.'
 {{- if $is.loops }}
 - name: KubeloopServingDown
   severity: critical
