@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 import uvloop
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import OperationalError
@@ -76,6 +76,7 @@ def create_app(ledger: Ledger, service: str) -> Starlette:
     """Return the HTTP face of the ledger for one inference service."""
     registry = CollectorRegistry()
     registry.register(_Metrics(ledger, service))
+    ProcessCollector(registry=registry)
 
     async def post_event(request: Request) -> Response:
         body = b""

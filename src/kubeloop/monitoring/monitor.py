@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import orjson
 import uvloop
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, ProcessCollector, generate_latest
 from sqlalchemy.exc import OperationalError
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -109,6 +109,9 @@ def create_app(status: Status, watch: Watch) -> Starlette:
     """Return the HTTP face of the monitor."""
     registry = CollectorRegistry()
     registry.register(Metrics(status))
+    ProcessCollector(registry=registry)
+    failing = Gauge("kubeloop_monitor_failing", "Whether the last round failed.", ["service"], registry=registry)
+    failing.labels(status.service).set_function(lambda: watch.failure is not None)
 
     def get_status(_request: Request) -> Response:
         return _json(status.read() | {"failure": watch.failure})

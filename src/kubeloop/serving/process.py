@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Protocol
 
@@ -57,6 +57,7 @@ class Server(uvicorn.Server):
         timeout_s: float,
         drain_s: float = 0.5,
         metrics_port: int | None = None,
+        turned_away: Callable[[], None] | None = None,
     ) -> None:
         """Bind nothing yet.
 
@@ -67,6 +68,7 @@ class Server(uvicorn.Server):
             timeout_s: time that requests in flight get at the end.
             drain_s: see above; longer than clients keep an idle connection.
             metrics_port: a second port, of `metrics_port.MetricsPort`.
+            turned_away: see `bounds.State`.
         """
         self._host = host
         self._metrics_port = metrics_port
@@ -90,6 +92,8 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.server_state: bounds.State = bounds.State()
+        if turned_away is not None:
+            self.server_state.turned_away = turned_away
         # What waits to be accepted takes descriptors too, all at once.
         config.backlog = min(config.backlog, self.server_state.most)
         self._app = app

@@ -353,6 +353,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         timeout_s=limits.timeout_s,
         drain_s=args.drain_s,
         metrics_port=args.metrics_port,
+        turned_away=service.metrics.turn_away,
     )
     run(server)
 

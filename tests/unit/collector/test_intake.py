@@ -150,6 +150,8 @@ def test_metrics_count_requests_and_agree_with_the_status(start: Start) -> None:
         "kubeloop_collector_events_received_total 3.0",
         "kubeloop_collector_events_written_total 3.0",
         'kubeloop_collector_events_rejected_total{reason="bad_event"} 1.0',
+        'kubeloop_collector_events_total{kind="request"} 3.0',
+        'kubeloop_collector_events_total{kind="label"} 0.0',
         "kubeloop_collector_request_seconds_count 4.0",
         "kubeloop_collector_last_seq 3.0",
         "kubeloop_collector_wal_bytes 0.0",
