@@ -138,6 +138,10 @@ e2e-node: setup node backends ## Build the images and install the chart on a rea
 e2e: setup ## Install on the cluster that KUBECONFIG names by docs/install.md, and try everything on it (an hour; PARTS="install loop")
 	KUBELOOP_E2E=1 $(BIN)/python -m pytest $(if $(PARTS),$(PARTS:%=tests/e2e_cluster/test_%.py),tests/e2e_cluster) $(ARGS)
 
+.PHONY: alerts
+alerts: setup backends ## Break real parts under a real Prometheus, at a fifth of the speed of the tests (three minutes)
+	KUBELOOP_ALERTS_FACTOR=24 $(BIN)/python -m pytest tests/alerts $(ARGS)
+
 .PHONY: kind-up
 kind-up: setup ## Make a cluster with kind, and in it all that `make e2e` needs (docker or podman)
 	tests/kind/up.sh $(ARGS)
@@ -147,10 +151,12 @@ images: setup ## Build the images with docker, podman or buildah (ARGS="core --t
 	$(BIN)/python images/build.py $(ARGS)
 
 .PHONY: backends
-backends: ## Install PostgreSQL, Redis and Chromium for the tests (Debian and Ubuntu; needs root)
+backends: ## Install PostgreSQL, Redis, Prometheus and Chromium for the tests (Debian and Ubuntu; needs root)
 	@missing=; compgen -G "/usr/lib/postgresql/*/bin/postgres" > /dev/null || missing=postgresql; \
 	  command -v redis-server > /dev/null || missing+=" redis-server"; \
   command -v chromium > /dev/null || missing+=" chromium"; \
+  command -v promtool > /dev/null || missing+=" prometheus"; \
+  command -v prometheus-alertmanager > /dev/null || missing+=" prometheus-alertmanager"; \
   command -v /usr/bin/python3 > /dev/null || missing+=" python3-minimal"; $(INSTALL)
 
 .PHONY: image-tools

@@ -25,14 +25,14 @@ _LIMIT_S = 30.0
 _GRACE_S = 3.0
 
 
-def _port() -> int:
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
 
 
 @contextlib.contextmanager
-def _running(
+def running(
     command: list[str], log: Path, ready: Callable[[], bool], end: signal.Signals = signal.SIGTERM, **options: object
 ) -> Iterator[None]:
     parent = os.getpid()
@@ -71,7 +71,7 @@ class Postgres:
         self._initdb, self._server = (outside.backend(name, *places) for name in ("initdb", "postgres"))
         self._folder, self._log = folder / "data", folder / "postgres.log"
         self._password = secrets.token_hex(16)
-        self.port = _port()
+        self.port = free_port()
         self._stack = contextlib.ExitStack()
         # PostgreSQL refuses to run as root.
         self._user = {"user": "postgres"} if os.getuid() == 0 else {}
@@ -95,7 +95,7 @@ class Postgres:
         command += [] if durable else ["-F"]
         options = {"cwd": self._folder.parent, **self._user}
         # SIGINT ends it without waiting for its clients.
-        self._stack.enter_context(_running(command, self._log, self._answers, signal.SIGINT, **options))
+        self._stack.enter_context(running(command, self._log, self._answers, signal.SIGINT, **options))
 
     def stop(self) -> None:
         """End it; its data stay."""
@@ -143,12 +143,12 @@ def postgres(postgres_server: Postgres) -> str:
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
     """A Redis server; each call returns the URL of an empty database of it."""
-    server, folder, port = outside.backend("redis-server"), tmp_path_factory.mktemp("redis"), _port()
+    server, folder, port = outside.backend("redis-server"), tmp_path_factory.mktemp("redis"), free_port()
     password = secrets.token_hex(16)
     config = folder / "redis.conf"
     config.write_text(f'bind 127.0.0.1\nport {port}\nrequirepass {password}\nsave ""\ndir {folder}\ndatabases 64\n')
     number = itertools.count()
-    with _running([server, str(config)], folder / "redis.log", lambda: _listens(port)):
+    with running([server, str(config)], folder / "redis.log", lambda: _listens(port)):
         yield lambda: f"redis://:{password}@127.0.0.1:{port}/{next(number)}"
 
 
@@ -185,7 +185,7 @@ class Seaweed:
         (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
         (folder / "data").mkdir()
         names = ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3", "s3.grpc")
-        self._ports = {name: _port() for name in names}
+        self._ports = {name: free_port() for name in names}
         self.endpoint = f"http://127.0.0.1:{self._ports['s3']}"
         self.environ = {
             "AWS_ENDPOINT_URL": self.endpoint,
@@ -206,7 +206,7 @@ class Seaweed:
             *("-s3.port.iceberg=0", "-s3.port.lance=0"),
         ]
         log = self._folder / "weed.log"
-        self._stack.enter_context(_running(command, log, self._answers, cwd=self._folder))
+        self._stack.enter_context(running(command, log, self._answers, cwd=self._folder))
 
     def stop(self) -> None:
         """End it; its data stay."""

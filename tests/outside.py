@@ -18,7 +18,8 @@ PROJECT = Path(__file__).parents[1]
 FIXTURES = frozenset(
     {
         *("archives", "assets", "browser", "builder", "crds", "flux_crds", "java"),
-        *("postgres", "postgres_server", "redis", "redis_server", "small_disk", "stranger"),
+        *("postgres", "postgres_server", "prometheus", "promtool", "redis", "redis_server"),
+        *("small_disk", "stranger"),
     }
 )
 """The fixtures that want something; what uses them is marked through them. The S3 server comes with the environment."""

@@ -36,7 +36,7 @@ class _App:
             await self._app(scope, receive, send)
 
 
-async def serve(app: ASGIApp, host: str, port: int, work: Work) -> None:
+async def serve(app: ASGIApp, host: str, port: int, work: Work, metrics_port: int | None = None) -> None:
     """Serve until SIGTERM or SIGINT, or until the worker ends; print `ready <url>` once it listens.
 
     Args:
@@ -45,9 +45,10 @@ async def serve(app: ASGIApp, host: str, port: int, work: Work) -> None:
         port: port to bind; 0 lets the system pick one.
         work: the worker; it ends soon after the event that it is given is set. What it raises is raised here, since
             a service that answers but does nothing would hide its failure.
+        metrics_port: a second port, of `metrics_port.MetricsPort`.
     """
     with socket.create_server((host, port)) as listener:
-        server = Server(_App(app), host, port, timeout_s=_FINISH_S, drain_s=_DRAIN_S)
+        server = Server(_App(app), host, port, timeout_s=_FINISH_S, drain_s=_DRAIN_S, metrics_port=metrics_port)
         stop = asyncio.Event()
         worker = asyncio.ensure_future(work(stop))
         worker.add_done_callback(lambda _: setattr(server, "should_exit", True))

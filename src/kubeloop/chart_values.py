@@ -194,6 +194,19 @@ class Scaling(Part):
     cpu_percent: int = Field(default=70, ge=1, le=100)
 
 
+class Login(Part):
+    """Names and passwords for MLflow (its `basic-auth`); whoever reaches it may do everything when both are empty."""
+
+    server: SecretName = Field(
+        default="",
+        description="Secret of the chart's server: auth.ini, as MLflow documents it, and session-key, a random text.",
+    )
+    clients: SecretName = Field(
+        default="",
+        description="Secret with username and password of pipeline steps, where they run; for any MLflow.",
+    )
+
+
 class Mlflow(Part):
     """The MLflow server of the chart, or one that runs elsewhere."""
 
@@ -203,6 +216,7 @@ class Mlflow(Part):
     )
     backend_store: SecretKey = SecretKey(name="kubeloop-mlflow")
     artifact_root: str = Field(default="", pattern=r"^(s3://\S+)?$", description="<storage.bucket>/mlflow when empty.")
+    login: Login = Login()
     allowed_hosts: tuple[str, ...] = Field(default=(), description="More names that people open it under.")
     replicas: Replicas = 1
     resources: Resources = _resources("250m", "1Gi")
@@ -313,8 +327,9 @@ class Destination(Part):
     """Where pods may connect to."""
 
     ports: tuple[Port, ...]
+    namespaces: tuple[Namespace, ...] = Field(default=(), description="Namespaces of the pods that answer there.")
     to: tuple[dict[str, Any], ...] = Field(
-        default=(), description="Peers of a NetworkPolicy; any but the blocked when empty."
+        default=(), description="More peers of a NetworkPolicy, such as {ipBlock: {cidr: 10.9.0.0/16}}."
     )
 
 
@@ -327,16 +342,29 @@ class NetworkPolicies(Part):
         description="Addresses that no pod reaches: the cloud's metadata.",
     )
     dns: Destination = Destination(
-        ports=(53,),
-        to=(
-            {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}},
-            {"ipBlock": {"cidr": "169.254.20.10/32"}},
-        ),
+        ports=(53,), namespaces=("kube-system",), to=({"ipBlock": {"cidr": "169.254.20.10/32"}},)
     )
-    database: Destination = Destination(ports=(5432,))
-    object_store: Destination = Destination(ports=(443, 8333, 9000))
-    online_store: Destination = Destination(ports=(6379, 5432))
-    kubernetes: Destination = Destination(ports=(443, 6443))
+    database: Destination = Field(
+        default=Destination(ports=(5432,)), description="The release's own namespace when none is named."
+    )
+    object_store: Destination = Field(
+        default=Destination(ports=(443, 8333, 9000)),
+        description="The namespace in storage.endpoint when none is named; any address but the blocked for a store "
+        "outside the cluster.",
+    )
+    online_store: Destination = Field(
+        default=Destination(ports=(6379, 5432)), description="The release's own namespace when none is named."
+    )
+    kubernetes: Destination = Field(
+        default=Destination(ports=(443, 6443)),
+        description="The API server, which the monitor asks and which no selector names: any address but the blocked "
+        "when none is named.",
+    )
+    sources: Destination = Field(
+        default=Destination(ports=()),
+        description="What pipeline steps read beyond kubeloop, Kubeflow, databases and store, on all ports when no "
+        "port is listed: anywhere but the blocked addresses when none is named.",
+    )
     prometheus_namespace: Namespace = Field(default="monitoring", description="May read /metrics; nobody when empty.")
     clients: tuple[Namespace, ...] = Field(
         default=(), description="Namespaces that ask for predictions, the gateway's too."

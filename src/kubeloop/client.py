@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from kubeloop import online, services
-from kubeloop.config import Loop, Settings, instant
+from kubeloop.config import Loop, Settings, instant, past
 from kubeloop.errors import KubeloopError
 from kubeloop.monitoring.store import Store
 
@@ -90,6 +90,8 @@ def _moment(loop: Loop, settings: Settings, at: str | None, now: datetime | None
     The monitor's clock is the newest event time, so a prediction for a moment that the replay has not reached would
     close windows that are still filling, and what the replay sends later would be late.
     """
+    if at is not None:
+        past(at)
     if loop.replay is None or now is None:
         return at
     if at is None:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from kubeloop import moments
 from kubeloop.config_cluster import Delivery, Pipelines
 from kubeloop.config_types import (
     ConfigError,
@@ -144,8 +145,8 @@ class Drift(Model):
     of: int = Field(default=3, ge=1)
     min_auc: Share = Field(default=0.6, description="Live AUC under which a window counts as drifted by itself.")
     max_auc_drop: Share = Field(default=0.05, description="Largest live AUC loss against the gate's hold-out.")
-    skew: Annotated[Duration, Field(ge=timedelta(0), le=timedelta(hours=1))] = Field(
-        default=timedelta(minutes=10),
+    skew: Annotated[Duration, Field(ge=timedelta(0), le=moments.MOST)] = Field(
+        default=moments.SKEW,
         description="How far a client's clock may run ahead; events beyond are counted, and in no window.",
     )
     label_wait: Duration = Field(default=timedelta(days=1), description="How long a window waits for its labels.")

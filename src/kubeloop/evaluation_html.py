@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kubeloop import pages
 from kubeloop.curves import Curve, Curves
 from kubeloop.evaluation import DIRECTION, Slice
 
@@ -31,11 +32,9 @@ def html(
         importance: share by feature, largest first; the first 20 are shown.
         facts: more to say about the model, such as algorithm and training window.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    page = Environment(loader=PackageLoader("kubeloop"), autoescape=True, undefined=StrictUndefined)
     largest = max((importance or {}).values(), default=0.0) or 1.0
-    return page.get_template("evaluation.html").render(
+    return pages.render(
+        "evaluation",
         title=title,
         subtitle=f"{metrics['rows']:,.0f} hold-out rows, {curves.prevalence:.1%} of them class 1",
         tiles=[(label, _number(metrics[name])) for name, label in _TILES.items()],
@@ -49,7 +48,7 @@ def html(
         ],
         threshold=f"{curves.confusion.threshold:.3f}",
         confusion=[
-            [{"count": f"{n:,}", "share": f"{n / sum(row):.1%}", "tint": round(0.6 * n / sum(row), 3)} for n in row]
+            [{"count": f"{n:,}", "share": f"{n / sum(row):.1%}", "tint": round(10 * n / sum(row))} for n in row]
             for row in curves.confusion.matrix
         ],
         precision=f"{curves.confusion.precision:.3f}",

@@ -248,9 +248,10 @@ def events(repo: Path, raw: Path, *, start: datetime, end: datetime, labelled_by
 
 
 def newest_label(repo: Path, raw: Path) -> datetime | None:
-    """Return the moment at which the newest label was known, or None when there is none."""
+    """Return the moment at which the newest label was known, or None when there is none; one in the future is none."""
     with sources.connect(sources.tables(raw)) as db:
-        query = f"SELECT max(label_available_at) FROM ({_body(repo / 'sql' / 'events.sql')}) WHERE label IS NOT NULL"
+        query = f"SELECT max(label_available_at) FROM ({_body(repo / 'sql' / 'events.sql')}) WHERE label IS NOT NULL "
+        query += "AND label_available_at <= now()"
         row = db.execute(query).fetchone()
     found: datetime | None = row[0] if row else None
     return found.astimezone(UTC) if found else None

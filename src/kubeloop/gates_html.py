@@ -1,5 +1,6 @@
 """Render a gate's verdict as one self-contained HTML page."""
 
+from kubeloop import pages
 from kubeloop.gates import Check, Verdict
 
 _WANTED = {"blocks": "≥", "gain": ">", "floor": "≥", "ceiling": "≤", "slice": "≥"}
@@ -12,11 +13,12 @@ def html(title: str, verdict: Verdict) -> str:
         title: such as the model's name.
         verdict: of `gates.compare` or `gates.first`.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    page = Environment(loader=PackageLoader("kubeloop"), autoescape=True, undefined=StrictUndefined)
-    return page.get_template("gate.html").render(
-        title=title, verdict=verdict, tiles=_tiles(verdict), rows=[_row(check, verdict) for check in verdict.checks]
+    return pages.render(
+        "gate",
+        title=title,
+        verdict=verdict,
+        tiles=_tiles(verdict),
+        rows=[_row(check, verdict) for check in verdict.checks],
     )
 
 

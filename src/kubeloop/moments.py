@@ -6,6 +6,9 @@ from typing import Any
 SKEW = timedelta(minutes=10)
 """How far another machine's clock may run ahead of this one's."""
 
+MOST = timedelta(hours=1)
+"""The largest skew that a loop may set, and so the bound for who does not know the loop."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

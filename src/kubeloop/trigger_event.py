@@ -4,19 +4,18 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import unquote
 
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
+from kubeloop import moments
 from kubeloop.config import DnsName
 from kubeloop.names import DRIFT_EVENT
 
 Kind = Literal["drift", "performance", "manual"]
-
-_SKEW = timedelta(hours=1)
 
 
 def _utc(value: datetime) -> datetime:
@@ -26,14 +25,12 @@ def _utc(value: datetime) -> datetime:
         raise ValueError("UTC has no year for this moment") from None
 
 
-def _known(value: datetime) -> datetime:
+def _come(value: datetime) -> datetime:
     """Refuse the future: nothing is known of it, and a cooldown would last until then."""
-    if value > datetime.now(UTC) + _SKEW:
-        raise ValueError("this moment is in the future; name one whose data are there")
-    return value
+    return moments.past(value, moments.MOST)
 
 
-_Moment = Annotated[AwareDatetime, AfterValidator(_utc)]
+_Moment = Annotated[AwareDatetime, AfterValidator(_utc), AfterValidator(_come)]
 # A control character would break the command line or the log that the text ends up in.
 _Text = Annotated[str, StringConstraints(pattern=r"^\P{Cc}*$", max_length=2000)]
 _Id = Annotated[str, StringConstraints(pattern=r"^\P{Cc}+$", max_length=200)]
@@ -51,7 +48,7 @@ class DriftEvent:
     service: DnsName
     episode: _Id
     opened_at: _Moment
-    as_of: Annotated[_Moment, AfterValidator(_known)]
+    as_of: _Moment
     kind: Kind
     features: tuple[_Text, ...]
     reason: _Text

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 import uvloop
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import OperationalError
@@ -29,7 +29,7 @@ from starlette.routing import Route
 
 from kubeloop import background, config, database, errors, names, state
 from kubeloop.runners import LocalRunner, Runner
-from kubeloop.serving import guard
+from kubeloop.serving import guard, metrics_port
 from kubeloop.trigger import Ledger
 from kubeloop.trigger_event import DriftEvent
 
@@ -76,6 +76,7 @@ def create_app(ledger: Ledger, service: str) -> Starlette:
     """Return the HTTP face of the ledger for one inference service."""
     registry = CollectorRegistry()
     registry.register(_Metrics(ledger, service))
+    ProcessCollector(registry=registry)
 
     async def post_event(request: Request) -> Response:
         body = b""
@@ -182,6 +183,7 @@ async def _serve(args: argparse.Namespace) -> None:
             args.host,
             args.port,
             lambda stop: _work(ledger, loop.name, runner, holder, args, stop),
+            args.metrics_port,
         )
     finally:
         for name in runner.stop() if isinstance(runner, LocalRunner) else ():
@@ -202,6 +204,7 @@ def main() -> None:
     parser.add_argument("--max-failures", type=int, default=3, help="failed attempts after which a run is abandoned")
     parser.add_argument("--backoff-seconds", type=float, default=5.0, help="before the second attempt; then doubles")
     guard.add_arguments(parser)
+    metrics_port.add_arguments(parser)
     args = parser.parse_args()
     if args.lease_seconds <= 2 * args.poll_seconds:
         parser.error("--lease-seconds must exceed twice --poll-seconds, or a lease ends before it is renewed")

@@ -4,7 +4,6 @@ Importing the library takes seconds, so functions import it when they run. It re
 moment: the process must have `config.QUIET` set before it validates.
 """
 
-import re
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -31,8 +30,6 @@ __all__ = ["REASONS", "Failure", "Report", "TableReport", "ValidationFailed", "r
 
 REASONS = "reasons"
 """The column of a quarantine file that names the expectations a row missed."""
-
-_ICON = re.compile(r'href="[^"]*/static/images/favicon\.ico"')
 
 # Indices of every missed row feed the quarantine. A query string that names them all would only cost time.
 _RESULT_FORMAT = {
@@ -92,19 +89,10 @@ def validate(
     for pages in ("expectations", "validations"):
         shutil.rmtree(docs / pages, ignore_errors=True)
     context.build_data_docs()
-    _lighten(docs)
+    # Images and fonts of 4 MB that none of our pages shows.
+    shutil.rmtree(docs / "static", ignore_errors=True)
     passed = not any(failure.severity == CRITICAL for failure in failures)
     return Report(passed, as_of.astimezone(UTC), reports, tuple(failures), docs, quarantine)
-
-
-def _lighten(docs: Path) -> None:
-    """Drop the 4 MB of images and fonts that the library copies into every site, since no page shows them.
-
-    Its pages carry their styles, and name of those files only an icon, some of them at a wrong address.
-    """
-    shutil.rmtree(docs / "static", ignore_errors=True)
-    for page in docs.rglob("*.html"):
-        page.write_text(_ICON.sub('href="data:,"', page.read_text()))
 
 
 def _context(docs: Path) -> "EphemeralDataContext":
@@ -116,11 +104,13 @@ def _context(docs: Path) -> "EphemeralDataContext":
         ProgressBarsConfig,
     )
 
+    view = {"module_name": "kubeloop.data_docs", "class_name": "View"}
     site = {
         "class_name": "SiteBuilder",
         "show_how_to_buttons": False,
         "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.absolute())},
-        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder", "view": view},
+        "site_section_builders": {part: {"view": view} for part in ("expectations", "validations")},
     }
     config = DataContextConfig(
         store_backend_defaults=InMemoryStoreBackendDefaults(),

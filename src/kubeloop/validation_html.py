@@ -1,5 +1,6 @@
 """Render what a validation found as one HTML page that needs nothing beside itself."""
 
+from kubeloop import pages
 from kubeloop.validation_report import Report
 
 
@@ -10,7 +11,4 @@ def html(title: str, report: Report) -> str:
         title: such as the model's name and what was validated.
         report: of `validation.validate`.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    page = Environment(loader=PackageLoader("kubeloop"), autoescape=True, undefined=StrictUndefined)
-    return page.get_template("validation.html").render(title=title, report=report)
+    return pages.render("validation", title=title, report=report)

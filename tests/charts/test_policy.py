@@ -4,6 +4,7 @@ import ipaddress
 import re
 
 import pytest
+import yaml
 
 from tests.charts.conftest import RELEASE, SECOND, VALUES, containers, kinds, named, pods, values_of
 from tests.kfp import argo
@@ -223,6 +224,128 @@ def test_the_steps_kserves_pods_and_ours_may_reach_the_collector(render):
     peers = [peer for rule in rules for peer in rule["from"] if "podSelector" in peer]
     found = {(peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"], namespace_of(peer)) for peer in peers}
     assert found == {("predictor", "ml"), ("predictor", "kubeloop"), ("pipeline", "ml"), ("test", None)}
+
+
+METRICS = {8081, 8082}
+"""The mirror's only port, and the second one of every other part: serving.metrics_port."""
+
+
+@EVERY
+def test_who_reads_metrics_can_change_nothing(render, values):
+    """By port, as policies know no paths. Triton has a port for metrics, vLLM none but the one for clients."""
+    found = 0
+    for policy in kinds(render(values), "NetworkPolicy"):
+        name = policy["metadata"]["name"]
+        theirs = {8002, 8080} if name == f"{RELEASE}-predictor" and values is ALL else set()
+        for rule in policy["spec"].get("ingress") or ():
+            peers = str(rule["from"])
+            if "'monitoring'" in peers or '"monitoring"' in peers or "'test'" in peers:
+                found += 1
+                ports = {port["port"] for port in rule["ports"]}
+                assert ports - theirs <= METRICS or "-mlflow" in name, name
+    assert found or not kinds(render(values), "NetworkPolicy")
+
+
+def test_what_a_policy_lets_prometheus_reach_is_what_it_is_told_to_read(render):
+    objects = render(ALL)
+    monitored = {end["port"] for end in named(objects, "ServiceMonitor", RELEASE)["spec"]["endpoints"]}
+    for part in ("collector", "monitor-fraud", "trigger-fraud"):
+        rules = named(objects, "NetworkPolicy", f"{RELEASE}-{part}")["spec"]["ingress"]
+        reached = {port["port"] for rule in rules if "'monitoring'" in str(rule["from"]) for port in rule["ports"]}
+        service = named(objects, "Service", f"{RELEASE}-{part}")["spec"]["ports"]
+        every = containers(pods(objects)[f"{RELEASE}-{part}"]["spec"]).values()
+        listens = {port["name"]: port["containerPort"] for each in every for port in each.get("ports", ())}
+        assert {listens[port["targetPort"]] for port in service if port["name"] in monitored} <= reached, part
+    runtime = named(objects, "ServingRuntime", f"{RELEASE}-onnx")["spec"]
+    assert runtime["annotations"]["prometheus.kserve.io/port"] == "8082"
+    assert "--metrics-port=8082" in runtime["containers"][0]["args"]
+
+
+def destination(render, values):
+    return named(render(values), "NetworkPolicy", f"{RELEASE}-collector")["spec"]["egress"][0]
+
+
+def namespaces(*names):
+    key = "kubernetes.io/metadata.name"
+    return {"namespaceSelector": {"matchExpressions": [{"key": key, "operator": "In", "values": list(names)}]}}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "namespace", "port"),
+    [
+        ("http://minio.store.svc:9000", "store", 9000),
+        ("http://minio.store.svc.cluster.local", "store", 80),
+        ("http://minio.store:9001/", "store", 9001),
+        ("https://minio:9443", "kubeloop", 9443),
+    ],
+)
+def test_the_store_is_where_its_address_says(render, endpoint, namespace, port):
+    rule = destination(render, {"storage": {"endpoint": endpoint}})
+    assert rule["to"] == [namespaces(namespace)]
+    ports = [each["port"] for each in rule["ports"]]
+    assert port in ports
+    assert len(ports) == len(set(ports))
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "port"),
+    [("", 443), ("https://acme.io", 443), ("https://s3.acme.io", 443), ("http://s3.svc.acme.io:81", 81)],
+)
+def test_a_store_outside_the_cluster_is_no_pod(render, endpoint, port):
+    rule = destination(render, {"storage": {"endpoint": endpoint}})
+    assert all("ipBlock" in peer for peer in rule["to"])
+    assert port in [each["port"] for each in rule["ports"]]
+
+
+def test_a_store_that_is_an_address_is_that_address(render):
+    rule = destination(render, {"storage": {"endpoint": "http://10.1.2.3:9000"}})
+    assert rule["to"] == [{"ipBlock": {"cidr": "10.1.2.3/32"}}]
+
+
+@pytest.mark.parametrize(("name", "ports"), [("database", [5432]), ("onlineStore", [6379, 5432])])
+def test_databases_are_in_the_own_namespace_unless_named(render, name, ports):
+    def peers(policy):
+        values = {"loops": {"fraud": {"config": SECOND}}, "networkPolicy": policy}
+        spec = named(render(values), "NetworkPolicy", f"{RELEASE}-transformer")["spec"]
+        (found,) = (rule["to"] for rule in spec["egress"] if [each["port"] for each in rule["ports"]] == ports)
+        return found
+
+    address = {"ipBlock": {"cidr": "10.9.0.0/16"}}
+    assert peers({}) == [namespaces("kubeloop")]
+    assert peers({name: {"namespaces": ["data", "old"]}}) == [namespaces("data", "old")]
+    assert peers({name: {"namespaces": ["data"], "to": [address]}}) == [namespaces("data"), address]
+
+
+def test_steps_reach_anything_until_their_sources_are_named(render):
+    def peers(policy):
+        values = {"kubeflow": {"namespace": "ml"}, "networkPolicy": policy}
+        spec = named(render(values), "NetworkPolicy", f"{RELEASE}-pipeline", "ml")["spec"]
+        return [peer for rule in spec["egress"] for peer in rule["to"]]
+
+    assert {"namespaceSelector": {}} in peers({})
+    found = peers(
+        {"sources": {"namespaces": ["warehouse"]}, "kubernetes": {"to": [{"ipBlock": {"cidr": "10.0.0.1/32"}}]}}
+    )
+    assert {"namespaceSelector": {}} not in found
+    # Nothing that a step needs anyway is lost: Kubeflow, our own services, databases, the API server.
+    for needed in ("'warehouse'", "'collector'", "'monitor'", "'mlflow'", "'kubeflow'", "'kubeloop'", "10.0.0.1/32"):
+        assert needed in str(found), needed
+
+
+def test_mlflow_asks_for_a_login_where_it_is_given_one(render):
+    login = {"mlflow": {"login": {"server": "mlflow-login", "clients": "mlflow-steps"}}}
+    (container,) = containers(pods(render(login))[f"{RELEASE}-mlflow"]["spec"]).values()
+    assert "--app-name=basic-auth" in container["args"]
+    (mount,) = (item for item in container["volumeMounts"] if item["name"] == "login")
+    assert values_of(container)["MLFLOW_AUTH_CONFIG_PATH"] == f"{mount['mountPath']}/auth.ini"
+    key = values_of(container)["MLFLOW_FLASK_SERVER_SECRET_KEY"]["secretKeyRef"]
+    assert key == {"name": "mlflow-login", "key": "session-key"}
+    loops = login | {"loops": {"fraud": {"config": SECOND}}}
+    loop = yaml.safe_load(named(render(loops), "ConfigMap", f"{RELEASE}-loop-fraud")["data"]["loop.yaml"])
+    wanted = {"MLFLOW_TRACKING_USERNAME": "username", "MLFLOW_TRACKING_PASSWORD": "password"}
+    assert {"secret": "mlflow-steps", "env": wanted} in loop["pipelines"]["secrets"]
+    assert "MLFLOW_TRACKING" not in str(loop["delivery"]), "what serves asks no registry"
+    assert "basic-auth" not in str(pods(render({}))[f"{RELEASE}-mlflow"])
 
 
 @pytest.mark.parametrize("grpc", [True, False])

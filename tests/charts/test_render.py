@@ -192,7 +192,7 @@ def test_addresses_lead_to_services(render):
     urls += [arg.rpartition("/")[0] for arg in pods(objects)[f"{RELEASE}-test"]["spec"]["containers"][0]["args"][1:]]
     assert len(urls) == 10
     for url in urls:
-        host = re.fullmatch(r"http://([a-z-]+)\.ml\.svc", url)
+        host = re.fullmatch(r"http://([a-z-]+)\.ml\.svc(?::8082)?", url)
         assert host, url
         service = named(objects, "Service", host[1])
         targets = [pod for pod in pods(objects).values() if matches(service["spec"]["selector"], pod)]

@@ -26,6 +26,8 @@ from kubeloop.monitoring.status import Status
 from kubeloop.monitoring.store import Store
 from kubeloop.monitoring.versions import Versions
 from kubeloop.monitoring.windows import Grid
+from kubeloop.names import DRIFT_EVENT
+from kubeloop.trigger_event import DriftEvent
 from tests.unit.monitor import world
 
 EDGES = [
@@ -92,6 +94,19 @@ def test_no_moment_fails_advance_or_takes_time_past_now(face: tuple[str, Store])
         assert http.post(f"{url}/advance", json={"until": "9999-01-01T00:00:00Z"}).status_code == 400
 
 
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_drift_event_takes_no_run_past_now(data: st.DataObject) -> None:
+    """As both of its moments: a run would look ahead, and its cooldown would last until then."""
+    event = {"service": "shop", "episode": "e", "kind": "drift", "features": [], "reason": "because"}
+    event |= {name: data.draw(TEXTS) for name in ("opened_at", "as_of")}
+    headers = {"content-type": "application/json", "ce-specversion": "1.0", "ce-type": DRIFT_EVENT}
+    headers |= {"ce-source": "a", "ce-id": "e"}
+    with contextlib.suppress(ValueError):
+        found = DriftEvent.parse(headers, json.dumps(event).encode())
+        assert max(found.opened_at, found.as_of) <= datetime.now(UTC) + moments.MOST
+
+
 @settings(max_examples=100, deadline=None)
 @given(TEXTS)
 def test_every_reader_says_one_sentence(text: str) -> None:
@@ -103,7 +118,11 @@ def test_every_reader_says_one_sentence(text: str) -> None:
     required = {b"ce-specversion": b"1.0", b"ce-id": b"a", b"ce-source": b"s", b"ce-type": b"t"}
     with contextlib.suppress(cloudevents.EventError):
         cloudevents.parse(required | {b"ce-time": text.encode("utf-8", "replace")}, b"", 0)
-    labels.read(json.dumps({"labels": [{"event_id": "a", "label": 1, "observed_at": text}]}).encode())
+    told, _ = labels.read(json.dumps({"labels": [{"event_id": "a", "label": 1, "observed_at": text}]}).encode())
+    now = datetime.now(UTC)
+    for label in told:
+        ahead = moments.read(text) > now + moments.MOST
+        assert bool(labels.early(told, int(now.timestamp() * 1e6))) == ahead, label
 
 
 def test_a_pipeline_refuses_a_future_as_of() -> None:

@@ -49,6 +49,9 @@ items: {{ $found | toJson }}
 {{- with .Values.storage.secret -}}
 {{- $found = append $found (dict "secret" . "env" (dict "AWS_ACCESS_KEY_ID" "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" "AWS_SECRET_ACCESS_KEY")) -}}
 {{- end -}}
+{{- with .Values.mlflow.login.clients -}}
+{{- $found = append $found (dict "secret" . "env" (dict "MLFLOW_TRACKING_USERNAME" "username" "MLFLOW_TRACKING_PASSWORD" "password")) -}}
+{{- end -}}
 items: {{ $found | toJson }}
 {{- end -}}
 

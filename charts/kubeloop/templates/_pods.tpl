@@ -186,7 +186,7 @@ metadata:
 automountServiceAccountToken: {{ .token | default false }}
 {{- end -}}
 
-{{- /* A Service on port 80: dict root, part, loop, port, always (bool: also while not ready), mirror (bool). */ -}}
+{{- /* A Service on port 80: dict root, part, loop, port, always (bool: also while not ready), metrics (bool), mirror (bool). */ -}}
 {{- define "kubeloop.service" -}}
 apiVersion: v1
 kind: Service
@@ -201,6 +201,9 @@ spec:
   publishNotReadyAddresses: {{ .always | default false }}
   ports:
     - {name: http, port: 80, targetPort: http}
+    {{- if .metrics }}
+    - {name: metrics, port: 8082, targetPort: metrics}
+    {{- end }}
     {{- if .mirror }}
     - {name: mirror, port: 8081, targetPort: mirror}
     {{- end }}

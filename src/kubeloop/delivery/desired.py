@@ -158,7 +158,7 @@ def _name(text: str) -> bool:
         return False
 
 
-_ASIDE = frozenset({"--host", "--port", "--grpc-port", "--drain-s"})
+_ASIDE = frozenset({"--host", "--port", "--grpc-port", "--metrics-port", "--drain-s"})
 """Flags that a pod needs; here the node says where a program listens."""
 _LIMITS: dict[str, Check] = {"--max-body-bytes": _number, "--max-rows": _number, "--timeout-s": _number}
 _PREDICTOR_FLAGS: dict[str, Check] = {

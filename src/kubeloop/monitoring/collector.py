@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from starlette.applications import Starlette
@@ -28,8 +28,8 @@ from kubeloop.monitoring import labels
 from kubeloop.monitoring.cloudevents import Event, EventError, parse
 from kubeloop.monitoring.flusher import OVERHEAD
 from kubeloop.monitoring.journal import REASONS, Journal, Limits, Refusal
-from kubeloop.names import LABEL_EVENT
-from kubeloop.serving import guard
+from kubeloop.names import LABEL_EVENT, REQUEST_EVENT, RESPONSE_EVENT
+from kubeloop.serving import guard, metrics_port
 from kubeloop.serving.process import Server, run
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ _BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.
 _WATCH_S = 0.1
 _REPORT_S = 5.0
 _REJECTIONS = ("bad_event", "too_large")
+_KINDS = {REQUEST_EVENT: "request", RESPONSE_EVENT: "response", LABEL_EVENT: "label"}
+_OTHER = "other"
 _INLINE_BYTES = 64 * 1024
 _FINISH_S = 5.0
 _DRAIN_S = 0.2
@@ -68,9 +70,11 @@ class Collector:
         self._journal = journal
         self._max_body_bytes = max_body_bytes
         self._rejected: Counter[str] = Counter()
+        self._kinds: Counter[str] = Counter()
         self._started = time.monotonic()
         self._registry = CollectorRegistry()
         self._registry.register(self)
+        ProcessCollector(registry=self._registry)
         self._latency = Histogram(
             "kubeloop_collector_request_seconds",
             "From the head of a POST to its answer.",
@@ -110,6 +114,8 @@ class Collector:
                 raise EventError("content-encoding is not supported; send the body as it is")
             events = parse(headers, body, received_at)
             await _check_labels(events)
+            for event in events:
+                self._kinds[_KINDS.get(event.type, _OTHER)] += 1
             refusal = await self._journal.submit(events)
         except EventError as error:
             self._rejected["bad_event"] += 1
@@ -239,13 +245,15 @@ class Collector:
         # A counter that appeared with its first event would have no increase that an alert could see.
         dropped = dict.fromkeys(REASONS, 0) | numbers["dropped"]
         rejected = dict.fromkeys(_REJECTIONS, 0) | numbers["rejected"]
-        for name, text, counts in (
-            ("dropped", "Events refused or lost, by reason.", dropped),
-            ("rejected", "Requests that are no event.", rejected),
+        kinds = dict.fromkeys((*_KINDS.values(), _OTHER), 0) | dict(self._kinds)
+        for name, label, text, counts in (
+            ("events", "kind", "Events that were well formed and readable, by what they are.", kinds),
+            ("events_dropped", "reason", "Events refused or lost, by reason.", dropped),
+            ("events_rejected", "reason", "Requests that are no event.", rejected),
         ):
-            family = CounterMetricFamily(f"{prefix}events_{name}", text, labels=["reason"])
-            for reason, count in counts.items():
-                family.add_metric([reason], count)
+            family = CounterMetricFamily(prefix + name, text, labels=[label])
+            for value, count in counts.items():
+                family.add_metric([value], count)
             yield family
         for name, text in (
             ("last_seq", "Last event in a segment."),
@@ -267,7 +275,8 @@ async def _check_labels(events: Iterable[Event]) -> None:
     for event in events:
         if event.type == LABEL_EVENT:
             large = len(event.body) > _INLINE_BYTES
-            _, faults = await asyncio.to_thread(labels.read, event.body) if large else labels.read(event.body)
+            told, faults = await asyncio.to_thread(labels.read, event.body) if large else labels.read(event.body)
+            faults = faults or labels.early(told, event.received_at)
             if faults:
                 raise EventError(f"event {event.id!r:.80}: {faults[0]}")
 
@@ -294,6 +303,7 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--flush-rows", type=int, default=Limits.flush_rows, help="events that make a segment")
     parser.add_argument("--flush-seconds", type=float, default=Limits.flush_seconds, help="age that makes a segment")
     guard.add_arguments(parser)
+    metrics_port.add_arguments(parser)
     return parser.parse_args(arguments)
 
 
@@ -318,7 +328,15 @@ def main(arguments: list[str]) -> int:
         return 2
     collector = Collector(journal, options.max_body_bytes)
     app = guard.Guard(collector, options.host, token=token, names=options.allow_host)
-    run(Server(app, options.host, options.port, timeout_s=_FINISH_S, drain_s=_DRAIN_S), [listener])
+    server = Server(
+        app,
+        options.host,
+        options.port,
+        timeout_s=_FINISH_S,
+        drain_s=_DRAIN_S,
+        metrics_port=options.metrics_port,
+    )
+    run(server, [listener])
     if journal.wal_bytes:
         logger.error("stopped with %d bytes of events in the write-ahead file", journal.wal_bytes)
         return 1

@@ -3,10 +3,13 @@
 The collector refuses a body that has a fault; the log may still hold some from before it did.
 """
 
+from collections.abc import Sequence
+from datetime import timedelta
 from typing import NamedTuple
 
 import orjson
 
+from kubeloop import moments
 from kubeloop.monitoring.payload_log import micros
 
 
@@ -16,6 +19,21 @@ class Label(NamedTuple):
     event_id: str
     label: int
     observed_at: int
+
+
+_MOST_US = moments.MOST // timedelta(microseconds=1)
+
+
+def early(told: Sequence[Label], received_at: int) -> list[str]:
+    """Return what is wrong with labels that were observed long after they came; `received_at` as `observed_at`.
+
+    The label observed last counts, so one from a clock that is years ahead could never be corrected.
+    """
+    return [
+        f"label of {label.event_id!r:.80}: observed_at lies more than an hour in the future; set the sender's clock"
+        for label in told
+        if label.observed_at > received_at + _MOST_US
+    ]
 
 
 def read(body: bytes) -> tuple[list[Label], list[str]]:

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import uvloop
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
@@ -249,6 +249,7 @@ def create_app(mirror: Mirror) -> Starlette:
     """Return the HTTP face of a mirror."""
     registry = CollectorRegistry()
     registry.register(mirror)
+    ProcessCollector(registry=registry)
 
     def readyz(_request: Request) -> Response:
         return PlainTextResponse(mirror.failure or "ok", 503 if mirror.failure else 200)

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import orjson
 import uvloop
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, ProcessCollector, generate_latest
 from sqlalchemy.exc import OperationalError
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -29,7 +29,7 @@ from kubeloop.monitoring.status import Metrics, Status
 from kubeloop.monitoring.store import Store, StoreConflictError
 from kubeloop.monitoring.versions import NodeError, Versions
 from kubeloop.monitoring.windows import MONDAY, Grid
-from kubeloop.serving import guard
+from kubeloop.serving import guard, metrics_port
 
 _log = logging.getLogger("kubeloop.monitor")
 
@@ -109,6 +109,9 @@ def create_app(status: Status, watch: Watch) -> Starlette:
     """Return the HTTP face of the monitor."""
     registry = CollectorRegistry()
     registry.register(Metrics(status))
+    ProcessCollector(registry=registry)
+    failing = Gauge("kubeloop_monitor_failing", "Whether the last round failed.", ["service"], registry=registry)
+    failing.labels(status.service).set_function(lambda: watch.failure is not None)
 
     def get_status(_request: Request) -> Response:
         return _json(status.read() | {"failure": watch.failure})
@@ -199,7 +202,7 @@ def _run(args: argparse.Namespace) -> None:
             return
         watch = Watch(monitor, args.poll_seconds, args.collector_url, args.settle_seconds, token)
         app = guard.Guard(create_app(status, watch), args.host, token=token, names=args.allow_host)
-        uvloop.run(background.serve(app, args.host, args.port, watch.run))
+        uvloop.run(background.serve(app, args.host, args.port, watch.run, args.metrics_port))
 
 
 def main() -> None:
@@ -229,6 +232,7 @@ def main() -> None:
     )
     parser.add_argument("--origin", type=_moment, default=MONDAY, help="a moment at which a window starts, ISO 8601")
     guard.add_arguments(parser)
+    metrics_port.add_arguments(parser)
     args = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)

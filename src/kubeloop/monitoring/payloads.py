@@ -280,7 +280,8 @@ def _labels(events: pa.Table, rows: list[int], settled: dict[str, int], counts: 
             continue
         settled[identity] = seq
         told, faults = labels.read(body)
-        found += [(*label, received_at) for label in told]
+        # A clock that was ahead must not let a label win over those that correct it.
+        found += [(name, label, min(observed_at, received_at), received_at) for name, label, observed_at in told]
         for fault in faults:
             counts.faults.add(seq, fault)
     if not found:

@@ -108,6 +108,14 @@ class Metrics(Collector):
         for row in [row for row in store.performance(name) if row["live"] and row["status"] == "judged"][-1:]:
             auc.add_metric([name, row["version"]], row["auc"])
         yield auc
+        share = GaugeMetricFamily(
+            "kubeloop_monitor_labelled_share",
+            "Share of the predictions that had a label in time, of the last window whose wait is over.",
+            labels=["service"],
+        )
+        for row in [row for row in store.performance(name) if row["live"] and row["rows"]][-1:]:
+            share.add_metric([name], row["labelled"] / row["rows"])
+        yield share
         rows = CounterMetricFamily(
             "kubeloop_monitor_rows_outside", "Rows that are in no window.", labels=["service", "why"]
         )

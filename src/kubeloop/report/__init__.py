@@ -4,9 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from kubeloop import log
+from kubeloop import log, pages
 from kubeloop.config import Loop, Settings
 from kubeloop.report import facts, view
 
@@ -24,17 +22,10 @@ def write(loop: Loop, settings: Settings, summary: Mapping[str, Any] | None) -> 
     Raises:
         LogError: a segment of the payload log is damaged.
     """
-    page = Environment(
-        loader=PackageLoader("kubeloop.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     content = view.build(loop, settings, facts.read(loop, settings), log.read(settings, loop.name), summary)
     path = settings.state / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(page.get_template("report.html").render(content))
+    part.write_text(pages.render("report", **content))
     part.replace(path)
     return path

@@ -49,6 +49,7 @@ def build(loop: Loop, settings: Settings, facts: Facts, log: Log, summary: Mappi
     time = _time(facts, traffic, [*episodes, *decisions])
     colours = marks.colours(list(traffic.served))
     return {
+        "title": f"{loop.name}: the loop",
         "name": loop.name,
         "description": loop.description,
         "sentence": sentence,

@@ -6,6 +6,7 @@ import math
 import resource
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from email.utils import formatdate
 from typing import Protocol
 
@@ -77,6 +78,8 @@ class State(uvicorn.server.ServerState):
         self.bodies = 0
         self.unread = 0
         self.leaving = False
+        self.turned_away: Callable[[], None] = lambda: None
+        """Told of each request that is refused for want of room, which no application hears of."""
         self.asked_at = -math.inf
         """When the last inference came; probes and scrapes go on to the end."""
         self._closed: dict[str, int] = {}

@@ -109,6 +109,7 @@ class _Connection(HttpToolsProtocol):
                 self._refuse(HTTPStatus.BAD_REQUEST, "the body is nearly all chunk sizes, extensions or trailers")
                 return
         if self.held > bounds.SMALL_BYTES and not self._count_bodies():
+            self.server_state.turned_away()
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many large requests at once; try again later")
             return
         self._next_turn(moved=True)
@@ -210,6 +211,7 @@ class _Connection(HttpToolsProtocol):
         if self._surplus and len(state.connections) <= state.most:
             self._surplus = False
         if self._surplus and method != b"GET":
+            state.turned_away()
             raise RefusedError(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections; try again later")
         if len(self.pipeline) == bounds.PIPELINED:
             raise RefusedError(
@@ -314,6 +316,8 @@ class _Connection(HttpToolsProtocol):
         elif self._turn == _IDLE:
             self.transport.close()
         else:
+            if self._in_body:
+                self.server_state.turned_away()
             self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many clients; try again later", linger=False)
         self._release()
         self._count_unread(0)

@@ -18,6 +18,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from kubeloop import __version__
 from kubeloop.errors import KubeloopError
+from kubeloop.serving import metrics_port
 from kubeloop.serving.tensors import ProtocolError
 
 log = logging.getLogger("kubeloop.serving")
@@ -34,6 +35,10 @@ EXTENSIONS = ["binary_tensor_data"]
 """Of the Open Inference Protocol, by the names that its servers use."""
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LINGER_S = 1.0
+
+INFER = "/v2/models/{name}/infer"
+PREDICT = "/v1/models/{name}:predict"
+"""The paths of inference requests, as metrics have them; a ModelInfer over gRPC counts under V2's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,15 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter("kubeloop_requests", "Answered requests.", ["path", "code"], registry=self.registry)
+        self.inferences = Counter(
+            "kubeloop_inferences",
+            "Answered inference requests, of any protocol: no probe, scrape or look at the metadata. 2xx are answered, "
+            "4xx refused and 5xx failed.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        # A series that appeared with its first failure would have no increase that an alert could see.
+        self._outcomes = [self.inferences.labels(outcome) for outcome in ("answered", "refused", "failed")]
         self.seconds = Histogram(
             "kubeloop_request_seconds", "Time to answer.", ["path"], buckets=_BUCKETS, registry=self.registry
         )
@@ -80,6 +94,12 @@ class Metrics:
             self._children[path, code] = children
         children[0].inc()
         children[1].observe(seconds)
+        if path in (INFER, PREDICT):
+            self._outcomes[max(0, code // 100 - 3)].inc()
+
+    def turn_away(self) -> None:
+        """Count a request that failed before it came here, for want of room."""
+        self._outcomes[-1].inc()
 
 
 @dataclass(slots=True)
@@ -166,8 +186,8 @@ class App:
         self._metrics.in_flight.set_function(lambda: self.in_flight)
         v2, v1 = f"/v2/models/{service.name}", f"/v1/models/{service.name}"
         self._routes: dict[str, tuple[str, str, Handler]] = {
-            f"{v2}/infer": ("POST", "/v2/models/{name}/infer", service.infer),
-            f"{v1}:predict": ("POST", "/v1/models/{name}:predict", service.predict),
+            f"{v2}/infer": ("POST", INFER, service.infer),
+            f"{v1}:predict": ("POST", PREDICT, service.predict),
             "/": ("GET", "/", self._alive),
             "/v2": ("GET", "/v2", self._server),
             "/v2/health/live": ("GET", "/v2/health/live", self._live),
@@ -368,6 +388,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="address to bind")
     parser.add_argument("--port", "--http_port", type=int, required=True, help="port to bind; 0 picks one")
     parser.add_argument("--grpc-port", type=int, help="port of gRPC; 0 picks one (default: no gRPC)")
+    metrics_port.add_arguments(parser)
     parser.add_argument("--max-body-bytes", type=int, default=limits.max_body_bytes)
     parser.add_argument("--max-rows", type=int, default=limits.max_rows, help="most rows of one request")
     parser.add_argument("--timeout-s", type=float, default=limits.timeout_s, help="for a body, and for a prediction")

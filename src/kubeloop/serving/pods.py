@@ -13,7 +13,9 @@ from kubeloop.serving.manifest import IDENTITY
 
 PORT = 8080
 GRPC_PORT = 9000
+METRICS_PORT = 8082
 USER = 65532
+_METRICS = "prometheus.kserve.io/port"
 AUTOSCALER = "serving.kserve.io/autoscalerClass"
 
 _GPU = "nvidia.com/gpu"
@@ -46,6 +48,8 @@ def place(loop: Loop, manifest: dict[str, Any]) -> dict[str, Any]:
     transformer |= _pod(loop, "transformer", delivery.transformer)
     for component in (spec["predictor"], transformer):
         component |= _scaling(delivery.autoscaling)
+    # The PodMonitor reads there; no port of the container, since KServe's Service takes every one for clients.
+    transformer["annotations"] = {_METRICS: str(METRICS_PORT)}
     transformer["volumes"] = [{"name": "tmp", "emptyDir": {"sizeLimit": "1Gi"}}]
     (container,) = transformer["containers"]
     container |= _transformer(loop, container)
@@ -124,7 +128,13 @@ def _cores(quantity: str) -> Decimal:
 def _transformer(loop: Loop, container: dict[str, Any]) -> dict[str, Any]:
     """Return the transformer's container; the predictor's comes from its ServingRuntime."""
     delivery, images = loop.delivery, loop.pipelines.images
-    args = [*container["args"], "--host=0.0.0.0", f"--port={PORT}", f"--drain-s={delivery.drain_s:g}"]
+    args = [
+        *container["args"],
+        "--host=0.0.0.0",
+        f"--port={PORT}",
+        f"--metrics-port={METRICS_PORT}",
+        f"--drain-s={delivery.drain_s:g}",
+    ]
     if delivery.runtime == names.runtime(delivery.runtimes, "triton"):
         # It answers 400 to null.
         args.append("--missing=nan")

@@ -14,13 +14,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Protocol
 
 import uvicorn
 
 from kubeloop.serving import MOST_DRAINS, bounds, front
+from kubeloop.serving.metrics_port import MetricsPort
 
 log = logging.getLogger("kubeloop.serving")
 
@@ -47,7 +48,17 @@ class Server(uvicorn.Server):
     used (cmd/agent/main.go), so that a server that had stopped listening would turn each of their requests into a 502.
     """
 
-    def __init__(self, app: Application, host: str, port: int, *, timeout_s: float, drain_s: float = 0.5) -> None:
+    def __init__(
+        self,
+        app: Application,
+        host: str,
+        port: int,
+        *,
+        timeout_s: float,
+        drain_s: float = 0.5,
+        metrics_port: int | None = None,
+        turned_away: Callable[[], None] | None = None,
+    ) -> None:
         """Bind nothing yet.
 
         Args:
@@ -56,7 +67,13 @@ class Server(uvicorn.Server):
             port: port to bind; 0 picks one.
             timeout_s: time that requests in flight get at the end.
             drain_s: see above; longer than clients keep an idle connection.
+            metrics_port: a second port, of `metrics_port.MetricsPort`.
+            turned_away: see `bounds.State`.
         """
+        self._host = host
+        self._metrics_port = metrics_port
+        if metrics_port is not None:
+            app = MetricsPort(app, metrics_port)
         config = uvicorn.Config(
             app,
             host=host,
@@ -75,6 +92,8 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.server_state: bounds.State = bounds.State()
+        if turned_away is not None:
+            self.server_state.turned_away = turned_away
         # What waits to be accepted takes descriptors too, all at once.
         config.backlog = min(config.backlog, self.server_state.most)
         self._app = app
@@ -85,6 +104,10 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start listening and print `ready <url>`."""
         self._look()
+        if self._metrics_port is not None:
+            # uvicorn closes what it listens on, whoever bound it.
+            own = sockets or [_bind(self._host, self.config.port)]
+            sockets = [*own, _bind(self._host, self._metrics_port)]
         await super().startup(sockets)
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -147,6 +170,10 @@ class Server(uvicorn.Server):
         await asyncio.sleep(self._drain_s)
         while state.quiet_s() < self._drain_s and time.monotonic() - began < MOST_DRAINS * self._drain_s:
             await asyncio.sleep(step)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
 
 
 def run(server: Server, sockets: list[socket.socket] | None = None) -> None:

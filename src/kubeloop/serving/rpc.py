@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from kubeloop import __version__
 from kubeloop.serving import oip
 from kubeloop.serving.calls import InferenceService, answered
-from kubeloop.serving.http import EXTENSIONS, App
+from kubeloop.serving.http import EXTENSIONS, INFER, App
 from kubeloop.serving.oip import InferRequest, InferResponse, Parameters
 from kubeloop.serving.rpc_messages import HEALTH, INFERENCE
 from kubeloop.serving.tensors import DTYPES, Array, ProtocolError, Specs, datatype_of, raw_of
@@ -150,7 +150,7 @@ class Server:
 
         An inference counts as one over HTTP does, by the same status, so that no alert need know which it was.
         """
-        path = "/v2/models/{name}/infer" if infer else "grpc"
+        path = INFER if infer else "grpc"
 
         async def handle(request: Any, context: Any) -> Any:
             start = time.perf_counter()

@@ -346,7 +346,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     nan = args.missing == "nan"
     service = Transformer(source, args.name, args.predictor_url, limits, Metrics(), nan=nan)
     app = Guard(application(service, args), args.host)
-    run(Server(app, args.host, args.port, timeout_s=limits.timeout_s, drain_s=args.drain_s))
+    server = Server(
+        app,
+        args.host,
+        args.port,
+        timeout_s=limits.timeout_s,
+        drain_s=args.drain_s,
+        metrics_port=args.metrics_port,
+        turned_away=service.metrics.turn_away,
+    )
+    run(server)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ import psutil
 SHORT = {"HEAD_S": 2.0, "BODY_S": 2.0, "IDLE_S": 2.5, "STALL_S": 1.0}
 """The limits on time, short enough for a test to wait for."""
 
+SECOND = ("collector", "monitor", "trigger", "predictor", "transformer")
+"""Who has a port for metrics alone."""
+
 _LAUNCH = """
 import json, resource, runpy, sys
 limits, files, module = json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -49,6 +52,8 @@ class Server:
     body: bytes = b""
     status: int = 200
     probe: str = "/healthz"
+    metrics: int | None = None
+    """The second port, of those that have one."""
 
     def head(self, *more: str, drop: str = "") -> bytes:
         """Return the head of the request without its length, and without the line that closes it."""
@@ -60,18 +65,19 @@ class Server:
         """Return the request."""
         return self.head(*more, f"content-length: {len(self.body)}") + b"\r\n" + self.body
 
-    def connect(self, timeout: float = 15) -> socket.socket:
-        host, port = self.url.removeprefix("http://").split(":")
-        return socket.create_connection((host, int(port)), timeout=timeout)
+    def connect(self, timeout: float = 15, port: int | None = None) -> socket.socket:
+        host, _, own = self.url.removeprefix("http://").partition(":")
+        return socket.create_connection((host, port or int(own)), timeout=timeout)
 
-    def ask(self, *pieces: bytes | float, half: bool = False) -> bytes:
+    def ask(self, *pieces: bytes | float, half: bool = False, port: int | None = None) -> bytes:
         """Send pieces over one connection, pausing for numbers, and return all that comes back until it closes.
 
         Args:
             pieces: what to send.
             half: close this side once all is sent.
+            port: another port than the server's first.
         """
-        with self.connect() as connection:
+        with self.connect(port=port) as connection:
             for piece in pieces:
                 if isinstance(piece, bytes):
                     with contextlib.suppress(ConnectionError):
@@ -94,6 +100,11 @@ class Server:
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
 
 
 def rest(connection: socket.socket) -> bytes:
@@ -136,6 +147,8 @@ def serve(
 
     Where it makes a token, `token` is its file, and the whole request carries it.
     """
+    if metrics := free_port() if name in SECOND else None:
+        flags = (*flags, f"--metrics-port={metrics}")
     command = [sys.executable, "-c", _LAUNCH, json.dumps(SHORT if limits is None else limits), str(files), str(module)]
     log = folder / f"{name}.log"
     with log.open("w") as errors:
@@ -152,7 +165,7 @@ def serve(
         assert line.startswith("ready http://"), log.read_text()
         if token:
             request["headers"] = request["headers"] | {"authorization": f"Bearer {token.read_text()}"}
-        yield Server(name, process, line.split()[1], log, **request)
+        yield Server(name, process, line.split()[1], log, metrics=metrics, **request)
     finally:
         process.kill()
         process.communicate(timeout=20)

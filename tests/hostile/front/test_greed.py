@@ -1,6 +1,7 @@
 """Clients that are slow, many or deaf: they are cut off in time, and everybody else is answered meanwhile."""
 
 import contextlib
+import re
 import socket
 import threading
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.front.conftest import Run
-from tests.hostile.front.servers import SHORT, Server, rest, serve, status, statuses
+from tests.hostile.front.servers import SHORT, Server, content, rest, serve, status, statuses
 
 GENEROUS = Path(__file__).parent / "generous.py"
 MANY = 300
@@ -190,6 +191,17 @@ def test_few_descriptors_are_enough_for_everyone_who_asks(run: Run, name: str) -
         for _ in range(20):
             assert server.alive()
             assert status(server.ask(server.whole("connection: close"))) == server.status
+
+
+def test_requests_that_find_no_room_count_as_failed(run: Run) -> None:
+    """The application does not hear of them, and alerts would not, either."""
+    with run("predictor", limits={"BODIES_BYTES": 1000, "SMALL_BYTES": 100}) as server:
+        large = server.head("content-length: 4000") + b"\r\n" + b" " * 2000
+        assert status(server.ask(large)) == 503
+        assert server.alive()
+        scrape = content(server.ask(b"GET /metrics HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")).decode()
+        found = dict(re.findall(r'kubeloop_inferences_total\{outcome="(\w+)"\} (.+)', scrape))
+        assert found == {"answered": "0.0", "refused": "0.0", "failed": "1.0"}
 
 
 def answered(connection: socket.socket) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kubeloop.serving.http import App, Limits, Metrics
+from kubeloop.serving.metrics_port import add_arguments
 from kubeloop.serving.process import Server, run
 from kubeloop.serving.transformer import Transformer
 
@@ -26,6 +27,7 @@ class Constant:
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--predictor-url", required=True)
+add_arguments(parser)
 args = parser.parse_args()
 service = Transformer(Constant(), "flights", args.predictor_url, Limits(), Metrics())
-run(Server(App(service), "127.0.0.1", 0, timeout_s=5, drain_s=0.05))
+run(Server(App(service), "127.0.0.1", 0, timeout_s=5, drain_s=0.05, metrics_port=args.metrics_port))

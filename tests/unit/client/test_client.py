@@ -116,6 +116,16 @@ def test_a_moment_that_the_replay_has_not_reached_is_refused(
     assert received[0]["parameters"] == {"event_time": "2013-06-01"}
 
 
+@pytest.mark.parametrize("replay", [True, False])
+@pytest.mark.parametrize("at", ["9999-12-31T23:59:59-14:00", "2099-01-01", "0001-01-01", "soon"])
+def test_a_moment_that_has_not_come_is_refused(
+    settings: Settings, received: list[dict[str, Any]], at: str, replay: bool
+) -> None:
+    with pytest.raises(config.ConfigError):
+        client.predict(loop(replay=replay), settings, ROW, at)
+    assert received == []
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [

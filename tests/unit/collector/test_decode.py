@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kubeloop.monitoring import payload_log, payloads
+from kubeloop.monitoring import payload_log, payloads, performance
 from kubeloop.names import LABEL_EVENT, REQUEST_EVENT, RESPONSE_EVENT
 
 Raw = tuple[str, str, bytes]
@@ -220,16 +221,28 @@ def test_only_the_first_reasons_are_kept() -> None:
 
 
 def test_labels_are_read_once_and_good_ones_survive_bad_neighbours() -> None:
-    at = "2013-04-01T12:00:00Z"
+    # The table's events were received some microseconds after 1970 began.
+    at, observed = "1970-01-01T00:00:00.000005Z", datetime.fromtimestamp(5e-6, UTC)
     first = label("l", {"event_id": "x", "label": 1, "observed_at": at}, {"label": 1})
     second = label("l", {"event_id": "y", "label": 0, "observed_at": at})
     before = payloads.decode(table(first))
     after = payloads.decode(table(first, second, second, first=2), before.carry)
     assert [*before.labels.to_pylist(), *after.labels.to_pylist()] == [
-        {"event_id": "x", "label": 1, "observed_at": NOON, "received_at": datetime.fromtimestamp(10e-6, UTC)},
-        {"event_id": "y", "label": 0, "observed_at": NOON, "received_at": datetime.fromtimestamp(30e-6, UTC)},
+        {"event_id": "x", "label": 1, "observed_at": observed, "received_at": datetime.fromtimestamp(10e-6, UTC)},
+        {"event_id": "y", "label": 0, "observed_at": observed, "received_at": datetime.fromtimestamp(30e-6, UTC)},
     ]
     assert (before.malformed, after.duplicates) == (1, 2)
+
+
+def test_a_label_from_a_clock_that_is_ahead_wins_over_no_later_correction() -> None:
+    """Also one that an earlier version of the collector let in."""
+    labels = [label(str(number), {"event_id": "x", "label": number, "observed_at": at}) for number, at in
+              enumerate(("2099-01-01T00:00:00Z", "1970-01-01T00:00:00.000019Z"))]  # fmt: skip
+    found = payloads.decode(table(*labels)).labels
+    known = np.zeros(len(found), np.int64)
+    scored = pa.table({"event_id": ["x"], "event_time": [NOON], "score": [0.5]})
+    y, _ = performance.join(scored, [performance.labels(found, known)], 1)
+    assert y.tolist() == [1]
 
 
 def test_an_id_that_two_requests_share_gives_no_pair() -> None:

@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from kubeloop.monitoring import payload_log
 from kubeloop.monitoring.cloudevents import Event
 from kubeloop.monitoring.journal import Journal, Limits
 from kubeloop.monitoring.wal import Wal
+from kubeloop.names import LABEL_EVENT
 
 Start = Callable[..., Any]
 STRUCTURED = {"specversion": "1.0", "id": "s", "source": "test", "type": "io.kubeloop.test"}
@@ -79,9 +80,18 @@ JSON = {"content-type": "application/cloudevents+json"}
 BATCH = {"content-type": "application/cloudevents-batch+json"}
 
 
+LABEL = BINARY | {"ce-type": LABEL_EVENT, "content-type": "application/json"}
+
+
+def label(ahead: timedelta) -> bytes:
+    at = (datetime.now(UTC) + ahead).isoformat()
+    return json.dumps({"labels": [{"event_id": "a", "label": 1, "observed_at": at}]}).encode()
+
+
 @pytest.mark.parametrize(
     ("headers", "body", "status", "says"),
     [
+        (LABEL, label(timedelta(hours=2)), 400, "label of 'a': observed_at lies more than an hour in the future"),
         ({}, b"", 400, "ce-specversion, ce-id, ce-source, ce-type"),
         (BINARY | {"ce-id": ""}, b"", 400, "missing attribute: ce-id"),
         (BINARY | {"ce-specversion": "0.3"}, b"", 400, "ce-specversion is '0.3'"),
@@ -140,6 +150,8 @@ def test_metrics_count_requests_and_agree_with_the_status(start: Start) -> None:
         "kubeloop_collector_events_received_total 3.0",
         "kubeloop_collector_events_written_total 3.0",
         'kubeloop_collector_events_rejected_total{reason="bad_event"} 1.0',
+        'kubeloop_collector_events_total{kind="request"} 3.0',
+        'kubeloop_collector_events_total{kind="label"} 0.0',
         "kubeloop_collector_request_seconds_count 4.0",
         "kubeloop_collector_last_seq 3.0",
         "kubeloop_collector_wal_bytes 0.0",
@@ -239,3 +251,7 @@ def test_a_client_that_leaves_before_its_body_leaves_no_event(start: Start) -> N
     collector.wait_for(lambda: collector.status()["rejected"] == {"bad_event": 1})
     assert collector.post("retry").status_code == 202
     assert collector.ids() == ["retry"]
+
+
+def test_a_label_may_be_as_far_ahead_as_clocks_are(running: Any) -> None:
+    assert running.client.post("/", content=label(timedelta(minutes=50)), headers=LABEL).status_code == 202

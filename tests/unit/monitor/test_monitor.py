@@ -91,6 +91,8 @@ def test_a_drifting_service_is_followed_over_http(
     assert 'kubeloop_monitor_open_episodes{service="flights"} 1.0' in metrics
     assert 'kubeloop_monitor_effect{feature="wind",kind="numeric",service="flights",version="1"} 0.' in metrics
     assert 'kubeloop_monitor_auc{service="flights",version="1"} 0.' in metrics
+    assert 'kubeloop_monitor_failing{service="flights"} 0.0' in metrics
+    assert 'kubeloop_monitor_labelled_share{service="flights"} 1.0' in metrics
     assert httpx.get(f"{url}/healthz").status_code == httpx.get(f"{url}/readyz").status_code == 200
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 0

@@ -53,7 +53,10 @@ def test_others_stay_outside(ui: str) -> None:
     assert len(token) >= 43
     for path in ("/", "/health", "/version", SEARCH, AJAX, "/?token=guessed", "/?token="):
         for headers in ({}, {"authorization": "Bearer x"}, {"cookie": "kubeloop-mlflow=x"}, {"cookie": "=;=,"}):
-            assert httpx.get(base + path, headers=headers, trust_env=False).status_code == 403
+            answer = httpx.get(base + path, headers=headers, trust_env=False)
+            assert answer.status_code == 403
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["content-security-policy"] == "default-src 'none'"
     search = {"max_results": 1}
     assert httpx.post(base + SEARCH, json=search, trust_env=False).status_code == 403
     assert httpx.post(f"{base}{SEARCH}?token={token}", json=search, trust_env=False).status_code == 403
@@ -65,7 +68,8 @@ def test_the_link_opens_it(ui: str) -> None:
         assert (answer.status_code, answer.headers["location"]) == (303, "/")
         assert "HttpOnly; SameSite=Strict" in answer.headers["set-cookie"]
         base = ui.partition("/?")[0]
-        assert browser.get(base + "/").status_code == 200
+        page = browser.get(base + "/")
+        assert (page.status_code, page.headers["x-content-type-options"]) == (200, "nosniff")
         found = browser.post(base + AJAX, json={"max_results": 1}).raise_for_status()
         assert found.json()["experiments"][0]["name"] == "Default"
 

@@ -226,6 +226,8 @@ def test_calls_count_as_those_over_http(models: Path, start: Start) -> None:
     assert 'kubeloop_requests_total{code="200",path="/v2/models/{name}/infer"} 1.0' in lines
     assert 'kubeloop_requests_total{code="400",path="/v2/models/{name}/infer"} 1.0' in lines
     assert 'kubeloop_requests_total{code="200",path="grpc"} 1.0' in lines
+    assert 'kubeloop_inferences_total{outcome="answered"} 1.0' in lines
+    assert 'kubeloop_inferences_total{outcome="refused"} 1.0' in lines
     assert "kubeloop_rows_total 1.0" in lines
 
 

@@ -176,6 +176,9 @@ def test_metrics(models: Path, start: Callable[..., Any], client: httpx.Client) 
     assert 'kubeloop_requests_total{code="400",path="/v2/models/{name}/infer"} 1.0' in lines
     assert 'kubeloop_requests_total{code="200",path="/v1/models/{name}:predict"} 1.0' in lines
     assert 'kubeloop_requests_total{code="404",path="other"} 1.0' in lines
+    assert 'kubeloop_inferences_total{outcome="answered"} 2.0' in lines
+    assert 'kubeloop_inferences_total{outcome="refused"} 1.0' in lines
+    assert 'kubeloop_inferences_total{outcome="failed"} 0.0' in lines
     assert 'kubeloop_request_seconds_count{path="/v2/models/{name}/infer"} 2.0' in lines
     assert "kubeloop_rows_total 4.0" in lines
     assert "kubeloop_requests_in_flight 1.0" in lines

@@ -87,6 +87,8 @@ def test_wrong_attributes_are_named(mode: Any, changes: dict[str, str | None], m
         ({"as_of": 1372636800}, r"data\.as_of"),
         ({"as_of": "9999-12-31T00:00:00+00:00"}, r"data\.as_of.*in the future"),
         ({"as_of": (datetime.now(UTC) + timedelta(hours=2)).isoformat()}, r"data\.as_of.*in the future"),
+        ({"as_of": "1969-12-31T00:00:00Z"}, r"data\.as_of.*before 1970"),
+        ({"opened_at": (datetime.now(UTC) + timedelta(hours=2)).isoformat()}, r"data\.opened_at.*in the future"),
         ({"as_of": "0001-01-01T00:00:00+14:00"}, r"data\.as_of.*no year"),
         ({"opened_at": "0001-01-01T00:00:00+14:00"}, r"data\.opened_at.*no year"),
         ({"opened_at": "yesterday"}, r"data\.opened_at"),

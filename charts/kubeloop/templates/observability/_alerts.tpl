@@ -1,78 +1,107 @@
-{{- /* The alerts. Triggers and monitors read their numbers from a database, so that several pods tell the same ones:
-hence max, where others would sum. */ -}}
+{{- /* The alerts on drift, retraining and the payload log. Triggers and monitors read their numbers from a database, so
+that several pods tell the same ones: hence max, where others would sum. Whether parts and serving are there is in
+_serving.tpl. */ -}}
 {{- define "kubeloop.alerts" -}}
 {{- $part := printf "namespace=%q" .Release.Namespace -}}
+{{- $is := include "kubeloop.served" . | fromYaml -}}
 - name: KubeloopDriftOpen
   severity: warning
   for: {{ .Values.alerts.driftOpenFor }}
-  expr: max by (service) (kubeloop_monitor_open_episodes{ {{- $part -}} }) > 0
+  expr: max by (namespace, service) (kubeloop_monitor_open_episodes{ {{- $part -}} }) > 0
   summary: An episode of drift of {{ "{{ $labels.service }}" }} has been open for {{ .Values.alerts.driftOpenFor }}.
 - name: KubeloopCollectorDropping
   severity: critical
   for: 0m
-  expr: sum by (reason) (increase(kubeloop_collector_events_dropped_total{ {{- $part -}} }[10m])) > 0
+  expr: sum by (namespace, reason) (increase(kubeloop_collector_events_dropped_total{ {{- $part -}} }[10m])) > 0
   summary: 'The collector refuses payload events: {{ "{{ $labels.reason }}" }}.'
+- name: KubeloopLogNotWritten
+  severity: warning
+  for: 5m
+  expr: sum by (namespace) (increase(kubeloop_collector_flush_failures_total{ {{- $part -}} }[10m])) > 0
+  summary: The collector cannot write segments of the payload log; events wait in its write-ahead file.
 - name: KubeloopEventsUnreadable
   severity: warning
   for: 0m
   expr: >-
-    max by (service) (increase(kubeloop_monitor_malformed_total{ {{- $part -}} }[1h])) > 0
-    or sum by (reason) (increase(kubeloop_collector_events_rejected_total{ {{- $part -}} }[1h])) > 0
+    max by (namespace, service) (increase(kubeloop_monitor_malformed_total{ {{- $part -}} }[1h])) > 0
+    or sum by (namespace, reason) (increase(kubeloop_collector_events_rejected_total{ {{- $part -}} }[1h])) > 0
   summary: 'Events cannot be read, so predictions or labels are missing: {{ "{{ or $labels.reason $labels.service }}" }}.'
+{{- with $is.predictors }}
+- name: KubeloopEventsLost
+  severity: warning
+  for: 30m
+  # Once an hour shows more than chance. What the collector refuses has an alert of its own, and counts here as well.
+  expr: >-
+    1 - sum by (namespace) (increase(kubeloop_collector_events_total{ {{- $part }}, kind="request"}[1h]))
+    / on () group_left sum(increase(kubeloop_inferences_total{ {{- . -}} }[1h])) > 0.05
+    and on () sum(increase(kubeloop_inferences_total{ {{- . -}} }[1h])) > 20
+  summary: '{{ "{{ $value | humanizePercentage }}" }} of the predictions of the last hour did not reach the payload log.'
+{{- end }}
 - name: KubeloopEventsAhead
   severity: warning
   for: 0m
   expr: >-
-    max by (service) (increase(kubeloop_monitor_rows_outside_total{ {{- $part }}, why="early"}[1h])) > 0
-    or max by (service) (kubeloop_monitor_watermark_ahead{ {{- $part -}} }) > 0
+    max by (namespace, service) (increase(kubeloop_monitor_rows_outside_total{ {{- $part }}, why="early"}[1h])) > 0
+    or max by (namespace, service) (kubeloop_monitor_watermark_ahead{ {{- $part -}} }) > 0
   summary: 'A clock runs ahead: predictions of {{ "{{ $labels.service }}" }} are in no window.'
+{{- with $is.transformers }}
+- name: KubeloopRowsLate
+  severity: warning
+  for: 0m
+  expr: >-
+    max by (namespace, service) (increase(kubeloop_monitor_rows_outside_total{ {{- $part }}, why="late"}[1h]))
+    / on (service) group_left sum by (service) (increase(kubeloop_rows_total{ {{- . -}} }[1h])) > 0.05
+  summary: 'Predictions of {{ "{{ $labels.service }}" }} came after their window had closed: {{ "{{ $value | humanizePercentage }}" }} of the last hour.'
 - name: KubeloopFeaturesStale
   severity: warning
   for: 15m
   expr: >-
-    sum by (namespace, service, feature) (rate(kubeloop_features_missing_total[30m]))
+    sum by (namespace, service, feature) (rate(kubeloop_features_missing_total{ {{- . -}} }[30m]))
     / on (namespace, service) group_left
-    sum by (namespace, service) (rate(kubeloop_rows_total{component="transformer"}[30m]))
-    > {{ .Values.alerts.missingShare }}
+    sum by (namespace, service) (rate(kubeloop_rows_total{ {{- . -}} }[30m]))
+    > {{ $.Values.alerts.missingShare }}
   summary: 'Feature {{ "{{ $labels.feature }}" }} of {{ "{{ $labels.service }}" }} is missing or too old in {{ "{{ $value | humanizePercentage }}" }} of the rows.'
+{{- end }}
+- name: KubeloopLabelsMissing
+  severity: warning
+  for: 1h
+  # A loop that never had labels has none to miss. Those that come too late for their window do not count as there.
+  expr: >-
+    max by (namespace, service) (kubeloop_monitor_labelled_share{ {{- $part -}} })
+    < 0.5 * max by (namespace, service) (avg_over_time(kubeloop_monitor_labelled_share{ {{- $part -}} }[14d]))
+    or sum by (namespace) (increase(kubeloop_collector_events_total{ {{- $part }}, kind="label"}[2d])) == 0
+    and sum by (namespace) (increase(kubeloop_collector_events_total{ {{- $part }}, kind="label"}[7d] offset 2d)) > 0
+  summary: 'Fewer predictions get their label in time than is usual: {{ "{{ or $labels.service \"no label came for two days\" }}" }}.'
 - name: KubeloopRetrainFailing
   severity: critical
   for: 0m
-  expr: max by (service) (increase(kubeloop_trigger_runs_total{ {{- $part }}, outcome="failed"}[6h])) > 0
+  expr: max by (namespace, service) (increase(kubeloop_trigger_runs_total{ {{- $part }}, outcome="failed"}[6h])) > 0
   summary: A retraining of {{ "{{ $labels.service }}" }} failed in all its attempts.
 - name: KubeloopGateRejecting
   severity: warning
   for: 0m
   expr: >-
-    max by (service) (increase(kubeloop_trigger_runs_total{ {{- $part }}, outcome="rejected"}[14d])) > {{ sub .Values.alerts.rejections 1 }}.5
-    unless max by (service) (increase(kubeloop_trigger_runs_total{ {{- $part }}, outcome="promoted"}[14d])) > 0
+    max by (namespace, service) (increase(kubeloop_trigger_runs_total{ {{- $part }}, outcome="rejected"}[14d])) > {{ sub .Values.alerts.rejections 1 }}.5
+    unless max by (namespace, service) (increase(kubeloop_trigger_runs_total{ {{- $part }}, outcome="promoted"}[14d])) > 0
   summary: The gate turned down at least {{ .Values.alerts.rejections }} challengers of {{ "{{ $labels.service }}" }} in two weeks and let none pass.
 - name: KubeloopEventsUndelivered
   severity: warning
   for: 15m
-  expr: max by (service) (kubeloop_monitor_undelivered{ {{- $part -}} }) > 0
+  expr: max by (namespace, service) (kubeloop_monitor_undelivered{ {{- $part -}} }) > 0
   summary: The trigger of {{ "{{ $labels.service }}" }} does not answer its monitor.
 - name: KubeloopMonitorBehind
   severity: warning
   for: 30m
-  expr: min by (service) (min_over_time(kubeloop_monitor_lag_events{ {{- $part -}} }[30m])) > 0
+  expr: min by (namespace, service) (min_over_time(kubeloop_monitor_lag_events{ {{- $part -}} }[30m])) > 0
   summary: The monitor of {{ "{{ $labels.service }}" }} has not caught up with its log for an hour.
+- name: KubeloopMonitorFailing
+  severity: warning
+  for: 15m
+  expr: max by (namespace, service) (kubeloop_monitor_failing{ {{- $part -}} }) > 0
+  summary: The monitor of {{ "{{ $labels.service }}" }} judges nothing, since something that it needs does not answer.
 - name: KubeloopStoreUnreachable
   severity: warning
   for: 15m
   expr: increase(kubeloop_mirror_failures_total{ {{- $part -}} }[15m]) > 3
   summary: 'The payload log does not reach the S3 store from {{ "{{ $labels.pod }}" }}.'
-- name: KubeloopPartDown
-  severity: critical
-  for: 10m
-  expr: up{ {{- $part }}, job=~"{{ include "kubeloop.fullname" . }}-(collector|monitor|trigger).*"} == 0
-  summary: '{{ "{{ $labels.pod }}" }} does not answer Prometheus.'
-- name: KubeloopServingErrors
-  severity: critical
-  for: 5m
-  expr: >-
-    sum by (namespace, service) (rate(kubeloop_requests_total{component=~"transformer|predictor", code=~"5.."}[5m]))
-    / sum by (namespace, service) (rate(kubeloop_requests_total{component=~"transformer|predictor"}[5m]))
-    > 0.05
-  summary: '{{ "{{ $value | humanizePercentage }}" }} of the requests to {{ "{{ $labels.service }}" }} fail.'
 {{- end -}}

@@ -17,7 +17,7 @@ supportedModelFormats:
 {{- define "kubeloop.runtime.ours" -}}
 protocolVersions: [v1, v2]
 annotations:
-  prometheus.kserve.io/port: "8080"
+  prometheus.kserve.io/port: "8082"
   prometheus.kserve.io/path: /metrics
 containers:
   - name: kserve-container
@@ -27,6 +27,8 @@ containers:
       - --model-dir=/mnt/models
       - --host=0.0.0.0
       - --port=8080
+      # No containerPort: KServe's Service would take it in, and offer it to clients.
+      - --metrics-port=8082
       {{- with .runtime.device }}
       - --device={{ . }}
       {{- end }}

@@ -1,0 +1,57 @@
+"""A second port that shows a service and changes nothing: metrics and probes, and no way to anything else.
+
+In a cluster Prometheus may connect to a service without being able to send it events, labels, or predictions.
+A NetworkPolicy cannot tell paths apart, but it can tell ports apart.
+"""
+
+import argparse
+from typing import Any
+
+from starlette.responses import PlainTextResponse
+
+SHOWN = ("/metrics", "/healthz", "/readyz")
+_READING = frozenset({"GET", "HEAD"})
+
+
+class MetricsPort:
+    """An ASGI application that, on one of its ports, answers nothing but GET of `SHOWN`.
+
+    Args:
+        app: the application behind it.
+        port: the port; what comes on another goes to the application whatever it asks.
+    """
+
+    def __init__(self, app: Any, port: int) -> None:
+        self._app = app
+        self.port = port
+
+    @property
+    def draining(self) -> bool:
+        """Whether the application is about to end; see `process.Application`."""
+        return bool(self._app.draining)
+
+    @draining.setter
+    def draining(self, value: bool) -> None:
+        self._app.draining = value
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request, or pass it on."""
+        if scope["type"] != "http" or scope["server"][1] != self.port or _shown(scope):
+            await self._app(scope, receive, send)
+            return
+        # What was not read of a body must not be taken for the next request.
+        message = f"this port answers GET {', '.join(SHOWN)} alone\n"
+        await PlainTextResponse(message, 404, {"connection": "close"})(scope, receive, send)
+
+
+def _shown(scope: Any) -> bool:
+    return scope["method"] in _READING and scope["path"] in SHOWN
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flag of a service whose metrics others may read."""
+    parser.add_argument(
+        "--metrics-port",
+        type=int,
+        help="a second port, which answers GET of metrics and health alone (default: none)",
+    )
