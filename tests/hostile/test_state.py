@@ -245,6 +245,7 @@ def test_a_whole_state_has_no_faults_and_looking_changes_nothing(template: Place
     assert contents(template.settings.state) == before
 
 
+@pytest.mark.timeout(3600 if WHOLE else 300)
 def test_a_broken_file_is_named_or_harmless(template: Place, copies: Callable[[], Place]) -> None:
     sound = json.loads(template.run("status", "--json")[1])
     wrong = []

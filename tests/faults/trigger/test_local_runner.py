@@ -140,7 +140,7 @@ def test_a_damaged_report_is_a_failure_not_a_crash(runner: LocalRunner, home: An
     (home.settings.runs / NAME / "run.json").write_text("{")
     state = runner.find(NAME)
     assert state
-    assert (state.status, "not valid JSON" in (state.error or "")) == ("failed", True)
+    assert (state.status, "run.json is damaged: it is not JSON" in (state.error or "")) == ("failed", True)
 
 
 @pytest.mark.parametrize("adopted", [False, True])
