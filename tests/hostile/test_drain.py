@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from kubeloop import config
+from kubeloop import access, config
 from kubeloop.config import Loop, Settings
 from kubeloop.monitoring import payloads
 from tests.hostile.conftest import BODY, INFER, NAME, model
@@ -63,8 +63,7 @@ class Program:
     url: str
 
     def children(self) -> list[int]:
-        known = json.loads(self.settings.services_file.read_text())
-        return [item["pid"] for item in known.values()]
+        return [item["pid"] for item in access.services(self.settings.services_file).values()]
 
 
 @pytest.fixture
