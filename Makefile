@@ -35,6 +35,10 @@ run: setup ## Run the whole loop on the New York flights of 2013 (ARGS=--fast fo
 test: setup ## Run the tests (ARGS="tests/unit -k gate" for some of them)
 	$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: hostile
+hostile: setup ## Attack and break everything at length: every case, and a soak of three minutes (`make test` takes a sample)
+	KUBELOOP_HOSTILE=whole $(BIN)/python -m pytest tests/hostile $(ARGS)
+
 .PHONY: lint
 lint: setup ## Check style, types, import rules and generated files
 	$(BIN)/ruff check .
