@@ -35,6 +35,10 @@ run: setup ## Run the whole loop on the New York flights of 2013 (ARGS=--fast fo
 test: setup ## Run the tests (ARGS="tests/unit -k gate" for some of them)
 	$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: hostile
+hostile: setup ## Attack and break everything at length: every case, and a soak of three minutes (`make test` takes a sample)
+	KUBELOOP_HOSTILE=whole $(BIN)/python -m pytest tests/hostile $(ARGS)
+
 .PHONY: lint
 lint: setup ## Check style, types, import rules and generated files
 	$(BIN)/ruff check .
@@ -71,7 +75,7 @@ PINS := tests/control_plane
 ASSETS := $(or $(KUBEBUILDER_ASSETS),.control-plane/bin)
 KUBERNETES = $(shell sed -En 's|^(require)?[[:space:]]*k8s.io/kubernetes v([0-9.]+).*|\2|p' $(PINS)/kubernetes/go.mod)
 NODE_KUBERNETES := $(addprefix $(ASSETS)/,kubelet kube-controller-manager kube-scheduler kube-proxy)
-PROGRAMS := $(addprefix $(ASSETS)/,kubectl helm kustomize etcd kube-apiserver actionlint kube-score)
+PROGRAMS := $(addprefix $(ASSETS)/,kubectl helm kustomize etcd kube-apiserver actionlint kube-score checkov)
 STAMP := -X k8s.io/component-base/version
 GO_BUILD = @echo "building $(@F)"; command -v $(GO) > /dev/null \
   || { echo "building $(@F) needs Go 1.26 or newer; see https://go.dev/doc/install" >&2; exit 1; }; mkdir -p $(@D); \
@@ -102,6 +106,13 @@ $(ASSETS)/actionlint: $(PINS)/tools/go.mod $(PINS)/tools/go.sum
 # A module of its own: it needs an older k8s.io/api than helm.
 $(ASSETS)/kube-score: $(PINS)/score/go.mod $(PINS)/score/go.sum
 	$(GO_BUILD) github.com/zegl/kube-score/cmd/kube-score
+
+# In an environment of its own: what it needs is nothing that kubeloop needs.
+$(ASSETS)/checkov: $(PINS)/checkov.txt $(if $(findstring .uv/,$(UV)),.uv/bin/uv)
+	@echo "installing checkov"
+	UV_TOOL_DIR=$(abspath $(ASSETS)/../tools) UV_TOOL_BIN_DIR=$(abspath $(ASSETS)) \
+	  $(UV) tool install --quiet --force --constraints $< checkov
+	@touch $@
 
 .control-plane/flux: $(PINS)/flux.sh
 	GO=$(GO) $(PINS)/flux.sh $@

@@ -1,4 +1,4 @@
-"""Every rendered object under kube-score, a linter for Kubernetes objects; what is not followed has its reason here."""
+"""Every rendered object under two linters, kube-score and checkov; what is not followed has its reason here."""
 
 import json
 import subprocess
@@ -20,6 +20,15 @@ IGNORED = {
     "deployment-strategy": "a monitor's pods take turns",
     "pod-probes-identical": "MLflow has one health address",
     "deployment-has-host-podantiaffinity": "a spread over topologyKey asks for the same, and yields when it must",
+}
+CHECKOV = {
+    "CKV_K8S_8": "the pod of `helm test` ends by itself",
+    "CKV_K8S_9": "the pod of `helm test` ends by itself",
+    "CKV_K8S_11": "a CPU limit only throttles; memory is limited",
+    "CKV_K8S_15": "tags are full versions or digests, which never move",
+    "CKV_K8S_35": "libraries read keys and URLs from variables",
+    "CKV_K8S_38": "the monitor asks the API server for its InferenceService",
+    "CKV_K8S_43": "releases name digests; the chart in the repository names no release",
 }
 
 
@@ -62,3 +71,19 @@ def test_the_linter_finds_a_pod_that_runs_as_root_without_limits(score: Any) -> 
     }
     found = {check for check, _, _ in score(yaml.safe_dump(pod))}
     assert found >= {"container-security-context-user-group-id", "container-image-tag", "container-resources"}
+
+
+def test_checkov_finds_nothing_that_is_not_answered(assets: Path, render: Any, tmp_path: Path) -> None:
+    """With everything on; an answer that no object needs any more goes."""
+    objects = tmp_path / "objects.yaml"
+    objects.write_text(yaml.safe_dump_all(render(VALUES["everything"])))
+    flags = ("--framework", "kubernetes", "--skip-download", "--compact", "--quiet", "-o", "json")
+    done = subprocess.run(
+        [assets / "checkov", "-f", objects, *flags], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode in (0, 1), done.stderr
+    report = json.loads(done.stdout)
+    assert report["summary"]["parsing_errors"] == 0
+    failed = report["results"]["failed_checks"]
+    found = {check["check_id"] for check in failed}
+    assert found == CHECKOV.keys(), [check for check in failed if check["check_id"] not in CHECKOV]

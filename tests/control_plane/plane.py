@@ -22,7 +22,7 @@ from kubernetes.client import ApiClient, Configuration
 
 from tests.control_plane.servers import ADMIN, POLL_S, TIMEOUT_S, Servers
 
-PROGRAMS = ("etcd", "kube-apiserver", "kubectl", "helm", "kustomize", "kube-score")
+PROGRAMS = ("etcd", "kube-apiserver", "kubectl", "helm", "kustomize", "kube-score", "checkov")
 SERVICE_ACCOUNT = "system:serviceaccount:"
 
 _CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"

@@ -19,7 +19,7 @@ FLUX = PROJECT / ".control-plane" / "flux"
 
 @pytest.fixture(scope="session")
 def assets() -> Path:
-    """The folder with kube-apiserver, etcd, kubectl, helm, kustomize, kube-score and actionlint."""
+    """The folder with kube-apiserver, etcd, kubectl, helm, kustomize, kube-score, checkov and actionlint."""
     return outside.assets(PROGRAMS)
 
 

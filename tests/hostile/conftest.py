@@ -26,6 +26,8 @@ INFER = f"/v2/models/{NAME}/infer"
 BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [2], "data": [1.0, 2.0]}]}
 HTTP = httpx.Client(timeout=30, trust_env=False)
 STRANGER = 65534
+WHOLE = os.environ.get("KUBELOOP_HOSTILE") == "whole"
+"""Whether `make hostile` runs: longer soaks, and every case of what `make test` takes a sample of."""
 
 
 def model(folder: Path, products: int = 0) -> ModelRef:
