@@ -145,7 +145,7 @@ def _fill(place: Place, told: dict[str, Any]) -> None:
     file = wal.Wal(folder, last + 1)
     file.append(wal.encode([(last + 1 + more, *row[1:]) for more in range(5)], file.salt))
     file.close()
-    payload_log.mark(folder, MIRRORED, 4)
+    payload_log.mark(folder, MIRRORED, 0)
     store = Store(settings.monitor_db)
     store.ingest(replace(store.progress(place.loop.name), cursor=last), [], {})
     store.close()

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kubeloop import log, pages
+from kubeloop import kept, log, pages
 from kubeloop.config import Loop, Settings
 from kubeloop.report import facts, view
 
@@ -25,7 +25,5 @@ def write(loop: Loop, settings: Settings, summary: Mapping[str, Any] | None) -> 
     content = view.build(loop, settings, facts.read(loop, settings), log.read(settings, loop.name), summary)
     path = settings.state / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(pages.render("report", **content))
-    part.replace(path)
+    kept.replace(path, pages.render("report", **content))
     return path
