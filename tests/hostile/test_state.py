@@ -1,7 +1,7 @@
 """Every file of a state folder cut, emptied, flipped, locked and removed in turn: one sentence names it, or it is made
 again, and nothing is silently another.
 
-By default a sample; `KUBELOOP_HOSTILE=whole` takes every file.
+A sample by default; `make hostile` takes every file.
 """
 
 import contextlib
@@ -29,11 +29,11 @@ from kubeloop.monitoring import payload_log, wal
 from kubeloop.monitoring.payload_log import MIRRORED, Row
 from kubeloop.monitoring.store import Store
 from kubeloop.runners import LocalRunner
+from tests.hostile.conftest import WHOLE
 from tests.unit.features.conftest import QUERIES, STORE, VIEWS
 from tests.unit.report.conftest import World
 from tests.unit.report.conftest import world as world
 
-WHOLE = os.environ.get("KUBELOOP_HOSTILE") == "whole"
 SAMPLE = 16
 SEED = 11
 MOMENT = datetime(2024, 1, 2, tzinfo=UTC)
