@@ -163,15 +163,18 @@ def _crash(error: Exception) -> NoReturn:
     from kubeloop import state
 
     settings = _place or config.settings()
-    if found := state.explain(error, settings):
-        _fail(found, errors.exit_code(found))
+    found = state.explain(error, settings)
     trace = settings.logs / "kubeloop.log"
     text = "".join(traceback.format_exception(error))
     try:
         trace.parent.mkdir(parents=True, exist_ok=True)
         trace.write_text(text)
     except OSError as problem:
+        if found:
+            _fail(found, errors.exit_code(found))
         _fail(f"{text}\nThis is not expected; {trace} could not be written: {problem.strerror}", 2)
+    if found:
+        _fail(found, errors.exit_code(found))
     _fail(f"{type(error).__name__}: {error}\nThis is not expected; the trace is in {trace}", 2)
 
 

@@ -22,6 +22,8 @@ from kubeloop.errors import KubeloopError
 _KEY = "crc32 of the rest"
 _STARS = re.compile(r"(\*\*|\*)")
 _SEAL = "# crc32 "
+_BROKEN = re.compile(r".{0,3}crc32|# .{0,7}[0-9a-f]{8}\n")
+"""A first line that was one with a checksum, whichever of its bits flipped."""
 _LINE = re.compile(r"# crc32 ([0-9a-f]{8})\n(.*)", re.DOTALL)
 
 
@@ -44,7 +46,8 @@ class Kind(NamedTuple):
 
 
 _RESTORE = "restore it from a backup, or start over with `kubeloop run --fresh`"
-_AGAIN = "remove it; the next `kubeloop run` or `kubeloop serve` makes it again"
+AGAIN = "remove it; the next `kubeloop run` or `kubeloop serve` makes it again"
+"""Of what the next start makes again by itself, where it is broken."""
 _MODEL = "restore it from a backup, or train another version with `kubeloop retrain`"
 _STEPS = "remove the folders pipeline and pipeline-cache; runs do their steps again"
 
@@ -59,15 +62,15 @@ KINDS = (
     Kind("services.json", "addresses of the services that are up", "remove it; `kubeloop serve` writes it again"),
     Kind("token", "what those services ask for", "remove it; `kubeloop serve` writes it again"),
     Kind("loops/*.json", "the use case of a run, under its digest", "remove it; a new run keeps it again"),
-    Kind("raw/*", "raw tables, and what they were taken from", _AGAIN),
-    Kind("features/materialized-to", "where the online store stands, of the replay", _AGAIN),
-    Kind("features/*.db", "Feast's registry and online store", _AGAIN, True),
-    Kind("features/*", "feature tables, and what they were built from", _AGAIN),
+    Kind("raw/*", "raw tables, and what they were taken from", AGAIN),
+    Kind("features/materialized-to", "where the online store stands, of the replay", AGAIN),
+    Kind("features/*.db", "Feast's registry and online store", AGAIN, True),
+    Kind("features/*", "feature tables, and what they were built from", AGAIN),
     Kind("payloads/events-*.parquet", "the payload log, of the collector", "restore it from a backup, or move it out"),
     Kind("payloads/wal-*.log", "the collector's write-ahead file", "start the collector: it keeps what is whole"),
     Kind("payloads/*.seq", "marks between collector, mirror and monitor", "remove it; it is written again"),
     Kind("payloads/ahead-of-now.jsonl", "events from a clock that is ahead, of the monitor", "remove it", True),
-    Kind("manifests/**.yaml", "what the node serves, and what it served last", _AGAIN),
+    Kind("manifests/**.yaml", "what the node serves, and what it served last", AGAIN),
     Kind("mlartifacts/*/artifacts/model/**", "a model version, of MLflow", _MODEL),
     Kind("mlartifacts/**", "figures and reports of a version", _MODEL),
     Kind("models/**", "model versions fetched from an MLflow elsewhere", "remove its folder; it is fetched again"),
@@ -164,7 +167,7 @@ def unseal(path: Path) -> str:
     text = _text(path)
     found = _LINE.fullmatch(text)
     if found is None:
-        if not text.strip("\0 \n") or text.startswith(_SEAL):
+        if not text.strip("\0 \n") or _BROKEN.match(text):
             raise DamagedError(path, "it is empty, or was cut off")
         return text
     if crc32(found[2].encode()) != int(found[1], 16):
@@ -196,10 +199,18 @@ def loads(path: Path) -> dict[str, Any]:
     return content
 
 
+_BESIDE = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY})
+"""What SQLite says where another program writes, or a kill left a journal that only the next writer may undo."""
+
+
 def look_into(path: Path) -> sqlite3.Connection:
     """Open a SQLite file without changing anything: not even a lock is left where no other program has it open."""
-    mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "mode=ro&immutable=1"
-    return sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True)
+    # Without `immutable` a database in WAL mode would get its other two files. Every other is read under a lock, or a
+    # write under way would be taken for damage. The 19th byte is the version for readers (SQLite's file format, 1.3.3).
+    with path.open("rb") as file:
+        logged = file.read(20)[19:] == b"\x02"
+    still = logged and not path.with_name(f"{path.name}-wal").exists()
+    return sqlite3.connect(f"file:{quote(str(path))}?mode=ro{'&immutable=1' * still}", uri=True, timeout=2)
 
 
 MADE = "made.json"
@@ -252,7 +263,7 @@ def sqlite_fault(path: Path, *, whole: bool = True) -> str | None:
             (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
             return None if answer == "ok" else str(answer).splitlines()[0]
     except sqlite3.Error as error:
-        return str(error)
+        return None if getattr(error, "sqlite_errorcode", 0) & 0xFF in _BESIDE else str(error)
 
 
 def _checksum(content: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import sqlalchemy as sa
 
 from kubeloop import access, config, kept
@@ -39,7 +40,8 @@ def faults(settings: Settings, *, whole: bool = True) -> Iterator[StateError]:
 
     Args:
         settings: the place.
-        whole: read every file to its end; otherwise only what is small, for the start of a program.
+        whole: read every file to its end; otherwise only what is small, for the start of a program, and not what this
+            makes again.
     """
     if not settings.state.is_dir():
         return
@@ -92,6 +94,8 @@ def _check(path: Path, kind: Kind, whole: bool) -> None:
     if whole:
         checks |= {"payloads/events-*.parquet": _segment, "payloads/wal-*.log": _write_ahead}
         checks |= {"mlartifacts/*/artifacts/model/**": _model, "quarantine/**": _table}
+    elif kind.advice == kept.AGAIN:
+        return
     if check := checks.get(kind.pattern):
         check(path)
     elif path.suffix == ".db" and path.name != "registry.db":
@@ -232,7 +236,9 @@ def explain(error: BaseException, settings: Settings) -> KubeloopError | None:
             return _os_error(each, path)
         if path is None and each.errno in _FULL:
             return _os_error(each, settings.state)
-    return next(faults(settings), None)
+    broken = (OSError, sqlite3.Error, sa.exc.DBAPIError, pa.ArrowException, ValueError, EOFError)
+    # Of other kinds are our own mistakes, which a fault of the state must not hide.
+    return next(faults(settings), None) if isinstance(error, broken) else None
 
 
 @contextlib.contextmanager
@@ -256,7 +262,9 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         yield error
         for inner in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
             yield from _chain(inner)
-        error = error.__cause__ or error.__context__
+        before = error.__context__
+        # What was being handled may have nothing to do with it, unless it is of a file.
+        error = error.__cause__ or (before if isinstance(before, OSError | sqlite3.Error) else None)
 
 
 def _os_error(error: OSError, path: Path) -> StateError:

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from kubeloop import access, cli, config, kept, loops, online, registry, report, session, state, summary
+from kubeloop import access, cli, config, doctor, kept, loops, online, registry, report, session, state, summary
 from kubeloop.config import Loop, Settings
 from kubeloop.memory import Memory
 from kubeloop.monitoring import payload_log, wal
@@ -337,3 +338,57 @@ def test_doctor_names_it_first_and_a_run_does_not_begin(copies: Callable[[], Pla
         code, output = place.run(command)
         assert (code, str(broken) in output) == (65, True), output
         assert len(output.splitlines()) == 1, output
+
+
+def test_a_write_under_way_or_cut_off_is_no_damage(tmp_path: Path) -> None:
+    """MLflow and Feast keep SQLite's rollback journal: a kill leaves one, and the next writer undoes what it has."""
+    place = tmp_path / "mlflow.db"
+    with contextlib.closing(sqlite3.connect(place)) as writer:
+        writer.execute("PRAGMA cache_size = 1")
+        writer.execute("CREATE TABLE runs (id INTEGER PRIMARY KEY, note TEXT)")
+        writer.execute("CREATE INDEX notes ON runs (note)")
+        writer.executemany("INSERT INTO runs (note) VALUES (?)", [("a" * 400,)] * 500)
+        writer.commit()
+        # More than the cache takes, so that pages go to the file before the commit.
+        writer.execute("UPDATE runs SET note = note || 'b'")
+        writer.execute("DELETE FROM runs WHERE id > 250")
+        assert place.with_name("mlflow.db-journal").exists()
+        assert kept.sqlite_fault(place) is None
+        killed = tmp_path / "killed" / "mlflow.db"
+        killed.parent.mkdir()
+        for name in ("mlflow.db", "mlflow.db-journal"):
+            shutil.copy(tmp_path / name, killed.parent / name)
+        writer.rollback()
+    before = killed.read_bytes()
+    assert kept.sqlite_fault(killed) is None
+    assert killed.read_bytes() == before
+    assert sorted(path.name for path in killed.parent.iterdir()) == ["mlflow.db", "mlflow.db-journal"]
+
+
+def test_our_own_mistakes_are_not_blamed_on_a_broken_state(tmp_path: Path) -> None:
+    settings = config.settings(tmp_path, tmp_path / "state")
+    settings.state.mkdir(parents=True, exist_ok=True)
+    (settings.state / "summary.json").write_text("{")
+    assert "summary.json" in str(state.explain(ValueError("of a parser"), settings))
+    assert state.explain(TypeError("of ours"), settings) is None
+    error = KeyError("while another was handled")
+    error.__context__ = kept.DamagedError(settings.state / "summary.json", "it was handled")
+    assert state.explain(error, settings) is None
+
+
+def test_what_the_next_start_makes_again_keeps_it_from_nothing(copies: Callable[[], Place]) -> None:
+    place = copies()
+    again = [
+        path
+        for path in sorted(place.settings.state.rglob("*"))
+        if path.is_file() and (found := kept.kind(path, place.settings.state)) and found.advice == kept.AGAIN
+    ]
+    assert len(again) > 5
+    for path in again:
+        cut(path)
+    assert [
+        finding
+        for finding in doctor.quick(place.settings)
+        if not finding.ok and str(place.settings.state) in str(finding)
+    ] == []
+    assert any(not finding.ok for finding in doctor.examine(place.settings))

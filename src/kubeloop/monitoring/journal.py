@@ -259,6 +259,9 @@ class Journal:
             if found:
                 rows += found
                 files.append((path, path.stat().st_size))
+            elif lost and not whole:
+                # Nothing of it can be read; a person may yet.
+                path.rename(path.with_suffix(".damaged"))
             else:
                 path.unlink()
         if not rows:

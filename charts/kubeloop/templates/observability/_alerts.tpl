@@ -12,8 +12,11 @@ _serving.tpl. */ -}}
 - name: KubeloopCollectorDropping
   severity: critical
   for: 0m
-  expr: sum by (namespace, reason) (increase(kubeloop_collector_events_dropped_total{ {{- $part -}} }[10m])) > 0
-  summary: 'The collector refuses payload events: {{ "{{ $labels.reason }}" }}.'
+  # What a damaged write-ahead file cost is known before the first scrape, so it never increases.
+  expr: >-
+    sum by (namespace, reason) (increase(kubeloop_collector_events_dropped_total{ {{- $part -}} }[10m])) > 0
+    or sum by (namespace, reason) (kubeloop_collector_events_dropped_total{ {{- $part }}, reason="damaged"}) > 0
+  summary: 'The collector loses payload events: {{ "{{ $labels.reason }}" }}.'
 - name: KubeloopLogNotWritten
   severity: warning
   for: 5m
@@ -65,12 +68,13 @@ _serving.tpl. */ -}}
 - name: KubeloopLabelsMissing
   severity: warning
   for: 1h
-  # A loop that never had labels has none to miss. Those that come too late for their window do not count as there.
+  # A loop that never had labels has none to miss, and weekends and monthly jobs are no surprise. Those that come too late for their window do not count as there.
   expr: >-
     max by (namespace, service) (kubeloop_monitor_labelled_share{ {{- $part -}} })
     < 0.5 * max by (namespace, service) (avg_over_time(kubeloop_monitor_labelled_share{ {{- $part -}} }[14d]))
     or sum by (namespace) (increase(kubeloop_collector_events_total{ {{- $part }}, kind="label"}[2d])) == 0
-    and sum by (namespace) (increase(kubeloop_collector_events_total{ {{- $part }}, kind="label"}[7d] offset 2d)) > 0
+    and sum by (namespace) (increase(kubeloop_collector_events_total{ {{- $part }}, kind="label"}[2d] offset 7d)) > 0
+    and count_over_time((sum by (namespace) (increase(kubeloop_collector_events_total{ {{- $part }}, kind="label"}[1d])) > 0)[7d:1d]) > 2
   summary: 'Fewer predictions get their label in time than is usual: {{ "{{ or $labels.service \"no label came for two days\" }}" }}.'
 - name: KubeloopRetrainFailing
   severity: critical
