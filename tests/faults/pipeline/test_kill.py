@@ -1,6 +1,5 @@
 """A run whose whole process group is killed in the middle of each step ends, once resumed, as if nothing had been."""
 
-import json
 import os
 import re
 import signal
@@ -14,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from kubeloop import model_folder, registry
+from kubeloop import kept, model_folder, registry
 from kubeloop.config import Loop, Settings
 
 _STARTED = re.compile(r"Executing task \S*'([\w-]+)'")
@@ -123,7 +122,7 @@ def test_a_run_that_was_killed_in_every_step_ends_as_an_undisturbed_one(
 
 def _card(folder: Path) -> dict[str, Any]:
     """Return what a model's card says of anything but time."""
-    card: dict[str, Any] = json.loads((folder / "model.json").read_text())
+    card = kept.loads(folder / "model.json")
     assert model_folder.read(folder).sha256 == card["sha256"]
     card["metrics"] = {name: value for name, value in card["metrics"].items() if not name.startswith("latency")}
     return card
