@@ -141,7 +141,7 @@ def test_no_step_outlives_a_run_that_was_killed_alone(undisturbed: Any, as_of: d
     process.wait()
     killed = time.monotonic()
     while undisturbed.alive(process.pid):
-        assert time.monotonic() < killed + 2, "a process of the run is still there"
+        assert time.monotonic() < killed + 10, "a process of the run is still there"
         time.sleep(0.01)
     (attempt,) = set((undisturbed.settings.state / "pipeline").iterdir()) - earlier
     assert (attempt / "extract-data" / "executor_output.json").exists()
