@@ -25,8 +25,10 @@ from kubeloop.monitoring import payloads
 from tests.hostile.conftest import BODY, INFER, NAME, model
 
 PROGRAM = """
-    import json, os, sys, time
+    import json, os, signal, sys, time
     from pathlib import Path
+    # Tests may run under nohup, which has it ignored; a program keeps to that.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     from kubeloop import config
     from kubeloop.delivery import apply
     from kubeloop.services import Services
