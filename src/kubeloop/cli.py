@@ -52,13 +52,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine ins
 HERE = Path()
 
 
-_place: Settings | None = None
-"""Where the command that runs is, for what is said when it fails."""
-
-
 def _open(folder: Path) -> tuple[Loop, Settings]:
-    global _place
-    _place = settings = config.settings(folder)
+    settings = config.settings(folder)
     config.adopt(settings)
     return config.load(settings.loop_file), settings
 
@@ -162,7 +157,8 @@ def _crash(error: Exception) -> NoReturn:
 
     from kubeloop import state
 
-    settings = _place or config.settings()
+    # The place that the command has adopted.
+    settings = config.settings()
     found = state.explain(error, settings)
     trace = settings.logs / "kubeloop.log"
     text = "".join(traceback.format_exception(error))

@@ -227,7 +227,7 @@ def load(segment: Segment) -> pa.Table:
         raise
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno:
-            raise LogError(f"{segment.path} cannot be read ({error.strerror})") from error
+            raise LogError(f"{segment.path} cannot be read ({os.strerror(error.errno)})") from error
         reason = str(error).splitlines()[0]
         raise LogError(f"{segment.path} is damaged ({reason}); restore it or move it out of the log") from error
     if not table.schema.equals(SCHEMA):

@@ -10,8 +10,10 @@ from collections.abc import Collection
 from typing import Protocol, TypeVar
 
 from kubeloop.serving import oip, v1
+from kubeloop.serving.guard import Guard
 from kubeloop.serving.http import App, Request, Response, Service
 from kubeloop.serving.oip import InferRequest, InferResponse
+from kubeloop.serving.process import Server, run
 from kubeloop.serving.tensors import ProtocolError, Specs
 
 JSON_SIZE = b"inference-header-content-length"
@@ -130,6 +132,20 @@ def application(service: InferenceService, args: argparse.Namespace) -> App:
 
         app.beside.append(rpc.Server(app, service, args.host, args.grpc_port, args.drain_s))
     return app
+
+
+def serve(service: InferenceService, args: argparse.Namespace) -> None:
+    """Be the process of a service, as the flags of `http.add_arguments` say, until SIGTERM or SIGINT."""
+    server = Server(
+        Guard(application(service, args), args.host),
+        args.host,
+        args.port,
+        timeout_s=service.limits.timeout_s,
+        drain_s=args.drain_s,
+        metrics_port=args.metrics_port,
+        turned_away=service.metrics.turn_away,
+    )
+    run(server)
 
 
 def answered(body: bytes, wanted: Collection[str] = ()) -> InferResponse:

@@ -25,15 +25,6 @@ class MetricsPort:
         self._app = app
         self.port = port
 
-    @property
-    def draining(self) -> bool:
-        """Whether the application is about to end; see `process.Application`."""
-        return bool(self._app.draining)
-
-    @draining.setter
-    def draining(self, value: bool) -> None:
-        self._app.draining = value
-
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request, or pass it on."""
         if scope["type"] != "http" or scope["server"][1] != self.port or _shown(scope):

@@ -72,10 +72,8 @@ class Server(uvicorn.Server):
         """
         self._host = host
         self._metrics_port = metrics_port
-        if metrics_port is not None:
-            app = MetricsPort(app, metrics_port)
         config = uvicorn.Config(
-            app,
+            app if metrics_port is None else MetricsPort(app, metrics_port),
             host=host,
             port=port,
             loop="uvloop",

@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from kubeloop.serving.calls import Call, Inference, application
-from kubeloop.serving.guard import Guard
+from kubeloop.serving.calls import Call, Inference, serve
 from kubeloop.serving.http import Limits, Metrics, add_arguments, limits_of
 from kubeloop.serving.model import PLATFORM, PROVIDERS, Model, ModelError, load
 from kubeloop.serving.oip import InferRequest, InferResponse
-from kubeloop.serving.process import Server, log_to_stderr, run
+from kubeloop.serving.process import log_to_stderr
 from kubeloop.serving.tensors import ProtocolError
 
 log = logging.getLogger("kubeloop.serving")
@@ -113,17 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "loaded %s version %s, sha256 %s, %.3f ms a row", args.name, args.version, model.sha256, model.call_s * 1e3
     )
     service = Predictor(model, args.name, args.version, limits, Metrics())
-    app = Guard(application(service, args), args.host)
-    server = Server(
-        app,
-        args.host,
-        args.port,
-        timeout_s=limits.timeout_s,
-        drain_s=args.drain_s,
-        metrics_port=args.metrics_port,
-        turned_away=service.metrics.turn_away,
-    )
-    run(server)
+    serve(service, args)
 
 
 if __name__ == "__main__":

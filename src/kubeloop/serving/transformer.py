@@ -18,10 +18,9 @@ from prometheus_client import Counter
 
 from kubeloop import moments, names
 from kubeloop.serving import oip
-from kubeloop.serving.calls import SCORE, Call, Inference, application
-from kubeloop.serving.guard import Guard
+from kubeloop.serving.calls import SCORE, Call, Inference, serve
 from kubeloop.serving.http import Limits, Metrics, add_arguments, limits_of
-from kubeloop.serving.process import Server, log_to_stderr, run
+from kubeloop.serving.process import log_to_stderr
 from kubeloop.serving.tensors import Array, ProtocolError, TensorSpec, specs_of
 from kubeloop.serving.upstream import Answer, Client, ConnectError, Headers, UpstreamError
 
@@ -345,17 +344,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     log.info("features of %s for %s at %s", args.feature_service, args.name, args.predictor_url)
     nan = args.missing == "nan"
     service = Transformer(source, args.name, args.predictor_url, limits, Metrics(), nan=nan)
-    app = Guard(application(service, args), args.host)
-    server = Server(
-        app,
-        args.host,
-        args.port,
-        timeout_s=limits.timeout_s,
-        drain_s=args.drain_s,
-        metrics_port=args.metrics_port,
-        turned_away=service.metrics.turn_away,
-    )
-    run(server)
+    serve(service, args)
 
 
 if __name__ == "__main__":

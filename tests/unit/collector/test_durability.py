@@ -81,6 +81,24 @@ def test_a_torn_record_is_ignored_and_the_events_before_it_kept(start: Start) ->
     assert "torn" in second.stop()[1]
 
 
+def test_a_write_ahead_file_of_which_nothing_can_be_read_is_put_aside(start: Start) -> None:
+    first = start("--flush-seconds", "60")
+    first.post(0, b"x" * 100)
+    first.kill()
+    [path] = wal.wal_files(first.directory)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    second = start("--flush-seconds", "60")
+    assert second.status()["dropped"] == {"damaged": 1}
+    assert path.with_suffix(".damaged").read_bytes() == data
+    second.post("next")
+    assert second.ids() == ["next"]
+    second.kill()
+    # It is counted once, and no collector after it reads it again.
+    assert start().status()["dropped"] == {}
+
+
 def test_a_flipped_bit_in_the_write_ahead_file_costs_one_event_which_is_counted(start: Start) -> None:
     first = start("--flush-seconds", "60")
     for event in range(5):

@@ -78,6 +78,15 @@ def test_a_damaged_segment_is_named(tmp_path: Path, content: bytes) -> None:
         payload_log.read(tmp_path)
 
 
+def test_what_cannot_be_read_for_a_moment_is_not_called_damaged(tmp_path: Path) -> None:
+    """Its advice would be to move a whole segment out of the log."""
+    segment = write(tmp_path, 1, 2)
+    segment.path.unlink()
+    segment.path.symlink_to(segment.path)
+    with pytest.raises(LogError, match=r"parquet cannot be read \(Too many levels of symbolic links\)"):
+        payload_log.load(segment)
+
+
 def test_a_dead_link_is_named_instead_of_read_forever(tmp_path: Path) -> None:
     (tmp_path / "events-0000000000000001-0000000000000002.parquet").symlink_to(tmp_path / "gone")
     with pytest.raises(LogError, match="dead link"):
