@@ -52,7 +52,10 @@ def predict(loop: Loop, settings: Settings, text: str, at: str | None = None) ->
         raise RequestError("write one JSON object, or a list of objects, one a prediction")
     with httpx.Client(timeout=30) as http:
         try:
-            fields = {item["name"]: item["datatype"] for item in http.get(base).raise_for_status().json()["inputs"]}
+            told = http.get(base)
+            if told.status_code != 200:
+                raise SilentError(f"{loop.name} is not served yet ({told.status_code}); try again in a moment")
+            fields = {item["name"]: item["datatype"] for item in told.json()["inputs"]}
             missing = sorted({name for name in fields for row in rows if name not in row})
             if missing:
                 wanted = ", ".join(f"{name} ({'text' if kind == 'BYTES' else kind})" for name, kind in fields.items())

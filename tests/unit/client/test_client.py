@@ -102,6 +102,11 @@ def test_a_prediction_is_of_the_loops_own_time(
         assert found["note"].endswith("the online store stands at 2013-05-05 12:30 UTC")
 
 
+def test_a_model_that_is_not_served_yet_is_said_in_a_sentence(settings: Settings) -> None:
+    with pytest.raises(client.SilentError, match=r"^other is not served yet \(404\); try again in a moment$"):
+        client.predict(loop(replay=False).model_copy(update={"name": "other"}), settings, ROW)
+
+
 def test_a_moment_that_the_replay_has_not_reached_is_refused(
     settings: Settings, received: list[dict[str, Any]]
 ) -> None:
