@@ -68,7 +68,8 @@ _serving.tpl. */ -}}
 - name: KubeloopLabelsMissing
   severity: warning
   for: 1h
-  # A loop that never had labels has none to miss, and weekends and monthly jobs are no surprise. Those that come too late for their window do not count as there.
+  # A loop that never had labels has none to miss, and weekends and monthly jobs are no surprise. Those that come too late
+  # for their window do not count as there.
   expr: >-
     max by (namespace, service) (kubeloop_monitor_labelled_share{ {{- $part -}} })
     < 0.5 * max by (namespace, service) (avg_over_time(kubeloop_monitor_labelled_share{ {{- $part -}} }[14d]))
