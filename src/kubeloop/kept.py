@@ -68,6 +68,7 @@ KINDS = (
     Kind("features/*", "feature tables, and what they were built from", AGAIN),
     Kind("payloads/events-*.parquet", "the payload log, of the collector", "restore it from a backup, or move it out"),
     Kind("payloads/wal-*.log", "the collector's write-ahead file", "start the collector: it keeps what is whole"),
+    Kind("payloads/wal-*.damaged", "one of which nothing could be read", "remove it once nobody wants to look"),
     Kind("payloads/*.seq", "marks between collector, mirror and monitor", "remove it; it is written again"),
     Kind("payloads/ahead-of-now.jsonl", "events from a clock that is ahead, of the monitor", "remove it", True),
     Kind("manifests/**.yaml", "what the node serves, and what it served last", AGAIN),
