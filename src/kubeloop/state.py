@@ -5,10 +5,10 @@ import errno
 import hashlib
 import os
 import sqlite3
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pyarrow as pa
 import sqlalchemy as sa
 
 from kubeloop import access, config, kept
@@ -236,7 +236,9 @@ def explain(error: BaseException, settings: Settings) -> KubeloopError | None:
             return _os_error(each, path)
         if path is None and each.errno in _FULL:
             return _os_error(each, settings.state)
-    broken = (OSError, sqlite3.Error, sa.exc.DBAPIError, pa.ArrowException, ValueError, EOFError)
+    # Who has not imported pyarrow has no error of its.
+    arrow = (module.ArrowException,) if (module := sys.modules.get("pyarrow")) else ()
+    broken = (OSError, sqlite3.Error, sa.exc.DBAPIError, *arrow, ValueError, EOFError)
     # Of other kinds are our own mistakes, which a fault of the state must not hide.
     return next(faults(settings), None) if isinstance(error, broken) else None
 
