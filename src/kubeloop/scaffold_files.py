@@ -15,7 +15,12 @@ from kubeloop.scaffold_plan import Quality, Timeline, text
 from kubeloop.scaffold_table import quote
 
 _LINE = 88
-_UNITS = (("DAY", timedelta(days=1)), ("HOUR", timedelta(hours=1)), ("MINUTE", timedelta(minutes=1)))
+_UNITS = (
+    ("DAY", timedelta(days=1)),
+    ("HOUR", timedelta(hours=1)),
+    ("MINUTE", timedelta(minutes=1)),
+    ("SECOND", timedelta(seconds=1)),
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class Case:
             "short_sql": interval(scale.short),
             "long_sql": interval(scale.long),
             "delay_sql": interval(delay),
-            "ttl": f"days={ttl.days}" if ttl == timedelta(days=ttl.days) else f"seconds={ttl.total_seconds():.0f}",
+            "ttl": next(f"{unit.lower()}s={ttl // size}" for unit, size in _UNITS if not ttl % size),
         }
 
 
@@ -136,10 +141,7 @@ def readme(case: Case, quality: Quality, warnings: Iterable[str], row: Mapping[s
 
 def interval(span: timedelta) -> str:
     """Write a duration for SQL."""
-    for unit, size in _UNITS:
-        if not span % size:
-            return f"INTERVAL {span // size} {unit}"
-    return f"INTERVAL {span // timedelta(seconds=1)} SECOND"
+    return next(f"INTERVAL {span // size} {unit}" for unit, size in _UNITS if not span % size)
 
 
 def _render(name: str, case: Case, **more: Any) -> str:
