@@ -66,7 +66,7 @@ def test_a_stored_model_predicts_new_rows(folder: Path, small: training.Fitted, 
 def test_the_reference_remembers_the_training_rows(folder: Path, small: training.Fitted, parts: Parts) -> None:
     remembered = reference.Reference.load(folder / "reference")
     assert remembered.rows == len(parts[0])
-    assert remembered.numeric.shape == (500, len(small.encoder.medians))
+    assert remembered.numeric.shape == (500, len(small.encoder.fills))
     assert remembered.categories["carrier"] == ("AA", "B6", "DL", "é")
     assert remembered.importance == pytest.approx(small.importance())
     scores = small.predict(parts[1])
