@@ -100,7 +100,7 @@ def learn(frame: pd.DataFrame, y: npt.NDArray[np.int64], *, native: bool = False
     """
     if frame.shape[1] == 0:
         raise EncodingError("the training set has no feature columns; add features to the feature service")
-    categorical = [str(name) for name in frame.columns if _is_text(frame[name])]
+    categorical = [str(name) for name in frame.columns if is_text(frame[name])]
     numeric = {str(name): numbers(frame, name) for name in frame.columns if name not in categorical}
     telling = [name for name, column in numeric.items() if _telling(column)]
     fills = {name: float("nan") if native and name in telling else _median(column) for name, column in numeric.items()}
@@ -110,13 +110,25 @@ def learn(frame: pd.DataFrame, y: npt.NDArray[np.int64], *, native: bool = False
     flags = () if native else tuple(telling)
     encoder = Encoder(tuple(str(name) for name in frame.columns), fills, means, prior, flags)
     matrix = encoder.transform(frame)
-    fold = np.arange(len(frame)) % _FOLDS
     for position, name in enumerate(categorical, start=len(fills)):
-        for part in range(_FOLDS):
-            own = fold == part
-            others = _means(values[name][~own], y[~own], prior)
-            matrix[own, position] = values[name][own].map(others).fillna(prior).to_numpy(dtype=np.float32)
+        matrix[:, position] = out_of_fold(values[name], y)
     return encoder, matrix
+
+
+def out_of_fold(values: "pd.Series[str]", y: npt.NDArray[np.int64]) -> Matrix:
+    """Return each row's mean of its category [n], learned from the four fifths of the rows that it is not among.
+
+    Args:
+        values: categories [n], as `texts` gives them.
+        y: labels [n], 0 or 1.
+    """
+    prior, fold = _float32(float(y.mean())), np.arange(len(y)) % _FOLDS
+    found = np.empty(len(y), dtype=np.float32)
+    for part in range(_FOLDS):
+        own = fold == part
+        others = _means(values[~own], y[~own], prior)
+        found[own] = values[own].map(others).fillna(prior).to_numpy(dtype=np.float32)
+    return found
 
 
 def numbers(frame: pd.DataFrame, name: str) -> Matrix:
@@ -147,17 +159,18 @@ def texts(frame: pd.DataFrame, name: str) -> "pd.Series[str]":
     return column.where(column.notna(), "").astype(str)
 
 
-def _column(frame: pd.DataFrame, name: str) -> "pd.Series[str]":
-    if name not in frame:
-        raise EncodingError(f"feature {name!r} is not among the columns {list(frame.columns)}")
-    return frame[name]
-
-
-def _is_text(column: "pd.Series[str]") -> bool:
+def is_text(column: "pd.Series[str]") -> bool:
+    """Return whether a column is categorical: it holds strings, or nothing."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         return pd.api.types.is_string_dtype(column.cat.categories)
     has_objects = pd.api.types.is_object_dtype(column) or pd.api.types.is_string_dtype(column)
     return has_objects and pd.api.types.infer_dtype(column, skipna=True) in ("string", "empty")
+
+
+def _column(frame: pd.DataFrame, name: str) -> "pd.Series[str]":
+    if name not in frame:
+        raise EncodingError(f"feature {name!r} is not among the columns {list(frame.columns)}")
+    return frame[name]
 
 
 def _telling(values: Matrix) -> bool:
