@@ -15,6 +15,9 @@ Kind = Literal["numeric", "categorical"]
 SMOOTHING = 20.0
 """Rows that the prior weighs in a category's mean (the m of the m-estimate)."""
 
+EXACT = 2**24
+"""Whole numbers up to this one are float32 values; of those beyond it only every second, fourth, ... is."""
+
 _FOLDS = 5
 _LEAST_MISSING, _LEAST_SHARE = 20, 0.001
 """Rows, and their share, in which a number must be missing before a model can learn what that means."""
@@ -147,6 +150,21 @@ def numbers(frame: pd.DataFrame, name: str) -> Matrix:
         raise EncodingError(
             f"feature {name!r} is no number throughout ({error}); make it one, or text, in its SQL"
         ) from error
+
+
+def blurred(frame: pd.DataFrame) -> dict[str, float]:
+    """Return the numeric columns whose whole numbers float32 cannot tell apart, with their median.
+
+    Most of the values must be that large: for a few large ones among small, as in an amount, a seventh digit is enough.
+    """
+    found = {}
+    for name in (str(name) for name in frame.columns if not is_text(frame[name])):
+        values = numbers(frame, name)
+        values = values[np.isfinite(values)]
+        middle = float(np.median(np.abs(values))) if len(values) else 0.0
+        if middle > EXACT and (values == np.floor(values)).all():
+            found[name] = middle
+    return found
 
 
 def texts(frame: pd.DataFrame, name: str) -> "pd.Series[str]":
