@@ -60,6 +60,7 @@ class Table(Model):
         default=None,
         description="Parquet or CSV file, relative to loop.yaml; leave out when `source.entry` writes the table.",
     )
+    where: str = Field(default="", description="SQL condition; rows of `path` for which it does not hold are not used.")
 
 
 class Source(Model):
@@ -214,6 +215,9 @@ class Loop(Model):
 
     name: DnsName = Field(description="Names the model, the inference service and the pipelines.")
     description: str = ""
+    assumptions: tuple[str, ...] = Field(
+        default=(), description="What nobody has confirmed yet, one sentence each; the report shows them."
+    )
     source: Source
     features: Features
     training: Training = Training()
@@ -254,7 +258,7 @@ class Loop(Model):
 
     def digest(self) -> str:
         """Return the SHA-256 hex digest of what shapes a model: neither the traffic nor where things run."""
-        content = self.model_dump(mode="json", exclude={"replay", "delivery", "pipelines"})
+        content = self.model_dump(mode="json", exclude={"assumptions", "replay", "delivery", "pipelines"})
         if self.replay:
             content["train_from"] = self.replay.train_from.isoformat()
         # Sorted, since the order of a mapping says nothing and a chart's values have another one.

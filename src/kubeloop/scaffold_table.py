@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kubeloop import sources
+from kubeloop import scaffold_advice, sources
 from kubeloop.config import ConfigError
 from kubeloop.scaffold_names import safe
 from kubeloop.sources import MOMENT, identifier
@@ -69,17 +69,19 @@ class Table:
         ScaffoldError: there is no such file, or no table in it.
     """
 
-    def __init__(self, path: Path, folder: Path) -> None:
+    def __init__(self, path: Path, folder: Path, where: str = "") -> None:
         _check_file(path)
         self.path = path
-        self.name = safe(_ENDINGS.sub("", path.name), fallback="data")
+        self.where = where
+        self.name = safe(_ENDINGS.sub("", path.name), fallback="data", ascii_only=True)
         self.parquet = folder / f"{self.name}.parquet"
         self.take_in()
         found = self.query(f"DESCRIBE {self.name}")
         if len(found) < 3:
             raise ScaffoldError(
                 f"{path} has the columns {quoted([row[0] for row in found])} alone, but a use case needs a label, a "
-                "timestamp and a key. If the file has more, its separator was not found: write it with commas"
+                "timestamp and what to predict from. If the file has more, its separator was not found: write it with "
+                "commas"
             )
         measures = ", ".join(_measures(name, kind) for name, kind, *_ in found)
         counts = self.query(f"SELECT count(*), {measures} FROM {self.name}")[0]
@@ -102,6 +104,7 @@ class Table:
         """
         try:
             sources.copy(self.path, self.parquet, moment)
+            sources.choose(self.parquet, self.where, "--where")
         except sources.SourceError as error:
             raise ScaffoldError(f"{str(error).strip()}\nWrite it anew, best as Parquet, and try again") from error
         if moment is not None:
@@ -111,6 +114,15 @@ class Table:
         """Run a query in which the table goes by its name."""
         with sources.connect({self.name: self.parquet}) as db:
             return db.execute(text).fetchall()
+
+    def whole(self, column: Column) -> bool:
+        """Return whether a column holds whole numbers, also as floats; infinite ones are none."""
+        if column.is_integer or not column.is_number or not column.filled:
+            return column.is_integer
+        value = identifier(column.name)
+        good: bool
+        ((good,),) = self.query(f"SELECT bool_and({value} = trunc({value}) AND abs({value}) < 1e15) FROM {self.name}")
+        return good
 
     def column(self, name: str, role: str) -> Column:
         """Find a column by the name the user gave; case does not matter where it is clear.
@@ -166,7 +178,7 @@ class Table:
         found = [
             column
             for column in self.columns.values()
-            if (column.kind in TEXTS or column.is_integer)
+            if (column.kind in TEXTS or self.whole(column))
             and column.filled == self.rows
             and 2 <= column.distinct <= self.rows / 3
             and (column.like_id or column.kind in TEXTS)
@@ -190,12 +202,6 @@ def quoted(names: Collection[str]) -> str:
     return ", ".join(shown) + (f" and {len(names) - 30} more" if len(names) > 30 else "")
 
 
-def rewrite(path: Path | str, columns: str, condition: str = "") -> str:
-    """Return Python that writes a table anew as table.parquet."""
-    query = f"COPY (SELECT {columns} FROM {sources.literal(path)}{condition}) TO 'table.parquet'"
-    return f'with Python:\n  import duckdb; duckdb.sql("""{query}""")'
-
-
 def _like_label(column: Column) -> bool:
     return bool(_LIKE_LABEL.search(safe(column.name)))
 
@@ -212,10 +218,9 @@ def _measures(name: str, kind: str) -> str:
 
 def _check_file(path: Path) -> None:
     if path.is_dir():
-        raise ScaffoldError(
-            f"{path} is a folder; name one Parquet or CSV file. Many files of one table become one "
-            + rewrite(f"{path}/*.parquet", "*")
-        )
+        command = scaffold_advice.join_files(path)
+        many = f". Its files become one table with:\n  {command}" if command else ""
+        raise ScaffoldError(f"{path} is a folder; name one Parquet or CSV file{many}")
     if not path.is_file():
         raise ScaffoldError(f"{path} does not exist; name a Parquet or CSV file")
     if not path.stat().st_size:

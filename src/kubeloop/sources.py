@@ -97,6 +97,7 @@ def take_in(
         table = loop.source.tables[name]
         if table.path:
             copy(settings.home / table.path, settings.raw / f"{name}.parquet", table.available_at)
+            choose(settings.raw / f"{name}.parquet", table.where)
         elif not loop.source.entry:
             raise ConfigError(f"source.tables.{name} needs a path, or source.entry a function that writes it")
     counts = _checked(loop, settings.raw, loop.source.entry)
@@ -140,6 +141,7 @@ def of_run(loop: Loop, settings: Settings, *, since: datetime, as_of: datetime) 
         for name, table in loop.source.tables.items():
             if table.path:
                 copy(settings.home / table.path, folder / f"{name}.parquet", table.available_at)
+                choose(folder / f"{name}.parquet", table.where)
         _checked(loop, folder, live)
         yield folder
 
@@ -152,6 +154,8 @@ def _origins(loop: Loop, settings: Settings) -> dict[str, str]:
             path = settings.home / table.path
             status = path.stat() if path.is_file() else None
             found[name] = f"{path} {status.st_size} {status.st_mtime_ns} {table.available_at}" if status else ""
+            if status and table.where:
+                found[name] += f" where {table.where}"
         else:
             module = _module(settings.home / loop.features.repo, loop.source.entry or "")
             digest = hashlib.sha256(module.read_bytes()).hexdigest() if module.is_file() else ""
@@ -239,6 +243,25 @@ def copy(path: Path, target: Path, moment: str | None = None) -> None:
         except duckdb.Error as error:
             # DuckDB ends with our own query, which says nothing about the file.
             raise SourceError(f"{path} cannot be read: {str(error).partition('LINE 1:')[0].strip()}") from error
+    part.replace(target)
+
+
+def choose(target: Path, where: str, setting: str = "") -> None:
+    """Leave out of a Parquet file the rows for which a condition in SQL does not hold.
+
+    Raises:
+        SourceError: the condition fails on the table.
+    """
+    if not where:
+        return
+    part = target.with_suffix(".part")
+    query = f"FROM read_parquet({literal(target)}) WHERE {where}"
+    try:
+        with connect() as db:
+            db.execute(f"COPY ({query}\n) TO {literal(part)} (FORMAT parquet)")
+    except duckdb.Error as error:
+        setting = setting or f"source.tables.{target.stem}.where"
+        raise SourceError(f"{setting} {where!r} fails: {str(error).partition('LINE 1:')[0].strip()}") from error
     part.replace(target)
 
 

@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -277,6 +277,8 @@ def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
     """
     store = open_store(folder)
     fields = features(store, service)
+    if store.config.offline_store.type == "duckdb":
+        _take_any_ttl()
     frame = rows.drop_columns(["label_available_at"]).to_pandas()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -288,6 +290,16 @@ def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
         kind = pa.string() if field.kind == "categorical" else pa.float32()
         columns[field.name] = joined[field.name].cast(kind)
     return pa.table(columns).sort_by([("event_timestamp", "ascending"), ("event_id", "ascending")])
+
+
+def _take_any_ttl() -> None:
+    """Let Ibis, which Feast's DuckDB store passes a TTL to, read one of days and hours, such as 36 hours, as well.
+
+    Its table of types is closed to new ones, and Feast's own way around it needs a function that DuckDB no longer has.
+    """
+    from ibis.expr import datatypes
+
+    datatypes.infer.dispatch.__self__.lookup[timedelta] = lambda _: datatypes.Interval("us")
 
 
 def features(store: "FeatureStore", service: str) -> list[Field]:
