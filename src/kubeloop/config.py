@@ -126,6 +126,11 @@ class Gates(Model):
     slices: tuple[str, ...] = ()
     slice_tolerance: float = Field(default=0.03, ge=0, description="Largest loss of the metric allowed in a slice.")
     slice_min_rows: int = Field(default=300, ge=1)
+    refuse_on_warning: bool = Field(
+        default=False,
+        description="Refuse a model that training warned of, such as one with a feature that alone predicts the label. "
+        "Left off, it is promoted with the warning in its reason: some tables are that easy.",
+    )
 
 
 class Drift(Model):

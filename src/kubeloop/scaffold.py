@@ -21,10 +21,10 @@ from kubeloop import (
     scaffold_suites,
     sources,
 )
+from kubeloop.leaks import GIVEAWAY
 from kubeloop.scaffold_advice import option
 from kubeloop.scaffold_columns import Label, Moment
 from kubeloop.scaffold_files import Case
-from kubeloop.scaffold_leaks import GIVEAWAY
 from kubeloop.scaffold_names import dns
 from kubeloop.scaffold_plan import Activity, Quality, Scale, Timeline
 from kubeloop.scaffold_table import ScaffoldError, Table, quote
