@@ -1,8 +1,10 @@
 """Tables about one thing, names in any script, labels that say when they were known."""
 
+import os
+import pty
 import subprocess
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,10 @@ from typer.testing import CliRunner
 
 from kubeloop import features, scaffold, scaffold_files, scaffold_growth, sources
 from kubeloop.cli import app
-from kubeloop.online import Materializer, OnlineFeatures
+from kubeloop.features.online import Materializer, OnlineFeatures
 from kubeloop.scaffold import Wish
 from kubeloop.scaffold_files import Case
 from kubeloop.scaffold_table import ScaffoldError, Table
-
-NEWEST = datetime(2024, 7, 18, 12, tzinfo=UTC)
 
 
 def opened(frame: pd.DataFrame, folder: Path) -> Table:
@@ -166,6 +166,20 @@ def test_an_option_that_does_not_fit_gets_a_sentence(
     answer = CliRunner().invoke(app, ["init", "readings.parquet", *roles, *options])
     assert answer.exit_code
     assert message in answer.output
+
+
+def test_a_delay_is_asked_for_in_a_terminal(readings: pd.DataFrame, folder: Path) -> None:
+    readings.to_parquet("readings.parquet")
+    here, there = pty.openpty()
+    os.write(here, b"heat\n")
+    roles = ["--label", "failed", "--timestamp", "read_at", "--no-key"]
+    done = subprocess.run(
+        [sys.executable, "-m", "kubeloop.cli", "init", "readings.parquet", *roles],
+        stdin=there, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "How long after its moment is a label known?" in done.stdout
+    assert "[1d]" in done.stdout
+    assert "--label-known-at 'heat' holds DOUBLE" in done.stderr, "a column is an answer, too"
 
 
 LABELS: list[tuple[Any, str | None, list[int | None]]] = [
