@@ -327,6 +327,7 @@ def _suites(case: Case, table: Table, activity: Activity, trained: "pd.DataFrame
             unique,
             runs,
             scaffold_suites.gap(steps),
+            waiting=[case.label.column, *([case.known.column] if case.known else [])],
         ),
         "training": scaffold_suites.training(trained, runs, scaffold_suites.gap(steps, case.timeline.label_delay)),
     }

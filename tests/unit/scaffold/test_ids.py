@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
-from kubeloop import scaffold, scaffold_files, sources, validation
+from kubeloop import scaffold, scaffold_files, scaffold_suites, sources, validation
 from kubeloop.scaffold import Wish
 from kubeloop.scaffold_table import Table
 
@@ -131,3 +132,16 @@ def test_a_gap_stops_no_run(
     )
     assert report.failures == ()
     assert report.tables["sales"].quarantined == aside
+
+
+def test_what_waits_for_the_label_may_be_missing_as_often_as_it_likes() -> None:
+    frame = sales().assign(closed=lambda f: f["day"], bought=lambda f: np.where(f["bought"] == 1, "yes", "no"))
+    frame = frame.assign(day=frame["day"].dt.tz_localize("UTC"), closed=frame["closed"].dt.tz_localize("UTC"))
+    runs = scaffold_suites.Runs((len(frame),), (len(frame),), (0.5,))
+    written = scaffold_suites.raw(frame, "day", None, ["shop"], None, runs, "1d", waiting=["bought", "closed"])
+    checked = {
+        item["expect_column_values_to_not_be_null"]["column"]
+        for item in yaml.safe_load(written)
+        if "expect_column_values_to_not_be_null" in item
+    }
+    assert checked == {"day", "shop", "amount", "open", "visitor_id"}

@@ -188,6 +188,7 @@ LABELS: list[tuple[Any, str | None, list[int | None]]] = [
     (["lost", "won", None], "lost", [1, 0, None]),
     (["low", "mid", "high", None], "high", [0, 0, 1, None]),
     ([1.0, 0.0, None], None, [1, 0, None]),
+    ([2, 1, None], "2", [1, 0, None]),
 ]
 
 
@@ -205,7 +206,8 @@ def test_labels_of_every_kind_are_read(
 
 
 def test_a_value_that_comes_up_later_is_no_label(readings: pd.DataFrame, folder: Path) -> None:
-    case = design(readings.assign(failed=np.where(readings["failed"] == 1, "lost", "won")), folder, positive="lost")
+    lost = np.where(readings["failed"] == 1, "lost", "won")
+    case = design(readings.assign(failed=lost), folder, positive="lost")
     with sources.connect() as db:
         db.execute("CREATE TABLE later AS SELECT 'withdrawn' AS failed")
         assert db.execute(f"SELECT {case.label.sql} FROM later").fetchall() == [(None,)]  # noqa: S608
