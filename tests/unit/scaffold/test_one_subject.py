@@ -128,9 +128,10 @@ def test_labels_are_known_when_their_column_says(readings: pd.DataFrame, folder:
     expected = (
         frame["closed"].where(frame["closed"] >= frame["read_at"], frame["read_at"]).where(frame["closed"].notna())
     )
-    for moment, known in zip(frame["read_at"], expected, strict=True):
-        values = found.loc[[moment.tz_localize("UTC")]].dt.tz_localize(None)
-        assert (pd.isna(known) and values.isna().any()) or known in set(values)
+    pairs = {(moment.tz_localize("UTC"), known) for moment, known in zip(frame["read_at"], expected, strict=True)}
+    found = found.dt.tz_localize(None)
+    assert {pair for pair in pairs if pair[1] == pair[1]} == set(found.dropna().items())
+    assert found.isna().sum() == 1
     # Counted by hand: of one machine, at the newest whole day, what was known in the 30 days before.
     mine = frame[frame["machine"] == "M07"].assign(known=expected)
     at = history["event_timestamp"][history["machine"] == "M07"].sort_values().iloc[-40].tz_localize(None)
