@@ -1,7 +1,7 @@
 """Features: SQL tables from raw data, the Feast registry over them, and the point-in-time join.
 
-The only importer of Feast; `online` reads and writes through the stores that are opened here. A folder of
-feature tables is also Feast's repository path: it holds one Parquet file a view, the registry and the online
+The package is the only importer of Feast; `online` reads and writes through the stores that are opened here. A folder
+of feature tables is also Feast's repository path: it holds one Parquet file a view, the registry and the online
 store, so that a pipeline run has its own and the serving side has its own, from the same definitions.
 """
 
@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubeloop import kept, online_url, sources
+from kubeloop import kept, sources
 from kubeloop.config import Settings
 from kubeloop.errors import KubeloopError
+from kubeloop.features import online_url
 
 if TYPE_CHECKING:
     from feast import FeatureStore
