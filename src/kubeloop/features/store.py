@@ -288,7 +288,8 @@ def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
     columns = {name: joined[name] for name in ("event_id", "event_timestamp", "label")}
     for field in fields:
         kind = pa.string() if field.kind == "categorical" else pa.float32()
-        columns[field.name] = joined[field.name].cast(kind)
+        # A whole number beyond 2^24 loses digits, which training warns of, and is no reason to stop.
+        columns[field.name] = joined[field.name].cast(kind, safe=False)
     return pa.table(columns).sort_by([("event_timestamp", "ascending"), ("event_id", "ascending")])
 
 
