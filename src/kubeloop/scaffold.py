@@ -15,6 +15,7 @@ from kubeloop import (
     evaluation,
     scaffold_columns,
     scaffold_files,
+    scaffold_growth,
     scaffold_leaks,
     scaffold_plan,
     scaffold_suites,
@@ -82,6 +83,8 @@ def write(table: Table, wish: Wish, scratch: Path, say: Callable[[str], None]) -
     """
     case, activity, leaks = design(table, wish)
     advised = _tried(table, wish, [column for column, _ in leaks])
+    growing = scaffold_growth.find(table, case.moment, case.keys, case.inputs)
+    advice = _tried(table, wish, [item.column for item in growing])
     files = {f"feature_repo/{path}": content for path, content in scaffold_files.feature_repo(case).items()}
     targets = [
         *files,
@@ -96,6 +99,9 @@ def write(table: Table, wish: Wish, scratch: Path, say: Callable[[str], None]) -
     trained = _rehearse(case, repo, table, scratch / "features")
     quality = _measure(case, trained, activity)
     warnings = _warnings(case, quality, leaks, advised)
+    warnings += [str(item) for item in growing]
+    if growing and advice:
+        warnings[-1] += f", or init again with {advice}"
     for name, content in _suites(case, table, activity, trained).items():
         files[f"feature_repo/expectations/{name}.yaml"] = content
     files["loop.yaml"] = scaffold_files.loop_file(case, quality)
@@ -321,6 +327,7 @@ def _suites(case: Case, table: Table, activity: Activity, trained: "pd.DataFrame
             unique,
             runs,
             scaffold_suites.gap(steps),
+            waiting=[case.label.column, *([case.known.column] if case.known else [])],
         ),
         "training": scaffold_suites.training(trained, runs, scaffold_suites.gap(steps, case.timeline.label_delay)),
     }

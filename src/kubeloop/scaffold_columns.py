@@ -108,14 +108,19 @@ def label(table: Table, name: str, positive: str | None) -> Label:
     """
     column = table.column(name, "the label")
     value = identifier(column.name)
-    listed = (
-        f"SELECT {value}::VARCHAR, count(*) FROM {table.name} WHERE {value} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
-    )
+    text = as_id(table, column)
+    listed = f"SELECT {text}, count(*) FROM {table.name} WHERE {value} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
     counts: dict[str, int] = dict(table.query(f"{listed} LIMIT {MOST_CLASSES + 1}"))
     some = [f"{value!r} ({count:,} rows)" for value, count in counts.items()]
     shown = ", ".join(some[:5]) + (" and more" if len(some) > 5 else "")
     if len(counts) < 2 or len(counts) > MOST_CLASSES or (len(counts) > 2 and positive is None):
         raise ScaffoldError(_not_binary(column.name, counts, shown))
+    few = (
+        f"the label {column.name!r} has {shown}: too few to train, test and replay on. At least {LEAST_ROWS:,} "
+        f"labelled rows with {LEAST_OF_A_CLASS} of each class are needed; collect more"
+    )
+    if sum(counts.values()) < LEAST_ROWS or (len(counts) == 2 and min(counts.values()) < LEAST_OF_A_CLASS):
+        raise ScaffoldError(few)
     if positive is None and not all(value.lower() in _POSITIVE + _NEGATIVE for value in counts):
         rarer = min(counts, key=lambda value: counts[value])
         raise ScaffoldError(
@@ -127,19 +132,16 @@ def label(table: Table, name: str, positive: str | None) -> Label:
         raise ScaffoldError(f"--positive {chosen!r} is no value of the label {column.name!r}; it has {shown}")
     others = [value for value in counts if value != chosen]
     negatives = sum(counts[value] for value in others)
-    if counts[chosen] + negatives < LEAST_ROWS or min(counts[chosen], negatives) < LEAST_OF_A_CLASS:
-        raise ScaffoldError(
-            f"the label {column.name!r} has {shown}: too few to train, test and replay on. At least {LEAST_ROWS:,} "
-            f"labelled rows with {LEAST_OF_A_CLASS} of each class are needed; collect more"
-        )
+    if min(counts[chosen], negatives) < LEAST_OF_A_CLASS:
+        raise ScaffoldError(few)
     as_number = chosen.lower() in ("1", "1.0", "true") and column.kind not in TEXTS
     if as_number and [other.lower() for other in others] in (["0"], ["0.0"], ["false"]):
         sql = f"{quote(column.name)}::INTEGER"
     elif len(others) == 1:
         # A third value that comes up later is not known to be either.
-        sql = f"CASE {quote(column.name)}::VARCHAR WHEN {literal(chosen)} THEN 1 WHEN {literal(others[0])} THEN 0 END"
+        sql = f"CASE {text} WHEN {literal(chosen)} THEN 1 WHEN {literal(others[0])} THEN 0 END"
     else:
-        sql = f"({quote(column.name)}::VARCHAR = {literal(chosen)})::INTEGER"
+        sql = f"({text} = {literal(chosen)})::INTEGER"
     return Label(
         column=column.name,
         sql=sql,
@@ -152,8 +154,9 @@ def label(table: Table, name: str, positive: str | None) -> Label:
 
 def _not_binary(name: str, counts: dict[str, int], shown: str) -> str:
     begin = f"the label {name!r} must have two values, but has {shown or 'none'}. "
-    enough = [value for value, count in counts.items() if count >= LEAST_OF_A_CLASS]
-    if 2 < len(counts) <= MOST_CLASSES and enough:
+    rows = sum(counts.values())
+    enough = [value for value, count in counts.items() if LEAST_OF_A_CLASS <= count <= rows - LEAST_OF_A_CLASS]
+    if 2 < len(counts) <= MOST_CLASSES and enough and rows >= LEAST_ROWS:
         return (
             f"{begin}One model of several classes (multiclass) is still to come. Until then, predict one of them "
             f"against all others, such as {option('positive', enough[-1])}"
@@ -338,7 +341,7 @@ def event_id(table: Table, when: Moment, found: Sequence[Key], inputs: Sequence[
     if inputs:
         values = ", ".join(f"coalesce(({item.sql})::VARCHAR, '')" for item in inputs)
         together = f"{together} || '#' || left(md5(concat_ws('|', {values})), 12)"
-    ((different,),) = table.query(f"SELECT count(DISTINCT {together}) FROM {table.name}")
+    ((different,),) = table.query(f"SELECT count(DISTINCT hash({together})) FROM {table.name}")
     return EventId(together, numbered=True, doubles=table.rows - different)
 
 
@@ -389,7 +392,8 @@ def _judge(
         return "number", f"{name}::DOUBLE", column.name
     if (column.like_id and table.whole(column)) or (column.is_integer and _numbered(table, column)):
         if not _repeats(table, column):
-            return f"looks like an identifier ({column.distinct:,} values); --key gives it a history"
+            hint = f"; {option('key', column.name)} gives it a history" if column.filled == table.rows else ""
+            return f"looks like an identifier ({column.distinct:,} values){hint}"
         return "category", as_id(table, column), column.name
     if column.is_number:
         finite = f"CASE WHEN isfinite({name}) THEN {name}::DOUBLE END"

@@ -107,6 +107,11 @@ def build(repo: Path, raw: Path, out: Path, shared: Settings | None = None) -> d
     rows = {}
     with sources.connect(sources.tables(raw)) as db:
         for view in (item for item in objects if isinstance(item, FeatureView)):
+            if lost := [name for name in view.entities if name not in keys]:
+                raise FeatureError(
+                    f"feature view {view.name} has no entity {lost[0].strip('_') or 'of its own'}: give it one that is "
+                    "defined in the repo; for a table about one thing, events.sql can return a constant as its key"
+                )
             query = repo / "sql" / f"{view.name}.sql"
             if not query.is_file():
                 raise FeatureError(f"feature view {view.name} has no query: write {query}")
