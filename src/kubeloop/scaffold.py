@@ -57,6 +57,7 @@ class Result:
     folder: Path
     files: tuple[str, ...]
     chosen: dict[str, str]
+    read: tuple[str, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     next: tuple[str, ...]
@@ -91,7 +92,7 @@ def write(table: Table, wish: Wish, scratch: Path, say: Callable[[str], None]) -
     say(f"{table.rows:,} rows: building features and fitting a first model ...")
     trained = _rehearse(case, repo, table, scratch / "features")
     quality = _measure(case, trained, activity)
-    warnings = _warnings(case, quality, leaks)
+    warnings = [*table.look, *_warnings(case, quality, leaks)]
     for name, content in _suites(case, table, activity, trained).items():
         files[f"feature_repo/expectations/{name}.yaml"] = content
     files["loop.yaml"] = scaffold_files.loop_file(case, quality)
@@ -102,6 +103,7 @@ def write(table: Table, wish: Wish, scratch: Path, say: Callable[[str], None]) -
         folder=wish.into,
         files=tuple(sorted(files)),
         chosen=_chosen(case, quality),
+        read=tuple(table.said),
         warnings=tuple(warnings),
         notes=tuple(f"{item.column!r} {item.why}" for item in case.left),
         next=(f"cd {wish.into}", "kubeloop doctor", "kubeloop run --fast"),
@@ -129,11 +131,13 @@ def design(table: Table, wish: Wish) -> tuple[Case, Activity, list[tuple[str, st
     delay = wish.label_delay if wish.label_delay is not None else scaffold_plan.default_delay(scale)
     timeline = scaffold_plan.timeline(activity, moment.start, moment.end, scale, delay)
     event_id, id_column = scaffold_columns.event_id(table, moment, keys, wish.event_id)
-    inputs, left = scaffold_columns.inputs(table, moment, [*roles, id_column or ""], excluded, taken)
+    roles += [id_column or "", *table.parts]
+    inputs, left = scaffold_columns.inputs(table, moment, roles, excluded, taken)
     case = Case(
         name=wish.name or dns(table.name),
         table=table.name,
         path=os.path.relpath(table.path.resolve(), wish.into.resolve()),
+        source=table.source,
         rows=table.rows,
         label=label,
         moment=moment,
@@ -166,7 +170,7 @@ def _activity(table: Table, label: Label, moment: Moment, unit: str) -> Activity
 
 def _calendar(table: Table, moment: Moment, plan: Timeline) -> tuple[str, ...]:
     """Return which of hour and weekday vary; a drift window that holds them in part would drift by design."""
-    at = f"{quote(moment.column)} AT TIME ZONE 'UTC'"
+    at = f"{quote(moment.column)} AT TIME ZONE {sources.literal(table.source.read.timezone)}"
     ((hours, weekdays),) = table.query(
         f"SELECT count(DISTINCT (hour({at}), minute({at}))), count(DISTINCT isodow({at})) FROM {table.name}"
     )
@@ -291,7 +295,8 @@ def _chosen(case: Case, quality: Quality) -> dict[str, str]:
     return {
         "label": f"{case.label.meaning}: {share:.1%} of {case.rows:,} rows{unknown}; "
         f"known {text(plan.label_delay)} later",
-        "timestamp": f"{case.moment.column}, {case.moment.start:%Y-%m-%d %H:%M} to {case.moment.end:%Y-%m-%d %H:%M}",
+        "timestamp": f"{case.moment.column}, {case.moment.start:%Y-%m-%d %H:%M} to {case.moment.end:%Y-%m-%d %H:%M} UTC"
+        + (f", clocks of {case.zone}" if case.zone else ""),
         "keys": ", ".join(f"{key.column} ({key.distinct:,})" for key in case.keys),
         "features": ", ".join([*counted, *case.calendar, *(f"history of each {key.column}" for key in case.keys)]),
         "training": f"{at(plan.train_from)} to {at(plan.train_to)}, newest {text(plan.holdout)} held out",

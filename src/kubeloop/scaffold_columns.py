@@ -1,7 +1,6 @@
 """The part each column plays: label, timestamp, key, id, an input of the model, or none."""
 # ruff: noqa: S608 - DuckDB binds no column names; they are quoted by sources.identifier.
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -140,26 +139,14 @@ def label(table: Table, name: str, positive: str | None) -> Label:
 
 
 def moment(table: Table, name: str, taken: set[str]) -> Moment:
-    """Check the timestamp; texts that are times are read as such from then on.
+    """Check the timestamp; texts and numbers that are times are read as such from then on.
 
     Raises:
-        ScaffoldError: it is no time, missing in a row, the same everywhere, or has stray values.
+        ReadingError: it is no time, or could be read in two ways.
+        ScaffoldError: it is the same everywhere, or has stray values.
     """
-    column = table.column(name, "the timestamp")
+    column = table.column(table.take_moment(name), "the timestamp")
     value = identifier(column.name)
-    if column.kind == "VARCHAR" and table.reads_as_moment(column.name):
-        table.take_in(column.name)
-    elif column.kind != MOMENT:
-        ((example,),) = table.query(f"SELECT any_value({value}) FROM {table.name}")
-        raise ScaffoldError(
-            f"the timestamp {column.name!r} is no time but {column.kind}, such as {example!r}. Write the table with "
-            "one, " + rewrite(table.path, f"* REPLACE ({_as_moment(column, example)} AS {value})")
-        )
-    if column.filled < table.rows:
-        raise ScaffoldError(
-            f"{_some(table.rows - column.filled)} no {column.name!r}, so nobody knows what was known then. Write the "
-            "table without them, " + rewrite(table.path, "*", f" WHERE {value} IS NOT NULL")
-        )
     ((start, early, late, end),) = table.query(
         f"SELECT min({value}), quantile_disc({value}, 0.005), quantile_disc({value}, 0.995), max({value}) "
         f"FROM {table.name}"
@@ -177,17 +164,6 @@ def moment(table: Table, name: str, taken: set[str]) -> Moment:
     short = safe(column.name, taken)
     taken.add(short)
     return Moment(column.name, short, start.astimezone(UTC), end.astimezone(UTC))
-
-
-def _as_moment(column: Column, example: object) -> str:
-    """Return SQL that makes a moment of a number or a text, as far as an example tells how."""
-    value = identifier(column.name)
-    if column.is_number:
-        milliseconds = isinstance(example, (int, float)) and abs(example) > 1e11
-        return f"to_timestamp({value} / 1000)" if milliseconds else f"to_timestamp({value})"
-    day = "%d.%m.%Y" if re.match(r"\d+\.", str(example)) else "%m/%d/%Y"
-    time = next((f" {part}" for part in ("%H:%M:%S", "%H:%M") if str(example).count(":") == part.count(":")), "")
-    return f"strptime({value}, '{day}{time}')"
 
 
 def _some(rows: int) -> str:
