@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -39,11 +39,16 @@ def init(
         str | None, typer.Option(help="Column with the moment of a prediction; DATE+TIME if it has two.")
     ] = None,
     key: Annotated[list[str] | None, typer.Option(help="Column that says whom it is about; repeat for more.")] = None,
+    no_key: Annotated[bool, typer.Option("--no-key", help="The table is about one thing: it has no key.")] = False,
     into: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="the table's name")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the loop.", show_default="the table's name")] = None,
     label_delay: Annotated[
-        str | None, typer.Option(help="How long after its moment a label is known.", show_default="1d")
+        str | None, typer.Option(help="How long after its moment a label is known, such as 1d.")
     ] = None,
+    label_known_at: Annotated[
+        str | None, typer.Option(help="Column that says when each label became known, instead of --label-delay.")
+    ] = None,
+    where: Annotated[str, typer.Option(help="SQL condition; other rows are not used, now and later.")] = "",
     exclude: Annotated[list[str] | None, typer.Option(help="Column to leave out; repeat for more.")] = None,
     positive: Annotated[str | None, typer.Option(help="The label's value to predict, where it is not 1.")] = None,
     event_id: Annotated[str | None, typer.Option("--id", help="Column that names a row, if there is one.")] = None,
@@ -76,7 +81,8 @@ def init(
 ) -> None:
     """Write a working use case for your own table.
 
-    It needs a label, a timestamp and one or more keys. Names that are left out are proposed in a terminal.
+    It needs a label, a timestamp and, where it is about more than one thing, keys. Names that are left out are
+    proposed in a terminal.
     """
     from kubeloop import scaffold
     from kubeloop.reading import infer
@@ -94,20 +100,24 @@ def init(
             exclude=tuple(exclude or ()),
             timestamp=timestamp,
         )
-        data = Table(table, scratch / "raw", asked)
+        data = Table(table, scratch / "raw", where, asked)
         ask = sys.stdin.isatty() and not as_json and not yes
         chosen_label = label or _choose("label", data.likely_label(), data.possible_labels(), ask, yes)
         chosen_moment = timestamp or _choose("timestamp", data.likely_moment(), data.possible_moments(), ask, yes)
         others = (chosen_label, chosen_moment)
         possible = [found for found in data.possible_keys() if found not in others]
-        keys = key or [_choose("key", data.likely_key(others), possible, ask, yes)]
+        keys = key or ([] if no_key else _keys(data.likely_key(others), possible, ask, yes))
+        delay = _duration(label_delay)
+        if ask and delay is None and label_known_at is None:
+            delay, label_known_at = _ask_delay(data.columns, scaffold.likely_delay(data, chosen_moment))
         wish = scaffold.Wish(
             label=chosen_label,
             timestamp=chosen_moment,
             keys=tuple(keys),
             into=into or Path(data.name),
             name=name or "",
-            label_delay=_duration(label_delay),
+            label_delay=delay,
+            label_known_at=label_known_at,
             exclude=tuple(exclude or ()),
             positive=positive,
             event_id=event_id,
@@ -181,6 +191,29 @@ def _words(said: Sequence[str]) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def _ask_delay(columns: Collection[str], likely: timedelta) -> tuple[timedelta | None, str | None]:
+    """Ask when labels become known; return how long it takes, or the column that says it."""
+    question = "How long after its moment is a label known? Such as 1d, or the column that says when"
+    answer: str = typer.prompt(question, default=config.duration_text(likely))
+    return (None, answer) if answer in columns else (_duration(answer), None)
+
+
+def _keys(likely: str | None, candidates: Sequence[str], ask: bool, yes: bool) -> list[str]:
+    """Return the key, or none where nothing in the table could be one.
+
+    Raises:
+        ConfigError: there is nobody to ask, and there are candidates.
+    """
+    if ask:
+        if candidates:
+            _OUT.print(f"Candidates for the key: {escape(_listed(candidates))}")
+        answer: str = typer.prompt("Which column is the key? Empty where the table is about one thing", likely or "")
+        return [answer] if answer else []
+    if yes or not candidates:
+        return [likely] if likely else []
+    raise ConfigError(f"name the key with --key (candidates: {_listed(candidates)}), or say --no-key")
+
+
 def _choose(role: str, likely: str | None, candidates: Sequence[str], ask: bool, yes: bool) -> str:
     """Return the column for a role, from the user or, with --yes, the likely one.
 
@@ -210,9 +243,11 @@ def _tell(result: "Result") -> None:
     for text in result.read:
         _OUT.print(f"[dim]file:[/] {escape(text)}")
     for text in result.notes:
-        _OUT.print(f"[dim]not used:[/] {escape(text)}")
+        _OUT.print(f"[dim]not used:[/] {escape(text)}", soft_wrap=True)
+    for text in result.assumptions:
+        _OUT.print(f"[yellow]assumed:[/] {escape(text)}", soft_wrap=True)
     for text in result.warnings:
-        _OUT.print(f"[yellow]look:[/] {escape(text)}")
+        _OUT.print(f"[yellow]look:[/] {escape(text)}", soft_wrap=True)
     _OUT.print(f"\n{len(result.files)} files in {escape(str(result.folder))}, README.md and loop.yaml first. Next:\n")
     for line in result.next:
-        _OUT.print(f"    {escape(line)}")
+        _OUT.print(f"    {escape(line)}", soft_wrap=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 
-from kubeloop import config, sources
+from kubeloop import config, scaffold_advice, sources
 from kubeloop.config import ConfigError
 from kubeloop.reading import files, infer, rows
 from kubeloop.reading.spec import Read
@@ -82,13 +82,15 @@ class Table:
     Raises:
         ScaffoldError: there is no such file, or no table in it.
         FileError: it cannot be read; the message names the option that helps.
+        SourceError: the condition `where` fails on it.
         ReadingError: a column can be read in two ways.
     """
 
-    def __init__(self, path: Path, folder: Path, asked: infer.Asked | None = None) -> None:
+    def __init__(self, path: Path, folder: Path, where: str = "", asked: infer.Asked | None = None) -> None:
         _check_file(path)
         self.path = path
-        self.name = safe(_ENDINGS.sub("", path.name), fallback="data")
+        self.where = where
+        self.name = safe(_ENDINGS.sub("", path.name), fallback="data", ascii_only=True)
         self.parquet = folder / f"{self.name}.parquet"
         self._asked = asked or infer.Asked()
         self.source = config.Table(available_at="")
@@ -137,6 +139,7 @@ class Table:
             except duckdb.Error as error:
                 raise files.FileError(f"{self.path} cannot be read: it is damaged, or cut off") from error
             part.replace(self.parquet)
+        sources.choose(self.parquet, self.where, "--where")
         self.said = [*opened.said, *decided.said]
         self.look = [*decided.look, *_left_out(self.path, opened, found, moment)]
         plain = {"delimiter": ",", "skip": 0, "encoding": "utf-8-sig"}
@@ -177,7 +180,7 @@ class Table:
         if len(found) < 3:
             raise ScaffoldError(
                 f"{self.path} has the columns {quoted([row[0] for row in found])} alone, but a use case needs a label, "
-                "a timestamp and a key; if the file has more, name what separates them with --delimiter"
+                "a timestamp and what to predict from; if the file has more, name what separates them with --delimiter"
             )
         measures = ", ".join(_measures(name, kind) for name, kind, *_ in found)
         counts = self.query(f"SELECT count(*), {measures} FROM {self.name}")[0]
@@ -198,6 +201,15 @@ class Table:
         """Run a query in which the table goes by its name."""
         with sources.connect({self.name: self.parquet}) as db:
             return db.execute(text).fetchall()
+
+    def whole(self, column: Column) -> bool:
+        """Return whether a column holds whole numbers, also as floats; infinite ones are none."""
+        if column.is_integer or not column.is_number or not column.filled:
+            return column.is_integer
+        value = identifier(column.name)
+        good: bool
+        ((good,),) = self.query(f"SELECT bool_and({value} = trunc({value}) AND abs({value}) < 1e15) FROM {self.name}")
+        return good
 
     def column(self, name: str, role: str) -> Column:
         """Find a column by the name the user gave; case does not matter where it is clear.
@@ -251,7 +263,7 @@ class Table:
         found = [
             column
             for column in self.columns.values()
-            if (column.kind in TEXTS or column.is_integer)
+            if (column.kind in TEXTS or self.whole(column))
             and column.filled == self.rows
             and 2 <= column.distinct <= self.rows / 3
             and (column.like_id or column.kind in TEXTS)
@@ -273,12 +285,6 @@ def quoted(names: Collection[str]) -> str:
     """List names for a message, the first thirty of them."""
     shown = [repr(name) for name in names][:30]
     return ", ".join(shown) + (f" and {len(names) - 30} more" if len(names) > 30 else "")
-
-
-def rewrite(path: Path | str, columns: str, condition: str = "") -> str:
-    """Return Python that writes a table anew as table.parquet."""
-    query = f"COPY (SELECT {columns} FROM {sources.literal(path)}{condition}) TO 'table.parquet'"
-    return f'with Python:\n  import duckdb; duckdb.sql("""{query}""")'
 
 
 def _like_label(column: Column) -> bool:
@@ -313,10 +319,9 @@ def _left_out(
 
 def _check_file(path: Path) -> None:
     if path.is_dir():
-        raise ScaffoldError(
-            f"{path} is a folder; name one Parquet or CSV file. Many files of one table become one "
-            + rewrite(f"{path}/*.parquet", "*")
-        )
+        command = scaffold_advice.join_files(path)
+        many = f". Its files become one table with:\n  {command}" if command else ""
+        raise ScaffoldError(f"{path} is a folder; name one Parquet or CSV file{many}")
     if not path.is_file():
         raise ScaffoldError(f"{path} does not exist; name a Parquet, CSV, JSON or Excel file")
     if not path.stat().st_size:

@@ -91,8 +91,9 @@ def take_in(
     for name in sorted(wanted):
         table = loop.source.tables[name]
         if table.path:
-            read_so = copy(settings.home / table.path, settings.raw / f"{name}.parquet", table)
-            for line in told(name, read_so):
+            misfits = copy(settings.home / table.path, settings.raw / f"{name}.parquet", table)
+            choose(settings.raw / f"{name}.parquet", table.where)
+            for line in told(name, misfits):
                 say(line)
         elif not loop.source.entry:
             raise ConfigError(f"source.tables.{name} needs a path, or source.entry a function that writes it")
@@ -138,6 +139,7 @@ def of_run(loop: Loop, settings: Settings, *, since: datetime, as_of: datetime) 
         for name, table in loop.source.tables.items():
             if table.path:
                 copy(settings.home / table.path, folder / f"{name}.parquet", table)
+                choose(folder / f"{name}.parquet", table.where)
         _checked(loop, folder, live)
         yield folder
 
@@ -152,6 +154,8 @@ def _origins(loop: Loop, settings: Settings) -> dict[str, str]:
             found[name] = f"{path} {status.st_size} {status.st_mtime_ns} {table.available_at}" if status else ""
             if status and (said := table.model_dump_json(include={"read", "columns"}, exclude_defaults=True)) != "{}":
                 found[name] += f" {said}"
+            if status and table.where:
+                found[name] += f" where {table.where}"
         else:
             module = _module(settings.home / loop.features.repo, loop.source.entry or "")
             digest = hashlib.sha256(module.read_bytes()).hexdigest() if module.is_file() else ""
@@ -298,6 +302,25 @@ def _read_again(loop: Loop, folder: Path) -> None:
         path = folder / f"{name}.parquet"
         if table.columns and not table.path and path.is_file():
             copy(path, path, table)
+
+
+def choose(target: Path, where: str, setting: str = "") -> None:
+    """Leave out of a Parquet file the rows for which a condition in SQL does not hold.
+
+    Raises:
+        SourceError: the condition fails on the table.
+    """
+    if not where:
+        return
+    part = target.with_suffix(".part")
+    query = f"FROM read_parquet({literal(target)}) WHERE {where}"
+    try:
+        with connect() as db:
+            db.execute(f"COPY ({query}\n) TO {literal(part)} (FORMAT parquet)")
+    except duckdb.Error as error:
+        setting = setting or f"source.tables.{target.stem}.where"
+        raise SourceError(f"{setting} {where!r} fails: {str(error).partition('LINE 1:')[0].strip()}") from error
+    part.replace(target)
 
 
 def _module(repo: Path, entry: str) -> Path:

@@ -24,6 +24,7 @@ from kubeloop.errors import KubeloopError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from kubeloop.model_folder import Card
 
 _log = logging.getLogger(__name__)
 
@@ -218,12 +219,17 @@ def train(loop: Loop, training_set: Path, out: Path, settings: Settings | None =
         # The same data and use case are the same job: a step that is repeated finds what it has begun.
         name = f"{loop.name[:40]}-{digest(training_set)[:8]}{loop.digest()[:8]}"
         train_job.train(loop, settings, name, training_set, out)
-        return asdict(model_folder.read(out))
+        return _told(model_folder.read(out))
     frame = pq.read_table(training_set).to_pandas()
     learn, holdout = training.split(frame, loop.training.holdout)
     fitted = training.fit(learn, loop.training, metric=loop.gates.metric)
-    card = model_folder.write(out, fitted, export.to_onnx(fitted), learn, holdout, name=loop.name)
-    _log.info("%s learned from %d events, %s to %s", card.algorithm, len(learn), card.trained_from, card.trained_to)
+    return _told(model_folder.write(out, fitted, export.to_onnx(fitted), learn, holdout, name=loop.name))
+
+
+def _told(card: "Card") -> dict[str, Any]:
+    _log.info("%s learned from %d events, %s to %s", card.algorithm, card.rows, card.trained_from, card.trained_to)
+    for text in card.warnings:
+        _log.warning("%s", text)
     return asdict(card)
 
 
@@ -261,7 +267,13 @@ def evaluate(loop: Loop, model: Path, training_set: Path, out: Path, report: Pat
     drawn = curves.draw(labels, scores)
     facts = {"algorithm": card.algorithm, "trained from": card.trained_from, "trained to": card.trained_to}
     page = evaluation_html.html(
-        f"{loop.name}: the hold-out", metrics, drawn, slices, importance=card.importance, facts=facts
+        f"{loop.name}: the hold-out",
+        metrics,
+        drawn,
+        slices,
+        importance=card.importance,
+        facts=facts,
+        warnings=card.warnings,
     )
     out.mkdir(parents=True, exist_ok=True)
     for target in (out / "evaluation.html", report):

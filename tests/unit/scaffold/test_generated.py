@@ -13,7 +13,7 @@ import yaml
 
 from kubeloop import config, features, scaffold, scaffold_files, sources, stages, validation
 from kubeloop.config import Loop, Settings
-from kubeloop.online import Materializer, OnlineFeatures
+from kubeloop.features.online import Materializer, OnlineFeatures
 from kubeloop.scaffold import Wish
 from kubeloop.scaffold_table import Table
 

@@ -1,7 +1,7 @@
 """Features: SQL tables from raw data, the Feast registry over them, and the point-in-time join.
 
-The only importer of Feast; `online` reads and writes through the stores that are opened here. A folder of
-feature tables is also Feast's repository path: it holds one Parquet file a view, the registry and the online
+The package is the only importer of Feast; `online` reads and writes through the stores that are opened here. A folder
+of feature tables is also Feast's repository path: it holds one Parquet file a view, the registry and the online
 store, so that a pipeline run has its own and the serving side has its own, from the same definitions.
 """
 
@@ -12,16 +12,17 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubeloop import kept, online_url, sources
+from kubeloop import kept, sources
 from kubeloop.config import Settings
 from kubeloop.errors import KubeloopError
+from kubeloop.features import online_url
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -280,6 +281,8 @@ def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
     """
     store = open_store(folder)
     fields = features(store, service)
+    if store.config.offline_store.type == "duckdb":
+        _take_any_ttl()
     frame = rows.drop_columns(["label_available_at"]).to_pandas()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -291,6 +294,16 @@ def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
         kind = pa.string() if field.kind == "categorical" else pa.float32()
         columns[field.name] = joined[field.name].cast(kind)
     return pa.table(columns).sort_by([("event_timestamp", "ascending"), ("event_id", "ascending")])
+
+
+def _take_any_ttl() -> None:
+    """Let Ibis, which Feast's DuckDB store passes a TTL to, read one of days and hours, such as 36 hours, as well.
+
+    Its table of types is closed to new ones, and Feast's own way around it needs a function that DuckDB no longer has.
+    """
+    from ibis.expr import datatypes
+
+    datatypes.infer.dispatch.__self__.lookup[timedelta] = lambda _: datatypes.Interval("us")
 
 
 def features(store: "FeatureStore", service: str) -> list[Field]:
