@@ -194,10 +194,11 @@ def known(table: Table, name: str, target: Label, when: Moment) -> Known:
     """
     column = table.column(name, "--label-known-at")
     at = quote(column.name)
-    if column.kind == "VARCHAR" and table.reads_as_moment(column.name):
-        at = f"{at}::TIMESTAMPTZ"
-    elif column.kind != MOMENT:
-        raise ScaffoldError(f"--label-known-at {column.name!r} holds {column.kind}, but must say when: name a time")
+    if column.kind != MOMENT:
+        raise ScaffoldError(
+            f"--label-known-at {column.name!r} holds {column.kind}, but must say when: name a time, or say with "
+            "--date-format how it is written"
+        )
     took = f"date_diff('second', {quote(when.column)}, {at})"
     ((labelled, early, usual, longest),) = table.query(
         f"SELECT count({at}), count_if({took} < 0), quantile_disc(greatest({took}, 0), 0.95), max({took}) "
@@ -215,25 +216,14 @@ def known(table: Table, name: str, target: Label, when: Moment) -> Known:
 
 
 def moment(table: Table, name: str, taken: set[str]) -> Moment:
-    """Check the timestamp; texts that are times are read as such from then on.
+    """Check the timestamp; texts and numbers that are times are read as such from then on.
 
     Raises:
-        ScaffoldError: it is no time, missing in a row, the same everywhere, or has stray values.
+        ReadingError: it is no time, or could be read in two ways.
+        ScaffoldError: it is the same everywhere, or has stray values.
     """
-    column = table.column(name, "the timestamp")
+    column = table.column(table.take_moment(name), "the timestamp")
     value = identifier(column.name)
-    if column.kind == "VARCHAR" and table.reads_as_moment(column.name):
-        table.take_in(column.name)
-    elif column.kind != MOMENT:
-        ((example,),) = table.query(f"SELECT any_value({value}) FROM {table.name}")
-        raise ScaffoldError(
-            f"the timestamp {column.name!r} is no time but {column.kind}, such as {example!r}. Write the table with one"
-        )
-    if column.filled < table.rows:
-        raise ScaffoldError(
-            f"{_some(table.rows - column.filled)} no {column.name!r}, so nobody knows what was known then. "
-            + scaffold_advice.where(table, f"{value} IS NOT NULL")
-        )
     ((start, early, late, end),) = table.query(
         f"SELECT min({value}), quantile_disc({value}, 0.005), quantile_disc({value}, 0.995), max({value}) "
         f"FROM {table.name}"

@@ -59,8 +59,14 @@ def test_where_there_is_nobody_to_ask_the_candidates_are_named(readings: pd.Data
         (lambda f: f.assign(failed=np.where(f["failed"] == 1, "bad", "good")), [], "--positive bad"),
         (lambda f: f, ["--positive", "2"], "--positive '2' is no value of the label"),
         (lambda f: f.assign(machine=f["machine"].where(f.index != 7)), [], "1 row has no 'machine'"),
-        (lambda f: f.assign(read_at=f["read_at"].where(f.index > 1)), [], "2 rows have no 'read_at'"),
+        (
+            lambda f: f.assign(read_at=f["read_at"].where(f.index > 300)),
+            [],
+            "301 of 3,000 rows cannot be used, such as missing(read_at)",
+        ),
         (lambda f: f.assign(read_at=f["read_at"].iloc[0]), [], "every row has the same 'read_at'"),
+        (lambda f: f.assign(read_at=f.index), [], "'read_at' is written in no way that is known, such as '0'; say how"),
+        (lambda f: f.assign(read_at=f["read_at"].dt.strftime("%d.%m.%Y um %H")), [], "say how with --date-format"),
         (lambda f: f.assign(read_at=f["read_at"].where(f.index != 9, pd.Timestamp(0))), [], "99 % of the rows"),
         (lambda f: f, ["--exclude", "heet"], "has no column 'heet' (--exclude)"),
         (lambda f: f, ["--key", "read_at"], "must be different columns"),
@@ -85,10 +91,10 @@ def test_a_table_that_cannot_work_gets_a_sentence_with_the_way_out(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("gone.csv", None, "gone.csv does not exist; name a Parquet or CSV file"),
+        ("gone.csv", None, "gone.csv does not exist; name a Parquet, CSV, JSON or Excel file"),
         ("empty.csv", b"", "empty.csv is empty"),
         ("junk.parquet", b"not a table", "junk.parquet cannot be read"),
-        ("named.csv", b"PAR1....", "give it the ending .parquet"),
+        ("named.csv", b"PAR1....", "named.csv cannot be read: it is damaged, or cut off"),
     ],
 )
 def test_a_file_that_is_no_table_is_refused(folder: Path, name: str, content: bytes | None, message: str) -> None:
