@@ -11,7 +11,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,11 +40,15 @@ class FeatureError(KubeloopError):
 
 @dataclass(frozen=True)
 class Field:
-    """A named column with its Open Inference Protocol datatype; times are ISO 8601 strings."""
+    """A named column with its Open Inference Protocol datatype; times are ISO 8601 strings.
+
+    Without an offset they are of `zone`, which the field's tag `timezone` in the feature repo names.
+    """
 
     name: str
     datatype: str
     kind: str = ""
+    zone: str = "UTC"
 
 
 def definitions(repo: Path) -> list[Any]:
@@ -293,7 +297,8 @@ def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
     columns = {name: joined[name] for name in ("event_id", "event_timestamp", "label")}
     for field in fields:
         kind = pa.string() if field.kind == "categorical" else pa.float32()
-        columns[field.name] = joined[field.name].cast(kind)
+        # A whole number beyond 2^24 loses digits, which training warns of, and is no reason to stop.
+        columns[field.name] = joined[field.name].cast(kind, safe=False)
     return pa.table(columns).sort_by([("event_timestamp", "ascending"), ("event_id", "ascending")])
 
 
@@ -330,7 +335,8 @@ def requests(store: "FeatureStore", service: str) -> list[Field]:
             for field in source.schema:
                 if field.name not in known:
                     known.add(field.name)
-                    found.append(_field(field.name, field.dtype.to_value_type().name))
+                    asked = _field(field.name, field.dtype.to_value_type().name)
+                    found.append(replace(asked, zone=field.tags.get("timezone", "UTC")))
     return found
 
 
