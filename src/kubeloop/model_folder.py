@@ -14,8 +14,10 @@ import pandas as pd
 
 from kubeloop import algorithms, encoding, evaluation, export, kept, reference
 from kubeloop.errors import KubeloopError
+from kubeloop.intervals import Estimate
 from kubeloop.training import LABEL, TIMESTAMP, Fitted
 
+_AUC = ("auc", "auc_low", "auc_high")
 GRAPH, CARD, REFERENCE = "model.onnx", "model.json", "reference"
 
 
@@ -97,7 +99,7 @@ def write(
         kinds,
         scores,
         card.importance,
-        card.metrics["auc"],
+        None if evaluation.undefined(holdout[LABEL]) else Estimate(*(metrics[key] for key in _AUC)),
         trained_from=card.trained_from,
         trained_to=card.trained_to,
         max_rows=max_rows,
