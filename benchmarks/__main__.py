@@ -8,6 +8,7 @@ from pathlib import Path
 RUNTIME = Path(".venv-runtime/bin/python").absolute()
 BENCHMARKS = {
     "serving": Path(sys.executable),
+    "path": Path(sys.executable),
     "drift": Path(sys.executable),
     "join": Path(sys.executable),
     "steps": Path(sys.executable),

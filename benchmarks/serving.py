@@ -2,7 +2,8 @@
 
 A LightGBM of 200 trees and 30 features; every server on one core, the load on another; one row a request over
 persistent connections; the servers take turns in every round, so that a busy machine is busy for all of them. Ours is
-asked with binary tensors and by gRPC as well, against its own V2 in JSON. gRPC's client in Python costs more than the
+asked with binary tensors and by gRPC as well, against its own V2 in JSON. Two servers that check nothing show the
+limits: one sends the body back, one asks the model besides. gRPC's client in Python costs more than the
 server, so that its requests a second are the client's; the CPU time of a request is the server's.
 
     .venv/bin/python benchmarks/serving.py --seconds 5
@@ -42,6 +43,9 @@ PEERS = Path(__file__).parent / "serving_peers"
 OWN_UV = Path(__file__).parents[1] / ".uv" / "bin" / "uv"
 """Where `make setup` puts uv when there is none."""
 _MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
+GRANIAN = "granian==2.8.9"
+LIMITS = {"echo": "echo", "echo and model": "model"}
+"""What bounds every server from below, as the table names it and as `serving_peers/limits.py` does."""
 MLSERVER = ["mlserver>=1.7", "mlserver-lightgbm", "onnxruntime"]
 
 
@@ -88,7 +92,8 @@ def main() -> None:
         os.sched_setaffinity(0, {cores[-1]})
         for target in targets:
             _check(target, expected)
-            target.version = httpx.get(f"http://127.0.0.1:{target.port}/v2").json()["version"]
+            if not target.version:
+                target.version = httpx.get(f"http://127.0.0.1:{target.port}/v2").json()["version"]
             uvloop.run(_load(target, args.connections, 0.5))
         for number in range(args.rounds):
             # Backwards in every other round, so that none is always next to the same neighbour.
@@ -132,7 +137,7 @@ def _start_all(
     tensor = {"name": "input", "shape": [1, len(row)], "datatype": "FP32", "data": row}
     # With an id, since KServe's server fails without one.
     v2, v1 = json.dumps({"id": "1", "inputs": [tensor]}).encode(), json.dumps({"instances": [row]}).encode()
-    ports = iter(_free_ports(6))
+    ports = iter(_free_ports(10))
 
     def both(server: str, port: int, process: psutil.Process) -> list[Target]:
         return [
@@ -166,28 +171,82 @@ def _start_all(
     port = next(ports)
     kserve = [sys.executable, str(PEERS / "kserve_server.py"), str(folder / "model.onnx"), NAME, str(port)]
     targets += both("kserve", port, stack.enter_context(_server(kserve, port, core, folder)))
+    missing = {}
+    for server in ("uvicorn", "granian"):
+        try:
+            for engine in LIMITS:
+                port = next(ports)
+                process = stack.enter_context(_server(_limit(server, engine, port), port, core, folder))
+                version = importlib.metadata.version("uvicorn") if server == "uvicorn" else GRANIAN.partition("==")[2]
+                targets.append(Target(server, engine, "V2", port, v2_path, v2, process, version=version))
+        except (OSError, RuntimeError) as error:
+            missing[server] = str(error)
     try:
         port = next(ports)
         mlserver = _mlserver(folder / "mlserver", folder, [port, next(ports), next(ports)])
         process = stack.enter_context(_server(mlserver, port, core, folder / "mlserver"))
     except (OSError, RuntimeError) as error:
-        missing = {"MLServer": str(error)}
+        missing["MLServer"] = str(error)
         _warn(missing)
         return targets, missing
     body = json.dumps({"id": "1", "inputs": [tensor | {"parameters": {"content_type": "np"}}]}).encode()
     for engine in ("ONNX Runtime", "LightGBM"):
         path = f"/v2/models/{engine.split()[0].lower()}/infer"
         targets.append(Target("MLServer", engine, "V2", port, path, body, process))
-    return targets, {}
+    _warn(missing)
+    return targets, missing
 
 
-def _mlserver(folder: Path, models: Path, ports: list[int]) -> list[str]:
-    """Write MLServer's settings and return its command; it cannot share our environment."""
+def _limit(server: str, engine: str, port: int) -> list[str]:
+    """Return the command of a server that does nothing but echo, or nothing but that and the model."""
+    app = ["env", f"PYTHONPATH={PEERS}", "MODEL=model.onnx"]
+    factory = ["--factory"] if LIMITS[engine] == "model" else []
+    if server == "uvicorn":
+        flags = ["--http", "httptools", "--loop", "uvloop", "--no-access-log", "--log-level", "error"]
+        return [
+            *app,
+            sys.executable,
+            "-m",
+            "uvicorn",
+            f"limits:{LIMITS[engine]}",
+            *flags,
+            *factory,
+            "--port",
+            str(port),
+        ]
+    needs = [flag for package in (GRANIAN, "uvloop", "orjson", "numpy", "onnxruntime") for flag in ("--with", package)]
+    flags = ["--interface", "asginl", "--loop", "uvloop", "--no-ws", "--no-log"]
+    return [
+        *app,
+        *_isolated(),
+        *needs,
+        "--",
+        "granian",
+        f"limits:{LIMITS[engine]}",
+        *flags,
+        *factory,
+        "--port",
+        str(port),
+    ]
+
+
+def _isolated() -> list[str]:
+    """Return what runs a program in an environment of its own.
+
+    Raises:
+        RuntimeError: there is no uv.
+    """
     uv = shutil.which("uv") or shutil.which(str(OWN_UV))
     if uv is None:
         raise RuntimeError(
             "it runs in an environment of its own, which needs uv; install it: https://docs.astral.sh/uv"
         )
+    return [uv, "run", "--isolated", "--no-project", "--python", "3.11"]
+
+
+def _mlserver(folder: Path, models: Path, ports: list[int]) -> list[str]:
+    """Write MLServer's settings and return its command; it cannot share our environment."""
+    isolated = _isolated()
     # Inference in the server's own process, which is the faster way on one core.
     settings = {"host": "127.0.0.1", "http_port": ports[0], "grpc_port": ports[1], "metrics_port": ports[2]}
     settings |= {"parallel_workers": 0, "debug": False}
@@ -203,19 +262,7 @@ def _mlserver(folder: Path, models: Path, ports: list[int]) -> list[str]:
         card = {"name": name, "implementation": implementation, "parameters": {"uri": str(uri)}}
         (folder / name / "model-settings.json").write_text(json.dumps(card))
     needs = [flag for package in MLSERVER for flag in ("--with", package)]
-    return [
-        uv,
-        "run",
-        "--isolated",
-        "--no-project",
-        "--python",
-        "3.11",
-        *needs,
-        "--",
-        "mlserver",
-        "start",
-        str(folder),
-    ]
+    return [*isolated, *needs, "--", "mlserver", "start", str(folder)]
 
 
 @contextlib.contextmanager
@@ -258,6 +305,8 @@ def _ready(port: int) -> bool:
 
 def _check(target: Target, expected: list[float]) -> None:
     """Make sure that a server computes the same as the others before its speed counts."""
+    if target.engine == "echo":
+        return
     if target.protocol == "gRPC":
         with grpc.insecure_channel(f"127.0.0.1:{target.path}") as channel:
             body = channel.unary_unary(_MODEL_INFER)(target.body)
@@ -394,10 +443,10 @@ def _print(results: list[dict[str, Any]], missing: dict[str, str], args: argpars
         f"median of {args.rounds} rounds of {args.seconds:g} s\n"
     )
     columns = ("requests/s", "x kserve", "p50 ms", "p99 ms", "CPU us/req", "x kserve", "x own JSON")
-    print(f"{'server':10} {'engine':13} {'API':9}" + "".join(f"{name:>11}" for name in columns))
+    print(f"{'server':10} {'engine':15} {'API':9}" + "".join(f"{name:>11}" for name in columns))
     for result in results:
         print(
-            f"{result['server']:10} {result['engine']:13} {result['protocol']:9}{result['requests_per_s']:>11}"
+            f"{result['server']:10} {result['engine']:15} {result['protocol']:9}{result['requests_per_s']:>11}"
             f"{result['times_kserve']:>11.1f}{result['p50_ms']:>11.2f}{result['p99_ms']:>11.2f}"
             f"{result['cpu_us_per_request']:>11}{result['times_kserve_by_cpu']:>11.1f}"
             f"{result['times_own_json_by_cpu']:>11.2f}"

@@ -36,7 +36,8 @@ def materialize(loop: Loop, settings: Settings, raw: Path, as_of: datetime) -> d
     Returns:
         Rows by view, and `online`: the rows written to the online store.
     """
-    from kubeloop import features, online
+    from kubeloop import features
+    from kubeloop.features import online
 
     rows = features.build(settings.home / loop.features.repo, raw, settings.features, settings)
     written = online.Materializer(settings.features, loop.features.service, settings).advance(as_of)

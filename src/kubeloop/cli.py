@@ -243,7 +243,7 @@ def report(
 def serve(folder: Folder = HERE) -> None:
     """Serve the kept champion until Ctrl-C, with collector, monitor and trigger."""
     from kubeloop import client, registry, session
-    from kubeloop.online import Materializer
+    from kubeloop.features.online import Materializer
     from kubeloop.services import Services
 
     loop, settings = _open(folder)

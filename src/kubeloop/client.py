@@ -6,9 +6,10 @@ from typing import Any
 
 import httpx
 
-from kubeloop import online, services
+from kubeloop import services
 from kubeloop.config import Loop, Settings, instant, past
 from kubeloop.errors import KubeloopError
+from kubeloop.features import online
 from kubeloop.monitoring.store import Store
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +19,8 @@ MIN_BLOCKS = 5
 _CELLS = 1_000_000
 _ERRORS = 400
 """Draws for a standard error: its own is then under 4 %."""
+_TOLD = 3
+"""Warnings that a reason repeats in full: it stands in logs, tags and commits."""
 
 
 class GateError(KubeloopError, ValueError):
@@ -56,6 +58,7 @@ class Verdict:
     `difference` and `interval` are oriented so that positive means that the challenger is better; they and `champion`
     are None when there was no champion. `champion_interval` and `challenger_interval` are 95 % intervals of an AUC,
     None for other metrics. `rows` and `positives` count what it was judged on, None in verdicts from before they did.
+    `warnings` are the challenger's own, see `warned`.
     """
 
     promote: bool
@@ -71,6 +74,7 @@ class Verdict:
     challenger_interval: tuple[float, float] | None = None
     rows: int | None = None
     positives: int | None = None
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -80,7 +84,8 @@ class Verdict:
     def from_dict(cls, data: Mapping[str, Any]) -> "Verdict":
         """Read what `to_dict` wrote, also after a trip through JSON."""
         pairs = {name: _pair(data.get(name)) for name in ("interval", "champion_interval", "challenger_interval")}
-        return cls(**{**data, **pairs, "checks": tuple(Check.from_dict(check) for check in data["checks"])})
+        checks = tuple(Check.from_dict(check) for check in data["checks"])
+        return cls(**{**data, **pairs, "checks": checks, "warnings": tuple(data.get("warnings", ()))})
 
 
 def compare(
@@ -178,6 +183,27 @@ def first(y: npt.ArrayLike, challenger: npt.ArrayLike, gates: config.Gates) -> V
         challenger_interval=sure,
         rows=len(labels),
         positives=int(values["positives"]),
+    )
+
+
+def warned(verdict: Verdict, warnings: Sequence[str], gates: config.Gates) -> Verdict:
+    """Repeat what to look at before the challenger is believed; it is refused for that only if the policy says so."""
+    if not warnings:
+        return verdict
+    told = " ".join(f"Warning: {text}." for text in warnings[:_TOLD])
+    if len(warnings) > _TOLD:
+        told += f" Warnings in the model's card: {len(warnings)}."
+    reason, checks = verdict.reason, verdict.checks
+    if gates.refuse_on_warning:
+        checks = (*checks, Check("warnings", False, len(warnings), 0))
+        if verdict.promote:
+            reason = f"Rejected: gates.refuse_on_warning is set. But for that: {reason}"
+    return replace(
+        verdict,
+        promote=verdict.promote and not gates.refuse_on_warning,
+        reason=f"{reason} {told}",
+        checks=checks,
+        warnings=tuple(warnings),
     )
 
 

@@ -3,7 +3,7 @@
 from kubeloop import pages
 from kubeloop.gates import Check, Verdict
 
-_WANTED = {"blocks": "≥", "class": "≥", "gain": ">", "floor": "≥", "ceiling": "≤", "slice": "≥"}
+_WANTED = {"blocks": "≥", "class": "≥", "gain": ">", "floor": "≥", "ceiling": "≤", "slice": "≥", "warnings": "≤"}
 
 
 def html(title: str, verdict: Verdict) -> str:
@@ -43,10 +43,11 @@ def _row(check: Check, verdict: Verdict) -> dict[str, object]:
         "blocks": "Blocks of time in the hold-out",
         "class": "Rows of the rarer class",
         "gain": "Lower end of the gain's interval",
+        "warnings": "Warnings about the model",
         "slice": f"Change of {verdict.metric} where {name}",
     }.get(kind, name)
     value, limit = _number(check.value), _number(check.limit)
-    if kind in ("blocks", "class"):
+    if kind in ("blocks", "class", "warnings"):
         value, limit = f"{check.value:.0f}", f"{check.limit:.0f}"
     return {
         "about": about,

@@ -189,7 +189,8 @@ def _remember(settings: Settings, plan: Plan) -> Memory:
 
 
 def _replay(loop: Loop, settings: Settings, services: Services, observer: Observer, memory: Memory) -> None:
-    from kubeloop import features, log, online
+    from kubeloop import features, log
+    from kubeloop.features import online
 
     assert loop.replay is not None  # noqa: S101 - plan.apply has made sure
     plan = loop.replay

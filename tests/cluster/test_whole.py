@@ -25,11 +25,12 @@ import httpx
 import pytest
 import yaml
 
-from kubeloop import config, features, model_folder, names, online, registry
+from kubeloop import config, features, model_folder, names, registry
 from kubeloop.bucket import Bucket
 from kubeloop.config import Loop, Settings
 from kubeloop.delivery.payload_events import EventLog, Pair
 from kubeloop.delivery.processes import die_with_parent
+from kubeloop.features import online
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from kfp import dsl
 
-from kubeloop import config, loops, model_folder, online, stages
+from kubeloop import config, loops, model_folder, stages
 from kubeloop.config import Loop
+from kubeloop.features import online
 from kubeloop.services import ServiceError
 from tests.components.conftest import Bench
 

@@ -23,8 +23,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from kubeloop import access, cli, config, doctor, kept, loops, online, registry, report, session, state, summary
+from kubeloop import access, cli, config, doctor, kept, loops, registry, report, session, state, summary
 from kubeloop.config import Loop, Settings
+from kubeloop.features import online
 from kubeloop.memory import Memory
 from kubeloop.monitoring import payload_log, wal
 from kubeloop.monitoring.payload_log import MIRRORED, Row

@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import Protocol
+from typing import Any, Protocol
 
 import uvicorn
 
@@ -42,6 +42,15 @@ SMALL_BYTES = 16 * 1024
 _NOTABLE_BYTES = 16 * 2**20
 # glibc keeps what was freed in the middle of its heap, unless it is told to let go of it; others have no such function.
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+
+
+class Answer(Protocol):
+    """A whole answer, as `http.Response` is one."""
+
+    body: bytes
+    status: int
+    media: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
 
 
 class Client(Protocol):
@@ -80,6 +89,10 @@ class State(uvicorn.server.ServerState):
         self.leaving = False
         self.turned_away: Callable[[], None] = lambda: None
         """Told of each request that is refused for want of room, which no application hears of."""
+        self.at_once: Callable[[Any, bytes], Answer | None] | None = None
+        """Answers a whole POST, given its scope and its body, where that takes less time than a task of its own."""
+        self.head = b""
+        """The headers that every answer has."""
         self.asked_at = -math.inf
         """When the last inference came; probes and scrapes go on to the end."""
         self._closed: dict[str, int] = {}
@@ -92,6 +105,7 @@ class State(uvicorn.server.ServerState):
     def look(self) -> None:
         """Close what is overdue and set the time of the answers; called twice a second."""
         self.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+        self.head = b"".join(b"%s: %s\r\n" % header for header in self.default_headers)
         self._note_bytes()
         now = time.monotonic()
         for connection in [found for found in self.waiting if found.deadline <= now]:

@@ -54,6 +54,8 @@ class _Connection(HttpToolsProtocol):
     _offered: bytes | None = None
     _current: RequestResponseCycle | None = None
     _unread = 0
+    _whole: bytearray | None = None
+    """The body so far of a request that may be answered as soon as it is whole."""
     _last_words: bytes | None = None
     """Set once nothing more is read; written when the requests before are answered."""
 
@@ -97,6 +99,9 @@ class _Connection(HttpToolsProtocol):
         except httptools.HttpParserError as error:
             self._refuse_unparsed(error)
             return
+        if self._whole is not None:
+            # The rest will come later, so it is a request like any other.
+            self._begin()
         if self._in_head and self._begun - begun <= (not in_head and not in_body):
             self._head_bytes += len(data)
             if self._head_bytes > bounds.HEAD_BYTES:
@@ -218,23 +223,71 @@ class _Connection(HttpToolsProtocol):
                 HTTPStatus.TOO_MANY_REQUESTS, f"wait for answers: {bounds.PIPELINED} requests wait already"
             )
         self._in_body = True
-        super().on_headers_complete()
         if method == b"POST":
             state.asked_at = time.monotonic()
-        if state.leaving:
+            if state.at_once is not None and self._alone() and version == "1.1" and self._coding is None:
+                self._whole = bytearray()
+                return
+        self._begin()
+
+    def _alone(self) -> bool:
+        """Return whether nothing is before a request, and nothing is special about its answer."""
+        busy = self.pipeline or (self._current is not None and not self._current.response_complete)
+        special = self.expect_100_continue or self._surplus or self.server_state.leaving or self.flow.write_paused
+        return not busy and not special and self._last_words is None and self.parser.should_keep_alive()
+
+    def _begin(self) -> None:
+        """Hand a request to the application."""
+        super().on_headers_complete()
+        if self.server_state.leaving:
             self.cycle.keep_alive = False
             self.cycle.default_headers = [*self.cycle.default_headers, LEAVE]
+        if self._whole:
+            super().on_body(bytes(self._whole))
+        self._whole = None
 
     def on_body(self, body: bytes) -> None:
         self.held += len(body)
-        super().on_body(body)
+        if self._whole is None:
+            super().on_body(body)
+        else:
+            self._whole += body
 
     def on_message_complete(self) -> None:
-        if self._offered is None:
-            self._in_body = False
-            super().on_message_complete()
-            if self.cycle.response_complete:
+        if self._offered is not None:
+            return
+        self._in_body = False
+        if self._whole is not None:
+            if self._answered(bytes(self._whole)):
+                self._whole = None
                 self._release()
+                return
+            self._begin()
+        super().on_message_complete()
+        if self.cycle.response_complete:
+            self._release()
+
+    def _answered(self, body: bytes) -> bool:
+        """Answer a whole request without a task of its own; return whether that could be done."""
+        path, _, query = self.url.partition(b"?")
+        state = self.server_state
+        if state.at_once is None or query or b"%" in path or self.flow.write_paused or self.transport.is_closing():
+            return False
+        try:
+            self.scope["path"] = path.decode("ascii")
+        except UnicodeDecodeError:
+            return False
+        self.scope["method"] = "POST"
+        answer = state.at_once(self.scope, body)
+        if answer is None:
+            return False
+        lines = [_STATUS_LINES[answer.status], state.head]
+        lines += [b"%s: %s\r\n" % header for header in answer.headers]
+        lines.append(b"content-type: %s\r\ncontent-length: %d\r\n\r\n" % (answer.media, len(answer.body)))
+        lines.append(answer.body)
+        self.transport.write(b"".join(lines))
+        state.total_requests += 1
+        return True
 
     # ---- answers
 
@@ -385,6 +438,9 @@ class _Connection(HttpToolsProtocol):
 
 
 _LARGE_HEAD = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"send at most {bounds.HEAD_BYTES} bytes of headers"
+
+
+_STATUS_LINES = {status.value: b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode()) for status in HTTPStatus}
 
 
 def _limit(turn: int) -> float:

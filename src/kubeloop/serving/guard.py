@@ -29,6 +29,9 @@ _NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+?)\.?)(?::\d+)?")
 _SAFE = frozenset({"GET", "HEAD"})
 _BINARY = b"application/octet-stream"
+_JSON = b"application/json"
+_HOSTS = 8
+"""Accepted values of Host that are remembered."""
 _DRAIN_BYTES = 1024 * 1024
 _DRAIN_S = 1.0
 
@@ -59,6 +62,7 @@ class Guard:
         self._local = loopback(host)
         self._token = token.encode()
         self._inference = tuple(inference)
+        self._hosts: set[bytes] = set()
         self._names = _NAMES | {host.lower(), *(name.lower() for name in names)}
 
     @property
@@ -87,10 +91,15 @@ class Guard:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
+    def at_once(self, scope: Any, body: bytes) -> Any:
+        """See `process.Prompt`; a refusal is `__call__`'s."""
+        prompt = getattr(self._app, "at_once", None)
+        return None if prompt is None or self._refuses(scope) is not None else prompt(scope, body)
+
     def _refuses(self, scope: Any) -> tuple[int, str] | None:
         """Return the status and the reason of a refusal."""
         headers: Headers = scope["headers"]
-        if self._local:
+        if self._local and not self._usual(headers):
             host = _only(headers, b"host")
             if (found := _HOST.fullmatch(host.lower())) is None or (found[1] or found[2]) not in self._names:
                 return 403, f"this service of one machine answers to localhost and 127.0.0.1, not to {host[:80]!r}"
@@ -99,6 +108,8 @@ class Guard:
                 return 403, "a web page of another site may not ask this service"
             if _has_body(headers) and not _declared(headers):
                 return 415, "say what the body is: Content-Type: application/json"
+            if len(self._hosts) < _HOSTS:
+                self._hosts.add(_first(headers, b"host") or b"")
         if self._token and scope["method"] not in _SAFE and not scope["path"].startswith(self._inference):
             given = _only(headers, b"authorization").encode("latin-1")
             if not hmac.compare_digest(given, b"Bearer " + self._token):
@@ -107,6 +118,14 @@ class Guard:
                     "Authorization: Bearer <token>"
                 )
         return None
+
+    def _usual(self, headers: Headers) -> bool:
+        """Return whether a request is like nearly all of them: JSON from a program, to a host that passed before."""
+        said = dict(headers)
+        once = len(said) == len(headers)
+        return (
+            once and said.get(b"host") in self._hosts and said.get(b"content-type") == _JSON and b"origin" not in said
+        )
 
 
 def loopback(host: str) -> bool:
@@ -160,7 +179,7 @@ def _declared(headers: Headers) -> bool:
     if not media:
         # Programs leave it out, tritonclient among them. So can a page, but its browser signs what it sends.
         return not names & {b"origin", b"sec-fetch-site", b"sec-fetch-mode"}
-    return media in (b"application/json", _BINARY) or (media.startswith(b"application/") and media.endswith(b"+json"))
+    return media in (_JSON, _BINARY) or (media.startswith(b"application/") and media.endswith(b"+json"))
 
 
 async def _read(receive: Any) -> None:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -35,6 +35,7 @@ EXTENSIONS = ["binary_tensor_data"]
 """Of the Open Inference Protocol, by the names that its servers use."""
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LINGER_S = 1.0
+_AT_ONCE_BYTES = 16 * 1024
 
 INFER = "/v2/models/{name}/infer"
 PREDICT = "/v1/models/{name}:predict"
@@ -149,6 +150,17 @@ class Service(Protocol):
         """Answer a V1 predict request."""
 
 
+@runtime_checkable
+class Prompt(Protocol):
+    """A service that can answer small requests without waiting for anything."""
+
+    def infer_at_once(self, request: Request) -> Response | None:
+        """Answer a V2 inference request; None where it takes `infer`. Errors are raised as `ProtocolError`."""
+
+    def predict_at_once(self, request: Request) -> Response | None:
+        """The same of V1."""
+
+
 class Beside(Protocol):
     """What runs as long as the application does."""
 
@@ -170,6 +182,10 @@ def json_response(value: Any, status: int = 200) -> Response:
 def error_response(error: ProtocolError) -> Response:
     """Return the answer to a request that failed."""
     return json_response({"error": str(error)}, error.status)
+
+
+def _failure() -> Response:
+    return json_response({"error": "internal error; the server's log says more"}, 500)
 
 
 class App:
@@ -199,6 +215,12 @@ class App:
             "/metrics": ("GET", "/metrics", self._scrape),
         }
         self._versions = f"{v2}/versions/"
+        self._prompt: dict[str, tuple[str, Callable[[Request], Response | None]]] = {}
+        if isinstance(service, Prompt):
+            self._prompt = {
+                f"{v2}/infer": (INFER, service.infer_at_once),
+                f"{v1}:predict": (PREDICT, service.predict_at_once),
+            }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; the body is always read first, so that a refusal never races with its upload."""
@@ -233,7 +255,7 @@ class App:
                 return
             except Exception:  # the last resort of a server: say so in the log and in the answer
                 log.exception("%s %s failed", scope["method"], scope["path"])
-                response = json_response({"error": "internal error; the server's log says more"}, 500)
+                response = _failure()
             if unread:
                 headers.append((b"connection", b"close"))
             headers += response.headers
@@ -247,6 +269,25 @@ class App:
                 await send({"type": "http.response.body", "body": response.body})
         finally:
             self.in_flight -= 1
+
+    def at_once(self, scope: Scope, body: bytes) -> Response | None:
+        """Answer a whole inference request of a few rows, which takes less time than a task; see `process.Prompt`."""
+        route = self._prompt.get(scope["path"])
+        if route is None or len(body) > _AT_ONCE_BYTES:
+            return None
+        start = time.perf_counter()
+        try:
+            headers = dict(scope["headers"])
+            check_media(headers)
+            response = route[1](Request(body, headers, None))
+        except ProtocolError as error:
+            response = error_response(error)
+        except Exception:
+            log.exception("POST %s failed", scope["path"])
+            response = _failure()
+        if response is not None:
+            self._metrics.observe(route[0], response.status, time.perf_counter() - start)
+        return response
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:

@@ -34,6 +34,11 @@ class MetricsPort:
         message = f"this port answers GET {', '.join(SHOWN)} alone\n"
         await PlainTextResponse(message, 404, {"connection": "close"})(scope, receive, send)
 
+    def at_once(self, scope: Any, body: bytes) -> Any:
+        """See `process.Prompt`."""
+        prompt = getattr(self._app, "at_once", None)
+        return None if prompt is None or scope["server"][1] == self.port else prompt(scope, body)
+
 
 def _shown(scope: Any) -> bool:
     return scope["method"] in _READING and scope["path"] in SHOWN

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import uvicorn
 
@@ -36,6 +36,14 @@ class Application(Protocol):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""
+
+
+@runtime_checkable
+class Prompt(Protocol):
+    """An application that can answer some requests without waiting for anything."""
+
+    def at_once(self, scope: Any, body: bytes) -> bounds.Answer | None:
+        """Answer one whole POST; None where it takes a task, and `__call__`."""
 
 
 class Server(uvicorn.Server):
@@ -72,8 +80,9 @@ class Server(uvicorn.Server):
         """
         self._host = host
         self._metrics_port = metrics_port
+        shown = app if metrics_port is None else MetricsPort(app, metrics_port)
         config = uvicorn.Config(
-            app if metrics_port is None else MetricsPort(app, metrics_port),
+            shown,
             host=host,
             port=port,
             loop="uvloop",
@@ -90,6 +99,8 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self.server_state: bounds.State = bounds.State()
+        if isinstance(shown, Prompt):
+            self.server_state.at_once = shown.at_once
         if turned_away is not None:
             self.server_state.turned_away = turned_away
         # What waits to be accepted takes descriptors too, all at once.

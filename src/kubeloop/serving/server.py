@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from kubeloop.serving.calls import Call, Inference, serve
-from kubeloop.serving.http import Limits, Metrics, add_arguments, limits_of
+from kubeloop.serving.calls import V1, V2, Call, Inference, serve
+from kubeloop.serving.http import Limits, Metrics, Request, Response, add_arguments, limits_of
 from kubeloop.serving.model import PLATFORM, PROVIDERS, Model, ModelError, load
 from kubeloop.serving.oip import InferRequest, InferResponse
 from kubeloop.serving.process import log_to_stderr
@@ -60,6 +60,26 @@ class Predictor(Inference):
             "outputs": [spec.metadata() for spec in self.model.outputs.values()],
         }
 
+    def infer_at_once(self, request: Request) -> Response | None:
+        """See `http.Prompt`."""
+        return self._at_once(V2(request))
+
+    def predict_at_once(self, request: Request) -> Response | None:
+        """See `http.Prompt`."""
+        return self._at_once(V1(request))
+
+    def _at_once(self, call: Call[T]) -> T | None:
+        request = call.parse(self.model.inputs, self.model.outputs)
+        if request.rows > self._inline_rows:
+            return None
+        self.limits.check_rows(request.rows)
+        self.metrics.rows.inc(request.rows)
+        return self._work(call, request)
+
+    def _work(self, call: Call[T], request: InferRequest) -> T:
+        outputs = self.model.predict(request.inputs, request.outputs)
+        return call.encode(InferResponse(self.name, self.version, outputs, request.id))
+
     async def answer(self, call: Call[T]) -> T:
         """Predict."""
         self._check(call.version)
@@ -72,11 +92,9 @@ class Predictor(Inference):
         self.limits.check_rows(request.rows)
         self.metrics.rows.inc(request.rows)
 
-        def work() -> T:
-            outputs = self.model.predict(request.inputs, request.outputs)
-            return call.encode(InferResponse(self.name, self.version, outputs, request.id))
-
-        return work() if request.rows <= self._inline_rows else await self._in_thread(work)
+        if request.rows <= self._inline_rows:
+            return self._work(call, request)
+        return await self._in_thread(lambda: self._work(call, request))
 
     def _check(self, version: str | None) -> None:
         if version is not None and version != self.version:

@@ -334,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     log_to_stderr()
     from kubeloop import config
     from kubeloop.features import FeatureError
-    from kubeloop.online import OnlineFeatures
+    from kubeloop.features.online import OnlineFeatures
 
     try:
         source = OnlineFeatures.open(args.feature_dir, args.feature_service, config.settings())

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pytest
 
 from kubeloop import features
-from kubeloop.online import Materializer, OnlineFeatures, stands
+from kubeloop.features.online import Materializer, OnlineFeatures, stands
 
 NOON = datetime(2024, 3, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -251,7 +251,7 @@ def test_a_value_of_another_type_is_refused(online: OnlineFeatures, as_of: datet
 def test_who_answers_requests_imports_no_offline_store(built: Path) -> None:
     """Feast imports what its configuration names, and Ibis takes 15 MiB in every transformer."""
     code = (
-        "import sys; from pathlib import Path; from kubeloop.online import OnlineFeatures\n"
+        "import sys; from pathlib import Path; from kubeloop.features.online import OnlineFeatures\n"
         "OnlineFeatures.open(Path(sys.argv[1]), 'flight_delay_v1')\n"
         "print(sorted({'dask', 'ibis', 'mlflow', 'scipy', 'sklearn'} & sys.modules.keys()))"
     )

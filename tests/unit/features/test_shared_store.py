@@ -15,7 +15,7 @@ from redis import Redis
 
 from kubeloop import config, features
 from kubeloop.config import Settings
-from kubeloop.online import Materializer, OnlineFeatures
+from kubeloop.features.online import Materializer, OnlineFeatures
 
 SERVICE = "flight_delay_v1"
 

@@ -315,3 +315,21 @@ def test_a_verdict_of_an_older_kubeloop_can_be_read() -> None:
     }  # fmt: skip
     read = gates.Verdict.from_dict(old)
     assert (read.interval, read.rows, read.checks[0].interval) == ((0.0, 0.1), None, None)
+
+
+@pytest.mark.parametrize(("refuse", "promote"), [(False, True), (True, False)])
+def test_a_verdict_repeats_what_training_warned_of(refuse: bool, promote: bool) -> None:
+    y, logit = _world()
+    policy = config.Gates(refuse_on_warning=refuse, **OPEN)
+    plain = gates.first(y, _model(logit, 1.0, 1), policy)
+    assert gates.warned(plain, [], policy) == plain
+    verdict = gates.warned(plain, ["'closed' alone predicts the label", "b", "c", "d"], policy)
+    assert verdict.promote is promote
+    assert verdict.warnings == ("'closed' alone predicts the label", "b", "c", "d")
+    start = "Promoted: first model" if promote else "Rejected: gates.refuse_on_warning is set. But for that: Promoted: "
+    assert verdict.reason.startswith(start)
+    end = "Warning: 'closed' alone predicts the label. Warning: b. Warning: c. Warnings in the model's card: 4."
+    assert verdict.reason.endswith(end)
+    assert gates.Verdict.from_dict(json.loads(json.dumps(verdict.to_dict()))) == verdict
+    before = {name: value for name, value in plain.to_dict().items() if name != "warnings"}
+    assert gates.Verdict.from_dict(before) == plain, "a verdict of an older kubeloop has none"

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubeloop import features
-from kubeloop.online import Materializer
+from kubeloop.features.online import Materializer
 from tests.unit.serving.conftest import start_server
 
 V2 = "/v2/models/flight-delay/infer"

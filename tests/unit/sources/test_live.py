@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from kubeloop import batch, config, sources, stages
 from kubeloop.config import Loop, Settings
-from kubeloop.online import OnlineFeatures
+from kubeloop.features.online import OnlineFeatures
 
 HOUR = timedelta(hours=1)
 

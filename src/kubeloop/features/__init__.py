@@ -1,0 +1,41 @@
+"""Features: the tables from raw data, Feast's store over them, the point-in-time join, and values online."""
+
+from kubeloop.features.store import (
+    EVENT_COLUMNS,
+    STORE_FILE,
+    FeatureError,
+    Field,
+    build,
+    definitions,
+    entities,
+    events,
+    features,
+    newest_label,
+    on_demand,
+    open_store,
+    register,
+    requests,
+    store_errors,
+    training_set,
+    views,
+)
+
+__all__ = [
+    "EVENT_COLUMNS",
+    "STORE_FILE",
+    "FeatureError",
+    "Field",
+    "build",
+    "definitions",
+    "entities",
+    "events",
+    "features",
+    "newest_label",
+    "on_demand",
+    "open_store",
+    "register",
+    "requests",
+    "store_errors",
+    "training_set",
+    "views",
+]
