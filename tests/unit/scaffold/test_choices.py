@@ -131,6 +131,8 @@ def test_columns_become_numbers_categories_ages_or_nothing(readings: pd.DataFram
         same="x",
         nothing=None,
         steps=random.integers(0, 9, rows),
+        cents=random.integers(0, 10**6, rows),
+        line_of_file=7 * np.arange(rows) + 100,
     )
     case, leaks = design(frame, folder, exclude=("LINE",))
     assert {item.name: item.kind for item in case.inputs} == {
@@ -139,13 +141,15 @@ def test_columns_become_numbers_categories_ages_or_nothing(readings: pd.DataFram
         "ok": "number",
         "site_id": "category",
         "steps": "number",
+        "cents": "number",
     }
     reasons = {item.column: item.why for item in case.left}
     expected = {
         "line": "left out with --exclude",
         "repaired": "lies after the row's own moment in 3,000 rows",
         "order_no": "looks like an identifier",
-        "note": "different texts, too many for categories",
+        "line_of_file": "looks like an identifier",
+        "note": "different texts, most of them in fewer than 10 rows",
         "same": "has one value",
         "nothing": "is empty",
     }
@@ -154,6 +158,49 @@ def test_columns_become_numbers_categories_ages_or_nothing(readings: pd.DataFram
         assert why in reasons[column]
     assert case.calendar == ("hour", "weekday")
     assert leaks == []
+
+
+def test_a_text_with_many_values_is_a_category_as_long_as_they_repeat(readings: pd.DataFrame, folder: Path) -> None:
+    random, rows = np.random.default_rng(3), len(readings)
+    frame = readings.assign(
+        dealer=[f"d{number}" for number in np.arange(rows) % 250],
+        merchant=[f"m{number}" for number in np.minimum(random.zipf(1.5, rows), 10**6)],
+        merchant_id=np.arange(rows) % 250,
+        comment=[f"n{number}" for number in random.permutation(rows) // 9],
+        mostly=[f"n{number}" if number % 5 else "fine" for number in range(rows)],
+    )
+    case, _ = design(frame, folder)
+    kinds = {item.name: item.kind for item in case.inputs}
+    assert frame["merchant"].nunique() > 200
+    assert {name for name, kind in kinds.items() if kind == "category"} == {"line", "dealer", "merchant", "merchant_id"}
+    assert {item.column for item in case.left} == {"comment", "mostly"}
+
+
+def test_numbers_that_float32_would_blur_keep_their_meaning(readings: pd.DataFrame, folder: Path) -> None:
+    random, rows = np.random.default_rng(4), len(readings)
+    days = 20_240_101 + random.integers(0, 28, rows)
+    codes = 4 * 10**15 + random.integers(0, 100, rows)
+    frame = readings.assign(
+        coded=days,
+        gone=np.where(random.random(rows) < 0.1, np.nan, days),
+        below=-days,
+        instant=1.7e9 + random.integers(0, 10**6, rows) / 8,
+        crate=codes + random.integers(0, 2, rows) * 4 * 10**15,
+        revenue=np.exp(random.normal(8, 3, rows)).astype(np.int64) * 10_000,
+        exact=random.integers(0, 2**24, rows) // 100,
+    )
+    case, _ = design(frame, folder)
+    found = {item.name: (item.kind, item.offset) for item in case.inputs}
+    assert found["coded"] == found["gone"] == ("number", 20_240_101)
+    assert found["below"] == ("number", -20_240_128)
+    assert found["instant"] == ("number", int(frame["instant"].min()))
+    assert found["crate"] == ("category", 0), "two groups far from each other: text, since its values repeat"
+    assert found["revenue"] == found["exact"] == ("number", 0)
+    for name in ("coded", "gone", "below", "instant"):
+        relative = (frame[name] - found[name][1]).dropna()
+        assert (
+            relative.astype(np.float32).nunique() == relative.nunique() > frame[name].astype(np.float32).nunique() - 1
+        )
 
 
 def test_what_knows_the_label_is_named(readings: pd.DataFrame, folder: Path) -> None:
