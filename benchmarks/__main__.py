@@ -11,6 +11,7 @@ BENCHMARKS = {
     "path": Path(sys.executable),
     "drift": Path(sys.executable),
     "join": Path(sys.executable),
+    "scale": Path(sys.executable),
     "steps": Path(sys.executable),
     "collector": RUNTIME,
     "logger": Path(sys.executable),

@@ -279,10 +279,7 @@ def _rehearse(case: Case, repo: Path, table: Table, out: Path) -> "pd.DataFrame"
 
     plan = case.timeline
     features.build(repo, table.parquet.parent, out)
-    rows = features.events(repo, table.parquet.parent, start=case.moment.start, end=plan.until)
-    rows = rows.filter(rows["label"].is_valid())
-    step = -(-rows.num_rows // REHEARSED)
-    rows = rows.take(list(range(0, rows.num_rows, step)))
+    rows = features.events(repo, table.parquet.parent, start=case.moment.start, end=plan.until, most=REHEARSED)
     frame: pd.DataFrame = features.training_set(out, case.service, rows).to_pandas()
     shutil.rmtree(out)
     return frame

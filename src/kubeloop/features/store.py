@@ -222,7 +222,15 @@ def _body(query: Path) -> str:
     return query.read_text().strip().rstrip(";")
 
 
-def events(repo: Path, raw: Path, *, start: datetime, end: datetime, labelled_by: datetime | None = None) -> pa.Table:
+def events(
+    repo: Path,
+    raw: Path,
+    *,
+    start: datetime,
+    end: datetime,
+    labelled_by: datetime | None = None,
+    most: int | None = None,
+) -> pa.Table:
     """Return the events (one row a prediction) with `start <= event_timestamp < end`, oldest first.
 
     Args:
@@ -231,6 +239,7 @@ def events(repo: Path, raw: Path, *, start: datetime, end: datetime, labelled_by
         start: first moment, inclusive.
         end: last moment, exclusive.
         labelled_by: keep only rows whose label was known at that moment.
+        most: of more labelled rows than these, return every second, third and so on, and none without a label.
 
     Raises:
         FeatureError: the query is missing, fails or lacks a column that every event has.
@@ -247,6 +256,9 @@ def events(repo: Path, raw: Path, *, start: datetime, end: datetime, labelled_by
     if labelled_by is not None:
         moment = sources.literal(labelled_by.isoformat())
         condition += f" AND label IS NOT NULL AND label_available_at <= {moment}::TIMESTAMPTZ"
+    if most is not None:
+        order = "row_number() OVER (ORDER BY event_timestamp, event_id) - 1"
+        condition += f" AND label IS NOT NULL QUALIFY ({order}) % greatest(1, ceil(count(*) OVER () / {most})) = 0"
     with sources.connect(sources.tables(raw)) as db:
         try:
             names = [row[0] for row in db.execute(f"DESCRIBE {_body(query)}").fetchall()]
