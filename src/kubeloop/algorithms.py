@@ -63,6 +63,9 @@ SEARCH: dict[str, dict[str, tuple[float, float, bool]]] = {
 }
 """Low, high, and whether to search on a logarithmic scale; whole numbers stay whole."""
 
+TAKES_MISSING = frozenset({"lightgbm", "hist_gradient_boosting"})
+"""Estimators that learn from NaN. Scikit-learn's forests do too, but skl2onnx 1.20 does not write what they learned."""
+
 _FIXED = {"random_state", "n_jobs", "objective", "verbose", "deterministic", "force_row_wise", "loss", "warm_start"}
 _LIGHTGBM_EXTRA = {"extra_trees", "feature_fraction_bynode", "max_bin", "max_delta_step", "path_smooth"}
 

@@ -32,6 +32,7 @@ from kubeloop.config_types import (
     number,
     past,
 )
+from kubeloop.reading.spec import Columns, Read
 
 __all__ = [
     "ConfigError",
@@ -58,8 +59,16 @@ class Table(Model):
     static: bool = Field(default=False, description="Facts without a history: never too old for a training window.")
     path: str | None = Field(
         default=None,
-        description="Parquet or CSV file, relative to loop.yaml; leave out when `source.entry` writes the table.",
+        description="Parquet, Feather, CSV, JSON or Excel file, relative to loop.yaml; leave out when `source.entry` "
+        "writes the table.",
     )
+    read: Read = Field(default=Read(), description="How the file is opened, where it does not say so itself.")
+    columns: Columns = Field(
+        default={},
+        description="How texts are read, by column: a kind, or a kind with more. A row that does not fit is "
+        "quarantined. Where nothing is said of a file without types, kinds are found whenever it is read.",
+    )
+    where: str = Field(default="", description="SQL condition; rows of `path` for which it does not hold are not used.")
 
 
 class Source(Model):
@@ -125,6 +134,11 @@ class Gates(Model):
     slices: tuple[str, ...] = ()
     slice_tolerance: float = Field(default=0.03, ge=0, description="Largest loss of the metric allowed in a slice.")
     slice_min_rows: int = Field(default=300, ge=1)
+    refuse_on_warning: bool = Field(
+        default=False,
+        description="Refuse a model that training warned of, such as one with a feature that alone predicts the label. "
+        "Left off, it is promoted with the warning in its reason: some tables are that easy.",
+    )
 
 
 class Drift(Model):
@@ -217,6 +231,9 @@ class Loop(Model):
 
     name: DnsName = Field(description="Names the model, the inference service and the pipelines.")
     description: str = ""
+    assumptions: tuple[str, ...] = Field(
+        default=(), description="What nobody has confirmed yet, one sentence each; the report shows them."
+    )
     source: Source
     features: Features
     training: Training = Training()
@@ -257,7 +274,7 @@ class Loop(Model):
 
     def digest(self) -> str:
         """Return the SHA-256 hex digest of what shapes a model: neither the traffic nor where things run."""
-        content = self.model_dump(mode="json", exclude={"replay", "delivery", "pipelines"})
+        content = self.model_dump(mode="json", exclude={"assumptions", "replay", "delivery", "pipelines"})
         if self.replay:
             content["train_from"] = self.replay.train_from.isoformat()
         # Sorted, since the order of a mapping says nothing and a chart's values have another one.

@@ -15,7 +15,15 @@ Kind = Literal["numeric", "categorical"]
 SMOOTHING = 20.0
 """Rows that the prior weighs in a category's mean (the m of the m-estimate)."""
 
+EXACT = 2**24
+"""Whole numbers up to this one are float32 values; of those beyond it only every second, fourth, ... is."""
+
+MOST_CATEGORIES = 100_000
+"""Values of a category that are learned, the most frequent ones: two megabytes of a graph, at no cost to its speed."""
+
 _FOLDS = 5
+_LEAST_MISSING, _LEAST_SHARE = 20, 0.001
+"""Rows, and their share, in which a number must be missing before a model can learn what that means."""
 
 
 class EncodingError(KubeloopError, ValueError):
@@ -28,25 +36,39 @@ class EncodingError(KubeloopError, ValueError):
 class Encoder:
     """What was learned about each feature; all numbers are exact float32 values.
 
-    Numeric columns: a missing or infinite value becomes the column's median. Categorical columns: a value becomes the
-    smoothed mean of the label among its rows, (sum + m * prior) / (rows + m) (Micci-Barreca 2001); a value that was
-    not seen, an empty string and a missing value become the prior, the mean of the label over all rows.
+    Numeric columns: a missing or infinite value becomes the column's fill. That is NaN where the estimator has learned
+    what a missing value means. It is the median where the estimator cannot learn it, which gets one more column then,
+    1 where the value is missing; and where training had too few such rows to learn from, so that an outage of a source
+    that was never missing gives a usual prediction and not an arbitrary one.
+
+    Categorical columns: a value becomes the smoothed mean of the label among its rows, (sum + m * prior) / (rows + m)
+    (Micci-Barreca 2001). Missing is a value like any other: who left a field empty may differ from everybody else, and
+    where only a few rows did, m keeps their mean near the prior. A value that was not seen becomes the prior, the mean
+    of the label over all rows.
+
+    Attributes:
+        columns: the features, in the order of the training set.
+        fills: what a missing value of each numeric feature becomes.
+        means: mean of each value of each categorical feature; the empty string stands for missing.
+        prior: the mean of a value that was not seen.
+        flags: numeric features with a column that says where they are missing.
     """
 
     columns: tuple[str, ...]
-    medians: dict[str, float]
+    fills: dict[str, float]
     means: dict[str, dict[str, float]]
     prior: float
+    flags: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Columns of the matrix: the numeric features, then the categorical ones."""
-        return (*self.medians, *self.means)
+        """Feature of each column of the matrix: the numeric ones, the categorical ones, then those with a flag."""
+        return (*self.fills, *self.means, *self.flags)
 
     @property
     def kinds(self) -> dict[str, Kind]:
         """How each feature is read, in the order of the training set."""
-        return {name: "numeric" if name in self.medians else "categorical" for name in self.columns}
+        return {name: "numeric" if name in self.fills else "categorical" for name in self.columns}
 
     def transform(self, frame: pd.DataFrame) -> Matrix:
         """Return the matrix [n, F], columns as in `names`.
@@ -55,20 +77,24 @@ class Encoder:
             EncodingError: a column is missing or cannot be read as its kind.
         """
         matrix = np.empty((len(frame), len(self.names)), dtype=np.float32)
-        for position, (name, median) in enumerate(self.medians.items()):
+        for position, (name, fill) in enumerate(self.fills.items()):
             values = numbers(frame, name)
-            matrix[:, position] = np.where(np.isfinite(values), values, np.float32(median))
-        for position, (name, means) in enumerate(self.means.items(), start=len(self.medians)):
+            known = np.isfinite(values)
+            matrix[:, position] = np.where(known, values, np.float32(fill))
+            if name in self.flags:
+                matrix[:, len(self.fills) + len(self.means) + self.flags.index(name)] = ~known
+        for position, (name, means) in enumerate(self.means.items(), start=len(self.fills)):
             matrix[:, position] = texts(frame, name).map(means).fillna(self.prior).to_numpy(dtype=np.float32)
         return matrix
 
 
-def learn(frame: pd.DataFrame, y: npt.NDArray[np.int64]) -> tuple[Encoder, Matrix]:
+def learn(frame: pd.DataFrame, y: npt.NDArray[np.int64], *, native: bool = False) -> tuple[Encoder, Matrix]:
     """Learn the encoding of a training set.
 
     Args:
         frame: the feature columns; strings are categorical, all others numeric.
         y: labels [n], 0 or 1.
+        native: whether the estimator learns from NaN what a missing number means.
 
     Returns:
         The encoder, and the matrix [n, F] to fit an estimator on. In that matrix a row's own label does not count in
@@ -80,20 +106,35 @@ def learn(frame: pd.DataFrame, y: npt.NDArray[np.int64]) -> tuple[Encoder, Matri
     """
     if frame.shape[1] == 0:
         raise EncodingError("the training set has no feature columns; add features to the feature service")
-    categorical = [str(name) for name in frame.columns if _is_text(frame[name])]
-    medians = {str(name): _median(numbers(frame, name)) for name in frame.columns if name not in categorical}
+    categorical = [str(name) for name in frame.columns if is_text(frame[name])]
+    numeric = {str(name): numbers(frame, name) for name in frame.columns if name not in categorical}
+    telling = [name for name, column in numeric.items() if _telling(column)]
+    fills = {name: float("nan") if native and name in telling else _median(column) for name, column in numeric.items()}
     prior = _float32(float(y.mean()))
     values = {name: texts(frame, name) for name in categorical}
     means = {name: _means(values[name], y, prior) for name in categorical}
-    encoder = Encoder(tuple(str(name) for name in frame.columns), medians, means, prior)
+    flags = () if native else tuple(telling)
+    encoder = Encoder(tuple(str(name) for name in frame.columns), fills, means, prior, flags)
     matrix = encoder.transform(frame)
-    fold = np.arange(len(frame)) % _FOLDS
-    for position, name in enumerate(categorical, start=len(medians)):
-        for part in range(_FOLDS):
-            own = fold == part
-            others = _means(values[name][~own], y[~own], prior)
-            matrix[own, position] = values[name][own].map(others).fillna(prior).to_numpy(dtype=np.float32)
+    for position, name in enumerate(categorical, start=len(fills)):
+        matrix[:, position] = out_of_fold(values[name], y)
     return encoder, matrix
+
+
+def out_of_fold(values: "pd.Series[str]", y: npt.NDArray[np.int64]) -> Matrix:
+    """Return each row's mean of its category [n], learned from the four fifths of the rows that it is not among.
+
+    Args:
+        values: categories [n], as `texts` gives them.
+        y: labels [n], 0 or 1.
+    """
+    prior, fold = _float32(float(y.mean())), np.arange(len(y)) % _FOLDS
+    found = np.empty(len(y), dtype=np.float32)
+    for part in range(_FOLDS):
+        own = fold == part
+        others = _means(values[~own], y[~own], prior)
+        found[own] = values[own].map(others).fillna(prior).to_numpy(dtype=np.float32)
+    return found
 
 
 def numbers(frame: pd.DataFrame, name: str) -> Matrix:
@@ -114,6 +155,21 @@ def numbers(frame: pd.DataFrame, name: str) -> Matrix:
         ) from error
 
 
+def blurred(frame: pd.DataFrame) -> dict[str, float]:
+    """Return the numeric columns whose whole numbers float32 cannot tell apart, with their median.
+
+    Most of the values must be that large: for a few large ones among small, as in an amount, a seventh digit is enough.
+    """
+    found = {}
+    for name in (str(name) for name in frame.columns if not is_text(frame[name])):
+        values = numbers(frame, name)
+        values = values[np.isfinite(values)]
+        middle = float(np.median(np.abs(values))) if len(values) else 0.0
+        if middle > EXACT and (values == np.floor(values)).all():
+            found[name] = middle
+    return found
+
+
 def texts(frame: pd.DataFrame, name: str) -> "pd.Series[str]":
     """Return a categorical column as Python strings [n], empty where a value is missing.
 
@@ -124,17 +180,24 @@ def texts(frame: pd.DataFrame, name: str) -> "pd.Series[str]":
     return column.where(column.notna(), "").astype(str)
 
 
+def is_text(column: "pd.Series[str]") -> bool:
+    """Return whether a column is categorical: it holds strings, or nothing."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return pd.api.types.is_string_dtype(column.cat.categories)
+    has_objects = pd.api.types.is_object_dtype(column) or pd.api.types.is_string_dtype(column)
+    return has_objects and pd.api.types.infer_dtype(column, skipna=True) in ("string", "empty")
+
+
 def _column(frame: pd.DataFrame, name: str) -> "pd.Series[str]":
     if name not in frame:
         raise EncodingError(f"feature {name!r} is not among the columns {list(frame.columns)}")
     return frame[name]
 
 
-def _is_text(column: "pd.Series[str]") -> bool:
-    if isinstance(column.dtype, pd.CategoricalDtype):
-        return pd.api.types.is_string_dtype(column.cat.categories)
-    has_objects = pd.api.types.is_object_dtype(column) or pd.api.types.is_string_dtype(column)
-    return has_objects and pd.api.types.infer_dtype(column, skipna=True) in ("string", "empty")
+def _telling(values: Matrix) -> bool:
+    """Return whether so many values are missing, and so many known, that the difference can be learned."""
+    known = int(np.isfinite(values).sum())
+    return known > 0 and len(values) - known >= max(_LEAST_MISSING, _LEAST_SHARE * len(values))
 
 
 def _median(values: Matrix) -> float:
@@ -144,8 +207,11 @@ def _median(values: Matrix) -> float:
 
 def _means(values: "pd.Series[str]", y: npt.NDArray[np.int64], prior: float) -> dict[str, float]:
     groups = pd.Series(y, index=values.index).groupby(values)
-    smoothed = (groups.sum() + SMOOTHING * prior) / (groups.count() + SMOOTHING)
-    return {str(value): _float32(mean) for value, mean in smoothed.items() if value != ""}
+    counts = groups.count()
+    smoothed = (groups.sum() + SMOOTHING * prior) / (counts + SMOOTHING)
+    if len(counts) > MOST_CATEGORIES:
+        smoothed = smoothed[counts.nlargest(MOST_CATEGORIES).index]
+    return {str(value): _float32(mean) for value, mean in smoothed.items()}
 
 
 def _float32(value: float) -> float:

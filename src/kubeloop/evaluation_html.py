@@ -21,6 +21,7 @@ def html(
     *,
     importance: Mapping[str, float] | None = None,
     facts: Mapping[str, object] | None = None,
+    warnings: Sequence[str] = (),
 ) -> str:
     """Return a complete page; it loads nothing, runs no script and follows the reader's light or dark scheme.
 
@@ -31,6 +32,7 @@ def html(
         slices: of `evaluation.slices`.
         importance: share by feature, largest first; the first 20 are shown.
         facts: more to say about the model, such as algorithm and training window.
+        warnings: what to look at before the model is believed.
     """
     largest = max((importance or {}).values(), default=0.0) or 1.0
     return pages.render(
@@ -69,6 +71,7 @@ def html(
             for part in slices
         ],
         facts=list((facts or {}).items()),
+        warnings=warnings,
     )
 
 

@@ -167,9 +167,9 @@ class _Graph:
 
 def _encoder(graph: _Graph, encoder: encoding.Encoder) -> str:
     """Add the encoder; return the name of its matrix [batch, F]."""
-    columns = list(encoder.medians)
+    columns = list(encoder.fills)
     for position, (name, means) in enumerate(encoder.means.items()):
-        # ONNX refuses an empty table; the empty string means missing, hence the prior, anyway.
+        # ONNX refuses an empty table.
         table = {"": encoder.prior, **means}
         columns.append(f"encoder/mean_{position}")
         graph.nodes.append(
@@ -185,7 +185,7 @@ def _encoder(graph: _Graph, encoder: encoding.Encoder) -> str:
             )
         )
     matrix = _stack(graph, columns)
-    if not encoder.medians:
+    if not encoder.fills:
         return matrix
     unknown = graph.add(
         "Or",
@@ -196,10 +196,16 @@ def _encoder(graph: _Graph, encoder: encoding.Encoder) -> str:
         "encoder/unknown",
     )
     # A category's mean is never missing, so its place only has to be filled.
-    fills = [*encoder.medians.values(), *(encoder.prior for _ in encoder.means)]
-    return graph.add(
-        "Where", [unknown, graph.constant("encoder/fills", [fills], np.float32), matrix], "encoder/imputed"
+    fills = [*encoder.fills.values(), *(encoder.prior for _ in encoder.means)]
+    filled = graph.add(
+        "Where", [unknown, graph.constant("encoder/fills", [fills], np.float32), matrix], "encoder/filled"
     )
+    if not encoder.flags:
+        return filled
+    flagged = [list(encoder.fills).index(name) for name in encoder.flags]
+    where = graph.add("Gather", [unknown, graph.constant("encoder/flagged", flagged, np.int64)], "encoder/at", axis=1)
+    flags = graph.add("Cast", [where], "encoder/flags", to=TensorProto.FLOAT)
+    return graph.add("Concat", [filled, flags], "encoder/all", axis=1)
 
 
 def _stack(graph: _Graph, columns: list[str]) -> str:
@@ -272,7 +278,9 @@ def _float32_below(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     Trees send x left when x <= t, with t a float64 between two training values. ONNX stores t as float32, and rounding
     to nearest may reach the larger of the two; the float32 below decides as t does for every float32 x.
     """
-    near = values.astype(np.float32)
+    # A split between NaN and all numbers has a threshold beyond float32; its largest number stands for that.
+    with np.errstate(over="ignore"):
+        near = values.astype(np.float32)
     below = np.where(near > values, np.nextafter(near, np.float32(-np.inf)), near)
     return np.asarray(below, dtype=np.float64)
 

@@ -1,8 +1,8 @@
 """Decide whether a challenger may become the champion, from a paired bootstrap over blocks of time."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +17,8 @@ MIN_BLOCKS = 5
 """With fewer blocks the interval says more about the draw than about the models."""
 
 _CELLS = 1_000_000
+_TOLD = 3
+"""Warnings that a reason repeats in full: it stands in logs, tags and commits."""
 
 
 class GateError(KubeloopError, ValueError):
@@ -40,7 +42,7 @@ class Verdict:
     """The decision, with what it rests on.
 
     `difference` and `interval` are oriented so that positive means that the challenger is better; they and `champion`
-    are None when there was no champion.
+    are None when there was no champion. `warnings` are the challenger's own, see `warned`.
     """
 
     promote: bool
@@ -52,6 +54,7 @@ class Verdict:
     interval: tuple[float, float] | None
     confidence: float
     checks: tuple[Check, ...]
+    warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -66,6 +69,7 @@ class Verdict:
                 **data,
                 "interval": None if interval is None else (interval[0], interval[1]),
                 "checks": tuple(Check(**check) for check in data["checks"]),
+                "warnings": tuple(data.get("warnings", ())),
             }
         )
 
@@ -155,6 +159,27 @@ def first(y: npt.ArrayLike, challenger: npt.ArrayLike, gates: config.Gates) -> V
         interval=None,
         confidence=gates.confidence,
         checks=checks,
+    )
+
+
+def warned(verdict: Verdict, warnings: Sequence[str], gates: config.Gates) -> Verdict:
+    """Repeat what to look at before the challenger is believed; it is refused for that only if the policy says so."""
+    if not warnings:
+        return verdict
+    told = " ".join(f"Warning: {text}." for text in warnings[:_TOLD])
+    if len(warnings) > _TOLD:
+        told += f" Warnings in the model's card: {len(warnings)}."
+    reason, checks = verdict.reason, verdict.checks
+    if gates.refuse_on_warning:
+        checks = (*checks, Check("warnings", False, len(warnings), 0))
+        if verdict.promote:
+            reason = f"Rejected: gates.refuse_on_warning is set. But for that: {reason}"
+    return replace(
+        verdict,
+        promote=verdict.promote and not gates.refuse_on_warning,
+        reason=f"{reason} {told}",
+        checks=checks,
+        warnings=tuple(warnings),
     )
 
 

@@ -3,7 +3,7 @@
 from kubeloop import pages
 from kubeloop.gates import Check, Verdict
 
-_WANTED = {"blocks": "≥", "gain": ">", "floor": "≥", "ceiling": "≤", "slice": "≥"}
+_WANTED = {"blocks": "≥", "gain": ">", "floor": "≥", "ceiling": "≤", "slice": "≥", "warnings": "≤"}
 
 
 def html(title: str, verdict: Verdict) -> str:
@@ -39,10 +39,11 @@ def _row(check: Check, verdict: Verdict) -> dict[str, object]:
     about = {
         "blocks": "Blocks of time in the hold-out",
         "gain": "Lower end of the gain's interval",
+        "warnings": "Warnings about the model",
         "slice": f"Change of {verdict.metric} where {name}",
     }.get(kind, name)
     value, limit = _number(check.value), _number(check.limit)
-    if kind == "blocks":
+    if kind in ("blocks", "warnings"):
         value, limit = f"{check.value:.0f}", f"{check.limit:.0f}"
     return {"about": about, "found": value, "wanted": f"{_WANTED[kind]} {limit}", "passed": check.passed}
 

@@ -2,8 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ import numpy.typing as npt
 import onnx
 import pandas as pd
 
-from kubeloop import algorithms, encoding, evaluation, export, kept, reference
+from kubeloop import algorithms, encoding, evaluation, export, kept, leaks, reference
 from kubeloop.errors import KubeloopError
 from kubeloop.training import LABEL, TIMESTAMP, Fitted
+from kubeloop.training import features as feature_columns
 
 GRAPH, CARD, REFERENCE = "model.onnx", "model.json", "reference"
 
@@ -27,7 +28,11 @@ class ModelFolderError(KubeloopError, ValueError):
 
 @dataclass(frozen=True)
 class Card:
-    """What model.json says. `metrics` are of the hold-out; None where one is undefined."""
+    """What model.json says.
+
+    `metrics` are of the hold-out; None where one is undefined. `warnings` say what to look at before the model is
+    believed; a card of an older kubeloop has none.
+    """
 
     name: str
     features: dict[str, encoding.Kind]
@@ -40,6 +45,7 @@ class Card:
     search: dict[str, int | float | str]
     importance: dict[str, float]
     metrics: dict[str, float | None]
+    warnings: list[str] = field(default_factory=list)
 
 
 def write(
@@ -89,6 +95,7 @@ def write(
         search=fitted.search,
         importance=fitted.importance(),
         metrics={key: None if math.isnan(value) else value for key, value in metrics.items()},
+        warnings=doubts(pd.concat([leaks.sample(train), leaks.sample(holdout)]), metrics["auc"], fitted.importance()),
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / GRAPH).write_bytes(content)
@@ -106,6 +113,35 @@ def write(
     features = [{"name": key, "kind": kind} for key, kind in kinds.items()]
     (folder / CARD).write_text(kept.dumps({**asdict(card), "features": features}))
     return card
+
+
+def doubts(frame: pd.DataFrame, auc: float, importance: Mapping[str, float]) -> list[str]:
+    """Return what to look at before a model is believed, one sentence each.
+
+    Args:
+        frame: the rows that it was trained on and measured on, or a sample of them.
+        auc: on the hold-out.
+        importance: share by feature, largest first.
+    """
+    columns = feature_columns(frame)
+    known = leaks.find(columns, frame[LABEL].to_numpy(dtype=np.int64))
+    found = [
+        f"{name!r} alone predicts the label almost perfectly (AUC {area:.3f}); if it is not known when a prediction is "
+        "asked for, take it out of the feature service"
+        for name, area in known.items()
+    ]
+    if auc >= leaks.GIVEAWAY and not known:
+        first, share = next(iter(importance.items()))
+        found.append(
+            f"an AUC of {auc:.3f} is too good for most tables; {share:.0%} of it comes from {first!r}: make sure "
+            "that this is known when a prediction is asked for"
+        )
+    found += [
+        f"{name!r} holds whole numbers around {middle:,.0f}, and float32 tells neighbours apart only up to "
+        f"{encoding.EXACT:,}; have its SQL give the difference to a fixed number, or text where it is a code"
+        for name, middle in encoding.blurred(columns).items()
+    ]
+    return found
 
 
 def read(folder: Path) -> Card:

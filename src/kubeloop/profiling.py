@@ -32,7 +32,7 @@ def profile(frame: pd.DataFrame, *, timestamp: str, label: str | None = None, ke
     - Schema: every column is there, and numbers, booleans and moments keep their type. Strings are left out, since
       their type changed between versions of pandas.
     - Volume: half to twice the rows.
-    - Keys: never null; unique together, when they are now.
+    - Keys: there in 99 % of the rows, and the others go to the quarantine; unique together, when they are now.
     - Freshness: the newest `timestamp` is not after the run's moment, and not before it by more than three times
       the largest gap in the data, at least one day.
     - Nulls: twice today's share and two points more, or half of today's values lost, whichever allows fewer.
@@ -41,7 +41,8 @@ def profile(frame: pd.DataFrame, *, timestamp: str, label: str | None = None, ke
       the values. Quantiles, because one absurd value must not set the bounds. Rows outside go to the quarantine.
     - Strings with few values: the values seen now, for 98 % of the rows. Rows stay: a new category is news, and
       encoders have a place for it.
-    - Label: 0 or 1, and a positive share between half of today's and half of the way from there to 1.
+    - Label: 0 or 1 in 99 % of the rows, and a positive share between half of today's and half of the way from there
+      to 1. Null as often as it likes: a row waits for its label.
 
     Args:
         frame: at least one row.
@@ -86,7 +87,11 @@ def _item(name: str, **arguments: Any) -> dict[str, dict[str, Any]]:
 
 
 def _keys(frame: pd.DataFrame, keys: Sequence[str]) -> Suite:
-    suite = [_item("expect_column_values_to_not_be_null", column=key) for key in keys if frame[key].notna().all()]
+    suite = [
+        _item("expect_column_values_to_not_be_null", column=key, mostly=0.99)
+        for key in keys
+        if frame[key].notna().all()
+    ]
     if keys and not frame.duplicated(list(keys)).any():
         if len(keys) == 1:
             suite.append(_item("expect_column_values_to_be_unique", column=keys[0]))
@@ -105,16 +110,21 @@ def _freshness(moments: "pd.Series[Any]", name: str) -> Suite:
     return [_nulls(moments, name), _item("expect_column_max_to_be_between", column=name, **bounds)]
 
 
-def _nulls(values: "pd.Series[Any]", name: str, *, strict: bool = False) -> dict[str, dict[str, Any]]:
+def _nulls(values: "pd.Series[Any]", name: str) -> dict[str, dict[str, Any]]:
     share = float(values.isna().mean())
-    if strict and share == 0:
-        return _item("expect_column_values_to_not_be_null", column=name)
     # Rounded down, so that the draft's data pass.
     mostly = floor(max(1 - 2 * share - 0.02, (1 - share) / 2) * 1000) / 1000
     return _item("expect_column_values_to_not_be_null", column=name, mostly=mostly, meta=dict(_KEEP))
 
 
+def _is_bool(values: "pd.Series[Any]") -> bool:
+    """Return whether a column holds booleans; with a null among them pandas has no type for it."""
+    return bool(pd.api.types.is_bool_dtype(values)) or pd.api.types.infer_dtype(values, skipna=True) == "boolean"
+
+
 def _type(values: "pd.Series[Any]", name: str) -> Suite:
+    if _is_bool(values):
+        return [_item("expect_column_values_to_be_in_type_list", column=name, type_list=["bool"])]
     if pd.api.types.is_object_dtype(values) or pd.api.types.is_string_dtype(values):
         return []
     if pd.api.types.is_integer_dtype(values):
@@ -132,18 +142,18 @@ def _label(values: "pd.Series[Any]", name: str) -> Suite:
         raise ValueError(f"the label {name} holds values other than 0 and 1; name a binary column, or none")
     share = float(values.mean())
     bounds = {"min_value": round(share / 2, 4), "max_value": round((1 + share) / 2, 4)}
-    suite = [_nulls(values, name, strict=True), _item("expect_column_mean_to_be_between", column=name, **bounds)]
-    if not pd.api.types.is_bool_dtype(values):
-        suite.append(_item("expect_column_values_to_be_in_set", column=name, value_set=[0, 1]))
+    suite = [_item("expect_column_mean_to_be_between", column=name, **bounds)]
+    if not _is_bool(values):
+        suite.append(_item("expect_column_values_to_be_in_set", column=name, value_set=[0, 1], mostly=0.99))
     return suite
 
 
 def _column(values: "pd.Series[Any]", name: str) -> Suite:
-    if pd.api.types.is_bool_dtype(values):
-        return [_nulls(values, name, strict=True)]
     if values.isna().all():
         return []
     suite = [_nulls(values, name)]
+    if _is_bool(values):
+        return suite
     if pd.api.types.is_numeric_dtype(values):
         suite += _range(values, name)
     elif pd.api.types.is_object_dtype(values) or pd.api.types.is_string_dtype(values):

@@ -35,7 +35,12 @@ def gate(loop: Loop, settings: Settings, run: str, model: Path, training_set: Pa
     Raises:
         StageError: too few rows are newer than the champion's training data.
     """
+    from kubeloop import gates, model_folder
+
     found = _judge(loop, settings, run, model, training_set)
+    # A verdict that was registered holds them already.
+    if not found.warnings:
+        found = gates.warned(found, model_folder.read(model).warnings, loop.gates)
     _log.info("%s", found.reason)
     return found
 

@@ -5,7 +5,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +15,18 @@ from kubeloop import (
     evaluation,
     scaffold_columns,
     scaffold_files,
+    scaffold_growth,
     scaffold_leaks,
     scaffold_plan,
     scaffold_suites,
     sources,
 )
+from kubeloop.leaks import GIVEAWAY
+from kubeloop.scaffold_advice import option
 from kubeloop.scaffold_columns import Label, Moment
 from kubeloop.scaffold_files import Case
-from kubeloop.scaffold_leaks import GIVEAWAY
 from kubeloop.scaffold_names import dns
-from kubeloop.scaffold_plan import Activity, Quality, Timeline
+from kubeloop.scaffold_plan import Activity, Quality, Scale, Timeline
 from kubeloop.scaffold_table import ScaffoldError, Table, quote
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ REHEARSED = 200_000
 
 @dataclass(frozen=True)
 class Wish:
-    """What the user asked for; `label`, `timestamp` and `keys` name columns."""
+    """What the user asked for; `label`, `label_known_at`, `timestamp` and `keys` name columns."""
 
     label: str
     timestamp: str
@@ -44,6 +46,7 @@ class Wish:
     into: Path
     name: str = ""
     label_delay: timedelta | None = None
+    label_known_at: str | None = None
     exclude: tuple[str, ...] = ()
     positive: str | None = None
     event_id: str | None = None
@@ -57,6 +60,8 @@ class Result:
     folder: Path
     files: tuple[str, ...]
     chosen: dict[str, str]
+    read: tuple[str, ...]
+    assumptions: tuple[str, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
     next: tuple[str, ...]
@@ -78,6 +83,9 @@ def write(table: Table, wish: Wish, scratch: Path, say: Callable[[str], None]) -
         ScaffoldError: the table cannot become a use case, or files would be overwritten; nothing was written.
     """
     case, activity, leaks = design(table, wish)
+    advised = _tried(table, wish, [column for column, _ in leaks])
+    growing = scaffold_growth.find(table, case.moment, case.keys, case.inputs)
+    advice = _tried(table, wish, [item.column for item in growing])
     files = {f"feature_repo/{path}": content for path, content in scaffold_files.feature_repo(case).items()}
     targets = [
         *files,
@@ -91,7 +99,10 @@ def write(table: Table, wish: Wish, scratch: Path, say: Callable[[str], None]) -
     say(f"{table.rows:,} rows: building features and fitting a first model ...")
     trained = _rehearse(case, repo, table, scratch / "features")
     quality = _measure(case, trained, activity)
-    warnings = _warnings(case, quality, leaks)
+    warnings = [*table.look, *_warnings(case, quality, leaks, advised)]
+    warnings += [str(item) for item in growing]
+    if growing and advice:
+        warnings[-1] += f", or init again with {advice}"
     for name, content in _suites(case, table, activity, trained).items():
         files[f"feature_repo/expectations/{name}.yaml"] = content
     files["loop.yaml"] = scaffold_files.loop_file(case, quality)
@@ -102,14 +113,21 @@ def write(table: Table, wish: Wish, scratch: Path, say: Callable[[str], None]) -
         folder=wish.into,
         files=tuple(sorted(files)),
         chosen=_chosen(case, quality),
+        read=tuple(table.said),
+        assumptions=case.assumptions,
         warnings=tuple(warnings),
         notes=tuple(f"{item.column!r} {item.why}" for item in case.left),
-        next=(f"cd {wish.into}", "kubeloop doctor", "kubeloop run --fast"),
+        next=(f"cd {_folder(wish.into)}", "kubeloop doctor", "kubeloop run --fast"),
     )
 
 
-def design(table: Table, wish: Wish) -> tuple[Case, Activity, list[tuple[str, str]]]:
+def design(table: Table, wish: Wish, *, look: bool = True) -> tuple[Case, Activity, list[tuple[str, str]]]:
     """Decide what the use case is, from the table alone; return it with its rows over time and what looks like leaks.
+
+    Args:
+        table: the table, taken in.
+        wish: what the user asked for.
+        look: whether to look for leaks.
 
     Raises:
         ScaffoldError: the table cannot become a use case.
@@ -117,34 +135,97 @@ def design(table: Table, wish: Wish) -> tuple[Case, Activity, list[tuple[str, st
     excluded = {table.column(name, "--exclude").name for name in wish.exclude}
     if wish.name and wish.name != dns(wish.name):
         raise ScaffoldError(f"--name {wish.name!r} names Kubernetes objects: write it as {dns(wish.name)!r}")
+    if wish.label_delay is not None and wish.label_known_at is not None:
+        raise ScaffoldError("--label-delay and --label-known-at say the same thing in two ways: give one of them")
     taken = {table.name}
     label = scaffold_columns.label(table, wish.label, wish.positive)
     keys = scaffold_columns.keys(table, wish.keys, taken)
     moment = scaffold_columns.moment(table, wish.timestamp, taken)
-    roles = [label.column, moment.column, *(key.column for key in keys)]
+    known = scaffold_columns.known(table, wish.label_known_at, label, moment) if wish.label_known_at else None
+    roles = [label.column, moment.column, *(key.column for key in keys), *([known.column] if known else [])]
     if len(set(roles)) < len(roles) or set(roles) & excluded:
         raise ScaffoldError("label, timestamp and keys must be different columns, and none of them excluded")
     scale = scaffold_plan.scale(moment.start, moment.end, table.path)
     activity = _activity(table, label, moment, scale.unit)
-    delay = wish.label_delay if wish.label_delay is not None else scaffold_plan.default_delay(scale)
-    timeline = scaffold_plan.timeline(activity, moment.start, moment.end, scale, delay)
-    event_id, id_column = scaffold_columns.event_id(table, moment, keys, wish.event_id)
-    inputs, left = scaffold_columns.inputs(table, moment, [*roles, id_column or ""], excluded, taken)
+    delay, assumptions = _delay(wish, known, scale)
+    timeline = scaffold_plan.timeline(
+        activity, moment.start, moment.end, scale, delay, longest=known.longest if known else delay
+    )
+    id_column = scaffold_columns.id_column(table, roles, wish.event_id)
+    others = [*roles, *table.parts, *([id_column.name] if id_column else [])]
+    inputs, left = scaffold_columns.inputs(table, moment, others, excluded, taken, known=known is not None)
+    calendar = _calendar(table, moment, timeline)
+    if not (inputs or calendar or keys):
+        raise ScaffoldError(
+            f"{table.path} has nothing to predict {label.column!r} from: {_because(left)}. Add columns that were known "
+            "at the row's moment"
+        )
     case = Case(
         name=wish.name or dns(table.name),
         table=table.name,
         path=os.path.relpath(table.path.resolve(), wish.into.resolve()),
+        source=table.source,
+        where=table.where,
         rows=table.rows,
         label=label,
+        known=known,
         moment=moment,
-        event_id=event_id,
+        event_id=scaffold_columns.named(id_column)
+        if id_column
+        else scaffold_columns.event_id(table, moment, keys, inputs),
         keys=tuple(keys),
         inputs=tuple(inputs),
         left=tuple(left),
-        calendar=_calendar(table, moment, timeline),
+        calendar=calendar,
         timeline=timeline,
+        assumptions=assumptions,
     )
-    return case, activity, scaffold_leaks.find(table, label, inputs)
+    return case, activity, scaffold_leaks.find(table, label, inputs) if look else []
+
+
+def likely_delay(table: Table, timestamp: str) -> timedelta:
+    """Return how long a label takes at a guess, from the span of the table.
+
+    Raises:
+        ScaffoldError: the timestamp cannot be one.
+    """
+    moment = scaffold_columns.moment(table, timestamp, set())
+    return scaffold_plan.default_delay(scaffold_plan.scale(moment.start, moment.end, table.path))
+
+
+def _delay(wish: Wish, known: scaffold_columns.Known | None, scale: Scale) -> tuple[timedelta, tuple[str, ...]]:
+    """Return how long labels take, and what was assumed for it."""
+    if known:
+        return scaffold_plan.whole_steps(known.usual, scale), ()
+    if wish.label_delay is not None:
+        return wish.label_delay, ()
+    delay = scaffold_plan.default_delay(scale)
+    assumed = (
+        f"A label is taken to be known {scaffold_plan.text(delay)} after its row's moment. If it takes longer, every "
+        "number here is too good: say so with --label-delay, or name the column that holds the time with "
+        "--label-known-at"
+    )
+    return delay, (assumed,)
+
+
+def _because(left: Sequence[scaffold_columns.LeftOut]) -> str:
+    return "; ".join(f"{item.column!r} {item.why}" for item in left[:10]) or "it has no other column"
+
+
+def _folder(path: Path) -> str:
+    """Write a folder for a shell's `cd`."""
+    return f"{'./' if str(path).startswith('-') else ''}{shlex.quote(str(path))}"
+
+
+def _tried(table: Table, wish: Wish, columns: Sequence[str]) -> str:
+    """Return the options that leave columns out, or nothing where no use case would be left."""
+    if not columns:
+        return ""
+    try:
+        design(table, replace(wish, exclude=(*wish.exclude, *columns)), look=False)
+    except ScaffoldError:
+        return ""
+    return " ".join([*(option("exclude", column) for column in columns), "--force"])
 
 
 def _activity(table: Table, label: Label, moment: Moment, unit: str) -> Activity:
@@ -166,7 +247,7 @@ def _activity(table: Table, label: Label, moment: Moment, unit: str) -> Activity
 
 def _calendar(table: Table, moment: Moment, plan: Timeline) -> tuple[str, ...]:
     """Return which of hour and weekday vary; a drift window that holds them in part would drift by design."""
-    at = f"{quote(moment.column)} AT TIME ZONE 'UTC'"
+    at = f"{quote(moment.column)} AT TIME ZONE {sources.literal(table.source.read.timezone)}"
     ((hours, weekdays),) = table.query(
         f"SELECT count(DISTINCT (hour({at}), minute({at}))), count(DISTINCT isodow({at})) FROM {table.name}"
     )
@@ -230,7 +311,7 @@ def _measure(case: Case, frame: "pd.DataFrame", activity: Activity) -> Quality:
 
 def _suites(case: Case, table: Table, activity: Activity, trained: "pd.DataFrame") -> dict[str, str]:
     keys = [key.column for key in case.keys]
-    unique = next((name for name in table.columns if case.event_id == f"{quote(name)}::VARCHAR"), None)
+    unique = case.event_id.column
     left = {item.column for item in case.left}
     used = [name for name in table.columns if name not in left]
     columns = ", ".join(sources.identifier(name) for name in used)
@@ -249,6 +330,7 @@ def _suites(case: Case, table: Table, activity: Activity, trained: "pd.DataFrame
             unique,
             runs,
             scaffold_suites.gap(steps),
+            waiting=[case.label.column, *([case.known.column] if case.known else [])],
         ),
         "training": scaffold_suites.training(trained, runs, scaffold_suites.gap(steps, case.timeline.label_delay)),
     }
@@ -263,12 +345,21 @@ def _example(case: Case, table: Table, repo: Path) -> dict[str, Any]:
     return {name: row[name].isoformat() if name == case.moment.name else row[name] for name, _ in case.columns}
 
 
-def _warnings(case: Case, quality: Quality, leaks: Sequence[tuple[str, str]]) -> list[str]:
-    found = [
-        f"{column!r} {why}. If it is not known when a prediction is asked for, init again with "
-        f"--exclude {shlex.quote(column)}"
-        for column, why in leaks
-    ]
+def _warnings(case: Case, quality: Quality, leaks: Sequence[tuple[str, str]], advised: str) -> list[str]:
+    found = [f"{column!r} {why}" for column, why in leaks]
+    if found:
+        found[-1] += ". What is not known when a prediction is asked for must go: "
+        found[-1] += f"init again with {advised}" if advised else "without it nothing is left to predict from"
+    if case.event_id.doubles:
+        found.append(
+            f"{case.event_id.doubles:,} rows are the same as another in timestamp, keys and all inputs. They count as "
+            "predictions of their own; if the table was loaded twice, remove them"
+        )
+    if case.known and case.known.early:
+        found.append(
+            f"{case.known.early:,} labels were known before their row's moment, by {case.known.column!r}; they count "
+            "as known at that moment. Is it the right column?"
+        )
     if quality.auc >= GIVEAWAY and not leaks:
         found.append(f"An AUC of {quality.auc:.3f} is too good for most tables: does a column know the label?")
     if quality.auc < 0.55:
@@ -290,9 +381,12 @@ def _chosen(case: Case, quality: Quality) -> dict[str, str]:
     counted = [f"{sum(item.kind == kind for item in case.inputs)} {word}" for kind, word in words.items()]
     return {
         "label": f"{case.label.meaning}: {share:.1%} of {case.rows:,} rows{unknown}; "
-        f"known {text(plan.label_delay)} later",
-        "timestamp": f"{case.moment.column}, {case.moment.start:%Y-%m-%d %H:%M} to {case.moment.end:%Y-%m-%d %H:%M}",
-        "keys": ", ".join(f"{key.column} ({key.distinct:,})" for key in case.keys),
+        + (f"known at {case.known.column!r}, most within " if case.known else "known after ")
+        + text(plan.label_delay)
+        + (" (assumed)" if case.assumptions else ""),
+        "timestamp": f"{case.moment.column}, {case.moment.start:%Y-%m-%d %H:%M} to {case.moment.end:%Y-%m-%d %H:%M} UTC"
+        + (f", clocks of {case.zone}" if case.zone else ""),
+        "keys": ", ".join(f"{key.column} ({key.distinct:,})" for key in case.keys) or "none",
         "features": ", ".join([*counted, *case.calendar, *(f"history of each {key.column}" for key in case.keys)]),
         "training": f"{at(plan.train_from)} to {at(plan.train_to)}, newest {text(plan.holdout)} held out",
         "first model": f"AUC {quality.auc:.3f}, calibration error {quality.ece:.3f}; floor {quality.floor}",

@@ -10,12 +10,18 @@ from typing import Any
 
 import yaml
 
-from kubeloop.scaffold_columns import Input, Key, Label, LeftOut, Moment
+from kubeloop.config import Table
+from kubeloop.scaffold_columns import EventId, Input, Key, Known, Label, LeftOut, Moment
 from kubeloop.scaffold_plan import Quality, Timeline, text
 from kubeloop.scaffold_table import quote
 
 _LINE = 88
-_UNITS = (("DAY", timedelta(days=1)), ("HOUR", timedelta(hours=1)), ("MINUTE", timedelta(minutes=1)))
+_UNITS = (
+    ("DAY", timedelta(days=1)),
+    ("HOUR", timedelta(hours=1)),
+    ("MINUTE", timedelta(minutes=1)),
+    ("SECOND", timedelta(seconds=1)),
+)
 
 
 @dataclass(frozen=True)
@@ -26,29 +32,52 @@ class Case:
         name: of the loop.
         table: of the raw table, in SQL and in file names.
         path: the table's file, relative to the use case's folder.
+        source: how that file is read.
+        where: the condition in SQL for the rows that are used, or empty.
         rows: of the table.
         label: what is predicted.
+        known: the column that says when a label became known, if there is one.
         moment: when it is predicted.
-        event_id: SQL for the id of a prediction.
-        keys: what histories are kept of; at least one.
+        event_id: the id of a prediction.
+        keys: what histories are kept of; may be none.
         inputs: what a client sends beside the keys.
         left: columns that are not used.
         calendar: `hour` and `weekday`, where they are features.
         timeline: of `scaffold_plan.timeline`.
+        assumptions: what nobody said, a sentence each.
     """
 
     name: str
     table: str
     path: str
+    source: Table
+    where: str
     rows: int
     label: Label
+    known: Known | None
     moment: Moment
-    event_id: str
+    event_id: EventId
     keys: tuple[Key, ...]
     inputs: tuple[Input, ...]
     left: tuple[LeftOut, ...]
     calendar: tuple[str, ...]
     timeline: Timeline
+    assumptions: tuple[str, ...]
+
+    @property
+    def zone(self) -> str:
+        """Where the clocks of times without an offset hang, empty for UTC."""
+        return "" if self.source.read.timezone == "UTC" else self.source.read.timezone
+
+    @property
+    def read(self) -> dict[str, Any]:
+        """What loop.yaml says of how the file is opened."""
+        return self.source.read.model_dump(mode="json", exclude_defaults=True)
+
+    @property
+    def readings(self) -> dict[str, Any]:
+        """What loop.yaml says of how columns are read."""
+        return {name: column.brief() for name, column in self.source.columns.items()}
 
     @property
     def service(self) -> str:
@@ -69,12 +98,18 @@ class Case:
     def types(self) -> list[str]:
         """Feast types in use."""
         texts = any(item.kind == "category" for item in self.inputs)
-        return ["Float64"] + ["String"] * texts + ["UnixTimestamp"] * bool(self.calendar)
+        numbers = self.keys or self.calendar or any(item.kind == "number" for item in self.inputs)
+        return ["Float64"] * bool(numbers) + ["String"] * texts + ["UnixTimestamp"] * bool(self.calendar)
 
     @property
     def at(self) -> str:
         """SQL for the moment of a row."""
         return quote(self.moment.column)
+
+    @property
+    def known_at(self) -> str:
+        """SQL for the moment at which a row's label was known."""
+        return self.known.sql if self.known else f"{self.at} + {interval(self.timeline.label_delay)}"
 
     @property
     def columns(self) -> list[tuple[str, str]]:
@@ -102,14 +137,14 @@ class Case:
             "step_sql": interval(scale.step),
             "short_sql": interval(scale.short),
             "long_sql": interval(scale.long),
-            "delay_sql": interval(delay),
-            "ttl": f"days={ttl.days}" if ttl == timedelta(days=ttl.days) else f"seconds={ttl.total_seconds():.0f}",
+            "ttl": next(f"{unit.lower()}s={ttl // size}" for unit, size in _UNITS if not ttl % size),
         }
 
 
 def feature_repo(case: Case) -> dict[str, str]:
     """Return the files of the feature repo but its expectations, by path within it."""
-    files = {name: _render(name, case) for name in ("feature_store.yaml", "entities.py", "views.py", "services.py")}
+    names = ["feature_store.yaml", *(["entities.py"] if case.keys else []), "views.py", "services.py"]
+    files = {name: _render(name, case) for name in names}
     files["sql/events.sql"] = _render("events.sql", case)
     for key in case.keys:
         files[f"sql/{key.name}_history.sql"] = _render("history.sql", case, key=key)
@@ -136,10 +171,7 @@ def readme(case: Case, quality: Quality, warnings: Iterable[str], row: Mapping[s
 
 def interval(span: timedelta) -> str:
     """Write a duration for SQL."""
-    for unit, size in _UNITS:
-        if not span % size:
-            return f"INTERVAL {span // size} {unit}"
-    return f"INTERVAL {span // timedelta(seconds=1)} SECOND"
+    return next(f"INTERVAL {span // size} {unit}" for unit, size in _UNITS if not span % size)
 
 
 def _render(name: str, case: Case, **more: Any) -> str:
@@ -152,7 +184,14 @@ def _render(name: str, case: Case, **more: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    pages.filters |= {"yaml": _scalar, "span": text, "moment": moment, "share": _share, "comment": _comment}
+    pages.filters |= {
+        "yaml": _scalar,
+        "span": text,
+        "moment": moment,
+        "share": _share,
+        "comment": _comment,
+        "flow": _flow,
+    }
     pages.globals["imports"] = _imports
     return pages.get_template(f"{name}.j2").render(case=case, plan=case.timeline, **case.spans, **more)
 
@@ -162,6 +201,13 @@ def _scalar(value: str) -> str:
     if re.fullmatch(r"[A-Za-z./_][\w./-]*", value, re.ASCII) and yaml.safe_load(value) == value:
         return value
     return yaml.safe_dump(value, default_style='"', width=2**31).strip()
+
+
+def _flow(value: Any) -> str:
+    """Write a value for YAML on one line."""
+    if isinstance(value, str):
+        return _scalar(value)
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=2**31).strip()
 
 
 def moment(value: datetime) -> str:

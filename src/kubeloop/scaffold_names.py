@@ -21,23 +21,27 @@ _OURS = frozenset(
     | {"typing", "values", "views", "weekday"}
 )
 _PYTHON = frozenset(word.lower() for word in (*keyword.kwlist, *keyword.softkwlist, *dir(builtins)))
+_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _DERIVED = re.compile(r"_(now|history|(seen|events|rate)_\d+[dhm])$")
 
 
-def safe(text: str, taken: Collection[str] = (), fallback: str = "field") -> str:
+def safe(text: str, taken: Collection[str] = (), fallback: str = "field", *, ascii_only: bool = False) -> str:
     """Return a lower-case identifier for any text, in at most `LONGEST` characters.
 
+    Letters of every script stay: Python, DuckDB, Feast, ONNX and JSON take them in names.
+
     Args:
-        text: any text, also an empty one or one in another script.
+        text: any text, also an empty one.
         taken: names that are in use or mean something, in lower case.
-        fallback: stands for a text without a Latin letter, and follows a word that is taken by a language.
+        fallback: stands for a text without a letter, and follows a word that is taken by a language.
+        ascii_only: for names that files, addresses and loop.yaml hold as well.
     """
 
     def free(name: str) -> bool:
         return not (name in taken or name in _OURS | _PYTHON | _sql() or _DERIVED.search(name))
 
-    base = _latin(text)
-    if not base or not base[0].isalpha():
+    base = _latin(text) if ascii_only else _letters(text)
+    if not base.isidentifier() or base.startswith("_"):
         base = f"{fallback}_{base}".rstrip("_")
     base = _short(base, LONGEST)
     if free(base):
@@ -67,8 +71,15 @@ def dns(text: str) -> str:
 
 
 def _latin(text: str) -> str:
-    split = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", unicodedata.normalize("NFKD", text))
+    split = _WORDS.sub("_", unicodedata.normalize("NFKD", text))
     return re.sub(r"[^a-z0-9]+", "_", split.encode("ascii", "ignore").decode().lower()).strip("_")
+
+
+def _letters(text: str) -> str:
+    # Python reads identifiers in this form. Lower case may bring marks with it that only compose afterwards.
+    lower = unicodedata.normalize("NFKC", _WORDS.sub("_", unicodedata.normalize("NFKC", text)).lower())
+    kept = "".join(sign if f"a{sign}".isidentifier() else "_" for sign in lower)
+    return re.sub(r"_+", "_", kept).strip("_")
 
 
 def _short(name: str, length: int) -> str:

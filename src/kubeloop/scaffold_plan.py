@@ -136,7 +136,20 @@ def default_delay(chosen: Scale) -> timedelta:
     return chosen.step
 
 
-def timeline(activity: Activity, start: datetime, end: datetime, chosen: Scale, delay: timedelta) -> Timeline:
+def whole_steps(span: timedelta, chosen: Scale) -> timedelta:
+    """Round a span up to whole steps."""
+    return _round_up(span, chosen.step)
+
+
+def timeline(
+    activity: Activity,
+    start: datetime,
+    end: datetime,
+    chosen: Scale,
+    delay: timedelta,
+    *,
+    longest: timedelta | None = None,
+) -> Timeline:
     """Lay training, replay, windows and samples over the table's time.
 
     Args:
@@ -144,7 +157,8 @@ def timeline(activity: Activity, start: datetime, end: datetime, chosen: Scale, 
         start: the oldest moment.
         end: the newest moment.
         chosen: of `scale`.
-        delay: how long after its moment a row's label is known.
+        delay: how long after its moment a row's label is known, as a rule.
+        longest: how long the last label takes, where that is longer.
 
     Raises:
         ScaffoldError: labels take too long, or the rows are too few or too bunched for a hold-out.
@@ -154,7 +168,7 @@ def timeline(activity: Activity, start: datetime, end: datetime, chosen: Scale, 
     if delay > span / 5:
         raise ScaffoldError(
             f"labels that take {text(delay)} leave too little of a table that spans {text(_round_up(span, _HOUR))}; "
-            "give a shorter --label-delay, or a longer table"
+            "use a longer table, or give a shorter --label-delay if they do not take as long"
         )
     train_to = _train_to(activity, begin, until, chosen, delay)
     # Until the oldest rows fill the histories, features look emptier than they ever will again.
@@ -173,7 +187,7 @@ def timeline(activity: Activity, start: datetime, end: datetime, chosen: Scale, 
     return Timeline(
         scale=chosen,
         label_delay=delay,
-        history=_round_up(chosen.long + delay + 2 * chosen.step, chosen.step),
+        history=_round_up(chosen.long + max(delay, longest or delay) + 2 * chosen.step, chosen.step),
         train_from=train_from,
         train_to=train_to,
         until=until,

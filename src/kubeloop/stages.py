@@ -24,6 +24,7 @@ from kubeloop.errors import KubeloopError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from kubeloop.model_folder import Card
 
 _log = logging.getLogger(__name__)
 
@@ -119,7 +120,8 @@ def validate_raw(
         ValidationFailed: an expectation does not hold beyond its tolerance.
         BucketError: there is a bucket, and it does not take the Data Docs and the quarantine.
     """
-    return _validate(loop, settings, sources.tables(raw), as_of, run, clean, page, "raw")
+    misfits = sources.tables(raw / sources.MISFITS)
+    return _validate(loop, settings, sources.tables(raw), as_of, run, clean, page, "raw", misfits)
 
 
 def validate_training_set(
@@ -147,13 +149,16 @@ def _validate(
     clean: Path,
     page: Path,
     what: str,
+    misfits: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     docs = paths.inside(settings.state / "data-docs", run, what="the run") / what
     quarantine = paths.inside(settings.state / "quarantine", run, what="the run")
     from kubeloop import findings, validation, validation_html
 
     suites = settings.home / loop.features.repo / "expectations"
-    report = validation.validate(tables, suites, as_of=as_of, docs=docs, quarantine=quarantine, clean=clean)
+    report = validation.validate(
+        tables, suites, as_of=as_of, docs=docs, quarantine=quarantine, clean=clean, misfits=misfits
+    )
     if settings.bucket:
         # The state folder of a pod goes with it.
         bucket = Bucket.open(settings)
@@ -214,12 +219,17 @@ def train(loop: Loop, training_set: Path, out: Path, settings: Settings | None =
         # The same data and use case are the same job: a step that is repeated finds what it has begun.
         name = f"{loop.name[:40]}-{digest(training_set)[:8]}{loop.digest()[:8]}"
         train_job.train(loop, settings, name, training_set, out)
-        return asdict(model_folder.read(out))
+        return _told(model_folder.read(out))
     frame = pq.read_table(training_set).to_pandas()
     learn, holdout = training.split(frame, loop.training.holdout)
     fitted = training.fit(learn, loop.training, metric=loop.gates.metric)
-    card = model_folder.write(out, fitted, export.to_onnx(fitted), learn, holdout, name=loop.name)
-    _log.info("%s learned from %d events, %s to %s", card.algorithm, len(learn), card.trained_from, card.trained_to)
+    return _told(model_folder.write(out, fitted, export.to_onnx(fitted), learn, holdout, name=loop.name))
+
+
+def _told(card: "Card") -> dict[str, Any]:
+    _log.info("%s learned from %d events, %s to %s", card.algorithm, card.rows, card.trained_from, card.trained_to)
+    for text in card.warnings:
+        _log.warning("%s", text)
     return asdict(card)
 
 
@@ -257,7 +267,13 @@ def evaluate(loop: Loop, model: Path, training_set: Path, out: Path, report: Pat
     drawn = curves.draw(labels, scores)
     facts = {"algorithm": card.algorithm, "trained from": card.trained_from, "trained to": card.trained_to}
     page = evaluation_html.html(
-        f"{loop.name}: the hold-out", metrics, drawn, slices, importance=card.importance, facts=facts
+        f"{loop.name}: the hold-out",
+        metrics,
+        drawn,
+        slices,
+        importance=card.importance,
+        facts=facts,
+        warnings=card.warnings,
     )
     out.mkdir(parents=True, exist_ok=True)
     for target in (out / "evaluation.html", report):

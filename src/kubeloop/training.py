@@ -143,18 +143,28 @@ def fit(
         best, value = _search(train, training, parameters, metric, progress)
         parameters = {**parameters, **best}
         search = {"trials": training.trials, "metric": metric, "value": value}
-    encoder, matrix = encoding.learn(features(train), labels)
+    encoder, matrix = _encode(train, labels, training)
     rows = matrix.astype(np.float64)
     estimator = _fit(rows, labels, training, parameters, network)
-    shares = algorithms.importance(training.algorithm, estimator, rows.std(axis=0))
+    importances = dict.fromkeys(encoder.columns, 0.0)
+    for name, share in zip(
+        encoder.names, algorithms.importance(training.algorithm, estimator, rows.std(axis=0)), strict=True
+    ):
+        importances[name] += float(share)
     return Fitted(
         algorithm=training.algorithm,
         parameters=parameters,
         encoder=encoder,
         estimator=estimator,
-        importances={name: float(share) for name, share in zip(encoder.names, shares, strict=True)},
+        importances=importances,
         search=search,
     )
+
+
+def _encode(
+    frame: pd.DataFrame, labels: npt.NDArray[np.int64], training: config.Training
+) -> tuple[encoding.Encoder, encoding.Matrix]:
+    return encoding.learn(features(frame), labels, native=training.algorithm in algorithms.TAKES_MISSING)
 
 
 def _search(
@@ -169,7 +179,7 @@ def _search(
     cut = int(len(train) * (1 - INNER_SHARE))
     older, newer = train.iloc[:cut], train.iloc[cut:]
     y, truth = _two_classes(older, "the older three quarters"), _two_classes(newer, "the newest quarter")
-    encoder, matrix = encoding.learn(features(older), y)
+    encoder, matrix = _encode(older, y, training)
     rows, unseen = matrix.astype(np.float64), encoder.transform(newer).astype(np.float64)
 
     def objective(trial: optuna.Trial) -> float:

@@ -11,8 +11,8 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +40,15 @@ class FeatureError(KubeloopError):
 
 @dataclass(frozen=True)
 class Field:
-    """A named column with its Open Inference Protocol datatype; times are ISO 8601 strings."""
+    """A named column with its Open Inference Protocol datatype; times are ISO 8601 strings.
+
+    Without an offset they are of `zone`, which the field's tag `timezone` in the feature repo names.
+    """
 
     name: str
     datatype: str
     kind: str = ""
+    zone: str = "UTC"
 
 
 def definitions(repo: Path) -> list[Any]:
@@ -107,6 +111,11 @@ def build(repo: Path, raw: Path, out: Path, shared: Settings | None = None) -> d
     rows = {}
     with sources.connect(sources.tables(raw)) as db:
         for view in (item for item in objects if isinstance(item, FeatureView)):
+            if lost := [name for name in view.entities if name not in keys]:
+                raise FeatureError(
+                    f"feature view {view.name} has no entity {lost[0].strip('_') or 'of its own'}: give it one that is "
+                    "defined in the repo; for a table about one thing, events.sql can return a constant as its key"
+                )
             query = repo / "sql" / f"{view.name}.sql"
             if not query.is_file():
                 raise FeatureError(f"feature view {view.name} has no query: write {query}")
@@ -277,6 +286,8 @@ def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
     """
     store = open_store(folder)
     fields = features(store, service)
+    if store.config.offline_store.type == "duckdb":
+        _take_any_ttl()
     frame = rows.drop_columns(["label_available_at"]).to_pandas()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -286,8 +297,19 @@ def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
     columns = {name: joined[name] for name in ("event_id", "event_timestamp", "label")}
     for field in fields:
         kind = pa.string() if field.kind == "categorical" else pa.float32()
-        columns[field.name] = joined[field.name].cast(kind)
+        # A whole number beyond 2^24 loses digits, which training warns of, and is no reason to stop.
+        columns[field.name] = joined[field.name].cast(kind, safe=False)
     return pa.table(columns).sort_by([("event_timestamp", "ascending"), ("event_id", "ascending")])
+
+
+def _take_any_ttl() -> None:
+    """Let Ibis, which Feast's DuckDB store passes a TTL to, read one of days and hours, such as 36 hours, as well.
+
+    Its table of types is closed to new ones, and Feast's own way around it needs a function that DuckDB no longer has.
+    """
+    from ibis.expr import datatypes
+
+    datatypes.infer.dispatch.__self__.lookup[timedelta] = lambda _: datatypes.Interval("us")
 
 
 def features(store: "FeatureStore", service: str) -> list[Field]:
@@ -313,7 +335,8 @@ def requests(store: "FeatureStore", service: str) -> list[Field]:
             for field in source.schema:
                 if field.name not in known:
                     known.add(field.name)
-                    found.append(_field(field.name, field.dtype.to_value_type().name))
+                    asked = _field(field.name, field.dtype.to_value_type().name)
+                    found.append(replace(asked, zone=field.tags.get("timezone", "UTC")))
     return found
 
 

@@ -52,6 +52,7 @@ def build(loop: Loop, settings: Settings, facts: Facts, log: Log, summary: Mappi
         "title": f"{loop.name}: the loop",
         "name": loop.name,
         "description": loop.description,
+        "assumptions": loop.assumptions,
         "sentence": sentence,
         "tone": tone,
         "compared": words.compared(summary),

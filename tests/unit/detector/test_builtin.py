@@ -183,3 +183,27 @@ def test_a_window_of_another_reference_is_refused(key: str, numeric: Any, codes:
     window = Window(numeric.astype(np.float32), np.array(codes, np.int32)[:, None], np.float32([0.5]))
     with pytest.raises(DetectorError, match=says):
         detector.score(key, window)
+
+
+def test_many_categories_raise_no_alarm_and_a_change_among_them_does() -> None:
+    """5,000 shops by Zipf's law: with a cell for each, every fourth quiet window of 150 rows has such a p-value."""
+    random = np.random.default_rng(1)
+    shares = 1 / np.arange(1, 5001)
+    shares /= shares.sum()
+
+    def shops(rows: int, moved: float = 0.0) -> list[str]:
+        drawn = random.choice(5000, rows, p=shares)
+        drawn = np.where(random.random(rows) < moved, 40 + drawn % 20, drawn)
+        return [f"s{number}" for number in drawn]
+
+    fitted = reference({"c": shops(10_000)})
+    detector = BuiltinDetector()
+    detector.fit("1", fitted)
+
+    def found(rows: int, moved: float = 0.0) -> Score:
+        return detector.score("1", Window(*fitted.encode({"c": shops(rows, moved)}), np.float32([0.5])))[0]
+
+    quiet = [found(rows) for rows in [150] * 200 + [2000] * 20]
+    assert np.mean([score.p_value < 0.01 for score in quiet]) < 0.05
+    assert all(score.missing_share == 0 for score in quiet), "a rare shop is another one, not a missing one"
+    assert found(500, moved=0.5).p_value < 1e-6

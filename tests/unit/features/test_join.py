@@ -77,6 +77,16 @@ def test_each_event_gets_the_newest_value_within_the_ttl(join: Callable[..., lis
     assert {row["units"] for row in found} == {7.0}
 
 
+@pytest.mark.parametrize("ttl", ["hours=36", "days=7, hours=3", "seconds=90", "days=2, microseconds=1", "days=30"])
+def test_any_ttl_is_taken(join: Callable[..., list[dict[str, Any]]], shop: Path, ttl: str) -> None:
+    views = shop / "views.py"
+    views.write_text(views.read_text().replace("hours=1)", f"{ttl})"))
+    names, values = zip(*(part.split("=") for part in ttl.split(", ")), strict=True)
+    span = timedelta(**dict(zip(names, map(int, values), strict=True))) / timedelta(minutes=1)
+    found = join([("in", "a", "1", span), ("out", "a", "1", span + 2e-8 * 60)], [("a", "1", 0, 1.0)])
+    assert [row["price"] for row in found] == [1.0, None]
+
+
 def test_rows_keep_their_number_and_order(join: Callable[..., list[dict[str, Any]]]) -> None:
     """Duplicate keys at one moment, events without any feature, keys nobody knows."""
     orders = [

@@ -37,6 +37,46 @@ def test_missing_and_unseen_values_are_served_as_they_were_trained(fitted: train
     )
 
 
+def test_missing_numbers_take_the_same_way_at_every_threshold(fitted: training.Fitted, parts: Parts) -> None:
+    """Each numeric feature in turn at its thresholds and next to them, while the others are there, missing or infinite.
+
+    The thresholds are float64 and ONNX compares float32; where a number is missing a tree follows its own default.
+    """
+    rows = []
+    for position, values in _thresholds(fitted).items():
+        name = fitted.encoder.names[position]
+        near = np.unique(values.clip(-3e38, 3e38).astype(np.float32))[:40]
+        ends = np.float32([-np.inf, np.inf])
+        at = np.concatenate([near, *(np.nextafter(near, end) for end in ends)])
+        for others in (0.0, np.nan, np.inf, None):
+            part = parts[1].iloc[np.arange(len(at)) % len(parts[1])].astype({"seats": float, "night": float})
+            if others is not None:
+                part = part.assign(**dict.fromkeys(fitted.encoder.fills, others))
+            rows.append(part.assign(**{name: at}))
+    empty = parts[1].head(3).assign(**dict.fromkeys(fitted.encoder.fills, np.nan), carrier=None, tail=None)
+    together = pd.concat([*rows, empty], ignore_index=True)
+    assert together[list(fitted.encoder.fills)].isna().all(axis=1).any()
+    assert export.parity(export.to_onnx(fitted), fitted, together).max_abs_difference < 1e-6
+
+
+def _thresholds(fitted: training.Fitted) -> dict[int, np.ndarray]:
+    """Return the thresholds of each numeric column of a model's trees, or some values for a model without trees."""
+    numeric, estimator = range(len(fitted.encoder.fills)), fitted.estimator
+    if fitted.algorithm == "lightgbm":
+        splits = estimator.booster_.trees_to_dataframe().dropna(subset=["threshold"])
+        features, values = splits["split_feature"].str.removeprefix("Column_").astype(int), splits["threshold"]
+    elif fitted.algorithm == "random_forest":
+        features = pd.Series(np.concatenate([tree.tree_.feature for tree in estimator.estimators_]))
+        values = pd.Series(np.concatenate([tree.tree_.threshold for tree in estimator.estimators_]))
+    elif fitted.algorithm == "hist_gradient_boosting":
+        nodes = np.concatenate([tree.nodes for stage in estimator._predictors for tree in stage])
+        nodes = nodes[nodes["is_leaf"] == 0]
+        features, values = pd.Series(nodes["feature_idx"]), pd.Series(nodes["num_threshold"])
+    else:
+        return dict.fromkeys(numeric, np.linspace(-2, 2, 9))
+    return {column: values[features == column].to_numpy() for column in numeric if (features == column).any()}
+
+
 def _run(model: onnx.ModelProto, fitted: training.Fitted, rows: pd.DataFrame) -> np.ndarray:
     return export.predict(model.SerializeToString(), fitted.encoder.kinds, rows)
 
@@ -105,12 +145,23 @@ _TINY: dict[str, dict[str, int | float]] = {
 }
 
 
-def test_real_flights_pass(flights: pd.DataFrame) -> None:
+@pytest.mark.parametrize("algorithm", ["lightgbm", "logistic_regression", "random_forest", "hist_gradient_boosting"])
+def test_real_flights_pass(algorithm: str, flights: pd.DataFrame) -> None:
+    """Flights that did not leave have no delay and no time in the air, which is what the label says of them."""
     train, holdout = training.split(flights, timedelta(days=5))
-    fitted = training.fit(train, config.Training(threads=1))
+    fitted = training.fit(train, config.Training(algorithm=algorithm, parameters=_FEW[algorithm], threads=1))
     assert holdout["dep_delay"].isna().any()
+    assert fitted.encoder.flags or np.isnan(fitted.encoder.fills["dep_delay"])
     assert not set(holdout["tailnum"].dropna()) <= set(train["tailnum"])
     assert export.parity(export.to_onnx(fitted), fitted, flights).rows == 20_000
+
+
+_FEW: dict[str, dict[str, int | float]] = {
+    "lightgbm": {},
+    "logistic_regression": {},
+    "random_forest": {"n_estimators": 20},
+    "hist_gradient_boosting": {"max_iter": 40},
+}
 
 
 def test_a_graph_of_another_model_fails_and_shows_the_worst_rows(fitted: training.Fitted, parts: Parts) -> None:

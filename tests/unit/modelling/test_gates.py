@@ -247,3 +247,21 @@ def test_time_blocks_are_whole_spans_of_utc() -> None:
     assert (days - days[1]).tolist() == [0, 0, 0, 1]
     hours = gates.time_blocks(moments, timedelta(hours=12))
     assert (hours - hours[1]).tolist() == [0, 0, 1, 2]
+
+
+@pytest.mark.parametrize(("refuse", "promote"), [(False, True), (True, False)])
+def test_a_verdict_repeats_what_training_warned_of(refuse: bool, promote: bool) -> None:
+    y, logit = _world()
+    policy = config.Gates(refuse_on_warning=refuse, **OPEN)
+    plain = gates.first(y, _model(logit, 1.0, 1), policy)
+    assert gates.warned(plain, [], policy) == plain
+    verdict = gates.warned(plain, ["'closed' alone predicts the label", "b", "c", "d"], policy)
+    assert verdict.promote is promote
+    assert verdict.warnings == ("'closed' alone predicts the label", "b", "c", "d")
+    start = "Promoted: first model" if promote else "Rejected: gates.refuse_on_warning is set. But for that: Promoted: "
+    assert verdict.reason.startswith(start)
+    end = "Warning: 'closed' alone predicts the label. Warning: b. Warning: c. Warnings in the model's card: 4."
+    assert verdict.reason.endswith(end)
+    assert gates.Verdict.from_dict(json.loads(json.dumps(verdict.to_dict()))) == verdict
+    before = {name: value for name, value in plain.to_dict().items() if name != "warnings"}
+    assert gates.Verdict.from_dict(before) == plain, "a verdict of an older kubeloop has none"

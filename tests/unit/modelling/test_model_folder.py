@@ -1,13 +1,14 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from kubeloop import config, encoding, evaluation, export, model_folder, reference, training
+from kubeloop import config, encoding, evaluation, export, kept, model_folder, reference, training
 
 Parts = tuple[pd.DataFrame, pd.DataFrame]
 
@@ -66,7 +67,7 @@ def test_a_stored_model_predicts_new_rows(folder: Path, small: training.Fitted, 
 def test_the_reference_remembers_the_training_rows(folder: Path, small: training.Fitted, parts: Parts) -> None:
     remembered = reference.Reference.load(folder / "reference")
     assert remembered.rows == len(parts[0])
-    assert remembered.numeric.shape == (500, len(small.encoder.medians))
+    assert remembered.numeric.shape == (500, len(small.encoder.fills))
     assert remembered.categories["carrier"] == ("AA", "B6", "DL", "é")
     assert remembered.importance == pytest.approx(small.importance())
     scores = small.predict(parts[1])
@@ -107,3 +108,45 @@ def test_damage_is_found(folder: Path, file: str, content: bytes | None, message
         (folder / file).write_bytes(content)
     with pytest.raises(model_folder.ModelFolderError, match=f"{message}.*train the model again"):
         model_folder.predict(folder, parts[1])
+
+
+def test_a_card_without_warnings_is_read(folder: Path) -> None:
+    """As an older kubeloop wrote it: its version is still the champion."""
+    card = model_folder.read(folder)
+    data = kept.loads(folder / "model.json")
+    del data["warnings"]
+    (folder / "model.json").write_text(kept.dumps(data))
+    assert card.warnings
+    assert model_folder.read(folder) == replace(card, warnings=[])
+
+
+def _doubts(auc: float = 0.7, **columns: object) -> list[str]:
+    labels = np.arange(4000) % 3 == 0
+    return model_folder.doubts(pd.DataFrame({"label": labels.astype(int), **columns}), auc, {"speed": 0.9})
+
+
+def test_numbers_that_float32_cannot_tell_apart_are_named() -> None:
+    random = np.random.default_rng(1)
+    days = 20_240_101 + random.integers(0, 28, 4000)
+    columns = {
+        "day": days,
+        "gone": np.where(random.random(4000) < 0.1, np.nan, days.astype(float)),
+        "offset": days - 20_240_101,
+        "exact": 2**24 - random.integers(0, 9, 4000),
+        "revenue": np.exp(random.normal(9, 4, 4000)).round(),
+        "measured": random.normal(5e6, 1, 4000) + 0.5,
+        "absent": np.nan,
+        "text": days.astype(str),
+    }
+    first, second = _doubts(**columns)
+    assert first.startswith("'day' holds whole numbers around 20,240,1")
+    assert "tells neighbours apart only up to 16,777,216" in first
+    assert second.startswith("'gone' holds whole numbers")
+
+
+def test_an_auc_that_is_too_good_is_named_with_what_it_comes_from() -> None:
+    noise = np.random.default_rng(1).normal(size=4000)
+    assert _doubts(0.979, speed=noise) == []
+    (found,) = _doubts(0.98, speed=noise)
+    assert found.startswith("an AUC of 0.980 is too good for most tables; 90% of it comes from 'speed'")
+    assert _doubts(math.nan, speed=noise) == []

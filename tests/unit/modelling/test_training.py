@@ -117,16 +117,89 @@ def test_one_class_cannot_train(parts: Parts) -> None:
         training.fit(parts[0].query("label == 1"), config.Training())
 
 
-def test_numbers_are_imputed_and_categories_become_smoothed_means() -> None:
+def _encoded(native: bool, missing: int = 25) -> tuple[encoding.Encoder, encoding.Matrix]:
     y = np.array([1] * 30 + [0] * 70)
-    frame = pd.DataFrame({"c": ["a"] * 40 + ["b"] * 50 + [None] * 10, "x": [1.0, np.nan, 3.0, np.inf] * 25})
-    encoder, _ = encoding.learn(frame, y)
-    assert encoder.names == ("x", "c")
-    assert encoder.kinds == {"c": "categorical", "x": "numeric"}
-    rows = pd.DataFrame({"x": [5.0, np.nan, -np.inf, 0.5, 0.5], "c": ["a", "b", "never seen", None, ""]})
-    a, b, prior = (30 + 20 * 0.3) / 60, 20 * 0.3 / 70, 0.3
-    expected = np.array([[5, a], [2, b], [2, prior], [0.5, prior], [0.5, prior]], dtype=np.float32)
-    assert encoder.transform(rows) == pytest.approx(expected, rel=1e-7)
+    x = [1.0, 2.0, 3.0, 2.0] * 25
+    x[:missing] = ([np.nan, np.inf, -np.inf] * 25)[:missing]
+    frame = pd.DataFrame({"c": ["a"] * 40 + ["b"] * 50 + [None] * 10, "x": x, "absent": np.nan})
+    return encoding.learn(frame, y, native=native)
+
+
+_ROWS = pd.DataFrame({"x": [5.0, np.nan, -np.inf, 0.5, 0.5], "c": ["a", "b", "never seen", None, ""], "absent": 1.0})
+_A, _B, _MISSING, _PRIOR = (30 + 20 * 0.3) / 60, 20 * 0.3 / 70, 20 * 0.3 / 30, 0.3
+
+
+def test_a_missing_number_stays_missing_for_a_model_that_learns_from_it() -> None:
+    encoder, matrix = _encoded(native=True)
+    assert encoder.names == ("x", "absent", "c")
+    assert encoder.kinds == {"c": "categorical", "x": "numeric", "absent": "numeric"}
+    expected = np.array([[5, 1, _A], [np.nan, 1, _B], [np.nan, 1, _PRIOR], [0.5, 1, _MISSING], [0.5, 1, _MISSING]])
+    assert encoder.transform(_ROWS) == pytest.approx(expected.astype(np.float32), rel=1e-7, nan_ok=True)
+    assert np.isnan(matrix[:25, 0]).all(), "an infinite number is a missing one"
+    assert (matrix[:, 1] == 0).all(), "nothing can be learned from what is missing everywhere"
+
+
+def test_other_models_get_the_median_and_are_told_where_it_stands_for_a_missing_number() -> None:
+    encoder, matrix = _encoded(native=False)
+    assert encoder.names == ("x", "absent", "c", "x")
+    expected = np.array([[5, 1, _A, 0], [2, 1, _B, 1], [2, 1, _PRIOR, 1], [0.5, 1, _MISSING, 0], [0.5, 1, _MISSING, 0]])
+    assert encoder.transform(_ROWS) == pytest.approx(expected.astype(np.float32), rel=1e-7)
+    assert matrix[:, 3].tolist() == [1] * 25 + [0] * 75
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_what_was_hardly_ever_missing_is_filled(native: bool) -> None:
+    """A handful of rows teaches no direction: a source that fails later must not send its rows to any leaf."""
+    encoder, matrix = _encoded(native, missing=19)
+    assert encoder.names == ("x", "absent", "c")
+    assert encoder.transform(_ROWS)[:3, 0].tolist() == [5, 2, 2]
+    assert np.isfinite(matrix).all()
+
+
+def _telling_gaps(rows: int = 4000) -> pd.DataFrame:
+    """Whether `amount` is missing says more about the label than its value."""
+    random = np.random.default_rng(3)
+    gone = random.random(rows) < 0.4
+    frame = pd.DataFrame(
+        {
+            "event_id": [f"e{row}" for row in range(rows)],
+            "event_timestamp": pd.date_range("2024-01-01", periods=rows, freq="20min", tz="UTC"),
+            "label": (random.random(rows) < np.where(gone, 0.8, 0.2)).astype(int),
+            "amount": np.where(gone, np.nan, random.normal(size=rows)),
+            "noise": random.normal(size=rows),
+        }
+    )
+    return frame.assign(channel=np.where(random.random(rows) < 0.5, None, "web"))
+
+
+@pytest.mark.parametrize("algorithm", algorithms.DEFAULTS)
+def test_that_a_number_is_missing_is_learned(algorithm: str) -> None:
+    train, holdout = training.split(_telling_gaps(), timedelta(days=14))
+    settings = config.Training(algorithm=algorithm, parameters=FAST[algorithm], threads=1)
+    fitted = training.fit(train, settings)
+    best = roc_auc_score(holdout["label"], holdout["amount"].isna())
+    assert best > 0.78
+    assert roc_auc_score(holdout["label"], fitted.predict(holdout)) > best - 0.03
+    assert next(iter(fitted.importance())) == "amount"
+    assert sum(fitted.importance().values()) == pytest.approx(1)
+
+
+def test_that_a_category_is_missing_is_learned() -> None:
+    frame = _telling_gaps().drop(columns="amount")
+    frame["channel"] = np.where(frame["label"] + np.arange(len(frame)) % 4 > 2, None, "web")
+    train, holdout = training.split(frame, timedelta(days=14))
+    fitted = training.fit(train, config.Training(parameters=FAST["lightgbm"], threads=1))
+    asked = holdout.head(2).assign(channel=[None, "never seen"], noise=0.0)
+    missing, unseen = fitted.predict(asked)
+    assert missing > unseen + 0.1, "a new value says nothing yet, which is not what an empty field says"
+
+
+def test_the_most_frequent_categories_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "MOST_CATEGORIES", 2)
+    frame = pd.DataFrame({"c": ["a"] * 30 + ["b"] * 10 + ["d"] * 20})
+    encoder, _ = encoding.learn(frame, np.array([1] * 40 + [0] * 20))
+    assert set(encoder.means["c"]) == {"a", "d"}
+    assert encoder.transform(pd.DataFrame({"c": ["b"]})) == pytest.approx(encoder.prior)
 
 
 def test_a_rows_own_label_does_not_shape_its_encoding() -> None:

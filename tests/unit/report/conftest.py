@@ -33,6 +33,7 @@ ROWS = 30
 _LOOP = """
 name: parcels
 description: Parcels & "late" <ones>.
+assumptions: ["A label is <b>taken</b> to be known 1d after its row's moment"]
 source: {tables: {orders: {available_at: known_at, path: orders.csv}}}
 features: {service: parcels_v1}
 training: {algorithm: logistic_regression, window: 60d, holdout: 14d}

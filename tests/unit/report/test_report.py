@@ -34,6 +34,7 @@ def test_names_from_the_data_are_text(page: Any) -> None:
     assert not any("alert" in script for script in page.scripts)
     assert HOSTILE in page.text
     assert 'Parcels & "late" <ones>.' in page.text
+    assert "Assumed: A label is <b>taken</b> to be known 1d after its row's moment." in page.text
 
 
 def test_it_stays_small(world: Any, page: Any) -> None:

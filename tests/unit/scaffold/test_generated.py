@@ -92,6 +92,8 @@ def test_every_column_reaches_the_model_unchanged(nasty: pd.DataFrame, training_
     np.testing.assert_allclose(joined["event_timestamp_age_now"].to_numpy()[unique], age[unique], rtol=1e-5)
     finite = np.where(np.isfinite(source["inf"]), source["inf"], np.nan).astype(np.float32)
     np.testing.assert_array_equal(joined["inf_now"].to_numpy()[unique], finite[unique])
+    days = (source["from day"] - 20_240_101).to_numpy(dtype=np.float32, na_value=np.nan)
+    np.testing.assert_array_equal(joined["from_day_now"].to_numpy()[unique], days[unique])
     labels = (source["Is it?"] == "gone 'away'").astype(int).to_numpy()
     np.testing.assert_array_equal(joined["label"].to_numpy()[unique], labels[unique])
     texts = source["class"].to_numpy()[unique]

@@ -1,6 +1,7 @@
 """Names are taken by Python, DuckDB and Kubernetes alike, whatever the table calls its columns."""
 
 import keyword
+import unicodedata
 
 import pytest
 from hypothesis import given
@@ -20,6 +21,7 @@ def test_python_and_sql_take_a_name_as_it_is(text: str) -> None:
     name = safe(text)
     assert name.isidentifier()
     assert len(name) <= LONGEST
+    assert unicodedata.normalize("NFKC", name) == name, "Python would read another name"
     assert not keyword.iskeyword(name)
     assert not keyword.issoftkeyword(name)
     with sources.connect() as db:
@@ -47,8 +49,13 @@ def test_kubernetes_takes_the_name_of_a_loop(text: str) -> None:
         ("Customer ID", "customer_id"),
         ("monthlyFee", "monthly_fee"),
         ("class", "class_field"),
-        ("Überweisung €", "uberweisung"),
-        ("日本", "field"),
+        ("Überweisung €", "überweisung"),
+        ("日本", "日本"),
+        ("Сумма заказа", "сумма_заказа"),
+        ("Straße (m²)", "straße_m2"),
+        ("Année", "année"),
+        ("\u0627\u0644\u0633\u0639\u0631", "\u0627\u0644\u0633\u0639\u0631"),
+        ("€", "field"),
         ("2nd", "field_2nd"),
         ("event_id", "event_id_field"),
         ("plan_now", "plan_now_field"),

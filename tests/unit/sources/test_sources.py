@@ -40,10 +40,10 @@ def test_csv_is_taken_in_with_its_times_as_utc(place: Place, tmp_path: Path) -> 
     loop, settings = place({"t": {"path": "data/t.csv", "available_at": "at"}})
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "t.csv").write_text("id,at,day\na,2013-04-01 12:00:00,2013-04-01\nb,,\n")
-    assert sources.take_in(loop, settings) == {"t": 2}
-    first, second = rows(settings.raw / "t.parquet")
-    assert first == {"id": "a", "at": NOON, "day": NOON - timedelta(hours=12)}
-    assert second == {"id": "b", "at": None, "day": None}
+    assert sources.take_in(loop, settings) == {"t": 1}
+    assert rows(settings.raw / "t.parquet") == [{"id": "a", "at": NOON, "day": NOON - timedelta(hours=12)}]
+    (apart,) = rows(settings.raw / "misfits" / "t.parquet")
+    assert apart == {"id": "b", "at": None, "day": None, "reasons": ["missing(at)"]}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from kubeloop import __version__, config, evaluation, gates, model_folder, promotion, registry, sources, stages
+from kubeloop import (
+    __version__,
+    config,
+    evaluation,
+    gates,
+    gates_html,
+    model_folder,
+    promotion,
+    registry,
+    sources,
+    stages,
+)
 from kubeloop.config import Loop, Settings
 from kubeloop.services import ServiceError
 
@@ -125,6 +136,32 @@ def test_a_first_model_is_promoted(loop: Loop, settings: Settings, learned: Lear
     assert verdict.promote
     assert verdict.champion is None
     assert promotion.numbers(verdict) == {"auc_challenger": verdict.challenger}
+
+
+def test_a_model_with_a_feature_that_knows_the_label_is_not_promoted_without_a_word(
+    loop: Loop, settings: Settings, learned: Learned, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What `init` warned of is said again by training, its card, the evaluation, the gate and what is registered."""
+    table = pq.read_table(learned[0])
+    noted = pa.array([float(label) for label in table["label"].to_pylist()], pa.float32())
+    pq.write_table(table.append_column("claim", noted), tmp_path / "training.parquet")
+    training_set, model = tmp_path / "training.parquet", tmp_path / "model"
+    card = stages.train(loop, training_set, model)
+    (warning,) = card["warnings"]
+    assert warning.startswith("'claim' alone predicts the label almost perfectly (AUC 1.000)")
+    assert warning in caplog.text
+    assert model_folder.read(model).warnings == [warning]
+    stages.evaluate(loop, model, training_set, tmp_path / "evaluation", tmp_path / "page.html")
+    assert "claim&#39; alone predicts the label" in (tmp_path / "page.html").read_text()
+    verdict = promotion.gate(loop, settings, "r1", model, training_set)
+    assert verdict.promote, "some tables are that easy"
+    assert verdict.reason.endswith(f"Warning: {warning}.")
+    crown(loop, settings, model, verdict=json.dumps(verdict.to_dict()))
+    assert promotion.gate(loop, settings, "r1", model, training_set) == verdict, "a run that is resumed says it once"
+    strict = loop.model_copy(update={"gates": loop.gates.model_copy(update={"refuse_on_warning": True})})
+    refused = promotion.gate(strict, settings, "r2", model, training_set)
+    assert not refused.promote
+    assert gates_html.html("m", refused).count("Warnings about the model") == 1
 
 
 def test_a_first_model_must_reach_the_floor(loop: Loop, settings: Settings, learned: Learned) -> None:
