@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from kubeloop import __version__, kept, sources, stages
+from kubeloop import kept, sources, stages
 from kubeloop.backtest import BacktestError
 from kubeloop.config import Loop, Settings, duration_text
 from kubeloop.errors import KubeloopError
@@ -36,6 +36,14 @@ if TYPE_CHECKING:
 FOLDER = "backtest"
 _ROWS, _ABOUT, _SCORES = "rows.parquet", "about.json", "scores.npy"
 _KNOWN = "label_available_at"
+_MAKERS = [
+    Path(stages.__file__).parent / name
+    for name in (
+        *("algorithms.py", "encoding.py", "export.py", "features", "model_folder.py", "reference.py", "stages.py"),
+        *("sources.py", "training.py"),
+    )
+]
+"""The code that makes rows and models: what another version of it has made is not taken."""
 _OWN = ("event_id", "event_timestamp", "label", _KNOWN)
 
 
@@ -326,7 +334,7 @@ def digest(loop: Loop, settings: Settings, span: Span) -> str:
         "oldest": stages.Window.ending(loop, span.start).start.isoformat(),
         "raw": stages.digest(settings.raw) if sources.tables(settings.raw) else "",
         "repo": stages.digest(settings.home / loop.features.repo),
-        "kubeloop": __version__,
+        "code": [stages.digest(path) for path in _MAKERS],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
