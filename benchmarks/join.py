@@ -1,81 +1,179 @@
-"""The point-in-time join: Feast on DuckDB, as kubeloop runs it, beside DuckDB's own ASOF join, on the flights."""
+"""The point-in-time join of made-up events with five views: kubeloop's offline store, Feast's own and DuckDB's ASOF."""
 
 import argparse
 import json
+import multiprocessing
+import resource
 import statistics
 import tempfile
+import textwrap
 import time
+import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kubeloop import config, features, sources
+from kubeloop import features, sources
+from kubeloop.features.store import OFFLINE_STORE
 
-START, END = datetime(2013, 1, 1, tzinfo=UTC), datetime(2014, 1, 1, tzinfo=UTC)
-SERVICE = "flight_delay_v1"
-VIEWS = {
-    "weather_hourly": "origin",
-    "origin_hourly": "origin",
-    "carrier_daily": "carrier",
-    "destination_daily": "dest",
-    "aircraft": "tailnum",
-}
+START, END = datetime(2024, 1, 1, tzinfo=UTC), datetime(2025, 1, 1, tzinfo=UTC)
+VIEWS = {"account": "customer", "card": "customer", "store": "shop", "region": "shop", "article": "product"}
+KEYS = {"customer": 20, "shop": 2000, "product": 200}
+"""Events a key, by the entity."""
+PER_KEY = 10
+"""Rows of a view by key: a value a month or so."""
+FEATURES = 3
+
+STORE = """
+    project: bench
+    provider: local
+    registry: {registry_type: file, path: registry.db}
+    offline_store: {type: %s}
+    online_store: {type: sqlite, path: online.db}
+    entity_key_serialization_version: 3
+"""
+REPO = """
+    from datetime import timedelta
+    from feast import Entity, FeatureService, FeatureView, Field, FileSource, RequestSource, ValueType
+    from feast.on_demand_feature_view import on_demand_feature_view
+    from feast.types import Float64
+
+    entities = {name: Entity(name=name, value_type=ValueType.STRING) for name in %r}
+    customer, shop, product = entities.values()
+    stored = [
+        FeatureView(
+            name=view, entities=[entities[key]], ttl=timedelta(days=60),
+            schema=[Field(name=f"{view}_{number}", dtype=Float64) for number in range(%d)],
+            source=FileSource(name=view, path=f"{view}.parquet", timestamp_field="event_timestamp"),
+        )
+        for view, key in %r.items()
+    ]
+    account, card, store, region, article = stored
+    basket = RequestSource(name="basket", schema=[Field(name="amount", dtype=Float64)])
+
+    @on_demand_feature_view(sources=[account, basket], mode="python", schema=[Field(name="share", dtype=Float64)])
+    def derived(inputs):
+        pairs = zip(inputs["amount"], inputs["account_0"])
+        return {"share": [None if known is None else amount / (1 + known) for amount, known in pairs]}
+
+    stored_v1 = FeatureService(name="stored_v1", features=stored)
+    derived_v1 = FeatureService(name="derived_v1", features=[*stored, derived])
+"""
 
 
-def asof(tables: Path, events: Path) -> int:
+def make(folder: Path, rows: int) -> None:
+    """Write a feature repo, raw tables and feature tables, once for our store and once for Feast's."""
+    raw, repo = folder / "raw", folder / "repo"
+    (repo / "sql").mkdir(parents=True)
+    raw.mkdir()
+    span = f"{START.timestamp():.0f} + random() * {(END - START).total_seconds():.0f}"
+    with sources.connect() as db:
+        db.execute("SELECT setseed(0.5)")
+        keys = ", ".join(
+            f"'{key}' || (random() * {max(1, rows // each)})::BIGINT AS {key}" for key, each in KEYS.items()
+        )
+        db.execute(
+            f"COPY (SELECT 'e' || i AS event_id, to_timestamp({span}) AS event_timestamp, 1 AS label, "
+            f"TIMESTAMPTZ '{END}' AS label_available_at, {keys}, random() AS amount FROM range({rows}) r(i) "
+            f"ORDER BY event_timestamp, event_id) TO '{folder / 'events.parquet'}' (FORMAT parquet)"
+        )
+        for view, key in VIEWS.items():
+            values = ", ".join(f"random() AS {view}_{number}" for number in range(FEATURES))
+            distinct = max(1, rows // KEYS[key])
+            db.execute(
+                f"COPY (SELECT '{key}' || (i // {PER_KEY}) AS {key}, to_timestamp({span}) AS event_timestamp, {values} "
+                f"FROM range({distinct * PER_KEY}) r(i)) TO '{raw / view}.parquet' (FORMAT parquet)"
+            )
+            (repo / "sql" / f"{view}.sql").write_text(f"FROM {view}")
+    (repo / "views.py").write_text(textwrap.dedent(REPO % (list(KEYS), FEATURES, VIEWS)))
+    for name, kind in (("ours", OFFLINE_STORE), ("feast", "duckdb")):
+        (repo / "feature_store.yaml").write_text(textwrap.dedent(STORE % kind))
+        features.build(repo, raw, folder / name)
+
+
+def asof(folder: Path) -> int:
     """Join each event with the newest row of every view by DuckDB's ASOF join; return the rows."""
     joins = "\n".join(
-        f"ASOF LEFT JOIN read_parquet('{tables / view}.parquet') {view} "
+        f"ASOF LEFT JOIN read_parquet('{folder / 'ours' / view}.parquet') {view} "
         f"ON e.{key} = {view}.{key} AND e.event_timestamp >= {view}.event_timestamp"
         for view, key in VIEWS.items()
     )
     columns = ", ".join(f"{view}.* EXCLUDE ({key}, event_timestamp)" for view, key in VIEWS.items())
     with sources.connect() as db:
-        return db.sql(f"SELECT e.*, {columns} FROM read_parquet('{events}') e {joins}").to_arrow_table().num_rows
+        events = f"read_parquet('{folder / 'events.parquet'}')"
+        return int(db.sql(f"SELECT e.*, {columns} FROM {events} e {joins}").to_arrow_table().num_rows)
 
 
-def timed(work: Callable[[], int]) -> tuple[float, int]:
-    """Return the seconds that the work took, and what it returned."""
+def retrieved(folder: Path, name: str) -> int:
+    """Have Feast join by the store of a folder, and return the rows."""
+    import pyarrow.parquet as pq
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        store = features.open_store(folder / name)
+        events = pq.read_table(folder / "events.parquet")
+        asked = events if name == "ours" else events.to_pandas()
+        return int(store.get_historical_features(asked, store.get_feature_service("stored_v1")).to_arrow().num_rows)
+
+
+def training_set(folder: Path, service: str) -> int:
+    """Return the rows of a training set, as a run makes it."""
+    import pyarrow.parquet as pq
+
+    return int(features.training_set(folder / "ours", service, pq.read_table(folder / "events.parquet")).num_rows)
+
+
+CONTENDERS: dict[str, Callable[[Path], int]] = {
+    "DuckDB ASOF": asof,
+    "Feast on kubeloop's store": lambda folder: retrieved(folder, "ours"),
+    "Feast on its DuckDB store": lambda folder: retrieved(folder, "feast"),
+    "training set": lambda folder: training_set(folder, "stored_v1"),
+    "with a view in Python": lambda folder: training_set(folder, "derived_v1"),
+}
+
+
+def measured(work: tuple[str, Path]) -> tuple[float, float, int]:
+    """Return the seconds of the work, the highest memory of its process in GiB, and the rows."""
+    import feast  # noqa: F401
+
+    import kubeloop.features.asof  # noqa: F401
+
+    name, folder = work
     started = time.perf_counter()
-    found = work()
-    return time.perf_counter() - started, found
+    rows = CONTENDERS[name](folder)
+    return time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, rows
 
 
 def main() -> None:
     """Measure, print and keep."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="events")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--without", action="append", default=[], help="leave a contender out")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
-    root = Path(__file__).parents[1]
-    loop = config.load(root / "loop.yaml")
-    with tempfile.TemporaryDirectory() as folder:
-        place = config.settings(root, Path(folder))
-        config.adopt(place)
-        sources.take_in(loop, place)
-        features.build(root / "feature_repo", place.raw, place.features)
-        rows = features.events(root / "feature_repo", place.raw, start=START, end=END, labelled_by=END)
-        import pyarrow.parquet as pq
-
-        pq.write_table(rows, place.state / "events.parquet")
-        contenders: dict[str, Callable[[], int]] = {
-            "kubeloop (Feast on DuckDB)": lambda: features.training_set(place.features, SERVICE, rows).num_rows,
-            "DuckDB ASOF": lambda: asof(place.features, place.state / "events.parquet"),
-        }
-        seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        for _ in range(options.rounds):
-            for name, work in contenders.items():
-                took, found = timed(work)
-                assert found == rows.num_rows, f"{name} returned {found} of {rows.num_rows} rows"
-                seconds[name].append(took)
+    names = [name for name in CONTENDERS if name not in options.without]
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    memory: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        make(folder, options.rows)
+        # Each in a process of its own: the memory is its alone.
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            for _ in range(options.rounds):
+                for name in names:
+                    took, high, rows = pool.apply(measured, ((name, folder),))
+                    assert rows == options.rows, f"{name} returned {rows} of {options.rows} rows"
+                    seconds[name].append(took)
+                    memory[name] = max(high, memory.get(name, 0))
     best = {name: statistics.median(values) for name, values in seconds.items()}
     base = best["DuckDB ASOF"]
-    print(f"{rows.num_rows:,} events, {len(VIEWS)} views; median of {options.rounds} interleaved rounds")
+    print(f"{options.rows:,} events, {len(VIEWS)} views; median of {options.rounds} interleaved rounds")
     for name, value in best.items():
-        print(f"  {name:28} {value:6.2f} s   {value / base:4.1f} x DuckDB ASOF")
+        print(f"  {name:26} {value:7.2f} s  {value / base:5.1f} x DuckDB ASOF  {memory[name]:5.1f} GiB at most")
     if options.json:
-        figures = {name: {"seconds": value, "ratio": value / base} for name, value in best.items()}
-        options.json.write_text(json.dumps({"rows": rows.num_rows, "views": len(VIEWS), "results": figures}, indent=2))
+        figures = {name: {"seconds": value, "ratio": value / base, "gib": memory[name]} for name, value in best.items()}
+        options.json.write_text(json.dumps({"rows": options.rows, "views": len(VIEWS), "results": figures}, indent=2))
 
 
 if __name__ == "__main__":

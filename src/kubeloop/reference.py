@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from kubeloop import kept
 from kubeloop.errors import KubeloopError
+from kubeloop.intervals import Estimate
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int32]
@@ -31,6 +32,7 @@ a p-value below 0.01, and 2 % once all but these are one."""
 
 _FORMAT = 2
 _TOML = "reference.toml"
+_AUC = ("auc", "auc_low", "auc_high")
 _ARRAYS = ("numeric", "categorical", "score")
 
 
@@ -53,7 +55,8 @@ class Reference:
         categorical: [n, Fc] int32 codes, -1 (`ABSENT`) where missing or not among the categories.
         score: [s] float32, the model's probability on the hold-out; s need not be n.
         importance: share of the model's importance by feature; not negative, sums to 1.
-        auc: area under the ROC curve on the hold-out, None when unknown.
+        auc: area under the ROC curve on the hold-out with its 95 % interval, None when unknown; a reference from
+            before intervals were kept has one without length.
         rows: training rows before sampling.
         trained_from: first moment of the training window, ISO 8601.
         trained_to: end of the training window, ISO 8601.
@@ -70,7 +73,7 @@ class Reference:
     categorical: Codes
     score: Floats
     importance: dict[str, float]
-    auc: float | None
+    auc: Estimate | None
     rows: int
     trained_from: str
     trained_to: str
@@ -154,7 +157,7 @@ class Reference:
                 categorical_names=tuple(head["categorical"]),
                 categories={name: tuple(values) for name, values in head["categories"].items()},
                 importance={name: float(share) for name, share in head["importance"].items()},
-                auc=head.get("auc"),
+                auc=Estimate(*(head.get(key, head["auc"]) for key in _AUC)) if "auc" in head else None,
                 rows=int(head["rows"]),
                 trained_from=str(head["trained_from"]),
                 trained_to=str(head["trained_to"]),
@@ -176,7 +179,7 @@ def build(
     kinds: Mapping[str, Kind],
     score: Column,
     importance: Mapping[str, float],
-    auc: float | None,
+    auc: Estimate | None,
     *,
     trained_from: str,
     trained_to: str,
@@ -191,7 +194,7 @@ def build(
         kinds: kind of each feature; its order becomes the order within each kind.
         score: the model's probabilities on the hold-out; sampled to `max_rows` on its own.
         importance: importance of some or all features on any scale; scaled to sum to 1 (equal when all are 0).
-        auc: hold-out AUC.
+        auc: hold-out AUC with its interval.
         trained_from: first moment of the training window, ISO 8601.
         trained_to: end of the training window, ISO 8601.
         model_version: the registered version, where it is known already.
@@ -299,7 +302,7 @@ def _toml(reference: Reference, digests: Mapping[str, str]) -> str:
     needed = _FORMAT if any(OTHER in values for values in reference.categories.values()) else 1
     lines = [f"format = {needed}", f"rows = {reference.rows}"]
     if reference.auc is not None:
-        lines.append(f"auc = {float(reference.auc)!r}")
+        lines += [f"{key} = {float(value)!r}" for key, value in zip(_AUC, reference.auc, strict=True)]
     lines += [f"{key} = {_quote(getattr(reference, key))}" for key in ("trained_from", "trained_to")]
     if reference.model_version is not None:
         lines.append(f"model_version = {_quote(reference.model_version)}")

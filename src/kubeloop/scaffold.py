@@ -112,7 +112,7 @@ def write(table: Table, wish: Wish, scratch: Path, say: Callable[[str], None]) -
     return Result(
         folder=wish.into,
         files=tuple(sorted(files)),
-        chosen=_chosen(case, quality),
+        chosen=_chosen(case, quality, [] if case.keys else table.possible_keys()),
         read=tuple(table.said),
         assumptions=case.assumptions,
         warnings=tuple(warnings),
@@ -373,7 +373,12 @@ def _warnings(case: Case, quality: Quality, leaks: Sequence[tuple[str, str]], ad
     return found
 
 
-def _chosen(case: Case, quality: Quality) -> dict[str, str]:
+def _no_key(case: Case, candidates: Sequence[str]) -> str:
+    possible = [name for name in candidates if name not in (case.label.column, case.moment.column)]
+    return f"none, though one of {', '.join(map(repr, possible[:5]))} could be one" if possible else "none"
+
+
+def _chosen(case: Case, quality: Quality, candidates: Sequence[str]) -> dict[str, str]:
     plan, text, at = case.timeline, scaffold_plan.text, scaffold_files.moment
     share = case.label.positives / (case.label.positives + case.label.negatives)
     unknown = f", {case.label.unknown:,} unknown" if case.label.unknown else ""
@@ -386,7 +391,7 @@ def _chosen(case: Case, quality: Quality) -> dict[str, str]:
         + (" (assumed)" if case.assumptions else ""),
         "timestamp": f"{case.moment.column}, {case.moment.start:%Y-%m-%d %H:%M} to {case.moment.end:%Y-%m-%d %H:%M} UTC"
         + (f", clocks of {case.zone}" if case.zone else ""),
-        "keys": ", ".join(f"{key.column} ({key.distinct:,})" for key in case.keys) or "none",
+        "keys": ", ".join(f"{key.column} ({key.distinct:,})" for key in case.keys) or _no_key(case, candidates),
         "features": ", ".join([*counted, *case.calendar, *(f"history of each {key.column}" for key in case.keys)]),
         "training": f"{at(plan.train_from)} to {at(plan.train_to)}, newest {text(plan.holdout)} held out",
         "first model": f"AUC {quality.auc:.3f}, calibration error {quality.ece:.3f}; floor {quality.floor}",

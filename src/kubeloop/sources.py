@@ -39,6 +39,7 @@ def connect(tables: dict[str, Path] | None = None) -> duckdb.DuckDBPyConnection:
     """Open an in-memory database in UTC with one view a Parquet file."""
     db = duckdb.connect()
     db.execute("SET TimeZone = 'UTC'")
+    db.execute("SET enable_progress_bar = false")
     for name, path in (tables or {}).items():
         db.execute(f"CREATE VIEW {identifier(name)} AS FROM read_parquet({literal(path)})")
     return db

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubeloop import kept
+from kubeloop.intervals import Estimate
 from kubeloop.reference import ABSENT, OTHER, Reference, ReferenceError, build
 
 KINDS = {"delay": "numeric", "carrier": "categorical", "wind": "numeric"}
@@ -27,7 +28,7 @@ def example(**changes: Any) -> Reference:
         "kinds": KINDS,
         "score": [0.1, 0.9, 0.4],
         "importance": {"delay": 3, "carrier": 1},
-        "auc": 0.76,
+        "auc": Estimate(0.76, 0.7, 0.8),
         "trained_from": "2013-01-01T00:00:00+00:00",
         "trained_to": "2013-04-01T00:00:00+00:00",
         "model_version": "3",
@@ -147,7 +148,7 @@ def references(draw: st.DrawFn) -> Reference:
         kinds,
         draw(st.lists(st.floats(0, 1, width=32), max_size=6)),
         {name: draw(st.floats(0, 1e6)) for name in names},
-        draw(st.one_of(st.none(), st.floats(0, 1))),
+        draw(st.one_of(st.none(), st.builds(Estimate, *[st.floats(0, 1)] * 3))),
         trained_from=draw(texts),
         trained_to=draw(texts),
         model_version=draw(st.one_of(st.none(), texts)),
@@ -168,8 +169,15 @@ def test_the_head_is_plain_toml(tmp_path: Path) -> None:
     head = tomllib.loads((tmp_path / "reference.toml").read_text())
     assert head["categories"] == {"carrier": ["AA", "UA"]}
     assert head["numeric"] == ["delay", "wind"]
-    assert "auc" not in head
-    assert "model_version" not in head
+    assert not {"auc", "auc_low", "auc_high", "model_version"} & set(head)
+
+
+def test_a_reference_from_before_intervals_has_one_without_length(tmp_path: Path) -> None:
+    example(auc=Estimate(0.76, 0.7, 0.8)).save(tmp_path)
+    path = tmp_path / "reference.toml"
+    lines = path.read_text().splitlines(keepends=True)[1:]
+    path.write_text("".join(line for line in lines if not line.startswith("auc_")))
+    assert Reference.load(tmp_path).auc == Estimate(0.76, 0.76, 0.76)
 
 
 def rewrite(name: str, content: bytes) -> Any:

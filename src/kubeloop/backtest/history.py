@@ -39,7 +39,16 @@ _KNOWN = "label_available_at"
 _MAKERS = [
     Path(stages.__file__).parent / name
     for name in (
-        *("algorithms.py", "encoding.py", "export.py", "features", "model_folder.py", "reference.py", "stages.py"),
+        *(
+            "algorithms.py",
+            "encoding.py",
+            "export.py",
+            "features",
+            "model_folder.py",
+            "intervals.py",
+            "reference.py",
+            "stages.py",
+        ),
         *("sources.py", "training.py"),
     )
 ]

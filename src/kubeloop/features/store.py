@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 EVENT_COLUMNS = ("event_id", "event_timestamp", "label", "label_available_at")
 STORE_FILE = "feature_store.yaml"
+OFFLINE_STORE = "kubeloop.features.asof.AsofOfflineStore"
+"""Takes Arrow tables; Feast's own stores take frames."""
 _DATATYPES = {"STRING": "BYTES", "UNIX_TIMESTAMP": "BYTES", "BOOL": "BOOL", "INT32": "INT64", "INT64": "INT64"}
 
 
@@ -270,7 +272,7 @@ def newest_label(repo: Path, raw: Path) -> datetime | None:
 def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
     """Join each event with its features as they were known at the event's moment.
 
-    The point-in-time join is Feast's over DuckDB; a value older than its view's TTL is null.
+    `feature_store.yaml` names the store that joins; a value older than its view's TTL is null.
 
     Args:
         folder: folder of feature tables, as `build` leaves it.
@@ -286,12 +288,12 @@ def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
     """
     store = open_store(folder)
     fields = features(store, service)
-    if store.config.offline_store.type == "duckdb":
-        _take_any_ttl()
-    frame = rows.drop_columns(["label_available_at"]).to_pandas()
+    asked = rows.drop_columns(["label_available_at"])
+    if store.config.offline_store.type != OFFLINE_STORE:
+        asked = asked.to_pandas()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        joined = store.get_historical_features(frame, store.get_feature_service(service)).to_arrow()
+        joined = store.get_historical_features(asked, store.get_feature_service(service)).to_arrow()
     if joined.num_rows != rows.num_rows:
         raise FeatureError(f"the point-in-time join made {joined.num_rows} rows of {rows.num_rows}")
     columns = {name: joined[name] for name in ("event_id", "event_timestamp", "label")}
@@ -300,16 +302,6 @@ def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
         # A whole number beyond 2^24 loses digits, which training warns of, and is no reason to stop.
         columns[field.name] = joined[field.name].cast(kind, safe=False)
     return pa.table(columns).sort_by([("event_timestamp", "ascending"), ("event_id", "ascending")])
-
-
-def _take_any_ttl() -> None:
-    """Let Ibis, which Feast's DuckDB store passes a TTL to, read one of days and hours, such as 36 hours, as well.
-
-    Its table of types is closed to new ones, and Feast's own way around it needs a function that DuckDB no longer has.
-    """
-    from ibis.expr import datatypes
-
-    datatypes.infer.dispatch.__self__.lookup[timedelta] = lambda _: datatypes.Interval("us")
 
 
 def features(store: "FeatureStore", service: str) -> list[Field]:

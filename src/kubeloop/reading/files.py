@@ -343,6 +343,8 @@ def _layout(origin: Path, path: Path, read: Read, *, first: bool) -> _Layout:
         else:
             width = max(counts, key=lambda size: (counts[size], size))
             place = next(place for place, (_, row) in enumerate(rows) if len(row) == width)
+            if place and len(rows[0][1]) > 1 and _data(rows[place][1]) and not _data(rows[0][1]):
+                place = 0
         share = counts[width] / sum(counts.values())
         line, names = rows[place]
         layout = _Layout(delimiter, line, names, head.strip().splitlines()[0])

@@ -50,14 +50,17 @@ def write(
             values[name] = _as_is(name, kind, zone)
         else:
             _add(values, why, name, cells.text(name, kind), column, zone, kind)
+    relation = opened.relation
     for name, column in columns.items():
         if column.of:
-            _add(values, why, name, joined(opened, column), column, zone, "VARCHAR")
+            # As a column of its own: its text stands in many places.
+            relation = f"(SELECT *, {joined(opened, column)} AS {identifier(name)} FROM {relation})"
+            _add(values, why, name, identifier(name), column, zone, "VARCHAR")
     if moment in values:
         why.append(f"CASE WHEN {values[moment]} IS NULL AND NOT {_told(why, moment)} THEN 'missing({moment})' END")
     listed = ", ".join(f"{value} AS {identifier(name)}" for name, value in values.items())
     found = f"list_filter([{', '.join(why)}], lambda reason: reason IS NOT NULL)" if why else "NULL::VARCHAR[]"
-    read = f"(SELECT {listed}, {found} AS {_WHY} FROM {opened.relation})"
+    read = f"(SELECT {listed}, {found} AS {_WHY} FROM {relation})"
     bad = f"SELECT * REPLACE ({_WHY} AS {_WHY}) FROM {read} WHERE len({_WHY}) > 0"
     apart = f"SELECT * EXCLUDE ({_WHY}), {_WHY} AS {REASONS} FROM ({bad})"
     for line, reason, text in opened.ragged:

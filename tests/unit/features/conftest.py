@@ -15,7 +15,7 @@ STORE = """
     project: shop
     provider: local
     registry: {registry_type: file, path: registry.db}
-    offline_store: {type: duckdb}
+    offline_store: {type: kubeloop.features.asof.AsofOfflineStore}
     online_store: {type: sqlite, path: online.db}
     entity_key_serialization_version: 3
 """

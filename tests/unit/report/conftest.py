@@ -264,6 +264,8 @@ def _watch(loop: Loop, settings: Settings) -> None:
             key
             | asdict(Score(name, "score" if name == "score" else "numeric", 0.4, 0.001, effect, 0.31, 7 * ROWS, 0.0))
             | {
+                "effect_low": max(0.0, effect - 0.1),
+                "effect_high": effect + 0.1,
                 "p_adjusted": 0.002,
                 "importance": {"weight": 0.75, HOSTILE: 0.25}.get(name, 0.0),
                 "drifted": drifted and name == HOSTILE,
@@ -280,6 +282,9 @@ def _watch(loop: Loop, settings: Settings) -> None:
             "live": True,
             "drifted": week == 2,
             "auc": 0.7 + week / 100,
+            "auc_low": 0.64 + week / 100,
+            "auc_high": 0.75 + week / 100,
+            "positives": 40 + week,
             "reference_auc": 0.8,
             "note": "AUC 0.720, under the hold-out's" if week == 2 else None,
         }
