@@ -77,7 +77,11 @@ def _set(text: str, section: str, name: str, value: Any) -> str:
     if node.flow_style:
         return _set_in_flow(text, node, found, name, value)
     if found is not None and value is not None:
-        return f"{text[: found[1].start_mark.index]}{_dumped(value)}{text[_end(found[1]) :]}"
+        head = text[: found[1].start_mark.index]
+        if isinstance(found[1], yaml.CollectionNode) and not found[1].flow_style:
+            # A list in lines of its own becomes one behind its name.
+            head = f"{text[: found[0].end_mark.index]}: "
+        return f"{head}{_dumped(value)}{text[_end(found[1]) :]}"
     if found is not None:
         start = text.rfind("\n", 0, found[0].start_mark.index) + 1
         return text[:start] + text[_next_line(text, _end(found[1])) :]
