@@ -78,6 +78,7 @@ class Model:
 
     version: str
     trained_to: str
+    warnings: tuple[str, ...]
     scores: npt.NDArray[np.float32]
 
 
@@ -138,7 +139,8 @@ class History:
         from kubeloop import model_folder
 
         folder = self.models / version
-        return Model(version, model_folder.read(folder).trained_to, np.load(folder / _SCORES, mmap_mode="r"))
+        card = model_folder.read(folder)
+        return Model(version, card.trained_to, tuple(card.warnings), np.load(folder / _SCORES, mmap_mode="r"))
 
     def failure(self, version: str) -> str:
         """Return why a run could not make this model; empty where nothing is known of that."""

@@ -54,6 +54,8 @@ def known(loop: Loop) -> list[Policy]:
     ]
     for cooldown in (drift.cooldown / 3, drift.cooldown * 2):
         text = _text(max(cooldown, drift.window))
+        if duration(text) == drift.cooldown:
+            continue
         longest = duration_text(max(duration(text), drift.max_cooldown))
         settings = _drift(retrain_on=["drift", "performance"], retrain_every=None, cooldown=text, max_cooldown=longest)
         found.append(Policy(f"{EITHER}, cooldown {text}", settings))

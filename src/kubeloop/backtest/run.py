@@ -3,6 +3,7 @@
 import atexit
 import fcntl
 import functools
+import logging
 import multiprocessing
 import os
 import signal
@@ -175,6 +176,8 @@ def _start(*about: Any) -> None:
     global _worker
     # Ctrl-C reaches every process of a terminal; this one's parent ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # What the monitor of every walk would warn of is in the result.
+    logging.getLogger("kubeloop").setLevel(logging.ERROR)
     config.adopt(about[4])
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     _worker = _Worker(*about)

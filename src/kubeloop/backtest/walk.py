@@ -290,6 +290,7 @@ class _Walker:
                 return lambda frame: model.scores[[place[event] for event in frame["event_id"]]]
 
             verdict = promotion.compare(loop, holdout, old.trained_to, champion, scores(old), scores(challenger))
+            verdict = gates.warned(verdict, challenger.warnings, loop.gates)
             return {"verdict": verdict.to_dict()}
 
         found = past.remembered(history.folder / "gates", about, make)

@@ -94,6 +94,6 @@ def test_an_unknown_policy_names_those_that_there_are(home: Home) -> None:
         check=False,
         env=os.environ | {"COLUMNS": "300"},
     )
-    assert done.returncode == 1
+    assert done.returncode == 65
     assert "there is no policy 'always'; there are 'frozen'" in done.stderr
     assert home.settings.loop_file.read_text() == LOOP
