@@ -297,10 +297,12 @@ def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
         (event_timestamp, event_id); numeric features float32, categorical ones strings.
 
     Raises:
-        FeatureError: the join lost or doubled a row.
+        FeatureError: the join lost or doubled a row, or the store that was named cannot read a TTL.
     """
     store = open_store(folder)
     fields = features(store, service)
+    if store.config.offline_store.type == "duckdb":
+        _check_ttls(views(store, service))
     asked = rows.drop_columns(["label_available_at"])
     if store.config.offline_store.type != OFFLINE_STORE:
         asked = asked.to_pandas()
@@ -315,6 +317,16 @@ def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
         # A whole number beyond 2^24 loses digits, which training warns of, and is no reason to stop.
         columns[field.name] = joined[field.name].cast(kind, safe=False)
     return pa.table(columns).sort_by([("event_timestamp", "ascending"), ("event_id", "ascending")])
+
+
+def _check_ttls(found: list[Any]) -> None:
+    """Refuse what Feast 0.67's DuckDB store gives to Ibis as an interval of two units, which raises a TypeError there."""
+    for view in found:
+        if view.ttl and view.ttl.days and view.ttl.seconds:
+            raise FeatureError(
+                f"Feast's duckdb store cannot read the TTL of {view.name}, {view.ttl}: write whole days, or in "
+                f"{STORE_FILE} offline_store: {{type: {OFFLINE_STORE}}}, which takes any"
+            )
 
 
 def features(store: "FeatureStore", service: str) -> list[Field]:
