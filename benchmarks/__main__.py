@@ -16,6 +16,7 @@ BENCHMARKS = {
     "collector": RUNTIME,
     "logger": Path(sys.executable),
     "ledger": RUNTIME,
+    "alarms": Path(sys.executable),
 }
 CLUSTER = {"chart": Path(sys.executable), "postgres": Path(sys.executable)}
 """Those that need `make control-plane backends`; run when they are named."""
