@@ -115,8 +115,9 @@ def build(repo: Path, raw: Path, out: Path, shared: Settings | None = None) -> d
         for view in (item for item in objects if isinstance(item, FeatureView)):
             if lost := [name for name in view.entities if name not in keys]:
                 raise FeatureError(
-                    f"feature view {view.name} has no entity {lost[0].strip('_') or 'of its own'}: give it one that is "
-                    "defined in the repo; for a table about one thing, events.sql can return a constant as its key"
+                    f"feature view {view.name} has {f'the entity {lost[0]}' if lost[0] != '__dummy' else 'no entity'}: "
+                    "give it one that the repo defines; for a table about one thing, let events.sql return a constant "
+                    "as its key"
                 )
             query = repo / "sql" / f"{view.name}.sql"
             if not query.is_file():

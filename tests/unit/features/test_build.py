@@ -184,3 +184,10 @@ def test_the_demos_features(built: Path) -> None:
     assert set(sources.tables(built)) == {
         "aircraft", "carrier_daily", "destination_daily", "origin_hourly", "weather_hourly",
     }  # fmt: skip
+
+
+def test_a_view_without_an_entity_is_told_how_to_get_one(shop: Path, raw: Path, tmp_path: Path) -> None:
+    views = shop / "views.py"
+    views.write_text(views.read_text().replace('name="stock", entities=[item],', 'name="stock", entities=[],'))
+    with pytest.raises(features.FeatureError, match="feature view stock has no entity: give it one"):
+        features.build(shop, raw, tmp_path / "out")
