@@ -15,6 +15,8 @@ from kubeloop import config
 from kubeloop.config import ConfigError
 
 _OUT = Console(highlight=False)
+_WIDE = 170
+"""Columns of what is written to a file or a pipe, which wraps nothing."""
 _ERR = Console(stderr=True, highlight=False)
 
 
@@ -165,6 +167,7 @@ def _tell(found: dict[str, Any]) -> None:
     table.add_column("worst window")
     for row in found["policies"]:
         table.add_row(*map(escape, words.cells(row)), style="dim" if row["oracle"] else None)
-    _OUT.print(table)
+    (_OUT if _OUT.is_terminal else Console(width=_WIDE, highlight=False)).print(table)
     for sentence in words.sentences(found):
-        _OUT.print(f"\n{escape(sentence)}")
+        _OUT.print(f"\n{escape(sentence)}", soft_wrap=not _OUT.is_terminal)
+    _OUT.print("\n`kubeloop report --open` shows it as a picture; docs/backtest.md says how to read it.\n")

@@ -65,8 +65,9 @@ def suggestion(found: Mapping[str, Any]) -> str:
     rows = {row["policy"]: row for row in found["policies"]}
     row = rows[found["suggested"]]
     return (
-        f"Suggested: {found['suggested']}. No policy is shown to be better, and of those it retrains least "
-        f"({plural(row['retrainings'], 'time')}). `kubeloop backtest --apply suggested` writes it into loop.yaml."
+        f"Suggested: {found['suggested']}, with {plural(row['retrainings'], 'retraining')}. No policy is shown to be "
+        "better, and of those that are as good it retrains least. `kubeloop backtest --apply suggested` writes it into "
+        "loop.yaml."
     )
 
 

@@ -180,9 +180,9 @@ def end(episode: Episode, replaced_at: datetime | None, now: datetime, drift: Dr
         now: the service's watermark.
     """
     rest = drift.cooldown
-    if episode.kind == "schedule" and drift.retrain_every is not None:
-        # It must not be in the way of the next one.
-        rest = min(rest, drift.retrain_every)
+    if episode.kind == "schedule":
+        # It must not be in the way of the next one, which opens at a window's end.
+        rest = min(rest, drift.window)
     over = episode.opened_at + rest
     if replaced_at is not None and replaced_at <= over:
         return replaced_at, "replaced"

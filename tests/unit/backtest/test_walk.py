@@ -61,6 +61,14 @@ def test_a_longer_calendar_takes_the_first_windows_end_of_each_span(home: Home, 
     assert [(run.moment - home.span.start) // DAY for run in found.retrainings] == [15, 25]
 
 
+def test_a_rejected_retraining_does_not_hold_the_calendar_up(past: History) -> None:
+    tried = {"drift": {"retrain_on": [], "retrain_every": "9d", "cooldown": "15d", "max_cooldown": "30d"}}
+    found = walk(Policy("strict", tried | {"gates": {"min_gain": 0.9}}), past, Tests())
+    assert isinstance(found, Walk)
+    assert [(run.moment - past.span.start) // DAY for run in found.retrainings] == [10, 20, 30]
+    assert found.promotions == 0
+
+
 def test_drift_retrains_after_the_change_and_not_before(drift: Walk) -> None:
     assert drift.retrainings
     first = drift.retrainings[0]

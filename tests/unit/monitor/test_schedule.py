@@ -50,7 +50,8 @@ def test_without_the_setting_there_is_no_calendar() -> None:
 
 
 def test_an_episode_of_the_calendar_is_over_before_the_next() -> None:
-    weekly = Drift(retrain_every=7 * DAY, cooldown=21 * DAY, max_cooldown=21 * DAY)
+    """Spans are no whole number of windows, so the next may open one window later."""
+    weekly = Drift(retrain_every=10 * DAY, window=7 * DAY, cooldown=21 * DAY, max_cooldown=21 * DAY)
     opened = episode(7, kind="schedule", closed_at=None, outcome=None)
     assert policy.end(opened, None, START + 13 * DAY, weekly) is None
     assert policy.end(opened, None, START + 14 * DAY, weekly) == (START + 14 * DAY, "expired")
