@@ -320,7 +320,7 @@ def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
 
 
 def _check_ttls(found: list[Any]) -> None:
-    """Refuse what Feast 0.67's DuckDB store gives to Ibis as an interval of two units, which raises a TypeError there."""
+    """Refuse what Feast 0.67's DuckDB store hands to Ibis as an interval of two units, which is a TypeError there."""
     for view in found:
         if view.ttl and view.ttl.days and view.ttl.seconds:
             raise FeatureError(
