@@ -112,7 +112,9 @@ def _unpacked(path: Path, scratch: Path) -> Path:
             return target
         if head == b"PK\x03\x04":
             with zipfile.ZipFile(path) as archive:
-                names = [name for name in archive.namelist() if not name.endswith("/")]
+                names = [
+                    name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")
+                ]
                 if "[Content_Types].xml" in names:
                     return path
                 if len(names) != 1:

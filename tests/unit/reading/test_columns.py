@@ -46,6 +46,14 @@ def taken_in(path: Path, decided: infer.Decided, read: Read | None = None) -> pd
         ("%a %b %d %H:%M:%S %Y", "%a %b %d %H:%M:%S %Y", "s"),
         ("%d/%b/%Y:%H:%M:%S +0000", "%d/%b/%Y:%H:%M:%S %z", "s"),
         ("%Y-%m-%d %H:%M:%S,000", "%Y-%m-%d %H:%M:%S,%f", "s"),
+        ("%d-%b-%y", "%d-%b-%y", "D"),
+        ("%Y%m%dT%H%M%S", "%Y%m%dT%H%M%S", "s"),
+        ("%Y%m%dT%H%M%S+0000", "%Y%m%dT%H%M%S%z", "s"),
+        ("%Y%m%dT%H%M%SZ", "%Y%m%dT%H%M%S%z", "s"),
+        ("%Y/%m/%d %H:%M:%SZ", "%Y/%m/%d %H:%M:%S%z", "s"),
+        ("%Y-%m", "%Y-%m", "M"),
+        ("%m/%Y", "%m/%Y", "M"),
+        ("%b-%Y", "%b-%Y", "M"),
     ],
 )
 def test_times_are_read_in_the_one_format_that_fits_all(
@@ -56,7 +64,55 @@ def test_times_are_read_in_the_one_format_that_fits_all(
     assert (decided.columns["ts"].kind, decided.columns["ts"].format) == ("time", form)
     assert bool(decided.said) == (form != "iso"), "what is not plain is said"
     found = taken_in(path, decided)["ts"].dt.floor("s").dt.tz_localize(None)
-    assert (found.to_numpy() == visits["ts"].dt.floor(unit).to_numpy()).all()
+    begun = visits["ts"].dt.to_period("M").dt.to_timestamp() if unit == "M" else visits["ts"].dt.floor(unit)
+    assert (found.to_numpy() == begun.to_numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("written_as", "form", "moments"),
+    [
+        (
+            # Offsets on both sides of Greenwich, as in the log of a repository.
+            ["Sat, 22 Apr 2017 15:11:58 -0500", "Fri, 1 Aug 2014 12:14:47 +0100"],
+            "%a, %d %b %Y %H:%M:%S %z",
+            ["2017-04-22 20:11:58", "2014-08-01 11:14:47"],
+        ),
+        (
+            ["04/11/2021 5:00 a.m.", "04/13/2021 10:30 P.M."],
+            "%m/%d/%Y %I:%M %p",
+            ["2021-04-11 05:00", "2021-04-13 22:30"],
+        ),
+    ],
+)
+def test_times_are_read_as_people_write_them(
+    tmp_path: Path, decide: Decide, written_as: list[str], form: str, moments: list[str]
+) -> None:
+    path = written(pd.DataFrame({"ts": written_as * 5, "who": "a"}), tmp_path)
+    _, decided = decide(path)
+    assert decided.columns["ts"].format == form
+    found = taken_in(path, decided)["ts"].dt.tz_localize(None)
+    assert list(found[:2]) == list(map(pd.Timestamp, moments))
+
+
+@pytest.mark.parametrize(
+    ("written_as", "form", "first"),
+    [
+        ([*range(1871, 1951)], "%Y", "1871-01-01"),
+        ([19500103, 19500220], "%Y%m%d", "1950-01-03"),
+        (["45292,01153", "45293,5"], "excel", "2024-01-01 00:16:36.192"),
+    ],
+)
+def test_old_dates_and_local_serials_are_times(tmp_path: Path, written_as: list[Any], form: str, first: str) -> None:
+    from kubeloop.scaffold_table import Table
+
+    frame = pd.DataFrame({"ts": written_as * 10, "who": "a", "bought": 1})
+    frame.to_csv(tmp_path / "visits.csv", index=False, sep=";")
+    (tmp_path / "raw").mkdir()
+    table = Table(tmp_path / "visits.csv", tmp_path / "raw")
+    assert table.take_moment("ts") == "ts"
+    assert table.source.columns["ts"].format == form
+    assert pd.read_parquet(table.parquet)["ts"].dt.tz_localize(None).min() == pd.Timestamp(first)
+    assert sum("'ts'" in text for text in table.said) == 1, "only what it is in the end"
 
 
 @pytest.mark.parametrize(

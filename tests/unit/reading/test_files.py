@@ -205,3 +205,27 @@ def test_date_and_time_in_two_columns_are_one_moment(
     sources.copy(tmp_path / "t.csv", tmp_path / "again.parquet", ours.source)
     found = pd.read_parquet(tmp_path / "again.parquet")["visit_date visit_time"].dt.tz_localize(None)
     assert (found.to_numpy() == visits["ts"].dt.floor("s" if "%S" in clock else "min").to_numpy()).all()
+
+
+@pytest.mark.parametrize("named", ["year+month+day+hour", "day+month+hour+year", "year", None])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_year_month_day_and_hour_in_columns_are_one_moment(
+    visits: pd.DataFrame, tmp_path: Path, named: str | None, ending: str
+) -> None:
+    ts = visits["ts"].dt
+    frame = visits.drop(columns="ts").assign(year=ts.year, month=ts.month, day=ts.day, hour=ts.hour)
+    path = tmp_path / f"t.{ending}"
+    frame.to_csv(path, index=False) if ending == "csv" else frame.to_parquet(path)
+    (tmp_path / "raw").mkdir()
+    ours = Ours(path, tmp_path / "raw", asked=Asked(timestamp=named))
+    assert ours.take_moment(named or ours.likely_moment() or "") == "year month day hour"
+    assert ours.parts == ("year", "month", "day", "hour")
+    found = pd.read_parquet(ours.parquet)["year month day hour"].dt.tz_localize(None)
+    assert (found.to_numpy() == visits["ts"].dt.floor("h").to_numpy()).all()
+
+
+def test_a_table_with_a_time_keeps_its_year_as_a_number(visits: pd.DataFrame, tmp_path: Path) -> None:
+    visits.assign(year=visits["ts"].dt.year, month=visits["ts"].dt.month).to_csv(tmp_path / "t.csv", index=False)
+    (tmp_path / "raw").mkdir()
+    ours = Ours(tmp_path / "t.csv", tmp_path / "raw")
+    assert (ours.likely_moment(), ours.columns["year"].kind) == ("ts", "BIGINT")
