@@ -176,7 +176,7 @@ def timestamp(db: "duckdb.DuckDBPyConnection", opened: "Opened", name: str, aske
     found = dates.find_number(db, column.rows, column.sql, asked.read.timezone, filled)
     if found is None:
         raise ReadingError(
-            f"the timestamp {name!r} is written in no way that is known, such as {example!r}; say how with "
+            f"the timestamp {name!r} is written in no way that is known, such as {str(example)[:40]!r}; say how with "
             "--date-format, such as '%d.%m.%Y %H:%M', epoch_s or excel"
         )
     if len(found.formats) > 1:
@@ -437,8 +437,8 @@ def _time(db: "duckdb.DuckDBPyConnection", column: _Text, reading: Column, zone:
         notes.append(f"{reading.format}: {example} is {dates.brief(made)}")
     if fits < column.filled:
         many = column.filled - fits
-        rows = f"{many:,} rows do" if many > 1 else "1 row does"
-        decided.look.append(f"{rows} not fit {column.name!r} as a time, such as {stray!r}, and are left out")
+        rows, are = (f"{many:,} rows do", "are") if many > 1 else ("1 row does", "is")
+        decided.look.append(f"{rows} not fit {column.name!r} as a time, such as {stray[:40]!r}, and {are} left out")
     return _keep(db, column, reading, decided, notes)
 
 

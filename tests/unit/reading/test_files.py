@@ -149,6 +149,9 @@ def test_rows_with_another_number_of_fields_are_named_and_left_out(visits: pd.Da
         ),
         (b"2024-01-31,a,1\n" * 9, {}, "the first line of .* holds data.*--skip-rows"),
         (b'{"ts": 1}\n{"ts": \n', {}, "line 2 is no JSON"),
+        (b"<html><table><tr><td>ts</td></tr></table></html>\n" * 3, {}, "holds HTML or XML.*save it as CSV"),
+        (b'{"data": [{"ts": 1}, {"ts": 2}]}', {}, "is one JSON object with 'data' in it.*orient='records'"),
+        (b'{"ts": {"0": 1, "1": 2}, "who": {"0": 1}}', {}, "is one JSON object with 'ts', 'who' in it"),
         (b"\x1f\x8b\x08 no gzip", {}, "its compression is damaged"),
         (b"PAR1 and nothing more", {}, "it is damaged, or cut off"),
     ],
@@ -229,3 +232,11 @@ def test_a_table_with_a_time_keeps_its_year_as_a_number(visits: pd.DataFrame, tm
     (tmp_path / "raw").mkdir()
     ours = Ours(tmp_path / "t.csv", tmp_path / "raw")
     assert (ours.likely_moment(), ours.columns["year"].kind) == ("ts", "BIGINT")
+
+
+def test_a_zip_made_on_a_mac_holds_one_table(visits: pd.DataFrame, tmp_path: Path, decide: Decide) -> None:
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
+        archive.writestr("t.csv", visits.to_csv(index=False))
+        archive.writestr("__MACOSX/._t.csv", b"\0\5\x16\7")
+    opened, _ = decide(tmp_path / "t.zip")
+    assert opened.rows == len(visits)
