@@ -38,13 +38,13 @@ def find(db: "duckdb.DuckDBPyConnection", rows: str, text: str, filled: int) -> 
     residue = f"trim(regexp_replace({text}, '[-+−0-9.,()''’\\s\\x{{00A0}}\\x{{202F}}]+', '', 'g'))"
     residues = dict(db.execute(f"SELECT {residue}, count(*) FROM {rows} GROUP BY 1 ORDER BY 2 DESC LIMIT 5").fetchall())
     signs = {word for word in residues if word not in ("", "e", "E")}
-    if not signs <= _SIGNS:
+    if not signs <= _SIGNS and not _measures(db, rows, text, filled):
         return None
     if len(signs) > 1:
         return f"has several units ({', '.join(sorted(signs))})"
     sign = next(iter(signs), "")
-    if sign == "%" and residues[sign] < filled:
-        return f"has % in {residues[sign]:,} of {filled:,} values"
+    if sign and (sign == "%" or sign not in _SIGNS) and residues[sign] < filled:
+        return f"has {sign} in {residues[sign]:,} of {filled:,} values"
     styles = [Column(kind="number", decimal=point, thousands=group, sign=sign) for point, group in _STYLES]
     values = [cells.value(text, style, "UTC") for style in styles]
     (fits,) = db.execute(f"SELECT {', '.join(f'count({value})' for value in values)} FROM {rows}").fetchall()
@@ -66,6 +66,14 @@ def find(db: "duckdb.DuckDBPyConnection", rows: str, text: str, filled: int) -> 
     for place, value in zip(left, made, strict=True):
         told.setdefault(f"{value:g}", place)
     return Found(tuple(styles[place] for place in told.values()), example, tuple(told))
+
+
+def _measures(db: "duckdb.DuckDBPyConnection", rows: str, text: str, filled: int) -> bool:
+    """Return whether each value is a number before its unit, as in 3.5 kg; 12A and 1.OG alone could be codes."""
+    shape = rf"regexp_full_match({text}, '[-+−]?[0-9]+([.,][0-9]+)*\s*[\p{{L}}°µ/²³]{{1,8}}')"
+    plain = rf"regexp_matches({text}, '[0-9][.,][0-9]|[0-9]\s')"
+    ((shaped, measured),) = db.execute(f"SELECT count_if({shape}), count_if({plain}) FROM {rows}").fetchall()
+    return bool(filled and shaped == filled and 2 * measured > filled)
 
 
 def words(column: Column) -> list[str]:

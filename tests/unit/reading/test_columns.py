@@ -201,6 +201,8 @@ def test_an_option_decides_and_one_that_does_not_fit_is_refused(tmp_path: Path, 
         (lambda a: a.map("{:.2f}".format).str.replace(".", ","), {"kind": "number", "decimal": ","}, "decimal comma"),
         (lambda a: a.map("${:,.2f}".format), {"kind": "number", "thousands": ",", "sign": "$"}, "without the $"),
         (lambda a: a.map("{:.1f} %".format), {"kind": "number", "sign": "%"}, "without the %"),
+        (lambda a: a.map("{:.2f} kg".format), {"kind": "number", "sign": "kg"}, "without the kg"),
+        (lambda a: a.map("{:.2f}°C".format), {"kind": "number", "sign": "°C"}, "without the °C"),
         (lambda a: a.map("{:,.2f}".format).str.replace(",", " "), {"kind": "number", "thousands": " "}, "spaces"),
         (lambda a: a.map("{:,.2f}".format).str.replace(",", "’"), {"kind": "number", "thousands": "'"}, "apostrophes"),
         (
@@ -227,6 +229,22 @@ def test_local_numbers_are_numbers(
     assert words in " ".join(decided.said)
     step = 0.1 if reading.get("sign") == "%" else 0.01
     assert np.allclose(taken_in(path, decided)["amount"], amounts, atol=step / 1.9)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (lambda n: [f"{place / 7:.1f}{'KM'[place % 2]}" for place in range(n)], "has several units (K, M)"),
+        (lambda n: [f"{place % 30}A" for place in range(n)], ""),
+        (lambda n: [f"{place % 9 + 1}{('th', 'st')[place % 2]}" for place in range(n)], ""),
+    ],
+)
+def test_units_that_differ_are_said_and_codes_stay_codes(
+    visits: pd.DataFrame, tmp_path: Path, decide: Decide, values: Any, said: str
+) -> None:
+    _, decided = decide(written(visits, tmp_path, code=values(len(visits))))
+    assert "code" not in decided.columns
+    assert (said in " ".join(decided.look)) if said else not decided.look
 
 
 def test_words_for_a_missing_value_are_counted_and_kept(visits: pd.DataFrame, tmp_path: Path, decide: Decide) -> None:
