@@ -11,10 +11,12 @@ BENCHMARKS = {
     "path": Path(sys.executable),
     "drift": Path(sys.executable),
     "join": Path(sys.executable),
+    "scale": Path(sys.executable),
     "steps": Path(sys.executable),
     "collector": RUNTIME,
     "logger": Path(sys.executable),
     "ledger": RUNTIME,
+    "alarms": Path(sys.executable),
 }
 CLUSTER = {"chart": Path(sys.executable), "postgres": Path(sys.executable)}
 """Those that need `make control-plane backends`; run when they are named."""

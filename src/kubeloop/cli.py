@@ -15,7 +15,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from kubeloop import cli_init, cli_submit, config, errors
+from kubeloop import cli_backtest, cli_init, cli_submit, config, errors
 from kubeloop.config import Loop, Settings
 from kubeloop.errors import KubeloopError
 
@@ -402,6 +402,8 @@ def show_config(as_json: Json = False) -> None:
     _out.print(config_reference.text())
 
 
+cli_backtest.register(app)
+cli_backtest.register(app)
 cli_init.register(app)
 cli_submit.register(app)
 

@@ -164,6 +164,14 @@ class Drift(Model):
         description="How far a client's clock may run ahead; events beyond are counted, and in no window.",
     )
     label_wait: Duration = Field(default=timedelta(days=1), description="How long a window waits for its labels.")
+    retrain_on: tuple[Literal["drift", "performance"], ...] = Field(
+        default=("drift", "performance"),
+        description="Which findings open an episode, and so a retraining; [] shows them and retrains on none.",
+    )
+    retrain_every: Duration | None = Field(
+        default=None,
+        description="Retrain at least once in every such span, at the end of a window, whatever was found.",
+    )
     cooldown: Duration = Field(default=timedelta(days=14), description="Rest after an episode; doubles on rejection.")
     max_cooldown: Duration = timedelta(days=56)
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import subprocess
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,9 @@ from kubeloop.config import Loop, Settings
 from kubeloop.stages import StageError, digest, slice_columns
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+    import pandas as pd
+
     from kubeloop.delivery import Applied
     from kubeloop.gates import Verdict
     from kubeloop.registry import Version
@@ -54,17 +58,49 @@ def _judge(loop: Loop, settings: Settings, run: str, model: Path, training_set: 
     if champion is None:
         return gates.first(holdout["label"].to_numpy(), model_folder.predict(model, holdout), loop.gates)
     folder = registry.folder(settings, champion)
-    trained_to = model_folder.read(folder).trained_to
+    return compare(
+        loop,
+        holdout,
+        model_folder.read(folder).trained_to,
+        champion.version,
+        lambda unseen: model_folder.predict(folder, unseen),
+        lambda unseen: model_folder.predict(model, unseen),
+    )
+
+
+def compare(
+    loop: Loop,
+    holdout: "pd.DataFrame",
+    trained_to: str,
+    champion: str,
+    old: Callable[["pd.DataFrame"], "npt.ArrayLike"],
+    new: Callable[["pd.DataFrame"], "npt.ArrayLike"],
+) -> "Verdict":
+    """Judge a challenger against the champion on the rows of the hold-out that are newer than the champion's lessons.
+
+    Args:
+        loop: the use case.
+        holdout: rows of the newest hold-out.
+        trained_to: newest moment that the champion learned from, ISO 8601.
+        champion: its version.
+        old: gives the champion's probabilities of rows.
+        new: gives the challenger's.
+
+    Raises:
+        StageError: too few rows are newer than the champion's training data.
+    """
+    from kubeloop import gates
+
     unseen = holdout[holdout["event_timestamp"] > datetime.fromisoformat(trained_to)]
     if len(unseen) < loop.gates.slice_min_rows:
         raise StageError(
-            f"only {len(unseen)} of the hold-out's rows are newer than the data that champion {champion.version} was "
+            f"only {len(unseen)} of the hold-out's rows are newer than the data that champion {champion} was "
             f"trained on ({trained_to}); retrain later, or with a longer training.holdout"
         )
     return gates.compare(
         unseen["label"].to_numpy(),
-        model_folder.predict(folder, unseen),
-        model_folder.predict(model, unseen),
+        old(unseen),
+        new(unseen),
         loop.gates,
         blocks=gates.time_blocks(unseen["event_timestamp"].dt.tz_localize(None), loop.gates.block),
         slices=slice_columns(unseen, loop.gates.slices),

@@ -98,7 +98,7 @@ def write(table: Table, wish: Wish, scratch: Path, say: Callable[[str], None]) -
     _put(scratch / "home", files)
     say(f"{table.rows:,} rows: building features and fitting a first model ...")
     trained = _rehearse(case, repo, table, scratch / "features")
-    quality = _measure(case, trained, activity)
+    quality = _measure(case, trained)
     warnings = [*table.look, *_warnings(case, quality, leaks, advised)]
     warnings += [str(item) for item in growing]
     if growing and advice:
@@ -280,16 +280,13 @@ def _rehearse(case: Case, repo: Path, table: Table, out: Path) -> "pd.DataFrame"
 
     plan = case.timeline
     features.build(repo, table.parquet.parent, out)
-    rows = features.events(repo, table.parquet.parent, start=case.moment.start, end=plan.until)
-    rows = rows.filter(rows["label"].is_valid())
-    step = -(-rows.num_rows // REHEARSED)
-    rows = rows.take(list(range(0, rows.num_rows, step)))
+    rows = features.events(repo, table.parquet.parent, start=case.moment.start, end=plan.until, most=REHEARSED)
     frame: pd.DataFrame = features.training_set(out, case.service, rows).to_pandas()
     shutil.rmtree(out)
     return frame
 
 
-def _measure(case: Case, frame: "pd.DataFrame", activity: Activity) -> Quality:
+def _measure(case: Case, frame: "pd.DataFrame") -> Quality:
     """Fit the first model and measure it on its hold-out."""
     from kubeloop import training
 
@@ -302,12 +299,7 @@ def _measure(case: Case, frame: "pd.DataFrame", activity: Activity) -> Quality:
     except training.TrainingError as error:
         raise ScaffoldError(f"no first model can be trained on the oldest part of the table: {error}") from error
     score = evaluation.score(holdout["label"].to_numpy(), fitted.predict(holdout))
-    windows = max(1.0, (plan.fast_until - plan.train_to) / plan.window)
-    positives, negatives = (
-        activity.total(name, plan.train_to, plan.fast_until) * plan.fast_sample / windows
-        for name in ("positives", "negatives")
-    )
-    return scaffold_plan.quality(score["auc"], score["ece"], positives, negatives)
+    return scaffold_plan.quality(score["auc"], score["ece"])
 
 
 def _suites(case: Case, table: Table, activity: Activity, trained: "pd.DataFrame") -> dict[str, str]:

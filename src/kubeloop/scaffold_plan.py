@@ -203,17 +203,14 @@ def timeline(
     )
 
 
-def quality(auc: float, ece: float, positives_a_window: float, negatives_a_window: float) -> Quality:
+def quality(auc: float, ece: float) -> Quality:
     """Set floors under, and tolerances around, what a first model reaches on its hold-out.
 
-    The floor is half of what the model knows. The tolerance is two standard errors of a window's AUC, taken as
-    sqrt(auc (1 - auc) / smaller class), the upper bound of Birnbaum & Klose (1957) on its variance.
+    The floor is half of what the model knows. The tolerance is what nobody would want to lose: it needs no margin for
+    chance, since a window falls short only where its interval does (docs/alarms.md).
     """
     floor = math.floor((0.5 + max(0.0, auc - 0.5) / 2) * 100) / 100 if auc >= 0.52 else 0.4
-    smaller = max(5.0, min(positives_a_window, negatives_a_window))
-    error = math.sqrt(max(0.05, auc * (1 - auc)) / smaller)
-    drop = min(0.25, max(0.05, math.ceil(200 * error) / 100))
-    return Quality(auc, ece, floor, drop, max(0.15, math.ceil(200 * ece) / 100))
+    return Quality(auc, ece, floor, 0.05, max(0.15, math.ceil(200 * ece) / 100))
 
 
 def text(span: timedelta) -> str:

@@ -321,7 +321,7 @@ def _check_file(path: Path) -> None:
     if path.is_dir():
         command = scaffold_advice.join_files(path)
         many = f". Its files become one table with:\n  {command}" if command else ""
-        raise ScaffoldError(f"{path} is a folder; name one Parquet or CSV file{many}")
+        raise ScaffoldError(f"{path} is a folder; name one file{many}")
     if not path.is_file():
         raise ScaffoldError(f"{path} does not exist; name a Parquet, CSV, JSON or Excel file")
     if not path.stat().st_size:

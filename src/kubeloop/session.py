@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import httpx
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from kubeloop import access, kept, promotion, runs, sources, stages
 from kubeloop.config import Loop, Settings
@@ -222,7 +224,7 @@ def _replay(loop: Loop, settings: Settings, services: Services, observer: Observ
         memory.note(asked, answered=answered)
 
     replay = Replay(loop, events, plan.sample, addresses, materializer.advance, sent, report, note)
-    uncertain = memory.begin(sent.predictions & frozenset(events["event_id"].to_pylist()))
+    uncertain = memory.begin(_among(sent.predictions, events["event_id"]))
     if uncertain:
         observer.say(f"The last session was cut off: {uncertain:,} of its predictions were settled by the log.")
     started = time.monotonic()
@@ -278,6 +280,11 @@ class News:
         status = httpx.get(f"{self._services.url('trigger')}/status", timeout=30).json()
         runs: list[dict[str, Any]] = status["runs"]
         return runs
+
+
+def _among(ids: frozenset[str], events: pa.ChunkedArray) -> frozenset[str]:
+    """Return the ids that are those of events; of millions of events these are few."""
+    return frozenset(events.filter(pc.is_in(events, pa.array(sorted(ids), pa.string()))).to_pylist())
 
 
 def _flush(services: Services) -> None:

@@ -309,18 +309,21 @@ def choose(target: Path, where: str, setting: str = "") -> None:
     """Leave out of a Parquet file the rows for which a condition in SQL does not hold.
 
     Raises:
-        SourceError: the condition fails on the table.
+        SourceError: the condition fails on the table, or leaves no row.
     """
     if not where:
         return
     part = target.with_suffix(".part")
+    setting = setting or f"source.tables.{target.stem}.where"
     query = f"FROM read_parquet({literal(target)}) WHERE {where}"
     try:
         with connect() as db:
             db.execute(f"COPY ({query}\n) TO {literal(part)} (FORMAT parquet)")
     except duckdb.Error as error:
-        setting = setting or f"source.tables.{target.stem}.where"
         raise SourceError(f"{setting} {where!r} fails: {str(error).partition('LINE 1:')[0].strip()}") from error
+    if not pq.read_metadata(part).num_rows:
+        part.unlink()
+        raise SourceError(f"{setting} {where!r} leaves no row")
     part.replace(target)
 
 

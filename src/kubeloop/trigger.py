@@ -219,7 +219,7 @@ class Ledger:
         if name := active.scalar_one_or_none():
             return f"absorbed: {name} is under way"
         rest = _cooldown(connection, event.service)
-        if rest and event.kind != "manual" and event.as_of < rest.until:
+        if rest and event.kind not in ("manual", "schedule") and event.as_of < rest.until:
             return f"absorbed: {event.service} rests until {rest.until.isoformat()}"
         return None
 

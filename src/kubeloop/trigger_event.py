@@ -15,7 +15,7 @@ from kubeloop import moments
 from kubeloop.config import DnsName
 from kubeloop.names import DRIFT_EVENT
 
-Kind = Literal["drift", "performance", "manual"]
+Kind = Literal["drift", "performance", "schedule", "manual"]
 
 
 def _utc(value: datetime) -> datetime:

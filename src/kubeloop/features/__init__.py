@@ -2,6 +2,7 @@
 
 from kubeloop.features.store import (
     EVENT_COLUMNS,
+    OFFLINE_STORE,
     STORE_FILE,
     FeatureError,
     Field,
@@ -22,6 +23,7 @@ from kubeloop.features.store import (
 
 __all__ = [
     "EVENT_COLUMNS",
+    "OFFLINE_STORE",
     "STORE_FILE",
     "FeatureError",
     "Field",

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubeloop import features, kept, moments
+from kubeloop import features, kept, moments, sources
 from kubeloop.config import Settings
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("kubeloop.serving")
 
 _MARK = "materialized-to"
+_WRITTEN = 100_000
+"""Rows that go to the online store at once."""
 
 
 class OnlineFeatures:
@@ -156,18 +158,18 @@ def stands(folder: Path) -> datetime | None:
 class Materializer:
     """Brings the online store up to a moment, row by row as they became known.
 
-    Feast's own `materialize` reads each table anew; a replay of months advances thousands of times,
-    so the tables are read once and the newest row of each key is written through Feast.
+    Feast's own `materialize` reads each table from the start; a replay of months advances thousands of times, so the
+    moments stay in memory, and what became known between two of them is read from the table and written through Feast.
     """
 
     def __init__(self, folder: Path, service: str, shared: Settings | None = None) -> None:
         self._mark = folder / _MARK
         self._store = features.open_store(folder, shared)
-        self._tables: list[tuple[str, list[str], pd.DataFrame, np.ndarray]] = []
+        self._tables: list[tuple[str, list[str], Path, np.ndarray]] = []
         for view in features.views(self._store, service):
-            frame = pq.read_table(folder / f"{view.name}.parquet").to_pandas().sort_values("event_timestamp")
-            stamps = frame["event_timestamp"].dt.tz_localize(None).to_numpy().astype("datetime64[us]")
-            self._tables.append((view.name, list(view.join_keys), frame, stamps))
+            path = folder / f"{view.name}.parquet"
+            stamps = pq.read_table(path, columns=["event_timestamp"])["event_timestamp"].drop_null().to_numpy()
+            self._tables.append((view.name, list(view.join_keys), path, np.sort(stamps.astype("datetime64[us]"))))
         self._position: datetime | None = None
 
     def advance(self, to: datetime) -> int:
@@ -176,14 +178,11 @@ class Materializer:
         The first call writes the newest row of every key, so that a restart needs no memory of the last.
         """
         written = 0
-        limit = np.datetime64(to.astimezone(UTC).replace(tzinfo=None), "us")
-        for name, keys, frame, stamps in self._tables:
-            first = 0
-            if self._position is not None:
-                first = int(np.searchsorted(stamps, np.datetime64(self._position.replace(tzinfo=None), "us"), "right"))
-            last = int(np.searchsorted(stamps, limit, "right"))
-            rows = frame.iloc[first:last].drop_duplicates(keys, keep="last")
-            if len(rows):
+        for name, keys, path, stamps in self._tables:
+            first = 0 if self._position is None else _known(stamps, self._position)
+            if first == _known(stamps, to):
+                continue
+            for rows in _newest(path, keys, self._position, to):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     self._store.write_to_online_store(name, rows)
@@ -191,3 +190,27 @@ class Materializer:
         self._position = to.astimezone(UTC)
         kept.replace(self._mark, kept.seal(self._position.isoformat()))
         return written
+
+
+def _known(stamps: np.ndarray, moment: datetime) -> int:
+    """Return how many rows were known at a moment."""
+    limit = np.datetime64(moment.astimezone(UTC).replace(tzinfo=None), "us")
+    return int(np.searchsorted(stamps, limit, "right"))
+
+
+def _newest(path: Path, keys: list[str], since: datetime | None, to: datetime) -> Iterator["pd.DataFrame"]:
+    """Yield the newest row of each key that became known after one moment and up to another, some at a time."""
+    at = "event_timestamp"
+    limits = ((">", since), ("<=", to))
+    span = [f"{at} {sign} {sources.literal(each.isoformat())}::{sources.MOMENT}" for sign, each in limits if each]
+    of_key = f"PARTITION BY {', '.join(map(sources.identifier, keys))}" if keys else ""
+    with sources.connect() as db:
+        rows = db.sql(
+            f"SELECT * EXCLUDE file_row_number FROM read_parquet({sources.literal(path)}, file_row_number = true) "
+            f"WHERE {' AND '.join(span)} "
+            f"QUALIFY row_number() OVER ({of_key} ORDER BY {at} DESC, file_row_number DESC) = 1 "
+            f"ORDER BY {at}, file_row_number"
+        )
+        for batch in rows.to_arrow_reader(_WRITTEN):
+            if batch.num_rows:
+                yield batch.to_pandas()

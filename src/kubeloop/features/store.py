@@ -115,8 +115,9 @@ def build(repo: Path, raw: Path, out: Path, shared: Settings | None = None) -> d
         for view in (item for item in objects if isinstance(item, FeatureView)):
             if lost := [name for name in view.entities if name not in keys]:
                 raise FeatureError(
-                    f"feature view {view.name} has no entity {lost[0].strip('_') or 'of its own'}: give it one that is "
-                    "defined in the repo; for a table about one thing, events.sql can return a constant as its key"
+                    f"feature view {view.name} has {f'the entity {lost[0]}' if lost[0] != '__dummy' else 'no entity'}: "
+                    "give it one that the repo defines; for a table about one thing, let events.sql return a constant "
+                    "as its key"
                 )
             query = repo / "sql" / f"{view.name}.sql"
             if not query.is_file():
@@ -221,7 +222,15 @@ def _body(query: Path) -> str:
     return query.read_text().strip().rstrip(";")
 
 
-def events(repo: Path, raw: Path, *, start: datetime, end: datetime, labelled_by: datetime | None = None) -> pa.Table:
+def events(
+    repo: Path,
+    raw: Path,
+    *,
+    start: datetime,
+    end: datetime,
+    labelled_by: datetime | None = None,
+    most: int | None = None,
+) -> pa.Table:
     """Return the events (one row a prediction) with `start <= event_timestamp < end`, oldest first.
 
     Args:
@@ -230,6 +239,7 @@ def events(repo: Path, raw: Path, *, start: datetime, end: datetime, labelled_by
         start: first moment, inclusive.
         end: last moment, exclusive.
         labelled_by: keep only rows whose label was known at that moment.
+        most: of more labelled rows than these, return every second, third and so on, and none without a label.
 
     Raises:
         FeatureError: the query is missing, fails or lacks a column that every event has.
@@ -246,6 +256,9 @@ def events(repo: Path, raw: Path, *, start: datetime, end: datetime, labelled_by
     if labelled_by is not None:
         moment = sources.literal(labelled_by.isoformat())
         condition += f" AND label IS NOT NULL AND label_available_at <= {moment}::TIMESTAMPTZ"
+    if most is not None:
+        order = "row_number() OVER (ORDER BY event_timestamp, event_id) - 1"
+        condition += f" AND label IS NOT NULL QUALIFY ({order}) % greatest(1, ceil(count(*) OVER () / {most})) = 0"
     with sources.connect(sources.tables(raw)) as db:
         try:
             names = [row[0] for row in db.execute(f"DESCRIBE {_body(query)}").fetchall()]
@@ -284,10 +297,12 @@ def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
         (event_timestamp, event_id); numeric features float32, categorical ones strings.
 
     Raises:
-        FeatureError: the join lost or doubled a row.
+        FeatureError: the join lost or doubled a row, or the store that was named cannot read a TTL.
     """
     store = open_store(folder)
     fields = features(store, service)
+    if store.config.offline_store.type == "duckdb":
+        _check_ttls(views(store, service))
     asked = rows.drop_columns(["label_available_at"])
     if store.config.offline_store.type != OFFLINE_STORE:
         asked = asked.to_pandas()
@@ -302,6 +317,16 @@ def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
         # A whole number beyond 2^24 loses digits, which training warns of, and is no reason to stop.
         columns[field.name] = joined[field.name].cast(kind, safe=False)
     return pa.table(columns).sort_by([("event_timestamp", "ascending"), ("event_id", "ascending")])
+
+
+def _check_ttls(found: list[Any]) -> None:
+    """Refuse what Feast 0.67's DuckDB store hands to Ibis as an interval of two units, which is a TypeError there."""
+    for view in found:
+        if view.ttl and view.ttl.days and view.ttl.seconds:
+            raise FeatureError(
+                f"Feast's duckdb store cannot read the TTL of {view.name}, {view.ttl}: write whole days, or in "
+                f"{STORE_FILE} offline_store: {{type: {OFFLINE_STORE}}}, which takes any"
+            )
 
 
 def features(store: "FeatureStore", service: str) -> list[Field]:

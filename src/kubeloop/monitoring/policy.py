@@ -10,7 +10,7 @@ from kubeloop.config import Drift, duration_text
 from kubeloop.intervals import Estimate
 from kubeloop.monitoring.detector.port import Score, correct
 
-Kind = Literal["drift", "performance"]
+Kind = Literal["drift", "performance", "schedule"]
 
 _NAMED = 3
 
@@ -179,7 +179,11 @@ def end(episode: Episode, replaced_at: datetime | None, now: datetime, drift: Dr
         replaced_at: event time of the first ordinary traffic of a version that was new after the episode opened.
         now: the service's watermark.
     """
-    over = episode.opened_at + drift.cooldown
+    rest = drift.cooldown
+    if episode.kind == "schedule":
+        # It must not be in the way of the next one, which opens at a window's end.
+        rest = min(rest, drift.window)
+    over = episode.opened_at + rest
     if replaced_at is not None and replaced_at <= over:
         return replaced_at, "replaced"
     return (over, "expired") if now >= over else None

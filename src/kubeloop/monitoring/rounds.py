@@ -19,7 +19,7 @@ from kubeloop.config import Loop
 from kubeloop.errors import KubeloopError
 from kubeloop.evaluation import EvaluationError
 from kubeloop.intervals import Estimate
-from kubeloop.monitoring import intake, payloads, performance, policy
+from kubeloop.monitoring import intake, payloads, performance, policy, schedule
 from kubeloop.monitoring.detector.port import MOST_ROWS, Detector, UntestableError, Window
 from kubeloop.monitoring.held import Part
 from kubeloop.monitoring.outbox import Outbox
@@ -102,6 +102,11 @@ class Monitor:
         with self._turn:
             self._outbox.hurry()
             self._round(until)
+
+    def judge(self) -> None:
+        """Judge every window whose time has come by what the store holds, and tell the trigger."""
+        with self._turn:
+            self._close()
 
     def reset(self) -> None:
         """Drop what a wrong clock left ahead of now, so that windows close again."""
@@ -191,6 +196,8 @@ class Monitor:
         if newest is not None:
             votes = [*self._votes(newest["version"], "drift"), _vote(newest, scores)]
             episode = self._propose(newest["version"], "drift", votes, due.end, now)
+        if episode is None and live is not None:
+            episode = self._scheduled(live.version, due, now)
         scored = [replace(p, kind="scored", table=performance.scored(p.table), newest=None) for p in parts]
         self.store.close_window(now, due, windows, scores, scored, episode)
         for row in windows:
@@ -310,7 +317,18 @@ class Monitor:
             for row in rows[-self.drift.of :]
         ]
 
+    def _scheduled(self, version: str, due: Due, now: Progress) -> Row | None:
+        past = [_episode(row) for row in self.store.episodes(self.service)]
+        since = min((row["start"] for row in self.store.windows(self.service)), default=due.start)
+        episode = schedule.propose(self.service, version, due.end, since, past, self.drift)
+        if episode is None:
+            return None
+        _log.info("episode %s opens: %s", episode.id, episode.reason)
+        return asdict(episode) | {"features": [], "as_of": now.watermark}
+
     def _propose(self, version: str, kind: Kind, votes: list[Vote], opened_at: datetime, now: Progress) -> Row | None:
+        if kind not in self.drift.retrain_on:
+            return None
         past = [_episode(row) for row in self.store.episodes(self.service)]
         episode = policy.propose(self.service, version, kind, votes, opened_at, past, self.drift)
         if episode is None:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 FITS = 0.99
 """Share of the values that a format must fit; the rest are strays, and their rows go into the quarantine."""
+_HEAD = 10_000
 _FIRST, _LAST = 1980, 2100
 """Years in which a count of time may lie; with these no number of seconds is one of milliseconds as well."""
 _FIRST_DATE = 1800
@@ -116,14 +117,16 @@ def find(db: "duckdb.DuckDBPyConnection", rows: str, text: str, zone: str, fille
         filled: number of these rows.
     """
     # The form of a value: not which digits and letters, but where they stand. The longest has all digits of its year.
-    # An offset is one before, at and behind Greenwich.
+    # The beginning tells what forms there could be; whether one fits, all values tell. An offset is one before, at and
+    # behind Greenwich.
     shape = rf"regexp_replace({text}, '([+-]\d{{2}}:?\d{{2}}|Z)$', '+9')"
     shape = rf"regexp_replace(regexp_replace({shape}, '\d+', '9', 'g'), '[A-Za-z]+', 'a', 'g')"
     example = f"max_by({text}, length({text}))"
+    head = f"(FROM {rows} LIMIT {_HEAD})"
     shapes = db.execute(
-        f"SELECT {shape} AS shape, count(*), {example} FROM {rows} GROUP BY 1 ORDER BY 2 DESC LIMIT 1"
+        f"SELECT {shape} AS shape, count(*), {example} FROM {head} GROUP BY 1 ORDER BY 2 DESC LIMIT 1"
     ).fetchall()
-    if not shapes or shapes[0][1] < FITS * filled:
+    if not shapes:
         return None
     return weigh(
         db, rows, text, zone, filled, {form: cells.time(text, form, zone) for form in candidates(shapes[0][2])}

@@ -48,7 +48,6 @@ class Opened:
         read: how it was opened, with what was found in it.
         said: what was found, in words.
         ragged: line number, reason and text of each line that has another number of fields than the header.
-        rows: of a file of texts.
     """
 
     relation: str
@@ -57,7 +56,6 @@ class Opened:
     read: Read = field(default_factory=Read)
     said: tuple[str, ...] = ()
     ragged: tuple[tuple[int, str, str], ...] = ()
-    rows: int = 0
 
 
 def open_file(db: "duckdb.DuckDBPyConnection", path: Path, read: Read, scratch: Path, *, first: bool) -> Opened:
@@ -338,9 +336,7 @@ def _csv(
         lines = f"{layout.skip} lines" if layout.skip > 1 else "1 line"
         said = (*said, f"{lines} before the names of the columns left out: {layout.before[:60]!r}")
     found = read.model_copy(update={"delimiter": layout.delimiter, "skip": read.skip if read.sheet else layout.skip})
-    return Opened(
-        f"read_parquet({literal(target)})", dict.fromkeys(names, "VARCHAR"), True, found, said, tuple(ragged), rows
-    )
+    return Opened(f"read_parquet({literal(target)})", dict.fromkeys(names, "VARCHAR"), True, found, said, tuple(ragged))
 
 
 def _layout(origin: Path, path: Path, read: Read, *, first: bool) -> _Layout:

@@ -113,7 +113,7 @@ def columns(db: "duckdb.DuckDBPyConnection", opened: "Opened", asked: Asked) -> 
                 _text(db, column, asked, decided)
         elif (
             found.kind == "number"
-            and db.execute(f"FROM {column.rows} WHERE {column.sql} SIMILAR TO '.*[.,].*'").fetchone()
+            and db.execute(f"FROM {column.rows} WHERE {column.sql} SIMILAR TO '.*[.,].*' LIMIT 1").fetchall()
         ):
             points.add(found.decimal)
     for column, either_way, words in unsure:
@@ -325,7 +325,9 @@ def _has(name: str, asked: Asked) -> str:
 def _tests(name: str, asked: Asked) -> list[str]:
     text, has = cells.text(name, "VARCHAR"), _has(name, asked)
     kinds: tuple[Literal["integer", "number", "boolean", "time"], ...] = ("integer", "number", "boolean", "time")
-    fits = [f"{has} AND ({cells.value(text, Column(kind=kind), 'UTC')}) IS NOT NULL" for kind in kinds]
+    # The words that are known are no values of these kinds; one that the user named may be.
+    named = f"{has} AND " if asked.words(name) else ""
+    fits = [f"{named}({cells.value(text, Column(kind=kind), 'UTC')}) IS NOT NULL" for kind in kinds]
     return [has, *fits, rf"regexp_full_match({text}, '[+-]?0\d+')", rf"regexp_full_match({text}, '\+\d+')"]
 
 
@@ -400,16 +402,17 @@ def _without_words(
 
 
 def _whole(db: "duckdb.DuckDBPyConnection", column: _Text) -> bool:
-    test = f"regexp_full_match({column.sql}, '{cells.INTEGER}')"
-    ((found,),) = db.execute(f"SELECT bool_and({test}) FROM {column.rows}").fetchall()
-    return bool(found)
+    return _all(db, column, f"regexp_full_match({column.sql}, '{cells.INTEGER}')")
 
 
 def _like_thousands(db: "duckdb.DuckDBPyConnection", column: _Text) -> bool:
     """Return whether each number that has a point could be one of thousands, as in 1.234."""
-    test = rf"regexp_full_match({column.sql}, '[+-]?\d+|[+-]?[1-9]\d{{0,2}}(\.\d{{3}})+')"
-    ((found,),) = db.execute(f"SELECT bool_and({test}) FROM {column.rows}").fetchall()
-    return bool(found)
+    return _all(db, column, rf"regexp_full_match({column.sql}, '[+-]?\d+|[+-]?[1-9]\d{{0,2}}(\.\d{{3}})+')")
+
+
+def _all(db: "duckdb.DuckDBPyConnection", column: _Text, test: str) -> bool:
+    """Return whether all values pass a test; reading ends with the first that does not."""
+    return not db.execute(f"SELECT 1 FROM {column.rows} WHERE NOT {test} LIMIT 1").fetchall()
 
 
 def either(found: dates.Found, name: str, formats: Sequence[str] = ()) -> str:

@@ -13,6 +13,8 @@ _STYLES = ((".", ""), (",", ""), (".", ","), (",", "."), (".", " "), (",", " "),
 _SIGNS = frozenset("%$€£¥₹₽₩₺₴₫₪฿¢") | {"USD", "EUR", "GBP", "CHF", "JPY", "CNY", "INR", "CAD", "AUD", "US$", "R$"}
 _SIGNS |= {"kr", "Kr", "kr.", "Kč", "zł", "Ft", "lei", "SEK", "NOK", "DKK", "PLN", "CZK", "HUF", "RON", "BRL"}
 
+_HEAD = 10_000
+
 
 @dataclass(frozen=True)
 class Found:
@@ -36,6 +38,10 @@ def find(db: "duckdb.DuckDBPyConnection", rows: str, text: str, filled: int) -> 
         What fits all of them; else why they are no numbers, where they nearly are; else None.
     """
     residue = f"trim(regexp_replace({text}, '[-+−0-9.,()''’\\s\\x{{00A0}}\\x{{202F}}]+', '', 'g'))"
+    # What is no number at all shows it at the beginning, and costs no look at the rest.
+    head = db.execute(f"SELECT DISTINCT {residue} FROM (FROM {rows} LIMIT {_HEAD})").fetchall()
+    if not {word for (word,) in head} <= {"", "e", "E", *_SIGNS}:
+        return None
     residues = dict(db.execute(f"SELECT {residue}, count(*) FROM {rows} GROUP BY 1 ORDER BY 2 DESC LIMIT 5").fetchall())
     signs = {word for word in residues if word not in ("", "e", "E")}
     if not signs <= _SIGNS and not _measures(db, rows, text, filled):

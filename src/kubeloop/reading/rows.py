@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 REASONS = "reasons"
 """The column that says why a row is not used; the quarantine has the same."""
-_WHY = identifier("kubeloop: why")
 _TIMES = re.compile(r"DATE|TIMESTAMP\w*")
 _MIDNIGHT = r"[T ]00:00(:00(\.0+)?)?$"
 
@@ -59,21 +58,22 @@ def write(
     if moment in values:
         why.append(f"CASE WHEN {values[moment]} IS NULL AND NOT {_told(why, moment)} THEN 'missing({moment})' END")
     listed = ", ".join(f"{value} AS {identifier(name)}" for name, value in values.items())
-    found = f"list_filter([{', '.join(why)}], lambda reason: reason IS NOT NULL)" if why else "NULL::VARCHAR[]"
-    read = f"(SELECT {listed}, {found} AS {_WHY} FROM {relation})"
-    bad = f"SELECT * REPLACE ({_WHY} AS {_WHY}) FROM {read} WHERE len({_WHY}) > 0"
-    apart = f"SELECT * EXCLUDE ({_WHY}), {_WHY} AS {REASONS} FROM ({bad})"
+    fits = f" WHERE coalesce({', '.join(why)}) IS NULL" if why else ""
+    db.execute(f"COPY (SELECT {listed} FROM {relation}{fits}) TO {literal(target)} (FORMAT parquet)")
+    misfits.unlink(missing_ok=True)
+    if not opened.ragged and (not why or _rows(db, relation) == _rows(db, f"read_parquet({literal(target)})")):
+        return {}
+    found = f"list_filter([{', '.join(why) or 'NULL'}], lambda reason: reason IS NOT NULL)"
+    apart = f"SELECT * FROM (SELECT {listed}, {found} AS {REASONS} FROM {relation}) WHERE len({REASONS}) > 0"
     for line, reason, text in opened.ragged:
         apart += f" UNION ALL BY NAME SELECT [{literal(f'fields(line {line}): it {reason}: {text}')}] AS {REASONS}"
-    counts: dict[str, tuple[int, str]] = {}
-    if why or opened.ragged:
-        db.execute(f"COPY ({apart}) TO {literal(misfits)} (FORMAT parquet, COMPRESSION zstd)")
-        counts = reasons(db, misfits)
-    fits = f" WHERE len({_WHY}) = 0" if why and counts else ""
-    db.execute(f"COPY (SELECT * EXCLUDE ({_WHY}) FROM {read}{fits}) TO {literal(target)} (FORMAT parquet)")
-    if not counts:
-        misfits.unlink(missing_ok=True)
-    return counts
+    db.execute(f"COPY ({apart}) TO {literal(misfits)} (FORMAT parquet, COMPRESSION zstd)")
+    return reasons(db, misfits)
+
+
+def _rows(db: "duckdb.DuckDBPyConnection", relation: str) -> int:
+    ((count,),) = db.execute(f"SELECT count(*) FROM {relation}").fetchall()
+    return int(count)
 
 
 def reasons(db: "duckdb.DuckDBPyConnection", misfits: Path) -> dict[str, tuple[int, str]]:
@@ -121,7 +121,8 @@ def _add(values: dict[str, str], why: list[str], name: str, text: str, column: C
     value = cells.value(text, column, zone)
     values[name] = f"CASE WHEN NOT {gone} THEN {value} END" if kind != "VARCHAR" or column.missing else value
     label = literal(f"read_as_{column.kind}({name}): ")
-    why.append(f"CASE WHEN ({values[name]}) IS NULL AND NOT {gone} THEN {label} || {text} END")
+    # Nested, since DuckDB would look for words in every row otherwise.
+    why.append(f"CASE WHEN ({values[name]}) IS NULL THEN CASE WHEN NOT {gone} THEN {label} || {text} END END")
 
 
 def _told(why: list[str], moment: str) -> str:

@@ -12,7 +12,7 @@ from kubeloop.gates import Verdict
 from kubeloop.log import Log
 from kubeloop.promotion import promoted
 from kubeloop.registry import Version
-from kubeloop.report import forest, heatmap, live, marks, quality, story, words
+from kubeloop.report import forest, heatmap, live, marks, quality, story, tradeoff, words
 from kubeloop.report.facts import Facts
 from kubeloop.report.live import Live
 from kubeloop.report.story import Mark
@@ -72,6 +72,7 @@ def build(loop: Loop, settings: Settings, facts: Facts, log: Log, summary: Mappi
         "decisions": _decisions(loop, facts),
         "versions": [_version(settings, facts, traffic, colours, version) for version in reversed(facts.versions)],
         "lineage": _lineage(facts),
+        "backtest": tradeoff.read(settings),
         "quality": quality.read(settings, [run.name for run in facts.runs]),
         "state": settings.state.name,
         "mlflow_here": MLFLOW_UI,

@@ -160,6 +160,22 @@ def test_events_need_a_whole_query(shop: Path, raw: Path, query: str | None, mes
         features.events(shop, raw, start=NOON, end=NOON)
 
 
+def test_an_even_sample_is_taken_of_many_labelled_events(shop: Path, write: Write) -> None:
+    moments = [NOON + timedelta(minutes=minute) for minute in range(10)]
+    columns: dict[str, Any] = {name: [1] * 10 for name in ("shop", "sku", "count")}
+    labels = [None, *[1] * 8, None]
+    raw = write("orders", {"id": list("abcdefghij"), "seen": moments, "label": labels, "known": moments,
+                           "opened": moments, **columns})  # fmt: skip
+
+    def ids(most: int | None) -> str:
+        rows = features.events(shop, raw, start=NOON, end=NOON + timedelta(hours=1), most=most)
+        return "".join(rows["event_id"].to_pylist())
+
+    assert {most: ids(most) for most in (None, 8, 7, 4, 3, 1)} == {
+        None: "abcdefghij", 8: "bcdefghi", 7: "bdfh", 4: "bdfh", 3: "beh", 1: "b"
+    }  # fmt: skip
+
+
 def test_the_newest_label(shop: Path, raw: Path, write: Write) -> None:
     assert features.newest_label(shop, raw) == NOON + timedelta(days=1)
     orders = pq.read_table(raw / "orders.parquet")
@@ -184,3 +200,10 @@ def test_the_demos_features(built: Path) -> None:
     assert set(sources.tables(built)) == {
         "aircraft", "carrier_daily", "destination_daily", "origin_hourly", "weather_hourly",
     }  # fmt: skip
+
+
+def test_a_view_without_an_entity_is_told_how_to_get_one(shop: Path, raw: Path, tmp_path: Path) -> None:
+    views = shop / "views.py"
+    views.write_text(views.read_text().replace('name="stock", entities=[item],', 'name="stock", entities=[],'))
+    with pytest.raises(features.FeatureError, match="feature view stock has no entity: give it one"):
+        features.build(shop, raw, tmp_path / "out")

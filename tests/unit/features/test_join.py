@@ -104,6 +104,19 @@ def test_no_feature_at_all(join: Callable[..., list[dict[str, Any]]]) -> None:
     assert (row["price"], row["kind"], row["units"], row["minute"]) == (None, None, 7.0, 0.0)
 
 
+def test_where_feasts_own_store_cannot_read_a_ttl_it_is_said_what_to_write(
+    join: Callable[..., list[dict[str, Any]]], shop: Path
+) -> None:
+    for name, old, new in (
+        ("feature_store.yaml", features.OFFLINE_STORE, "duckdb"),
+        ("views.py", "hours=1)", "hours=36)"),
+    ):
+        path = shop / name
+        path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(features.FeatureError, match=features.OFFLINE_STORE):
+        join([("1", "a", "1", 0.0)], [("a", "1", -60.0, 1.0)])
+
+
 # Few keys, and moments that meet: at the same time, a microsecond apart, and on the edge of the TTL.
 KEY = st.sampled_from("aab"), st.just("1") | st.sampled_from("12")
 MINUTE = st.builds(

@@ -156,7 +156,7 @@ def test_a_delay_that_nobody_gave_is_an_assumption(readings: pd.DataFrame, folde
         (["--label-known-at", "empty"], "is empty wherever there is a label"),
         (["--label-known-at", "closed", "--label-delay", "2d"], "say the same thing in two ways"),
         (["--where", "heat >"], "--where 'heat >' fails"),
-        (["--where", "heat > 1000"], "has columns but no rows"),
+        (["--where", "heat > 1000"], "--where 'heat > 1000' leaves no row"),
     ],
 )
 def test_an_option_that_does_not_fit_gets_a_sentence(

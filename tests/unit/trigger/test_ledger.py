@@ -122,10 +122,10 @@ def test_cooldown_is_event_time_whatever_the_wall_clock_says(ledger: Ledger, epi
     assert not ledger.record(episode(13)).accepted
 
 
-@pytest.mark.parametrize("kind", ["drift", "performance", "manual"])
-def test_only_a_manual_event_skips_the_cooldown(ledger: Ledger, episode: Event, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["drift", "performance", "schedule", "manual"])
+def test_only_a_person_and_the_calendar_skip_the_cooldown(ledger: Ledger, episode: Event, kind: str) -> None:
     complete(ledger, episode(0), "promoted")
-    assert ledger.record(episode(1, kind=kind)).accepted == (kind == "manual")
+    assert ledger.record(episode(1, kind=kind)).accepted == (kind in ("schedule", "manual"))
 
 
 def test_a_manual_event_waits_for_no_run_either(ledger: Ledger, episode: Event) -> None:

@@ -132,7 +132,7 @@ class Machine(RuleBasedStateMachine):
     @rule(
         day=st.integers(0, 120),
         service=st.sampled_from(SERVICES),
-        kind=st.sampled_from(["drift", "performance", "manual"]),
+        kind=st.sampled_from(["drift", "performance", "schedule", "manual"]),
         trigger=st.sampled_from(["left", "right"]),
         crash_at=st.none() | st.integers(1, 3),
     )
@@ -156,7 +156,7 @@ class Machine(RuleBasedStateMachine):
             assert decision == replace(known, duplicate=True)
             return
         assert not decision.duplicate
-        rests = rest is not None and event.kind != "manual" and event.as_of < rest.until
+        rests = rest is not None and event.kind not in ("schedule", "manual") and event.as_of < rest.until
         assert decision.accepted == (active is None and not rests)
         assert decision.run_name == (event.run_name if decision.accepted else None)
         self.decisions[event] = decision

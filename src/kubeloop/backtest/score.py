@@ -1,0 +1,155 @@
+"""What a policy's models were worth on the rows they served, with intervals over blocks of time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtr, stdtrit
+
+from kubeloop import evaluation
+from kubeloop.backtest.history import History, moment_of, version
+from kubeloop.backtest.walk import Retraining, Walk
+from kubeloop.monitoring.windows import micros
+
+_CELLS = 2_000_000
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The window in which a policy did worst, of those that hold `drift.min_rows` labels and both classes."""
+
+    start: datetime
+    value: float
+    rows: int
+    positives: int
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A policy's live metric, the same of each draw of blocks, and its worst window."""
+
+    walk: Walk
+    value: float
+    draws: npt.NDArray[np.float64]
+    worst: Worst | None
+
+
+def measure(walk: Walk, history: History) -> Measured:
+    """Measure what a policy served.
+
+    Whole windows are drawn with replacement, since what a week has is shared by its rows: the same draws for every
+    policy, so that two are compared pair by pair. One block less than there are
+    is drawn, as `gates.difference_interval` does.
+    """
+    y, p, codes = _labelled(history, served_scores(walk, history))
+    loop = history.loop
+    count = len(history.span.ends(loop.drift.window))
+    weigh = evaluation.weighted(loop.gates.metric, y, p, codes)
+    random = np.random.default_rng(loop.training.seed)
+    chunk = max(1, _CELLS // len(y))
+    draws = [
+        weigh(random.multinomial(count - 1, np.full(count, 1 / count), size=min(chunk, loop.gates.resamples - start)))
+        for start in range(0, loop.gates.resamples, chunk)
+    ]
+    return Measured(walk, float(weigh(np.ones((1, count)))[0]), np.concatenate(draws), _worst(history, y, p, codes))
+
+
+def interval(draws: npt.NDArray[np.float64], blocks: int, confidence: float) -> tuple[float, float]:
+    """Return the percentile interval of draws, as wide as Student's t asks for where blocks are few."""
+    tail = float(ndtr(stdtrit(blocks - 1, (1 - confidence) / 2)))
+    low, high = np.nanquantile(draws, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def served_scores(walk: Walk, history: History) -> npt.NDArray[np.float32]:
+    """Return the score that each row [n] of the history was answered with; NaN before the first model served."""
+    scores = np.full(len(history.moments), np.nan, dtype=np.float32)
+    for since, name in walk.served:
+        first = history.rows(since, history.span.until).start
+        scores[first:] = history.model(name).scores[first:]
+    return scores
+
+
+def oracle(history: History, name: str) -> Walk:
+    """Return what would have served had the best model of each window been known at its beginning.
+
+    The models are those of the windows' ends up to it, so no policy that retrains at these moments chooses among more.
+    It is told the labels of the very rows it is measured on: part of its lead is chance.
+    """
+    loop, span = history.loop, history.span
+    starts = [span.start, *span.ends(loop.drift.window)[:-1]]
+    names = [found for moment in starts if history.has(found := version(loop, moment))]
+    direction = evaluation.DIRECTION[loop.gates.metric]
+    served: list[tuple[datetime, str]] = []
+    scores = {found: history.model(found).scores for found in names}
+    for start in starts:
+        rows = history.rows(start, start + loop.drift.window)
+        labels = history.labels[rows]
+        seen = ~np.isnan(labels)
+        there = [found for found in names if moment_of(found) <= start]
+        best = served[-1][1] if served else there[0]
+        if seen.any() and evaluation.undefined(labels[seen]) is None:
+            best = max(there, key=lambda found: direction * _value(history, labels[seen], scores[found][rows][seen]))
+        if not served or served[-1][1] != best:
+            served.append((start, best))
+    taken = {found for _, found in served}
+    made = [
+        Retraining(
+            moment_of(found),
+            "oracle",
+            "",
+            found,
+            "promoted" if found in taken else "rejected",
+            "",
+        )
+        for found in names[1:]
+    ]
+    return Walk(name, tuple(served), tuple(made))
+
+
+def _labelled(
+    history: History, scores: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.intp]]:
+    """Return labels, scores and window number of the rows that count: served, labelled, and in a whole window."""
+    span, window = history.span, history.loop.drift.window
+    rows = history.rows(span.start, span.ends(window)[-1])
+    labels = history.labels[rows]
+    seen = ~np.isnan(labels)
+    length = micros(span.start + window) - micros(span.start)
+    codes = (history.moments[rows] - micros(span.start)) // length
+    return labels[seen], scores[rows][seen].astype(np.float64), codes[seen].astype(np.intp)
+
+
+def _worst(
+    history: History, y: npt.NDArray[np.float64], p: npt.NDArray[np.float64], codes: npt.NDArray[np.intp]
+) -> Worst | None:
+    loop = history.loop
+    found = []
+    for code in np.unique(codes):
+        here = codes == code
+        if here.sum() >= loop.drift.min_rows and evaluation.undefined(y[here]) is None:
+            start = history.span.start + int(code) * loop.drift.window
+            found.append(Worst(start, _value(history, y[here], p[here]), int(here.sum()), int(y[here].sum())))
+    direction = evaluation.DIRECTION[loop.gates.metric]
+    return min(found, key=lambda worst: direction * worst.value, default=None)
+
+
+def _value(history: History, y: npt.ArrayLike, p: npt.ArrayLike) -> float:
+    weigh = evaluation.weighted(history.loop.gates.metric, y, p)
+    return float(weigh(np.ones((1, len(np.asarray(y)))))[0])
+
+
+def better(of: Measured, than: Measured, direction: float) -> tuple[float, npt.NDArray[np.float64]]:
+    """Return by how much one policy is better than another, and the same of each draw; positive is better."""
+    return direction * (of.value - than.value), direction * (of.draws - than.draws)
+
+
+def chosen(measured: Sequence[Measured], direction: float, blocks: int, confidence: float) -> Measured:
+    """Return the policy with the fewest retrainings among those that are not shown to be worse than the best."""
+    best = max(measured, key=lambda one: direction * one.value)
+    as_good = [
+        one for one in measured if one is best or interval(better(one, best, direction)[1], blocks, confidence)[1] >= 0
+    ]
+    return min(as_good, key=lambda one: (len(one.walk.retrainings), -direction * one.value))

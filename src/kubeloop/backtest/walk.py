@@ -1,0 +1,302 @@
+"""One policy through the history, in virtual time: the monitor, the trigger's ledger and the gate are the loop's own.
+
+What the payload log would bring is put into the monitor's store, window by window; what the trigger would be told
+over HTTP goes to its ledger. The model of a retraining is taken from the history. It serves from the moment it
+was asked for: training takes minutes, and windows last days.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kubeloop import evaluation, gates, promotion, stages, training
+from kubeloop.backtest import history as past
+from kubeloop.backtest.history import History, Model
+from kubeloop.backtest.policies import Policy
+from kubeloop.config import Loop
+from kubeloop.gates import Verdict
+from kubeloop.monitoring import outbox, performance
+from kubeloop.monitoring.detector.port import Detector, Score, UntestableError, Window
+from kubeloop.monitoring.held import Part
+from kubeloop.monitoring.rounds import Monitor
+from kubeloop.monitoring.store import Store
+from kubeloop.monitoring.versions import Versions
+from kubeloop.monitoring.windows import Grid, micros
+from kubeloop.monitoring.windows import moment as _moment
+from kubeloop.reference import Reference
+from kubeloop.trigger import Ledger
+from kubeloop.trigger_event import DriftEvent
+from kubeloop.trigger_store import Outcome
+
+_FAILURES = (past.FailedError, stages.StageError, training.TrainingError, gates.GateError, evaluation.EvaluationError)
+"""What a run fails with; anything else is the backtest's own trouble."""
+_LEASE = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """One run: when it was asked for, why, which model it made, and what became of it."""
+
+    moment: datetime
+    kind: str
+    reason: str
+    version: str
+    outcome: Outcome
+    detail: str
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What a policy did: which model served from when on, and every retraining."""
+
+    policy: str
+    served: tuple[tuple[datetime, str], ...]
+    retrainings: tuple[Retraining, ...]
+
+    @property
+    def promotions(self) -> int:
+        """Retrainings whose model took over."""
+        return sum(one.outcome == "promoted" for one in self.retrainings)
+
+
+@dataclass(frozen=True)
+class Need:
+    """A model that a policy asks for and that is not there yet."""
+
+    moment: datetime
+    window: timedelta
+
+
+class _NeedError(Exception):
+    def __init__(self, need: Need) -> None:
+        super().__init__(need)
+        self.need = need
+
+
+class _Direct(outbox.Outbox):
+    """Tells the ledger of this walk what the trigger would be told over HTTP."""
+
+    def __init__(self, store: Store, service: str, ledger: Ledger) -> None:
+        super().__init__(store, service)
+        self._ledger = ledger
+
+    def deliver(self) -> None:
+        """Record every episode that waits."""
+        for row in outbox.waiting(self._store, self._service):
+            names = [field.name for field in fields(DriftEvent) if field.name != "episode"]
+            values = {name: row[name] for name in names} | {"features": tuple(row["features"])}
+            decision = self._ledger.record(DriftEvent(**values, episode=row["id"]))
+            self._settle(row, decision.accepted, asdict(decision))
+
+
+class Holder(Protocol):
+    """Opens a detector when it is asked for it first."""
+
+    @property
+    def detector(self) -> Detector:
+        """The detector."""
+
+
+class Remembered:
+    """A detector that has been asked before: the same window against the same model has the same scores."""
+
+    def __init__(self, inner: Holder | None, engine: str, history: History) -> None:
+        self._inner = inner
+        self._about = [engine, [field.name for field in fields(Score)]]
+        self._folder = history.folder / "scores"
+        self._references: dict[str, Reference] = {}
+
+    def fit(self, key: str, reference: Reference) -> None:
+        """Remember a reference."""
+        self._references[key] = reference
+
+    def score(self, key: str, window: Window) -> list[Score]:
+        """Return the scores of a window.
+
+        Raises:
+            UntestableError: the policy does not look at drift.
+        """
+        inner = self._inner
+        if inner is None:
+            raise UntestableError("this policy does not look")
+
+        def make() -> dict[str, Any]:
+            detector = inner.detector
+            detector.fit(key, self._references[key])
+            return {"scores": [asdict(score) for score in detector.score(key, window)]}
+
+        digest = [past.content(array) for array in (window.numeric, window.categorical, window.score)]
+        found = past.remembered(self._folder, [*self._about, key, digest], make)
+        return [Score(**score) for score in found["scores"]]
+
+    def close(self) -> None:
+        """Leave the detector to whom it belongs."""
+
+
+def walk(policy: Policy, history: History, holder: Holder) -> Walk | Need:
+    """Take a policy through the history.
+
+    Args:
+        policy: the policy.
+        history: rows and models.
+        holder: has what tests windows, for a policy that looks at drift.
+
+    Returns:
+        What it did, or the model that it asked for first among those that are not there.
+    """
+    loop = policy.apply(history.loop)
+    with past.scratch(history.folder) as folder:
+        try:
+            return _Walker(policy, loop, history, holder, folder).run()
+        except _NeedError as error:
+            return error.need
+
+
+class _Walker:
+    def __init__(self, policy: Policy, loop: Loop, history: History, holder: Holder, scratch: Path) -> None:
+        self._policy, self._loop, self._history = policy, loop, history
+        self._base = history.span.ends(history.loop.drift.window)
+        self._detector = Remembered(holder if policy.looks(history.loop) else None, loop.drift.engine, history)
+        self._scratch = scratch
+        self._now = history.span.start
+        self._retrainings: list[Retraining] = []
+
+    def run(self) -> Walk:
+        loop, span = self._loop, self._history.span
+        first = self._model(span.start)
+        self._served = [(span.start, first.version)]
+        grid = Grid(loop.drift.window, span.start)
+        with contextlib.ExitStack() as stack:
+            store = stack.enter_context(contextlib.closing(Store(f"sqlite:///{self._scratch}/monitor.db")))
+            ledger = stack.enter_context(
+                contextlib.closing(Ledger(f"sqlite:///{self._scratch}/ledger.db", loop.drift, clock=lambda: self._now))
+            )
+            versions = stack.enter_context(
+                contextlib.closing(Versions(store, loop.name, loop.delivery.namespace, references=self._history.models))
+            )
+            told = stack.enter_context(contextlib.closing(_Direct(store, loop.name, ledger)))
+            monitor = Monitor(loop, self._scratch, store, self._detector, versions, grid, told)
+            for barrier in self._barriers():
+                self._bring(store, grid, self._now, barrier)
+                self._now = barrier
+                monitor.judge()
+                self._retrain(ledger)
+        return Walk(self._policy.name, tuple(self._served), tuple(self._retrainings))
+
+    def _barriers(self) -> Iterator[datetime]:
+        drift, until = self._loop.drift, self._history.span.until
+        ends = self._history.span.ends(drift.window)
+        yield from sorted({moment for end in ends for moment in (end, end + drift.label_wait) if moment <= until})
+
+    def _bring(self, store: Store, grid: Grid, start: datetime, end: datetime) -> None:
+        """Put what happened between two moments into the monitor's store, as it stands after reading the log."""
+        history, model = self._history, self._history.model(self._served[-1][1])
+        rows = history.rows(start, end)
+        stamps = history.moments[rows]
+        parts = []
+        live = {}
+        if len(stamps):
+            table = history.table[rows].drop_columns(["label", "label_available_at"])
+            table = table.append_column("score", pa.array(model.scores[rows], pa.float32()))
+            live[model.version] = _moment(stamps[0])
+            starts = grid.starts(stamps)
+            for begin in np.unique(starts):
+                here = starts == begin
+                parts.append(
+                    _part(
+                        "features", model.version, begin, grid, table.filter(pa.array(here)), _moment(stamps[here][-1])
+                    )
+                )
+        parts += self._labels(grid, start, end)
+        now = store.progress(self._loop.name)
+        store.ingest(replace(now, watermark=end), parts, live)
+
+    def _labels(self, grid: Grid, start: datetime, end: datetime) -> Iterator[Part]:
+        """Yield the labels that came between two moments: a label is in time up to the moment, not at it."""
+        history = self._history
+        first = history.rows(history.span.start, history.span.until).start
+        known = history.known[first:]
+        came = first + np.flatnonzero((known >= micros(start)) & (known < micros(end)))
+        # A label that came before the first row was asked for is of no served row.
+        if not len(came):
+            return
+        table = pa.table(
+            {
+                "event_id": history.table["event_id"].take(came),
+                "label": pc.cast(history.table["label"].take(came), pa.int8()),
+                "observed_at": history.table["label_available_at"].take(came),
+                "known": pa.array(history.known[came]),
+            }
+        ).cast(performance.LABELS)
+        starts = grid.starts(history.known[came])
+        for begin in np.unique(starts):
+            yield _part("labels", "", begin, grid, table.filter(pa.array(starts == begin)), None)
+
+    def _retrain(self, ledger: Ledger) -> None:
+        """Do what the trigger's runner does, where the ledger has a run that waits."""
+        if self._now >= self._base[-1]:
+            # What is trained now serves no row that counts.
+            return
+        run = ledger.claim(self._loop.name, "backtest", _LEASE)
+        if run is None:
+            return
+        run = ledger.mark_started(run)
+        # All policies share the models of the windows' ends; what a run a day later learns more is little.
+        moment = max(end for end in [self._history.span.start, *self._base] if end <= self._now)
+        champion = self._served[-1][1]
+        name = past.version(self._loop, moment)
+        try:
+            challenger = self._model(moment)
+            verdict = self._gate(champion, challenger, moment)
+        except _FAILURES as error:
+            outcome: Outcome = "failed"
+            detail = str(error)
+            ledger.finish(run, outcome, detail, lasting=True)
+        else:
+            outcome, detail = "promoted" if verdict.promote else "rejected", verdict.reason
+            ledger.finish(run, outcome, detail)
+            if verdict.promote:
+                self._served.append((self._now, name))
+        self._retrainings.append(Retraining(self._now, run.kind, run.reason, name, outcome, detail))
+
+    def _model(self, moment: datetime) -> Model:
+        name = past.version(self._loop, moment)
+        if reason := self._history.failure(name):
+            raise past.FailedError(reason)
+        if not self._history.has(name):
+            raise _NeedError(Need(moment, self._loop.training.window))
+        return self._history.model(name)
+
+    def _gate(self, champion: str, challenger: Model, moment: datetime) -> Verdict:
+        """Judge a challenger as a run's gate does, on the hold-out of its own training set."""
+        history, loop = self._history, self._loop
+        old = history.model(champion)
+        about = [loop.gates.model_dump(mode="json"), loop.training.model_dump(mode="json"), champion]
+        about += [challenger.version, [field.name for field in fields(Verdict)]]
+
+        def make() -> dict[str, Any]:
+            table = past.cut(history, loop, moment)
+            _, holdout = training.split(table.to_pandas(), loop.training.holdout)
+            place = dict(zip(history.table["event_id"].to_pylist(), range(len(history.moments)), strict=True))
+
+            def scores(model: Model) -> Any:
+                return lambda frame: model.scores[[place[event] for event in frame["event_id"]]]
+
+            verdict = promotion.compare(loop, holdout, old.trained_to, champion, scores(old), scores(challenger))
+            verdict = gates.warned(verdict, challenger.warnings, loop.gates)
+            return {"verdict": verdict.to_dict()}
+
+        found = past.remembered(history.folder / "gates", about, make)
+        return gates.Verdict.from_dict(found["verdict"])
+
+
+def _part(kind: Any, version: str, begin: int, grid: Grid, table: pa.Table, newest: datetime | None) -> Part:
+    start = _moment(begin)
+    return Part(kind, version, start, start + grid.length, table, newest)
