@@ -233,7 +233,8 @@ def _activity(table: Table, label: Label, moment: Moment, unit: str) -> Activity
     query = f"""
         WITH moments AS (
             SELECT {at} AT TIME ZONE 'UTC' AS moment, count(*) AS rows,
-                   count_if({label.sql} = 1) AS positives, count_if({label.sql} = 0) AS negatives
+                   coalesce(count_if({label.sql} = 1), 0) AS positives,
+                   coalesce(count_if({label.sql} = 0), 0) AS negatives
             FROM {table.name} GROUP BY 1
         )
         SELECT date_trunc('{unit}', moment)::TIMESTAMP AS starts, sum(rows)::BIGINT AS rows,
@@ -344,8 +345,9 @@ def _warnings(case: Case, quality: Quality, leaks: Sequence[tuple[str, str]], ad
         found[-1] += f"init again with {advised}" if advised else "without it nothing is left to predict from"
     if case.event_id.doubles:
         found.append(
-            f"{case.event_id.doubles:,} rows are the same as another in timestamp, keys and all inputs. They count as "
-            "predictions of their own; if the table was loaded twice, remove them"
+            f"{case.event_id.doubles:,} {'rows are' if case.event_id.doubles > 1 else 'row is'} the same as "
+            "another in timestamp, keys and all inputs, and counts as a prediction of its own; if the table was loaded "
+            "twice, remove them"
         )
     if case.known and case.known.early:
         found.append(

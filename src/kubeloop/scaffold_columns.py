@@ -113,6 +113,11 @@ def label(table: Table, name: str, positive: str | None) -> Label:
     counts: dict[str, int] = dict(table.query(f"{listed} LIMIT {MOST_CLASSES + 1}"))
     some = [f"{value!r} ({count:,} rows)" for value, count in counts.items()]
     shown = ", ".join(some[:5]) + (" and more" if len(some) > 5 else "")
+    if twice := _alike(counts):
+        raise ScaffoldError(
+            f"the label {column.name!r} has {twice[0]!r} and {twice[1]!r}, which differ in case or spaces alone; write "
+            "them the same way"
+        )
     if len(counts) < 2 or len(counts) > MOST_CLASSES or (len(counts) > 2 and positive is None):
         raise ScaffoldError(_not_binary(column.name, counts, shown))
     few = (
@@ -150,6 +155,16 @@ def label(table: Table, name: str, positive: str | None) -> Label:
         negatives=negatives,
         unknown=table.rows - counts[chosen] - negatives,
     )
+
+
+def _alike(values: Collection[str]) -> tuple[str, str] | None:
+    """Return two values that a person takes for one."""
+    seen: dict[str, str] = {}
+    for value in sorted(values):
+        other = seen.setdefault(" ".join(value.casefold().split()), value)
+        if other != value:
+            return other, value
+    return None
 
 
 def _not_binary(name: str, counts: dict[str, int], shown: str) -> str:
@@ -382,7 +397,8 @@ def _judge(
         return "number", f"{name}::DOUBLE", column.name
     if (column.like_id and table.whole(column)) or (column.is_integer and _numbered(table, column)):
         if not _repeats(table, column):
-            hint = f"; {option('key', column.name)} gives it a history" if column.filled == table.rows else ""
+            repeats = column.filled == table.rows and column.distinct <= table.rows / 3
+            hint = f"; {option('key', column.name)} gives it a history" if repeats else ""
             return f"looks like an identifier ({column.distinct:,} values){hint}"
         return "category", as_id(table, column), column.name
     if column.is_number:

@@ -161,7 +161,7 @@ class Table:
             raise ScaffoldError(
                 f"{self.path} has no column {lost[0]!r} (the timestamp); it has {quoted(opened.columns)}"
             )
-        parts = parts or infer.halves(db, opened, decided, name)
+        parts = parts or infer.halves(db, opened, decided, name) or infer.pieces(opened, decided, name)
         if parts:
             made = infer.together(db, opened, parts, asked, decided)
             self._joined = {parts[0]: made, **({name: made} if name else {})}

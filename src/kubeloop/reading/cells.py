@@ -116,8 +116,12 @@ def time(text: str, form: str, zone: str) -> str:
         return f"TRY(make_timestamp(({micros})::BIGINT)) AT TIME ZONE 'UTC'"
     if form == "excel":
         # A day is a float there, good for about a microsecond; nobody writes less than a millisecond.
-        millis = f"round(TRY_CAST({text} AS DOUBLE) * 86400000)::BIGINT"
+        millis = f"round(TRY_CAST(replace({text}, ',', '.') AS DOUBLE) * 86400000)::BIGINT"
         return f"TRY(TIMESTAMP '1899-12-30' + to_milliseconds({millis})) {here}"
+    if "%p" in form:
+        text = rf"regexp_replace({text}, '([AaPp])\.[Mm]\.', '\1m')"
+    if "%z" in form:
+        text = f"regexp_replace({text}, 'Z$', '+0000')"
     parsed = f"try_strptime({text}, {literal(form)})"
     if re.search(r"%[zZ]", form):
         return f"CASE WHEN year({parsed}) >= 1000 THEN {parsed} END"

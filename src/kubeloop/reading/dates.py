@@ -14,15 +14,21 @@ FITS = 0.99
 """Share of the values that a format must fit; the rest are strays, and their rows go into the quarantine."""
 _HEAD = 10_000
 _FIRST, _LAST = 1980, 2100
-"""Years in which a number may be a time; with these no number of seconds is one of milliseconds as well."""
+"""Years in which a count of time may lie; with these no number of seconds is one of milliseconds as well."""
+_FIRST_DATE = 1800
+"""The first year that digits may stand for, as in 19500103."""
 
 _DATE = re.compile(
     r"(?:(?P<day>[A-Za-z]{3,9})(?P<comma>,? ))?"
     r"(?P<a>\d{1,4}|[A-Za-z]{3,9})(?P<s>[-/. ])(?P<b>\d{1,2}|[A-Za-z]{3,9})(?P<t>[-/. ]|, )(?P<c>\d{4}|\d{1,2})"
 )
+_MONTH = re.compile(
+    r"(?:(?P<year>\d{4})(?P<s>[-/. ])(?P<m>\d{1,2}|[A-Za-z]{3,9})|(?P<n>\d{1,2}|[A-Za-z]{3,9})(?P<t>[-/. ])\d{4})"
+)
+_BASIC = re.compile(r"\d{8}(?P<sep>[T ])(?P<clock>\d{4}|\d{6})(?P<z>Z|[+-]\d{2}:?\d{2})?")
 _CTIME = re.compile(r"(?P<day>[A-Za-z]{3}) [A-Za-z]{3} +\d{1,2} \d{1,2}:\d{2}:\d{2} \d{4}")
 _CLOCK = re.compile(
-    r"(?P<sep>T| |, |:| at )(?P<h>\d{1,2})(?::\d{2}(?P<s>:\d{2}(?P<f>[.,]\d{1,9})?)?)?(?P<p> ?[AaPp][Mm])?"
+    r"(?P<sep>T| |, |:| at )(?P<h>\d{1,2})(?::\d{2}(?P<s>:\d{2}(?P<f>[.,]\d{1,9})?)?)?(?P<p> ?[AaPp](?:[Mm]|\.[Mm]\.))?"
     r"(?P<z> ?(?:[+-]\d{2}:?\d{2}|[A-Z]{1,4}))?"
 )
 _DIGITS = {
@@ -46,6 +52,11 @@ def candidates(text: str) -> list[str]:
     """Return the formats that could be meant by one text."""
     if _CTIME.fullmatch(text):
         return ["%a %b %d %H:%M:%S %Y"]
+    if month := _MONTH.fullmatch(text):
+        form = f"%Y{month['s']}{_month(month['m'])}" if month["year"] else f"{_month(month['n'])}{month['t']}%Y"
+        return [form]
+    if basic := _BASIC.fullmatch(text):
+        return [f"%Y%m%d{basic['sep']}%H%M{'%S' * (len(basic['clock']) > 4)}{_offset(basic['z'] or '')}"]
     found = _DATE.match(text)
     if not found:
         return []
@@ -64,8 +75,9 @@ def candidates(text: str) -> list[str]:
         orders = [("%d", _month(b), year)]
         if b.isdigit():
             orders.append(("%m", "%d", year))
-        if year == "%y" and first != ".":
-            orders.append(("%y", _month(b), "%d"))
+        # With the month as a word, the year stands last.
+        if year == "%y" and first != "." and b.isdigit():
+            orders.append(("%y", "%m", "%d"))
     weekday = "" if not found["day"] else ("%a" if len(found["day"]) == 3 else "%A") + found["comma"]
     return [f"{weekday}{x}{first}{y}{second}{z}{clock}" for x, y, z in orders]
 
@@ -87,9 +99,11 @@ def _clock(rest: str) -> str | None:
     second = ":%S" if found["s"] else ""
     part = "" if not found["f"] else found["f"][0] + ("%f" if len(found["f"]) <= 7 else "%n")
     half = "" if not found["p"] else " %p" if found["p"].startswith(" ") else "%p"
-    zone = found["z"] or ""
-    offset = "" if not zone else " " * zone.startswith(" ") + ("%z" if zone.strip()[0] in "+-" else "%Z")
-    return f"{found['sep']}{hour}{minute}{second}{part}{half}{offset}"
+    return f"{found['sep']}{hour}{minute}{second}{part}{half}{_offset(found['z'] or '')}"
+
+
+def _offset(zone: str) -> str:
+    return "" if not zone else " " * zone.startswith(" ") + ("%z" if zone.strip()[0] in "+-Z" else "%Z")
 
 
 def find(db: "duckdb.DuckDBPyConnection", rows: str, text: str, zone: str, filled: int) -> Found | None:
@@ -103,8 +117,10 @@ def find(db: "duckdb.DuckDBPyConnection", rows: str, text: str, zone: str, fille
         filled: number of these rows.
     """
     # The form of a value: not which digits and letters, but where they stand. The longest has all digits of its year.
-    # The beginning tells what forms there could be; whether one fits, all values tell.
-    shape = rf"regexp_replace(regexp_replace({text}, '\d+', '9', 'g'), '[A-Za-z]+', 'a', 'g')"
+    # The beginning tells what forms there could be; whether one fits, all values tell. An offset is one before, at and
+    # behind Greenwich.
+    shape = rf"regexp_replace({text}, '([+-]\d{{2}}:?\d{{2}}|Z)$', '+9')"
+    shape = rf"regexp_replace(regexp_replace({shape}, '\d+', '9', 'g'), '[A-Za-z]+', 'a', 'g')"
     example = f"max_by({text}, length({text}))"
     head = f"(FROM {rows} LIMIT {_HEAD})"
     shapes = db.execute(
@@ -120,15 +136,15 @@ def find(db: "duckdb.DuckDBPyConnection", rows: str, text: str, zone: str, fille
 def find_number(db: "duckdb.DuckDBPyConnection", rows: str, text: str, zone: str, filled: int) -> Found | None:
     """Find the format of a column of numbers that are times: digits of a date, counts since 1970, days of Excel."""
     forms = {
-        form: f"CASE WHEN length({text}) = {digits} THEN {_plausible(cells.time(text, form, zone))} END"
+        form: f"CASE WHEN length({text}) = {digits} THEN {_plausible(cells.time(text, form, zone), _FIRST_DATE)} END"
         for form, digits in _DIGITS.items()
     }
     forms |= {form: _plausible(cells.time(text, form, zone)) for form in ("excel", *EPOCHS)}
     return weigh(db, rows, text, zone, filled, forms)
 
 
-def _plausible(moment: str) -> str:
-    return f"CASE WHEN year({moment}) BETWEEN {_FIRST} AND {_LAST} THEN {moment} END"
+def _plausible(moment: str, first: int = _FIRST) -> str:
+    return f"CASE WHEN year({moment}) BETWEEN {first} AND {_LAST} THEN {moment} END"
 
 
 def weigh(

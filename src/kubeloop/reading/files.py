@@ -89,6 +89,11 @@ def open_file(db: "duckdb.DuckDBPyConnection", path: Path, read: Read, scratch: 
             path, read, said = _text(origin, path, read, scratch, first=first)
             with path.open(encoding="utf-8-sig") as lines:
                 begin = lines.read(4096).lstrip()[:1]
+            if begin == "<":
+                raise FileError(
+                    f"{origin} holds HTML or XML, which some programs call an Excel file; open it in a spreadsheet and "
+                    "save it as CSV or xlsx"
+                )
             if begin in ("{", "["):
                 return _json(db, origin, path, read, first=first)
         return _csv(db, origin, path, read, scratch, said, first=first)
@@ -110,7 +115,9 @@ def _unpacked(path: Path, scratch: Path) -> Path:
             return target
         if head == b"PK\x03\x04":
             with zipfile.ZipFile(path) as archive:
-                names = [name for name in archive.namelist() if not name.endswith("/")]
+                names = [
+                    name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX/")
+                ]
                 if "[Content_Types].xml" in names:
                     return path
                 if len(names) != 1:
@@ -256,10 +263,20 @@ def _json(db: "duckdb.DuckDBPyConnection", origin: Path, path: Path, read: Read,
         found = db.execute(f"DESCRIBE FROM {source}, ignore_errors=true)").fetchall()
     if [row[0] for row in found] == ["json"]:
         raise FileError(f"{origin} cannot be read: it holds no JSON objects, one a line, or a list of them")
+    if first and len(db.execute(f"FROM {source}) LIMIT 2").fetchall()) < 2 and _nested(found):
+        raise FileError(
+            f"{origin} is one JSON object with {_names([row[0] for row in found])} in it, not one a line or a list of "
+            "them; pandas writes that with to_json(orient='records', lines=True)"
+        )
     listed = ", ".join(f"{literal(row[0])}: 'VARCHAR'" for row in found)
     skips = "" if first else ", ignore_errors=true"
     relation = f"read_json({literal(path)}, format='auto', columns={{{listed}}}{skips})"
     return Opened(relation, {row[0]: "VARCHAR" for row in found}, texts=True, read=read)
+
+
+def _nested(found: Sequence[Sequence[Any]]) -> bool:
+    """Return whether columns hold whole tables, in lists or objects."""
+    return any(row[1].endswith("[]") or row[1].startswith(("STRUCT", "MAP", "JSON")) for row in found)
 
 
 def _broken_json(path: Path) -> str:
@@ -316,7 +333,8 @@ def _csv(
         kinds = {";": "semicolons", "\t": "tabs", "|": "bars"}
         said = (*said, f"{kinds.get(layout.delimiter, layout.delimiter)} between the fields")
     if layout.skip and read.skip is None:
-        said = (*said, f"{layout.skip} lines before the names of the columns left out: {layout.before[:60]!r}")
+        lines = f"{layout.skip} lines" if layout.skip > 1 else "1 line"
+        said = (*said, f"{lines} before the names of the columns left out: {layout.before[:60]!r}")
     found = read.model_copy(update={"delimiter": layout.delimiter, "skip": read.skip if read.sheet else layout.skip})
     return Opened(f"read_parquet({literal(target)})", dict.fromkeys(names, "VARCHAR"), True, found, said, tuple(ragged))
 

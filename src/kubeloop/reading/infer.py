@@ -169,12 +169,14 @@ def timestamp(db: "duckdb.DuckDBPyConnection", opened: "Opened", name: str, aske
     if form:
         stated(db, opened, name, form, asked, decided)
         return
+    # As a number it was read only until now.
+    decided.said = [text for text in decided.said if not text.startswith(f"read {name!r} as ")]
     column = of(opened, name, Column(kind="time", missing=asked.words(name)))
     ((filled, example),) = db.execute(f"SELECT count(*), min({column.sql}) FROM {column.rows}").fetchall()
     found = dates.find_number(db, column.rows, column.sql, asked.read.timezone, filled)
     if found is None:
         raise ReadingError(
-            f"the timestamp {name!r} is written in no way that is known, such as {example!r}; say how with "
+            f"the timestamp {name!r} is written in no way that is known, such as {str(example)[:40]!r}; say how with "
             "--date-format, such as '%d.%m.%Y %H:%M', epoch_s or excel"
         )
     if len(found.formats) > 1:
@@ -183,7 +185,7 @@ def timestamp(db: "duckdb.DuckDBPyConnection", opened: "Opened", name: str, aske
     _time(db, replace(column, filled=filled), reading, asked.read.timezone, decided)
 
 
-CLOCK = r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?( ?[AaPp][Mm])?"
+CLOCK = r"\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?( ?[AaPp]([Mm]|\.[Mm]\.))?"
 _DAY_WORD, _CLOCK_WORD = re.compile(r"date|day|dt", re.I), re.compile(r"time|hour|clock|tm", re.I)
 
 
@@ -212,6 +214,35 @@ def halves(db: "duckdb.DuckDBPyConnection", opened: "Opened", decided: Decided, 
     return []
 
 
+_UNITS = {"year": "%Y", "month": "%m", "day": "%d", "hour": "%H", "minute": "%M", "second": "%S"}
+
+
+def units(names: Collection[str]) -> dict[str, str]:
+    """Return the columns that are named after a year, a month and so on, by unit, none left out in between."""
+    found: dict[str, str] = {}
+    for unit in _UNITS:
+        alike = [name for name in names if name.lower() == unit]
+        if not alike:
+            break
+        found[unit] = alike[0]
+    return found if len(found) > 1 else {}
+
+
+def pieces(opened: "Opened", decided: Decided, name: str | None) -> list[str]:
+    """Return the columns with year, month, day and so on, where the table has no other time.
+
+    Args:
+        opened: the file.
+        decided: what was decided of its columns.
+        name: the timestamp, if it is known.
+    """
+    found = list(units(opened.columns).values())
+    if name is not None:
+        return found if found and name == found[0] else []
+    timed = any(kind.startswith(("DATE", "TIMESTAMP")) for kind in opened.columns.values()) or decided.unclear
+    return [] if timed or any(column.kind == "time" for column in decided.columns.values()) else found
+
+
 def _holds_clocks(db: "duckdb.DuckDBPyConnection", opened: "Opened", name: str) -> bool:
     text = cells.text(name, opened.columns[name])
     test = f"bool_and(regexp_full_match({text}, {cells.literal(CLOCK)}))"
@@ -228,16 +259,21 @@ def together(
     """
     from kubeloop.reading import rows
 
+    whole = list(units(parts).values())
+    named = sorted(whole) == sorted(parts)
+    parts = whole if named else parts
     name = " ".join(parts)
     reading = Column(kind="time", of=tuple(parts))
+    if named:
+        reading = reading.model_copy(update={"format": " ".join(list(_UNITS.values())[: len(parts)])})
     text = rows.joined(opened, reading)
     relation = f"(SELECT {text} AS {cells.identifier(name)} FROM {opened.relation})"
     sql = cells.identifier(name)
     given = f"(FROM {relation} WHERE {sql} IS NOT NULL)"
-    iso = cells.time(sql, "iso", asked.read.timezone)
-    ((filled, fits, example),) = db.execute(f"SELECT count(*), count({iso}), min({sql}) FROM {given}").fetchall()
+    moment = cells.time(sql, reading.format, asked.read.timezone)
+    ((filled, fits, example),) = db.execute(f"SELECT count(*), count({moment}), min({sql}) FROM {given}").fetchall()
     if fits < dates.FITS * filled or not filled:
-        found = dates.find(db, given, sql, asked.read.timezone, filled)
+        found = None if named else dates.find(db, given, sql, asked.read.timezone, filled)
         if found is None:
             raise ReadingError(f"{' and '.join(map(repr, parts))} are no date and time of day, such as {example!r}")
         day = asked.format(parts[0]) or asked.formats.get("") or ""
@@ -404,8 +440,8 @@ def _time(db: "duckdb.DuckDBPyConnection", column: _Text, reading: Column, zone:
         notes.append(f"{reading.format}: {example} is {dates.brief(made)}")
     if fits < column.filled:
         many = column.filled - fits
-        rows = f"{many:,} rows do" if many > 1 else "1 row does"
-        decided.look.append(f"{rows} not fit {column.name!r} as a time, such as {stray!r}, and are left out")
+        rows, are = (f"{many:,} rows do", "are") if many > 1 else ("1 row does", "is")
+        decided.look.append(f"{rows} not fit {column.name!r} as a time, such as {stray[:40]!r}, and {are} left out")
     return _keep(db, column, reading, decided, notes)
 
 

@@ -39,18 +39,19 @@ def find(db: "duckdb.DuckDBPyConnection", rows: str, text: str, filled: int) -> 
     """
     residue = f"trim(regexp_replace({text}, '[-+−0-9.,()''’\\s\\x{{00A0}}\\x{{202F}}]+', '', 'g'))"
     # What is no number at all shows it at the beginning, and costs no look at the rest.
-    head = db.execute(f"SELECT DISTINCT {residue} FROM (FROM {rows} LIMIT {_HEAD})").fetchall()
-    if not {word for (word,) in head} <= {"", "e", "E", *_SIGNS}:
+    head = f"(FROM {rows} LIMIT {_HEAD})"
+    found = {word for (word,) in db.execute(f"SELECT DISTINCT {residue} FROM {head}").fetchall()}
+    if not found <= {"", "e", "E", *_SIGNS} and not _measures(db, head, text):
         return None
     residues = dict(db.execute(f"SELECT {residue}, count(*) FROM {rows} GROUP BY 1 ORDER BY 2 DESC LIMIT 5").fetchall())
     signs = {word for word in residues if word not in ("", "e", "E")}
-    if not signs <= _SIGNS:
+    if not signs <= _SIGNS and not _measures(db, rows, text):
         return None
     if len(signs) > 1:
         return f"has several units ({', '.join(sorted(signs))})"
     sign = next(iter(signs), "")
-    if sign == "%" and residues[sign] < filled:
-        return f"has % in {residues[sign]:,} of {filled:,} values"
+    if sign and (sign == "%" or sign not in _SIGNS) and residues[sign] < filled:
+        return f"has {sign} in {residues[sign]:,} of {filled:,} values"
     styles = [Column(kind="number", decimal=point, thousands=group, sign=sign) for point, group in _STYLES]
     values = [cells.value(text, style, "UTC") for style in styles]
     (fits,) = db.execute(f"SELECT {', '.join(f'count({value})' for value in values)} FROM {rows}").fetchall()
@@ -72,6 +73,14 @@ def find(db: "duckdb.DuckDBPyConnection", rows: str, text: str, filled: int) -> 
     for place, value in zip(left, made, strict=True):
         told.setdefault(f"{value:g}", place)
     return Found(tuple(styles[place] for place in told.values()), example, tuple(told))
+
+
+def _measures(db: "duckdb.DuckDBPyConnection", rows: str, text: str) -> bool:
+    """Return whether each value is a number before its unit, as in 3.5 kg; 12A and 1.OG alone could be codes."""
+    shape = rf"regexp_full_match({text}, '[-+−]?[0-9]+([.,][0-9]+)*\s*[\p{{L}}°µ/²³]{{1,8}}')"
+    plain = rf"regexp_matches({text}, '[0-9][.,][0-9]|[0-9]\s')"
+    ((shaped, measured),) = db.execute(f"SELECT bool_and({shape}), avg(({plain})::INTEGER) FROM {rows}").fetchall()
+    return bool(shaped and measured > 0.5)
 
 
 def words(column: Column) -> list[str]:

@@ -88,12 +88,14 @@ def reasons(db: "duckdb.DuckDBPyConnection", misfits: Path) -> dict[str, tuple[i
 def joined(opened: Opened, column: Column) -> str:
     """Return SQL for the text of a time that is made of a date and a time of day."""
     day, *rest = (cells.text(name, opened.columns[name]) for name in column.of)
+    gone = " OR ".join(cells.missing(part, column) for part in (day, *rest))
+    if column.format.startswith("%Y %m"):
+        return f"CASE WHEN NOT ({gone}) THEN concat_ws(' ', {', '.join((day, *rest))}) END"
     # A date in a column of times has a midnight, and a time of day in whole numbers no zero before.
     parts = [f"regexp_replace({day}, '{_MIDNIGHT}', '')"]
     parts += [
         f"CASE WHEN regexp_full_match({part}, '\\d{{1,4}}') THEN lpad({part}, 4, '0') ELSE {part} END" for part in rest
     ]
-    gone = " OR ".join(cells.missing(part, column) for part in (day, *rest))
     return f"CASE WHEN NOT ({gone}) THEN concat_ws(' ', {', '.join(parts)}) END"
 
 

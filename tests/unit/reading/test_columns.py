@@ -46,6 +46,14 @@ def taken_in(path: Path, decided: infer.Decided, read: Read | None = None) -> pd
         ("%a %b %d %H:%M:%S %Y", "%a %b %d %H:%M:%S %Y", "s"),
         ("%d/%b/%Y:%H:%M:%S +0000", "%d/%b/%Y:%H:%M:%S %z", "s"),
         ("%Y-%m-%d %H:%M:%S,000", "%Y-%m-%d %H:%M:%S,%f", "s"),
+        ("%d-%b-%y", "%d-%b-%y", "D"),
+        ("%Y%m%dT%H%M%S", "%Y%m%dT%H%M%S", "s"),
+        ("%Y%m%dT%H%M%S+0000", "%Y%m%dT%H%M%S%z", "s"),
+        ("%Y%m%dT%H%M%SZ", "%Y%m%dT%H%M%S%z", "s"),
+        ("%Y/%m/%d %H:%M:%SZ", "%Y/%m/%d %H:%M:%S%z", "s"),
+        ("%Y-%m", "%Y-%m", "M"),
+        ("%m/%Y", "%m/%Y", "M"),
+        ("%b-%Y", "%b-%Y", "M"),
     ],
 )
 def test_times_are_read_in_the_one_format_that_fits_all(
@@ -56,7 +64,55 @@ def test_times_are_read_in_the_one_format_that_fits_all(
     assert (decided.columns["ts"].kind, decided.columns["ts"].format) == ("time", form)
     assert bool(decided.said) == (form != "iso"), "what is not plain is said"
     found = taken_in(path, decided)["ts"].dt.floor("s").dt.tz_localize(None)
-    assert (found.to_numpy() == visits["ts"].dt.floor(unit).to_numpy()).all()
+    begun = visits["ts"].dt.to_period("M").dt.to_timestamp() if unit == "M" else visits["ts"].dt.floor(unit)
+    assert (found.to_numpy() == begun.to_numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("written_as", "form", "moments"),
+    [
+        (
+            # Offsets on both sides of Greenwich, as in the log of a repository.
+            ["Sat, 22 Apr 2017 15:11:58 -0500", "Fri, 1 Aug 2014 12:14:47 +0100"],
+            "%a, %d %b %Y %H:%M:%S %z",
+            ["2017-04-22 20:11:58", "2014-08-01 11:14:47"],
+        ),
+        (
+            ["04/11/2021 5:00 a.m.", "04/13/2021 10:30 P.M."],
+            "%m/%d/%Y %I:%M %p",
+            ["2021-04-11 05:00", "2021-04-13 22:30"],
+        ),
+    ],
+)
+def test_times_are_read_as_people_write_them(
+    tmp_path: Path, decide: Decide, written_as: list[str], form: str, moments: list[str]
+) -> None:
+    path = written(pd.DataFrame({"ts": written_as * 5, "who": "a"}), tmp_path)
+    _, decided = decide(path)
+    assert decided.columns["ts"].format == form
+    found = taken_in(path, decided)["ts"].dt.tz_localize(None)
+    assert list(found[:2]) == list(map(pd.Timestamp, moments))
+
+
+@pytest.mark.parametrize(
+    ("written_as", "form", "first"),
+    [
+        ([*range(1871, 1951)], "%Y", "1871-01-01"),
+        ([19500103, 19500220], "%Y%m%d", "1950-01-03"),
+        (["45292,01153", "45293,5"], "excel", "2024-01-01 00:16:36.192"),
+    ],
+)
+def test_old_dates_and_local_serials_are_times(tmp_path: Path, written_as: list[Any], form: str, first: str) -> None:
+    from kubeloop.scaffold_table import Table
+
+    frame = pd.DataFrame({"ts": written_as * 10, "who": "a", "bought": 1})
+    frame.to_csv(tmp_path / "visits.csv", index=False, sep=";")
+    (tmp_path / "raw").mkdir()
+    table = Table(tmp_path / "visits.csv", tmp_path / "raw")
+    assert table.take_moment("ts") == "ts"
+    assert table.source.columns["ts"].format == form
+    assert pd.read_parquet(table.parquet)["ts"].dt.tz_localize(None).min() == pd.Timestamp(first)
+    assert sum("'ts'" in text for text in table.said) == 1, "only what it is in the end"
 
 
 @pytest.mark.parametrize(
@@ -145,6 +201,8 @@ def test_an_option_decides_and_one_that_does_not_fit_is_refused(tmp_path: Path, 
         (lambda a: a.map("{:.2f}".format).str.replace(".", ","), {"kind": "number", "decimal": ","}, "decimal comma"),
         (lambda a: a.map("${:,.2f}".format), {"kind": "number", "thousands": ",", "sign": "$"}, "without the $"),
         (lambda a: a.map("{:.1f} %".format), {"kind": "number", "sign": "%"}, "without the %"),
+        (lambda a: a.map("{:.2f} kg".format), {"kind": "number", "sign": "kg"}, "without the kg"),
+        (lambda a: a.map("{:.2f}°C".format), {"kind": "number", "sign": "°C"}, "without the °C"),
         (lambda a: a.map("{:,.2f}".format).str.replace(",", " "), {"kind": "number", "thousands": " "}, "spaces"),
         (lambda a: a.map("{:,.2f}".format).str.replace(",", "’"), {"kind": "number", "thousands": "'"}, "apostrophes"),
         (
@@ -171,6 +229,22 @@ def test_local_numbers_are_numbers(
     assert words in " ".join(decided.said)
     step = 0.1 if reading.get("sign") == "%" else 0.01
     assert np.allclose(taken_in(path, decided)["amount"], amounts, atol=step / 1.9)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        (lambda n: [f"{place / 7:.1f}{'KM'[place % 2]}" for place in range(n)], "has several units (K, M)"),
+        (lambda n: [f"{place % 30}A" for place in range(n)], ""),
+        (lambda n: [f"{place % 9 + 1}{('th', 'st')[place % 2]}" for place in range(n)], ""),
+    ],
+)
+def test_units_that_differ_are_said_and_codes_stay_codes(
+    visits: pd.DataFrame, tmp_path: Path, decide: Decide, values: Any, said: str
+) -> None:
+    _, decided = decide(written(visits, tmp_path, code=values(len(visits))))
+    assert "code" not in decided.columns
+    assert (said in " ".join(decided.look)) if said else not decided.look
 
 
 def test_words_for_a_missing_value_are_counted_and_kept(visits: pd.DataFrame, tmp_path: Path, decide: Decide) -> None:

@@ -149,6 +149,9 @@ def test_rows_with_another_number_of_fields_are_named_and_left_out(visits: pd.Da
         ),
         (b"2024-01-31,a,1\n" * 9, {}, "the first line of .* holds data.*--skip-rows"),
         (b'{"ts": 1}\n{"ts": \n', {}, "line 2 is no JSON"),
+        (b"<html><table><tr><td>ts</td></tr></table></html>\n" * 3, {}, "holds HTML or XML.*save it as CSV"),
+        (b'{"data": [{"ts": 1}, {"ts": 2}]}', {}, "is one JSON object with 'data' in it.*orient='records'"),
+        (b'{"ts": {"0": 1, "1": 2}, "who": {"0": 1}}', {}, "is one JSON object with 'ts', 'who' in it"),
         (b"\x1f\x8b\x08 no gzip", {}, "its compression is damaged"),
         (b"PAR1 and nothing more", {}, "it is damaged, or cut off"),
     ],
@@ -205,3 +208,35 @@ def test_date_and_time_in_two_columns_are_one_moment(
     sources.copy(tmp_path / "t.csv", tmp_path / "again.parquet", ours.source)
     found = pd.read_parquet(tmp_path / "again.parquet")["visit_date visit_time"].dt.tz_localize(None)
     assert (found.to_numpy() == visits["ts"].dt.floor("s" if "%S" in clock else "min").to_numpy()).all()
+
+
+@pytest.mark.parametrize("named", ["year+month+day+hour", "day+month+hour+year", "year", None])
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_year_month_day_and_hour_in_columns_are_one_moment(
+    visits: pd.DataFrame, tmp_path: Path, named: str | None, ending: str
+) -> None:
+    ts = visits["ts"].dt
+    frame = visits.drop(columns="ts").assign(year=ts.year, month=ts.month, day=ts.day, hour=ts.hour)
+    path = tmp_path / f"t.{ending}"
+    frame.to_csv(path, index=False) if ending == "csv" else frame.to_parquet(path)
+    (tmp_path / "raw").mkdir()
+    ours = Ours(path, tmp_path / "raw", asked=Asked(timestamp=named))
+    assert ours.take_moment(named or ours.likely_moment() or "") == "year month day hour"
+    assert ours.parts == ("year", "month", "day", "hour")
+    found = pd.read_parquet(ours.parquet)["year month day hour"].dt.tz_localize(None)
+    assert (found.to_numpy() == visits["ts"].dt.floor("h").to_numpy()).all()
+
+
+def test_a_table_with_a_time_keeps_its_year_as_a_number(visits: pd.DataFrame, tmp_path: Path) -> None:
+    visits.assign(year=visits["ts"].dt.year, month=visits["ts"].dt.month).to_csv(tmp_path / "t.csv", index=False)
+    (tmp_path / "raw").mkdir()
+    ours = Ours(tmp_path / "t.csv", tmp_path / "raw")
+    assert (ours.likely_moment(), ours.columns["year"].kind) == ("ts", "BIGINT")
+
+
+def test_a_zip_made_on_a_mac_holds_one_table(visits: pd.DataFrame, tmp_path: Path, decide: Decide) -> None:
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
+        archive.writestr("t.csv", visits.to_csv(index=False))
+        archive.writestr("__MACOSX/._t.csv", b"\0\5\x16\7")
+    opened, _ = decide(tmp_path / "t.zip")
+    assert list(opened.columns) == list(visits.columns)

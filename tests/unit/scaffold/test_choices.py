@@ -54,6 +54,11 @@ def test_where_there_is_nobody_to_ask_the_candidates_are_named(readings: pd.Data
     [
         (lambda f: f.drop(columns="failed"), [], "has no column 'failed' (the label); it has 'machine', 'read_at'"),
         (lambda f: f.assign(failed=np.arange(len(f)) % 3), [], "must have two values, but has '0' (1,000 rows)"),
+        (
+            lambda f: f.assign(failed=np.where(f["failed"] == 1, np.where(f.index % 2, "Yes", "yes "), "No")),
+            [],
+            "has 'Yes' and 'yes ', which differ in case or spaces alone",
+        ),
         (lambda f: f.assign(failed=0), [], "must have two values, but has '0' (3,000 rows)"),
         (lambda f: f.head(300), [], "too few to train, test and replay on"),
         (lambda f: f.assign(failed=np.where(f["failed"] == 1, "bad", "good")), [], "--positive bad"),
@@ -274,3 +279,18 @@ def test_json_says_what_was_chosen(readings: pd.DataFrame, folder: Path) -> None
     assert content["folder"] == "mine"
     assert all((folder / "mine" / path).is_file() for path in content["files"])
     assert content["next"] == ["cd mine", "kubeloop doctor", "kubeloop run --fast"]
+
+
+def test_days_without_any_label_are_days_without_positives(readings: pd.DataFrame, folder: Path) -> None:
+    later = readings["read_at"] >= "2024-04-01"
+    case, _ = design(readings.assign(failed=readings["failed"].astype("Int64").where(later)), folder)
+    assert case.timeline.train_to > pd.Timestamp("2024-04-01", tz="UTC")
+
+
+@pytest.mark.parametrize(("values", "hint"), [(3000, False), (700, True)])
+def test_a_key_is_proposed_where_its_values_repeat(
+    readings: pd.DataFrame, folder: Path, values: int, hint: bool
+) -> None:
+    case, _ = design(readings.assign(visitor_id=np.arange(3000) % values * 7, row_no=np.arange(3000)), folder)
+    why = {item.column: item.why for item in case.left}["visitor_id"] if values < 3000 else case.left[-1].why
+    assert ("gives it a history" in why) == hint
