@@ -114,7 +114,8 @@ def written(stream: Stream, **changes: Any) -> Drift:
     before = stream["week"] < 0
     measured = evaluation.score(stream["y"][before], stream["score"][before])
     quality = scaffold_plan.quality(measured["auc"], measured["ece"])
-    chosen = {"min_auc": quality.floor, "max_auc_drop": quality.max_auc_drop, "cooldown": COOLDOWN * WEEK}
+    limits = {"min_auc": quality.floor, "max_auc_drop": quality.max_auc_drop, "min_importance": 0.3}
+    chosen = limits | {"cooldown": COOLDOWN * WEEK}
     return Drift(**chosen | changes)
 
 
@@ -122,6 +123,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     OURS: {},
     "kubeloop with votes: 1, of: 1": {"votes": 1, "of": 1},
     "kubeloop with min_effect: 0.1": {"min_effect": 0.1},
+    "kubeloop with min_importance: 0.1": {"min_importance": 0.1},
     "kubeloop with max_auc_drop: 0.1": {"max_auc_drop": 0.1},
 }
 
