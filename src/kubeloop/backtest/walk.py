@@ -21,6 +21,7 @@ from kubeloop.backtest import history as past
 from kubeloop.backtest.history import History, Model
 from kubeloop.backtest.policies import Policy
 from kubeloop.config import Loop
+from kubeloop.errors import KubeloopError
 from kubeloop.gates import Verdict
 from kubeloop.monitoring import outbox, performance
 from kubeloop.monitoring.detector.port import Detector, Score, UntestableError, Window
@@ -74,7 +75,11 @@ class Need:
     window: timedelta
 
 
-class _NeedError(Exception):
+class _NeedError(KubeloopError):
+    """A model is needed that is not there yet; caught where the walk begins."""
+
+    lasting = False
+
     def __init__(self, need: Need) -> None:
         super().__init__(need)
         self.need = need
