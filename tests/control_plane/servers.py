@@ -1,5 +1,6 @@
 """etcd and kube-apiserver on loopback, with certificates of this run alone; both end when their starter does."""
 
+import contextlib
 import base64
 import functools
 import os
@@ -117,10 +118,13 @@ class Servers:
         self._end()
         data.parent.mkdir(exist_ok=True)
         for other in data.parent.iterdir():
-            shutil.rmtree(other)
+            if other != data:
+                shutil.rmtree(other, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=data.parent.parent) as folder:
             copy = shutil.copytree(self._data, Path(folder) / data.name)
-            copy.rename(data)
+            # Another process of the suite may have kept its own meanwhile.
+            with contextlib.suppress(OSError):
+                copy.rename(data)
         self.start()
 
     def stop(self) -> None:
