@@ -1,7 +1,7 @@
 """etcd and kube-apiserver on loopback, with certificates of this run alone; both end when their starter does."""
 
-import contextlib
 import base64
+import contextlib
 import functools
 import os
 import shutil
