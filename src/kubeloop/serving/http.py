@@ -273,7 +273,7 @@ class App:
     def at_once(self, scope: Scope, body: bytes) -> Response | None:
         """Answer a whole inference request of a few rows, which takes less time than a task; see `process.Prompt`."""
         route = self._prompt.get(scope["path"])
-        if route is None or len(body) > _AT_ONCE_BYTES:
+        if route is None or len(body) > min(_AT_ONCE_BYTES, self._limits.max_body_bytes):
             return None
         start = time.perf_counter()
         try:
@@ -282,7 +282,7 @@ class App:
             response = route[1](Request(body, headers, None))
         except ProtocolError as error:
             response = error_response(error)
-        except Exception:
+        except Exception:  # as in `__call__`
             log.exception("POST %s failed", scope["path"])
             response = _failure()
         if response is not None:

@@ -4,9 +4,12 @@ import json
 import re
 import socket
 import time
+from pathlib import Path
 
 import httpx
 import pytest
+
+from tests.unit.serving.conftest import Start
 
 ROW = {"name": "input", "shape": [1, 30], "datatype": "FP32", "data": [1] * 30}
 V2 = "/v2/models/matrix/infer"
@@ -97,6 +100,12 @@ def test_in_one_piece_or_in_two_it_is_the_same_request(matrix: str, case: str) -
     assert counted == change(middle, counts(matrix))
     # What the guard turns away is in no count.
     assert counted or whole.startswith((b"HTTP/1.1 403", b"HTTP/1.1 415"))
+
+
+def test_the_limits_are_those_of_every_request(start: Start, models: Path) -> None:
+    server = start("--model-dir", models / "matrix", "--name=matrix", "--max-body-bytes=1024", "--max-rows=1")
+    for body, status in ((v2(), b"200"), (v2(id="x" * 2000), b"413"), (v2(shape=[2, 30], data=[1] * 60), b"413")):
+        assert ask(server.url, b"".join(request(V2, [JSON], body))).startswith(b"HTTP/1.1 " + status)
 
 
 def test_requests_in_one_packet_are_answered_in_their_order(matrix: str) -> None:
