@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("kubeloop.serving")
 
 _MARK = "materialized-to"
+_AT = "event_timestamp"
 _WRITTEN = 100_000
 """Rows that go to the online store at once."""
 
@@ -159,17 +160,16 @@ class Materializer:
     """Brings the online store up to a moment, row by row as they became known.
 
     Feast's own `materialize` reads each table from the start; a replay of months advances thousands of times, so the
-    moments stay in memory, and what became known between two of them is read from the table and written through Feast.
+    moments stay in memory, and the rows that come next are read ahead.
     """
 
     def __init__(self, folder: Path, service: str, shared: Settings | None = None) -> None:
         self._mark = folder / _MARK
         self._store = features.open_store(folder, shared)
-        self._tables: list[tuple[str, list[str], Path, np.ndarray]] = []
-        for view in features.views(self._store, service):
-            path = folder / f"{view.name}.parquet"
-            stamps = pq.read_table(path, columns=["event_timestamp"])["event_timestamp"].drop_null().to_numpy()
-            self._tables.append((view.name, list(view.join_keys), path, np.sort(stamps.astype("datetime64[us]"))))
+        self._tables = [
+            _Table(view.name, list(view.join_keys), folder / f"{view.name}.parquet")
+            for view in features.views(self._store, service)
+        ]
         self._position: datetime | None = None
 
     def advance(self, to: datetime) -> int:
@@ -178,18 +178,58 @@ class Materializer:
         The first call writes the newest row of every key, so that a restart needs no memory of the last.
         """
         written = 0
-        for name, keys, path, stamps in self._tables:
-            first = 0 if self._position is None else _known(stamps, self._position)
-            if first == _known(stamps, to):
-                continue
-            for rows in _newest(path, keys, self._position, to):
+        for table in self._tables:
+            for rows in table.news(self._position, to):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    self._store.write_to_online_store(name, rows)
+                    self._store.write_to_online_store(table.name, rows)
                 written += len(rows)
         self._position = to.astimezone(UTC)
         kept.replace(self._mark, kept.seal(self._position.isoformat()))
         return written
+
+
+class _Table:
+    """The feature table of a view, by the order of its moments; of its rows only those that come next are in memory."""
+
+    def __init__(self, name: str, keys: list[str], path: Path) -> None:
+        self.name = name
+        self._keys = keys
+        self._path = path
+        stamps = pq.read_table(path, columns=[_AT])[_AT].drop_null().to_numpy()
+        self._stamps = np.sort(stamps.astype("datetime64[us]"))
+        self._ahead: pd.DataFrame | None = None
+        self._begin = 0
+        """Place of the first row in `_ahead`."""
+
+    def news(self, since: datetime | None, to: datetime) -> "Iterator[pd.DataFrame]":
+        """Yield the newest row of each key that became known after one moment and up to another, some at a time."""
+        first = 0 if since is None else _known(self._stamps, since)
+        last = _known(self._stamps, to)
+        if first == last:
+            return
+        if since is None or last - first > _WRITTEN:
+            yield from _newest(self._path, self._keys, since, to)
+            return
+        rows = self._between(first, last)
+        yield rows.drop_duplicates(self._keys, keep="last") if self._keys else rows.tail(1)
+
+    def _between(self, first: int, last: int) -> "pd.DataFrame":
+        if self._ahead is None or not self._begin <= first <= last <= self._begin + len(self._ahead):
+            end = self._stamps[min(first + _WRITTEN, len(self._stamps)) - 1]
+            limits = (self._stamps[first], max(end, self._stamps[last - 1]))
+            between = " AND ".join(sources.literal(str(each)) + "::TIMESTAMP AT TIME ZONE 'UTC'" for each in limits)
+            with sources.connect() as db:
+                self._ahead = (
+                    db.sql(
+                        f"SELECT * EXCLUDE file_row_number FROM read_parquet({sources.literal(self._path)}, "
+                        f"file_row_number = true) WHERE {_AT} BETWEEN {between} ORDER BY {_AT}, file_row_number"
+                    )
+                    .to_arrow_table()
+                    .to_pandas()
+                )
+            self._begin = first
+        return self._ahead.iloc[first - self._begin : last - self._begin]
 
 
 def _known(stamps: np.ndarray, moment: datetime) -> int:
@@ -200,7 +240,7 @@ def _known(stamps: np.ndarray, moment: datetime) -> int:
 
 def _newest(path: Path, keys: list[str], since: datetime | None, to: datetime) -> Iterator["pd.DataFrame"]:
     """Yield the newest row of each key that became known after one moment and up to another, some at a time."""
-    at = "event_timestamp"
+    at = _AT
     limits = ((">", since), ("<=", to))
     span = [f"{at} {sign} {sources.literal(each.isoformat())}::{sources.MOMENT}" for sign, each in limits if each]
     of_key = f"PARTITION BY {', '.join(map(sources.identifier, keys))}" if keys else ""

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from kubeloop import features
+from kubeloop.features import online as online_module
 from kubeloop.features.online import Materializer, OnlineFeatures, stands
 
 NOON = datetime(2024, 3, 1, 12, tzinfo=UTC)
@@ -257,3 +259,27 @@ def test_who_answers_requests_imports_no_offline_store(built: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, built], capture_output=True, text=True, check=False)
     assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize(("ahead", "most_reads"), [(100_000, 2), (7, 1000)])
+def test_many_small_steps_read_a_table_once_and_give_each_keys_newest_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: int, most_reads: int
+) -> None:
+    random = np.random.default_rng(7)
+    minutes = np.sort(random.integers(0, 300, 1000))
+    stamps = [NOON + timedelta(minutes=int(minute)) for minute in minutes]
+    table = pa.table({"sku": random.integers(0, 5, 1000), "event_timestamp": stamps, "price": np.arange(1000.0)})
+    pq.write_table(table, tmp_path / "prices.parquet")
+    reads = []
+    connect = online_module.sources.connect
+    monkeypatch.setattr(online_module.sources, "connect", lambda: reads.append(1) or connect())
+    monkeypatch.setattr(online_module, "_WRITTEN", ahead)
+    source = online_module._Table("prices", ["sku"], tmp_path / "prices.parquet")
+    since = None
+    for to in (NOON + timedelta(minutes=n) for n in range(-1, 310, 3)):
+        known = [row for row in table.to_pylist() if (since is None or row["event_timestamp"] > since)]
+        newest = {row["sku"]: row["price"] for row in known if row["event_timestamp"] <= to}
+        news = {row.sku: row.price for rows in source.news(since, to) for row in rows.itertuples()}
+        assert news == newest
+        since = to
+    assert len(reads) <= most_reads
