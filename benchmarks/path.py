@@ -26,8 +26,9 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from kubeloop import config, features, online, session
+from kubeloop import config, features, session
 from kubeloop.config import Loop, Settings
+from kubeloop.features import online
 from kubeloop.services import Services
 
 PROJECT = Path(__file__).parents[1]
