@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+
+# Before Feast, which would make it keep all counts of a process in files that every registry reads. Our services import
+# it first as well.
+import prometheus_client  # noqa: F401
 import pytest
 
 from kubeloop import config, sources
