@@ -176,6 +176,17 @@ def test_an_even_sample_is_taken_of_many_labelled_events(shop: Path, write: Writ
     }  # fmt: skip
 
 
+def test_events_of_some_moments(shop: Path, write: Write) -> None:
+    stamps = [NOON + timedelta(microseconds=place // 2) for place in range(10)]
+    columns: dict[str, Any] = {name: [1] * 10 for name in ("shop", "sku", "count", "label")}
+    raw = write("orders", {"id": list("abcdefghij"), "seen": stamps, "known": stamps, "opened": stamps, **columns})
+    span = {"start": NOON, "end": NOON + timedelta(microseconds=4)}
+    moments = features.moments(shop, raw, **span)
+    assert [moment.item().microsecond for moment in moments] == [0, 1, 2, 3]
+    assert features.events(shop, raw, **span, at=moments[1::2])["event_id"].to_pylist() == list("cdgh")
+    assert features.events(shop, raw, **span, at=moments[:0]).num_rows == 0
+
+
 def test_the_newest_label(shop: Path, raw: Path, write: Write) -> None:
     assert features.newest_label(shop, raw) == NOON + timedelta(days=1)
     orders = pq.read_table(raw / "orders.parquet")
