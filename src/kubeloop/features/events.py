@@ -108,5 +108,7 @@ def _run(repo: Path, raw: Path, columns: str, clauses: str, tables: dict[str, pa
             if missing:
                 raise FeatureError(f"{query} must also return {', '.join(missing)}")
             return db.sql(f"SELECT {columns} FROM ({body(query)}) {clauses}").to_arrow_table()
+        except duckdb.OutOfMemoryException:
+            raise
         except duckdb.Error as error:
             raise FeatureError(f"{query} fails: {error}") from error

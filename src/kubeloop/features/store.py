@@ -125,6 +125,8 @@ def build(repo: Path, raw: Path, out: Path, shared: Settings | None = None) -> d
                     f"COPY (SELECT {', '.join(map(sources.identifier, columns))} FROM ({body(query)}) "
                     f"ORDER BY event_timestamp) TO {sources.literal(part)} (FORMAT parquet, COMPRESSION zstd)"
                 )
+            except duckdb.OutOfMemoryException:
+                raise
             except duckdb.Error as error:
                 raise FeatureError(
                     f"{query} does not give the columns of its view ({', '.join(columns)}): {error}"

@@ -160,6 +160,23 @@ def test_events_need_a_whole_query(shop: Path, raw: Path, query: str | None, mes
         features.events(shop, raw, start=NOON, end=NOON)
 
 
+@pytest.mark.parametrize("query", ["events", "prices"])
+def test_too_little_memory_is_no_fault_of_the_query(
+    shop: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    file = shop / "sql" / f"{query}.sql"
+    columns = file.read_text().replace(";", "")
+    file.write_text(f"SELECT * FROM ({columns}) WHERE (SELECT len(list(i)) FROM range(20_000_000) t(i)) > 0")  # noqa: S608
+    monkeypatch.setattr(sources, "_MEMORY", "40MB")
+    expected = pytest.raises(sources.SourceError, match="the tables need more memory than there is")
+    if query == "events":
+        with expected:
+            features.events(shop, raw, start=NOON, end=NOON + timedelta(days=1))
+    else:
+        with expected:
+            features.build(shop, raw, tmp_path / "out")
+
+
 def test_an_even_sample_is_taken_of_many_labelled_events(shop: Path, write: Write) -> None:
     moments = [NOON + timedelta(minutes=minute) for minute in range(10)]
     columns: dict[str, Any] = {name: [1] * 10 for name in ("shop", "sku", "count")}
