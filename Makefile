@@ -33,7 +33,7 @@ run: setup ## Run the whole loop on the New York flights of 2013 (ARGS=--fast fo
 
 .PHONY: test
 test: setup ## Run the tests (ARGS="tests/unit -k gate" for some of them)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n 2)
 
 .PHONY: hostile
 hostile: setup ## Attack and break everything at length: every case, and a soak of three minutes (`make test` takes a sample)

@@ -21,7 +21,7 @@ from kubeloop.config import Loop, Settings
 from kubeloop.services import Services
 from tests import outside
 
-pytest_plugins = ["tests.backends", "tests.control_plane.plugin"]
+pytest_plugins = ["tests.backends", "tests.control_plane.plugin", "tests.parallel"]
 
 PROJECT = Path(__file__).parents[1]
 

@@ -41,6 +41,7 @@ LIBRARIES = (
         "ctypes.util",
         "duckdb",
         "email.parser",
+        "feast.infra.offline_stores.duckdb",
         "http.server",
         "httpx",
         "kubernetes",

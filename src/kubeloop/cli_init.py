@@ -8,15 +8,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Grid
 
 from kubeloop import config
 from kubeloop.config import ConfigError
+from kubeloop.reading.spec import Column, Read
 
 if TYPE_CHECKING:
     from kubeloop.scaffold import Result
@@ -31,9 +33,11 @@ def register(app: typer.Typer) -> None:
 
 
 def init(
-    table: Annotated[Path, typer.Argument(help="Parquet or CSV file: one row a thing to predict.")],
+    table: Annotated[Path, typer.Argument(help="Parquet, Feather, CSV, JSON or Excel file: one row per prediction.")],
     label: Annotated[str | None, typer.Option(help="Column to predict; two values, or empty while unknown.")] = None,
-    timestamp: Annotated[str | None, typer.Option(help="Column with the moment of a prediction.")] = None,
+    timestamp: Annotated[
+        str | None, typer.Option(help="Column with the moment of a prediction; DATE+TIME if it has two.")
+    ] = None,
     key: Annotated[list[str] | None, typer.Option(help="Column that says whom it is about; repeat for more.")] = None,
     no_key: Annotated[bool, typer.Option("--no-key", help="The table is about one thing: it has no key.")] = False,
     into: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="the table's name")] = None,
@@ -48,6 +52,29 @@ def init(
     exclude: Annotated[list[str] | None, typer.Option(help="Column to leave out; repeat for more.")] = None,
     positive: Annotated[str | None, typer.Option(help="The label's value to predict, where it is not 1.")] = None,
     event_id: Annotated[str | None, typer.Option("--id", help="Column that names a row, if there is one.")] = None,
+    date_format: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[COLUMN=]FORMAT", help="How times are written: %d/%m/%Y, excel, epoch_s; repeat for more."
+        ),
+    ] = None,
+    timezone: Annotated[
+        str | None, typer.Option(help="Where the clock of times without an offset hung.", show_default="UTC")
+    ] = None,
+    decimal: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[COLUMN=]point|comma", help="What stands before the decimals; repeat for more."),
+    ] = None,
+    missing: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[COLUMN=]WORD", help="Word for a missing value; nothing after = for none. Repeat for more."
+        ),
+    ] = None,
+    encoding: Annotated[str | None, typer.Option(help="Encoding of a text file.", show_default="UTF-8")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="What separates the fields of a CSV file.")] = None,
+    skip_rows: Annotated[int | None, typer.Option(help="Lines before the names of the columns.")] = None,
+    sheet: Annotated[str | None, typer.Option(help="Sheet of a workbook.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Take the likely columns without asking.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text.")] = False,
@@ -58,13 +85,22 @@ def init(
     proposed in a terminal.
     """
     from kubeloop import scaffold
+    from kubeloop.reading import infer
     from kubeloop.scaffold_table import Table
 
     os.environ.update(config.QUIET)
     with tempfile.TemporaryDirectory(prefix="kubeloop-init-") as folder:
         scratch = Path(folder)
         (scratch / "raw").mkdir()
-        data = Table(table, scratch / "raw", where)
+        asked = infer.Asked(
+            read=_read(encoding, delimiter, skip_rows, sheet, timezone),
+            formats=_formats(date_format or ()),
+            decimals=_decimals(decimal or ()),
+            missing=_words(missing or ()),
+            exclude=tuple(exclude or ()),
+            timestamp=timestamp,
+        )
+        data = Table(table, scratch / "raw", where, asked)
         ask = sys.stdin.isatty() and not as_json and not yes
         chosen_label = label or _choose("label", data.likely_label(), data.possible_labels(), ask, yes)
         chosen_moment = timestamp or _choose("timestamp", data.likely_moment(), data.possible_moments(), ask, yes)
@@ -101,6 +137,58 @@ def _duration(text: str | None) -> timedelta | None:
         return config.duration(text)
     except ValueError as error:
         raise ConfigError(f"--label-delay {error}") from error
+
+
+def _read(
+    encoding: str | None, delimiter: str | None, skip: int | None, sheet: str | None, timezone: str | None
+) -> Read:
+    words = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}
+    said = {
+        "encoding": encoding,
+        "delimiter": words.get(delimiter or "", delimiter),
+        "skip": skip,
+        "sheet": sheet,
+        "timezone": timezone,
+    }
+    try:
+        return Read.model_validate({name: value for name, value in said.items() if value is not None})
+    except ValidationError as error:
+        option = {"skip": "skip-rows"}.get(str(error.errors()[0]["loc"][0]), error.errors()[0]["loc"][0])
+        raise ConfigError(f"--{option}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Split COLUMN=VALUE; the column is empty where only a value was said."""
+    column, found, value = text.rpartition("=")
+    return (column, value) if found else ("", text)
+
+
+def _formats(said: Sequence[str]) -> dict[str, str]:
+    found = dict(map(_split, said))
+    for name, text in found.items():
+        try:
+            Column(kind="time", format=text)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"--date-format {name and f'of {name!r}: '}{reason}") from error
+    return found
+
+
+def _decimals(said: Sequence[str]) -> dict[str, Literal[".", ","]]:
+    signs: dict[str, Literal[".", ","]] = {"point": ".", ".": ".", "comma": ",", ",": ","}
+    found = {}
+    for column, value in map(_split, said):
+        if value not in signs:
+            raise ConfigError(f"--decimal takes point or comma, alone or after COLUMN=, not {value!r}")
+        found[column] = signs[value]
+    return found
+
+
+def _words(said: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for column, word in map(_split, said):
+        found[column] = (*found.get(column, ()), *filter(None, [word]))
+    return found
 
 
 def _ask_delay(columns: Collection[str], likely: timedelta) -> tuple[timedelta | None, str | None]:
@@ -152,6 +240,8 @@ def _tell(result: "Result") -> None:
     for what, value in result.chosen.items():
         grid.add_row(f"[bold]{what}[/]", escape(value))
     _OUT.print(grid)
+    for text in result.read:
+        _OUT.print(f"[dim]file:[/] {escape(text)}")
     for text in result.notes:
         _OUT.print(f"[dim]not used:[/] {escape(text)}", soft_wrap=True)
     for text in result.assumptions:

@@ -32,6 +32,7 @@ from kubeloop.config_types import (
     number,
     past,
 )
+from kubeloop.reading.spec import Columns, Read
 
 __all__ = [
     "ConfigError",
@@ -58,7 +59,14 @@ class Table(Model):
     static: bool = Field(default=False, description="Facts without a history: never too old for a training window.")
     path: str | None = Field(
         default=None,
-        description="Parquet or CSV file, relative to loop.yaml; leave out when `source.entry` writes the table.",
+        description="Parquet, Feather, CSV, JSON or Excel file, relative to loop.yaml; leave out when `source.entry` "
+        "writes the table.",
+    )
+    read: Read = Field(default=Read(), description="How the file is opened, where it does not say so itself.")
+    columns: Columns = Field(
+        default={},
+        description="How texts are read, by column: a kind, or a kind with more. A row that does not fit is "
+        "quarantined. Where nothing is said of a file without types, kinds are found whenever it is read.",
     )
     where: str = Field(default="", description="SQL condition; rows of `path` for which it does not hold are not used.")
 

@@ -4,6 +4,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -200,5 +201,7 @@ def _space(settings: Settings) -> Iterator[Finding]:
         ]
         if gone:
             yield Finding(
-                f"{', '.join(gone)} ended without a word; the state is kept", False, f"rm {settings.services_file}"
+                f"{', '.join(gone)} ended without a word; the state is kept",
+                False,
+                f"rm {shlex.quote(str(settings.services_file))}",
             )

@@ -18,6 +18,9 @@ SMOOTHING = 20.0
 EXACT = 2**24
 """Whole numbers up to this one are float32 values; of those beyond it only every second, fourth, ... is."""
 
+MOST_CATEGORIES = 100_000
+"""Values of a category that are learned, the most frequent ones: two megabytes of a graph, at no cost to its speed."""
+
 _FOLDS = 5
 _LEAST_MISSING, _LEAST_SHARE = 20, 0.001
 """Rows, and their share, in which a number must be missing before a model can learn what that means."""
@@ -204,7 +207,10 @@ def _median(values: Matrix) -> float:
 
 def _means(values: "pd.Series[str]", y: npt.NDArray[np.int64], prior: float) -> dict[str, float]:
     groups = pd.Series(y, index=values.index).groupby(values)
-    smoothed = (groups.sum() + SMOOTHING * prior) / (groups.count() + SMOOTHING)
+    counts = groups.count()
+    smoothed = (groups.sum() + SMOOTHING * prior) / (counts + SMOOTHING)
+    if len(counts) > MOST_CATEGORIES:
+        smoothed = smoothed[counts.nlargest(MOST_CATEGORIES).index]
     return {str(value): _float32(mean) for value, mean in smoothed.items()}
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kubeloop import intervals
 from kubeloop.errors import KubeloopError
+from kubeloop.intervals import Estimate
 
 Floats = npt.NDArray[np.float64]
 Weighted = Callable[[npt.ArrayLike], Floats]
@@ -30,13 +32,17 @@ class EvaluationError(KubeloopError, ValueError):
 
 @dataclass(frozen=True)
 class Slice:
-    """The metrics of the rows that share one value of one column; `note` says why a metric is NaN."""
+    """The metrics of the rows that share one value of one column, with the interval of their AUC.
+
+    `note` says why a metric is NaN, or that the AUC rests on too few rows of a class to judge by.
+    """
 
     column: str
     value: str
     rows: int
     positives: int
     metrics: dict[str, float]
+    auc: Estimate
     note: str | None
 
 
@@ -52,7 +58,8 @@ def score(y: npt.ArrayLike, p: npt.ArrayLike) -> dict[str, float]:
         p: probabilities of class 1 [n].
 
     Returns:
-        auc, pr_auc, log_loss, brier, ece, rows and positives; NaN where `undefined` gives a reason.
+        auc, pr_auc, log_loss, brier, ece, auc_low and auc_high (its 95 % interval by `intervals.auc`), rows and
+        positives; NaN where `undefined` gives a reason.
 
     Raises:
         EvaluationError: shapes differ, labels are not 0 or 1, or a prediction is not a probability.
@@ -64,7 +71,35 @@ def score(y: npt.ArrayLike, p: npt.ArrayLike) -> dict[str, float]:
     else:
         values = {name: float(weighted(name, labels, scores)(ones)[0]) for name in DIRECTION if name != "ece"}
         values["ece"] = _ece(labels, scores)
-    return {**values, "rows": len(labels), "positives": int(labels.sum())}
+    sure = intervals.auc(labels, scores)
+    bounds = {"auc_low": sure.low, "auc_high": sure.high}
+    return {**values, **bounds, "rows": len(labels), "positives": int(labels.sum())}
+
+
+def few(y: npt.ArrayLike) -> str | None:
+    """Say that labels [n] are too few of a class to judge an AUC by, or return None if they are not."""
+    labels = np.asarray(y)
+    positives = int(labels.sum())
+    if min(positives, labels.size - positives) >= intervals.FEW:
+        return None
+    return f"too few to judge: {positives} of {labels.size} labels are 1, and either class needs {intervals.FEW}"
+
+
+def miscalibration(y: npt.ArrayLike, p: npt.ArrayLike) -> float:
+    """Return the ECE without what chance alone adds to it.
+
+    Every bin of a perfectly calibrated model is off by chance: its labels' sum has variance sum(p (1 - p)), so that its
+    mean gap is that root times sqrt(2 / pi). On 300 rows 15 bins have an ECE of some 0.07 that way. Squares of both add
+    up, so their difference is taken (as Kumar et al. 2019 do with the calibration error's square), 0 where it is less.
+
+    Args:
+        y: labels [n], 0 or 1.
+        p: probabilities of class 1 [n], at least one.
+    """
+    labels, scores = checked(y, p)
+    spread = np.bincount(calibration_bins(scores), weights=scores * (1 - scores))
+    chance = float(np.sqrt(2 / np.pi * spread).sum() / len(labels))
+    return float(np.sqrt(max(0.0, _ece(labels, scores) ** 2 - chance**2)))
 
 
 def undefined(y: npt.ArrayLike) -> str | None:
@@ -137,7 +172,9 @@ def slices(
     for column, value, rows in members(frame, columns, min_rows):
         metrics = score(labels[rows], scores[rows])
         kept = {name: metrics[name] for name in DIRECTION}
-        found.append(Slice(column, value, len(rows), int(metrics["positives"]), kept, undefined(labels[rows])))
+        sure = Estimate(metrics["auc"], metrics["auc_low"], metrics["auc_high"])
+        note = undefined(labels[rows]) or few(labels[rows])
+        found.append(Slice(column, value, len(rows), int(metrics["positives"]), kept, sure, note))
     return found
 
 

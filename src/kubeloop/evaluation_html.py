@@ -38,8 +38,12 @@ def html(
     return pages.render(
         "evaluation",
         title=title,
-        subtitle=f"{metrics['rows']:,.0f} hold-out rows, {curves.prevalence:.1%} of them class 1",
-        tiles=[(label, _number(metrics[name])) for name, label in _TILES.items()],
+        subtitle=f"{metrics['rows']:,.0f} hold-out rows, {metrics['positives']:,.0f} of them "
+        f"({curves.prevalence:.1%}) class 1",
+        tiles=[
+            (label, _number(metrics[name]), _between(metrics) if name == "auc" else "")
+            for name, label in _TILES.items()
+        ],
         ticks=[
             {"x": round(_x(tick / 4), 1), "y": round(_y(tick / 4), 1), "label": f"{tick / 4:g}"} for tick in range(5)
         ],
@@ -64,9 +68,13 @@ def html(
             {
                 "name": f"{part.column} = {part.value}",
                 "rows": f"{part.rows:,}",
+                "positives": f"{part.positives:,}",
                 "share": f"{part.positives / part.rows:.1%}",
                 "note": part.note,
-                "metrics": [_number(part.metrics[name]) for name in DIRECTION],
+                "metrics": [
+                    (_number(part.metrics[name]), _reach(part.auc.low, part.auc.high) if name == "auc" else "")
+                    for name in DIRECTION
+                ],
             }
             for part in slices
         ],
@@ -95,6 +103,15 @@ def _x(share: float) -> float:
 
 def _y(share: float) -> float:
     return _TOP + _HEIGHT * (1 - share)
+
+
+def _between(metrics: Mapping[str, float]) -> str:
+    """Return the interval of the AUC; models that were trained before it was measured have none."""
+    return _reach(metrics["auc_low"], metrics["auc_high"]) if "auc_low" in metrics else ""
+
+
+def _reach(low: float, high: float) -> str:
+    return "" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
 
 
 def _number(value: float) -> str:

@@ -62,7 +62,7 @@ KINDS = (
     Kind("services.json", "addresses of the services that are up", "remove it; `kubeloop serve` writes it again"),
     Kind("token", "what those services ask for", "remove it; `kubeloop serve` writes it again"),
     Kind("loops/*.json", "the use case of a run, under its digest", "remove it; a new run keeps it again"),
-    Kind("raw/*", "raw tables, and what they were taken from", AGAIN),
+    Kind("raw/**", "raw tables, and what they were taken from", AGAIN),
     Kind("features/materialized-to", "where the online store stands, of the replay", AGAIN),
     Kind("features/*.db", "Feast's registry and online store", AGAIN, True),
     Kind("features/*", "feature tables, and what they were built from", AGAIN),

@@ -14,9 +14,11 @@ import pandas as pd
 
 from kubeloop import algorithms, encoding, evaluation, export, kept, leaks, reference
 from kubeloop.errors import KubeloopError
+from kubeloop.intervals import Estimate
 from kubeloop.training import LABEL, TIMESTAMP, Fitted
 from kubeloop.training import features as feature_columns
 
+_AUC = ("auc", "auc_low", "auc_high")
 GRAPH, CARD, REFERENCE = "model.onnx", "model.json", "reference"
 
 
@@ -104,7 +106,7 @@ def write(
         kinds,
         scores,
         card.importance,
-        card.metrics["auc"],
+        None if evaluation.undefined(holdout[LABEL]) else Estimate(*(metrics[key] for key in _AUC)),
         trained_from=card.trained_from,
         trained_to=card.trained_to,
         max_rows=max_rows,

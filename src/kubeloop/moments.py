@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 SKEW = timedelta(minutes=10)
 """How far another machine's clock may run ahead of this one's."""
@@ -12,17 +13,27 @@ MOST = timedelta(hours=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def read(text: Any) -> datetime:
-    """Read an ISO 8601 time; one without an offset is UTC.
+def read(text: Any, zone: str = "UTC") -> datetime:
+    """Read an ISO 8601 time; one without an offset is of a time zone.
 
     Raises:
         ValueError: the text is no time, or one that UTC has no year for.
     """
     try:
         value = datetime.fromisoformat(text)
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+        return local(value, zone) if value.tzinfo is None else value.astimezone(UTC)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{text!r:.80} is not an ISO 8601 time such as 2013-04-01T12:00:00Z") from error
+
+
+def local(value: datetime, zone: str) -> datetime:
+    """Return the moment at which clocks of a zone show a time.
+
+    A time that they skip, or show twice, is the later of its two readings: what DuckDB makes of the tables (see
+    `reading.cells`).
+    """
+    place = UTC if zone == "UTC" else ZoneInfo(zone)
+    return max(value.replace(tzinfo=place, fold=fold).astimezone(UTC) for fold in (0, 1))
 
 
 def past(moment: datetime, skew: timedelta = SKEW) -> datetime:

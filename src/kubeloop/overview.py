@@ -16,6 +16,7 @@ from kubeloop.report.facts import Facts
 
 _ASK_S = 1.0
 _MOST_FEATURES = 3
+_MEASURED = ("auc", "auc_low", "auc_high", "positives", "reference_auc")
 
 
 def read(loop: Loop, settings: Settings) -> dict[str, Any]:
@@ -40,9 +41,8 @@ def read(loop: Loop, settings: Settings) -> dict[str, Any]:
             "windows": len(known.windows),
             "windows_drifted": sum(1 for row in known.windows if row["drifted"]),
             "episodes": len(known.episodes),
-            "auc": judged[-1]["auc"] if judged else None,
+            **{name: judged[-1][name] if judged else None for name in _MEASURED},
             "auc_window": judged[-1]["start"] if judged else None,
-            "reference_auc": judged[-1]["reference_auc"] if judged else None,
         },
         "services": services(settings),
         "broken": [str(fault) for fault in state.faults(settings, whole=False)],
@@ -67,8 +67,9 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 def windows(loop: Loop, settings: Settings) -> dict[str, Any]:
     """Return the monitor's windows with their drifted features and live AUC, and its episodes.
 
-    Each window is the monitor's row with `features` (name and effect of what drifted, the most harmful first) and
-    `auc` (None until its labels are in).
+    Each window is the monitor's row with `features` (name, effect and its interval of what drifted, the most harmful
+    first), `auc` with `auc_low`, `auc_high` and `positives` (None until its labels are in), and `auc_status`, which is
+    `few` where they are too few to judge.
     """
     known = facts.read(loop, settings)
     drifted: dict[tuple[Any, str], list[Row]] = {}
@@ -81,23 +82,26 @@ def windows(loop: Loop, settings: Settings) -> dict[str, Any]:
         key = (row["start"], row["version"])
         performance = measured.get(key)
         worst = sorted(drifted.get(key, []), key=lambda score: -score["importance"] * score["effect"])
-        features = [{"feature": score["feature"], "effect": score["effect"]} for score in worst]
+        features = [
+            {name: score[name] for name in ("feature", "effect", "effect_low", "effect_high")} for score in worst
+        ]
         short = bool(performance and performance["drifted"])
-        auc = performance["auc"] if performance else None
-        found.append(row | {"features": features, "auc": auc, "auc_drifted": short})
+        measured_here = {name: performance[name] if performance else None for name in _MEASURED}
+        status = performance["status"] if performance else None
+        found.append(row | measured_here | {"features": features, "auc_status": status, "auc_drifted": short})
     return {"windows": found, "episodes": known.episodes}
 
 
 def window_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
     """Return a window of `windows` as table cells: window, version, rows, AUC, verdict, drifted features."""
-    auc = "–" if row["auc"] is None else f"{row['auc']:.3f}"
+    auc = _auc(row)
     if row["status"] != "judged":
         verdict = f"[dim]{escape(row['status'].replace('_', ' '))}[/]"
     elif row["drifted"]:
         verdict = f"[yellow]drifted[/] ({row['importance']:.0%})"
     else:
         verdict = "[green]steady[/]"
-    named = [f"{score['feature']} {score['effect']:.2f}" for score in row["features"][:_MOST_FEATURES]]
+    named = [_effect(score) for score in row["features"][:_MOST_FEATURES]]
     more = len(row["features"]) - len(named)
     return (
         f"{row['start']:%Y-%m-%d %H:%M}".removesuffix(" 00:00") + f" {duration_text(row['end'] - row['start'])}",
@@ -107,6 +111,23 @@ def window_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         verdict,
         escape(", ".join(named) + (f" and {more} more" if more > 0 else "")),
     )
+
+
+def _effect(score: Mapping[str, Any]) -> str:
+    said = f"{score['feature']} {score['effect']:.2f}"
+    return (
+        said if score.get("effect_low") is None else f"{said} ({score['effect_low']:.2f} to {score['effect_high']:.2f})"
+    )
+
+
+def _auc(row: Mapping[str, Any]) -> str:
+    """Return an AUC with its interval and the positives it rests on."""
+    if row["auc"] is None:
+        return "–"
+    if row.get("auc_low") is None:
+        return f"{row['auc']:.3f}"
+    few = ", too few to judge" if row.get("auc_status") == "few" else ""
+    return f"{row['auc']:.3f} ({row['auc_low']:.2f} to {row['auc_high']:.2f}, {row['positives']:,} positives{few})"
 
 
 def services(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -231,7 +252,7 @@ def _traffic_lines(monitor: Mapping[str, Any]) -> list[str]:
     if monitor["auc"] is not None:
         reference = monitor["reference_auc"]
         beside = f", {reference:.3f} on its hold-out" if reference is not None else ""
-        found.append(f"Live AUC    {monitor['auc']:.3f} in the window from {monitor['auc_window']:%Y-%m-%d}{beside}")
+        found.append(f"Live AUC    {_auc(monitor)} in the window from {monitor['auc_window']:%Y-%m-%d}{beside}")
     return found
 
 

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from kubeloop import kept, paths
 from kubeloop.config import Loop, Settings
 from kubeloop.errors import KubeloopError
-from kubeloop.reference import ABSENT, Reference
+from kubeloop.reference import OTHER, Reference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -349,11 +349,19 @@ def _example(folder: Path) -> "pd.DataFrame":
     import pandas as pd
 
     known = Reference.load(folder / "reference")
-    missing = np.isnan(known.numeric).any(axis=1) | (known.categorical == ABSENT).any(axis=1)
+    # A code of -1, for a missing value, finds the last one.
+    texts = {
+        name: np.array([*("" if value == OTHER else value for value in known.categories[name]), ""], dtype=object)[
+            codes
+        ]
+        for name, codes in zip(known.categorical_names, known.categorical.T, strict=True)
+    }
+    missing = np.isnan(known.numeric).any(axis=1)
+    for column in texts.values():
+        missing |= column == ""
     rows = np.argsort(missing, kind="stable")[:_EXAMPLE_ROWS]
     columns: dict[str, Any] = dict(zip(known.numeric_names, known.numeric[rows].T, strict=True))
-    for name, codes in zip(known.categorical_names, known.categorical[rows].T, strict=True):
-        columns[name] = ["" if code == ABSENT else known.categories[name][code] for code in codes]
+    columns |= {name: column[rows].tolist() for name, column in texts.items()}
     return pd.DataFrame(columns)
 
 

@@ -15,6 +15,7 @@ from kubeloop import (
     evaluation,
     scaffold_columns,
     scaffold_files,
+    scaffold_growth,
     scaffold_leaks,
     scaffold_plan,
     scaffold_suites,
@@ -59,6 +60,7 @@ class Result:
     folder: Path
     files: tuple[str, ...]
     chosen: dict[str, str]
+    read: tuple[str, ...]
     assumptions: tuple[str, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
@@ -82,6 +84,8 @@ def write(table: Table, wish: Wish, scratch: Path, say: Callable[[str], None]) -
     """
     case, activity, leaks = design(table, wish)
     advised = _tried(table, wish, [column for column, _ in leaks])
+    growing = scaffold_growth.find(table, case.moment, case.keys, case.inputs)
+    advice = _tried(table, wish, [item.column for item in growing])
     files = {f"feature_repo/{path}": content for path, content in scaffold_files.feature_repo(case).items()}
     targets = [
         *files,
@@ -95,7 +99,10 @@ def write(table: Table, wish: Wish, scratch: Path, say: Callable[[str], None]) -
     say(f"{table.rows:,} rows: building features and fitting a first model ...")
     trained = _rehearse(case, repo, table, scratch / "features")
     quality = _measure(case, trained, activity)
-    warnings = _warnings(case, quality, leaks, advised)
+    warnings = [*table.look, *_warnings(case, quality, leaks, advised)]
+    warnings += [str(item) for item in growing]
+    if growing and advice:
+        warnings[-1] += f", or init again with {advice}"
     for name, content in _suites(case, table, activity, trained).items():
         files[f"feature_repo/expectations/{name}.yaml"] = content
     files["loop.yaml"] = scaffold_files.loop_file(case, quality)
@@ -105,7 +112,8 @@ def write(table: Table, wish: Wish, scratch: Path, say: Callable[[str], None]) -
     return Result(
         folder=wish.into,
         files=tuple(sorted(files)),
-        chosen=_chosen(case, quality),
+        chosen=_chosen(case, quality, [] if case.keys else table.possible_keys()),
+        read=tuple(table.said),
         assumptions=case.assumptions,
         warnings=tuple(warnings),
         notes=tuple(f"{item.column!r} {item.why}" for item in case.left),
@@ -144,7 +152,7 @@ def design(table: Table, wish: Wish, *, look: bool = True) -> tuple[Case, Activi
         activity, moment.start, moment.end, scale, delay, longest=known.longest if known else delay
     )
     id_column = scaffold_columns.id_column(table, roles, wish.event_id)
-    others = [*roles, *([id_column.name] if id_column else [])]
+    others = [*roles, *table.parts, *([id_column.name] if id_column else [])]
     inputs, left = scaffold_columns.inputs(table, moment, others, excluded, taken, known=known is not None)
     calendar = _calendar(table, moment, timeline)
     if not (inputs or calendar or keys):
@@ -156,6 +164,7 @@ def design(table: Table, wish: Wish, *, look: bool = True) -> tuple[Case, Activi
         name=wish.name or dns(table.name),
         table=table.name,
         path=os.path.relpath(table.path.resolve(), wish.into.resolve()),
+        source=table.source,
         where=table.where,
         rows=table.rows,
         label=label,
@@ -238,7 +247,7 @@ def _activity(table: Table, label: Label, moment: Moment, unit: str) -> Activity
 
 def _calendar(table: Table, moment: Moment, plan: Timeline) -> tuple[str, ...]:
     """Return which of hour and weekday vary; a drift window that holds them in part would drift by design."""
-    at = f"{quote(moment.column)} AT TIME ZONE 'UTC'"
+    at = f"{quote(moment.column)} AT TIME ZONE {sources.literal(table.source.read.timezone)}"
     ((hours, weekdays),) = table.query(
         f"SELECT count(DISTINCT (hour({at}), minute({at}))), count(DISTINCT isodow({at})) FROM {table.name}"
     )
@@ -318,6 +327,7 @@ def _suites(case: Case, table: Table, activity: Activity, trained: "pd.DataFrame
             unique,
             runs,
             scaffold_suites.gap(steps),
+            waiting=[case.label.column, *([case.known.column] if case.known else [])],
         ),
         "training": scaffold_suites.training(trained, runs, scaffold_suites.gap(steps, case.timeline.label_delay)),
     }
@@ -360,7 +370,12 @@ def _warnings(case: Case, quality: Quality, leaks: Sequence[tuple[str, str]], ad
     return found
 
 
-def _chosen(case: Case, quality: Quality) -> dict[str, str]:
+def _no_key(case: Case, candidates: Sequence[str]) -> str:
+    possible = [name for name in candidates if name not in (case.label.column, case.moment.column)]
+    return f"none, though one of {', '.join(map(repr, possible[:5]))} could be one" if possible else "none"
+
+
+def _chosen(case: Case, quality: Quality, candidates: Sequence[str]) -> dict[str, str]:
     plan, text, at = case.timeline, scaffold_plan.text, scaffold_files.moment
     share = case.label.positives / (case.label.positives + case.label.negatives)
     unknown = f", {case.label.unknown:,} unknown" if case.label.unknown else ""
@@ -371,8 +386,9 @@ def _chosen(case: Case, quality: Quality) -> dict[str, str]:
         + (f"known at {case.known.column!r}, most within " if case.known else "known after ")
         + text(plan.label_delay)
         + (" (assumed)" if case.assumptions else ""),
-        "timestamp": f"{case.moment.column}, {case.moment.start:%Y-%m-%d %H:%M} to {case.moment.end:%Y-%m-%d %H:%M}",
-        "keys": ", ".join(f"{key.column} ({key.distinct:,})" for key in case.keys) or "none",
+        "timestamp": f"{case.moment.column}, {case.moment.start:%Y-%m-%d %H:%M} to {case.moment.end:%Y-%m-%d %H:%M} UTC"
+        + (f", clocks of {case.zone}" if case.zone else ""),
+        "keys": ", ".join(f"{key.column} ({key.distinct:,})" for key in case.keys) or _no_key(case, candidates),
         "features": ", ".join([*counted, *case.calendar, *(f"history of each {key.column}" for key in case.keys)]),
         "training": f"{at(plan.train_from)} to {at(plan.train_to)}, newest {text(plan.holdout)} held out",
         "first model": f"AUC {quality.auc:.3f}, calibration error {quality.ece:.3f}; floor {quality.floor}",

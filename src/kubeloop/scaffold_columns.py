@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from kubeloop import scaffold_advice
+from kubeloop.encoding import EXACT
 from kubeloop.scaffold_advice import option
 from kubeloop.scaffold_names import safe
 from kubeloop.scaffold_table import TEXTS, Column, ScaffoldError, Table, quote
@@ -14,9 +15,10 @@ from kubeloop.sources import MOMENT, identifier, literal
 
 LEAST_ROWS = 1000
 LEAST_OF_A_CLASS = 50
-CATEGORIES = 200
-"""Texts with more values than this are no categories; the same bound as in drafted expectations."""
 ROWS_A_CATEGORY = 10
+"""Rows of a value from which on its mean says something. A text of which half of the rows reach that is a category,
+however many values it has: encoded by their means, the AUC of simulated tables gained 0.05 to 0.07 where the text
+mattered and lost at most 0.01 where it was noise. Free texts and ids stay far below."""
 MOST_CLASSES = 20
 """A label with more values is no class."""
 FEW = 20
@@ -81,6 +83,8 @@ class Input:
     kind: Literal["number", "category"]
     sql: str
     distinct: int
+    offset: int = 0
+    """What the feature is relative to, where float32 would blur the number itself."""
 
     @property
     def feature(self) -> str:
@@ -104,14 +108,19 @@ def label(table: Table, name: str, positive: str | None) -> Label:
     """
     column = table.column(name, "the label")
     value = identifier(column.name)
-    listed = (
-        f"SELECT {value}::VARCHAR, count(*) FROM {table.name} WHERE {value} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
-    )
+    text = as_id(table, column)
+    listed = f"SELECT {text}, count(*) FROM {table.name} WHERE {value} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
     counts: dict[str, int] = dict(table.query(f"{listed} LIMIT {MOST_CLASSES + 1}"))
     some = [f"{value!r} ({count:,} rows)" for value, count in counts.items()]
     shown = ", ".join(some[:5]) + (" and more" if len(some) > 5 else "")
     if len(counts) < 2 or len(counts) > MOST_CLASSES or (len(counts) > 2 and positive is None):
         raise ScaffoldError(_not_binary(column.name, counts, shown))
+    few = (
+        f"the label {column.name!r} has {shown}: too few to train, test and replay on. At least {LEAST_ROWS:,} "
+        f"labelled rows with {LEAST_OF_A_CLASS} of each class are needed; collect more"
+    )
+    if sum(counts.values()) < LEAST_ROWS or (len(counts) == 2 and min(counts.values()) < LEAST_OF_A_CLASS):
+        raise ScaffoldError(few)
     if positive is None and not all(value.lower() in _POSITIVE + _NEGATIVE for value in counts):
         rarer = min(counts, key=lambda value: counts[value])
         raise ScaffoldError(
@@ -123,19 +132,16 @@ def label(table: Table, name: str, positive: str | None) -> Label:
         raise ScaffoldError(f"--positive {chosen!r} is no value of the label {column.name!r}; it has {shown}")
     others = [value for value in counts if value != chosen]
     negatives = sum(counts[value] for value in others)
-    if counts[chosen] + negatives < LEAST_ROWS or min(counts[chosen], negatives) < LEAST_OF_A_CLASS:
-        raise ScaffoldError(
-            f"the label {column.name!r} has {shown}: too few to train, test and replay on. At least {LEAST_ROWS:,} "
-            f"labelled rows with {LEAST_OF_A_CLASS} of each class are needed; collect more"
-        )
+    if min(counts[chosen], negatives) < LEAST_OF_A_CLASS:
+        raise ScaffoldError(few)
     as_number = chosen.lower() in ("1", "1.0", "true") and column.kind not in TEXTS
     if as_number and [other.lower() for other in others] in (["0"], ["0.0"], ["false"]):
         sql = f"{quote(column.name)}::INTEGER"
     elif len(others) == 1:
         # A third value that comes up later is not known to be either.
-        sql = f"CASE {quote(column.name)}::VARCHAR WHEN {literal(chosen)} THEN 1 WHEN {literal(others[0])} THEN 0 END"
+        sql = f"CASE {text} WHEN {literal(chosen)} THEN 1 WHEN {literal(others[0])} THEN 0 END"
     else:
-        sql = f"({quote(column.name)}::VARCHAR = {literal(chosen)})::INTEGER"
+        sql = f"({text} = {literal(chosen)})::INTEGER"
     return Label(
         column=column.name,
         sql=sql,
@@ -148,8 +154,9 @@ def label(table: Table, name: str, positive: str | None) -> Label:
 
 def _not_binary(name: str, counts: dict[str, int], shown: str) -> str:
     begin = f"the label {name!r} must have two values, but has {shown or 'none'}. "
-    enough = [value for value, count in counts.items() if count >= LEAST_OF_A_CLASS]
-    if 2 < len(counts) <= MOST_CLASSES and enough:
+    rows = sum(counts.values())
+    enough = [value for value, count in counts.items() if LEAST_OF_A_CLASS <= count <= rows - LEAST_OF_A_CLASS]
+    if 2 < len(counts) <= MOST_CLASSES and enough and rows >= LEAST_ROWS:
         return (
             f"{begin}One model of several classes (multiclass) is still to come. Until then, predict one of them "
             f"against all others, such as {option('positive', enough[-1])}"
@@ -187,10 +194,11 @@ def known(table: Table, name: str, target: Label, when: Moment) -> Known:
     """
     column = table.column(name, "--label-known-at")
     at = quote(column.name)
-    if column.kind == "VARCHAR" and table.reads_as_moment(column.name):
-        at = f"{at}::TIMESTAMPTZ"
-    elif column.kind != MOMENT:
-        raise ScaffoldError(f"--label-known-at {column.name!r} holds {column.kind}, but must say when: name a time")
+    if column.kind != MOMENT:
+        raise ScaffoldError(
+            f"--label-known-at {column.name!r} holds {column.kind}, but must say when: name a time, or say with "
+            "--date-format how it is written"
+        )
     took = f"date_diff('second', {quote(when.column)}, {at})"
     ((labelled, early, usual, longest),) = table.query(
         f"SELECT count({at}), count_if({took} < 0), quantile_disc(greatest({took}, 0), 0.95), max({took}) "
@@ -208,25 +216,14 @@ def known(table: Table, name: str, target: Label, when: Moment) -> Known:
 
 
 def moment(table: Table, name: str, taken: set[str]) -> Moment:
-    """Check the timestamp; texts that are times are read as such from then on.
+    """Check the timestamp; texts and numbers that are times are read as such from then on.
 
     Raises:
-        ScaffoldError: it is no time, missing in a row, the same everywhere, or has stray values.
+        ReadingError: it is no time, or could be read in two ways.
+        ScaffoldError: it is the same everywhere, or has stray values.
     """
-    column = table.column(name, "the timestamp")
+    column = table.column(table.take_moment(name), "the timestamp")
     value = identifier(column.name)
-    if column.kind == "VARCHAR" and table.reads_as_moment(column.name):
-        table.take_in(column.name)
-    elif column.kind != MOMENT:
-        ((example,),) = table.query(f"SELECT any_value({value}) FROM {table.name}")
-        raise ScaffoldError(
-            f"the timestamp {column.name!r} is no time but {column.kind}, such as {example!r}. Write the table with one"
-        )
-    if column.filled < table.rows:
-        raise ScaffoldError(
-            f"{_some(table.rows - column.filled)} no {column.name!r}, so nobody knows what was known then. "
-            + scaffold_advice.where(table, f"{value} IS NOT NULL")
-        )
     ((start, early, late, end),) = table.query(
         f"SELECT min({value}), quantile_disc({value}, 0.005), quantile_disc({value}, 0.995), max({value}) "
         f"FROM {table.name}"
@@ -334,7 +331,7 @@ def event_id(table: Table, when: Moment, found: Sequence[Key], inputs: Sequence[
     if inputs:
         values = ", ".join(f"coalesce(({item.sql})::VARCHAR, '')" for item in inputs)
         together = f"{together} || '#' || left(md5(concat_ws('|', {values})), 12)"
-    ((different,),) = table.query(f"SELECT count(DISTINCT {together}) FROM {table.name}")
+    ((different,),) = table.query(f"SELECT count(DISTINCT hash({together})) FROM {table.name}")
     return EventId(together, numbered=True, doubles=table.rows - different)
 
 
@@ -365,7 +362,12 @@ def inputs(
         kind, sql, text = judged
         name = safe(text, taken)
         taken.add(name)
-        found.append(Input(column.name, name, kind, sql, column.distinct))
+        offset = 0
+        if kind == "number" and column.is_number:
+            offset, blurred = _precision(table, column)
+            if blurred and _repeats(table, column):
+                kind, sql = "category", f"{quote(column.name)}::VARCHAR"
+        found.append(Input(column.name, name, kind, sql, column.distinct, offset))
     return found, left
 
 
@@ -374,23 +376,21 @@ def _judge(
 ) -> str | tuple[Literal["number", "category"], str, str]:
     """Return kind, SQL and what to name an input after, or why the column is none."""
     name = quote(column.name)
-    many = column.distinct > CATEGORIES or column.distinct * ROWS_A_CATEGORY > column.filled
     if column.distinct <= 1:
         return "has one value" if column.filled else "is empty"
     if column.kind == "BOOLEAN":
         return "number", f"{name}::DOUBLE", column.name
-    if (column.like_id and table.whole(column)) or (
-        column.is_integer and column.distinct > 0.95 * table.rows > CATEGORIES
-    ):
-        if many:
-            return f"looks like an identifier ({column.distinct:,} values); --key gives it a history"
+    if (column.like_id and table.whole(column)) or (column.is_integer and _numbered(table, column)):
+        if not _repeats(table, column):
+            hint = f"; {option('key', column.name)} gives it a history" if column.filled == table.rows else ""
+            return f"looks like an identifier ({column.distinct:,} values){hint}"
         return "category", as_id(table, column), column.name
     if column.is_number:
         finite = f"CASE WHEN isfinite({name}) THEN {name}::DOUBLE END"
         return "number", f"{name}::DOUBLE" if column.finite else finite, column.name
     if column.kind in TEXTS:
-        if many:
-            return f"has {column.distinct:,} different texts, too many for categories"
+        if not _repeats(table, column):
+            return f"has {column.distinct:,} different texts, most of them in fewer than {ROWS_A_CATEGORY} rows"
         return "category", f"{name}::VARCHAR", column.name
     if column.kind == MOMENT:
         moment_sql = quote(when.column)
@@ -401,3 +401,36 @@ def _judge(
             return f"lies after the row's own moment in {later:,} rows, so it was not known then{always}"
         return "number", f"date_diff('second', {name}, {moment_sql}) / 86400.0", f"{column.name} age"
     return f"has the type {column.kind}, which no feature is made of"
+
+
+def _repeats(table: Table, column: Column) -> bool:
+    """Return whether half of the rows with a value have one that is frequent enough for a category."""
+    name = identifier(column.name)
+    counts = f"SELECT count({name}) AS rows FROM {table.name} WHERE {name} IS NOT NULL GROUP BY {name}"
+    ((often,),) = table.query(f"SELECT coalesce(sum(rows) FILTER (rows >= {ROWS_A_CATEGORY}), 0) FROM ({counts})")
+    return bool(2 * often >= column.filled)
+
+
+def _numbered(table: Table, column: Column) -> bool:
+    """Return whether a whole number just counts the rows, with few gaps; amounts are spread further."""
+    name = identifier(column.name)
+    if column.distinct <= 0.95 * table.rows:
+        return False
+    ((span,),) = table.query(f"SELECT max({name})::DOUBLE - min({name})::DOUBLE FROM {table.name}")
+    return bool(span < ROWS_A_CATEGORY * table.rows)
+
+
+def _precision(table: Table, column: Column) -> tuple[int, bool]:
+    """Return what to subtract from a number so that float32 keeps it, and whether it takes different ones as one still.
+
+    A date or a code of eight digits varies in its last ones only; what is left of an amount is exact enough.
+    """
+    name = identifier(column.name)
+    known = f"FROM {table.name} WHERE isfinite({name}::DOUBLE)"
+    ((low, high),) = table.query(f"SELECT floor(min({name}))::DOUBLE, max({name})::DOUBLE {known}")
+    if low is None or max(-low, high) <= EXACT:
+        return 0, False
+    offset = int(low) if high - low <= EXACT or 2 * (high - low) <= max(-low, high) else 0
+    relative = f"count(DISTINCT ({name}::DOUBLE - {offset})::FLOAT)"
+    ((blurred,),) = table.query(f"SELECT {relative} < count(DISTINCT {name}) {known}")
+    return offset, bool(blurred and column.is_integer)

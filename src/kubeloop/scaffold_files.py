@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from kubeloop.config import Table
 from kubeloop.scaffold_columns import EventId, Input, Key, Known, Label, LeftOut, Moment
 from kubeloop.scaffold_plan import Quality, Timeline, text
 from kubeloop.scaffold_table import quote
@@ -31,6 +32,7 @@ class Case:
         name: of the loop.
         table: of the raw table, in SQL and in file names.
         path: the table's file, relative to the use case's folder.
+        source: how that file is read.
         where: the condition in SQL for the rows that are used, or empty.
         rows: of the table.
         label: what is predicted.
@@ -48,6 +50,7 @@ class Case:
     name: str
     table: str
     path: str
+    source: Table
     where: str
     rows: int
     label: Label
@@ -60,6 +63,21 @@ class Case:
     calendar: tuple[str, ...]
     timeline: Timeline
     assumptions: tuple[str, ...]
+
+    @property
+    def zone(self) -> str:
+        """Where the clocks of times without an offset hang, empty for UTC."""
+        return "" if self.source.read.timezone == "UTC" else self.source.read.timezone
+
+    @property
+    def read(self) -> dict[str, Any]:
+        """What loop.yaml says of how the file is opened."""
+        return self.source.read.model_dump(mode="json", exclude_defaults=True)
+
+    @property
+    def readings(self) -> dict[str, Any]:
+        """What loop.yaml says of how columns are read."""
+        return {name: column.brief() for name, column in self.source.columns.items()}
 
     @property
     def service(self) -> str:
@@ -166,7 +184,14 @@ def _render(name: str, case: Case, **more: Any) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    pages.filters |= {"yaml": _scalar, "span": text, "moment": moment, "share": _share, "comment": _comment}
+    pages.filters |= {
+        "yaml": _scalar,
+        "span": text,
+        "moment": moment,
+        "share": _share,
+        "comment": _comment,
+        "flow": _flow,
+    }
     pages.globals["imports"] = _imports
     return pages.get_template(f"{name}.j2").render(case=case, plan=case.timeline, **case.spans, **more)
 
@@ -176,6 +201,13 @@ def _scalar(value: str) -> str:
     if re.fullmatch(r"[A-Za-z./_][\w./-]*", value, re.ASCII) and yaml.safe_load(value) == value:
         return value
     return yaml.safe_dump(value, default_style='"', width=2**31).strip()
+
+
+def _flow(value: Any) -> str:
+    """Write a value for YAML on one line."""
+    if isinstance(value, str):
+        return _scalar(value)
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=2**31).strip()
 
 
 def moment(value: datetime) -> str:

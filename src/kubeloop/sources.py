@@ -3,10 +3,9 @@
 import contextlib
 import hashlib
 import importlib.util
-import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -15,14 +14,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kubeloop import kept
-from kubeloop.config import ConfigError, Loop, Settings
+from kubeloop.config import ConfigError, Loop, Settings, Table
 from kubeloop.errors import KubeloopError
+from kubeloop.reading import files, infer, rows
+from kubeloop.reading.cells import identifier as identifier
+from kubeloop.reading.cells import literal as literal
+from kubeloop.reading.spec import Column
 
 MOMENT = "TIMESTAMP WITH TIME ZONE"
 """DuckDB's type of a moment, in microseconds; every other kind of time is made one when it is taken in."""
 RECORD = "taken.json"
 """Beside the raw tables: what each was taken from."""
-_OTHER_TIMES = re.compile(r"DATE|TIMESTAMP\w*")
+MISFITS = "misfits"
+"""Folder beside the raw tables, or beside what was cut of them: rows that do not fit, with their reasons."""
 
 
 class SourceError(KubeloopError):
@@ -39,16 +43,6 @@ def connect(tables: dict[str, Path] | None = None) -> duckdb.DuckDBPyConnection:
     for name, path in (tables or {}).items():
         db.execute(f"CREATE VIEW {identifier(name)} AS FROM read_parquet({literal(path)})")
     return db
-
-
-def identifier(name: str) -> str:
-    """Quote a table or column name for SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
-
-def literal(value: object) -> str:
-    """Quote a value as an SQL string."""
-    return "'" + str(value).replace("'", "''") + "'"
 
 
 def tables(folder: Path) -> dict[str, Path]:
@@ -93,12 +87,15 @@ def take_in(
     }
     if loop.source.entry and any(not loop.source.tables[name].path for name in wanted):
         _call(settings.home / loop.features.repo, "source.entry", loop.source.entry, settings.raw)
+        _read_again(loop, settings.raw)
         wanted = set(loop.source.tables)
     for name in sorted(wanted):
         table = loop.source.tables[name]
         if table.path:
-            copy(settings.home / table.path, settings.raw / f"{name}.parquet", table.available_at)
+            misfits = copy(settings.home / table.path, settings.raw / f"{name}.parquet", table)
             choose(settings.raw / f"{name}.parquet", table.where)
+            for line in told(name, misfits):
+                say(line)
         elif not loop.source.entry:
             raise ConfigError(f"source.tables.{name} needs a path, or source.entry a function that writes it")
     counts = _checked(loop, settings.raw, loop.source.entry)
@@ -139,9 +136,10 @@ def of_run(loop: Loop, settings: Settings, *, since: datetime, as_of: datetime) 
     with tempfile.TemporaryDirectory(prefix="raw-", dir=settings.state) as scratch:
         folder = Path(scratch)
         _call(settings.home / loop.features.repo, "source.live", live, folder, since=since, until=as_of)
+        _read_again(loop, folder)
         for name, table in loop.source.tables.items():
             if table.path:
-                copy(settings.home / table.path, folder / f"{name}.parquet", table.available_at)
+                copy(settings.home / table.path, folder / f"{name}.parquet", table)
                 choose(folder / f"{name}.parquet", table.where)
         _checked(loop, folder, live)
         yield folder
@@ -155,6 +153,8 @@ def _origins(loop: Loop, settings: Settings) -> dict[str, str]:
             path = settings.home / table.path
             status = path.stat() if path.is_file() else None
             found[name] = f"{path} {status.st_size} {status.st_mtime_ns} {table.available_at}" if status else ""
+            if status and (said := table.model_dump_json(include={"read", "columns"}, exclude_defaults=True)) != "{}":
+                found[name] += f" {said}"
             if status and table.where:
                 found[name] += f" where {table.where}"
         else:
@@ -208,6 +208,12 @@ def cut(loop: Loop, raw: Path, out: Path, *, since: datetime, as_of: datetime) -
             query = f"FROM {identifier(name)} WHERE {bounds} ORDER BY {when}"
             db.execute(f"COPY ({query}) TO {literal(out / f'{name}.parquet')} (FORMAT parquet, COMPRESSION zstd)")
             counts[name] = _count(db, query)
+            misfits = raw / MISFITS / f"{name}.parquet"
+            if misfits.is_file():
+                # When a row without a moment was known, nobody can tell: every run has it in its quarantine.
+                (out / MISFITS).mkdir(exist_ok=True)
+                query = f"FROM read_parquet({literal(misfits)}) WHERE {when} IS NULL OR ({bounds})"
+                db.execute(f"COPY ({query}) TO {literal(out / MISFITS / misfits.name)} (FORMAT parquet)")
     return counts
 
 
@@ -216,53 +222,108 @@ def _count(db: duckdb.DuckDBPyConnection, query: str) -> int:
     return int(row[0]) if row else 0
 
 
-def copy(path: Path, target: Path, moment: str | None = None) -> None:
-    """Write a Parquet or CSV file as Parquet, with every time as a moment in UTC; one without an offset is UTC.
+def copy(path: Path, target: Path, table: Table) -> dict[str, tuple[int, str]]:
+    """Write a table's file as Parquet, read as loop.yaml says, with every time as a moment in UTC.
+
+    Rows that do not fit go to a file of the target's name in the folder `MISFITS`.
 
     Args:
-        path: the file; anything not named `*.parquet` is read as CSV.
+        path: the file.
         target: the Parquet file; never half-written.
-        moment: a column that is a moment even where the file holds it as text.
+        table: how it is read.
+
+    Returns:
+        Why rows do not fit: how many of them, and an example, by reason.
 
     Raises:
-        SourceError: the file is missing or cannot be read.
+        SourceError: the file is missing or cannot be read, or no row of it fits.
     """
     if not path.is_file():
         raise SourceError(f"{path} does not exist; set source.tables.{target.stem}.path in loop.yaml")
-    reader = "read_parquet" if path.suffix == ".parquet" else "read_csv"
+    setting = f"source.tables.{target.stem}"
+    misfits = target.parent / MISFITS / target.name
+    misfits.parent.mkdir(exist_ok=True)
     part = target.with_suffix(".part")
-    with connect() as db:
-        try:
-            described = db.execute(f"DESCRIBE FROM {reader}({literal(path)})").fetchall()
-            columns = ", ".join(
-                f"{identifier(name)}::TIMESTAMPTZ AS {identifier(name)}"
-                if _OTHER_TIMES.fullmatch(kind) or (name == moment and kind == "VARCHAR")
-                else identifier(name)
-                for name, kind, *_ in described
-            )
-            db.execute(f"COPY (SELECT {columns} FROM {reader}({literal(path)})) TO {literal(part)} (FORMAT parquet)")
-        except duckdb.Error as error:
-            # DuckDB ends with our own query, which says nothing about the file.
-            raise SourceError(f"{path} cannot be read: {str(error).partition('LINE 1:')[0].strip()}") from error
+    # Where `init` wrote how columns are read, it left out what is plain: a comma, and names in the first line.
+    plain = {"delimiter": table.read.delimiter or ",", "skip": table.read.skip or 0}
+    read = table.read.model_copy(update=plain) if table.columns else table.read
+    try:
+        with connect() as db, files.opened(db, path, read, target.parent) as opened:
+            columns = dict(table.columns)
+            named = {part for name, column in columns.items() for part in column.of or (name,)}
+            if lost := named - set(opened.columns):
+                raise SourceError(f"{path} has no column {min(lost)!r}, which {setting}.columns names")
+            if not columns:
+                columns = _columns(db, opened, table, path, setting)
+            found = rows.write(db, opened, columns, table.available_at, part, misfits)
+            if found and not _count(db, f"FROM read_parquet({literal(part)})"):
+                example = next(iter(found.values()))[1]
+                raise SourceError(f"{path} cannot be read: no row fits {setting}.columns, such as {example:.200}")
+    except infer.ReadingError as error:
+        raise SourceError(str(error)) from error
+    except files.FileError as error:
+        raise SourceError(f"{error} ({setting}.read in loop.yaml)") from error
+    except duckdb.Error as error:
+        raise SourceError(f"{path} cannot be read: it is damaged, or cut off") from error
     part.replace(target)
+    return found
+
+
+def _columns(
+    db: duckdb.DuckDBPyConnection, opened: files.Opened, table: Table, path: Path, setting: str
+) -> dict[str, Column]:
+    """Return how the columns are read where loop.yaml says nothing of it.
+
+    Raises:
+        SourceError: the moment is not written as a time, or in a way that could be two.
+    """
+    moment = table.available_at
+    if not opened.texts:
+        return {moment: Column(kind="time")} if opened.columns.get(moment) == "VARCHAR" else {}
+    decided = infer.columns(db, opened, infer.Asked(read=table.read))
+    if moment in opened.columns and moment not in decided.columns:
+        ((example,),) = db.execute(f"SELECT min({identifier(moment)}) FROM {opened.relation}").fetchall()
+        why = decided.unclear.get(moment, f"{example!r} in {moment!r} is no time that is known").partition(": say")[0]
+        raise SourceError(f"{path} cannot be read: {why}; name its format in {setting}.columns")
+    return decided.columns
+
+
+def told(name: str, misfits: Mapping[str, tuple[int, str]]) -> list[str]:
+    """Say which rows of a table do not fit."""
+    found = []
+    for count, example in misfits.values():
+        many = f"{count:,} rows" if count > 1 else "1 row"
+        found.append(f"Raw data: {many} of {name} went into the quarantine, {example:.200}")
+    return found
+
+
+def _read_again(loop: Loop, folder: Path) -> None:
+    """Read the columns of tables that a function wrote as loop.yaml says, where it says so."""
+    for name, table in loop.source.tables.items():
+        path = folder / f"{name}.parquet"
+        if table.columns and not table.path and path.is_file():
+            copy(path, path, table)
 
 
 def choose(target: Path, where: str, setting: str = "") -> None:
     """Leave out of a Parquet file the rows for which a condition in SQL does not hold.
 
     Raises:
-        SourceError: the condition fails on the table.
+        SourceError: the condition fails on the table, or leaves no row.
     """
     if not where:
         return
     part = target.with_suffix(".part")
+    setting = setting or f"source.tables.{target.stem}.where"
     query = f"FROM read_parquet({literal(target)}) WHERE {where}"
     try:
         with connect() as db:
             db.execute(f"COPY ({query}\n) TO {literal(part)} (FORMAT parquet)")
     except duckdb.Error as error:
-        setting = setting or f"source.tables.{target.stem}.where"
         raise SourceError(f"{setting} {where!r} fails: {str(error).partition('LINE 1:')[0].strip()}") from error
+    if not pq.read_metadata(part).num_rows:
+        part.unlink()
+        raise SourceError(f"{setting} {where!r} leaves no row")
     part.replace(target)
 
 

@@ -120,7 +120,8 @@ def validate_raw(
         ValidationFailed: an expectation does not hold beyond its tolerance.
         BucketError: there is a bucket, and it does not take the Data Docs and the quarantine.
     """
-    return _validate(loop, settings, sources.tables(raw), as_of, run, clean, page, "raw")
+    misfits = sources.tables(raw / sources.MISFITS)
+    return _validate(loop, settings, sources.tables(raw), as_of, run, clean, page, "raw", misfits)
 
 
 def validate_training_set(
@@ -148,13 +149,16 @@ def _validate(
     clean: Path,
     page: Path,
     what: str,
+    misfits: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     docs = paths.inside(settings.state / "data-docs", run, what="the run") / what
     quarantine = paths.inside(settings.state / "quarantine", run, what="the run")
     from kubeloop import findings, validation, validation_html
 
     suites = settings.home / loop.features.repo / "expectations"
-    report = validation.validate(tables, suites, as_of=as_of, docs=docs, quarantine=quarantine, clean=clean)
+    report = validation.validate(
+        tables, suites, as_of=as_of, docs=docs, quarantine=quarantine, clean=clean, misfits=misfits
+    )
     if settings.bucket:
         # The state folder of a pod goes with it.
         bucket = Bucket.open(settings)

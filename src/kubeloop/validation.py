@@ -40,7 +40,14 @@ _RESULT_FORMAT = {
 
 
 def validate(
-    tables: Mapping[str, Path], suites: Path, *, as_of: datetime, docs: Path, quarantine: Path, clean: Path
+    tables: Mapping[str, Path],
+    suites: Path,
+    *,
+    as_of: datetime,
+    docs: Path,
+    quarantine: Path,
+    clean: Path,
+    misfits: Mapping[str, Path] | None = None,
 ) -> Report:
     """Run every table's suite, separate the rows that miss, and write the Data Docs.
 
@@ -59,6 +66,8 @@ def validate(
         docs: folder for the static site; its `index.html` links to every result.
         quarantine: folder for the rows that missed.
         clean: folder for the good rows.
+        misfits: Parquet files of rows that could not be read, with their `reasons`, by table; they count as rows of
+            the table and go to its quarantine. What follows `): ` in a reason is the value, and is not counted apart.
 
     Raises:
         SuiteError: a suite is missing or wrong; raised before any table is validated.
@@ -80,9 +89,13 @@ def validate(
         failed = _failures(table, entries[table], outcome)
         usable = not any(failure.severity == CRITICAL for failure in failed)
         reasons = _reasons(entries[table], outcome, with_failed=not usable)
-        _separate(data, reasons, quarantine / f"{table}.parquet", clean / f"{table}.parquet", usable)
+        unread = pq.read_table(misfits[table]) if misfits and table in misfits else None
+        _separate(data, reasons, unread, quarantine / f"{table}.parquet", clean / f"{table}.parquet", usable)
         counts = Counter(reason for row in reasons.values() for reason in row)
-        reports[table] = TableReport(data.num_rows, len(reasons), len(entries[table]), dict(counts))
+        if unread is not None:
+            counts.update(_short(reason) for row in unread[REASONS].to_pylist() for reason in row)
+        more = unread.num_rows if unread is not None else 0
+        reports[table] = TableReport(data.num_rows + more, len(reasons) + more, len(entries[table]), dict(counts))
         failures += failed
         _publish(context, entries[table], outcome, as_of)
     # The library's own cleaning would delete every file under the folder, also those that are not its pages.
@@ -212,13 +225,28 @@ def _reasons(
     return reasons
 
 
-def _separate(data: pa.Table, reasons: Mapping[int, list[str]], quarantine: Path, clean: Path, usable: bool) -> None:
+def _short(reason: str) -> str:
+    label, end, _ = reason.partition("): ")
+    return label + end[:1]
+
+
+def _separate(
+    data: pa.Table,
+    reasons: Mapping[int, list[str]],
+    unread: pa.Table | None,
+    quarantine: Path,
+    clean: Path,
+    usable: bool,
+) -> None:
     quarantine.unlink(missing_ok=True)
     clean.unlink(missing_ok=True)
     positions = sorted(reasons)
+    apart = [unread] if unread is not None and unread.num_rows else []
     if positions:
         texts = pa.array([reasons[position] for position in positions], pa.list_(pa.string()))
-        pq.write_table(data.take(positions).append_column(REASONS, texts), quarantine)
+        apart.insert(0, data.take(positions).append_column(REASONS, texts))
+    if apart:
+        pq.write_table(pa.concat_tables(apart, promote_options="permissive"), quarantine)
     if usable:
         keep = np.ones(data.num_rows, dtype=bool)
         keep[positions] = False

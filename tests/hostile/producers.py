@@ -22,6 +22,7 @@ from kubeloop.config import Loop
 from kubeloop.curves import Confusion, Curve, Curves
 from kubeloop.evaluation import DIRECTION, Slice
 from kubeloop.gates import Check, Verdict
+from kubeloop.intervals import Estimate
 from kubeloop.log import Log
 from kubeloop.registry import Version
 from kubeloop.report import view
@@ -94,12 +95,12 @@ def _evaluation(folder: Path) -> Iterator[Page]:
     line = Curve([0.0, 1.0], [0.0, 1.0], [1.0, 0.0])
     drawn = Curves(line, line, line, Confusion(0.5, [[8, 2], [1, 9]]), 0.5)
     metrics = dict.fromkeys(("auc", "pr_auc", "log_loss", "brier", "ece"), 0.5)
-    slices = [Slice(each, each, 9, 3, dict.fromkeys(DIRECTION, 0.5), each) for each in VALUES]
+    slices = [Slice(each, each, 9, 3, dict.fromkeys(DIRECTION, 0.5), Estimate(0.5, 0.4, 0.6), each) for each in VALUES]
     shares = {name: dict.fromkeys(part, 0.05) for name, part in {"a": VALUES[:11], "b": VALUES[11:]}.items()}
     for importance in shares.values():
         page = evaluation_html.html(
             ALL,
-            {**metrics, "rows": 20.0},
+            {**metrics, "rows": 20.0, "positives": 10.0},
             drawn,
             slices,
             importance=importance,

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubeloop import kept
-from kubeloop.reference import ABSENT, Reference, ReferenceError, build
+from kubeloop.intervals import Estimate
+from kubeloop.reference import ABSENT, OTHER, Reference, ReferenceError, build
 
 KINDS = {"delay": "numeric", "carrier": "categorical", "wind": "numeric"}
 COLUMNS: dict[str, Any] = {
@@ -27,7 +28,7 @@ def example(**changes: Any) -> Reference:
         "kinds": KINDS,
         "score": [0.1, 0.9, 0.4],
         "importance": {"delay": 3, "carrier": 1},
-        "auc": 0.76,
+        "auc": Estimate(0.76, 0.7, 0.8),
         "trained_from": "2013-01-01T00:00:00+00:00",
         "trained_to": "2013-04-01T00:00:00+00:00",
         "model_version": "3",
@@ -53,12 +54,31 @@ def test_build_reads_each_column_by_its_kind() -> None:
     assert (reference.rows, len(reference.score)) == (4, 3)
 
 
+def test_of_many_categories_the_most_frequent_are_kept_and_the_others_are_one(tmp_path: Path) -> None:
+    texts = [f"k{i:04d}" for i in range(5000)] + [f"k{i:04d}" for i in range(100)] * 2 + [None, OTHER]
+    few = [f"k{i}" for i in range(100)] * 52 + [None, None]
+    kinds = {"many": "categorical", "few": "categorical"}
+    reference = example(columns={"many": texts, "few": few}, kinds=kinds, importance={})
+    assert reference.categories["many"] == (*(f"k{i:04d}" for i in range(100)), OTHER)
+    assert len(reference.categories["few"]) == 100
+    rest = reference.categories["many"].index(OTHER)
+    assert (reference.categorical[:, 0] == rest).sum() == 4901
+    _, codes = reference.encode({"many": ["k0001", "k4999", "new", None], "few": ["k1", "k99", "new", None]})
+    assert codes.tolist() == [[1, reference.categories["few"].index("k1")], [rest, 99], [rest, ABSENT], [ABSENT] * 2]
+    reference.save(tmp_path)
+    assert same(Reference.load(tmp_path), reference)
+    assert "format = 2\n" in (tmp_path / "reference.toml").read_text()
+    assert (tmp_path / "reference.toml").stat().st_size < 4000
+    example().save(tmp_path)
+    assert "format = 1\n" in (tmp_path / "reference.toml").read_text(), "an older monitor reads it"
+
+
 def test_importance_of_a_model_without_splits_is_equal() -> None:
     assert set(example(importance={}).importance.values()) == {1 / 3}
 
 
 def test_the_sample_is_seeded_ordered_and_keeps_rows_together() -> None:
-    columns = {"x": np.arange(1000), "c": [f"k{i}" for i in range(1000)]}
+    columns = {"x": np.arange(1000), "c": [f"k{i % 90}" for i in range(1000)]}
     kinds = {"x": "numeric", "c": "categorical"}
     score = np.arange(500) / 500
     one, again, other = (
@@ -69,7 +89,7 @@ def test_the_sample_is_seeded_ordered_and_keeps_rows_together() -> None:
     assert (len(one.numeric), len(one.score), one.rows) == (100, 100, 1000)
     assert (np.diff(one.numeric[:, 0]) > 0).all()
     names = [one.categories["c"][code] for code in one.categorical[:, 0]]
-    assert names == [f"k{int(x)}" for x in one.numeric[:, 0]]
+    assert names == [f"k{int(x) % 90}" for x in one.numeric[:, 0]]
 
 
 def test_encode_marks_what_training_never_saw() -> None:
@@ -128,7 +148,7 @@ def references(draw: st.DrawFn) -> Reference:
         kinds,
         draw(st.lists(st.floats(0, 1, width=32), max_size=6)),
         {name: draw(st.floats(0, 1e6)) for name in names},
-        draw(st.one_of(st.none(), st.floats(0, 1))),
+        draw(st.one_of(st.none(), st.builds(Estimate, *[st.floats(0, 1)] * 3))),
         trained_from=draw(texts),
         trained_to=draw(texts),
         model_version=draw(st.one_of(st.none(), texts)),
@@ -149,8 +169,15 @@ def test_the_head_is_plain_toml(tmp_path: Path) -> None:
     head = tomllib.loads((tmp_path / "reference.toml").read_text())
     assert head["categories"] == {"carrier": ["AA", "UA"]}
     assert head["numeric"] == ["delay", "wind"]
-    assert "auc" not in head
-    assert "model_version" not in head
+    assert not {"auc", "auc_low", "auc_high", "model_version"} & set(head)
+
+
+def test_a_reference_from_before_intervals_has_one_without_length(tmp_path: Path) -> None:
+    example(auc=Estimate(0.76, 0.7, 0.8)).save(tmp_path)
+    path = tmp_path / "reference.toml"
+    lines = path.read_text().splitlines(keepends=True)[1:]
+    path.write_text("".join(line for line in lines if not line.startswith("auc_")))
+    assert Reference.load(tmp_path).auc == Estimate(0.76, 0.76, 0.76)
 
 
 def rewrite(name: str, content: bytes) -> Any:
@@ -196,7 +223,7 @@ def test_a_flipped_bit_is_found(name: str, tmp_path: Path) -> None:
         (put("numeric.npy", np.zeros((3, 2), np.float32)), "3 numeric but 4"),
         (put("categorical.npy", np.full((4, 1), 2, np.int32)), "outside its categories"),
         (put("score.npy", np.zeros((3, 1), np.float32)), "score must be"),
-        (replace("format = 1", "format = 2"), "format 2"),
+        (replace("format = 1", "format = 3"), "format 3"),
         (replace('"delay" = 0.75', '"delay" = 0.5'), "sums to 0.75"),
         (replace('"delay" = 0.75', '"altitude" = 0.75'), "importance must give"),
         (replace('"carrier" = ["AA", "UA"]', '"plane" = []'), "exactly the categorical"),

@@ -141,7 +141,7 @@ def _derive(view: Any, known: dict[str, list[Any]]) -> dict[str, list[Any]]:
 def _checked(field: features.Field, values: Sequence[Any]) -> list[Any]:
     """Read a field's values; see `OnlineFeatures.read`."""
     if field.kind == "UNIX_TIMESTAMP":
-        return [moments.read(value) for value in values]
+        return [moments.read(value, field.zone) for value in values]
     text = field.datatype == "BYTES"
     for value in values:
         if not isinstance(value, str) if text else isinstance(value, str | list | dict):

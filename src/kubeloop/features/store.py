@@ -11,7 +11,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,11 +42,15 @@ class FeatureError(KubeloopError):
 
 @dataclass(frozen=True)
 class Field:
-    """A named column with its Open Inference Protocol datatype; times are ISO 8601 strings."""
+    """A named column with its Open Inference Protocol datatype; times are ISO 8601 strings.
+
+    Without an offset they are of `zone`, which the field's tag `timezone` in the feature repo names.
+    """
 
     name: str
     datatype: str
     kind: str = ""
+    zone: str = "UTC"
 
 
 def definitions(repo: Path) -> list[Any]:
@@ -109,6 +113,12 @@ def build(repo: Path, raw: Path, out: Path, shared: Settings | None = None) -> d
     rows = {}
     with sources.connect(sources.tables(raw)) as db:
         for view in (item for item in objects if isinstance(item, FeatureView)):
+            if lost := [name for name in view.entities if name not in keys]:
+                raise FeatureError(
+                    f"feature view {view.name} has {f'the entity {lost[0]}' if lost[0] != '__dummy' else 'no entity'}: "
+                    "give it one that the repo defines; for a table about one thing, let events.sql return a constant "
+                    "as its key"
+                )
             query = repo / "sql" / f"{view.name}.sql"
             if not query.is_file():
                 raise FeatureError(f"feature view {view.name} has no query: write {query}")
@@ -305,7 +315,8 @@ def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
     columns = {name: joined[name] for name in ("event_id", "event_timestamp", "label")}
     for field in fields:
         kind = pa.string() if field.kind == "categorical" else pa.float32()
-        columns[field.name] = joined[field.name].cast(kind)
+        # A whole number beyond 2^24 loses digits, which training warns of, and is no reason to stop.
+        columns[field.name] = joined[field.name].cast(kind, safe=False)
     return pa.table(columns).sort_by([("event_timestamp", "ascending"), ("event_id", "ascending")])
 
 
@@ -332,7 +343,8 @@ def requests(store: "FeatureStore", service: str) -> list[Field]:
             for field in source.schema:
                 if field.name not in known:
                     known.add(field.name)
-                    found.append(_field(field.name, field.dtype.to_value_type().name))
+                    asked = _field(field.name, field.dtype.to_value_type().name)
+                    found.append(replace(asked, zone=field.tags.get("timezone", "UTC")))
     return found
 
 

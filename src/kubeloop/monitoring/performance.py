@@ -1,13 +1,15 @@
 """How well a model does on live traffic, once the labels are in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from kubeloop import evaluation
+from kubeloop import evaluation, intervals
+from kubeloop.intervals import Estimate
 from kubeloop.monitoring.windows import Micros
 
 SCORED = pa.schema([pa.field("event_id", pa.string()), pa.field("score", pa.float32())])
@@ -62,15 +64,36 @@ def join(
 
 
 def measure(y: NDArray[np.int64], p: NDArray[np.float64], min_rows: int) -> tuple[str, dict[str, float] | None]:
-    """Return a status and, when it is `judged`, the metrics of `evaluation.score`.
+    """Return a status and, when it is `judged` or `few`, the metrics of `evaluation.score`.
 
-    The others say why there is nothing to judge: `small` (fewer labels than `min_rows`) or `one_class`.
+    The others say why there is nothing to judge: `small` (fewer labels than `min_rows`) or `one_class`. `few` is too
+    few to judge: there are fewer than `intervals.FEW` rows of a class, so the window waits for others to be taken
+    together with (`together`).
     """
     if len(y) < max(min_rows, 1):
         return "small", None
     if evaluation.undefined(y) is not None:
         return "one_class", None
-    return "judged", evaluation.score(y, p)
+    return "few" if evaluation.few(y) else "judged", evaluation.score(y, p)
+
+
+def together(windows: Sequence[Mapping[str, Any]]) -> tuple[Estimate, int, int] | None:
+    """Return the AUC of windows that are each too few to judge, taken together, their positives and their number.
+
+    Where positives are rare no single window would ever be judged, so the newest of them are, once they have enough.
+
+    Args:
+        windows: rows of the monitor's `performance` of one version in order of time, the newest last, which is `few`.
+
+    Returns:
+        None while those since the last that was judged have fewer than `intervals.FEW` rows of a class.
+    """
+    since = next((at for at in range(len(windows), 0, -1) if windows[at - 1]["status"] == "judged"), 0)
+    few = [row for row in windows[since:] if row["status"] == "few" and row["positives"] is not None]
+    parts = [(row["auc"], row["positives"], row["labelled"] - row["positives"]) for row in few]
+    if min((sum(part[place] for part in parts) for place in (1, 2)), default=0) < intervals.FEW:
+        return None
+    return intervals.pooled(parts), sum(part[1] for part in parts), len(parts)
 
 
 def _last(table: pa.Table) -> pa.Table:

@@ -14,10 +14,11 @@ import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from kubeloop import moments
+from kubeloop import evaluation, moments
 from kubeloop.config import Loop
 from kubeloop.errors import KubeloopError
 from kubeloop.evaluation import EvaluationError
+from kubeloop.intervals import Estimate
 from kubeloop.monitoring import intake, payloads, performance, policy
 from kubeloop.monitoring.detector.port import MOST_ROWS, Detector, UntestableError, Window
 from kubeloop.monitoring.held import Part
@@ -44,7 +45,7 @@ SILENCE_S = 600.0
 _SEED = 7
 """Of a large window's sample: a window that is judged again gets the same verdict."""
 
-_METRICS = ("auc", "log_loss", "brier", "ece")
+_METRICS = ("auc", "auc_low", "auc_high", "log_loss", "brier", "ece")
 
 
 class AheadError(KubeloopError):
@@ -264,6 +265,8 @@ class Monitor:
             "end": part.end,
             "rows": len(part.table),
             "labelled": len(y),
+            "positives": int(y.sum()),
+            "windows": None,
             "drifted": None,
             "reference_auc": None,
             "note": None,
@@ -275,14 +278,28 @@ class Monitor:
             return row | {"status": "unreadable", "note": str(error)}
         if metrics is None:
             return row | {"status": status}
+        row |= {"status": status, "windows": 1} | {name: metrics[name] for name in _METRICS}
+        auc = Estimate(metrics["auc"], metrics["auc_low"], metrics["auc_high"])
+        if status == "few":
+            found = performance.together([*self._unjudged(part.version), row])
+            if found is None:
+                return row | {"note": evaluation.few(y)}
+            auc, row["positives"], row["windows"] = found
+            row |= {"status": "judged"} | dict(zip(_METRICS, auc, strict=False))
         try:
-            reference_auc = self._versions.reference(part.version).auc
+            reference = self._versions.reference(part.version).auc
         except VersionError as error:
-            reference_auc = None
+            reference = None
             row["note"] = str(error)
-        verdict = policy.performance(metrics, reference_auc, self.drift)
-        row |= {"status": status, "drifted": verdict.drifted, "reference_auc": reference_auc}
-        return row | {name: metrics[name] for name in _METRICS} | ({"note": verdict.reason} if verdict.drifted else {})
+        verdict = policy.performance(auc, reference, self.drift)
+        row |= {"drifted": verdict.drifted, "reference_auc": reference.value if reference else None}
+        return row | ({"note": verdict.reason} if verdict.drifted else {})
+
+    def _unjudged(self, version: str) -> list[Row]:
+        """Return the performance of a version's windows since the last episode ended."""
+        ended = [row["closed_at"] for row in self.store.episodes(self.service) if row["closed_at"] is not None]
+        rows = [row for row in self.store.performance(self.service) if row["version"] == version and row["live"]]
+        return [row for row in rows if not ended or row["start"] >= max(ended)]
 
     def _votes(self, version: str, kind: Kind) -> list[Vote]:
         """Return the votes of the last windows that were judged so far, as many as can count."""

@@ -75,6 +75,8 @@ window_scores = sa.Table(
     sa.Column("p_value", sa.Float),
     sa.Column("p_adjusted", sa.Float),
     sa.Column("effect", sa.Float),
+    sa.Column("effect_low", sa.Float),
+    sa.Column("effect_high", sa.Float),
     sa.Column("psi", sa.Float),
     sa.Column("rows", sa.Integer),
     sa.Column("missing_share", sa.Float),
@@ -90,10 +92,14 @@ performance = sa.Table(
     sa.Column("end", Utc, nullable=False),
     sa.Column("rows", sa.Integer, nullable=False),
     sa.Column("labelled", sa.Integer, nullable=False),
+    sa.Column("positives", sa.Integer),
     sa.Column("status", sa.String, nullable=False),
     sa.Column("live", sa.Boolean, nullable=False),
     sa.Column("drifted", sa.Boolean),
     sa.Column("auc", sa.Float),
+    sa.Column("auc_low", sa.Float),
+    sa.Column("auc_high", sa.Float),
+    sa.Column("windows", sa.Integer),
     sa.Column("log_loss", sa.Float),
     sa.Column("brier", sa.Float),
     sa.Column("ece", sa.Float),
@@ -119,4 +125,4 @@ episodes = sa.Table(
     sa.Column("closed_at", Utc),
     sa.Column("outcome", sa.String),
 )
-MONITOR = Schema("monitor", "KUBELOOP_MONITOR_DB", metadata, "0001")
+MONITOR = Schema("monitor", "KUBELOOP_MONITOR_DB", metadata, "0002")

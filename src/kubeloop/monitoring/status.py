@@ -105,9 +105,18 @@ class Metrics(Collector):
         auc = GaugeMetricFamily(
             "kubeloop_monitor_auc", "AUC of the last window with labels.", labels=["service", "version"]
         )
+        bound = GaugeMetricFamily(
+            "kubeloop_monitor_auc_bound",
+            "Ends of the 95 % interval of kubeloop_monitor_auc.",
+            labels=["service", "version", "end"],
+        )
         for row in [row for row in store.performance(name) if row["live"] and row["status"] == "judged"][-1:]:
             auc.add_metric([name, row["version"]], row["auc"])
+            bounds = {"low": row["auc_low"], "high": row["auc_high"]}
+            for end in (key for key, value in bounds.items() if value is not None):
+                bound.add_metric([name, row["version"], end], bounds[end])
         yield auc
+        yield bound
         share = GaugeMetricFamily(
             "kubeloop_monitor_labelled_share",
             "Share of the predictions that had a label in time, of the last window whose wait is over.",

@@ -129,7 +129,7 @@ def _cell(window: Row, score: Row | None, time: Time, y: float, largest: float, 
     words = [
         name,
         _head(window),
-        f"effect {effect:.3f}, adjusted p {_p(score['p_adjusted'])}, PSI {_number(score['psi'])}",
+        f"effect {effect:.3f}{_between(score)}, adjusted p {_p(score['p_adjusted'])}, PSI {_number(score['psi'])}",
         "counted as drifted"
         if score["drifted"]
         else f"not drifted (needs effect {drift.min_effect:g} and p < {drift.alpha:g})",
@@ -140,6 +140,12 @@ def _cell(window: Row, score: Row | None, time: Time, y: float, largest: float, 
     strength = round(min(1.0, 0.03 + 0.97 * effect / largest), 3)
     inset = 1 if score["drifted"] else 0
     return rect(x, y + 1 + inset, wide, _CELL - 2 - 2 * inset, kind, title("\n".join(words)), fill_opacity=strength)
+
+
+def _between(score: Row) -> str:
+    """Return the effect's interval; windows from before there was one have none."""
+    low, high = score.get("effect_low"), score.get("effect_high")
+    return "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"
 
 
 def _head(row: Row) -> str:

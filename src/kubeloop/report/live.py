@@ -33,7 +33,9 @@ class Bin:
         labelled: how many of them have a label; under `drift.min_rows` nothing more is said.
         share: of label 1 among them.
         score: mean prediction among them.
+        positives: labels 1 among them.
         loop: AUC as served.
+        loop_interval: its 95 % interval.
         frozen: AUC of the first model on the same rows.
         difference: loop minus frozen; None while the first model itself serves all rows.
         interval: of the difference, from whole days; None with too few days.
@@ -45,7 +47,9 @@ class Bin:
     labelled: int = 0
     share: float | None = None
     score: float | None = None
+    positives: int = 0
     loop: float | None = None
+    loop_interval: tuple[float, float] | None = None
     frozen: float | None = None
     difference: float | None = None
     interval: tuple[float, float] | None = None
@@ -150,18 +154,21 @@ def _measure(loop: Loop, empty: Bin, rows: pa.Table, frozen: Floats | None) -> B
     served = rows["score"].to_numpy().astype(np.float64)
     if len(labels) < loop.drift.min_rows:
         return Bin(empty.start, empty.end, empty.rows, len(labels))
-    basics = (empty.start, empty.end, empty.rows, len(labels), float(labels.mean()), float(served.mean()))
+    means = float(labels.mean()), float(served.mean())
+    basics = (empty.start, empty.end, empty.rows, len(labels), *means, int(labels.sum()))
     if evaluation.undefined(labels) is not None:
         return Bin(*basics)
-    auc = evaluation.score(labels, served)["auc"]
+    measured = evaluation.score(labels, served)
+    auc, sure = measured["auc"], (measured["auc_low"], measured["auc_high"])
     if frozen is None:
-        return Bin(*basics, loop=auc)
+        return Bin(*basics, auc, sure)
     before = evaluation.score(labels, frozen)["auc"]
     if np.array_equal(served, frozen):
-        return Bin(*basics, loop=auc, frozen=before)
+        return Bin(*basics, auc, sure, frozen=before)
     return Bin(
         *basics,
-        loop=auc,
+        auc,
+        sure,
         frozen=before,
         difference=auc - before,
         interval=_interval(loop, rows, labels, frozen, served),

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from markupsafe import Markup
 
+from kubeloop.intervals import FEW
 from kubeloop.report import marks
 from kubeloop.report.live import Bin, Live
 from kubeloop.report.svg import Chart, Scale, Time, element, join, line, path, percent, rect, runs, text, title
@@ -139,8 +140,9 @@ def _traffic(board: _Board, live: Live, colours: Mapping[str, str]) -> None:
 
 def _auc(board: _Board, live: Live, colours: Mapping[str, str], short: Mapping[datetime, str]) -> None:
     known = [value for part in live.bins for value in (part.loop, part.frozen) if value is not None]
+    known += [end for part in live.bins for end in part.loop_interval or ()]
     scale = Scale.around(known or [0.5, 1.0], board.y, _AUC, ticks=8)
-    board.panel(scale, "Live AUC", "per window", ".2f")
+    board.panel(scale, "Live AUC", "95% interval", ".2f")
     if not known:
         board.plot.append(text("50%", scale.y(0.75), "no window has enough labels yet", "mid"))
     _line(board, scale, ((_middle(part, board.time), part.frozen) for part in live.bins), "curve frozen")
@@ -151,6 +153,9 @@ def _auc(board: _Board, live: Live, colours: Mapping[str, str], short: Mapping[d
             board.plot.append(element("circle", cx=percent(x), cy=scale.y(part.frozen), r=2.6, class_="dot frozen"))
         if part.loop is not None:
             y, main = scale.y(part.loop), max(part.rows, key=lambda name: part.rows[name])
+            if part.loop_interval is not None:
+                low, high = part.loop_interval
+                board.plot.append(line(percent(x), scale.y(low), percent(x), scale.y(high), "whisker open"))
             if part.start in short:
                 board.plot.append(element("circle", cx=percent(x), cy=y, r=7.5, class_="ring"))
             board.plot.append(element("circle", cx=percent(x), cy=y, r=4, class_=f"dot {colours[main]}"))
@@ -214,7 +219,10 @@ def _words(part: Bin, short: str | None) -> str:
             f"{part.labelled:,} labels: too few, or of one class, for an AUC" if part.labelled else "no labels yet"
         )
     else:
-        lines.append(f"AUC {part.loop:.3f}, {part.labelled:,} labels")
+        within = f" ({part.loop_interval[0]:.3f} to {part.loop_interval[1]:.3f})" if part.loop_interval else ""
+        lines.append(f"AUC {part.loop:.3f}{within}, {part.labelled:,} labels, {part.positives:,} positive")
+        if min(part.positives, part.labelled - part.positives) < FEW:
+            lines.append("too few to judge alone")
     if part.difference is not None:
         within = f" ({part.interval[0]:+.3f} to {part.interval[1]:+.3f})" if part.interval else ""
         lines.append(f"frozen first model {part.frozen:.3f}, difference {part.difference:+.3f}{within}")

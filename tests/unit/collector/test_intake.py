@@ -88,10 +88,13 @@ def label(ahead: timedelta) -> bytes:
     return json.dumps({"labels": [{"event_id": "a", "label": 1, "observed_at": at}]}).encode()
 
 
+AHEAD = json.dumps({"labels": [{"event_id": "a", "label": 1, "observed_at": "2100-01-01T00:00:00Z"}]}).encode()
+
+
 @pytest.mark.parametrize(
     ("headers", "body", "status", "says"),
     [
-        (LABEL, label(timedelta(hours=2)), 400, "label of 'a': observed_at lies more than an hour in the future"),
+        (LABEL, AHEAD, 400, "label of 'a': observed_at lies more than an hour in the future"),
         ({}, b"", 400, "ce-specversion, ce-id, ce-source, ce-type"),
         (BINARY | {"ce-id": ""}, b"", 400, "missing attribute: ce-id"),
         (BINARY | {"ce-specversion": "0.3"}, b"", 400, "ce-specversion is '0.3'"),

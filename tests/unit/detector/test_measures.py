@@ -4,7 +4,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, kstwo
 
-from kubeloop.monitoring.detector.measures import chi_square, cramers_v, ks_p_values, psi
+from kubeloop.monitoring.detector.measures import (
+    chi_square,
+    corrected_distance,
+    cramers_v,
+    effect_interval,
+    evidence,
+    ks_p_values,
+    psi,
+)
 
 counts = st.lists(st.tuples(st.integers(0, 500), st.integers(0, 500)), min_size=1, max_size=8)
 
@@ -50,7 +58,9 @@ def test_chi_square_is_scipys(pairs: list[tuple[int, int]]) -> None:
 def test_cramers_v_does_not_shrink_with_a_larger_reference(reference: int) -> None:
     effect = cramers_v(np.array([reference // 2] * 2), np.array([180, 20]))
     table = np.array([[100, 100], [180, 20]])
-    assert effect == pytest.approx(np.sqrt(chi2_contingency(table, correction=False).statistic / table.sum()))
+    found = chi2_contingency(table, correction=False).statistic / table.sum()
+    rows = 4 * reference * 200 / (reference + 200)
+    assert effect == pytest.approx(np.sqrt((found - 1 / (rows - 1)) / (1 - 1 / (rows - 1))), abs=1e-4)
 
 
 @settings(max_examples=100, deadline=None)
@@ -80,3 +90,53 @@ def test_an_empty_side_has_no_effect() -> None:
     nothing, something = np.array([0, 0]), np.array([1, 2])
     assert [psi(nothing, something), psi(something, nothing)] == [0, 0]
     assert [cramers_v(nothing, something), cramers_v(something, nothing)] == [0, 0]
+
+
+def test_many_categories_in_few_rows_are_no_effect() -> None:
+    rng = np.random.default_rng(0)
+    shares = 1 / np.arange(1, 49)
+    shares /= shares.sum()
+    before = rng.multinomial(10_000, shares)
+    plain, found = [], []
+    for window in rng.multinomial(150, shares, size=300):
+        p, q = before / before.sum(), window / 150
+        plain.append(float(np.sqrt(((p - q) ** 2 / np.maximum(p + q, 1e-12)).sum() / 2)))
+        found.append(cramers_v(before, window))
+    assert np.median(plain) > 0.25, "which was over the threshold of 0.2"
+    assert np.median(found) < 0.1
+    assert np.mean(np.array(found) >= 0.2) < 0.05
+    moved = [cramers_v(before, window) for window in rng.multinomial(150, shares[::-1], size=50)]
+    assert min(moved) > 0.5, "and what did change is still seen"
+
+
+@pytest.mark.parametrize("k", [2, 5, 48])
+def test_the_corrected_effect_is_that_of_many_rows(k: int) -> None:
+    rng = np.random.default_rng(1)
+    p, q = rng.dirichlet(np.full(k, 5.0)), rng.dirichlet(np.full(k, 5.0))
+    true = float(np.sqrt(((p - q) ** 2 / (p + q)).sum() / 2))
+    before = rng.multinomial(10_000, p)
+    found = [cramers_v(before, window) for window in rng.multinomial(150, q, size=400)]
+    assert np.mean(found) == pytest.approx(true, abs=0.03)
+    low, high = np.transpose([effect_interval(value, evidence(10_000, 150), k) for value in found])
+    assert np.mean((low <= true) & (true <= high)) >= 0.92, "nominal 0.95, with a standard error of 0.011"
+
+
+@pytest.mark.parametrize("values", [2, 3, 1000])
+@pytest.mark.parametrize("rows", [30, 200])
+def test_a_distance_without_drift_is_nearly_none_in_few_rows(values: int, rows: int) -> None:
+    rng = np.random.default_rng(2)
+    steps = np.arange(1, values + 1) / values
+    found, plain = [], []
+    for _ in range(400):
+        drawn = np.bincount(rng.integers(0, values, rows), minlength=values)
+        distance = float(np.abs(np.cumsum(drawn) / rows - steps).max())
+        plain.append(distance**2)
+        found.append(corrected_distance(distance, steps, rows) ** 2)
+    assert np.mean(found) < 0.6 * np.mean(plain)
+    assert np.median(found) < 1e-2
+
+
+def test_an_effect_of_everything_stays_one() -> None:
+    assert corrected_distance(1.0, np.array([0.5, 1.0]), 10) == 1
+    assert effect_interval(1.0, 100) == (pytest.approx(1 - 0.098, abs=1e-3), 1)
+    assert effect_interval(0.3, 0) == (0, 1)

@@ -71,6 +71,18 @@ def test_a_second_build_replaces_the_tables(shop: Path, raw: Path, write: Write,
     }  # fmt: skip
 
 
+def test_a_whole_number_that_float32_cannot_hold_is_rounded(
+    shop: Path, raw: Path, write: Write, tmp_path: Path
+) -> None:
+    """Training warns of it; the step before must not end in a traceback."""
+    write("stock", {"sku": ["1", "2"], "seen": [NOON, NOON], "units": [20_240_101, 20_240_103]})
+    features.build(shop, raw, tmp_path / "out")
+    rows = features.events(shop, raw, start=NOON, end=NOON + timedelta(days=1))
+    units = features.training_set(tmp_path / "out", "shop_v1", rows)["units"]
+    assert str(units.type) == "float"
+    assert set(units.to_pylist()) == {20_240_100, 20_240_104}
+
+
 def test_two_repos_with_modules_of_one_name_do_not_mix(shop: Path, repo: Path) -> None:
     names = [[getattr(item, "name", "") for item in features.definitions(folder)] for folder in (shop, repo, shop)]
     assert names[0] == names[2] != names[1]
@@ -188,3 +200,10 @@ def test_the_demos_features(built: Path) -> None:
     assert set(sources.tables(built)) == {
         "aircraft", "carrier_daily", "destination_daily", "origin_hourly", "weather_hourly",
     }  # fmt: skip
+
+
+def test_a_view_without_an_entity_is_told_how_to_get_one(shop: Path, raw: Path, tmp_path: Path) -> None:
+    views = shop / "views.py"
+    views.write_text(views.read_text().replace('name="stock", entities=[item],', 'name="stock", entities=[],'))
+    with pytest.raises(features.FeatureError, match="feature view stock has no entity: give it one"):
+        features.build(shop, raw, tmp_path / "out")

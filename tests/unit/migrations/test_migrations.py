@@ -92,9 +92,9 @@ def test_the_revision_is_that_of_the_newest_migration(schema: Schema) -> None:
 def test_an_old_database_keeps_its_data_and_goes_on(old: str) -> None:
     assert [line.partition(";")[0] for line in migrate(old)] == [
         "ledger: schema 0001 is now 0002",
-        "monitor: has schema 0001 already",
+        "monitor: schema 0001 is now 0002",
     ]
-    assert migrate(old) == ["ledger: has schema 0002 already", "monitor: has schema 0001 already"]
+    assert migrate(old) == ["ledger: has schema 0002 already", "monitor: has schema 0002 already"]
     found = ledger(old)
     first, second = found.runs("flights")
     assert (first.outcome, first.result, first.lasting) == ("promoted", {"promote": True, "version": "2"}, None)

@@ -38,11 +38,20 @@ def test_the_page_says_every_check_and_its_limit() -> None:
     assert "95% interval of the gain" in page
     assert f"<b>{low:+.4f} to {high:+.4f}</b>" in page
     checks = {row[0]: row[1:] for row in cells(page)}
-    assert checks["Blocks of time in the hold-out"] == ["20", "≥ 5", "holds"]
-    assert checks["Lower end of the gain's interval"] == [f"{low:.4f}", "> 0.0000", "holds"]
-    assert checks["auc"][1:] == ["≥ 0.6000", "holds"]
-    assert checks["ece"][1:] == ["≤ 0.5000", "holds"]
-    assert checks["Change of auc where origin=JFK <b>"][1:] == ["≥ -0.0300", "holds"]
+    assert checks["Blocks of time in the hold-out"] == ["20", "", "", "≥ 5", "holds"]
+    assert checks["Lower end of the gain's interval"] == [f"{low:.4f}", "", "", "> 0.0000", "holds"]
+    positives = f"{LABELS.sum():,}"
+    assert verdict.challenger_interval
+    between = "{:.4f} to {:.4f}".format(*verdict.challenger_interval)
+    assert checks["Rows of the rarer class"] == [f"{LABELS.sum()}", "", "", "≥ 10", "holds"]
+    assert checks["auc"][1:] == [between, positives, "≥ 0.6000", "holds"]
+    assert checks["ece"][1:] == ["", positives, "≤ 0.5000", "holds"]
+    (there,) = [check for check in verdict.checks if check.name == "slice origin=JFK <b>"]
+    assert there.interval
+    between = "{:.4f} to {:.4f}".format(*there.interval)
+    assert checks["Change of auc where origin=JFK <b>"][1:] == [between, f"{LABELS[::2].sum():,}", "≥ -0.0300", "holds"]
+    assert f"<span>95% interval {verdict.challenger_interval[0]:.4f} to" in page
+    assert f"<b>6,000, {positives}</b>" in page
     assert len(checks) == len(verdict.checks)
 
 
@@ -61,7 +70,7 @@ def test_a_first_model_has_no_champion_to_show() -> None:
 def test_an_undefined_value_is_a_dash() -> None:
     check = gates.Check("floor auc", False, None, 0.6)
     verdict = gates.Verdict(False, "no", "auc", None, None, None, None, 0.95, (check,))
-    assert cells(html("m", verdict)) == [["auc", "–", "≥ 0.6000", "fails"]]
+    assert cells(html("m", verdict)) == [["auc", "–", "", "", "≥ 0.6000", "fails"]]
 
 
 def test_the_page_needs_nothing_else() -> None:

@@ -194,6 +194,14 @@ def test_that_a_category_is_missing_is_learned() -> None:
     assert missing > unseen + 0.1, "a new value says nothing yet, which is not what an empty field says"
 
 
+def test_the_most_frequent_categories_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "MOST_CATEGORIES", 2)
+    frame = pd.DataFrame({"c": ["a"] * 30 + ["b"] * 10 + ["d"] * 20})
+    encoder, _ = encoding.learn(frame, np.array([1] * 40 + [0] * 20))
+    assert set(encoder.means["c"]) == {"a", "d"}
+    assert encoder.transform(pd.DataFrame({"c": ["b"]})) == pytest.approx(encoder.prior)
+
+
 def test_a_rows_own_label_does_not_shape_its_encoding() -> None:
     random = np.random.default_rng(0)
     y = random.integers(0, 2, 3000)

@@ -4,7 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from kubeloop.monitoring import performance
+from kubeloop import intervals
+from kubeloop.config import Drift
+from kubeloop.intervals import Estimate
+from kubeloop.monitoring import performance, policy
 
 START = datetime(2013, 4, 1, tzinfo=UTC)
 
@@ -53,13 +56,20 @@ def test_only_what_a_label_can_name_and_a_score_can_judge_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("truth", "status"), [([0, 1, 1, 0], "judged"), ([0, 1, 1], "small"), ([1, 1, 1, 1], "one_class"), ([], "small")]
+    ("truth", "status"),
+    [
+        ([0, 1] * 10, "judged"),
+        ([0, 1] * 9 + [0, 0], "few"),
+        ([0, 1, 1], "small"),
+        ([1, 1, 1, 1], "one_class"),
+        ([], "small"),
+    ],
 )
 def test_too_few_labels_or_only_one_class_is_not_judged(truth: list[int], status: str) -> None:
     p = np.linspace(0.1, 0.9, len(truth))
     found, metrics = performance.measure(np.array(truth, np.int64), p, min_rows=4)
     assert found == status
-    assert (metrics is not None) == (status == "judged")
+    assert (metrics is not None) == (status in ("judged", "few"))
 
 
 def test_metrics_are_those_of_the_evaluation() -> None:
@@ -67,3 +77,74 @@ def test_metrics_are_those_of_the_evaluation() -> None:
     assert metrics is not None
     assert metrics["auc"] == pytest.approx(0.75)
     assert metrics["brier"] == pytest.approx((0.01 + 0.36 + 0.04 + 0.36) / 4)
+
+
+def window(auc: float | None, positives: int | None, labelled: int, status: str = "few") -> dict[str, object]:
+    return {"auc": auc, "positives": positives, "labelled": labelled, "status": status}
+
+
+@pytest.mark.parametrize(
+    ("case", "windows", "found"),
+    [
+        ("not yet enough", [window(0.7, 5, 100), window(0.8, 4, 100)], None),
+        ("enough", [window(0.7, 5, 105), window(0.8, 5, 105)], (0.75, 10, 2)),
+        ("what was judged is not taken again", [window(0.7, 9, 100, "judged"), window(0.8, 5, 105)], None),
+        ("nor what came before it", [window(0.7, 9, 99), window(0.7, 9, 99, "judged"), window(0.8, 5, 105)], None),
+        ("one class adds nothing", [window(0.7, 9, 109), window(None, 0, 99, "one_class"), window(0.7, 1, 101)],
+         (0.7, 10, 2)),
+        ("few negatives count the same", [window(0.7, 90, 95), window(0.8, 90, 95)], (0.75, 180, 2)),
+    ],
+)  # fmt: skip
+def test_windows_with_few_positives_are_taken_together(
+    case: str, windows: list[dict[str, object]], found: tuple[float, int, int] | None
+) -> None:
+    told = performance.together(windows)
+    assert (told and (pytest.approx(told[0].value), *told[1:])) == found, case
+
+
+def stream(seed: int, windows: int, slope: float) -> list[dict[str, object]]:
+    """Judge windows of 166 rows with 0.8 % positives as the monitor does; return its rows."""
+    random = np.random.default_rng(seed)
+    rows: list[dict[str, object]] = []
+    for _ in range(windows):
+        y = (random.random(166) < 0.008).astype(np.int64)
+        # An AUC of 0.75 where the slope is 1, and of 0.5 where it is 0.
+        p = 1 / (1 + np.exp(4 - random.normal(0.954 * slope * y, 1)))
+        status, metrics = performance.measure(y, p, 100)
+        row = {"status": status, "labelled": 166, "positives": int(y.sum()), "drifted": None} | (metrics or {})
+        if status == "few" and (found := performance.together([*rows, row])):
+            row |= {"status": "judged", "drifted": policy.performance(found[0], HOLDOUT, RARE).drifted}
+        rows.append(row)
+    return rows
+
+
+HOLDOUT = Estimate(0.75, 0.70, 0.795)
+RARE = Drift(min_auc=0.5, max_auc_drop=0.05)
+
+
+def test_few_positives_call_no_healthy_model_short_and_still_find_a_broken_one() -> None:
+    healthy = [row for seed in range(60) for row in stream(seed, 52, 1.0)]
+    judged = [row["drifted"] for row in healthy if row["status"] == "judged"]
+    naive = [row["auc"] < 0.7 for row in healthy if row["status"] == "few"]
+    assert np.mean(naive) > 0.2, "a point called a healthy model short in a quarter of windows"
+    assert len(judged) > 250
+    assert np.mean(judged) <= 0.025
+    broken = [stream(seed, 60, 0.0) for seed in range(30)]
+    found = [[row["drifted"] for row in rows if row["drifted"] is not None] for rows in broken]
+    assert np.mean([sum(votes) >= 2 for votes in found]) > 0.9, "two votes within 60 windows"
+
+
+@pytest.mark.parametrize(("positives", "rows"), [(12, 200), (40, 160), (200, 400)])
+def test_a_window_at_the_limit_is_called_short_as_often_as_is_said(positives: int, rows: int) -> None:
+    """The hold-out's AUC is as uncertain as it is, and the true loss is just what is allowed."""
+    random, short, missed = np.random.default_rng(0), [], []
+    y = np.arange(rows) < positives
+    was = np.arange(1500) < 1500 * positives // rows
+    for _ in range(400):
+        holdout = intervals.auc(was, random.normal(0.954 * was, 1))
+        now = intervals.auc(y, random.normal(0.742 * y, 1))  # 0.70
+        short.append(policy.performance(now, holdout, RARE).drifted)
+        now = intervals.auc(y, random.normal(0.0 * y, 1))
+        missed.append(not policy.performance(now, holdout, RARE).drifted)
+    assert np.mean(short) <= 0.025 + 2 * 0.008
+    assert np.mean(missed) < {12: 0.75, 40: 0.25, 200: 0.01}[positives]

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 
 from kubeloop.config import Drift
+from kubeloop.intervals import Estimate
 from kubeloop.monitoring import policy
 from kubeloop.monitoring.detector.port import Score
 from kubeloop.monitoring.policy import Episode, Vote
@@ -50,18 +51,22 @@ def test_a_feature_called_score_is_weighed_as_a_feature() -> None:
 @pytest.mark.parametrize(
     ("auc", "reference", "drifted", "words"),
     [
-        (0.75, 0.75, False, ""),
-        (0.71, 0.75, False, ""),
-        (0.69, 0.75, True, "more than 0.050 under the 0.750"),
-        (0.59, 0.62, True, "under the floor of 0.600"),
-        (0.61, None, False, ""),
-        (0.50, None, True, "floor"),
+        ((0.75, 0.75, 0.75), (0.75, 0.75, 0.75), False, ""),
+        ((0.71, 0.71, 0.71), (0.75, 0.75, 0.75), False, ""),
+        ((0.69, 0.69, 0.69), (0.75, 0.75, 0.75), True, "AUC 0.690 (0.690 to 0.690), more than 0.050 under the 0.750"),
+        ((0.69, 0.67, 0.71), (0.75, 0.75, 0.75), False, ""),
+        ((0.69, 0.689, 0.691), (0.75, 0.72, 0.77), False, ""),
+        ((0.60, 0.56, 0.64), (0.75, 0.72, 0.77), True, "more than 0.050 under the 0.750"),
+        ((0.59, 0.59, 0.59), (0.62, 0.62, 0.62), True, "under the floor of 0.600"),
+        ((0.55, 0.48, 0.62), None, False, ""),
+        ((0.61, 0.61, 0.61), None, False, ""),
+        ((0.50, 0.45, 0.55), None, True, "floor"),
     ],
 )
-def test_a_model_falls_short_of_the_floor_or_of_its_holdout(
-    auc: float, reference: float | None, drifted: bool, words: str
+def test_a_model_falls_short_where_the_interval_lies_under_the_floor_or_its_holdout(
+    auc: tuple[float, ...], reference: tuple[float, ...] | None, drifted: bool, words: str
 ) -> None:
-    verdict = policy.performance({"auc": auc}, reference, DRIFT)
+    verdict = policy.performance(Estimate(*auc), None if reference is None else Estimate(*reference), DRIFT)
     assert verdict.drifted is drifted
     assert words in verdict.reason
 

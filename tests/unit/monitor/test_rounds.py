@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -510,3 +511,33 @@ def test_a_watermark_ahead_of_now_stops_the_reading_until_it_is_reset(
     monitor.advance(world.START + 3 * DAY)
     assert monitor.store.progress("flights").late_rows == 0
     assert [row["status"] for row in monitor.store.windows("flights")] == ["judged"] * 3
+
+
+def rare(world: ModuleType, day: int, positives: int) -> list[Any]:
+    """A day's traffic, of which so many rows with the highest predictions, or the lowest, turn out positive."""
+    key, rows = f"rare{day}", 160
+    time = world.START + DAY * day
+    events = world.predict(key, time + DAY / 2, rows=rows)
+    order = np.argsort(np.array(events[1].body["outputs"][0]["data"]).ravel())
+    positive = set((order[::-1] if day < 3 else order)[:positives].tolist())
+    found = world.label(key, time + 1.5 * DAY, rows=rows)
+    for row, item in enumerate(found[0].body["labels"]):
+        item["label"] = int(row in positive)
+    return [*events, *found]
+
+
+def test_windows_with_few_positives_are_judged_together_and_vote_once(
+    world: ModuleType, open_monitor: Open, tmp_path: Path
+) -> None:
+    events = [event for day in range(12) for event in rare(world, day, 4)]
+    world.write(tmp_path / "log", events)
+    monitor = open_monitor(tmp_path)
+    monitor.advance(world.START + 13 * DAY)
+    found = monitor.store.performance("flights")[:9]
+    assert [row["status"] for row in found] == ["few", "few", "judged"] * 3
+    assert [row["drifted"] for row in found] == [None, None, False, None, None, True, None, None, True]
+    assert [(row["windows"], row["positives"]) for row in found[:3]] == [(1, 4), (1, 4), (3, 12)]
+    assert found[0]["note"] == "too few to judge: 4 of 160 labels are 1, and either class needs 10"
+    assert "under the floor" in found[5]["note"]
+    (episode,) = monitor.store.episodes("flights")
+    assert (episode["kind"], episode["window_end"]) == ("performance", world.START + 9 * DAY)

@@ -12,6 +12,7 @@ import yaml
 
 from kubeloop import reference
 from kubeloop.config import Loop
+from kubeloop.intervals import Estimate
 from kubeloop.monitoring import payload_log
 from kubeloop.names import LABEL_EVENT, REQUEST_EVENT, RESPONSE_EVENT
 
@@ -53,7 +54,7 @@ def save_reference(folder: Path, version: str, auc: float = 0.75) -> Path:
         KINDS,
         probability(columns),
         {"wind": 5, "delay": 3, "carrier": 2},
-        auc,
+        Estimate(auc, auc, auc),
         trained_from="2013-01-01T00:00:00+00:00",
         trained_to="2013-04-01T00:00:00+00:00",
         model_version=version,

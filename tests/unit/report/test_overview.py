@@ -54,7 +54,7 @@ def test_a_finished_run(world: Any) -> None:
         "open since 2024-02-05: <script>alert('x')</script> drifted",
         "the loop rests until 2024-02-19 00:00 (event time)",
         "1,050 predictions up to 2024-02-12 00:00, 5 windows, 3 drifted",
-        "0.740 in the window from 2024-01-29, 0.800 on its hold-out",
+        "0.740 (0.68 to 0.79, 44 positives) in the window from 2024-01-29, 0.800 on its hold-out",
         "none is up; `kubeloop serve` starts them",
     ):
         assert sentence in said, said
@@ -78,10 +78,17 @@ def test_services_are_asked(world: Any, up: str) -> None:
 def test_windows_as_a_table(world: Any) -> None:
     found = overview.windows(world.loop, world.settings)
     cells = [tuple(Text.from_markup(cell).plain for cell in overview.window_cells(row)) for row in found["windows"]]
-    assert cells[0] == ("2024-01-01 1w", "1", "210", "0.700", "steady", "")
-    assert cells[4] == ("2024-01-29 1w", "2", "210", "0.740", "drifted (25%)", "<script>alert('x')</script> 0.62")
+    assert cells[0] == ("2024-01-01 1w", "1", "210", "0.700 (0.64 to 0.75, 40 positives)", "steady", "")
+    assert cells[4][3:] == (
+        "0.740 (0.68 to 0.79, 44 positives)",
+        "drifted (25%)",
+        "<script>alert('x')</script> 0.62 (0.52 to 0.72)",
+    )
     assert [row["id"] for row in found["episodes"]] == ["parcels-2", "parcels-4", "parcels-3"]
     assert [row["auc_drifted"] for row in found["windows"]] == [False, False, True, False, False]
+    assert overview.window_cells(found["windows"][2])[3] == "[yellow]0.720 (0.66 to 0.77, 42 positives)[/]"
+    few = found["windows"][0] | {"auc_status": "few"}
+    assert overview.window_cells(few)[3] == "0.700 (0.64 to 0.75, 40 positives, too few to judge)"
 
 
 def test_what_a_run_prints_at_its_end(world: Any, capsys: pytest.CaptureFixture[str]) -> None:

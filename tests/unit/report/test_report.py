@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from kubeloop import log, model_folder, registry, report
+from kubeloop import intervals, log, model_folder, registry, report
 from kubeloop.monitoring.store import Store
 from kubeloop.report import facts, view
 
@@ -34,6 +34,7 @@ def test_names_from_the_data_are_text(page: Any) -> None:
     assert not any("alert" in script for script in page.scripts)
     assert HOSTILE in page.text
     assert 'Parcels & "late" <ones>.' in page.text
+    assert "Assumed: A label is <b>taken</b> to be known 1d after its row's moment." in page.text
 
 
 def test_it_stays_small(world: Any, page: Any) -> None:
@@ -83,7 +84,9 @@ def test_the_weekly_auc_is_that_of_the_log(world: Any, page: Any) -> None:
     for week in range(6):
         part = rows[weeks == week]
         auc = roc_auc_score(part["label"], part["score"])
-        assert f"AUC {auc:.3f}, 210 labels" in page.text
+        sure = intervals.auc(part["label"].to_numpy(), part["score"].to_numpy())
+        said = f"AUC {auc:.3f} ({sure.low:.3f} to {sure.high:.3f}), 210 labels, {part['label'].sum()} positive"
+        assert said in page.text
         frozen = roc_auc_score(part["label"], model_folder.predict(first.folder, part))
         said = f"frozen first model {frozen:.3f}, difference {auc - frozen:+.3f}"
         assert (said in page.text) == (week >= 3), week
@@ -99,8 +102,11 @@ def test_the_heat_map_shows_each_score_of_the_store(world: Any, page: Any) -> No
     legend = 2
     assert len(page.having("cell")) == len(scores) + legend
     assert len([cell for cell in page.having("cell") if "drifted" in (cell["class"] or "")]) == 3 + legend - 1
-    assert "effect 0.620, adjusted p 0.002, PSI 0.310 counted as drifted" in page.text
-    assert "effect 0.050, adjusted p 0.002, PSI 0.310 not drifted (needs effect 0.2 and p < 0.01)" in page.text
+    assert "effect 0.620 (0.52 to 0.72), adjusted p 0.002, PSI 0.310 counted as drifted" in page.text
+    assert (
+        "effect 0.050 (0.00 to 0.15), adjusted p 0.002, PSI 0.310 not drifted (needs effect 0.2 and p < 0.01)"
+        in page.text
+    )
     assert page.text.index("weight 75%") < page.text.index(f"{HOSTILE[:17]}… 25%")
 
 

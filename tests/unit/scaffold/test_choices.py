@@ -59,8 +59,14 @@ def test_where_there_is_nobody_to_ask_the_candidates_are_named(readings: pd.Data
         (lambda f: f.assign(failed=np.where(f["failed"] == 1, "bad", "good")), [], "--positive bad"),
         (lambda f: f, ["--positive", "2"], "--positive '2' is no value of the label"),
         (lambda f: f.assign(machine=f["machine"].where(f.index != 7)), [], "1 row has no 'machine'"),
-        (lambda f: f.assign(read_at=f["read_at"].where(f.index > 1)), [], "2 rows have no 'read_at'"),
+        (
+            lambda f: f.assign(read_at=f["read_at"].where(f.index > 300)),
+            [],
+            "301 of 3,000 rows cannot be used, such as missing(read_at)",
+        ),
         (lambda f: f.assign(read_at=f["read_at"].iloc[0]), [], "every row has the same 'read_at'"),
+        (lambda f: f.assign(read_at=f.index), [], "'read_at' is written in no way that is known, such as '0'; say how"),
+        (lambda f: f.assign(read_at=f["read_at"].dt.strftime("%d.%m.%Y um %H")), [], "say how with --date-format"),
         (lambda f: f.assign(read_at=f["read_at"].where(f.index != 9, pd.Timestamp(0))), [], "99 % of the rows"),
         (lambda f: f, ["--exclude", "heet"], "has no column 'heet' (--exclude)"),
         (lambda f: f, ["--key", "read_at"], "must be different columns"),
@@ -85,10 +91,10 @@ def test_a_table_that_cannot_work_gets_a_sentence_with_the_way_out(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("gone.csv", None, "gone.csv does not exist; name a Parquet or CSV file"),
+        ("gone.csv", None, "gone.csv does not exist; name a Parquet, CSV, JSON or Excel file"),
         ("empty.csv", b"", "empty.csv is empty"),
         ("junk.parquet", b"not a table", "junk.parquet cannot be read"),
-        ("named.csv", b"PAR1....", "give it the ending .parquet"),
+        ("named.csv", b"PAR1....", "named.csv cannot be read: it is damaged, or cut off"),
     ],
 )
 def test_a_file_that_is_no_table_is_refused(folder: Path, name: str, content: bytes | None, message: str) -> None:
@@ -125,6 +131,8 @@ def test_columns_become_numbers_categories_ages_or_nothing(readings: pd.DataFram
         same="x",
         nothing=None,
         steps=random.integers(0, 9, rows),
+        cents=random.integers(0, 10**6, rows),
+        line_of_file=7 * np.arange(rows) + 100,
     )
     case, leaks = design(frame, folder, exclude=("LINE",))
     assert {item.name: item.kind for item in case.inputs} == {
@@ -133,13 +141,15 @@ def test_columns_become_numbers_categories_ages_or_nothing(readings: pd.DataFram
         "ok": "number",
         "site_id": "category",
         "steps": "number",
+        "cents": "number",
     }
     reasons = {item.column: item.why for item in case.left}
     expected = {
         "line": "left out with --exclude",
         "repaired": "lies after the row's own moment in 3,000 rows",
         "order_no": "looks like an identifier",
-        "note": "different texts, too many for categories",
+        "line_of_file": "looks like an identifier",
+        "note": "different texts, most of them in fewer than 10 rows",
         "same": "has one value",
         "nothing": "is empty",
     }
@@ -148,6 +158,49 @@ def test_columns_become_numbers_categories_ages_or_nothing(readings: pd.DataFram
         assert why in reasons[column]
     assert case.calendar == ("hour", "weekday")
     assert leaks == []
+
+
+def test_a_text_with_many_values_is_a_category_as_long_as_they_repeat(readings: pd.DataFrame, folder: Path) -> None:
+    random, rows = np.random.default_rng(3), len(readings)
+    frame = readings.assign(
+        dealer=[f"d{number}" for number in np.arange(rows) % 250],
+        merchant=[f"m{number}" for number in np.minimum(random.zipf(1.5, rows), 10**6)],
+        merchant_id=np.arange(rows) % 250,
+        comment=[f"n{number}" for number in random.permutation(rows) // 9],
+        mostly=[f"n{number}" if number % 5 else "fine" for number in range(rows)],
+    )
+    case, _ = design(frame, folder)
+    kinds = {item.name: item.kind for item in case.inputs}
+    assert frame["merchant"].nunique() > 200
+    assert {name for name, kind in kinds.items() if kind == "category"} == {"line", "dealer", "merchant", "merchant_id"}
+    assert {item.column for item in case.left} == {"comment", "mostly"}
+
+
+def test_numbers_that_float32_would_blur_keep_their_meaning(readings: pd.DataFrame, folder: Path) -> None:
+    random, rows = np.random.default_rng(4), len(readings)
+    days = 20_240_101 + random.integers(0, 28, rows)
+    codes = 4 * 10**15 + random.integers(0, 100, rows)
+    frame = readings.assign(
+        coded=days,
+        gone=np.where(random.random(rows) < 0.1, np.nan, days),
+        below=-days,
+        instant=1.7e9 + random.integers(0, 10**6, rows) / 8,
+        crate=codes + random.integers(0, 2, rows) * 4 * 10**15,
+        revenue=np.exp(random.normal(8, 3, rows)).astype(np.int64) * 10_000,
+        exact=random.integers(0, 2**24, rows) // 100,
+    )
+    case, _ = design(frame, folder)
+    found = {item.name: (item.kind, item.offset) for item in case.inputs}
+    assert found["coded"] == found["gone"] == ("number", 20_240_101)
+    assert found["below"] == ("number", -20_240_128)
+    assert found["instant"] == ("number", int(frame["instant"].min()))
+    assert found["crate"] == ("category", 0), "two groups far from each other: text, since its values repeat"
+    assert found["revenue"] == found["exact"] == ("number", 0)
+    for name in ("coded", "gone", "below", "instant"):
+        relative = (frame[name] - found[name][1]).dropna()
+        assert (
+            relative.astype(np.float32).nunique() == relative.nunique() > frame[name].astype(np.float32).nunique() - 1
+        )
 
 
 def test_what_knows_the_label_is_named(readings: pd.DataFrame, folder: Path) -> None:

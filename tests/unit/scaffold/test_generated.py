@@ -5,6 +5,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -14,10 +15,14 @@ import yaml
 from kubeloop import config, features, scaffold, scaffold_files, sources, stages, validation
 from kubeloop.config import Loop, Settings
 from kubeloop.features.online import Materializer, OnlineFeatures
+from kubeloop.reading import infer
+from kubeloop.reading.spec import Read
 from kubeloop.scaffold import Wish
 from kubeloop.scaffold_table import Table
 
 CUT = datetime(2024, 5, 1, tzinfo=UTC)
+ZONE = "Europe/Berlin"
+"""Where the clocks hang that wrote the table's times, so that summer time begins in it."""
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +31,8 @@ def written(nasty: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> sc
     nasty.to_parquet(folder / "Its data! 2024.parquet")
     scratch = folder / "scratch"
     (scratch / "raw").mkdir(parents=True)
-    table = Table(folder / "Its data! 2024.parquet", scratch / "raw")
+    asked = infer.Asked(read=Read(timezone=ZONE))
+    table = Table(folder / "Its data! 2024.parquet", scratch / "raw", asked=asked)
     wish = Wish("is it?", "time", ("Wer?", "site id"), folder / "case", positive="gone 'away'")
     return scaffold.write(table, wish, scratch, print)
 
@@ -69,14 +75,18 @@ def training_set(loop: Loop, place: Settings, written: scaffold.Result) -> pd.Da
     repo = written.folder / "feature_repo"
     features.build(repo, place.raw, place.features)
     rows = features.events(
-        repo, place.raw, start=datetime(2024, 1, 1, tzinfo=UTC), end=datetime(2025, 1, 1, tzinfo=UTC)
+        repo, place.raw, start=datetime(2023, 12, 31, tzinfo=UTC), end=datetime(2025, 1, 1, tzinfo=UTC)
     )
     return features.training_set(place.features, loop.features.service, rows).to_pandas()
 
 
+def _moments(clocks: pd.Series) -> pd.Series:
+    return clocks.dt.tz_localize(ZONE, ambiguous=False, nonexistent=timedelta(hours=1)).dt.tz_convert("UTC")
+
+
 def test_every_column_reaches_the_model_unchanged(nasty: pd.DataFrame, training_set: pd.DataFrame) -> None:
     assert len(training_set) == len(nasty)
-    source = nasty.assign(at=pd.to_datetime(nasty["TIME"], utc=True)).sort_values("at", kind="stable")
+    source = nasty.assign(at=_moments(pd.to_datetime(nasty["TIME"]))).sort_values("at", kind="stable")
     joined = training_set.sort_values("event_timestamp", kind="stable")
     pairs = {
         "select": "select_field_now",
@@ -88,10 +98,15 @@ def test_every_column_reaches_the_model_unchanged(nasty: pd.DataFrame, training_
     for column, feature in pairs.items():
         expected = source[column].to_numpy(dtype=np.float32)
         np.testing.assert_array_equal(joined[feature].to_numpy()[unique], expected[unique])
-    age = (source["at"] - source["event_timestamp"].dt.tz_localize("UTC")) / timedelta(days=1)
+    age = (source["at"] - _moments(source["event_timestamp"])) / timedelta(days=1)
     np.testing.assert_allclose(joined["event_timestamp_age_now"].to_numpy()[unique], age[unique], rtol=1e-5)
+    clocks = source["at"].dt.tz_convert(ZONE)
+    np.testing.assert_allclose(joined["hour"][unique], (clocks.dt.hour + clocks.dt.minute / 60)[unique], rtol=1e-6)
+    np.testing.assert_array_equal(joined["weekday"][unique], clocks.dt.weekday[unique])
     finite = np.where(np.isfinite(source["inf"]), source["inf"], np.nan).astype(np.float32)
     np.testing.assert_array_equal(joined["inf_now"].to_numpy()[unique], finite[unique])
+    days = (source["from day"] - 20_240_101).to_numpy(dtype=np.float32, na_value=np.nan)
+    np.testing.assert_array_equal(joined["from_day_now"].to_numpy()[unique], days[unique])
     labels = (source["Is it?"] == "gone 'away'").astype(int).to_numpy()
     np.testing.assert_array_equal(joined["label"].to_numpy()[unique], labels[unique])
     texts = source["class"].to_numpy()[unique]
@@ -113,6 +128,8 @@ def test_the_online_features_are_the_offline_ones(
             for field in online.fields
         }
         answer = online.read(asked, row["event_timestamp"])
+        clock = row["event_timestamp"].astimezone(ZoneInfo(ZONE)).replace(tzinfo=None)
+        assert online.read(asked | {"time": [clock.isoformat()]}, row["event_timestamp"]) == answer, "a local time"
         for name, (value,) in answer.items():
             expected = offline.loc[row["event_id"], name]
             if pd.isna(expected):

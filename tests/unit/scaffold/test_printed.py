@@ -1,5 +1,6 @@
-"""Whatever init tells its user to type is typed here, in a shell, with names that need every kind of quote."""
+"""Whatever init tells its user to type goes through a shell here, with names that need every kind of quote."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,24 +11,34 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from kubeloop.cli import app
 
 ROLES = "--label 'Is it?' --timestamp 'gelesen um' --key 'größe'\"'s\""
 """The label has a question mark, the timestamp a space, the key an umlaut and a quote."""
 
 
-def shell(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
+def shell(line: str) -> str:
+    """Run a line in a shell, with the programs of this environment, and return what it prints."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("KUBELOOP_")}
-    return subprocess.run(
-        ["bash", "-c", line], cwd=folder, env={**environment, "PATH": path}, capture_output=True, text=True, check=False
+    done = subprocess.run(
+        ["bash", "-c", line], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
     )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def kubeloop(line: str) -> Result:
+    """Run the command line on what a shell makes of a line."""
+    return CliRunner().invoke(app, shell(f"printf '%s\\0' {line}").split("\0")[:-1])
 
 
 @pytest.fixture
 def odd(readings: pd.DataFrame) -> pd.DataFrame:
-    return readings.rename(
-        columns={"failed": "Is it?", "read_at": "gelesen um", "machine": "größe's", "line": "die 'Linie'"}
-    )
+    names = {"failed": "Is it?", "read_at": "gelesen um", "machine": "größe's", "line": "die 'Linie'"}
+    return readings.rename(columns=names)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +47,7 @@ def odd(readings: pd.DataFrame) -> pd.DataFrame:
         (lambda f: f.assign(**{"größe's": f["größe's"].where(f.index != 7)}), r"--where .*$"),
         (lambda f: f.assign(**{"gelesen um": f["gelesen um"].where(f.index != 9, pd.Timestamp(0))}), r"--where .*$"),
         (lambda f: f.assign(**{"Is it?": np.where(f["Is it?"] == 1, "so 'n $x", "good")}), r"--positive .*$"),
-        (lambda f: f.assign(**{"Is it?": np.where(f["heat"] > 65, "-1", f["Is it?"])}), r"--positive.*$"),
+        (lambda f: f.assign(**{"Is it?": np.where(f["heat"] > 65, -1, f["Is it?"])}), r"--positive.*$"),
     ],
 )
 def test_the_option_that_a_message_ends_with_is_the_way_out(
@@ -44,14 +55,30 @@ def test_the_option_that_a_message_ends_with_is_the_way_out(
 ) -> None:
     (folder / "O'Neill & Söhne").mkdir()
     change(odd).to_parquet(folder / "O'Neill & Söhne" / "my $table.parquet")
-    line = f"""kubeloop init "O'Neill & Söhne/my \\$table.parquet" {ROLES}"""
-    refused = shell(folder, line)
-    assert refused.returncode
-    found = re.search(printed, refused.stderr.strip())
-    assert found, refused.stderr
+    line = f"""init "O'Neill & Söhne/my \\$table.parquet" {ROLES}"""
+    refused = kubeloop(line)
+    assert refused.exit_code
+    found = re.search(printed, refused.output.strip())
+    assert found, refused.output
     # That the id is not unique is found after label, keys and timestamp were taken.
-    again = shell(folder, f"{line} {found[0]} --into mine --id 'die '\"'Linie'\"")
-    assert "--id \"die 'Linie'\" is not unique" in again.stderr, again.stderr
+    again = kubeloop(f"{line} {found[0]} --into mine --id \"die 'Linie'\"")
+    assert "--id \"die 'Linie'\" is not unique" in again.output
+
+
+def test_a_second_condition_joins_the_first(odd: pd.DataFrame, folder: Path) -> None:
+    odd.assign(**{"größe's": odd["größe's"].where(odd.index != 7)}).to_parquet("t.parquet")
+    refused = kubeloop(f"init t.parquet {ROLES} --where 'heat > 50 OR heat < 40'")
+    (advice,) = re.findall(r"--where .*$", refused.output.strip())
+    assert shell(f"printf %s {advice.removeprefix('--where ')}") == (
+        '(heat > 50 OR heat < 40) AND "größe\'s" IS NOT NULL'
+    )
+
+
+def test_what_cannot_help_is_not_proposed(odd: pd.DataFrame, folder: Path) -> None:
+    odd.assign(**{"größe's": pd.NA}).astype({"größe's": "string"}).to_parquet("t.parquet")
+    refused = kubeloop(f"init t.parquet {ROLES}")
+    assert "3,000 rows have no" in refused.output
+    assert "--where" not in refused.output
 
 
 def test_a_folder_is_answered_with_the_line_that_makes_one_file(odd: pd.DataFrame, folder: Path) -> None:
@@ -59,32 +86,28 @@ def test_a_folder_is_answered_with_the_line_that_makes_one_file(odd: pd.DataFram
     parts.mkdir()
     odd.head(1000).to_parquet(parts / "1.parquet")
     odd.tail(2000).drop(columns="heat").to_parquet(parts / "2.parquet")
-    refused = shell(folder, f"""kubeloop init "teile [1] *'s" {ROLES}""")
-    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("  python")]
-    done = shell(folder, line)
-    assert done.returncode == 0, done.stderr
+    refused = kubeloop(f"""init "teile [1] *'s" {ROLES}""")
+    (line,) = [line for line in refused.output.splitlines() if line.startswith("  python")]
+    shell(line)
     assert len(pd.read_parquet(folder / "table.parquet")) == 3000
     (parts / "2.parquet").write_bytes(b"PAR1 but no table")
-    assert "python" not in shell(folder, f"""kubeloop init "teile [1] *'s" {ROLES}""").stderr
+    assert "python" not in kubeloop(f"""init "teile [1] *'s" {ROLES}""").output
 
 
 def test_what_is_printed_at_the_end_runs(odd: pd.DataFrame, folder: Path) -> None:
     """A leak's options, the folder to go to, and the example of the README."""
-    odd.assign(**{"the 'why'": odd["Is it?"] * 2.0}).to_csv(folder / "it's.csv", index=False)
-    line = f'kubeloop init "it\'s.csv" {ROLES} --into "-o\'s"'
-    first = shell(folder, line)
-    assert first.returncode == 0, first.stderr
-    options = re.search(r"init again with (.*)$", first.stdout, re.MULTILINE)
-    assert options, first.stdout
-    assert options[1] == """--exclude 'the '"'"'why'"'"'' --force"""
-    second = shell(folder, f"{line} {options[1]}")
-    assert second.returncode == 0, second.stderr
-    assert "almost perfectly" not in second.stdout
-    steps = [step.strip() for step in second.stdout.split("Next:")[1].splitlines() if step.strip()]
-    assert len(steps) == 3
-    done = shell(folder, f"{steps[0]} && pwd && {steps[1]}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.startswith(str(folder / "-o's"))
+    odd.assign(**{"the 'why'": odd["Is it?"] * 2.0}).to_csv("it's.csv", index=False)
+    line = f'init "it\'s.csv" {ROLES} --into "-o\'s"'
+    first = kubeloop(line)
+    assert first.exit_code == 0, first.output
+    options = re.search(r"init again with (.*)$", first.output, re.MULTILINE)
+    assert options, first.output
+    second = kubeloop(f"{line} {options[1]}")
+    assert second.exit_code == 0, second.output
+    assert "almost perfectly" not in second.output
+    assert "left out with --exclude" in second.output
+    go, look, run = [step.strip() for step in second.output.split("Next:")[1].splitlines() if step.strip()]
+    assert shell(f"{go} && pwd").strip() == str(folder / "-o's")
+    assert (look, run) == ("kubeloop doctor", "kubeloop run --fast")
     (example,) = re.findall(r"^    kubeloop predict (.*)$", (folder / "-o's" / "README.md").read_text(), re.MULTILINE)
-    echoed = shell(folder, f"python -c 'import json, sys; print(json.loads(sys.argv[1]).keys())' {example}")
-    assert "größe_s" in echoed.stdout, echoed.stderr
+    assert {"größe_s", "gelesen_um", "heat"} <= json.loads(shell(f"printf %s {example}")).keys()

@@ -40,10 +40,10 @@ def test_csv_is_taken_in_with_its_times_as_utc(place: Place, tmp_path: Path) -> 
     loop, settings = place({"t": {"path": "data/t.csv", "available_at": "at"}})
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "t.csv").write_text("id,at,day\na,2013-04-01 12:00:00,2013-04-01\nb,,\n")
-    assert sources.take_in(loop, settings) == {"t": 2}
-    first, second = rows(settings.raw / "t.parquet")
-    assert first == {"id": "a", "at": NOON, "day": NOON - timedelta(hours=12)}
-    assert second == {"id": "b", "at": None, "day": None}
+    assert sources.take_in(loop, settings) == {"t": 1}
+    assert rows(settings.raw / "t.parquet") == [{"id": "a", "at": NOON, "day": NOON - timedelta(hours=12)}]
+    (apart,) = rows(settings.raw / "misfits" / "t.parquet")
+    assert apart == {"id": "b", "at": None, "day": None, "reasons": ["missing(at)"]}
 
 
 @pytest.mark.parametrize(
@@ -93,6 +93,22 @@ def test_a_file_that_changed_is_taken_in_again_and_said(place: Place, tmp_path: 
     assert (settings.raw / "u.parquet").stat().st_mtime_ns == kept
     assert sources.take_in(loop, settings, say=said.append) == {"t": 3, "u": 1}
     assert len(said) == 1
+
+
+def test_a_condition_keeps_rows_out_now_and_later(place: Place, tmp_path: Path) -> None:
+    table = {"path": "t.csv", "available_at": "at"}
+    (tmp_path / "t.csv").write_text("at,n\n2013-04-01,1\n2013-04-02,2\n1970-01-01,3\n")
+    condition = "\"at\" > '2000-01-01' -- no strays"
+    loop, settings = place({"t": table})
+    assert sources.take_in(loop, settings) == {"t": 3}
+    loop, settings = place({"t": {**table, "where": condition}})
+    assert sources.take_in(loop, settings) == {"t": 2}
+    (tmp_path / "t.csv").write_text("at,n\n2013-04-01,1\n2013-04-02,2\n2013-04-03,4\n1970-01-01,3\n1970-01-02,3\n")
+    assert sources.take_in(loop, settings) == {"t": 3}
+    for wrong, message in (("n >", "source.tables.t.where 'n >' fails"), ("n > 9", "leaves no row")):
+        loop, settings = place({"t": {**table, "where": wrong}})
+        with pytest.raises(sources.SourceError, match=message):
+            sources.take_in(loop, settings)
 
 
 def test_a_file_of_the_same_size_is_told_by_its_time_and_one_that_is_gone_is_kept(place: Place, tmp_path: Path) -> None:

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from kubeloop.monitoring.detector.measures import Counts, chi_square, cramers_v, ks_p_values, psi
+from kubeloop.monitoring.detector.measures import (
+    Counts,
+    chi_square,
+    corrected_distance,
+    cramers_v,
+    effect_interval,
+    evidence,
+    ks_p_values,
+    psi,
+    unbiased,
+)
 from kubeloop.monitoring.detector.port import SCORE, DetectorError, Kind, Score, UntestableError, Window
 from kubeloop.reference import ABSENT, Floats, Reference
 
@@ -182,29 +192,42 @@ def _numeric_score(base: NumericBaseline, column: tuple[Floats, int], test: Test
     if base.missing or missing:
         # The same test of "is missing", whose D is the change itself; on two values it errs on the safe side.
         p_value = min(1.0, 2 * min(p_value, *ks_p_values([changed], [before], [now])))
+    of_values, of_all = evidence(base.rows, len(values)), evidence(before, now)
+    moved = corrected_distance(statistic, base.below[1:] / max(base.rows, 1), of_values)
+    if of_all:
+        share = (base.missing + missing) / (before + now)
+        changed = unbiased(changed**2, share * (1 - share) / of_all)
+    effect, rows = max((moved, of_values), (changed, of_all))
+    low, high = effect_interval(effect, rows)
     return Score(
         feature=base.name,
         kind=base.kind,
         statistic=statistic,
         p_value=p_value,
-        effect=max(statistic, changed),
+        effect=effect,
         psi=psi(base.bins, _binned(values, base.edges, missing)),
         rows=len(values),
         missing_share=missing / now if now else 0.0,
+        effect_low=low,
+        effect_high=high,
     )
 
 
 def _categorical_score(name: str, reference: Counts, window: Counts, test: Test) -> Score:
     rows, absent = int(window.sum()), int(window[0])
+    effect = cramers_v(reference, window)
+    low, high = effect_interval(effect, evidence(int(reference.sum()), rows), int(((reference + window) > 0).sum()))
     return Score(
         feature=name,
         kind="categorical",
         statistic=test[0],
         p_value=test[1],
-        effect=cramers_v(reference, window),
+        effect=effect,
         psi=psi(reference, window),
         rows=rows - absent,
         missing_share=absent / rows if rows else 0.0,
+        effect_low=low,
+        effect_high=high,
     )
 
 

@@ -10,8 +10,14 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from kubeloop.intervals import z
+
 Counts = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]
+
+_KOLMOGOROV = math.pi**2 / 12
+_LEAST = 0.5
+"""Evidence of one row against one, which says nothing."""
 
 _PSI_FLOOR = 1e-4
 """Share given to an empty bin, whose logarithm would be infinite."""
@@ -61,24 +67,86 @@ def chi_square(reference: Counts, window: Counts) -> tuple[float, float]:
 
 
 def cramers_v(reference: Counts, window: Counts) -> float:
-    """Return Cramér's V in [0, 1] of two rows of counts [k], each sample weighted equally; not bias-corrected.
+    """Return Cramér's V in [0, 1] of two rows of counts [k], each sample weighted equally, corrected for bias.
 
     V of the plain table shrinks as the reference outgrows the window: for shares that go from 50:50 to 90:10
     in 200 rows it is 0.44 against a reference of 200 rows and 0.11 against one of 10,000. With equal weights V²
     is sum((p - q)² / (p + q)) / 2, half the triangular discrimination (F. Topsøe, IEEE Transactions on
     Information Theory 46, 2000): 0 for equal shares, 1 for no category in common, whatever the sizes.
+
+    Chance alone makes V² of k categories (k - 1) / (N - 1) on average, where two samples of N / 2 rows are as certain
+    as these two; W. Bergsma, Journal of the Korean Statistical Society 42 (2013). Without the correction V of 48
+    categories in 150 rows is 0.29 where nothing changed. For two categories the result is Bergsma's; with more his
+    divisor would leave less than 1 where no category is in common.
     """
-    if not reference.sum() or not window.sum():
+    rows = evidence(int(reference.sum()), int(window.sum()))
+    if rows <= _LEAST:
         return 0.0
     p, q = reference / reference.sum(), window / window.sum()
     seen = p + q > 0
-    return min(1.0, float(np.sqrt(((p - q)[seen] ** 2 / (p + q)[seen]).sum() / 2)))
+    square = float(((p - q)[seen] ** 2 / (p + q)[seen]).sum()) / 2
+    return unbiased(square, (int(seen.sum()) - 1) / (4 * rows - 1))
+
+
+def evidence(n: int, m: int) -> float:
+    """Return n m / (n + m): one sample of so many rows against a known distribution is as certain as n against m."""
+    return n * m / (n + m) if n and m else 0.0
+
+
+def unbiased(square: float, by_chance: float) -> float:
+    """Return an effect of which chance alone makes up `by_chance` of the square on average.
+
+    As R² is adjusted: its square is 0 on average where nothing changed, and 1 where nothing is in common.
+    """
+    if by_chance >= 1:
+        return 0.0
+    return min(1.0, math.sqrt(max(0.0, (square - by_chance) / (1 - by_chance))))
+
+
+def corrected_distance(distance: float, steps: Doubles, rows: float) -> float:
+    """Return a Kolmogorov-Smirnov D without what chance adds to it.
+
+    The square of Kolmogorov's limit has the mean pi² / 12, so chance makes D² that mean over the rows. Where a feature
+    has few values it makes less: D² is at most the sum of the squared differences at each value, whose mean is the sum
+    of F (1 - F) over the rows.
+
+    Args:
+        distance: D.
+        steps: distribution function of the reference at each of its values.
+        rows: of `evidence`.
+    """
+    if not rows:
+        return distance
+    return unbiased(distance**2, min(_KOLMOGOROV, float((steps * (1 - steps)).sum())) / rows)
+
+
+def effect_interval(effect: float, rows: float, categories: int = 1) -> tuple[float, float]:
+    """Return the 95 % interval of an effect.
+
+    The standard error of a difference of two shares is at most 1 / (2 sqrt(rows)), and D is one (M. Raghavachari,
+    Annals of Statistics 1, 1973). That of V has the same bound: it is reached where the shares are almost equal, and is
+    less the further they differ (delta method); many categories add the variance of the chance that is taken off V²,
+    2 (k - 1) / N² as that of chi-square.
+
+    Args:
+        effect: D, V or the change of a share.
+        rows: of `evidence`.
+        categories: that V is of.
+    """
+    if not rows:
+        return 0.0, 1.0
+    chance = (categories - 1) / (4 * rows)
+    added = chance / (8 * rows * max(effect**2, chance)) if chance else 0.0
+    reach = z() * math.sqrt(1 / (4 * rows) + added)
+    return max(0.0, effect - reach), min(1.0, effect + reach)
 
 
 def psi(reference: Counts, window: Counts) -> float:
     """Return the population stability index of two rows of counts [b] over the same bins.
 
-    sum((q - p) ln(q / p)), N. Siddiqi, Credit Risk Scorecards (2006), with 1e-4 for the share of an empty bin.
+    sum((q - p) ln(q / p)), N. Siddiqi, Credit Risk Scorecards (2006), with 1e-4 for the share of an empty bin. It is
+    shown as people know it, so chance adds some (b - 1) (1 / n + 1 / m) to it (B. Yurdakul 2018); nothing is decided by
+    it.
     """
     if not reference.sum() or not window.sum():
         return 0.0

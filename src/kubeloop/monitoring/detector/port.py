@@ -81,12 +81,14 @@ class Score:
         statistic: Kolmogorov-Smirnov D of the values (numeric, score), or Pearson's chi-square (categorical).
         p_value: of that test; where values are missing, of that test and of the change in missingness
             together (Bonferroni over the two), so that a feature that vanishes drifts like one that moves.
-        effect: size of the change in [0, 1], independent of the number of rows. Numeric and score: the larger
-            of D and the change in the missing share, which is D of "is missing". Categorical: Cramér's V with
-            both samples weighted equally, not corrected for bias.
+        effect: size of the change in [0, 1], independent of the number of rows: what chance adds to it in few is
+            taken off. Numeric and score: the larger of D and the change in the missing share, which is D of
+            "is missing". Categorical: Cramér's V with both samples weighted equally.
         psi: population stability index, with bins fixed by the reference.
         rows: rows tested that have a value.
         missing_share: share of the rows tested that have none (categorical: none, or one unseen in training).
+        effect_low: lower end of the effect's 95 % interval.
+        effect_high: its upper end.
     """
 
     feature: str
@@ -97,6 +99,8 @@ class Score:
     psi: float
     rows: int
     missing_share: float
+    effect_low: float = 0.0
+    effect_high: float = 1.0
 
 
 class Detector(Protocol):

@@ -1,0 +1,429 @@
+"""Open a table's file, whatever its format, compression, encoding and layout, as a relation of DuckDB."""
+
+import codecs
+import contextlib
+import csv
+import io
+import json
+import re
+import tempfile
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from kubeloop.config_types import ConfigError
+from kubeloop.reading.cells import literal
+from kubeloop.reading.spec import Read
+
+if TYPE_CHECKING:
+    import duckdb
+
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
+_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_DELIMITERS = ",;\t|"
+_CHUNK = 1 << 20
+_HEAD_LINES = 500
+RAGGED = 0.01
+"""Share of lines with another number of fields than the header from which on the file is not read at all."""
+
+
+class FileError(ConfigError):
+    """A file cannot be opened; the message names the place in it and the option that helps."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An open file.
+
+    Attributes:
+        relation: SQL to read from.
+        columns: DuckDB type by name, in order.
+        texts: whether the file has no types, so that every column is text.
+        read: how it was opened, with what was found in it.
+        said: what was found, in words.
+        ragged: line number, reason and text of each line that has another number of fields than the header.
+        rows: of a file of texts.
+    """
+
+    relation: str
+    columns: dict[str, str]
+    texts: bool = False
+    read: Read = field(default_factory=Read)
+    said: tuple[str, ...] = ()
+    ragged: tuple[tuple[int, str, str], ...] = ()
+    rows: int = 0
+
+
+def open_file(db: "duckdb.DuckDBPyConnection", path: Path, read: Read, scratch: Path, *, first: bool) -> Opened:
+    """Open a file.
+
+    Args:
+        db: the database that will read it.
+        path: the file.
+        read: what is known of it.
+        scratch: an empty folder, on a disk with room for the table, that stays as long as the relation is used.
+        first: nothing was decided yet, so what is doubtful is an error; later it costs a row at most.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    import duckdb
+
+    origin, path = path, _unpacked(path, scratch)
+    with path.open("rb") as file:
+        head = file.read(8)
+    try:
+        if head[:4] == b"PAR1":
+            return _typed(db, f"read_parquet({literal(path)})", read)
+        if head[:6] == b"ARROW1" or head[:4] == b"FEA1":
+            return _feather(db, path, read)
+        if path.suffix in (".parquet", ".feather", ".arrow"):
+            raise FileError(f"{origin} cannot be read: by its content it is no {path.suffix[1:].capitalize()} file")
+        if head[:4] in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"):
+            path, read, said = _workbook(origin, path, read, scratch)
+        else:
+            path, read, said = _text(origin, path, read, scratch, first=first)
+            with path.open(encoding="utf-8-sig") as lines:
+                begin = lines.read(4096).lstrip()[:1]
+            if begin in ("{", "["):
+                return _json(db, origin, path, read, first=first)
+        return _csv(db, origin, path, read, scratch, said, first=first)
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise FileError(f"{origin} cannot be read: it is damaged, or cut off") from error
+
+
+def _unpacked(path: Path, scratch: Path) -> Path:
+    """Return the file without its compression."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    packed = next((name for mark, name in _COMPRESSED.items() if head.startswith(mark)), None)
+    try:
+        if packed:
+            target = scratch / (path.stem or "data")
+            with pa.input_stream(str(path), compression=packed) as source, target.open("wb") as out:
+                while chunk := source.read(_CHUNK):
+                    out.write(chunk)
+            return target
+        if head == b"PK\x03\x04":
+            with zipfile.ZipFile(path) as archive:
+                names = [name for name in archive.namelist() if not name.endswith("/")]
+                if "[Content_Types].xml" in names:
+                    return path
+                if len(names) != 1:
+                    raise FileError(f"{path} holds {len(names)} files; unpack it and name one")
+                target = scratch / Path(names[0]).name
+                with archive.open(names[0]) as source, target.open("wb") as out:
+                    while chunk := source.read(_CHUNK):
+                        out.write(chunk)
+            return target
+    except (OSError, EOFError, pa.ArrowException, zipfile.BadZipFile) as error:
+        raise FileError(f"{path} cannot be read: its compression is damaged, or cut off") from error
+    return path
+
+
+def _typed(db: "duckdb.DuckDBPyConnection", relation: str, read: Read) -> Opened:
+    return Opened(relation, {row[0]: row[1] for row in db.execute(f"DESCRIBE FROM {relation}").fetchall()}, read=read)
+
+
+def _feather(db: "duckdb.DuckDBPyConnection", path: Path, read: Read) -> Opened:
+    import pyarrow.dataset
+    import pyarrow.feather
+
+    with path.open("rb") as file:
+        old = file.read(4) == b"FEA1"
+    source = pyarrow.feather.read_table(path) if old else pyarrow.dataset.dataset(path, format="feather")
+    db.register("feather", source)
+    return _typed(db, "feather", read)
+
+
+def _workbook(origin: Path, path: Path, read: Read, scratch: Path) -> tuple[Path, Read, tuple[str, ...]]:
+    """Write a sheet as CSV; its first row is the first with as many names as the sheet has columns."""
+    import python_calamine as calamine
+
+    try:
+        book = calamine.CalamineWorkbook.from_path(path)
+        sheets = {name: book.get_sheet_by_name(name).to_python(skip_empty_area=True) for name in book.sheet_names}
+    except (calamine.CalamineError, ValueError) as error:
+        raise FileError(f"{origin} cannot be read: it is no workbook, or protected by a password") from error
+    full = [name for name, rows in sheets.items() if len(rows) > 1]
+    if read.sheet is not None and read.sheet not in sheets:
+        raise FileError(
+            f"{origin} has no sheet {read.sheet!r}; name one of its sheets with --sheet: {_names(list(sheets))}"
+        )
+    if read.sheet is None and len(full) > 1:
+        raise FileError(f"{origin} has several sheets with data; name one with --sheet: {_names(full)}")
+    if read.sheet is None and not full:
+        raise FileError(f"{origin} has no sheet with data")
+    name = read.sheet or full[0]
+    rows = [[_cell(value) for value in row] for row in sheets[name]]
+    width = max((sum(value != "" for value in row) for row in rows), default=0)
+    skip = read.skip
+    if skip is None:
+        skip = next((place for place, row in enumerate(rows) if sum(value != "" for value in row) == width), 0)
+    target = scratch / "sheet.csv"
+    with target.open("w", encoding="utf-8", newline="") as out:
+        csv.writer(out).writerows(row for row in rows[skip:] if any(row))
+    said = [f"sheet {name!r}"] if len(sheets) > 1 else []
+    said += [f"{skip} rows before the names of the columns left out"] if skip else []
+    return target, read.model_copy(update={"sheet": name, "skip": skip, "delimiter": ","}), tuple(said)
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:20]))
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    if isinstance(value, datetime):
+        return value.isoformat(" ")
+    return value.isoformat() if isinstance(value, date | time) else str(value)
+
+
+def _text(origin: Path, path: Path, read: Read, scratch: Path, *, first: bool) -> tuple[Path, Read, tuple[str, ...]]:
+    """Return a text file in UTF-8."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    mark = next((name for start, name in _MARKS.items() if head.startswith(start)), None)
+    encoding = read.encoding or mark or "utf-8"
+    if read.encoding is None and mark is None and head.count(b"\0") > len(head) // 4:
+        side = "utf-16-le" if head[1:2] == b"\0" else "utf-16-be"
+        raise FileError(
+            f"{origin} has a null in every other byte; it is probably {side}: say so with --encoding {side}"
+        )
+    plain = encoding.lower().replace("_", "-") in ("utf-8", "utf8", "ascii")
+    fault = _not_in(path, encoding)
+    if fault is not None and first:
+        line, broken = fault
+        if read.encoding:
+            raise FileError(f"line {line} of {origin} is not {read.encoding}; name its encoding with --encoding")
+        readings: dict[str, list[str]] = {}
+        for name in ("cp1252", "cp1250", "cp1251"):
+            readings.setdefault(broken.decode(name, "replace"), []).append(name)
+        shown = " or ".join(f"{text!r} ({', '.join(names)})" for text, names in readings.items())
+        raise FileError(
+            f"line {line} of {origin} is not UTF-8: it could be {shown}; name its encoding with --encoding, such as "
+            "cp1252"
+        )
+    if plain and fault is None:
+        return path, read, ()
+    target = scratch / f"utf-8{path.suffix}"
+    with path.open(encoding=encoding, errors="replace", newline="") as source, target.open("w", newline="") as out:
+        while text := source.read(_CHUNK):
+            out.write(text)
+    return target, read.model_copy(update={"encoding": encoding}), () if encoding == "utf-8-sig" else (encoding,)
+
+
+def _not_in(path: Path, encoding: str) -> tuple[int, bytes] | None:
+    """Return line and bytes of the first place that is not of an encoding."""
+    try:
+        decoder = codecs.getincrementaldecoder(encoding)("strict")
+    except LookupError:
+        raise FileError(f"--encoding {encoding!r} is not known; write one such as utf-8, cp1252 or latin-1") from None
+    line = 1
+    with path.open("rb") as file:
+        while True:
+            chunk = file.read(_CHUNK)
+            try:
+                decoder.decode(chunk, final=not chunk)
+            except UnicodeDecodeError as error:
+                # Of a character that began in the chunk before, the decoder has kept the first bytes.
+                data, at = error.object, error.start
+                before, after = data[max(0, at - 20) : at], data[at : at + 20]
+                word = re.split(rb"[\s,;|\"]", before)[-1] + re.split(rb"[\s,;|\"]", after)[0]
+                return line + data.count(b"\n", 0, at), word
+            if not chunk:
+                return None
+            line += chunk.count(b"\n")
+
+
+def _json(db: "duckdb.DuckDBPyConnection", origin: Path, path: Path, read: Read, *, first: bool) -> Opened:
+    """Read one JSON object a line, or a list of them; every value as its text."""
+    import duckdb
+
+    source = f"read_json({literal(path)}, format='auto', sample_size=-1, maximum_depth=1"
+    try:
+        found = db.execute(f"DESCRIBE FROM {source})").fetchall()
+    except duckdb.Error as error:
+        if first:
+            raise FileError(f"{origin} cannot be read: {_broken_json(path)}") from error
+        found = db.execute(f"DESCRIBE FROM {source}, ignore_errors=true)").fetchall()
+    if [row[0] for row in found] == ["json"]:
+        raise FileError(f"{origin} cannot be read: it holds no JSON objects, one a line, or a list of them")
+    listed = ", ".join(f"{literal(row[0])}: 'VARCHAR'" for row in found)
+    skips = "" if first else ", ignore_errors=true"
+    relation = f"read_json({literal(path)}, format='auto', columns={{{listed}}}{skips})"
+    return Opened(relation, {row[0]: "VARCHAR" for row in found}, texts=True, read=read)
+
+
+def _broken_json(path: Path) -> str:
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                json.loads(line or "{}")
+            except ValueError:
+                return f"line {number} is no JSON: {line.strip()[:60]!r}"
+    return "it holds no JSON objects, one a line, or a list of them"
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Delimiter, lines before the header, and names."""
+
+    delimiter: str
+    skip: int
+    names: list[str]
+    before: str
+
+
+def _csv(
+    db: "duckdb.DuckDBPyConnection",
+    origin: Path,
+    path: Path,
+    read: Read,
+    scratch: Path,
+    said: tuple[str, ...],
+    *,
+    first: bool,
+) -> Opened:
+    layout = _layout(origin, path, read, first=first)
+    if not layout.names:
+        raise FileError(f"{origin} is empty; name a table with data")
+    names = _unique(layout.names)
+    listed = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
+    target = scratch / "rows.parquet"
+    skip = 0 if read.sheet else layout.skip
+    db.execute(
+        f"COPY (FROM read_csv({literal(path)}, auto_detect=false, header=true, delim={literal(layout.delimiter)}, "
+        f"quote='\"', escape='\"', skip={skip}, columns={{{listed}}}, store_rejects=true, rejects_limit=0, "
+        f"max_line_size=16777216)) TO {literal(target)} (FORMAT parquet)"
+    )
+    ragged = _ragged(db, layout.delimiter, len(names))
+    rows = _count(db, target)
+    if first and len(ragged) > max(5, RAGGED * rows):
+        line, why, text = ragged[0]
+        raise FileError(
+            f"line {line} of {origin} {why}, as {len(ragged) - 1:,} more: {text[:80]!r}; name what separates the "
+            "fields with --delimiter, or correct the file"
+        )
+    if layout.delimiter != (read.delimiter or ","):
+        kinds = {";": "semicolons", "\t": "tabs", "|": "bars"}
+        said = (*said, f"{kinds.get(layout.delimiter, layout.delimiter)} between the fields")
+    if layout.skip and read.skip is None:
+        said = (*said, f"{layout.skip} lines before the names of the columns left out: {layout.before[:60]!r}")
+    found = read.model_copy(update={"delimiter": layout.delimiter, "skip": read.skip if read.sheet else layout.skip})
+    return Opened(
+        f"read_parquet({literal(target)})", dict.fromkeys(names, "VARCHAR"), True, found, said, tuple(ragged), rows
+    )
+
+
+def _layout(origin: Path, path: Path, read: Read, *, first: bool) -> _Layout:
+    """Find what separates the fields, and the first line that has as many of them as most."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        head = "".join(line for _, line in zip(range(_HEAD_LINES), file, strict=False))
+    best: tuple[tuple[Any, ...], _Layout] | None = None
+    for delimiter in read.delimiter or _DELIMITERS:
+        rows = _parsed(head, delimiter)
+        if not rows:
+            continue
+        counts = Counter(len(row) for _, row in rows[: max(2, len(rows) - 1)])
+        # The lines before the names of a sheet are gone already.
+        skip = 0 if read.sheet else read.skip
+        if skip is not None:
+            place = next((place for place, (line, _) in enumerate(rows) if line >= skip), 0)
+            width = len(rows[place][1])
+        else:
+            width = max(counts, key=lambda size: (counts[size], size))
+            place = next(place for place, (_, row) in enumerate(rows) if len(row) == width)
+            if place and len(rows[0][1]) > 1 and _data(rows[place][1]) and not _data(rows[0][1]):
+                place = 0
+        share = counts[width] / sum(counts.values())
+        line, names = rows[place]
+        layout = _Layout(delimiter, line, names, head.strip().splitlines()[0])
+        rank = (width > 1 and share >= 0.8, place == 0, width, share)
+        if best is None or rank > best[0]:
+            best = rank, layout
+    if best is None:
+        return _Layout(",", 0, [], "")
+    found = best[1]
+    if first and _data(found.names):
+        raise FileError(
+            f"the first line of {origin} holds data, such as {found.names[0]!r}, and no names of columns; add a line "
+            "with names, or say with --skip-rows how many lines come before it"
+        )
+    return found
+
+
+def _parsed(head: str, delimiter: str) -> list[tuple[int, list[str]]]:
+    """Return the rows of the beginning with the number of lines before each."""
+    reader = csv.reader(io.StringIO(head, newline=""), delimiter=delimiter)
+    found, line = [], 0
+    with contextlib.suppress(csv.Error):
+        for row in reader:
+            if row:
+                found.append((line, row))
+            line = reader.line_num
+    return found
+
+
+def _data(names: Sequence[str]) -> bool:
+    """Return whether a line looks like data: a time, or hardly anything but numbers."""
+    numbers = sum(bool(re.fullmatch(r"[+-]?\d+([.,]\d+)?", name.strip())) for name in names)
+    times = any(re.fullmatch(r"\d{4}-\d\d-\d\d.*|\d\d?[./]\d\d?[./]\d{4}.*", name.strip()) for name in names)
+    return bool(times or numbers * 2 > len(names))
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """Name every column, and no two the same; DuckDB does not tell upper from lower case."""
+    found: list[str] = []
+    taken: set[str] = set()
+    for place, name in enumerate(names):
+        base = name.strip() or f"column{place}"
+        chosen, number = base, 1
+        while chosen.lower() in taken:
+            chosen, number = f"{base}_{number}", number + 1
+        taken.add(chosen.lower())
+        found.append(chosen)
+    return found
+
+
+def _ragged(db: "duckdb.DuckDBPyConnection", delimiter: str, width: int) -> list[tuple[int, str, str]]:
+    found = []
+    query = "SELECT line, any_value(error_type::VARCHAR), any_value(csv_line) FROM reject_errors GROUP BY 1 ORDER BY 1"
+    for line, kind, text in db.execute(query).fetchall():
+        whole = (text or "").strip("\r\n")
+        fields = len(next(csv.reader([whole], delimiter=delimiter), []))
+        if kind == "LINE SIZE OVER MAXIMUM":
+            why = "is longer than 16 MiB"
+        elif kind == "UNQUOTED VALUE" or fields == width:
+            why = "has a quote within a value, or one that does not end"
+        else:
+            why = f"has {fields} field{'s' * (fields != 1)}, the header {width}"
+        found.append((int(line), why, whole[:500]))
+    return found
+
+
+def _count(db: "duckdb.DuckDBPyConnection", path: Path) -> int:
+    ((rows,),) = db.execute(f"SELECT count(*) FROM read_parquet({literal(path)})").fetchall()
+    return int(rows)
+
+
+@contextlib.contextmanager
+def opened(
+    db: "duckdb.DuckDBPyConnection", path: Path, read: Read, near: Path, *, first: bool = False
+) -> Iterator[Opened]:
+    """Open a file, with what is written on the way in a folder that goes with it.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix=".reading-", dir=near) as scratch:
+        yield open_file(db, path, read, Path(scratch), first=first)
