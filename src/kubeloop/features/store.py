@@ -313,6 +313,8 @@ def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
     if joined.num_rows != rows.num_rows:
         raise FeatureError(f"the point-in-time join made {joined.num_rows} rows of {rows.num_rows}")
     columns = {name: joined[name] for name in ("event_id", "event_timestamp", "label")}
+    # Spark's store returns it without a zone.
+    columns["event_timestamp"] = joined["event_timestamp"].cast(rows["event_timestamp"].type)
     for field in fields:
         kind = pa.string() if field.kind == "categorical" else pa.float32()
         # A whole number beyond 2^24 loses digits, which training warns of, and is no reason to stop.
