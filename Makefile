@@ -170,6 +170,15 @@ backends: ## Install PostgreSQL, Redis, Prometheus and Chromium for the tests (D
   command -v prometheus-alertmanager > /dev/null || missing+=" prometheus-alertmanager"; \
   command -v /usr/bin/python3 > /dev/null || missing+=" python3-minimal"; $(INSTALL)
 
+# In a folder of its own: only one test needs it, and it is larger than all else together.
+.PHONY: spark
+spark: .spark/pyspark ## Install PySpark into .spark/, and Java, for the tests (Debian and Ubuntu; needs root)
+	@missing=; command -v java > /dev/null || missing=default-jre-headless; $(INSTALL)
+
+.spark/pyspark: $(if $(findstring .uv/,$(UV)),.uv/bin/uv)
+	@echo "installing PySpark"
+	$(UV) pip install --quiet --python $(BIN)/python --target .spark --no-compile-bytecode "pyspark>=4,<4.1"
+
 .PHONY: image-tools
 image-tools: ## Install what the tests build images with (Debian and Ubuntu; needs root)
 	@missing=; for tool in buildah debootstrap docker-registry; do \
