@@ -127,7 +127,7 @@ def java() -> str:
 def spark() -> Path:
     """Return the folder to import PySpark from."""
     folder = PROJECT / ".spark"
-    if not (folder / "pyspark").is_dir() or not shutil.which("java"):
+    if not (folder / "ready").is_file() or not shutil.which("java"):
         lack("PySpark or Java is not installed", "`make spark` installs both on Debian and Ubuntu", "SPARK")
     return folder
 
