@@ -142,8 +142,8 @@ def build(repo: Path, raw: Path, out: Path, shared: Settings | None = None) -> d
             table = str(out.resolve() / f"{view.name}.parquet")
             if isinstance(view.batch_source, FileSource):
                 view.batch_source.file_options.uri = table
-            elif hasattr(view.batch_source, "spark_options"):
-                view.batch_source.spark_options.path = table
+            elif spark := getattr(view.batch_source, "spark_options", None):
+                spark.path = table
             rows[view.name] = pq.read_metadata(out / f"{view.name}.parquet").num_rows
     shutil.copyfile(repo / STORE_FILE, out / STORE_FILE)
     with warnings.catch_warnings():
