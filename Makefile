@@ -170,6 +170,18 @@ backends: ## Install PostgreSQL, Redis, Prometheus and Chromium for the tests (D
   command -v prometheus-alertmanager > /dev/null || missing+=" prometheus-alertmanager"; \
   command -v /usr/bin/python3 > /dev/null || missing+=" python3-minimal"; $(INSTALL)
 
+# In a folder of its own: tests/spark alone needs it, and it is half a gigabyte. Spark 4 takes Java 17 or newer.
+.PHONY: spark
+spark: .spark/ready ## Install PySpark into .spark/, and Java, for the tests (Debian and Ubuntu; needs root)
+	@missing=; command -v java > /dev/null || missing=default-jre-headless; $(INSTALL)
+	@echo "PySpark is in .spark/, Java is $$(command -v java)"
+
+.spark/ready: $(if $(findstring .uv/,$(UV)),.uv/bin/uv) | .venv/ready
+	@echo "installing PySpark into .spark/"
+	@rm -rf .spark
+	UV_COMPILE_BYTECODE=0 $(UV) pip install --quiet --python $(BIN)/python --target .spark "pyspark>=4,<4.1"
+	@touch $@
+
 .PHONY: image-tools
 image-tools: ## Install what the tests build images with (Debian and Ubuntu; needs root)
 	@missing=; for tool in buildah debootstrap docker-registry; do \

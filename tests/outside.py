@@ -19,12 +19,12 @@ FIXTURES = frozenset(
     {
         *("archives", "assets", "browser", "builder", "crds", "flux_crds", "java"),
         *("postgres", "postgres_server", "prometheus", "promtool", "redis", "redis_server"),
-        *("small_disk", "stranger"),
+        *("small_disk", "spark", "stranger"),
     }
 )
 """The fixtures that want something; what uses them is marked through them. The S3 server comes with the environment."""
 
-Group = Literal["BACKENDS", "CLIENTS", "CONTROL_PLANE", "IMAGES", "NODE"]
+Group = Literal["BACKENDS", "CLIENTS", "CONTROL_PLANE", "IMAGES", "NODE", "SPARK"]
 
 
 def lack(what: str, advice: str, group: Group) -> NoReturn:
@@ -122,6 +122,14 @@ def java() -> str:
         advice = "a JDK of 11 or newer brings it, on Debian default-jdk-headless"
         lack("the JDK's HTTP client is not installed", advice, "CLIENTS")
     return found
+
+
+def spark() -> Path:
+    """Return the folder to import PySpark from."""
+    folder = PROJECT / ".spark"
+    if not (folder / "ready").is_file() or not shutil.which("java"):
+        lack("PySpark or Java is not installed", "`make spark` installs both on Debian and Ubuntu", "SPARK")
+    return folder
 
 
 def _shown(path: Path) -> Path:

@@ -25,7 +25,7 @@ def test_nothing_else_skips_or_looks_outside() -> None:
 
 
 def test_every_reason_names_what_brings_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("CONTROL_PLANE", "BACKENDS", "IMAGES", "NODE"):
+    for name in ("CONTROL_PLANE", "BACKENDS", "IMAGES", "NODE", "SPARK"):
         monkeypatch.delenv(f"KUBELOOP_REQUIRE_{name}", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(os, "getuid", lambda: 1000)
@@ -40,6 +40,7 @@ def test_every_reason_names_what_brings_it(monkeypatch: pytest.MonkeyPatch, tmp_
         outside.browser,
         outside.stranger,
         outside.node,
+        outside.spark,
     ):
         with pytest.raises(pytest.skip.Exception) as skipped:
             ask()

@@ -132,9 +132,12 @@ def build(repo: Path, raw: Path, out: Path, shared: Settings | None = None) -> d
                     f"{query} does not give the columns of its view ({', '.join(columns)}): {error}"
                 ) from error
             part.replace(out / f"{view.name}.parquet")
-            # Feast's DuckDB store reads a relative path from the process's folder, not from the repository's.
+            # Feast's own stores read a relative path from the process's folder, not from the repository's.
+            table = str(out.resolve() / f"{view.name}.parquet")
             if isinstance(view.batch_source, FileSource):
-                view.batch_source.file_options.uri = str(out.resolve() / f"{view.name}.parquet")
+                view.batch_source.file_options.uri = table
+            elif spark := getattr(view.batch_source, "spark_options", None):
+                spark.path = table
             rows[view.name] = pq.read_metadata(out / f"{view.name}.parquet").num_rows
     shutil.copyfile(repo / STORE_FILE, out / STORE_FILE)
     with warnings.catch_warnings():
@@ -242,6 +245,8 @@ def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
     if joined.num_rows != rows.num_rows:
         raise FeatureError(f"the point-in-time join made {joined.num_rows} rows of {rows.num_rows}")
     columns = {name: joined[name] for name in ("event_id", "event_timestamp", "label")}
+    # Spark's store returns it without a zone.
+    columns["event_timestamp"] = joined["event_timestamp"].cast(rows["event_timestamp"].type)
     for field in fields:
         kind = pa.string() if field.kind == "categorical" else pa.float32()
         # A whole number beyond 2^24 loses digits, which training warns of, and is no reason to stop.
