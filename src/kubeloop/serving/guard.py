@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from kubeloop import access
+from kubeloop.serving.bounds import Post
 
 _NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+?)\.?)(?::\d+)?")
@@ -59,6 +60,7 @@ class Guard:
         names: Collection[str] = (),
     ) -> None:
         self._app = app
+        self._prompt = getattr(app, "at_once", None)
         self._local = loopback(host)
         self._token = token.encode()
         self._inference = tuple(inference)
@@ -91,15 +93,17 @@ class Guard:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def at_once(self, scope: Any, body: bytes) -> Any:
-        """See `process.Prompt`; a refusal is `__call__`'s."""
-        prompt = getattr(self._app, "at_once", None)
-        return None if prompt is None or self._refuses(scope) is not None else prompt(scope, body)
+    def at_once(self, post: Post) -> Any:
+        """See `process.Prompt`; what is not usual is `__call__`'s."""
+        if self._prompt is None or self._token or (self._local and not self._usual(post.headers)):
+            return None
+        return self._prompt(post)
 
     def _refuses(self, scope: Any) -> tuple[int, str] | None:
         """Return the status and the reason of a refusal."""
         headers: Headers = scope["headers"]
-        if self._local and not self._usual(headers):
+        named = dict(headers)
+        if self._local and not (len(named) == len(headers) and self._usual(named)):
             host = _only(headers, b"host")
             if (found := _HOST.fullmatch(host.lower())) is None or (found[1] or found[2]) not in self._names:
                 return 403, f"this service of one machine answers to localhost and 127.0.0.1, not to {host[:80]!r}"
@@ -119,13 +123,9 @@ class Guard:
                 )
         return None
 
-    def _usual(self, headers: Headers) -> bool:
+    def _usual(self, said: dict[bytes, bytes]) -> bool:
         """Return whether a request is like nearly all of them: JSON from a program, to a host that passed before."""
-        said = dict(headers)
-        once = len(said) == len(headers)
-        return (
-            once and said.get(b"host") in self._hosts and said.get(b"content-type") == _JSON and b"origin" not in said
-        )
+        return said.get(b"host") in self._hosts and said.get(b"content-type") == _JSON and b"origin" not in said
 
 
 def loopback(host: str) -> bool:

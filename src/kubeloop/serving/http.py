@@ -19,6 +19,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from kubeloop import __version__
 from kubeloop.errors import KubeloopError
 from kubeloop.serving import metrics_port
+from kubeloop.serving.bounds import Post
 from kubeloop.serving.tensors import ProtocolError
 
 log = logging.getLogger("kubeloop.serving")
@@ -198,6 +199,7 @@ class App:
         self.beside: list[Beside] = []
         """Other ways to the service, started with it and stopped before it."""
         self._limits = service.limits
+        self._at_once_bytes = min(_AT_ONCE_BYTES, service.limits.max_body_bytes)
         self._metrics = service.metrics
         self._metrics.in_flight.set_function(lambda: self.in_flight)
         v2, v1 = f"/v2/models/{service.name}", f"/v1/models/{service.name}"
@@ -215,11 +217,11 @@ class App:
             "/metrics": ("GET", "/metrics", self._scrape),
         }
         self._versions = f"{v2}/versions/"
-        self._prompt: dict[str, tuple[str, Callable[[Request], Response | None]]] = {}
+        self._prompt: dict[bytes, tuple[str, Callable[[Request], Response | None]]] = {}
         if isinstance(service, Prompt):
             self._prompt = {
-                f"{v2}/infer": (INFER, service.infer_at_once),
-                f"{v1}:predict": (PREDICT, service.predict_at_once),
+                f"{v2}/infer".encode(): (INFER, service.infer_at_once),
+                f"{v1}:predict".encode(): (PREDICT, service.predict_at_once),
             }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -270,20 +272,19 @@ class App:
         finally:
             self.in_flight -= 1
 
-    def at_once(self, scope: Scope, body: bytes) -> Response | None:
+    def at_once(self, post: Post) -> Response | None:
         """Answer a whole inference request of a few rows, which takes less time than a task; see `process.Prompt`."""
-        route = self._prompt.get(scope["path"])
-        if route is None or len(body) > min(_AT_ONCE_BYTES, self._limits.max_body_bytes):
+        route = self._prompt.get(post.target)
+        if route is None or len(post.body) > self._at_once_bytes:
             return None
         start = time.perf_counter()
         try:
-            headers = dict(scope["headers"])
-            check_media(headers)
-            response = route[1](Request(body, headers, None))
+            check_media(post.headers)
+            response = route[1](Request(post.body, post.headers, None))
         except ProtocolError as error:
             response = error_response(error)
         except Exception:  # as in `__call__`
-            log.exception("POST %s failed", scope["path"])
+            log.exception("POST %s failed", post.target.decode())
             response = _failure()
         if response is not None:
             self._metrics.observe(route[0], response.status, time.perf_counter() - start)
