@@ -297,6 +297,9 @@ def _tensors(message: dict[str, Any], key: str, specs: Specs, tail: _Tail) -> di
 
 
 def _rows(inputs: dict[str, Array], specs: Specs) -> int:
+    first, *others = {array.shape[:1] for array in inputs.values()}
+    if not others:
+        return first[0] if first else 1
     sizes = {name: array.shape[0] if array.ndim else 1 for name, array in inputs.items()}
     free = {size for name, size in sizes.items() if specs[name].shape[:1] == (-1,)}
     if len(free) > 1:

@@ -13,7 +13,7 @@ from kubeloop.errors import KubeloopError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-DTYPES: dict[str, type[np.generic]] = {
+_TYPES: dict[str, type[np.generic]] = {
     "BOOL": np.bool_,
     "UINT8": np.uint8,
     "UINT16": np.uint16,
@@ -28,12 +28,13 @@ DTYPES: dict[str, type[np.generic]] = {
     "FP64": np.float64,
     "BYTES": np.object_,
 }
+DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(of) for name, of in _TYPES.items()}
 """OIP datatypes and the numpy types that carry them; BYTES are Python strings."""
 
 _LENGTH = struct.Struct("<I")
 """Leads each element of raw BYTES."""
 
-_DATATYPES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+_DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 _FLOAT: tuple[frozenset[type], str] = (frozenset({float, int, type(None)}), "numbers or null")
 _INTEGER: tuple[frozenset[type], str] = (frozenset({int}), "whole numbers, never null")
 _KINDS: dict[str, tuple[frozenset[type], str]] = {
@@ -119,9 +120,10 @@ def array_of(spec: TensorSpec, data: list[Any], dims: Any) -> Array:
     if datatype == "BYTES" and type(None) in kinds:
         data = ["" if value is None else value for value in data]
     try:
-        return np.array(data, DTYPES[datatype]).reshape(shape)
+        array = np.array(data, DTYPES[datatype])
     except (OverflowError, FloatingPointError):
         raise ProtocolError(f"{spec.name!r} has a value out of the range of {spec.datatype}") from None
+    return array if len(shape) == 1 else array.reshape(shape)
 
 
 def array_of_raw(spec: TensorSpec, data: memoryview, dims: Any) -> Array:
@@ -136,7 +138,7 @@ def array_of_raw(spec: TensorSpec, data: memoryview, dims: Any) -> Array:
         raise _unknown(spec)
     if spec.datatype == "BYTES":
         return np.array(_texts(spec, data, count), dtype=np.object_).reshape(shape)
-    dtype = np.dtype(DTYPES[spec.datatype])
+    dtype = DTYPES[spec.datatype]
     if len(data) != count * dtype.itemsize:
         raise ProtocolError(f"{spec.name!r} of shape {shape} needs {count * dtype.itemsize} bytes, got {len(data)}")
     if spec.datatype == "BOOL":
