@@ -5,8 +5,8 @@ persistent connections; the servers take turns in every round, so that a busy ma
 asked with binary tensors and by gRPC as well, against its own V2 in JSON. Two servers that check nothing show the
 limits: one sends the body back, one asks the model besides. gRPC's client in Python costs more than the
 server, so that its requests a second are the client's; the CPU time of a request is the server's. An interpreter that
-was compiled without profile-guided optimization, as pyenv does, makes all that is Python a quarter slower than the one in
-our images does; the last line says which it is.
+was built without profile-guided optimization, as pyenv does, takes a quarter longer for all that is Python than the one
+in our images; the last line says which it is.
 
     .venv/bin/python benchmarks/serving.py --seconds 5
 """
