@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow.parquet as pq
-
 from kubeloop import __version__, names
 from kubeloop.config import Loop, Settings
 from kubeloop.stages import StageError, digest, slice_columns
@@ -52,8 +50,7 @@ def _judge(loop: Loop, settings: Settings, run: str, model: Path, training_set: 
     ours = next((version for version in known if version.run == run), None)
     if ours is not None:
         return gates.Verdict.from_dict(json.loads(ours.tags["kubeloop.gate"]))
-    frame = pq.read_table(training_set).to_pandas()
-    _, holdout = training.split(frame, loop.training.holdout)
+    holdout = training.newest(training_set, loop.training.holdout)
     champion = current_champion(loop, settings)
     if champion is None:
         return gates.first(holdout["label"].to_numpy(), model_folder.predict(model, holdout), loop.gates)

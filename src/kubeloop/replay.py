@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import aiohttp
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -98,8 +99,7 @@ class Replay:
 
     Args:
         loop: the use case.
-        events: of `features.events`, from the first moment to replay to the last.
-        sample: share of the moments whose events are sent, drawn with `loop.replay.seed`.
+        events: of `features.events` at the moments that are `drawn`.
         addresses: the services.
         materialize: brings the online store up to a moment; called before that moment's requests.
         sent: what an earlier, interrupted replay sent.
@@ -111,7 +111,6 @@ class Replay:
         self,
         loop: Loop,
         events: pa.Table,
-        sample: float,
         addresses: Addresses,
         materialize: Callable[[datetime], int],
         sent: Sent,
@@ -122,7 +121,6 @@ class Replay:
             raise ReplayError("loop.yaml has no `replay` section, so there is nothing to replay")
         self._loop = loop
         self._events = events
-        self._sample = sample
         self._addresses = addresses
         self._materialize = materialize
         self._sent = sent
@@ -166,15 +164,14 @@ class Replay:
         return self.progress
 
     def _moments(self) -> Iterator[tuple[datetime, pa.Table]]:
-        """Yield each sampled moment with the events that still have to be asked for."""
+        """Yield each moment with the events that still have to be asked for."""
         events = self._events
         stamps = events["event_timestamp"].to_numpy()
-        moments, starts = np.unique(stamps, return_index=True)
+        _, starts = np.unique(stamps, return_index=True)
         ends = np.append(starts[1:], len(stamps))
-        chosen = np.random.default_rng(self._plan.seed).random(len(moments)) < self._sample
         known = pa.array(sorted(self._sent.predictions), pa.string())
         told = self._sent.labels
-        for start, end in zip(starts[chosen], ends[chosen], strict=True):
+        for start, end in zip(starts, ends, strict=True):
             rows = events.slice(int(start), int(end - start))
             moment: datetime = rows["event_timestamp"][0].as_py()
             asked = pc.is_in(rows["event_id"], known)
@@ -318,6 +315,11 @@ class Replay:
                 return json.loads(text) if text else None
         except (TimeoutError, aiohttp.ClientError) as error:
             raise ReplayError(f"{method} {url}: {error or type(error).__name__}") from error
+
+
+def drawn(moments: npt.NDArray[np.datetime64], sample: float, seed: int) -> npt.NDArray[np.datetime64]:
+    """Return the moments whose events are sent: of [n] each with the probability `sample`."""
+    return moments[np.random.default_rng(seed).random(len(moments)) < sample]
 
 
 def _plain(column: pa.ChunkedArray) -> list[Any]:

@@ -136,6 +136,8 @@ class Table:
             part = self.parquet.with_suffix(".part")
             try:
                 found = rows.write(db, opened, decided.columns, moment, part, part.with_suffix(".misfits"))
+            except duckdb.OutOfMemoryException:
+                raise
             except duckdb.Error as error:
                 raise files.FileError(f"{self.path} cannot be read: it is damaged, or cut off") from error
             part.replace(self.parquet)

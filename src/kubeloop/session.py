@@ -20,7 +20,7 @@ from kubeloop import access, kept, promotion, runs, sources, stages
 from kubeloop.config import Loop, Settings
 from kubeloop.errors import KubeloopError
 from kubeloop.memory import Memory
-from kubeloop.replay import Addresses, Progress, Replay, Sent
+from kubeloop.replay import Addresses, Progress, Replay, Sent, drawn
 from kubeloop.runners import LocalRunner
 from kubeloop.services import ServiceError, Services
 
@@ -201,11 +201,14 @@ def _replay(loop: Loop, settings: Settings, services: Services, observer: Observ
     sent = Sent(frozenset(known.event_ids), frozenset(known.labelled))
     if sent.predictions:
         observer.say(f"Going on after {len(sent.predictions):,} predictions of an earlier session.")
-    events = features.events(settings.home / loop.features.repo, settings.raw, start=plan.train_to, end=plan.until)
-    materializer = online.Materializer(settings.features, loop.features.service)
+    repo = settings.home / loop.features.repo
+    moments = features.moments(repo, settings.raw, start=plan.train_to, end=plan.until)
+    chosen = drawn(moments, plan.sample, plan.seed)
+    events = features.events(repo, settings.raw, start=plan.train_to, end=plan.until, at=chosen)
+    materializer = online.Materializer(settings.features, loop.features.service, asked=events)
     observer.say(
-        f"Replaying {plan.train_to:%Y-%m-%d} to {plan.until:%Y-%m-%d}: {plan.sample:.0%} of the moments of "
-        f"{events.num_rows:,} events (seed {plan.seed}), labels as they became known."
+        f"Replaying {plan.train_to:%Y-%m-%d} to {plan.until:%Y-%m-%d}: {events.num_rows:,} events of {len(chosen):,} "
+        f"of {len(moments):,} moments (seed {plan.seed}), labels as they became known."
     )
     addresses = Addresses(
         services.url("node"),
@@ -223,7 +226,7 @@ def _replay(loop: Loop, settings: Settings, services: Services, observer: Observ
     def note(asked: list[str], answered: bool) -> None:
         memory.note(asked, answered=answered)
 
-    replay = Replay(loop, events, plan.sample, addresses, materializer.advance, sent, report, note)
+    replay = Replay(loop, events, addresses, materializer.advance, sent, report, note)
     uncertain = memory.begin(_among(sent.predictions, events["event_id"]))
     if uncertain:
         observer.say(f"The last session was cut off: {uncertain:,} of its predictions were settled by the log.")
@@ -283,7 +286,7 @@ class News:
 
 
 def _among(ids: frozenset[str], events: pa.ChunkedArray) -> frozenset[str]:
-    """Return the ids that are those of events; of millions of events these are few."""
+    """Return the ids that are those of events."""
     return frozenset(events.filter(pc.is_in(events, pa.array(sorted(ids), pa.string()))).to_pylist())
 
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
+from uuid import uuid4
 
 import duckdb
 import pyarrow as pa
@@ -27,6 +28,8 @@ RECORD = "taken.json"
 """Beside the raw tables: what each was taken from."""
 MISFITS = "misfits"
 """Folder beside the raw tables, or beside what was cut of them: rows that do not fit, with their reasons."""
+_MEMORY = "50%"
+"""Of the memory that the machine, or the pod, has; what does not fit goes to disk."""
 
 
 class SourceError(KubeloopError):
@@ -35,14 +38,30 @@ class SourceError(KubeloopError):
     lasting = True
 
 
-def connect(tables: dict[str, Path] | None = None) -> duckdb.DuckDBPyConnection:
-    """Open an in-memory database in UTC with one view a Parquet file."""
-    db = duckdb.connect()
-    db.execute("SET TimeZone = 'UTC'")
-    db.execute("SET enable_progress_bar = false")
-    for name, path in (tables or {}).items():
-        db.execute(f"CREATE VIEW {identifier(name)} AS FROM read_parquet({literal(path)})")
-    return db
+@contextlib.contextmanager
+def connect(tables: dict[str, Path] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open an in-memory database in UTC with one view a Parquet file.
+
+    Raises:
+        SourceError: a query needs more memory than there is.
+    """
+    with duckdb.connect() as db:
+        db.execute("SET TimeZone = 'UTC'")
+        db.execute("SET enable_progress_bar = false")
+        # Left alone, each of several processes takes four fifths of the memory, and what does not fit goes to a folder
+        # in the current one, which in a pod nobody can write to.
+        db.execute(f"SET memory_limit = {literal(_MEMORY)}")
+        db.execute(f"SET temp_directory = {literal(Path(tempfile.gettempdir()) / f'kubeloop-duckdb-{uuid4().hex}')}")
+        for name, path in (tables or {}).items():
+            db.execute(f"CREATE VIEW {identifier(name)} AS FROM read_parquet({literal(path)})")
+        try:
+            yield db
+        except duckdb.OutOfMemoryException as error:
+            reason = str(error).partition("\n")[0]
+            raise SourceError(
+                f"the tables need more memory than there is ({reason}); give it more, take fewer rows "
+                "(source.tables.NAME.where, training.window), or make the queries in sql/ smaller"
+            ) from error
 
 
 def tables(folder: Path) -> dict[str, Path]:

@@ -220,8 +220,7 @@ def train(loop: Loop, training_set: Path, out: Path, settings: Settings | None =
         name = f"{loop.name[:40]}-{digest(training_set)[:8]}{loop.digest()[:8]}"
         train_job.train(loop, settings, name, training_set, out)
         return _told(model_folder.read(out))
-    frame = pq.read_table(training_set).to_pandas()
-    learn, holdout = training.split(frame, loop.training.holdout)
+    learn, holdout = training.split(training.read(training_set), loop.training.holdout)
     fitted = training.fit(learn, loop.training, metric=loop.gates.metric)
     return _told(model_folder.write(out, fitted, export.to_onnx(fitted), learn, holdout, name=loop.name))
 
@@ -255,8 +254,7 @@ def evaluate(loop: Loop, model: Path, training_set: Path, out: Path, report: Pat
     """
     from kubeloop import curves, evaluation, evaluation_html, model_folder, training
 
-    frame = pq.read_table(training_set).to_pandas()
-    _, holdout = training.split(frame, loop.training.holdout)
+    holdout = training.newest(training_set, loop.training.holdout)
     card = model_folder.read(model)
     scores = model_folder.predict(model, holdout)
     labels = holdout["label"].to_numpy()

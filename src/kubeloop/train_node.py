@@ -10,8 +10,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from kubeloop import config, errors, export, failures, model_folder, names, training
 from kubeloop.bucket import Bucket
 from kubeloop.config import Loop, Node
@@ -80,7 +78,7 @@ def train(bucket: Bucket, job: str, network: Network) -> None:
     if text is None or rows is None:
         raise NodeError(f"{bucket.root}/{place} holds no job; the training step puts it there")
     loop = Loop.parse(text.decode())
-    learn, holdout = training.split(pq.read_table(io.BytesIO(rows)).to_pandas(), loop.training.holdout)
+    learn, holdout = training.split(training.read(io.BytesIO(rows)), loop.training.holdout)
     log.info("node %d of %d trains its share of %d rows", network.rank, len(network.machines), len(learn))
     fitted = training.fit(learn, loop.training, metric=loop.gates.metric, network=network)
     if network.rank == 0:

@@ -4,11 +4,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from kubeloop import algorithms, config, encoding, evaluation
 from kubeloop.errors import KubeloopError
@@ -57,6 +61,33 @@ class Fitted:
         return dict(sorted(self.importances.items(), key=lambda item: -item[1]))
 
 
+def read(source: Path | BinaryIO) -> pd.DataFrame:
+    """Read the columns of a training set that a model is made from: moments, labels and features, text as categories.
+
+    Args:
+        source: Parquet, as the stage `build_features` writes it.
+    """
+    file = pq.ParquetFile(source)
+    names = [name for name in file.schema_arrow.names if name != EVENT_ID]
+    texts = [name for name in names if pa.types.is_string(file.schema_arrow.field(name).type)]
+    found: pd.DataFrame = pq.ParquetFile(source, read_dictionary=texts).read(names).to_pandas()
+    return found
+
+
+def newest(path: Path, holdout: timedelta) -> pd.DataFrame:
+    """Read the hold-out of a training set, all columns of it, as `split` cuts it.
+
+    Raises:
+        TrainingError: it holds one class, or a label is not 0 or 1, or a timestamp is missing.
+    """
+    moments = pq.read_table(path, columns=[TIMESTAMP])[TIMESTAMP]
+    _demand_moments(moments.null_count)
+    begin = pa.scalar(pc.max(moments).as_py() - holdout, moments.type)
+    found: pd.DataFrame = pq.read_table(path, filters=pc.field(TIMESTAMP) > begin).to_pandas()
+    _demand_classes(found, "hold-out", holdout, found[TIMESTAMP])
+    return found
+
+
 def split(frame: pd.DataFrame, holdout: timedelta) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Cut a training set into (train, hold-out) by time.
 
@@ -67,18 +98,26 @@ def split(frame: pd.DataFrame, holdout: timedelta) -> tuple[pd.DataFrame, pd.Dat
     """
     _labels(frame, "the training set")
     moments = pd.to_datetime(frame[TIMESTAMP], utc=True)
-    if moments.isna().any():
-        raise TrainingError(f"{int(moments.isna().sum())} rows have no event_timestamp; leave them out in events.sql")
-    newest = moments > moments.max() - holdout
-    train, test = frame[~newest], frame[newest]
+    _demand_moments(int(moments.isna().sum()))
+    late = moments > moments.max() - holdout
+    train, test = frame[~late], frame[late]
     for part, name in ((train, "training"), (test, "hold-out")):
-        reason = evaluation.undefined(_labels(part, f"the {name} part"))
-        if reason:
-            raise TrainingError(
-                f"the {name} part cannot be used: {reason}; change training.window or training.holdout "
-                f"({config.duration_text(holdout)}), the rows span {moments.min()} to {moments.max()}"
-            )
+        _demand_classes(part, name, holdout, moments)
     return train, test
+
+
+def _demand_moments(missing: int) -> None:
+    if missing:
+        raise TrainingError(f"{missing} rows have no event_timestamp; leave them out in events.sql")
+
+
+def _demand_classes(part: pd.DataFrame, name: str, holdout: timedelta, moments: "pd.Series[Any]") -> None:
+    reason = evaluation.undefined(_labels(part, f"the {name} part"))
+    if reason:
+        raise TrainingError(
+            f"the {name} part cannot be used: {reason}; change training.window or training.holdout "
+            f"({config.duration_text(holdout)}), the rows span {moments.min()} to {moments.max()}"
+        )
 
 
 def features(frame: pd.DataFrame) -> pd.DataFrame:

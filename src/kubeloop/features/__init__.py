@@ -1,17 +1,14 @@
 """Features: the tables from raw data, Feast's store over them, the point-in-time join, and values online."""
 
+from kubeloop.features.events import EVENT_COLUMNS, FeatureError, events, moments, newest_label
 from kubeloop.features.store import (
-    EVENT_COLUMNS,
     OFFLINE_STORE,
     STORE_FILE,
-    FeatureError,
     Field,
     build,
     definitions,
     entities,
-    events,
     features,
-    newest_label,
     on_demand,
     open_store,
     register,
@@ -32,6 +29,7 @@ __all__ = [
     "entities",
     "events",
     "features",
+    "moments",
     "newest_label",
     "on_demand",
     "open_store",

@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,23 +20,16 @@ import pyarrow.parquet as pq
 
 from kubeloop import kept, sources
 from kubeloop.config import Settings
-from kubeloop.errors import KubeloopError
 from kubeloop.features import online_url
+from kubeloop.features.events import FeatureError, body
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-EVENT_COLUMNS = ("event_id", "event_timestamp", "label", "label_available_at")
 STORE_FILE = "feature_store.yaml"
 OFFLINE_STORE = "kubeloop.features.asof.AsofOfflineStore"
 """Takes Arrow tables; Feast's own stores take frames."""
 _DATATYPES = {"STRING": "BYTES", "UNIX_TIMESTAMP": "BYTES", "BOOL": "BOOL", "INT32": "INT64", "INT64": "INT64"}
-
-
-class FeatureError(KubeloopError):
-    """The feature repo or a feature table does not fit; the message says what to change."""
-
-    lasting = True
 
 
 @dataclass(frozen=True)
@@ -130,9 +122,11 @@ def build(repo: Path, raw: Path, out: Path, shared: Settings | None = None) -> d
             part = out / f"{view.name}.part"
             try:
                 db.execute(
-                    f"COPY (SELECT {', '.join(map(sources.identifier, columns))} FROM ({_body(query)}) "
+                    f"COPY (SELECT {', '.join(map(sources.identifier, columns))} FROM ({body(query)}) "
                     f"ORDER BY event_timestamp) TO {sources.literal(part)} (FORMAT parquet, COMPRESSION zstd)"
                 )
+            except duckdb.OutOfMemoryException:
+                raise
             except duckdb.Error as error:
                 raise FeatureError(
                     f"{query} does not give the columns of its view ({', '.join(columns)}): {error}"
@@ -216,70 +210,6 @@ def store_errors() -> tuple[type[Exception], ...]:
     import redis
 
     return redis.RedisError, psycopg.Error
-
-
-def _body(query: Path) -> str:
-    return query.read_text().strip().rstrip(";")
-
-
-def events(
-    repo: Path,
-    raw: Path,
-    *,
-    start: datetime,
-    end: datetime,
-    labelled_by: datetime | None = None,
-    most: int | None = None,
-) -> pa.Table:
-    """Return the events (one row a prediction) with `start <= event_timestamp < end`, oldest first.
-
-    Args:
-        repo: feature repo with `sql/events.sql`.
-        raw: folder of raw tables.
-        start: first moment, inclusive.
-        end: last moment, exclusive.
-        labelled_by: keep only rows whose label was known at that moment.
-        most: of more labelled rows than these, return every second, third and so on, and none without a label.
-
-    Raises:
-        FeatureError: the query is missing, fails or lacks a column that every event has.
-    """
-    import duckdb
-
-    query = repo / "sql" / "events.sql"
-    if not query.is_file():
-        raise FeatureError(f"{query} is missing: it lists the moments to predict, with their labels")
-    condition = (
-        f"event_timestamp >= {sources.literal(start.isoformat())}::TIMESTAMPTZ "
-        f"AND event_timestamp < {sources.literal(end.isoformat())}::TIMESTAMPTZ"
-    )
-    if labelled_by is not None:
-        moment = sources.literal(labelled_by.isoformat())
-        condition += f" AND label IS NOT NULL AND label_available_at <= {moment}::TIMESTAMPTZ"
-    if most is not None:
-        order = "row_number() OVER (ORDER BY event_timestamp, event_id) - 1"
-        condition += f" AND label IS NOT NULL QUALIFY ({order}) % greatest(1, ceil(count(*) OVER () / {most})) = 0"
-    with sources.connect(sources.tables(raw)) as db:
-        try:
-            names = [row[0] for row in db.execute(f"DESCRIBE {_body(query)}").fetchall()]
-            missing = [name for name in EVENT_COLUMNS if name not in names]
-            if missing:
-                raise FeatureError(f"{query} must also return {', '.join(missing)}")
-            return db.sql(
-                f"FROM ({_body(query)}) WHERE {condition} ORDER BY event_timestamp, event_id"
-            ).to_arrow_table()
-        except duckdb.Error as error:
-            raise FeatureError(f"{query} fails: {error}") from error
-
-
-def newest_label(repo: Path, raw: Path) -> datetime | None:
-    """Return the moment at which the newest label was known, or None when there is none; one in the future is none."""
-    with sources.connect(sources.tables(raw)) as db:
-        query = f"SELECT max(label_available_at) FROM ({_body(repo / 'sql' / 'events.sql')}) WHERE label IS NOT NULL "
-        query += "AND label_available_at <= now()"
-        row = db.execute(query).fetchone()
-    found: datetime | None = row[0] if row else None
-    return found.astimezone(UTC) if found else None
 
 
 def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:

@@ -97,6 +97,8 @@ def open_file(db: "duckdb.DuckDBPyConnection", path: Path, read: Read, scratch: 
             if begin in ("{", "["):
                 return _json(db, origin, path, read, first=first)
         return _csv(db, origin, path, read, scratch, said, first=first)
+    except duckdb.OutOfMemoryException:
+        raise
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         raise FileError(f"{origin} cannot be read: it is damaged, or cut off") from error
 

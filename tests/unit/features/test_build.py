@@ -160,6 +160,23 @@ def test_events_need_a_whole_query(shop: Path, raw: Path, query: str | None, mes
         features.events(shop, raw, start=NOON, end=NOON)
 
 
+@pytest.mark.parametrize("query", ["events", "prices"])
+def test_too_little_memory_is_no_fault_of_the_query(
+    shop: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    file = shop / "sql" / f"{query}.sql"
+    columns = file.read_text().replace(";", "")
+    file.write_text(f"SELECT * FROM ({columns}) WHERE (SELECT len(list(i)) FROM range(20_000_000) t(i)) > 0")  # noqa: S608
+    monkeypatch.setattr(sources, "_MEMORY", "40MB")
+    expected = pytest.raises(sources.SourceError, match="the tables need more memory than there is")
+    if query == "events":
+        with expected:
+            features.events(shop, raw, start=NOON, end=NOON + timedelta(days=1))
+    else:
+        with expected:
+            features.build(shop, raw, tmp_path / "out")
+
+
 def test_an_even_sample_is_taken_of_many_labelled_events(shop: Path, write: Write) -> None:
     moments = [NOON + timedelta(minutes=minute) for minute in range(10)]
     columns: dict[str, Any] = {name: [1] * 10 for name in ("shop", "sku", "count")}
@@ -174,6 +191,17 @@ def test_an_even_sample_is_taken_of_many_labelled_events(shop: Path, write: Writ
     assert {most: ids(most) for most in (None, 8, 7, 4, 3, 1)} == {
         None: "abcdefghij", 8: "bcdefghi", 7: "bdfh", 4: "bdfh", 3: "beh", 1: "b"
     }  # fmt: skip
+
+
+def test_events_of_some_moments(shop: Path, write: Write) -> None:
+    stamps = [NOON + timedelta(microseconds=place // 2) for place in range(10)]
+    columns: dict[str, Any] = {name: [1] * 10 for name in ("shop", "sku", "count", "label")}
+    raw = write("orders", {"id": list("abcdefghij"), "seen": stamps, "known": stamps, "opened": stamps, **columns})
+    span = {"start": NOON, "end": NOON + timedelta(microseconds=4)}
+    moments = features.moments(shop, raw, **span)
+    assert [moment.item().microsecond for moment in moments] == [0, 1, 2, 3]
+    assert features.events(shop, raw, **span, at=moments[1::2])["event_id"].to_pylist() == list("cdgh")
+    assert features.events(shop, raw, **span, at=moments[:0]).num_rows == 0
 
 
 def test_the_newest_label(shop: Path, raw: Path, write: Write) -> None:

@@ -146,6 +146,20 @@ def test_each_row_is_written_once(built: Path, as_of: datetime) -> None:
     assert materializer.advance(as_of + timedelta(hours=1)) == 6
 
 
+def test_a_sample_of_the_events_is_served_from_the_rows_of_their_keys(
+    repo: Path, weeks: Path, built: Path, tmp_path: Path, as_of: datetime
+) -> None:
+    drawn = features.moments(repo, weeks, start=as_of - timedelta(hours=9), end=as_of)[::7]
+    rows = features.events(repo, weeks, start=as_of - timedelta(hours=9), end=as_of, at=drawn)
+    offline = features.training_set(built, "flight_delay_v1", rows).to_pylist()
+    some, all_ = (shutil.copytree(built, tmp_path / name) for name in ("some", "all"))
+    materializer = Materializer(some, "flight_delay_v1", asked=rows)
+    assert replay(some, "flight_delay_v1", rows, materializer) == offline
+    whole = Materializer(all_, "flight_delay_v1").advance(as_of)
+    part = Materializer(some, "flight_delay_v1", asked=rows).advance(as_of)
+    assert 0 < part < whole / 2
+
+
 @pytest.fixture
 def online(built: Path, as_of: datetime) -> OnlineFeatures:
     Materializer(built, "flight_delay_v1").advance(as_of)

@@ -12,14 +12,17 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from kubeloop import services
 from kubeloop.config import Loop
-from kubeloop.replay import RETRAIN_TIME, Addresses, Progress, Replay, ReplayError, Sent
+from kubeloop.replay import RETRAIN_TIME, Addresses, Progress, Replay, ReplayError, Sent, drawn
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
+UTC_STAMP = pa.timestamp("us", "UTC")
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
@@ -167,8 +170,13 @@ def run(
         seen.append(moment)
         return 0
 
-    sent = sent or Sent()
-    replay = Replay(loop(days, **options), events(days), sample, addresses, materialize, sent, lambda _: None, note)
+    sent, found, plan = sent or Sent(), events(days), loop(days, **options)
+    assert plan.replay
+    moments = np.unique(found["event_timestamp"].to_numpy())
+    found = found.filter(
+        pc.is_in(found["event_timestamp"], pa.array(drawn(moments, sample, plan.replay.seed), UTC_STAMP))
+    )
+    replay = Replay(plan, found, addresses, materialize, sent, lambda _: None, note)
     return asyncio.run(replay.run())
 
 
@@ -345,7 +353,7 @@ def test_a_service_that_fails_ends_the_replay(world: World, path: str) -> None:
 
 def test_a_service_that_is_away_ends_the_replay(world: World) -> None:
     addresses = Addresses("http://127.0.0.1:1", *[world.url] * 3)
-    replay = Replay(loop(), events(), 1.0, addresses, lambda _: 0, Sent(), lambda _: None, lambda *_: None)
+    replay = Replay(loop(), events(), addresses, lambda _: 0, Sent(), lambda _: None, lambda *_: None)
     with pytest.raises(ReplayError, match=r"127\.0\.0\.1:1"):
         asyncio.run(replay.run())
 
@@ -353,7 +361,7 @@ def test_a_service_that_is_away_ends_the_replay(world: World) -> None:
 def test_a_loop_without_a_replay_replays_nothing(world: World) -> None:
     bare = loop().model_copy(update={"replay": None})
     with pytest.raises(ReplayError, match="no `replay` section"):
-        Replay(bare, events(), 1.0, Addresses("", "", "", ""), lambda _: 0, Sent(), lambda _: None, lambda *_: None)
+        Replay(bare, events(), Addresses("", "", "", ""), lambda _: 0, Sent(), lambda _: None, lambda *_: None)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])

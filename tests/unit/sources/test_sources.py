@@ -1,5 +1,6 @@
 # ruff: noqa: S608
 import os
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -277,3 +278,22 @@ def test_the_demos_tables_are_cut_by_when_they_were_known(demo: Loop, year: Path
     # The timetable reaches a day further than anything that has happened.
     ((last,),) = duckdb.execute(f"SELECT max(sched_dep) FROM '{tmp_path}/schedule.parquet'").fetchall()
     assert as_of + timedelta(hours=23) < last <= as_of + timedelta(hours=24)
+
+
+def test_what_does_not_fit_into_memory_goes_to_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_MEMORY", "100MB")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with sources.connect() as db:
+        db.execute("CREATE TABLE sorted AS FROM range(10_000_000) t(i) ORDER BY hash(i)")
+        assert db.execute("SELECT count(*) FROM sorted").fetchall() == [(10_000_000,)]
+        assert [path.name[:16] for path in tmp_path.iterdir()] == ["kubeloop-duckdb-"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_query_that_cannot_go_to_disk_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_MEMORY", "40MB")
+    with (
+        pytest.raises(sources.SourceError, match=r"need more memory than there is .*take fewer rows"),
+        sources.connect() as db,
+    ):
+        db.execute("SELECT list(i) FROM range(20_000_000) t(i)").fetchall()
