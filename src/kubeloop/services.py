@@ -85,7 +85,9 @@ class Services:
         self._say = say
         self._signals = _Signals()
         self._settings = settings
-        self._environment = {**environment, **settings.environ(), **QUIET, "PYTHONUNBUFFERED": "1"}
+        # Feast, once this process has imported it, would have every service keep its counts in files of one folder.
+        own = {name: value for name, value in environment.items() if not name.startswith("PROMETHEUS_MULTIPROC")}
+        self._environment = {**own, **settings.environ(), **QUIET, "PYTHONUNBUFFERED": "1"}
         self._running: dict[str, _Service] = {}
         self._lock: IO[str] | None = None
 

@@ -21,6 +21,7 @@ from kubeloop.monitoring.status import Status
 from kubeloop.monitoring.store import Store
 from kubeloop.monitoring.windows import MONDAY, Grid
 from kubeloop.serving import http, transformer
+from kubeloop.serving.metrics import Metrics
 from kubeloop.trigger import Ledger
 from kubeloop.trigger_server import create_app
 from tests.alerts.series import healthy
@@ -48,7 +49,7 @@ def metrics(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         mirror.create_app(carrier),
     )
     text = "".join(asyncio.run(scrape(app)) for app in apps)
-    serving = http.Metrics()
+    serving = Metrics()
     serving.observe("/v2", 200, 0.1)
     transformer.Transformer(Source(), loop.name, "localhost", http.Limits(), serving)
     text += generate_latest(serving.registry).decode()

@@ -18,6 +18,8 @@ WORKERS = 4
 FIRST_PAUSE_S = 0.1
 LAST_PAUSE_S = 2.0
 TIMEOUT_S = 10.0
+GATHER_S = 0.02
+"""How long the first pair waits for others: the events of a request would compete with its own answer."""
 MAX_BYTES = 256 * 1024 * 1024
 """Bodies held for a slow collector; large batches would fill the memory long before the queue is full."""
 _TRY_AGAIN = {408, 425, 429}
@@ -125,6 +127,7 @@ class EventLog:
             while not self._waiting:
                 self._arrived.clear()
                 await self._arrived.wait()
+                await asyncio.sleep(GATHER_S)
             pair = self._waiting.popleft()
             refused = 0
             for kind, body, moment in (

@@ -7,8 +7,9 @@ import resource
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from email.utils import formatdate
-from typing import Any, Protocol
+from typing import Protocol
 
 import uvicorn
 
@@ -53,6 +54,18 @@ class Answer(Protocol):
     headers: tuple[tuple[bytes, bytes], ...]
 
 
+@dataclass(slots=True)
+class Post:
+    """A whole POST, no header of which came twice."""
+
+    target: bytes
+    """Path and query, escaped."""
+    headers: dict[bytes, bytes]
+    body: bytes
+    port: int | None
+    """The port that it came to."""
+
+
 class Client(Protocol):
     """A connection, as `State` sees it."""
 
@@ -89,8 +102,8 @@ class State(uvicorn.server.ServerState):
         self.leaving = False
         self.turned_away: Callable[[], None] = lambda: None
         """Told of each request that is refused for want of room, which no application hears of."""
-        self.at_once: Callable[[Any, bytes], Answer | None] | None = None
-        """Answers a whole POST, given its scope and its body, where that takes less time than a task of its own."""
+        self.at_once: Callable[[Post], Answer | None] | None = None
+        """See `process.Prompt`."""
         self.head = b""
         """The headers that every answer has."""
         self.asked_at = -math.inf

@@ -49,12 +49,12 @@ class _Connection(HttpToolsProtocol):
     _head_bytes = _body_bytes = 0
     """Bytes of the message under way that came in packets of their own."""
     _counted = 0
-    _hosts = 0
-    _coding: bytes | None = None
+    _named: dict[bytes, bytes]
+    """The headers of the request under way by name; of a name that came twice, the last."""
     _offered: bytes | None = None
     _current: RequestResponseCycle | None = None
     _unread = 0
-    _whole: bytearray | None = None
+    _whole: bytes | None = None
     """The body so far of a request that may be answered as soon as it is whole."""
     _last_words: bytes | None = None
     """Set once nothing more is read; written when the requests before are answered."""
@@ -173,9 +173,8 @@ class _Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._in_head = True
         self._begun += 1
-        self._head_bytes = self._body_bytes = self._hosts = 0
-        self._coding = None
-        super().on_message_begin()
+        self._head_bytes = self._body_bytes = 0
+        self.url, self.headers = b"", []
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
@@ -183,17 +182,11 @@ class _Connection(HttpToolsProtocol):
             return
         if len(self.headers) == bounds.HEADERS:
             raise RefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"send at most {bounds.HEADERS} headers")
-        name = name.lower()
-        if name == b"host":
-            self._hosts += 1
-        elif name == b"transfer-encoding":
-            self._coding = value.lower()
-        elif name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        self.headers.append((name, value))
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._named = named = dict(self.headers)
         method = self.parser.get_method()
         version = self.parser.get_http_version()
         state = self.server_state
@@ -205,9 +198,12 @@ class _Connection(HttpToolsProtocol):
             raise RefusedError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "this server speaks HTTP/1.1")
         if method == b"CONNECT":
             raise RefusedError(HTTPStatus.METHOD_NOT_ALLOWED, "this server is not a proxy")
-        if self._hosts > 1 or (not self._hosts and version == "1.1"):
-            raise RefusedError(HTTPStatus.BAD_REQUEST, f"one Host header must be there, not {self._hosts}")
-        if self._coding is not None and (self._coding != b"chunked" or version == "1.0"):
+        twice = len(named) != len(self.headers)
+        hosts = sum(name == b"host" for name, _ in self.headers) if twice else int(b"host" in named)
+        if hosts > 1 or (not hosts and version == "1.1"):
+            raise RefusedError(HTTPStatus.BAD_REQUEST, f"one Host header must be there, not {hosts}")
+        coding = named.get(b"transfer-encoding")
+        if coding is not None and (coding.lower() != b"chunked" or version == "1.0"):
             raise RefusedError(HTTPStatus.NOT_IMPLEMENTED, "the one transfer coding here is chunked, with HTTP/1.1")
         if self.parser.should_upgrade():
             kept = [b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"]
@@ -225,25 +221,32 @@ class _Connection(HttpToolsProtocol):
         self._in_body = True
         if method == b"POST":
             state.asked_at = time.monotonic()
-            if state.at_once is not None and self._alone() and version == "1.1" and self._coding is None:
-                self._whole = bytearray()
+            plain = version == "1.1" and coding is None and not twice and b"expect" not in named
+            if plain and state.at_once is not None and self._alone():
+                self._whole = b""
                 return
         self._begin()
 
     def _alone(self) -> bool:
-        """Return whether nothing is before a request, and nothing is special about its answer."""
+        """Return whether nothing is before a request, and nothing is special about the connection."""
         busy = self.pipeline or (self._current is not None and not self._current.response_complete)
-        special = self.expect_100_continue or self._surplus or self.server_state.leaving or self.flow.write_paused
-        return not busy and not special and self._last_words is None and self.parser.should_keep_alive()
+        special = self._surplus or self.server_state.leaving or self._last_words is not None
+        return not busy and not special and self.parser.should_keep_alive()
 
     def _begin(self) -> None:
         """Hand a request to the application."""
+        url, headers = self.url, self.headers
+        # Only now, since what is answered at once needs no scope.
+        super().on_message_begin()
+        self.url = url
+        self.headers += headers
+        self.expect_100_continue = self._named.get(b"expect", b"").lower() == b"100-continue"
         super().on_headers_complete()
         if self.server_state.leaving:
             self.cycle.keep_alive = False
             self.cycle.default_headers = [*self.cycle.default_headers, LEAVE]
         if self._whole:
-            super().on_body(bytes(self._whole))
+            super().on_body(self._whole)
         self._whole = None
 
     def on_body(self, body: bytes) -> None:
@@ -258,8 +261,10 @@ class _Connection(HttpToolsProtocol):
             return
         self._in_body = False
         if self._whole is not None:
-            if self._answered(bytes(self._whole)):
+            if self._answered(self._whole):
                 self._whole = None
+                # Else a client that always asks in time would still be idle since its first answer.
+                self._turn = _OURS
                 self._release()
                 return
             self._begin()
@@ -269,23 +274,26 @@ class _Connection(HttpToolsProtocol):
 
     def _answered(self, body: bytes) -> bool:
         """Answer a whole request without a task of its own; return whether that could be done."""
-        path, _, query = self.url.partition(b"?")
         state = self.server_state
-        if state.at_once is None or query or b"%" in path or self.flow.write_paused or self.transport.is_closing():
+        if state.at_once is None or self.flow.write_paused or self.transport.is_closing():
             return False
-        try:
-            self.scope["path"] = path.decode("ascii")
-        except UnicodeDecodeError:
-            return False
-        self.scope["method"] = "POST"
-        answer = state.at_once(self.scope, body)
+        port = self.server[1] if self.server else None
+        answer = state.at_once(bounds.Post(self.url, self._named, body, port))
         if answer is None:
             return False
-        lines = [_STATUS_LINES[answer.status], state.head]
-        lines += [b"%s: %s\r\n" % header for header in answer.headers]
-        lines.append(b"content-type: %s\r\ncontent-length: %d\r\n\r\n" % (answer.media, len(answer.body)))
-        lines.append(answer.body)
-        self.transport.write(b"".join(lines))
+        length = b"\r\ncontent-length: %d\r\n" % len(answer.body)
+        more = [b"%s: %s\r\n" % header for header in answer.headers]
+        parts = (
+            _STATUS_LINES[answer.status],
+            state.head,
+            b"content-type: ",
+            answer.media,
+            length,
+            *more,
+            b"\r\n",
+            answer.body,
+        )
+        self.transport.write(b"".join(parts))
         state.total_requests += 1
         return True
 

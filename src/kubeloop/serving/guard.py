@@ -24,12 +24,14 @@ from urllib.parse import urlsplit
 import orjson
 
 from kubeloop import access
+from kubeloop.serving.bounds import Post
 
 _NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+?)\.?)(?::\d+)?")
 _SAFE = frozenset({"GET", "HEAD"})
 _BINARY = b"application/octet-stream"
 _JSON = b"application/json"
+_JSON_SIZE = b"inference-header-content-length"
 _HOSTS = 8
 """Accepted values of Host that are remembered."""
 _DRAIN_BYTES = 1024 * 1024
@@ -59,6 +61,7 @@ class Guard:
         names: Collection[str] = (),
     ) -> None:
         self._app = app
+        self._prompt = getattr(app, "at_once", None)
         self._local = loopback(host)
         self._token = token.encode()
         self._inference = tuple(inference)
@@ -91,25 +94,23 @@ class Guard:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    def at_once(self, scope: Any, body: bytes) -> Any:
+    def at_once(self, post: Post) -> Any:
         """See `process.Prompt`; a refusal is `__call__`'s."""
-        prompt = getattr(self._app, "at_once", None)
-        return None if prompt is None or self._refuses(scope) is not None else prompt(scope, body)
+        if self._prompt is None or self._token:
+            return None
+        said = post.headers
+        if self._local and not self._usual(said) and self._strange([*said.items()]) is not None:
+            return None
+        return self._prompt(post)
 
     def _refuses(self, scope: Any) -> tuple[int, str] | None:
         """Return the status and the reason of a refusal."""
         headers: Headers = scope["headers"]
-        if self._local and not self._usual(headers):
-            host = _only(headers, b"host")
-            if (found := _HOST.fullmatch(host.lower())) is None or (found[1] or found[2]) not in self._names:
-                return 403, f"this service of one machine answers to localhost and 127.0.0.1, not to {host[:80]!r}"
-            origin = _first(headers, b"origin")
-            if origin is not None and urlsplit(origin.decode("latin-1")).netloc != host:
-                return 403, "a web page of another site may not ask this service"
-            if _has_body(headers) and not _declared(headers):
-                return 415, "say what the body is: Content-Type: application/json"
-            if len(self._hosts) < _HOSTS:
-                self._hosts.add(_first(headers, b"host") or b"")
+        named = dict(headers)
+        if self._local and not (len(named) == len(headers) and self._usual(named)):
+            refusal = self._strange(headers)
+            if refusal is not None:
+                return refusal
         if self._token and scope["method"] not in _SAFE and not scope["path"].startswith(self._inference):
             given = _only(headers, b"authorization").encode("latin-1")
             if not hmac.compare_digest(given, b"Bearer " + self._token):
@@ -119,13 +120,24 @@ class Guard:
                 )
         return None
 
-    def _usual(self, headers: Headers) -> bool:
-        """Return whether a request is like nearly all of them: JSON from a program, to a host that passed before."""
-        said = dict(headers)
-        once = len(said) == len(headers)
-        return (
-            once and said.get(b"host") in self._hosts and said.get(b"content-type") == _JSON and b"origin" not in said
-        )
+    def _usual(self, said: dict[bytes, bytes]) -> bool:
+        """Return whether a request is like nearly all: declared, from a program, to a host that passed before."""
+        declared = said.get(b"content-type") == _JSON or _JSON_SIZE in said
+        return declared and said.get(b"host") in self._hosts and b"origin" not in said
+
+    def _strange(self, headers: Headers) -> tuple[int, str] | None:
+        """Return why a request to one machine's service is refused, by its headers."""
+        host = _only(headers, b"host")
+        if (found := _HOST.fullmatch(host.lower())) is None or (found[1] or found[2]) not in self._names:
+            return 403, f"this service of one machine answers to localhost and 127.0.0.1, not to {host[:80]!r}"
+        origin = _first(headers, b"origin")
+        if origin is not None and urlsplit(origin.decode("latin-1")).netloc != host:
+            return 403, "a web page of another site may not ask this service"
+        if _has_body(headers) and not _declared(headers):
+            return 415, "say what the body is: Content-Type: application/json"
+        if len(self._hosts) < _HOSTS:
+            self._hosts.add(_first(headers, b"host") or b"")
+        return None
 
 
 def loopback(host: str) -> bool:
@@ -173,7 +185,7 @@ def _has_body(headers: Headers) -> bool:
 def _declared(headers: Headers) -> bool:
     """Return whether no page could have sent this body without asking."""
     names = {key for key, _ in headers}
-    if b"ce-specversion" in names or b"inference-header-content-length" in names:
+    if b"ce-specversion" in names or _JSON_SIZE in names:
         return True
     media = (_first(headers, b"content-type") or b"").partition(b";")[0].strip().lower()
     if not media:

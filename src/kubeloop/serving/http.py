@@ -1,4 +1,4 @@
-"""What the model server and the transformer share: the endpoints, limits, errors and metrics.
+"""What the model server and the transformer share: the endpoints, limits and errors.
 
 Raw ASGI, since a request of one row takes less time than a routing framework. One process serves one model.
 """
@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import orjson
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from kubeloop import __version__
 from kubeloop.errors import KubeloopError
 from kubeloop.serving import metrics_port
+from kubeloop.serving.bounds import Post
+from kubeloop.serving.metrics import INFER, PREDICT, Metrics
 from kubeloop.serving.tensors import ProtocolError
 
 log = logging.getLogger("kubeloop.serving")
@@ -33,13 +35,8 @@ _MEDIA = frozenset({b"", _JSON, b"application/x-www-form-urlencoded"})
 _BINARY = _MEDIA | {b"application/octet-stream"}
 EXTENSIONS = ["binary_tensor_data"]
 """Of the Open Inference Protocol, by the names that its servers use."""
-_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LINGER_S = 1.0
 _AT_ONCE_BYTES = 16 * 1024
-
-INFER = "/v2/models/{name}/infer"
-PREDICT = "/v1/models/{name}:predict"
-"""The paths of inference requests, as metrics have them; a ModelInfer over gRPC counts under V2's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,49 +55,6 @@ class Limits:
         """
         if rows > self.max_rows:
             raise ProtocolError(f"{rows} rows in one request; send at most {self.max_rows}", 413)
-
-
-class Metrics:
-    """Prometheus metrics of one process."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        self.requests = Counter("kubeloop_requests", "Answered requests.", ["path", "code"], registry=self.registry)
-        self.inferences = Counter(
-            "kubeloop_inferences",
-            "Answered inference requests, of any protocol: no probe, scrape or look at the metadata. 2xx are answered, "
-            "4xx refused and 5xx failed.",
-            ["outcome"],
-            registry=self.registry,
-        )
-        # A series that appeared with its first failure would have no increase that an alert could see.
-        self._outcomes = [self.inferences.labels(outcome) for outcome in ("answered", "refused", "failed")]
-        self.seconds = Histogram(
-            "kubeloop_request_seconds", "Time to answer.", ["path"], buckets=_BUCKETS, registry=self.registry
-        )
-        self.rows = Counter("kubeloop_rows", "Rows predicted.", registry=self.registry)
-        self.in_flight = Gauge("kubeloop_requests_in_flight", "Requests being answered.", registry=self.registry)
-        self.model = Gauge(
-            "kubeloop_model_info", "The model served; always 1.", ["name", "version", "sha256"], registry=self.registry
-        )
-        ProcessCollector(registry=self.registry)
-        # labels() costs as much as the increment, so the children are kept.
-        self._children: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
-
-    def observe(self, path: str, code: int, seconds: float) -> None:
-        """Count one answered request under its path template."""
-        children = self._children.get((path, code))
-        if children is None:
-            children = self.requests.labels(path, str(code)), self.seconds.labels(path)
-            self._children[path, code] = children
-        children[0].inc()
-        children[1].observe(seconds)
-        if path in (INFER, PREDICT):
-            self._outcomes[max(0, code // 100 - 3)].inc()
-
-    def turn_away(self) -> None:
-        """Count a request that failed before it came here, for want of room."""
-        self._outcomes[-1].inc()
 
 
 @dataclass(slots=True)
@@ -198,6 +152,7 @@ class App:
         self.beside: list[Beside] = []
         """Other ways to the service, started with it and stopped before it."""
         self._limits = service.limits
+        self._at_once_bytes = min(_AT_ONCE_BYTES, service.limits.max_body_bytes)
         self._metrics = service.metrics
         self._metrics.in_flight.set_function(lambda: self.in_flight)
         v2, v1 = f"/v2/models/{service.name}", f"/v1/models/{service.name}"
@@ -215,11 +170,11 @@ class App:
             "/metrics": ("GET", "/metrics", self._scrape),
         }
         self._versions = f"{v2}/versions/"
-        self._prompt: dict[str, tuple[str, Callable[[Request], Response | None]]] = {}
+        self._prompt: dict[bytes, tuple[str, Callable[[Request], Response | None]]] = {}
         if isinstance(service, Prompt):
             self._prompt = {
-                f"{v2}/infer": (INFER, service.infer_at_once),
-                f"{v1}:predict": (PREDICT, service.predict_at_once),
+                f"{v2}/infer".encode(): (INFER, service.infer_at_once),
+                f"{v1}:predict".encode(): (PREDICT, service.predict_at_once),
             }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -270,20 +225,19 @@ class App:
         finally:
             self.in_flight -= 1
 
-    def at_once(self, scope: Scope, body: bytes) -> Response | None:
+    def at_once(self, post: Post) -> Response | None:
         """Answer a whole inference request of a few rows, which takes less time than a task; see `process.Prompt`."""
-        route = self._prompt.get(scope["path"])
-        if route is None or len(body) > min(_AT_ONCE_BYTES, self._limits.max_body_bytes):
+        route = self._prompt.get(post.target)
+        if route is None or len(post.body) > self._at_once_bytes:
             return None
         start = time.perf_counter()
         try:
-            headers = dict(scope["headers"])
-            check_media(headers)
-            response = route[1](Request(body, headers, None))
+            check_media(post.headers)
+            response = route[1](Request(post.body, post.headers, None))
         except ProtocolError as error:
             response = error_response(error)
         except Exception:  # as in `__call__`
-            log.exception("POST %s failed", scope["path"])
+            log.exception("POST %s failed", post.target.decode())
             response = _failure()
         if response is not None:
             self._metrics.observe(route[0], response.status, time.perf_counter() - start)

@@ -9,6 +9,8 @@ from typing import Any
 
 from starlette.responses import PlainTextResponse
 
+from kubeloop.serving.bounds import Post
+
 SHOWN = ("/metrics", "/healthz", "/readyz")
 _READING = frozenset({"GET", "HEAD"})
 
@@ -23,6 +25,7 @@ class MetricsPort:
 
     def __init__(self, app: Any, port: int) -> None:
         self._app = app
+        self._prompt = getattr(app, "at_once", None)
         self.port = port
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -34,10 +37,9 @@ class MetricsPort:
         message = f"this port answers GET {', '.join(SHOWN)} alone\n"
         await PlainTextResponse(message, 404, {"connection": "close"})(scope, receive, send)
 
-    def at_once(self, scope: Any, body: bytes) -> Any:
+    def at_once(self, post: Post) -> Any:
         """See `process.Prompt`."""
-        prompt = getattr(self._app, "at_once", None)
-        return None if prompt is None or scope["server"][1] == self.port else prompt(scope, body)
+        return None if self._prompt is None or post.port == self.port else self._prompt(post)
 
 
 def _shown(scope: Any) -> bool:

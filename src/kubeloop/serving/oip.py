@@ -174,12 +174,13 @@ def encode_v2(response: InferResponse, request: InferRequest | None = None) -> t
     message["outputs"] = tensors = []
     tail: list[bytes] = []
     for name, array in response.outputs.items():
-        tensor: dict[str, Any] = {"name": name, "datatype": datatype_of(array), "shape": list(array.shape)}
+        tensor: dict[str, Any] = {"name": name, "datatype": datatype_of(array), "shape": array.shape}
         if request is not None and request.binary_by_name.get(name, request.binary):
             tail.append(raw_of(array))
             tensor["parameters"] = {"binary_data_size": len(tail[-1])}
         else:
-            tensor["data"] = jsonable(array.ravel())
+            flat = array.ravel()
+            tensor["data"] = flat.tolist() if flat.dtype.hasobject else flat
         tensors.append(tensor)
     head = orjson.dumps(message, option=orjson.OPT_SERIALIZE_NUMPY)
     return (b"".join([head, *tail]), len(head)) if tail else (head, None)
@@ -240,7 +241,7 @@ def load_object(body: bytes) -> dict[str, Any]:
 
 def _objects(message: dict[str, Any], key: str) -> list[dict[str, Any]]:
     tensors = message.get(key)
-    if type(tensors) is not list or not tensors or not all(type(tensor) is dict for tensor in tensors):
+    if type(tensors) is not list or set(map(type, tensors)) != {dict}:
         raise ProtocolError(f'expected a JSON object with "{key}", a list of at least one tensor object')
     return tensors
 
@@ -296,6 +297,9 @@ def _tensors(message: dict[str, Any], key: str, specs: Specs, tail: _Tail) -> di
 
 
 def _rows(inputs: dict[str, Array], specs: Specs) -> int:
+    first, *others = {array.shape[:1] for array in inputs.values()}
+    if not others:
+        return first[0] if first else 1
     sizes = {name: array.shape[0] if array.ndim else 1 for name, array in inputs.items()}
     free = {size for name, size in sizes.items() if specs[name].shape[:1] == (-1,)}
     if len(free) > 1:

@@ -42,8 +42,8 @@ class Application(Protocol):
 class Prompt(Protocol):
     """An application that can answer some requests without waiting for anything."""
 
-    def at_once(self, scope: Any, body: bytes) -> bounds.Answer | None:
-        """Answer one whole POST; None where it takes a task, and `__call__`."""
+    def at_once(self, post: bounds.Post) -> bounds.Answer | None:
+        """Answer; None where it takes a task, and `__call__`."""
 
 
 class Server(uvicorn.Server):

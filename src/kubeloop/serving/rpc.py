@@ -16,7 +16,8 @@ from google.protobuf.message import DecodeError
 from kubeloop import __version__
 from kubeloop.serving import oip
 from kubeloop.serving.calls import InferenceService, answered
-from kubeloop.serving.http import EXTENSIONS, INFER, App
+from kubeloop.serving.http import EXTENSIONS, App
+from kubeloop.serving.metrics import INFER
 from kubeloop.serving.oip import InferRequest, InferResponse, Parameters
 from kubeloop.serving.rpc_messages import HEALTH, INFERENCE
 from kubeloop.serving.tensors import DTYPES, Array, ProtocolError, Specs, datatype_of, raw_of

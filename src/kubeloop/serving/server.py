@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from kubeloop.serving.calls import V1, V2, Call, Inference, serve
-from kubeloop.serving.http import Limits, Metrics, Request, Response, add_arguments, limits_of
+from kubeloop.serving.http import Limits, Request, Response, add_arguments, limits_of
+from kubeloop.serving.metrics import Metrics
 from kubeloop.serving.model import PLATFORM, PROVIDERS, Model, ModelError, load
 from kubeloop.serving.oip import InferRequest, InferResponse
 from kubeloop.serving.process import log_to_stderr
@@ -73,7 +74,7 @@ class Predictor(Inference):
         if request.rows > self._inline_rows:
             return None
         self.limits.check_rows(request.rows)
-        self.metrics.rows.inc(request.rows)
+        self.metrics.predicted(request.rows)
         return self._work(call, request)
 
     def _work(self, call: Call[T], request: InferRequest) -> T:
@@ -90,7 +91,7 @@ class Predictor(Inference):
         # Parsing, like predicting, holds up everyone else when there is much of it.
         request = parse() if call.size <= _INLINE_BYTES else await self._in_thread(parse)
         self.limits.check_rows(request.rows)
-        self.metrics.rows.inc(request.rows)
+        self.metrics.predicted(request.rows)
 
         if request.rows <= self._inline_rows:
             return self._work(call, request)

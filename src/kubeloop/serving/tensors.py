@@ -13,7 +13,7 @@ from kubeloop.errors import KubeloopError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-DTYPES: dict[str, type[np.generic]] = {
+_TYPES: dict[str, type[np.generic]] = {
     "BOOL": np.bool_,
     "UINT8": np.uint8,
     "UINT16": np.uint16,
@@ -28,12 +28,13 @@ DTYPES: dict[str, type[np.generic]] = {
     "FP64": np.float64,
     "BYTES": np.object_,
 }
+DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(of) for name, of in _TYPES.items()}
 """OIP datatypes and the numpy types that carry them; BYTES are Python strings."""
 
 _LENGTH = struct.Struct("<I")
 """Leads each element of raw BYTES."""
 
-_DATATYPES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+_DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 _FLOAT: tuple[frozenset[type], str] = (frozenset({float, int, type(None)}), "numbers or null")
 _INTEGER: tuple[frozenset[type], str] = (frozenset({int}), "whole numbers, never null")
 _KINDS: dict[str, tuple[frozenset[type], str]] = {
@@ -92,7 +93,7 @@ def _fit(spec: TensorSpec, dims: Any) -> list[int]:
         elif len(shape) > len(declared) and shape[-1] == 1:
             shape = shape[:-1]
         if len(shape) == len(declared):
-            for size, want in zip(shape, declared, strict=True):
+            for size, want in zip(shape, declared):  # noqa: B905 - as long as each other, and strict costs
                 if type(size) is not int or size < 1 or (want != size and want != -1):
                     break
             else:
@@ -103,26 +104,26 @@ def _fit(spec: TensorSpec, dims: Any) -> list[int]:
 def array_of(spec: TensorSpec, data: list[Any], dims: Any) -> Array:
     """Make an array of the declared rank from row-major values, flat or nested as the stated shape says."""
     shape = _fit(spec, dims)
-    allowed, expected = _KINDS.get(spec.datatype, (frozenset(), ""))
+    datatype = spec.datatype
+    if datatype not in _KINDS:
+        raise _unknown(spec)
+    allowed, expected = _KINDS[datatype]
     kinds = set(map(type, data))
     if list in kinds:
         data = _flatten(spec, data, dims)
         kinds = set(map(type, data))
     if not kinds <= allowed:
-        if not expected:
-            raise _unknown(spec)
         wrong = next(value for value in data if type(value) not in allowed)
         raise ProtocolError(f"{spec.name!r} ({spec.datatype}) takes {expected}, got {show(wrong)}")
     if len(data) != prod(shape):
         raise ProtocolError(f"{spec.name!r} of shape {shape} needs {prod(shape)} values, got {len(data)}")
-    if spec.datatype == "BYTES" and len(kinds) > 1:
+    if datatype == "BYTES" and type(None) in kinds:
         data = ["" if value is None else value for value in data]
-    elif spec.datatype == "BYTES" and str not in kinds:
-        data = [""] * len(data)
     try:
-        return np.array(data, dtype=DTYPES[spec.datatype]).reshape(shape)
+        array = np.array(data, DTYPES[datatype])
     except (OverflowError, FloatingPointError):
         raise ProtocolError(f"{spec.name!r} has a value out of the range of {spec.datatype}") from None
+    return array if len(shape) == 1 else array.reshape(shape)
 
 
 def array_of_raw(spec: TensorSpec, data: memoryview, dims: Any) -> Array:
@@ -137,7 +138,7 @@ def array_of_raw(spec: TensorSpec, data: memoryview, dims: Any) -> Array:
         raise _unknown(spec)
     if spec.datatype == "BYTES":
         return np.array(_texts(spec, data, count), dtype=np.object_).reshape(shape)
-    dtype = np.dtype(DTYPES[spec.datatype])
+    dtype = DTYPES[spec.datatype]
     if len(data) != count * dtype.itemsize:
         raise ProtocolError(f"{spec.name!r} of shape {shape} needs {count * dtype.itemsize} bytes, got {len(data)}")
     if spec.datatype == "BOOL":

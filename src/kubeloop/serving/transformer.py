@@ -19,7 +19,8 @@ from prometheus_client import Counter
 from kubeloop import moments, names
 from kubeloop.serving import oip
 from kubeloop.serving.calls import SCORE, Call, Inference, serve
-from kubeloop.serving.http import Limits, Metrics, add_arguments, limits_of
+from kubeloop.serving.http import Limits, add_arguments, limits_of
+from kubeloop.serving.metrics import Metrics
 from kubeloop.serving.process import log_to_stderr
 from kubeloop.serving.tensors import Array, ProtocolError, TensorSpec, specs_of
 from kubeloop.serving.upstream import Answer, Client, ConnectError, Headers, UpstreamError
@@ -200,7 +201,7 @@ class Transformer(Inference):
             raise ProtocolError(str(error)) from error
         except ConnectionError as error:
             raise ProtocolError(str(error), 503) from error
-        self.metrics.rows.inc(rows)
+        self.metrics.predicted(rows)
         tensors = []
         for spec in self._features:
             values = [_feature(spec, value) for value in found[spec.name]]

@@ -78,6 +78,14 @@ def test_idle_connections_are_closed_without_a_word(every: dict[str, Server]) ->
     at_once(every, check)
 
 
+def test_a_client_that_goes_on_asking_is_not_idle(every: dict[str, Server]) -> None:
+    def check(server: Server) -> None:
+        pieces = [server.whole(), SHORT["IDLE_S"] / 4] * 8
+        assert statuses(server.ask(*pieces, half=True)) == [server.status] * 8
+
+    at_once(every, check)
+
+
 @pytest.mark.parametrize(
     ("begin", "drop"),
     [

@@ -4,7 +4,8 @@ import argparse
 from dataclasses import dataclass
 from typing import Any
 
-from kubeloop.serving.http import App, Limits, Metrics
+from kubeloop.serving.http import App, Limits
+from kubeloop.serving.metrics import Metrics
 from kubeloop.serving.metrics_port import add_arguments
 from kubeloop.serving.process import Server, run
 from kubeloop.serving.transformer import Transformer

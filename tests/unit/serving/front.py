@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from kubeloop.serving.calls import application
-from kubeloop.serving.http import App, Limits, Metrics, add_arguments, limits_of
+from kubeloop.serving.http import App, Limits, add_arguments, limits_of
+from kubeloop.serving.metrics import Metrics
 from kubeloop.serving.process import Server, run
 from kubeloop.serving.transformer import Transformer
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from kubeloop.serving.bounds import Post
+from kubeloop.serving.guard import Guard
 from tests.unit.serving.conftest import Start
 
 ROW = {"name": "input", "shape": [1, 30], "datatype": "FP32", "data": [1] * 30}
@@ -100,6 +102,29 @@ def test_in_one_piece_or_in_two_it_is_the_same_request(matrix: str, case: str) -
     assert counted == change(middle, counts(matrix))
     # What the guard turns away is in no count.
     assert counted or whole.startswith((b"HTTP/1.1 403", b"HTTP/1.1 415"))
+
+
+@pytest.mark.parametrize(
+    ("headers", "passes"),
+    [
+        ({"content-type": "application/json"}, True),
+        ({"content-type": "application/octet-stream", "inference-header-content-length": "9"}, True),
+        ({}, True),
+        ({"content-type": "text/csv"}, False),
+        ({"content-type": "application/json", "origin": "http://evil.example"}, False),
+        ({"content-type": "application/json", "host": "evil.example"}, False),
+    ],
+)
+def test_who_may_ask_is_answered_at_once(headers: dict[str, str], passes: bool) -> None:
+    class Answers:
+        def at_once(self, post: Post) -> bytes:
+            return post.body
+
+    named = {"host": "127.0.0.1", "content-length": "1", **headers}
+    post = Post(V2.encode(), {key.encode(): value.encode() for key, value in named.items()}, b"x", 80)
+    guard = Guard(Answers(), "127.0.0.1")
+    # The second time the host is known.
+    assert [guard.at_once(post) for _ in range(2)] == [b"x" if passes else None] * 2
 
 
 def test_the_limits_are_those_of_every_request(start: Start, models: Path) -> None:

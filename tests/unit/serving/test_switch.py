@@ -16,7 +16,8 @@ import pytest
 
 from kubeloop.monitoring import cloudevents, payload_log, payloads
 from kubeloop.serving import MOST_DRAINS
-from kubeloop.serving.http import App, Limits, Metrics
+from kubeloop.serving.http import App, Limits
+from kubeloop.serving.metrics import Metrics
 from kubeloop.serving.process import Server
 from kubeloop.serving.transformer import Transformer
 from tests.unit.serving.cluster import Agent, Caller, Pod, Service
