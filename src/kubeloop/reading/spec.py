@@ -33,7 +33,7 @@ EXACT = ("NA", "N/A", "#N/A", "<NA>", "NULL", "null", "None", "NaN", "nan", "NaT
 
 EPOCHS = {"epoch_s": 1_000_000, "epoch_ms": 1_000, "epoch_us": 1, "epoch_ns": 0}
 """Formats of times that count from 1970 on: microseconds a unit, 0 for nanoseconds."""
-NAMED = ("iso", "excel", *EPOCHS)
+NAMED = ("iso", "excel", "quarter", "week", *EPOCHS)
 """Formats of times that are not written with % signs."""
 
 
@@ -82,7 +82,9 @@ class Column(Model):
     thousands: Literal["", ".", ",", " ", "'"] = ""
     sign: str = Field(default="", description="Currency or % before or after the number, which is left out.")
     format: TimeFormat = Field(
-        default="iso", description="Of times: as strptime has it, or iso, excel, epoch_s, epoch_ms, epoch_us, epoch_ns."
+        default="iso",
+        description="Of times: as strptime has it, or iso, excel, quarter, week, epoch_s, epoch_ms, "
+        "epoch_us, epoch_ns.",
     )
     of: tuple[str, ...] = Field(
         default=(), description="The columns with date and time of day that this time is made of, in this order."
