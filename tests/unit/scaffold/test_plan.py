@@ -53,6 +53,7 @@ def test_every_plan_holds_together(days: float, moments: int, rows: int, share: 
         return
     assert found.train_from > START - timedelta(days=1)
     assert found.train_from < found.train_to < found.fast_until <= found.until
+    assert found.fast_until - found.train_to <= 12 * found.window, "a first run is for a newcomer"
     assert found.history >= found.scale.long + found.label_delay + found.scale.step
     assert found.until - found.train_to >= 3 * found.window
     assert 0 < found.fast_sample <= 1
