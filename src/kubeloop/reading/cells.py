@@ -12,14 +12,15 @@ from kubeloop.reading.spec import EPOCHS, WORDS, Column
 INTEGER = r"[+-]?\d+"
 NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?([iI][nN][fF]([iI][nN][iI][tT][yY])?)"
 ISO = (
-    r"\d{4}-\d{1,2}-\d{1,2}([T ]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?)?( ?(Z|z|UTC|[+-]\d{2}(:?\d{2})?))?"
+    r"\d{4}-\d{1,2}-\d{1,2}([T ]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?)?( ?(Z|z|UTC|[+-]\d{2}(:?\d{2})?)(\[[A-Za-z_/+-]+\])?)?"
     r"|\d{4}-\d{1,2}-\d{1,2}[T ]\d{1,2}(Z|z)"
 )
-_AWARE = r".*:\d{2}(\.\d+)? ?(Z|z|UTC|[+-]\d{2}(:?\d{2})?)"
+_AWARE = r".*:\d{2}(\.\d+)? ?(Z|z|UTC|[+-]\d{2}(:?\d{2})?)(\[.*)?"
 _MINUS = "[-−]"
 QUARTER = r"\d{4}[-/ ]?[QqTt][1-4]|[QqTt][1-4][-/ ]?\d{4}|[1-4][QqTt][-/ ]?\d{4}"
 WEEK = r"\d{4}[-/ ]?(?:[Ww]|KW|CW) ?(?:\d{1,2}|\d{2}-?[1-7])|(?:[Ww]|KW|CW) ?\d{1,2}[-/ ]\d{4}"
 _CLOCK = re.compile(r"(?:T| |, |:| at )%[HI].*$")
+_BLANK = r"[\s\x{00A0}\x{2009}\x{202F}]*"
 _CLASSES = {"": "", ".": r"\.", ",": ",", " ": "[ \\x{00A0}\\x{2009}\\x{202F}]", "'": "['’]"}
 WHAT = {
     "text": "text",
@@ -90,8 +91,8 @@ def _local(text: str, column: Column) -> str:
     grouped = rf"\d{{1,3}}(?:{between}\d{{2,3}})*{between}\d{{3}}|" if column.thousands else ""
     body = rf"(?:(?:{grouped}\d+)(?:{point}\d*)?|{point}\d+)(?:[eE][+-]?\d+)?"
     sign = rf"(?:{re.escape(column.sign)})?" if column.sign else ""
-    around = rf"(?:[+]|{_MINUS})?\s*{sign}\s*(?:[+]|{_MINUS})?\s*{body}\s*{sign}\s*{_MINUS}?"
-    shape = rf"{around}|\(\s*{sign}\s*{body}\s*{sign}\s*\)"
+    around = rf"(?:[+]|{_MINUS})?{_BLANK}{sign}{_BLANK}(?:[+]|{_MINUS})?{_BLANK}{body}{_BLANK}{sign}{_BLANK}{_MINUS}?"
+    shape = rf"{around}|\({_BLANK}{sign}{_BLANK}{body}{_BLANK}{sign}{_BLANK}\)"
     plain = f"regexp_extract({text}, {literal(body)})"
     if column.thousands:
         plain = f"regexp_replace({plain}, {literal(between)}, '', 'g')"
@@ -110,7 +111,7 @@ def time(text: str, form: str, zone: str) -> str:
     if form == "iso":
         return (
             f"CASE WHEN NOT regexp_full_match({text}, '{ISO}') THEN NULL "
-            f"WHEN regexp_full_match({text}, '{_AWARE}') THEN TRY_CAST({text} AS TIMESTAMPTZ) "
+            f"WHEN regexp_full_match({text}, '{_AWARE}') THEN TRY_CAST(split_part({text}, '[', 1) AS TIMESTAMPTZ) "
             f"ELSE TRY_CAST({text} AS TIMESTAMP) {here} END"
         )
     if form in EPOCHS:

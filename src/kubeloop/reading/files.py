@@ -377,6 +377,10 @@ def _layout(origin: Path, path: Path, read: Read, *, first: bool) -> _Layout:
             place = next(place for place, (_, row) in enumerate(rows) if len(row) == width)
             if place and len(rows[0][1]) > 1 and _data(rows[place][1]) and not _data(rows[0][1]):
                 place = 0
+            if 2 * sum(map(bool, map(str.strip, rows[place][1]))) <= width:
+                # A title that is padded to the width of the table, as SAP writes it.
+                whole = (at for at, (_, row) in enumerate(rows[:20]) if len(row) == width and all(map(str.strip, row)))
+                place = next(whole, place)
         share = counts[width] / sum(counts.values())
         line, names = rows[place]
         layout = _Layout(delimiter, line, names, head.strip().splitlines()[0])

@@ -26,6 +26,23 @@ WORDS = (
     "#null!",
     "#value!",
     "#div/0!",
+    "#nv",
+    "#n/d",
+    "#wert!",
+    "#valeur!",
+    "#¡valor!",
+    "#valor!",
+    "(null)",
+    "<null>",
+    "(blank)",
+    "(leer)",
+    "n.a.",
+    "k.a.",
+    "k. a.",
+    "n.v.",
+    "n.d.",
+    "s/d",
+    "n/d",
 )
 """Words for a missing value, in lower case; no number, time or truth value is written like that."""
 EXACT = ("NA", "N/A", "#N/A", "<NA>", "NULL", "null", "None", "NaN", "nan", "NaT", "\\N", "?", "-", "--")

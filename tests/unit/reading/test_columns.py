@@ -93,6 +93,7 @@ def test_times_are_read_in_the_one_format_that_fits_all(
             ["2024-07-14 05:00", "2024-12-14 06:00"],
         ),
         (["Sun Nov 29 01:33:27 EST 2026"], "%a %b %d %H:%M:%S %Z %Y", ["2026-11-29 06:33:27"]),
+        (["2024-01-01T10:00:00.000+02:00[Europe/Berlin]"], "iso", ["2024-01-01 08:00"]),
         (["Wed Aug 27 13:08:45 +0000 2008"], "%a %b %d %H:%M:%S %z %Y", ["2008-08-27 13:08:45"]),
         (["[10/Oct/2000:13:55:36 -0700]"], "[%d/%b/%Y:%H:%M:%S %z]", ["2000-10-10 20:55:36"]),
         (
@@ -274,6 +275,11 @@ def test_an_option_decides_and_one_that_does_not_fit_is_refused(tmp_path: Path, 
         (lambda a: a.map("{:.2f}°C".format), {"kind": "number", "sign": "°C"}, "without the °C"),
         (lambda a: a.map("{:,.2f}".format).str.replace(",", " "), {"kind": "number", "thousands": " "}, "spaces"),
         (lambda a: a.map("{:,.2f}".format).str.replace(",", "’"), {"kind": "number", "thousands": "'"}, "apostrophes"),
+        (
+            lambda a: a.map("{:,.2f}\u00a0€".format).str.translate(str.maketrans(",.", "\u202f,")),
+            {"kind": "number", "decimal": ",", "thousands": " ", "sign": "€"},
+            "decimal comma; spaces between thousands; without the €",
+        ),
         (
             lambda a: a.map("{:,.2f} €".format).str.translate(str.maketrans(",.", ".,")),
             {"kind": "number", "decimal": ",", "thousands": ".", "sign": "€"},

@@ -129,6 +129,10 @@ def test_other_formats_hold_the_same_table(visits: pd.DataFrame, tmp_path: Path,
         (lambda csv: csv.replace(",", ";").replace("\n", ";\n").replace(";\n", "\n", 1), "semicolons between"),
         (lambda csv: "\n".join(f"{place},{line}" if place else line for place, line in enumerate(csv.split())), ""),
         (lambda csv: re.sub(r"(?m)^([^,]+),([^,]+),([^,]+),(\d)$", r'="\1",\2,="\3",="\4"', csv), 'without the =""'),
+        (
+            lambda csv: f"Dynamische Listenausgabe,,,\n\n{csv}Summe,,1,\n",
+            "2 lines before the names of the columns left out: 'Dynamische Listenausgabe,,,'",
+        ),
         (lambda csv: csv + csv, "1 more line with the names of the columns left out"),
     ],
 )
