@@ -25,24 +25,9 @@ FEW = 20
 """Keys with fewer values share their ups and downs."""
 
 _POSITIVE = (
-    "1",
-    "1.0",
-    "true",
-    "yes",
-    "y",
-    "t",
-    "ja",
-    "wahr",
-    "oui",
-    "vrai",
-    "sí",
-    "si",
-    "verdadero",
-    "sì",
-    "vero",
-    "sim",
+    *("1", "1.0", "true", "yes", "y", "t", "ja", "wahr", "oui", "vrai", "sí", "si", "verdadero", "sì", "vero"),
+    *("sim", "verdadeiro", "waar"),
 )
-_POSITIVE += ("verdadeiro", "waar")
 _NEGATIVE = (
     "0",
     "0.0",

@@ -394,10 +394,10 @@ def _layout(origin: Path, path: Path, read: Read, *, first: bool) -> _Layout:
     below = [row for line, row in _parsed(head, found.delimiter) if line > found.skip]
     if below and all(len(row) == width + 1 for row in below[: max(1, len(below) - 1)]):
         # A separator ends each line but the first, or the first column, R's numbers of rows, has no name.
-        whole = [row for row in below if len(row) > width]
-        if all(not row[-1].strip() for row in whole):
+        wider = [row for row in below if len(row) > width]
+        if all(not row[-1].strip() for row in wider):
             found = replace(found, names=[*found.names, ""])
-        elif [row[0] for row in whole] == [str(number) for number in range(1, len(whole) + 1)]:
+        elif [row[0] for row in wider] == [str(number) for number in range(1, len(wider) + 1)]:
             found = replace(found, names=["", *found.names])
     found = replace(found, guarded='="' in head or '"=""' in head)
     if first and _data(found.names):
