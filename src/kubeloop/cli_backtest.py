@@ -78,7 +78,7 @@ def backtest(
     if as_json:
         print(json.dumps(found | ({} if changes is None else {"applied": changes}), indent=2))
         return
-    _tell(found)
+    _tell(found, found["suggested"] if apply == "suggested" else apply or "")
     for line in changes or []:
         _OUT.print(f"[green]loop.yaml[/] {escape(line)}")
     if changes == []:
@@ -156,7 +156,7 @@ class _Bar:
         self._bar.update(self._tasks[what], completed=done, total=whole)
 
 
-def _tell(found: dict[str, Any]) -> None:
+def _tell(found: dict[str, Any], applied: str) -> None:
     from kubeloop.backtest import words
 
     metric, confidence = found["metric"], found["confidence"]
@@ -168,6 +168,6 @@ def _tell(found: dict[str, Any]) -> None:
     for row in found["policies"]:
         table.add_row(*map(escape, words.cells(row)), style="dim" if row["oracle"] else None)
     (_OUT if _OUT.is_terminal else Console(width=_WIDE, highlight=False)).print(table)
-    for sentence in words.sentences(found):
+    for sentence in words.sentences(found, applied):
         _OUT.print(f"\n{escape(sentence)}", soft_wrap=not _OUT.is_terminal)
     _OUT.print("\n`kubeloop report --open` shows it as a picture; docs/backtest.md says how to read it.\n")

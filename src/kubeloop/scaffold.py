@@ -325,7 +325,9 @@ def _suites(case: Case, table: Table, activity: Activity, trained: "pd.DataFrame
             scaffold_suites.gap(steps),
             waiting=[case.label.column, *([case.known.column] if case.known else [])],
         ),
-        "training": scaffold_suites.training(trained, runs, scaffold_suites.gap(steps, case.timeline.label_delay)),
+        "training": scaffold_suites.training(
+            trained, runs, scaffold_suites.gap(steps, case.timeline.label_delay), case.timeline.train_to
+        ),
     }
 
 

@@ -24,8 +24,27 @@ MOST_CLASSES = 20
 FEW = 20
 """Keys with fewer values share their ups and downs."""
 
-_POSITIVE = ("1", "1.0", "true", "yes", "y", "t")
-_NEGATIVE = ("0", "0.0", "false", "no", "n", "f")
+_POSITIVE = (
+    *("1", "1.0", "true", "yes", "y", "t", "ja", "wahr", "oui", "vrai", "sí", "si", "verdadero", "sì", "vero"),
+    *("sim", "verdadeiro", "waar"),
+)
+_NEGATIVE = (
+    "0",
+    "0.0",
+    "false",
+    "no",
+    "n",
+    "f",
+    "nein",
+    "falsch",
+    "non",
+    "faux",
+    "falso",
+    "não",
+    "nao",
+    "nee",
+    "onwaar",
+)
 
 
 @dataclass(frozen=True)

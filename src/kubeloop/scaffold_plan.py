@@ -16,6 +16,8 @@ FULL_MOMENTS, FULL_ROWS = 20_000, 400_000
 """Most moments and rows that a whole replay sends."""
 FAST_MOMENTS, FAST_ROWS = 2_000, 40_000
 """The same for `--fast`: a minute or so."""
+FAST_WINDOWS = 12
+"""Most drift windows that `--fast` replays: a retraining takes half a minute, and after each come three of rest."""
 
 _MINUTE, _HOUR, _DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 _NICE = [_MINUTE * n for n in (1, 2, 5, 10, 20, 30)] + [_HOUR * n for n in (1, 2, 3, 6, 12)]
@@ -177,7 +179,7 @@ def timeline(
     holdout, block = _holdout(activity, train_from, train_to, chosen, delay)
     replayed = until - train_to
     window = _window(activity, train_to, until, chosen)
-    fast_until = min(until, train_to + max(math.ceil(0.75 * replayed / window), 8) * window)
+    fast_until = min(until, train_to + min(max(math.ceil(0.75 * replayed / window), 8), FAST_WINDOWS) * window)
     sample = _sample(activity, train_to, until, FULL_MOMENTS, FULL_ROWS)
     fast_sample = _sample(activity, train_to, fast_until, FAST_MOMENTS, FAST_ROWS)
     windows = max(1, (fast_until - train_to) // window)

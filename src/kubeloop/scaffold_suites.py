@@ -79,17 +79,22 @@ def raw(
     return head + expectations.dump(suite)
 
 
-def training(frame: "pd.DataFrame", runs: Runs, gap: str) -> str:
+def training(frame: "pd.DataFrame", runs: Runs, gap: str, first: datetime) -> str:
     """Return the suite of the training set.
 
     Args:
         frame: a training set over the whole table, or a sample of its rows.
         runs: what runs would see.
         gap: how old the newest labelled row may be, a duration.
+        first: where the first training set ends; its histories are the emptiest.
     """
     suite = profiling.profile(frame, timestamp="event_timestamp", label="label", keys=["event_id"])
     suite = _fit(suite, runs.labelled, runs.share, "event_timestamp", gap)
+    early = frame[(frame["event_timestamp"] < first).to_numpy()]
     for item in suite:
+        if (filled := item.get("expect_column_values_to_not_be_null")) and "mostly" in filled and len(early):
+            missing = float(early[filled["column"]].isna().to_numpy().mean())
+            filled["mostly"] = min(filled["mostly"], int(max(0.98 - 2 * missing, (1 - missing) / 2) * 1000) / 1000)
         # Labels that are late say nothing against the rows that have one.
         if (fresh := item.get("expect_column_max_to_be_between")) and fresh["column"] == "event_timestamp":
             fresh["severity"] = "warning"

@@ -31,15 +31,15 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def sentences(found: Mapping[str, Any]) -> list[str]:
-    """Return what the numbers rest on, the answer to the sceptic, and the suggestion."""
+def sentences(found: Mapping[str, Any], applied: str = "") -> list[str]:
+    """Return what the numbers rest on, the answer to the sceptic, and the suggestion, unless that was just applied."""
     start, until = (datetime.fromisoformat(found[end]) for end in ("start", "until"))
     basis = (
         f"{found['rows']:,} labelled predictions from {start:%Y-%m-%d} to {until:%Y-%m-%d}, {found['positives']:,} "
         f"positive; intervals resample {found['windows']} whole windows of {found['window']}. A positive difference is "
         "better."
     )
-    return [basis, *answer(found), suggestion(found)]
+    return [basis, *answer(found), suggestion(found, applied)]
 
 
 def answer(found: Mapping[str, Any]) -> list[str]:
@@ -60,14 +60,14 @@ def answer(found: Mapping[str, Any]) -> list[str]:
     return [f"{question} This history does not show it: {numbers}, and the interval holds zero; it took {counts}."]
 
 
-def suggestion(found: Mapping[str, Any]) -> str:
+def suggestion(found: Mapping[str, Any], applied: str = "") -> str:
     """Say which policy is suggested, and why."""
     rows = {row["policy"]: row for row in found["policies"]}
     row = rows[found["suggested"]]
     return (
         f"Suggested: {found['suggested']}, with {plural(row['retrainings'], 'retraining')}. No policy is shown to be "
-        "better, and of those that are as good it retrains least. `kubeloop backtest --apply suggested` writes it into "
-        "loop.yaml."
+        "better, and of those that are as good it retrains least."
+        + ("" if applied == found["suggested"] else " `kubeloop backtest --apply suggested` writes it into loop.yaml.")
     )
 
 

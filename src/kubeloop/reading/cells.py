@@ -6,17 +6,22 @@ the gap, and the one after the repeated hour. `moments.local` does the same for 
 
 import re
 
+from kubeloop.reading import months, zones
 from kubeloop.reading.spec import EPOCHS, WORDS, Column
 
 INTEGER = r"[+-]?\d+"
 NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?([iI][nN][fF]([iI][nN][iI][tT][yY])?)"
 ISO = (
-    r"\d{4}-\d{1,2}-\d{1,2}([T ]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?)?( ?(Z|z|UTC|[+-]\d{2}(:?\d{2})?))?"
+    r"\d{4}-\d{1,2}-\d{1,2}([T ]\d{1,2}:\d{2}(:\d{2}(\.\d+)?)?)?( ?(Z|z|UTC|[+-]\d{2}(:?\d{2})?)(\[[A-Za-z_/+-]+\])?)?"
     r"|\d{4}-\d{1,2}-\d{1,2}[T ]\d{1,2}(Z|z)"
 )
-_AWARE = r".*:\d{2}(\.\d+)? ?(Z|z|UTC|[+-]\d{2}(:?\d{2})?)"
+_AWARE = r".*:\d{2}(\.\d+)? ?(Z|z|UTC|[+-]\d{2}(:?\d{2})?)(\[.*)?"
 _MINUS = "[-−]"
-_CLASSES = {"": "", ".": r"\.", ",": ",", " ": "[ \\x{00A0}\\x{202F}]", "'": "['’]"}
+QUARTER = r"\d{4}[-/ ]?[QqTt][1-4]|[QqTt][1-4][-/ ]?\d{4}|[1-4][QqTt][-/ ]?\d{4}"
+WEEK = r"\d{4}[-/ ]?(?:[Ww]|KW|CW) ?(?:\d{1,2}|\d{2}-?[1-7])|(?:[Ww]|KW|CW) ?\d{1,2}[-/ ]\d{4}"
+_CLOCK = re.compile(r"(?:T| |, |:| at )%[HI].*$")
+_BLANK = r"[\s\x{00A0}\x{2009}\x{202F}]*"
+_CLASSES = {"": "", ".": r"\.", ",": ",", " ": "[ \\x{00A0}\\x{2009}\\x{202F}]", "'": "['’]"}
 WHAT = {
     "text": "text",
     "integer": "a whole number",
@@ -86,8 +91,8 @@ def _local(text: str, column: Column) -> str:
     grouped = rf"\d{{1,3}}(?:{between}\d{{2,3}})*{between}\d{{3}}|" if column.thousands else ""
     body = rf"(?:(?:{grouped}\d+)(?:{point}\d*)?|{point}\d+)(?:[eE][+-]?\d+)?"
     sign = rf"(?:{re.escape(column.sign)})?" if column.sign else ""
-    around = rf"(?:[+]|{_MINUS})?\s*{sign}\s*(?:[+]|{_MINUS})?\s*{body}\s*{sign}\s*{_MINUS}?"
-    shape = rf"{around}|\(\s*{sign}\s*{body}\s*{sign}\s*\)"
+    around = rf"(?:[+]|{_MINUS})?{_BLANK}{sign}{_BLANK}(?:[+]|{_MINUS})?{_BLANK}{body}{_BLANK}{sign}{_BLANK}{_MINUS}?"
+    shape = rf"{around}|\({_BLANK}{sign}{_BLANK}{body}{_BLANK}{sign}{_BLANK}\)"
     plain = f"regexp_extract({text}, {literal(body)})"
     if column.thousands:
         plain = f"regexp_replace({plain}, {literal(between)}, '', 'g')"
@@ -106,7 +111,7 @@ def time(text: str, form: str, zone: str) -> str:
     if form == "iso":
         return (
             f"CASE WHEN NOT regexp_full_match({text}, '{ISO}') THEN NULL "
-            f"WHEN regexp_full_match({text}, '{_AWARE}') THEN TRY_CAST({text} AS TIMESTAMPTZ) "
+            f"WHEN regexp_full_match({text}, '{_AWARE}') THEN TRY_CAST(split_part({text}, '[', 1) AS TIMESTAMPTZ) "
             f"ELSE TRY_CAST({text} AS TIMESTAMP) {here} END"
         )
     if form in EPOCHS:
@@ -118,11 +123,58 @@ def time(text: str, form: str, zone: str) -> str:
         # A day is a float there, good for about a microsecond; nobody writes less than a millisecond.
         millis = f"round(TRY_CAST(replace({text}, ',', '.') AS DOUBLE) * 86400000)::BIGINT"
         return f"TRY(TIMESTAMP '1899-12-30' + to_milliseconds({millis})) {here}"
+    if form in ("quarter", "week"):
+        return f"{_period(text, form)} {here}"
     if "%p" in form:
         text = rf"regexp_replace({text}, '([AaPp])\.[Mm]\.', '\1m')"
+    if "GMT%z" in form:
+        # As JavaScript writes it, with the zone's name in brackets.
+        text = rf"regexp_replace({text}, ' \(.*\)$', '')"
     if "%z" in form:
         text = f"regexp_replace({text}, 'Z$', '+0000')"
-    parsed = f"try_strptime({text}, {literal(form)})"
+    parsed = _zoned(text, form, zone) if "%Z" in form else _parsed(text, form)
     if re.search(r"%[zZ]", form):
         return f"CASE WHEN year({parsed}) >= 1000 THEN {parsed} END"
     return f"CASE WHEN year({parsed}) >= 1000 THEN {parsed} {here} END"
+
+
+def _period(text: str, form: str) -> str:
+    """Return SQL for the beginning of a quarter or of a week as ISO 8601 counts them."""
+    shape = QUARTER if form == "quarter" else WEEK
+    year = f"regexp_extract({text}, '[0-9]{{4}}')"
+    part = f"regexp_extract(regexp_replace({text}, '[0-9]{{4}}', ''), '[0-9]{{1,2}}')"
+    fits = f"regexp_full_match({text}, {literal(shape)})"
+    if form == "quarter":
+        return (
+            f"CASE WHEN {fits} THEN try_strptime({year} || '-' || (TRY_CAST({part} AS INTEGER) * 3 - 2), '%Y-%m') END"
+        )
+    day = f"coalesce(nullif(regexp_extract({text}, '[Ww][0-9]{{2}}-?([1-7])$', 1), ''), '1')"
+    return f"CASE WHEN {fits} THEN try_strptime(concat_ws('-', {year}, 'W' || {part}, {day}), '%G-W%V-%u') END"
+
+
+def _parsed(text: str, form: str) -> str:
+    """Return SQL for the moment of a text, also where midnight or a whole second is left out as programs do."""
+    shorter = [short for short in (form.replace(".%f", "").replace(",%f", ""), _CLOCK.sub("", form)) if short != form]
+    if "%z" in form:
+        # What has no offset is another kind of time.
+        shorter = []
+    several = f"[{', '.join(map(literal, (form, *dict.fromkeys(shorter))))}]" if shorter else literal(form)
+    if not re.search("%[bB]", form):
+        return f"try_strptime({text}, {several})"
+    other = f"strip_accents({text})"
+    if form.startswith(("%a", "%A")):
+        other = f"regexp_replace({other}, {literal(months.WEEKDAY)}, '')"
+    for pattern, by in months.STEPS:
+        other = f"regexp_replace({other}, {literal(pattern)}, {literal(by)}, 'g')"
+    return f"coalesce(try_strptime({text}, {several}), try_strptime(trim({other}), {literal(months.numbered(form))}))"
+
+
+def _zoned(text: str, form: str, zone: str) -> str:
+    """Return SQL for the moment of a text that ends in a word for its zone."""
+    known = zones.offsets(zone)
+    word = rf"regexp_extract({text}, '\b({'|'.join(known)})\b', 1)"
+    pairs = " ".join(f"WHEN {literal(name)} THEN {literal(offset)}" for name, offset in known.items())
+    numeric = _parsed(f"replace({text}, {word}, CASE {word} {pairs} END)", form.replace("%Z", "%z"))
+    # DuckDB takes a word of several zones for one of them; a whole name is clear.
+    clear = f"regexp_matches({text}, '[A-Z][a-z]+/[A-Z][A-Za-z_]+')"
+    return f"CASE WHEN {word} <> '' THEN {numeric} WHEN {clear} THEN try_strptime({text}, {literal(form)}) END"

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kubeloop.reading import cells
+from kubeloop.reading import cells, months, zones
 from kubeloop.reading.spec import EPOCHS
 
 if TYPE_CHECKING:
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 FITS = 0.99
 """Share of the values that a format must fit; the rest are strays, and their rows go into the quarantine."""
 _HEAD = 10_000
+_SHAPES = 3
+"""Forms of values whose formats are tried: with and without a time of day, with and without a fraction."""
 _FIRST, _LAST = 1980, 2100
 """Years in which a count of time may lie; with these no number of seconds is one of milliseconds as well."""
 _FIRST_DATE = 1800
@@ -26,10 +28,14 @@ _MONTH = re.compile(
     r"(?:(?P<year>\d{4})(?P<s>[-/. ])(?P<m>\d{1,2}|[A-Za-z]{3,9})|(?P<n>\d{1,2}|[A-Za-z]{3,9})(?P<t>[-/. ])\d{4})"
 )
 _BASIC = re.compile(r"\d{8}(?P<sep>[T ])(?P<clock>\d{4}|\d{6})(?P<z>Z|[+-]\d{2}:?\d{2})?")
-_CTIME = re.compile(r"(?P<day>[A-Za-z]{3}) [A-Za-z]{3} +\d{1,2} \d{1,2}:\d{2}:\d{2} \d{4}")
+_CTIME = re.compile(r"[A-Za-z]{3} [A-Za-z]{3} +\d{1,2} \d{1,2}:\d{2}:\d{2} (?:(?P<z>[+-]\d{4}|[A-Z]{2,5}) )?\d{4}")
+_SCRIPT = re.compile(r"[A-Za-z]{3} [A-Za-z]{3} \d{2} \d{4} \d{2}:\d{2}:\d{2} GMT[+-]\d{4}( \(.*\))?")
+_NAMED_MONTH = re.compile(
+    r"(?:\d{1,2} (?P<m>0[1-9]|1[0-2])|(?P<first>0[1-9]|1[0-2]) \d{1,2},?) (?P<y>\d{4}|\d{2})(?P<rest>.*)"
+)
 _CLOCK = re.compile(
     r"(?P<sep>T| |, |:| at )(?P<h>\d{1,2})(?::\d{2}(?P<s>:\d{2}(?P<f>[.,]\d{1,9})?)?)?(?P<p> ?[AaPp](?:[Mm]|\.[Mm]\.))?"
-    r"(?P<z> ?(?:[+-]\d{2}:?\d{2}|[A-Z]{1,4}))?"
+    r"(?P<z> ?(?:[+-]\d{2}:?\d{2}|[A-Z]{1,5}))?"
 )
 _DIGITS = {
     "%Y%m%d": 8, "%d%m%Y": 8, "%m%d%Y": 8, "%y%m%d": 6, "%Y%m": 6, "%Y": 4,
@@ -50,19 +56,24 @@ class Found:
 
 def candidates(text: str) -> list[str]:
     """Return the formats that could be meant by one text."""
-    if _CTIME.fullmatch(text):
-        return ["%a %b %d %H:%M:%S %Y"]
+    if text.startswith("[") and text.endswith("]"):
+        return [f"[{form}]" for form in candidates(text[1:-1])]
+    if ctime := _CTIME.fullmatch(text):
+        return [f"%a %b %d %H:%M:%S {_offset(ctime['z']) + ' ' if ctime['z'] else ''}%Y"]
+    if _SCRIPT.fullmatch(text):
+        return ["%a %b %d %Y %H:%M:%S GMT%z"]
+    for name, shape in (("quarter", cells.QUARTER), ("week", cells.WEEK)):
+        if re.fullmatch(shape, text):
+            return [name]
     if month := _MONTH.fullmatch(text):
         form = f"%Y{month['s']}{_month(month['m'])}" if month["year"] else f"{_month(month['n'])}{month['t']}%Y"
         return [form]
     if basic := _BASIC.fullmatch(text):
         return [f"%Y%m%d{basic['sep']}%H%M{'%S' * (len(basic['clock']) > 4)}{_offset(basic['z'] or '')}"]
     found = _DATE.match(text)
-    if not found:
-        return []
-    clock = _clock(text[found.end() :])
-    if clock is None:
-        return []
+    clock = _clock(text[found.end() :]) if found else None
+    if not found or clock is None:
+        return _by_name(text)
     a, b, c, first, second = found["a"], found["b"], found["c"], found["s"], found["t"]
     year = "%Y" if len(c) == 4 else "%y"
     orders = []
@@ -82,6 +93,21 @@ def candidates(text: str) -> list[str]:
     return [f"{weekday}{x}{first}{y}{second}{z}{clock}" for x, y, z in orders]
 
 
+def _by_name(text: str) -> list[str]:
+    """Return the format of a date with a month's name that is not English, or stands as English dates have none."""
+    short = re.match(r"[^\W\d_]+[.,]* +", text)
+    for weekday, whole in (("", text), ("%a, ", text[short.end() :] if short else "")):
+        plain = months.plain(whole)
+        found = _NAMED_MONTH.fullmatch(plain) if plain != whole else None
+        clock = _clock(found["rest"]) if found else None
+        if found and clock is not None:
+            year = "%Y" if len(found["y"]) == 4 else "%y"
+            comma = "," * ("," in plain[: found.start("y")])
+            return [f"{weekday}{f'%B %d{comma}' if found['first'] else '%d %B'} {year}{clock}"]
+    month = re.fullmatch(r"(0[1-9]|1[0-2]) \d{4}", months.plain(text))
+    return ["%B %Y"] if month else []
+
+
 def _month(part: str) -> str:
     return "%m" if part.isdigit() else "%b" if len(part) == 3 else "%B"
 
@@ -91,6 +117,9 @@ def _clock(rest: str) -> str | None:
         return ""
     if digits := re.fullmatch(r" (\d{4}|\d{6})", rest):
         return " %H%M" if len(digits[1]) == 4 else " %H%M%S"
+    if rest.endswith(" Uhr"):
+        clock = _clock(rest.removesuffix(" Uhr"))
+        return clock and f"{clock} Uhr"
     found = _CLOCK.fullmatch(rest)
     if not found or not (":" in rest[len(found["sep"]) :] or found["p"]):
         return None
@@ -119,18 +148,30 @@ def find(db: "duckdb.DuckDBPyConnection", rows: str, text: str, zone: str, fille
     # The form of a value: not which digits and letters, but where they stand. The longest has all digits of its year.
     # The beginning tells what forms there could be; whether one fits, all values tell. An offset is one before, at and
     # behind Greenwich.
-    shape = rf"regexp_replace({text}, '([+-]\d{{2}}:?\d{{2}}|Z)$', '+9')"
-    shape = rf"regexp_replace(regexp_replace({shape}, '\d+', '9', 'g'), '[A-Za-z]+', 'a', 'g')"
+    shape = rf"regexp_replace({text}, '([+-]\d{{2}}:?\d{{2}}|Z)(]?)$', '+9\2')"
+    shape = rf"regexp_replace(regexp_replace({shape}, '\d+', '9', 'g'), '\pL+', 'a', 'g')"
     example = f"max_by({text}, length({text}))"
     head = f"(FROM {rows} LIMIT {_HEAD})"
     shapes = db.execute(
-        f"SELECT {shape} AS shape, count(*), {example} FROM {head} GROUP BY 1 ORDER BY 2 DESC LIMIT 1"
+        f"SELECT {shape} AS shape, count(*), {example} FROM {head} GROUP BY 1 ORDER BY 2 DESC LIMIT {_SHAPES}"
     ).fetchall()
-    if not shapes:
+    forms = dict.fromkeys(form for _, _, longest in shapes for form in candidates(longest))
+    return weigh(db, rows, text, zone, filled, {form: cells.time(text, form, zone) for form in forms})
+
+
+def which_zone(db: "duckdb.DuckDBPyConnection", rows: str, text: str, filled: int) -> tuple[str, list[str]] | None:
+    """Return an example of a column of times with a word of several zones, and the zones that it could be of."""
+    words = "|".join(zones.SHARED)
+    shared = rf"regexp_extract({text}, '\b({words})\b', 1)"
+    found = db.execute(
+        f"SELECT {shared}, any_value({text}) FROM (FROM {rows} LIMIT {_HEAD}) WHERE {shared} <> '' "
+        "GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    if not found:
         return None
-    return weigh(
-        db, rows, text, zone, filled, {form: cells.time(text, form, zone) for form in candidates(shapes[0][2])}
-    )
+    word, example = found[0]
+    fitting = [zone for zone in zones.SHARED[word] if find(db, rows, text, zone, filled)]
+    return (example, fitting) if fitting else None
 
 
 def find_number(db: "duckdb.DuckDBPyConnection", rows: str, text: str, zone: str, filled: int) -> Found | None:

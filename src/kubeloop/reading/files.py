@@ -3,14 +3,17 @@
 import codecs
 import contextlib
 import csv
+import fcntl
 import io
 import json
+import os
 import re
+import shutil
 import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from kubeloop.config_types import ConfigError
-from kubeloop.reading.cells import literal
+from kubeloop.reading.cells import identifier, literal
 from kubeloop.reading.spec import Read
 
 if TYPE_CHECKING:
@@ -299,6 +302,7 @@ class _Layout:
     skip: int
     names: list[str]
     before: str
+    guarded: bool = False
 
 
 def _csv(
@@ -315,16 +319,30 @@ def _csv(
     if not layout.names:
         raise FileError(f"{origin} is empty; name a table with data")
     names = _unique(layout.names)
+    named = [name for name, given in zip(names, layout.names, strict=True) if name == given.strip()]
     listed = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
     target = scratch / "rows.parquet"
     skip = 0 if read.sheet else layout.skip
+    picked = ""
+    if layout.guarded:
+        # Excel keeps a text as it is where it stands as a formula, ="007".
+        inner = [f"regexp_replace({identifier(name)}, '^=\"(.*)\"$', '\\1') AS {identifier(name)}" for name in names]
+        picked = f"SELECT {', '.join(inner)}"
+        said = (*said, 'values without the ="" around them')
     db.execute(
-        f"COPY (FROM read_csv({literal(path)}, auto_detect=false, header=true, delim={literal(layout.delimiter)}, "
-        f"quote='\"', escape='\"', skip={skip}, columns={{{listed}}}, store_rejects=true, rejects_limit=0, "
+        f"COPY ({picked} FROM read_csv({literal(path)}, auto_detect=false, header=true, "
+        f"delim={literal(layout.delimiter)}, quote='\"', escape='\"', skip={skip}, "
+        f"columns={{{listed}}}, store_rejects=true, rejects_limit=0, "
         f"max_line_size=16777216)) TO {literal(target)} (FORMAT parquet)"
     )
     ragged = _ragged(db, layout.delimiter, len(names))
-    rows = _count(db, target)
+    relation, rows = f"read_parquet({literal(target)})", _count(db, target)
+    # Files that were appended to each other bring their names along.
+    again = " AND ".join(f"trim({identifier(name)}) IS NOT DISTINCT FROM {literal(name)}" for name in named) or "false"
+    ((repeated,),) = db.execute(f"SELECT count_if({again}) FROM {relation}").fetchall()
+    if repeated:
+        relation = f"(FROM {relation} WHERE NOT ({again}))"
+        said = (*said, f"{repeated:,} more line{'s' * (repeated > 1)} with the names of the columns left out")
     if first and len(ragged) > max(5, RAGGED * rows):
         line, why, text = ragged[0]
         raise FileError(
@@ -338,7 +356,7 @@ def _csv(
         lines = f"{layout.skip} lines" if layout.skip > 1 else "1 line"
         said = (*said, f"{lines} before the names of the columns left out: {layout.before[:60]!r}")
     found = read.model_copy(update={"delimiter": layout.delimiter, "skip": read.skip if read.sheet else layout.skip})
-    return Opened(f"read_parquet({literal(target)})", dict.fromkeys(names, "VARCHAR"), True, found, said, tuple(ragged))
+    return Opened(relation, dict.fromkeys(names, "VARCHAR"), True, found, said, tuple(ragged))
 
 
 def _layout(origin: Path, path: Path, read: Read, *, first: bool) -> _Layout:
@@ -361,6 +379,10 @@ def _layout(origin: Path, path: Path, read: Read, *, first: bool) -> _Layout:
             place = next(place for place, (_, row) in enumerate(rows) if len(row) == width)
             if place and len(rows[0][1]) > 1 and _data(rows[place][1]) and not _data(rows[0][1]):
                 place = 0
+            if 2 * sum(map(bool, map(str.strip, rows[place][1]))) <= width:
+                # A title that is padded to the width of the table, as SAP writes it.
+                whole = (at for at, (_, row) in enumerate(rows[:20]) if len(row) == width and all(map(str.strip, row)))
+                place = next(whole, place)
         share = counts[width] / sum(counts.values())
         line, names = rows[place]
         layout = _Layout(delimiter, line, names, head.strip().splitlines()[0])
@@ -370,6 +392,16 @@ def _layout(origin: Path, path: Path, read: Read, *, first: bool) -> _Layout:
     if best is None:
         return _Layout(",", 0, [], "")
     found = best[1]
+    width = len(found.names)
+    below = [row for line, row in _parsed(head, found.delimiter) if line > found.skip]
+    if below and all(len(row) == width + 1 for row in below[: max(1, len(below) - 1)]):
+        # A separator ends each line but the first, or the first column, R's numbers of rows, has no name.
+        wider = [row for row in below if len(row) > width]
+        if all(not row[-1].strip() for row in wider):
+            found = replace(found, names=[*found.names, ""])
+        elif [row[0] for row in wider] == [str(number) for number in range(1, len(wider) + 1)]:
+            found = replace(found, names=["", *found.names])
+    found = replace(found, guarded='="' in head or '"=""' in head)
     if first and _data(found.names):
         raise FileError(
             f"the first line of {origin} holds data, such as {found.names[0]!r}, and no names of columns; add a line "
@@ -436,10 +468,33 @@ def _count(db: "duckdb.DuckDBPyConnection", path: Path) -> int:
 def opened(
     db: "duckdb.DuckDBPyConnection", path: Path, read: Read, near: Path, *, first: bool = False
 ) -> Iterator[Opened]:
-    """Open a file, with what is written on the way in a folder that goes with it.
+    """Open a file, with what is written on the way in a folder that goes with it; what killed readers left goes too.
 
     Raises:
         FileError: it cannot be read.
     """
-    with tempfile.TemporaryDirectory(prefix=".reading-", dir=near) as scratch:
-        yield open_file(db, path, read, Path(scratch), first=first)
+    with _scratch(near) as scratch:
+        yield open_file(db, path, read, scratch, first=first)
+
+
+@contextlib.contextmanager
+def _scratch(near: Path) -> Iterator[Path]:
+    """Make a folder that is locked as long as its process lives, and remove those of processes that do not."""
+    with contextlib.ExitStack() as held:
+        with _locked(near):
+            for left in near.glob(".reading-*"):
+                with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(left, wait=False):
+                    shutil.rmtree(left)
+            scratch = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=".reading-", dir=near)))
+            held.enter_context(_locked(scratch))
+        yield scratch
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)

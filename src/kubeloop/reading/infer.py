@@ -371,6 +371,11 @@ def _one(
             decided.unclear[name] = either(when, name)
             return None
         return _time(db, column, Column(kind="time", format=form, missing=words), asked.read.timezone, decided)
+    if hung := dates.which_zone(db, column.rows, column.sql, filled):
+        example, zones = hung
+        options = " or ".join(f"--timezone {zone}" for zone in zones)
+        decided.unclear[name] = f"the zone of {example!r} in {name!r} has a word of several: say which one, {options}"
+        return None
     if texts and not coded and filled > column.numbers >= _NEARLY * filled:
         odd = f"({cells.value(column.sql, Column(kind='number'), 'UTC')}) IS NULL"
         ((stray,),) = db.execute(f"SELECT min({column.sql}) FROM {column.rows} WHERE {odd}").fetchall()

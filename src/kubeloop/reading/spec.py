@@ -26,6 +26,23 @@ WORDS = (
     "#null!",
     "#value!",
     "#div/0!",
+    "#nv",
+    "#n/d",
+    "#wert!",
+    "#valeur!",
+    "#¡valor!",
+    "#valor!",
+    "(null)",
+    "<null>",
+    "(blank)",
+    "(leer)",
+    "n.a.",
+    "k.a.",
+    "k. a.",
+    "n.v.",
+    "n.d.",
+    "s/d",
+    "n/d",
 )
 """Words for a missing value, in lower case; no number, time or truth value is written like that."""
 EXACT = ("NA", "N/A", "#N/A", "<NA>", "NULL", "null", "None", "NaN", "nan", "NaT", "\\N", "?", "-", "--")
@@ -33,7 +50,7 @@ EXACT = ("NA", "N/A", "#N/A", "<NA>", "NULL", "null", "None", "NaN", "nan", "NaT
 
 EPOCHS = {"epoch_s": 1_000_000, "epoch_ms": 1_000, "epoch_us": 1, "epoch_ns": 0}
 """Formats of times that count from 1970 on: microseconds a unit, 0 for nanoseconds."""
-NAMED = ("iso", "excel", *EPOCHS)
+NAMED = ("iso", "excel", "quarter", "week", *EPOCHS)
 """Formats of times that are not written with % signs."""
 
 
@@ -82,7 +99,9 @@ class Column(Model):
     thousands: Literal["", ".", ",", " ", "'"] = ""
     sign: str = Field(default="", description="Currency or % before or after the number, which is left out.")
     format: TimeFormat = Field(
-        default="iso", description="Of times: as strptime has it, or iso, excel, epoch_s, epoch_ms, epoch_us, epoch_ns."
+        default="iso",
+        description="Of times: as strptime has it, or iso, excel, quarter, week, epoch_s, epoch_ms, "
+        "epoch_us, epoch_ns.",
     )
     of: tuple[str, ...] = Field(
         default=(), description="The columns with date and time of day that this time is made of, in this order."

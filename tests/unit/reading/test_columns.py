@@ -82,6 +82,58 @@ def test_times_are_read_in_the_one_format_that_fits_all(
             "%m/%d/%Y %I:%M %p",
             ["2021-04-11 05:00", "2021-04-13 22:30"],
         ),
+        (
+            ["2024-07-01 12:00 CEST", "2024-01-01 12:00 CET"],
+            "%Y-%m-%d %H:%M %Z",
+            ["2024-07-01 10:00", "2024-01-01 11:00"],
+        ),
+        (
+            ["07/13/2024 10:00:00 PM PDT", "12/13/2024 10:00:00 PM PST"],
+            "%m/%d/%Y %I:%M:%S %p %Z",
+            ["2024-07-14 05:00", "2024-12-14 06:00"],
+        ),
+        (["Sun Nov 29 01:33:27 EST 2026"], "%a %b %d %H:%M:%S %Z %Y", ["2026-11-29 06:33:27"]),
+        (["2024-01-01T10:00:00.000+02:00[Europe/Berlin]"], "iso", ["2024-01-01 08:00"]),
+        (["Wed Aug 27 13:08:45 +0000 2008"], "%a %b %d %H:%M:%S %z %Y", ["2008-08-27 13:08:45"]),
+        (["[10/Oct/2000:13:55:36 -0700]"], "[%d/%b/%Y:%H:%M:%S %z]", ["2000-10-10 20:55:36"]),
+        (
+            ["Tue Jul 02 2024 10:00:00 GMT+0200 (Central European Summer Time)"],
+            "%a %b %d %Y %H:%M:%S GMT%z",
+            ["2024-07-02 08:00"],
+        ),
+        (["3. März 2020", "14. Oktober 2019"], "%d %B %Y", ["2020-03-03", "2019-10-14"]),
+        (["03-Okt-2020", "05-Jan-2020"], "%d-%b-%Y", ["2020-10-03", "2020-01-05"]),
+        (["Montag, 3. Februar 2020 um 14:30 Uhr"], "%a, %d %B %Y %H:%M", ["2020-02-03 14:30"]),
+        (
+            ["1er janvier 2020 à 14h30", "15 févr. 2020 à 09h05"],
+            "%d %B %Y %H:%M",
+            ["2020-01-01 14:30", "2020-02-15 09:05"],
+        ),
+        (["3 de enero de 2020", "4 de diciembre de 2020"], "%d %B %Y", ["2020-01-03", "2020-12-04"]),
+        (["3 gennaio 2020 10:20", "4 luglio 2020 11:30"], "%d %B %Y %H:%M", ["2020-01-03 10:20", "2020-07-04 11:30"]),
+        (["3 de março de 2020", "2 de fev. de 2021"], "%d %B %Y", ["2020-03-03", "2021-02-02"]),
+        (["3 mrt 2020", "1 mei 2020"], "%d %b %Y", ["2020-03-03", "2020-05-01"]),
+        (["août 2020", "janvier 2020"], "%B %Y", ["2020-08-01", "2020-01-01"]),
+        (["Sept. 3, 2019", "Jan. 4, 2020"], "%B %d, %Y", ["2019-09-03", "2020-01-04"]),
+        (["31.12.2019 14:30 Uhr"], "%d.%m.%Y %H:%M Uhr", ["2019-12-31 14:30"]),
+        (
+            ["2019Q3", "2020-Q1", "Q4 2019", "3Q2019"],
+            "quarter",
+            ["2019-07-01", "2020-01-01", "2019-10-01", "2019-07-01"],
+        ),
+        (["2019-W32", "2020-W01", "KW 32/2019"], "week", ["2019-08-05", "2019-12-30", "2019-08-05"]),
+        (["2019-W32-3", "2019W321"], "week", ["2019-08-07", "2019-08-05"]),
+        # A spreadsheet leaves midnight out, and Python a whole second's fraction.
+        (
+            ["13.02.2020", "13.02.2020 10:30", "01.02.2020"],
+            "%d.%m.%Y %H:%M",
+            ["2020-02-13", "2020-02-13 10:30", "2020-02-01"],
+        ),
+        (
+            ["13/01/2020 10:30:00", "13/01/2020 10:30:00.250", "01/01/2020"],
+            "%d/%m/%Y %H:%M:%S.%f",
+            ["2020-01-13 10:30", "2020-01-13 10:30:00.25", "2020-01-01"],
+        ),
     ],
 )
 def test_times_are_read_as_people_write_them(
@@ -91,7 +143,25 @@ def test_times_are_read_as_people_write_them(
     _, decided = decide(path)
     assert decided.columns["ts"].format == form
     found = taken_in(path, decided)["ts"].dt.tz_localize(None)
-    assert list(found[:2]) == list(map(pd.Timestamp, moments))
+    assert list(found[: len(moments)]) == list(map(pd.Timestamp, moments))
+
+
+@pytest.mark.parametrize(
+    ("word", "zone", "utc"),
+    [
+        ("CST", "America/Chicago", "18:00"), ("CST", "Asia/Shanghai", "04:00"), ("IST", "Asia/Kolkata", "06:30"),
+        ("IST", "Asia/Jerusalem", "10:00"), ("BST", "Europe/London", "11:00"), ("AST", "Asia/Riyadh", "09:00"),
+    ],
+)  # fmt: skip
+def test_a_word_of_several_zones_is_decided_by_an_option(
+    tmp_path: Path, decide: Decide, word: str, zone: str, utc: str
+) -> None:
+    path = written(pd.DataFrame({"ts": [f"13.07.2024 12:00 {word}"] * 9, "who": "a"}), tmp_path)
+    _, decided = decide(path)
+    assert f"the zone of '13.07.2024 12:00 {word}' in 'ts' has a word of several" in decided.unclear["ts"]
+    assert f"--timezone {zone}" in decided.unclear["ts"]
+    _, decided = decide(path, read=Read(timezone=zone))
+    assert f"{taken_in(path, decided, Read(timezone=zone))['ts'][0]:%H:%M}" == utc
 
 
 @pytest.mark.parametrize(
@@ -205,6 +275,11 @@ def test_an_option_decides_and_one_that_does_not_fit_is_refused(tmp_path: Path, 
         (lambda a: a.map("{:.2f}°C".format), {"kind": "number", "sign": "°C"}, "without the °C"),
         (lambda a: a.map("{:,.2f}".format).str.replace(",", " "), {"kind": "number", "thousands": " "}, "spaces"),
         (lambda a: a.map("{:,.2f}".format).str.replace(",", "’"), {"kind": "number", "thousands": "'"}, "apostrophes"),
+        (
+            lambda a: a.map("{:,.2f}\u00a0€".format).str.translate(str.maketrans(",.", "\u202f,")),
+            {"kind": "number", "decimal": ",", "thousands": " ", "sign": "€"},
+            "decimal comma; spaces between thousands; without the €",
+        ),
         (
             lambda a: a.map("{:,.2f} €".format).str.translate(str.maketrans(",.", ".,")),
             {"kind": "number", "decimal": ",", "thousands": ".", "sign": "€"},

@@ -1,6 +1,7 @@
 """Files as people have them: encodings, compressions, preambles, footers, workbooks; an error names our option."""
 
 import gzip
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from kubeloop import sources
 from kubeloop.config import Table
+from kubeloop.reading import files
 from kubeloop.reading.files import FileError
 from kubeloop.reading.infer import Asked
 from kubeloop.reading.spec import Read
@@ -117,6 +119,46 @@ def test_other_formats_hold_the_same_table(visits: pd.DataFrame, tmp_path: Path,
     assert found["amount"].tolist() == visits["amount"].tolist()
     assert found["bought"].tolist() == visits["bought"].tolist()
     assert (found["ts"].dt.tz_localize(None).dt.round("s").to_numpy() == visits["ts"].to_numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda csv: f"sep=;\n{csv.replace(',', ';')}", "1 line before the names of the columns left out: 'sep=;'"),
+        (lambda csv: csv.replace(",", ";").replace("\n", ";\n"), "semicolons between the fields"),
+        (lambda csv: csv.replace(",", ";").replace("\n", ";\n").replace(";\n", "\n", 1), "semicolons between"),
+        (lambda csv: "\n".join(f"{place},{line}" if place else line for place, line in enumerate(csv.split())), ""),
+        (lambda csv: re.sub(r"(?m)^([^,]+),([^,]+),([^,]+),(\d)$", r'="\1",\2,="\3",="\4"', csv), 'without the =""'),
+        (
+            lambda csv: f"Dynamische Listenausgabe,,,\n\n{csv}Summe,,1,\n",
+            "2 lines before the names of the columns left out: 'Dynamische Listenausgabe,,,'",
+        ),
+        (lambda csv: csv + csv, "1 more line with the names of the columns left out"),
+    ],
+)
+def test_exports_of_spreadsheets_are_opened_as_they_come(
+    visits: pd.DataFrame, tmp_path: Path, change: Any, said: str
+) -> None:
+    visits = visits.assign(ts=visits["ts"].dt.strftime("%Y-%m-%dT%H:%M:%S"))
+    (tmp_path / "t.csv").write_text(change(visits.to_csv(index=False)))
+    found, ours = taken_in(tmp_path / "t.csv", tmp_path)
+    found = found.head(300)
+    assert found["amount"].tolist() == visits["amount"].tolist()
+    assert found["bought"].tolist() == visits["bought"].tolist()
+    assert found["ts"].dt.strftime("%Y-%m-%dT%H:%M:%S").tolist() == visits["ts"].tolist()
+    assert said in "; ".join(ours.said)
+
+
+def test_what_a_killed_reader_left_goes_and_what_a_live_one_needs_stays(visits: pd.DataFrame, tmp_path: Path) -> None:
+    visits.to_csv(tmp_path / "t.csv", index=False)
+    (tmp_path / ".reading-old").mkdir()
+    (tmp_path / ".reading-old" / "rows.parquet").write_bytes(b"half")
+    with sources.connect() as db, files.opened(db, tmp_path / "t.csv", Read(), tmp_path):
+        (live,) = tmp_path.glob(".reading-*")
+        with sources.connect() as other, files.opened(other, tmp_path / "t.csv", Read(), tmp_path):
+            assert live.is_dir()
+            assert len(list(tmp_path.glob(".reading-*"))) == 2
+    assert not list(tmp_path.glob(".reading-*"))
 
 
 def test_rows_with_another_number_of_fields_are_named_and_left_out(visits: pd.DataFrame, tmp_path: Path) -> None:

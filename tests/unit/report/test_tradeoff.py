@@ -58,3 +58,10 @@ def test_cells_say_what_is_missing() -> None:
     assert found[3][4] == "3 (1 failed)"
     assert found[3][6] == "–"
     assert found[1][6] == "0.610, from 2013-07-01, 210 of 900 positive"
+
+
+def test_what_was_just_applied_is_not_advised() -> None:
+    found = result()
+    assert "--apply suggested" in words.suggestion(found)
+    assert "--apply suggested" in words.suggestion(found, "another")
+    assert "--apply" not in words.suggestion(found, found["suggested"])

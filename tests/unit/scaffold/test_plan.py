@@ -3,10 +3,13 @@
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import pandas as pd
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kubeloop import scaffold_suites
 from kubeloop.config import Drift, Gates, Replay, Training, duration
 from kubeloop.gates import MIN_BLOCKS
 from kubeloop.scaffold_plan import SCALES, Activity, Scale, Timeline, default_delay, quality, scale, text, timeline
@@ -53,6 +56,7 @@ def test_every_plan_holds_together(days: float, moments: int, rows: int, share: 
         return
     assert found.train_from > START - timedelta(days=1)
     assert found.train_from < found.train_to < found.fast_until <= found.until
+    assert found.fast_until - found.train_to <= 12 * found.window, "a first run is for a newcomer"
     assert found.history >= found.scale.long + found.label_delay + found.scale.step
     assert found.until - found.train_to >= 3 * found.window
     assert 0 < found.fast_sample <= 1
@@ -123,3 +127,16 @@ def test_the_first_model_passes_the_floors_it_sets(auc: float, ece: float) -> No
     assert found.floor <= max(auc, 0.4)
     assert found.max_ece >= min(ece, 1)
     assert found.max_auc_drop == 0.05
+
+
+def test_the_first_training_set_may_miss_more_than_the_whole_table() -> None:
+    stamps = pd.date_range(START, periods=1000, freq="h")
+    history = np.where(np.arange(1000) < 100, np.nan, 1.5 + np.arange(1000) % 7)
+    frame = pd.DataFrame(
+        {"event_id": list(map(str, range(1000))), "event_timestamp": stamps, "label": 1, "rate_30d": history}
+    )
+    runs = scaffold_suites.Runs((1000,), (1000,), (0.5,))
+    found = yaml.safe_load(scaffold_suites.training(frame, runs, "1d", stamps[200].to_pydatetime()))
+    nulls = [item.get("expect_column_values_to_not_be_null", {}) for item in found]
+    (mostly,) = [item["mostly"] for item in nulls if item.get("column") == "rate_30d"]
+    assert mostly <= 0.5, "half of its first rows have no history yet"

@@ -24,7 +24,7 @@ def shell(line: str) -> str:
     """Run a line in a shell, with the programs of this environment, and return what it prints."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-c", line], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
+        ["sh", "-c", line], env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -61,6 +61,40 @@ def test_the_option_that_a_message_ends_with_is_the_way_out(
     found = re.search(printed, refused.output.strip())
     assert found, refused.output
     # That the id is not unique is found after label, keys and timestamp were taken.
+    again = kubeloop(f"{line} {found[0]} --into mine --id \"die 'Linie'\"")
+    assert "--id \"die 'Linie'\" is not unique" in again.output
+
+
+@pytest.mark.parametrize(
+    ("change", "printed"),
+    [
+        (
+            lambda f: f.assign(
+                **{"gelesen um": f["gelesen um"].map(lambda t: f"{t.day % 12 + 1:02}/{t.month:02}/{t:%Y %H:%M}")}
+            ),
+            r"--date-format .*? %H:%M'",
+        ),
+        (
+            lambda f: f.assign(**{"gelesen um": f["gelesen um"].dt.strftime("%Y-%m-%d %H:%M:%S IST")}),
+            r"--timezone \S+",
+        ),
+        (
+            lambda f: f.drop(columns="heat").assign(
+                **{"die $HOME 'x'": [f"{n % 9 + 1}.{n % 900 + 100}" for n in range(len(f))]}
+            ),
+            r"--decimal .*(?= or )",
+        ),
+    ],
+)
+def test_what_decides_between_two_readings_is_taken_as_it_is_printed(
+    odd: pd.DataFrame, folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame], printed: str
+) -> None:
+    change(odd).to_csv("it's.csv", index=False)
+    line = f'init "it\'s.csv" {ROLES}'
+    refused = kubeloop(line)
+    assert refused.exit_code
+    found = re.search(printed, refused.output)
+    assert found, refused.output
     again = kubeloop(f"{line} {found[0]} --into mine --id \"die 'Linie'\"")
     assert "--id \"die 'Linie'\" is not unique" in again.output
 
