@@ -27,7 +27,7 @@ import numpy as np
 from alarms_gates import decisions
 from alarms_streams import CHANGE, WEEKS, Scenario, scenarios, year
 
-from kubeloop import evaluation, scaffold_plan
+from kubeloop import evaluation
 from kubeloop.config import Drift
 from kubeloop.intervals import Estimate
 from kubeloop.monitoring import performance, policy
@@ -35,6 +35,7 @@ from kubeloop.monitoring.detector.builtin import BuiltinDetector
 from kubeloop.monitoring.detector.port import Window
 from kubeloop.monitoring.policy import Episode, Vote
 from kubeloop.reference import build
+from kubeloop.scaffold import timing
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "build" / "alarms"
@@ -113,7 +114,7 @@ def written(stream: Stream, **changes: Any) -> Drift:
     """Return the policy that `init` would write for a stream."""
     before = stream["week"] < 0
     measured = evaluation.score(stream["y"][before], stream["score"][before])
-    quality = scaffold_plan.quality(measured["auc"], measured["ece"])
+    quality = timing.quality(measured["auc"], measured["ece"])
     limits = {"min_auc": quality.floor, "max_auc_drop": quality.max_auc_drop, "min_importance": 0.3}
     chosen = limits | {"cooldown": COOLDOWN * WEEK}
     return Drift(**chosen | changes)

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from kubeloop import features, sources
+from kubeloop import features
+from kubeloop.data import sources
 from kubeloop.features.store import OFFLINE_STORE
 
 START, END = datetime(2024, 1, 1, tzinfo=UTC), datetime(2025, 1, 1, tzinfo=UTC)

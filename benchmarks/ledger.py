@@ -17,9 +17,9 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from kubeloop.config import Drift
-from kubeloop.trigger import Ledger
-from kubeloop.trigger_event import DriftEvent
-from kubeloop.trigger_store import open_engine
+from kubeloop.trigger.event import DriftEvent
+from kubeloop.trigger.ledger import Ledger
+from kubeloop.trigger.store import open_engine
 
 
 def event(service: str, number: int) -> DriftEvent:

@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from kubeloop import sources
+from kubeloop.data import sources
 
 COLUMNS = {
     "bought_at": "TIMESTAMP '2024-01-01' + to_seconds((i * {step})::BIGINT)",

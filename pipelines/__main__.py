@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from kubeloop import config, errors, state
-from kubeloop.config_cluster import Pipelines, StepSettings
+from kubeloop.config.cluster import Pipelines, StepSettings
 
 NAMES = ("training", "materialize", "batch-scoring", "backfill")
 

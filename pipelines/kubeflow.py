@@ -7,7 +7,7 @@ from kfp.dsl import PipelineTask
 
 from kubeloop import config, names
 from kubeloop.config import Loop
-from kubeloop.config_cluster import Gpu, StepSettings
+from kubeloop.config.cluster import Gpu, StepSettings
 
 ALWAYS = frozenset({"begin-run", "gate-model", "deploy-model", "materialize-features", "score-batch", "judge-windows"})
 """Steps that read more than their inputs, such as who is champion: a cached result could be about another state."""

@@ -20,8 +20,9 @@ import hypothesis
 import prometheus_client  # noqa: F401
 import pytest
 
-from kubeloop import config, sources
+from kubeloop import config
 from kubeloop.config import Loop, Settings
+from kubeloop.data import sources
 from kubeloop.services import Services
 from tests import outside
 

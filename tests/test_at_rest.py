@@ -44,7 +44,7 @@ AT_REST = {
     ),
     "trigger": (
         "runtime",
-        ["-m", "kubeloop.trigger_server", *LOOP, "--runner", "kfp"],
+        ["-m", "kubeloop.trigger.server", *LOOP, "--runner", "kfp"],
         {"kfp_server_api", "sqlalchemy"},
     ),
     "detector": (

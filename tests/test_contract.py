@@ -22,7 +22,7 @@ RUNTIME_MODULES = (
     "kubeloop.delivery.node",
     "kubeloop.monitoring.collector",
     "kubeloop.monitoring.monitor",
-    "kubeloop.trigger_server",
+    "kubeloop.trigger.server",
 )
 MODULES = sorted(
     ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")

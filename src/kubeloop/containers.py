@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kubeloop.config import PUBLIC
-from kubeloop.config_cluster import Gpu, Resources, SecretEnv, Toleration
+from kubeloop.config.cluster import Gpu, Resources, SecretEnv, Toleration
 
 HOME = "/tmp"  # noqa: S108 - the pod's own, on a read-only root file system
 

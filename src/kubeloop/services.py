@@ -176,7 +176,7 @@ class Services:
                 *("--collector-url", self.url("collector")),
             ],
         )
-        self.start("trigger", ["kubeloop.trigger_server", "--loop", loop_file])
+        self.start("trigger", ["kubeloop.trigger.server", "--loop", loop_file])
         urls = {name: service.url for name, service in self._running.items()}
         self.start(
             "monitor",

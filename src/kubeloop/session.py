@@ -16,13 +16,14 @@ import httpx
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kubeloop import access, kept, promotion, runs, sources, stages
+from kubeloop import access, kept, promotion, runs, stages
 from kubeloop.config import Loop, Settings
+from kubeloop.data import sources
 from kubeloop.errors import KubeloopError
 from kubeloop.memory import Memory
 from kubeloop.replay import Addresses, Progress, Replay, Sent, drawn
-from kubeloop.runners import LocalRunner
 from kubeloop.services import ServiceError, Services
+from kubeloop.trigger.runners import LocalRunner
 
 _END_S = 10.0
 

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubeloop import loops, paths, sources
+from kubeloop import loops, paths
 from kubeloop.bucket import Bucket
 from kubeloop.config import Loop, Settings, past
+from kubeloop.data import sources
 from kubeloop.errors import KubeloopError
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def _validate(
 ) -> dict[str, Any]:
     docs = paths.inside(settings.state / "data-docs", run, what="the run") / what
     quarantine = paths.inside(settings.state / "quarantine", run, what="the run")
-    from kubeloop import findings, validation, validation_html
+    from kubeloop.data import findings, validation, validation_page
 
     suites = settings.home / loop.features.repo / "expectations"
     report = validation.validate(
@@ -170,7 +171,7 @@ def _validate(
     findings.expire_on_disk(settings.state, loop, datetime.now(UTC))
     word = "passed" if report.passed else "failed"
     _log.info("%s data: %s; Data Docs: %s/index.html; quarantine: %s", what, word, report.docs, report.quarantine)
-    page.write_text(validation_html.html(f"{loop.name}: {what} data", report))
+    page.write_text(validation_page.html(f"{loop.name}: {what} data", report))
     validation.require(report)
     return report.to_dict()
 

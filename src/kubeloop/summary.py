@@ -14,8 +14,8 @@ from kubeloop import evaluation, gates, kept, log, model_folder, registry
 from kubeloop.config import Loop, Settings
 from kubeloop.monitoring.store import Store
 from kubeloop.promotion import promoted
-from kubeloop.trigger import Ledger
-from kubeloop.trigger_store import Run
+from kubeloop.trigger.ledger import Ledger
+from kubeloop.trigger.store import Run
 
 
 def build(loop: Loop, settings: Settings, session: Mapping[str, Any], wall_s: float) -> dict[str, Any]:

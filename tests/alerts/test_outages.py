@@ -129,7 +129,7 @@ def running(models: Path, demo: Loop, tmp_path_factory: pytest.TempPathFactory) 
             elif part == "monitor":
                 module, flags = "kubeloop.monitoring.monitor", ("--loop", file, "--port=0")
             elif part == "trigger":
-                module, flags = "kubeloop.trigger_server", ("--loop", file, "--port=0")
+                module, flags = "kubeloop.trigger.server", ("--loop", file, "--port=0")
             elif part == "predictor":
                 module = "kubeloop.serving.server"
                 flags = ("--model-dir", models / "columns", f"--name={NAME}", "--port=0", "--drain-s=0.05")

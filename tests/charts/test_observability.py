@@ -22,8 +22,8 @@ from kubeloop.monitoring.store import Store
 from kubeloop.monitoring.windows import MONDAY, Grid
 from kubeloop.serving import http, transformer
 from kubeloop.serving.metrics import Metrics
-from kubeloop.trigger import Ledger
-from kubeloop.trigger_server import create_app
+from kubeloop.trigger.ledger import Ledger
+from kubeloop.trigger.server import create_app
 from tests.alerts.series import healthy
 from tests.charts.conftest import PROJECT, RELEASE, SECOND, VALUES, kinds, named
 

@@ -7,7 +7,7 @@ import yaml
 
 from kubeloop import config, names
 from kubeloop.config import Loop
-from kubeloop.config_cluster import Delivery, Pipelines
+from kubeloop.config.cluster import Delivery, Pipelines
 from kubeloop.containers import LEAN
 from kubeloop.serving import pods as serving_pods
 from kubeloop.serving.manifest import ModelRef, inference_service

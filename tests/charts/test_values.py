@@ -11,8 +11,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from kubeloop import __version__, chart
-from kubeloop.chart_values import Values
+from kubeloop import __version__
+from kubeloop.chart import write
+from kubeloop.chart.values import Values
 from kubeloop.config import ConfigError
 from tests.charts.conftest import CHART, LOOP, PROJECT, SECOND, VALUES, merged
 
@@ -43,18 +44,18 @@ def test_generated_files_are_up_to_date(what, name):
 
 def test_loops_yaml_is_up_to_date(monkeypatch):
     monkeypatch.chdir(PROJECT)
-    written = chart.loop_values([Path("loop.yaml")])
+    written = write.loop_values([Path("loop.yaml")])
     assert written == (PROJECT / "manifests" / "base" / "loops.yaml").read_text(), "python -m kubeloop.chart loop"
 
 
 def test_loop_values_say_what_loop_yaml_says():
-    loops = Values.model_validate(yaml.safe_load(chart.loop_values([PROJECT / "loop.yaml"]))).loops
+    loops = Values.model_validate(yaml.safe_load(write.loop_values([PROJECT / "loop.yaml"]))).loops
     assert loops == Values.model_validate({"loops": {"flight-delay": {"config": LOOP}}}).loops
 
 
 def test_a_missing_loop_is_an_error_that_says_what_to_do(tmp_path):
     with pytest.raises(ConfigError, match="kubeloop init"):
-        chart.loop_values([tmp_path / "loop.yaml"])
+        write.loop_values([tmp_path / "loop.yaml"])
 
 
 def test_values_yaml_holds_the_defaults():

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kubeloop import names
-from kubeloop.config_cluster import Git as Place
+from kubeloop.config.cluster import Git as Place
 from kubeloop.delivery import Applied, DeliveryError, gitops
 from kubeloop.delivery.cluster import Cluster
 from tests.cluster.conftest import NAME, build, meanwhile

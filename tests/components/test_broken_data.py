@@ -15,7 +15,7 @@ from kfp import dsl
 
 from kubeloop.bucket import Bucket
 from kubeloop.config import instant
-from kubeloop.validation import ValidationFailed
+from kubeloop.data.validation import ValidationFailed
 
 
 def change(path: Path, query: str) -> None:

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from kfp import dsl
 
-from kubeloop import access, gates, model_folder, names, promotion, registry, session, sources, stages
+from kubeloop import access, gates, model_folder, names, promotion, registry, session, stages
 from kubeloop.config import Loop
+from kubeloop.data import sources
 from kubeloop.features import online
 
 DAY = timedelta(days=1)

@@ -17,9 +17,11 @@ import pyarrow.parquet as pq
 import yaml
 from markupsafe import Markup
 
-from kubeloop import config, evaluation_html, gates_html, pages, registry, validation, validation_html
+from kubeloop import config, evaluation_html, gates_html, pages, registry
 from kubeloop.config import Loop
 from kubeloop.curves import Confusion, Curve, Curves
+from kubeloop.data import validation, validation_page
+from kubeloop.data.validation_report import Failure, Report, TableReport
 from kubeloop.evaluation import DIRECTION, Slice
 from kubeloop.gates import Check, Verdict
 from kubeloop.intervals import Estimate
@@ -27,8 +29,7 @@ from kubeloop.log import Log
 from kubeloop.registry import Version
 from kubeloop.report import view
 from kubeloop.report.facts import Facts
-from kubeloop.trigger_store import Run
-from kubeloop.validation_report import Failure, Report, TableReport
+from kubeloop.trigger.store import Run
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 WEEK = timedelta(days=7)
@@ -79,7 +80,7 @@ def _validation(folder: Path) -> Iterator[Page]:
     failures = tuple(Failure(each, each, each, each, each, None, (each,), each) for each in VALUES)
     tables = {each: TableReport(1, 1, 1, {each: 1}) for each in VALUES}
     found = Report(False, START, tables, failures, ALL, ALL)
-    yield Page(validation_html.html(ALL, found), (*VALUES, ALL))
+    yield Page(validation_page.html(ALL, found), (*VALUES, ALL))
 
 
 def _gate(folder: Path) -> Iterator[Page]:

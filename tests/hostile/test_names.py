@@ -16,8 +16,8 @@ from kubeloop.bucket import Bucket
 from kubeloop.config import ConfigError, Loop, Settings
 from kubeloop.monitoring.store import Store
 from kubeloop.monitoring.versions import VersionError, Versions
-from kubeloop.runners import LocalRunner
-from kubeloop.trigger_event import DriftEvent
+from kubeloop.trigger.event import DriftEvent
+from kubeloop.trigger.runners import LocalRunner
 
 NOW = datetime(2024, 3, 1, tzinfo=UTC)
 WRONG = (

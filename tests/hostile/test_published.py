@@ -15,7 +15,7 @@ from selectolax.lexbor import LexborHTMLParser
 
 import kubeloop
 from kubeloop import gates_html, pages
-from kubeloop.data_docs import View
+from kubeloop.data.data_docs import View
 from tests.hostile.browser import Tab, opened
 from tests.hostile.producers import ALL, ELSEWHERE, KUBEFLOW, PAGES, SCRIPTS, Page, _verdict
 from tests.outside import PROJECT

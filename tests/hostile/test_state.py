@@ -23,14 +23,15 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from kubeloop import access, cli, config, doctor, kept, loops, registry, report, session, state, summary
+from kubeloop import access, config, kept, loops, registry, report, session, state, summary
+from kubeloop.cli import doctor, main
 from kubeloop.config import Loop, Settings
 from kubeloop.features import online
 from kubeloop.memory import Memory
 from kubeloop.monitoring import payload_log, wal
 from kubeloop.monitoring.payload_log import MIRRORED, Row
 from kubeloop.monitoring.store import Store
-from kubeloop.runners import LocalRunner
+from kubeloop.trigger.runners import LocalRunner
 from tests.hostile.conftest import WHOLE
 from tests.unit.features.conftest import QUERIES, STORE, VIEWS
 from tests.unit.report.conftest import World
@@ -94,7 +95,7 @@ class Place:
     def run(self, *command: str) -> tuple[int, str]:
         """Run a command of kubeloop on it; return its exit code and all that it printed."""
         found = CliRunner(env={"KUBELOOP_STATE": str(self.settings.state)}).invoke(
-            cli.app, [*command, "-C", str(self.settings.home)], catch_exceptions=True
+            main.app, [*command, "-C", str(self.settings.home)], catch_exceptions=True
         )
         assert found.exception is None or isinstance(found.exception, SystemExit), repr(found.exception)
         return found.exit_code, found.output

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from kubeloop import config, submission
+from kubeloop import config
 from kubeloop.config import Loop, Settings
-from kubeloop.kfp_api import Api
-from kubeloop.kfp_runs import Runs
-from kubeloop.submission import Package
+from kubeloop.kubeflow import submission
+from kubeloop.kubeflow.api import Api
+from kubeloop.kubeflow.runs import Runs
+from kubeloop.kubeflow.submission import Package
 
 
 def _load(name: str) -> ModuleType:

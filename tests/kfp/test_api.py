@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from kubeloop import submission
 from kubeloop.config import ConfigError, Loop, Settings
-from kubeloop.kfp_api import Api
-from kubeloop.kfp_errors import DeniedError, KfpError, MissingError, NoAnswerError, RefusedError, TooOldError
-from kubeloop.submission import Package
+from kubeloop.kubeflow import submission
+from kubeloop.kubeflow.api import Api
+from kubeloop.kubeflow.errors import DeniedError, KfpError, MissingError, NoAnswerError, RefusedError, TooOldError
+from kubeloop.kubeflow.submission import Package
 
 
 def test_an_upload_happens_once_for_the_same_bytes(

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from kubeloop import submission
 from kubeloop.config import Loop
-from kubeloop.config_cluster import Pipelines
+from kubeloop.config.cluster import Pipelines
+from kubeloop.kubeflow import submission
 from pipelines import catalog
 from tests.kfp import argo
 from tests.kfp.compiler import Compiler, Drivers

@@ -18,10 +18,12 @@ from click.testing import Result
 from rich.console import Console
 from typer.testing import CliRunner
 
-from kubeloop import cli_submit, errors, submission
-from kubeloop.cli import app
+from kubeloop import errors
+from kubeloop.cli import kubeflow
+from kubeloop.cli.main import app
 from kubeloop.config import Loop
-from kubeloop.kfp_api import Api
+from kubeloop.kubeflow import submission
+from kubeloop.kubeflow.api import Api
 
 NAME = "by-hand-1"
 APP = "from kubeloop.cli import main; main()"
@@ -257,7 +259,7 @@ def test_a_terminal_gets_a_live_table(server: Any, api: Api, kubeloop: Callable[
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=80)
     run = api.run(run_id)
-    with cli_submit._screen(console) as show:
+    with kubeflow._screen(console) as show:
         show(run)
     text = screen.getvalue()
     assert "extract data" in text

@@ -3,13 +3,13 @@
 import json
 from typing import Any
 
-from kubeloop import kfp_objects
 from kubeloop.config import Loop
-from kubeloop.submission import Package
+from kubeloop.kubeflow import resources
+from kubeloop.kubeflow.submission import Package
 
 
 def test_they_are_accepted(control_plane: Any, namespace: str, case: Loop, packages: dict[str, Package]) -> None:
-    objects = kfp_objects.build(case, packages.values(), namespace)
+    objects = resources.build(case, packages.values(), namespace)
     content = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
     for _ in range(2):  # a second time nothing is to do
         control_plane.kubectl("apply", "--server-side", "--validate=strict", "-f", "-", input=content)

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from kubeloop import recurring
 from kubeloop.config import Loop, Settings
-from kubeloop.kfp_api import Api
-from kubeloop.kfp_errors import KfpError, NoAnswerError
-from kubeloop.kfp_values import Version
-from kubeloop.submission import Package, upload
+from kubeloop.kubeflow import recurring
+from kubeloop.kubeflow.api import Api
+from kubeloop.kubeflow.errors import KfpError, NoAnswerError
+from kubeloop.kubeflow.submission import Package, upload
+from kubeloop.kubeflow.values import Version
 
 
 @pytest.fixture

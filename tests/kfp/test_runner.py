@@ -16,17 +16,18 @@ from typing import Any
 import httpx
 import pytest
 
-from kubeloop import failures, submission
+from kubeloop import failures
 from kubeloop.bucket import Bucket
 from kubeloop.config import ConfigError, Drift, Loop, Settings
 from kubeloop.failures import Failure
-from kubeloop.kfp_api import Api
-from kubeloop.runners_kfp import KfpRunner
+from kubeloop.kubeflow import submission
+from kubeloop.kubeflow.api import Api
+from kubeloop.kubeflow.submission import Package
 from kubeloop.stages import StageError
-from kubeloop.submission import Package
-from kubeloop.trigger import Ledger
-from kubeloop.trigger_event import DriftEvent
-from kubeloop.trigger_store import Run
+from kubeloop.trigger.event import DriftEvent
+from kubeloop.trigger.kubeflow import KfpRunner
+from kubeloop.trigger.ledger import Ledger
+from kubeloop.trigger.store import Run
 
 MOMENT = datetime(2013, 7, 1, tzinfo=UTC)
 LEASE = timedelta(seconds=30)
@@ -308,7 +309,7 @@ def test_the_trigger_runs_it_as_a_process(
 ) -> None:
     loop_file = tmp_path / "loop.yaml"
     loop_file.write_text(case.dump())
-    command = [sys.executable, "-m", "kubeloop.trigger_server", "--port", "0", "--loop", str(loop_file)]
+    command = [sys.executable, "-m", "kubeloop.trigger.server", "--port", "0", "--loop", str(loop_file)]
     command += ["--runner", "kfp", "--poll-seconds", "0.1", "--lease-seconds", "5"]
     environment = {**os.environ, **here.environ(), "KUBELOOP_BUCKET": here.bucket}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kubeloop import submission
 from kubeloop.config import Loop
-from kubeloop.kfp_api import Api
-from kubeloop.kfp_errors import KfpError, NoAnswerError, RefusedError
-from kubeloop.kfp_runs import Runs
-from kubeloop.kfp_values import Version
-from kubeloop.submission import Package
+from kubeloop.kubeflow import submission
+from kubeloop.kubeflow.api import Api
+from kubeloop.kubeflow.errors import KfpError, NoAnswerError, RefusedError
+from kubeloop.kubeflow.runs import Runs
+from kubeloop.kubeflow.submission import Package
+from kubeloop.kubeflow.values import Version
 
 NAME = "flight-delay-2013-05-01-0a1b2c3d"
 

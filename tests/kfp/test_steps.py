@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from kubeloop import submission
 from kubeloop.config import Loop
-from kubeloop.kfp_api import Api
-from kubeloop.kfp_runs import Runs
-from kubeloop.submission import Package
+from kubeloop.kubeflow import submission
+from kubeloop.kubeflow.api import Api
+from kubeloop.kubeflow.runs import Runs
+from kubeloop.kubeflow.submission import Package
 from tests.kfp import argo
 
 NAME = "steps-1"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kubeloop.chart_values import Values
+from kubeloop.chart.values import Values
 from tests.e2e_cluster.page import INSTALL, PREFIX, blocks
 
 PROJECT = Path(__file__).parents[2]

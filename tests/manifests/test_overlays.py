@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from kubeloop.chart_values import Values
+from kubeloop.chart.values import Values
 from kubeloop.config import Loop
 from kubeloop.delivery import rollout
 from kubeloop.serving import pods as serving_pods

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kubeloop import features, validation
+from kubeloop import features
+from kubeloop.data import validation
 from tests import outside
 from tests.spark import work
 

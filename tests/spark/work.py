@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kubeloop import expectations, features, validation
+from kubeloop import features
+from kubeloop.data import expectations, validation
 
 AS_OF = datetime(2024, 3, 2, tzinfo=UTC)
 

@@ -23,9 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from kubeloop import kept, sources, stages
+from kubeloop import kept, stages
 from kubeloop.backtest import BacktestError
 from kubeloop.config import Loop, Settings, duration_text
+from kubeloop.data import sources
 from kubeloop.errors import KubeloopError
 from kubeloop.gates import MIN_BLOCKS
 from kubeloop.monitoring.windows import micros

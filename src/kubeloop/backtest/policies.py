@@ -5,7 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 from kubeloop.config import Loop, duration_text
-from kubeloop.config_types import duration
+from kubeloop.config.types import duration
 
 _DAY = timedelta(days=1)
 FROZEN = "frozen"

@@ -32,9 +32,9 @@ from kubeloop.monitoring.versions import Versions
 from kubeloop.monitoring.windows import Grid, micros
 from kubeloop.monitoring.windows import moment as _moment
 from kubeloop.reference import Reference
-from kubeloop.trigger import Ledger
-from kubeloop.trigger_event import DriftEvent
-from kubeloop.trigger_store import Outcome
+from kubeloop.trigger.event import DriftEvent
+from kubeloop.trigger.ledger import Ledger
+from kubeloop.trigger.store import Outcome
 
 _FAILURES = (past.FailedError, stages.StageError, training.TrainingError, gates.GateError, evaluation.EvaluationError)
 """What a run fails with; anything else is the backtest's own trouble."""

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 from kubeloop import access
 from kubeloop.config import Loop, Settings
-from kubeloop.config_cluster import Git
+from kubeloop.config.cluster import Git
 from kubeloop.delivery import Applied, DeliveryError, local
 
 TIMEOUT_S = 180.0

@@ -9,7 +9,7 @@ from typing import Any
 
 from kubeloop import names
 from kubeloop.config import Settings
-from kubeloop.config_cluster import Git
+from kubeloop.config.cluster import Git
 from kubeloop.delivery import Applied, DeliveryError, RejectedError, SupersededError, patch, rollout
 from kubeloop.delivery.cluster import Cluster, connect, follow
 from kubeloop.delivery.repository import CommitId, MovedError, RefusedError, Remote, Snapshot

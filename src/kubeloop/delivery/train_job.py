@@ -8,7 +8,7 @@ from typing import Any
 from kubeloop import containers, failures, names
 from kubeloop.bucket import Bucket
 from kubeloop.config import Loop, Settings
-from kubeloop.config_cluster import Pipelines, TrainJob
+from kubeloop.config.cluster import Pipelines, TrainJob
 from kubeloop.delivery import DeliveryError
 from kubeloop.delivery.cluster import Cluster, connect
 from kubeloop.failures import Failure

@@ -28,7 +28,7 @@ from feast.infra.offline_stores.offline_store import RetrievalJob, RetrievalMeta
 from feast.on_demand_feature_view import OnDemandFeatureView
 from feast.utils import compute_non_entity_date_range
 
-from kubeloop.sources import MOMENT, connect, identifier, literal
+from kubeloop.data.sources import MOMENT, connect, identifier, literal
 
 _AT, _ROW = "__at", "__row"
 _PIECE = 100_000

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from kubeloop import sources
+from kubeloop.data import sources
 from kubeloop.errors import KubeloopError
 
 EVENT_COLUMNS = ("event_id", "event_timestamp", "label", "label_available_at")

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubeloop import features, kept, moments, sources
+from kubeloop import features, kept, moments
 from kubeloop.config import Settings
+from kubeloop.data import sources
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubeloop import kept, sources
+from kubeloop import kept
 from kubeloop.config import Settings
+from kubeloop.data import sources
 from kubeloop.features import online_url
 from kubeloop.features.events import FeatureError, body
 

@@ -31,7 +31,7 @@ def upgrade_all(settings: Settings, *, sqlite: bool = True) -> Iterator[str]:
         AwayError: a database does not answer.
     """
     from kubeloop.monitoring import schema as monitor
-    from kubeloop.trigger_store import LEDGER
+    from kubeloop.trigger.store import LEDGER
 
     for url, schema in ((settings.ledger_db, LEDGER), (settings.monitor_db, monitor.MONITOR)):
         if url.startswith("sqlite") and not sqlite:

@@ -6,8 +6,8 @@ the gap, and the one after the repeated hour. `moments.local` does the same for 
 
 import re
 
+from kubeloop.config.reading import EPOCHS, WORDS, Column
 from kubeloop.reading import months, zones
-from kubeloop.reading.spec import EPOCHS, WORDS, Column
 
 INTEGER = r"[+-]?\d+"
 NUMBER = r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?([iI][nN][fF]([iI][nN][iI][tT][yY])?)"

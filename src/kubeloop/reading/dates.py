@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kubeloop.config.reading import EPOCHS
 from kubeloop.reading import cells, months, zones
-from kubeloop.reading.spec import EPOCHS
 
 if TYPE_CHECKING:
     import duckdb

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from kubeloop.config_types import ConfigError
+from kubeloop.config.reading import Read
+from kubeloop.config.types import ConfigError
 from kubeloop.reading.cells import identifier, literal
-from kubeloop.reading.spec import Read
 
 if TYPE_CHECKING:
     import duckdb

@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from kubeloop.config_types import ConfigError
+from kubeloop.config.reading import EXACT, WORDS, Column, Read
+from kubeloop.config.types import ConfigError
 from kubeloop.reading import cells, dates, numbers
-from kubeloop.reading.spec import EXACT, WORDS, Column, Read
 
 if TYPE_CHECKING:
     import duckdb

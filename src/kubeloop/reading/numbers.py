@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kubeloop.config.reading import Column
 from kubeloop.reading import cells
-from kubeloop.reading.spec import Column
 
 if TYPE_CHECKING:
     import duckdb

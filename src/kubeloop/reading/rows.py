@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kubeloop.config.reading import Column
 from kubeloop.reading import cells
 from kubeloop.reading.cells import identifier, literal
 from kubeloop.reading.files import Opened
-from kubeloop.reading.spec import Column
 
 if TYPE_CHECKING:
     import duckdb

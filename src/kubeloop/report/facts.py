@@ -10,8 +10,8 @@ from kubeloop import promotion, registry
 from kubeloop.config import Loop, Settings
 from kubeloop.monitoring.store import Row, Store
 from kubeloop.registry import Version
-from kubeloop.trigger import Ledger
-from kubeloop.trigger_store import Cooldown, Received, Run
+from kubeloop.trigger.ledger import Ledger
+from kubeloop.trigger.store import Cooldown, Received, Run
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from kubeloop.report.facts import Facts
 from kubeloop.report.live import Live
 from kubeloop.report.story import Mark
 from kubeloop.report.svg import Time
-from kubeloop.trigger_store import Run
+from kubeloop.trigger.store import Run
 
 _DIGESTS = {
     "raw data": "kubeloop.raw_sha256",

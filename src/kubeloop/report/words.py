@@ -8,7 +8,7 @@ from typing import Any
 from kubeloop.gates import Verdict
 from kubeloop.promotion import promoted
 from kubeloop.report.facts import Facts
-from kubeloop.trigger_store import Run
+from kubeloop.trigger.store import Run
 
 Summary = Mapping[str, Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from kubeloop import containers, names
 from kubeloop.config import Loop
-from kubeloop.config_cluster import Autoscaling, Resources
+from kubeloop.config.cluster import Autoscaling, Resources
 from kubeloop.serving import MOST_DRAINS
 from kubeloop.serving.manifest import IDENTITY
 

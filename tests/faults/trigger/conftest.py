@@ -60,7 +60,7 @@ class Trigger:
     """A trigger server in a process of its own."""
 
     def __init__(self, home: Home, *flags: str) -> None:
-        command = [sys.executable, "-m", "kubeloop.trigger_server", "--port", "0", "--loop", str(home.loop_file)]
+        command = [sys.executable, "-m", "kubeloop.trigger.server", "--port", "0", "--loop", str(home.loop_file)]
         command += ["--poll-seconds", "0.05", "--lease-seconds", "0.6", "--backoff-seconds", "0.1", *flags]
         self.log = (home.folder / "trigger.log").open("ab")
         self.process = subprocess.Popen(

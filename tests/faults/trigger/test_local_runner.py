@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kubeloop.config import QUIET
-from kubeloop.runners import LocalRunner, Parameters, RunState
+from kubeloop.trigger.runners import LocalRunner, Parameters, RunState
 
 NAME = "flights-2013-07-01-00000000"
 

@@ -64,7 +64,7 @@ def run(models: Path, demo: Loop, tmp_path_factory: pytest.TempPathFactory) -> R
                 )  # fmt: skip
             elif name == "trigger":
                 yield start(
-                    "kubeloop.trigger_server", "--loop", file, "--port=0",
+                    "kubeloop.trigger.server", "--loop", file, "--port=0",
                     path="/events", headers=event(DRIFT_EVENT, "d"), body=json.dumps(DRIFT).encode(), status=400,
                 )  # fmt: skip
             elif name == "predictor":

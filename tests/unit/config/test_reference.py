@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from rich.text import Text
 
-from kubeloop import config_reference
-from kubeloop.config import Loop
+from kubeloop.config import Loop, explain
 
 LEAST: dict[str, Any] = {"name": "x", "source": {"tables": {}}, "features": {"service": "v1"}}
 GIT = {"repository": "https://git.example.org/team/loops"}
@@ -17,7 +16,7 @@ GIT = {"repository": "https://git.example.org/team/loops"}
 
 @pytest.fixture(scope="module")
 def lines() -> list[str]:
-    return Text.from_markup(config_reference.text()).plain.splitlines()
+    return Text.from_markup(explain.text()).plain.splitlines()
 
 
 @pytest.fixture(scope="module")

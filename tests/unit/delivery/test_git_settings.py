@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from kubeloop import config
 from kubeloop.config import ConfigError, Loop
-from kubeloop.config_cluster import Git
+from kubeloop.config.cluster import Git
 
 LOOP = {
     "name": "flights",

@@ -14,7 +14,7 @@ import yaml
 
 from kubeloop import promotion, registry
 from kubeloop.config import Loop
-from kubeloop.config_cluster import Git as Place
+from kubeloop.config.cluster import Git as Place
 from kubeloop.delivery import Applied, DeliveryError, gitops, patch, repository, rollout
 from tests.cluster.conftest import NAME, build
 from tests.unit.delivery.git_server import OTHERS, PATCH, SOMEBODY, Daemon, Git, overlay, run, served, settings

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kubeloop.config_cluster import Git as Place
+from kubeloop.config.cluster import Git as Place
 from kubeloop.delivery import DeliveryError, gitops, repository
 from tests.cluster.conftest import NAME, build
 from tests.unit.delivery.git_server import OTHERS, PATCH, Git, Web, overlay, run, served, settings

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from kubeloop import config, doctor
+from kubeloop import config
 from kubeloop.bucket import Bucket
+from kubeloop.cli import doctor
 from kubeloop.config import Loop, Settings
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import kubeloop
 import pipelines
 from kubeloop import errors
-from kubeloop.cli import app
+from kubeloop.cli.main import app
 from kubeloop.config import ConfigError
 from kubeloop.errors import KubeloopError
 from kubeloop.serving.tensors import ProtocolError

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kubeloop import features, sources
+from kubeloop import features
+from kubeloop.data import sources
 
 NOON = datetime(2024, 3, 1, 12, tzinfo=UTC)
 Write = Callable[[str, dict[str, Any]], Path]

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kubeloop import features, sources
+from kubeloop import features
+from kubeloop.data import sources
 
 NOON = datetime(2024, 3, 1, 12, tzinfo=UTC)
 TTL = timedelta(hours=1)

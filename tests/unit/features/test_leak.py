@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from kubeloop import features, sources
+from kubeloop import features
 from kubeloop.config import Loop
+from kubeloop.data import sources
 
 START = datetime(2013, 5, 14, tzinfo=UTC)
 HOURS = 4 * 24

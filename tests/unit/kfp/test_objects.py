@@ -7,9 +7,10 @@ import jsonschema
 import pytest
 import yaml
 
-from kubeloop import config, kfp_objects, submission
+from kubeloop import config
 from kubeloop.config import Loop
-from kubeloop.submission import Package
+from kubeloop.kubeflow import resources, submission
+from kubeloop.kubeflow.submission import Package
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def packages(demo: Loop, project: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def objects(demo: Loop, packages: dict[str, Package]) -> list[dict[str, Any]]:
-    return kfp_objects.build(demo, packages.values(), "team-a")
+    return resources.build(demo, packages.values(), "team-a")
 
 
 def strict(schema: Any, open_ended: bool = False) -> Any:

@@ -10,9 +10,9 @@ import kfp_server_api as kfp
 import pytest
 import yaml
 
-from kubeloop import kfp_values
-from kubeloop.kfp_errors import DeniedError, MissingError, NoAnswerError, RefusedError, meaning
-from kubeloop.submission import Package, SubmissionError, arguments
+from kubeloop.kubeflow import values
+from kubeloop.kubeflow.errors import DeniedError, MissingError, NoAnswerError, RefusedError, meaning
+from kubeloop.kubeflow.submission import Package, SubmissionError, arguments
 
 TYPES = {
     "text": "STRING",
@@ -75,7 +75,7 @@ def test_a_run_shows_the_steps_that_people_know() -> None:
     plumbing = ["root", "root-driver", "executor", "condition-1", "condition-1-driver", "for-loop-2", "iteration-3"]
     tasks = [task(name, 1) for name in (*plumbing, "later-driver", "b-step-driver", "a-step-driver")]
     tasks += [task("later", None), task("b-step", 3), task("a-step", 2)]
-    run = kfp_values.run(
+    run = values.run(
         kfp.V2beta1Run(
             run_id="1",
             display_name="r",
@@ -92,7 +92,7 @@ def test_a_run_shows_the_steps_that_people_know() -> None:
 
 
 def test_a_filter_survives_being_decoded_twice() -> None:
-    once = unquote_plus(kfp_values.where("description", "EQUALS", "100 % + 1 & 2"))
+    once = unquote_plus(values.where("description", "EQUALS", "100 % + 1 & 2"))
     assert json.loads(once)["predicates"] == [
         {"key": "description", "operation": "EQUALS", "string_value": "100 % + 1 & 2"}
     ]

@@ -25,8 +25,8 @@ from kubeloop.config import Drift
 from kubeloop.database import Schema
 from kubeloop.monitoring.schema import MONITOR
 from kubeloop.monitoring.store import Due, Store
-from kubeloop.trigger import Ledger
-from kubeloop.trigger_store import LEDGER
+from kubeloop.trigger.ledger import Ledger
+from kubeloop.trigger.store import LEDGER
 
 HERE = Path(__file__).parent
 SCHEMAS = pytest.mark.parametrize("schema", [LEDGER, MONITOR], ids=lambda schema: schema.name)
@@ -208,8 +208,8 @@ def test_the_job_says_what_it_did_and_what_it_waits_for(old: str) -> None:
 
 def test_what_stays_up_does_not_carry_alembic(empty: str) -> None:
     program = (
-        "import sys; from kubeloop import trigger_server; from kubeloop.monitoring import store; "
-        "from kubeloop.trigger_store import open_engine; url = sys.argv[1]; open_engine(url); store.Store(url); "
+        "import sys; from kubeloop.trigger import server as trigger_server; from kubeloop.monitoring import store; "
+        "from kubeloop.trigger.store import open_engine; url = sys.argv[1]; open_engine(url); store.Store(url); "
         "print('alembic' in sys.modules)"
     )
     for _ in range(2):

@@ -26,7 +26,7 @@ from kubeloop.monitoring.status import Metrics, Status
 from kubeloop.monitoring.versions import Versions
 from kubeloop.monitoring.windows import Grid
 from kubeloop.names import LABEL_EVENT
-from kubeloop.trigger_event import DriftEvent
+from kubeloop.trigger.event import DriftEvent
 
 DAY = timedelta(days=1)
 Open = Callable[..., Monitor]

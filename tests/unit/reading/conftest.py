@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kubeloop import sources
+from kubeloop.data import sources
 from kubeloop.reading import files, infer
 
 Decide = Callable[..., tuple[files.Opened, infer.Decided]]

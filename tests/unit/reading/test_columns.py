@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kubeloop import sources
 from kubeloop.config import Table as Source
+from kubeloop.config.reading import Read
+from kubeloop.data import sources
 from kubeloop.reading import infer
-from kubeloop.reading.spec import Read
 from tests.unit.reading.conftest import Decide
 
 
@@ -173,7 +173,7 @@ def test_a_word_of_several_zones_is_decided_by_an_option(
     ],
 )
 def test_old_dates_and_local_serials_are_times(tmp_path: Path, written_as: list[Any], form: str, first: str) -> None:
-    from kubeloop.scaffold_table import Table
+    from kubeloop.scaffold.table import Table
 
     frame = pd.DataFrame({"ts": written_as * 10, "who": "a", "bought": 1})
     frame.to_csv(tmp_path / "visits.csv", index=False, sep=";")
@@ -201,7 +201,7 @@ def test_old_dates_and_local_serials_are_times(tmp_path: Path, written_as: list[
 def test_numbers_are_times_where_the_timestamp_is_one(
     visits: pd.DataFrame, tmp_path: Path, values: Any, form: str, ending: str
 ) -> None:
-    from kubeloop.scaffold_table import Table
+    from kubeloop.scaffold.table import Table
 
     frame = visits.assign(ts=values(visits["ts"].astype("datetime64[ns]")))
     path = tmp_path / f"visits.{ending}"

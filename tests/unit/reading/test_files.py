@@ -9,13 +9,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from kubeloop import sources
 from kubeloop.config import Table
+from kubeloop.config.reading import Read
+from kubeloop.data import sources
 from kubeloop.reading import files
 from kubeloop.reading.files import FileError
 from kubeloop.reading.infer import Asked
-from kubeloop.reading.spec import Read
-from kubeloop.scaffold_table import Table as Ours
+from kubeloop.scaffold.table import Table as Ours
 from tests.unit.reading.conftest import Decide
 
 

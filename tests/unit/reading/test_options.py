@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from kubeloop import errors
-from kubeloop.cli import app
+from kubeloop.cli.main import app
 
 ROLES = ["--label", "bought", "--timestamp", "ts", "--key", "who"]
 

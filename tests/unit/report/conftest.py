@@ -20,8 +20,8 @@ from kubeloop.monitoring import payload_log
 from kubeloop.monitoring.detector.port import Score
 from kubeloop.monitoring.store import Due, Store
 from kubeloop.names import LABEL_EVENT, REQUEST_EVENT, RESPONSE_EVENT
-from kubeloop.trigger import Ledger
-from kubeloop.trigger_event import DriftEvent
+from kubeloop.trigger.event import DriftEvent
+from kubeloop.trigger.ledger import Ledger
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.text import Text
 
-from kubeloop import cli, overview
+from kubeloop import overview
+from kubeloop.cli import main
 
 
 class _Answer(BaseHTTPRequestHandler):
@@ -95,7 +96,7 @@ def test_what_a_run_prints_at_its_end(world: Any, capsys: pytest.CaptureFixture[
     first, second, third = world.summary["versions"]
     waits = second | {"promoted": False, "reason": "the predictor did not start"}
     counts = world.summary["predictions"] | {"logged": 1259}
-    cli._tell(world.summary | {"versions": [first, waits, third], "predictions": counts})
+    main._tell(world.summary | {"versions": [first, waits, third], "predictions": counts})
     said = " ".join(capsys.readouterr().out.split())
     assert "1,263 predictions served, 1,259 logged, 3 dropped, 2 failed" in said
     assert "Warning: the payload log lacks 1 prediction that clients got, and nobody counted the loss." in said

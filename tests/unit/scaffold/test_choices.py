@@ -10,11 +10,14 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from kubeloop import errors, scaffold, scaffold_files, sources
-from kubeloop.cli import app
-from kubeloop.scaffold import Wish
-from kubeloop.scaffold_files import Case
-from kubeloop.scaffold_table import ScaffoldError, Table
+from kubeloop import errors
+from kubeloop.cli.main import app
+from kubeloop.data import sources
+from kubeloop.scaffold import design as scaffold
+from kubeloop.scaffold import render
+from kubeloop.scaffold.design import Wish
+from kubeloop.scaffold.render import Case
+from kubeloop.scaffold.table import ScaffoldError, Table
 
 ROLES = ["--label", "failed", "--timestamp", "read_at", "--key", "machine"]
 
@@ -236,7 +239,7 @@ def test_every_row_has_an_id_that_is_its_own(
 ) -> None:
     frame = change(readings)
     case, _ = design(frame, folder, **wish)
-    query = scaffold_files.feature_repo(case)["sql/events.sql"]
+    query = render.feature_repo(case)["sql/events.sql"]
     with sources.connect({case.table: folder / "raw" / f"{case.table}.parquet"}) as db:
         ids = db.execute(f"SELECT event_id FROM ({query})").fetchall()  # noqa: S608
     assert len({row[0] for row in ids}) == len(frame)

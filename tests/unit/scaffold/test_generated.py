@@ -12,13 +12,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from kubeloop import config, features, scaffold, scaffold_files, sources, stages, validation
+from kubeloop import config, features, stages
 from kubeloop.config import Loop, Settings
+from kubeloop.config.reading import Read
+from kubeloop.data import sources, validation
 from kubeloop.features.online import Materializer, OnlineFeatures
 from kubeloop.reading import infer
-from kubeloop.reading.spec import Read
-from kubeloop.scaffold import Wish
-from kubeloop.scaffold_table import Table
+from kubeloop.scaffold import design, render
+from kubeloop.scaffold.design import Wish
+from kubeloop.scaffold.table import Table
 
 CUT = datetime(2024, 5, 1, tzinfo=UTC)
 ZONE = "Europe/Berlin"
@@ -26,7 +28,7 @@ ZONE = "Europe/Berlin"
 
 
 @pytest.fixture(scope="module")
-def written(nasty: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> scaffold.Result:
+def written(nasty: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> design.Result:
     folder = tmp_path_factory.mktemp("nasty")
     nasty.to_parquet(folder / "Its data! 2024.parquet")
     scratch = folder / "scratch"
@@ -34,22 +36,22 @@ def written(nasty: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> sc
     asked = infer.Asked(read=Read(timezone=ZONE))
     table = Table(folder / "Its data! 2024.parquet", scratch / "raw", asked=asked)
     wish = Wish("is it?", "time", ("Wer?", "site id"), folder / "case", positive="gone 'away'")
-    return scaffold.write(table, wish, scratch, print)
+    return design.write(table, wish, scratch, print)
 
 
 @pytest.fixture(scope="module")
-def place(written: scaffold.Result) -> Settings:
+def place(written: design.Result) -> Settings:
     return config.settings(written.folder, written.folder / "state")
 
 
 @pytest.fixture(scope="module")
-def loop(written: scaffold.Result, place: Settings) -> Loop:
+def loop(written: design.Result, place: Settings) -> Loop:
     loop = config.load(place.loop_file)
     sources.take_in(loop, place)
     return loop
 
 
-def test_generated_python_is_what_ruff_writes_and_finds_nothing_in(written: scaffold.Result) -> None:
+def test_generated_python_is_what_ruff_writes_and_finds_nothing_in(written: design.Result) -> None:
     ruff = [str(Path(sys.executable).with_name("ruff"))]
     for width in ("88", "120"):
         options = ["--isolated", "--line-length", width, str(written.folder)]
@@ -62,7 +64,7 @@ def test_generated_python_is_what_ruff_writes_and_finds_nothing_in(written: scaf
     assert done.returncode == 0, done.stdout
 
 
-def test_every_choice_in_the_loop_file_has_its_reason(written: scaffold.Result, loop: Loop) -> None:
+def test_every_choice_in_the_loop_file_has_its_reason(written: design.Result, loop: Loop) -> None:
     lines = (written.folder / "loop.yaml").read_text().splitlines()
     for setting in ("window:", "holdout:", "floors:", "block:", "min_rows:", "cooldown:", "sample:", "available_at:"):
         assert any(line.strip().startswith(setting) and "   # " in line for line in lines), setting
@@ -71,7 +73,7 @@ def test_every_choice_in_the_loop_file_has_its_reason(written: scaffold.Result, 
 
 
 @pytest.fixture(scope="module")
-def training_set(loop: Loop, place: Settings, written: scaffold.Result) -> pd.DataFrame:
+def training_set(loop: Loop, place: Settings, written: design.Result) -> pd.DataFrame:
     repo = written.folder / "feature_repo"
     features.build(repo, place.raw, place.features)
     rows = features.events(
@@ -114,7 +116,7 @@ def test_every_column_reaches_the_model_unchanged(nasty: pd.DataFrame, training_
 
 
 def test_the_online_features_are_the_offline_ones(
-    loop: Loop, place: Settings, written: scaffold.Result, training_set: pd.DataFrame
+    loop: Loop, place: Settings, written: design.Result, training_set: pd.DataFrame
 ) -> None:
     rows = features.events(written.folder / "feature_repo", place.raw, start=CUT, end=CUT + timedelta(days=2))
     materializer = Materializer(place.features, loop.features.service)
@@ -139,7 +141,7 @@ def test_the_online_features_are_the_offline_ones(
 
 
 def test_features_of_the_past_do_not_change_when_the_future_becomes_known(
-    loop: Loop, place: Settings, written: scaffold.Result, training_set: pd.DataFrame, tmp_path: Path
+    loop: Loop, place: Settings, written: design.Result, training_set: pd.DataFrame, tmp_path: Path
 ) -> None:
     repo = written.folder / "feature_repo"
     since = CUT - loop.features.history - timedelta(days=20)
@@ -204,7 +206,7 @@ def test_expectations_stop_a_broken_table(loop: Loop, place: Settings, tmp_path:
 
 
 def test_the_readme_shows_a_request_that_the_service_would_take(
-    written: scaffold.Result, place: Settings, loop: Loop
+    written: design.Result, place: Settings, loop: Loop
 ) -> None:
     import json
     import shlex
@@ -219,9 +221,7 @@ def test_the_readme_shows_a_request_that_the_service_would_take(
     assert answer.keys() == {field.name for field in online.features}
 
 
-def counted(
-    frame: pd.DataFrame, case: scaffold_files.Case, at: datetime
-) -> dict[str, tuple[float, float, float | None]]:
+def counted(frame: pd.DataFrame, case: render.Case, at: datetime) -> dict[str, tuple[float, float, float | None]]:
     """Count each key's recent rows and labels the slow way."""
     step, delay = case.timeline.scale.step, case.timeline.label_delay
     short, long = case.timeline.scale.short, case.timeline.scale.long
@@ -259,8 +259,8 @@ def test_histories_count_what_was_known_and_nothing_else(
     frame.to_parquet(folder / "readings.parquet")
     (folder / "raw").mkdir()
     table = Table(folder / "readings.parquet", folder / "raw")
-    case, _, _ = scaffold.design(table, Wish("failed", "read_at", ("machine",), folder / "out", label_delay=delay))
-    query = scaffold_files.feature_repo(case)["sql/machine_history.sql"]
+    case, _, _ = design.design(table, Wish("failed", "read_at", ("machine",), folder / "out", label_delay=delay))
+    query = render.feature_repo(case)["sql/machine_history.sql"]
     with sources.connect(sources.tables(folder / "raw")) as db:
         history = db.execute(f"FROM ({query}) ORDER BY event_timestamp").df()
     names = [name for name in history.columns if name not in ("machine", "event_timestamp")]
@@ -282,12 +282,12 @@ def test_long_counts_of_a_handful_of_keys_stay_out_of_the_model(training_set: pd
     assert not {"site_id_rate_30d", "site_id_events_30d"} & set(training_set)
 
 
-def test_nothing_of_a_history_reaches_past_what_a_run_is_given(written: scaffold.Result, loop: Loop) -> None:
+def test_nothing_of_a_history_reaches_past_what_a_run_is_given(written: design.Result, loop: Loop) -> None:
     text = (written.folder / "feature_repo" / "sql" / "wer_history.sql").read_text()
     assert "INTERVAL 30 DAY" in text
     assert loop.features.history > timedelta(days=31)
 
 
-def test_every_suite_is_read_by_its_own_reader(written: scaffold.Result) -> None:
+def test_every_suite_is_read_by_its_own_reader(written: design.Result) -> None:
     for path in (written.folder / "feature_repo" / "expectations").glob("*.yaml"):
         assert len(yaml.safe_load(path.read_text())) > 20

@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from kubeloop import scaffold, scaffold_files, scaffold_suites, sources, validation
-from kubeloop.scaffold import Wish
-from kubeloop.scaffold_table import Table
+from kubeloop.data import sources, validation
+from kubeloop.scaffold import design, render
+from kubeloop.scaffold import suites as scaffold_suites
+from kubeloop.scaffold.design import Wish
+from kubeloop.scaffold.table import Table
 
 ROLES: dict[str, Any] = {"label": "bought", "timestamp": "day", "keys": ("shop",)}
 
@@ -56,9 +58,9 @@ def query(folder: Path) -> tuple[pd.DataFrame, str]:
     frame.to_parquet(folder / "sales.parquet")
     (folder / "raw").mkdir()
     table = Table(folder / "sales.parquet", folder / "raw")
-    case, _, _ = scaffold.design(table, Wish(**ROLES, into=folder / "out"))
+    case, _, _ = design.design(table, Wish(**ROLES, into=folder / "out"))
     assert case.event_id.doubles == 1
-    return frame, scaffold_files.feature_repo(case)["sql/events.sql"]
+    return frame, render.feature_repo(case)["sql/events.sql"]
 
 
 def late(frame: pd.DataFrame) -> pd.DataFrame:
@@ -98,7 +100,7 @@ def drafted(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Pat
     frame.to_parquet(folder / "sales.parquet")
     (folder / "scratch" / "raw").mkdir(parents=True)
     table = Table(folder / "sales.parquet", folder / "scratch" / "raw")
-    scaffold.write(table, Wish(**ROLES, into=folder / "case"), folder / "scratch", lambda _: None)
+    design.write(table, Wish(**ROLES, into=folder / "case"), folder / "scratch", lambda _: None)
     return frame, folder / "case" / "feature_repo" / "expectations"
 
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from kubeloop import sources
 from kubeloop.config import DnsName
-from kubeloop.scaffold_names import LONGEST, dns, safe
+from kubeloop.data import sources
+from kubeloop.scaffold.names import LONGEST, dns, safe
 
 WORDS = st.sampled_from(["select", "class", "Order", "match", "list", "user", "end", "hour", "label", "self", "", "1a"])
 TEXTS = st.one_of(st.text(max_size=60), WORDS)

@@ -13,12 +13,15 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from kubeloop import features, scaffold, scaffold_files, scaffold_growth, sources
-from kubeloop.cli import app
+from kubeloop import features
+from kubeloop.cli.main import app
+from kubeloop.data import sources
 from kubeloop.features.online import Materializer, OnlineFeatures
-from kubeloop.scaffold import Wish
-from kubeloop.scaffold_files import Case
-from kubeloop.scaffold_table import ScaffoldError, Table
+from kubeloop.scaffold import design as scaffold
+from kubeloop.scaffold import growth, render
+from kubeloop.scaffold.design import Wish
+from kubeloop.scaffold.render import Case
+from kubeloop.scaffold.table import ScaffoldError, Table
 
 
 def opened(frame: pd.DataFrame, folder: Path) -> Table:
@@ -35,7 +38,7 @@ def design(frame: pd.DataFrame, folder: Path, *keys: str, **wish: Any) -> Case:
 def served(case: Case, folder: Path) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Build a use case's features; return the training set, and what is served for its newest rows."""
     repo, built = folder / "repo", folder / "built"
-    for path, content in scaffold_files.feature_repo(case).items():
+    for path, content in render.feature_repo(case).items():
         (repo / path).parent.mkdir(parents=True, exist_ok=True)
         (repo / path).write_text(content)
     features.build(repo, folder / "raw", built)
@@ -121,7 +124,7 @@ def test_labels_are_known_when_their_column_says(readings: pd.DataFrame, folder:
     assert case.timeline.label_delay == timedelta(days=6)
     assert case.timeline.history > timedelta(days=70)
     assert "closed" not in [item.column for item in case.inputs]
-    files = scaffold_files.feature_repo(case)
+    files = render.feature_repo(case)
     with sources.connect({case.table: folder / "raw" / "measured.parquet"}) as db:
         found = db.execute(f"FROM ({files['sql/events.sql']})").df().set_index("event_timestamp")["label_available_at"]
         history = db.execute(f"FROM ({files['sql/machine_history.sql']})").df()
@@ -229,7 +232,7 @@ def test_columns_that_only_grow_are_named(readings: pd.DataFrame, folder: Path) 
     )
     table = opened(frame, folder)
     case, _, _ = scaffold.design(table, Wish("failed", "read_at", ("machine",), folder / "out"))
-    found = scaffold_growth.find(table, case.moment, case.keys, case.inputs)
+    found = growth.find(table, case.moment, case.keys, case.inputs)
     assert {(item.column, item.grows, item.key) for item in found} == {
         ("odometer", True, "machine"), ("since_start", True, ""), ("left", False, ""), ("built", True, "machine"),
     }  # fmt: skip

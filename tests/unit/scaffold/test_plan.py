@@ -9,11 +9,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeloop import scaffold_suites
 from kubeloop.config import Drift, Gates, Replay, Training, duration
 from kubeloop.gates import MIN_BLOCKS
-from kubeloop.scaffold_plan import SCALES, Activity, Scale, Timeline, default_delay, quality, scale, text, timeline
-from kubeloop.scaffold_table import ScaffoldError
+from kubeloop.scaffold import suites
+from kubeloop.scaffold.table import ScaffoldError
+from kubeloop.scaffold.timing import SCALES, Activity, Scale, Timeline, default_delay, quality, scale, text, timeline
 
 START = datetime(2024, 3, 1, 7, 13, tzinfo=UTC)
 UNITS = {"day": "D", "hour": "h", "minute": "m"}
@@ -135,8 +135,8 @@ def test_the_first_training_set_may_miss_more_than_the_whole_table() -> None:
     frame = pd.DataFrame(
         {"event_id": list(map(str, range(1000))), "event_timestamp": stamps, "label": 1, "rate_30d": history}
     )
-    runs = scaffold_suites.Runs((1000,), (1000,), (0.5,))
-    found = yaml.safe_load(scaffold_suites.training(frame, runs, "1d", stamps[200].to_pydatetime()))
+    runs = suites.Runs((1000,), (1000,), (0.5,))
+    found = yaml.safe_load(suites.training(frame, runs, "1d", stamps[200].to_pydatetime()))
     nulls = [item.get("expect_column_values_to_not_be_null", {}) for item in found]
     (mostly,) = [item["mostly"] for item in nulls if item.get("column") == "rate_30d"]
     assert mostly <= 0.5, "half of its first rows have no history yet"

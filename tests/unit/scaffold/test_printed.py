@@ -14,7 +14,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from kubeloop.cli import app
+from kubeloop.cli.main import app
 
 ROLES = "--label 'Is it?' --timestamp 'gelesen um' --key 'größe'\"'s\""
 """The label has a question mark, the timestamp a space, the key an umlaut and a quote."""

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeloop import batch, config, sources, stages
+from kubeloop import batch, config, stages
 from kubeloop.config import Loop, Settings
+from kubeloop.data import sources
 from kubeloop.features.online import OnlineFeatures
 
 HOUR = timedelta(hours=1)

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeloop import config, sources, stages
+from kubeloop import config, stages
 from kubeloop.config import ConfigError, Loop, Settings
+from kubeloop.data import sources
 
 NOON = datetime(2013, 4, 1, 12, tzinfo=UTC)
 Place = Callable[..., tuple[Loop, Settings]]

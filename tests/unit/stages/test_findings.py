@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from kubeloop import config, findings, stages
+from kubeloop import config, stages
 from kubeloop.bucket import Bucket
 from kubeloop.config import Loop
+from kubeloop.data import findings
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)

@@ -11,19 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from kubeloop import (
-    __version__,
-    config,
-    evaluation,
-    gates,
-    gates_html,
-    model_folder,
-    promotion,
-    registry,
-    sources,
-    stages,
-)
+from kubeloop import __version__, config, evaluation, gates, gates_html, model_folder, promotion, registry, stages
 from kubeloop.config import Loop, Settings
+from kubeloop.data import sources
 from kubeloop.services import ServiceError
 
 Learned = tuple[Path, Path]

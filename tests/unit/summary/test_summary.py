@@ -18,8 +18,8 @@ from kubeloop.monitoring import payload_log
 from kubeloop.monitoring.store import Due, Store
 from kubeloop.names import LABEL_EVENT, REQUEST_EVENT, RESPONSE_EVENT
 from kubeloop.report import words
-from kubeloop.trigger import Ledger
-from kubeloop.trigger_event import DriftEvent
+from kubeloop.trigger.event import DriftEvent
+from kubeloop.trigger.ledger import Ledger
 
 SESSION = {
     "fast": True,

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from kubeloop.config import Drift
-from kubeloop.trigger_event import DriftEvent
+from kubeloop.trigger.event import DriftEvent
 
 DAY_ZERO = datetime(2013, 7, 1, tzinfo=UTC)
 

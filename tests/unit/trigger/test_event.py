@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeloop.trigger_event import DriftEvent
+from kubeloop.trigger.event import DriftEvent
 
 DATA = {
     "service": "flights",

@@ -10,10 +10,10 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 
 from kubeloop.config import Drift
-from kubeloop.runners import Parameters, RunState
-from kubeloop.trigger import LeaseLostError, Ledger
-from kubeloop.trigger_event import DriftEvent
-from kubeloop.trigger_store import Outcome, Run
+from kubeloop.trigger.event import DriftEvent
+from kubeloop.trigger.ledger import LeaseLostError, Ledger
+from kubeloop.trigger.runners import Parameters, RunState
+from kubeloop.trigger.store import Outcome, Run
 
 Event = Callable[..., DriftEvent]
 LEASE = timedelta(seconds=10)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kubeloop.config import Drift
-from kubeloop.runners import Parameters, RunState
-from kubeloop.trigger import Decision, Ledger
-from kubeloop.trigger_event import DriftEvent
-from kubeloop.trigger_store import Cooldown, Outcome
+from kubeloop.trigger.event import DriftEvent
+from kubeloop.trigger.ledger import Decision, Ledger
+from kubeloop.trigger.runners import Parameters, RunState
+from kubeloop.trigger.store import Cooldown, Outcome
 
 POLICY = Drift(cooldown=timedelta(days=14), max_cooldown=timedelta(days=56))
 LEASE = timedelta(seconds=10)

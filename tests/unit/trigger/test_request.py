@@ -11,8 +11,8 @@ import uvicorn
 
 from kubeloop import runs
 from kubeloop.config import Drift, Loop
-from kubeloop.trigger import Ledger
-from kubeloop.trigger_server import create_app
+from kubeloop.trigger.ledger import Ledger
+from kubeloop.trigger.server import create_app
 from tests.unit.trigger.test_ledger import LEASE, Outcome
 
 MOMENT = datetime(2013, 5, 20, tzinfo=UTC)

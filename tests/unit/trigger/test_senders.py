@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from kubeloop.names import DRIFT_EVENT
-from kubeloop.trigger_event import DriftEvent
+from kubeloop.trigger.event import DriftEvent
 
 EXAMPLES = Path(__file__).parents[3] / "manifests" / "examples"
 DATA = {

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from kubeloop import config
-from kubeloop.validation import Report, validate
+from kubeloop.data.validation import Report, validate
 
 AS_OF = datetime(2013, 3, 1, tzinfo=UTC)
 

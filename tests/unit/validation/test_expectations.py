@@ -4,7 +4,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kubeloop.expectations import SuiteError, dump, load, resolve
+from kubeloop.data.expectations import SuiteError, dump, load, resolve
 
 AS_OF = datetime(2013, 3, 1, tzinfo=UTC)
 

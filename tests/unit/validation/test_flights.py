@@ -8,9 +8,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from kubeloop import config, sources
-from kubeloop.expectations import load
-from kubeloop.validation import Report, ValidationFailed, require, validate
+from kubeloop import config
+from kubeloop.data import sources
+from kubeloop.data.expectations import load
+from kubeloop.data.validation import Report, ValidationFailed, require, validate
 
 HOME = Path(__file__).parents[3]
 LOOP = config.load(HOME / "loop.yaml")

@@ -3,8 +3,8 @@
 import re
 from datetime import UTC, datetime
 
-from kubeloop.validation_html import html
-from kubeloop.validation_report import Failure, Report, TableReport
+from kubeloop.data.validation_page import html
+from kubeloop.data.validation_report import Failure, Report, TableReport
 
 DOCS = "s3://bucket/data-docs/flight-delay/flight-delay-training-20261128-081233-ab12/raw"
 FOUND = Report(

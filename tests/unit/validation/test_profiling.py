@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from kubeloop.expectations import dump
-from kubeloop.profiling import profile
-from kubeloop.validation import Report
+from kubeloop.data.expectations import dump
+from kubeloop.data.profiling import profile
+from kubeloop.data.validation import Report
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kubeloop.expectations import SuiteError
-from kubeloop.validation import Report, ValidationFailed, require
+from kubeloop.data.expectations import SuiteError
+from kubeloop.data.validation import Report, ValidationFailed, require
 
 WIND = "expect_column_values_to_be_between"
 

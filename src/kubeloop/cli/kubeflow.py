@@ -1,0 +1,298 @@
+"""The commands of Kubeflow Pipelines: `kubeloop submit`, `kubeloop schedule` and `kubeloop pipelines objects`."""
+
+import json
+import re
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+import yaml
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from kubeloop import config, errors
+from kubeloop.config import Loop, Settings
+
+if TYPE_CHECKING:
+    from kubeloop.kubeflow.api import Api
+    from kubeloop.kubeflow.runs import Attempt, Runs
+    from kubeloop.kubeflow.steps import Step
+    from kubeloop.kubeflow.values import Run
+
+_OUT = Console(highlight=False)
+_ERR = Console(stderr=True, highlight=False)
+_WORDS = {
+    "PENDING": "waits",
+    "RUNNING": "runs",
+    "SUCCEEDED": "done",
+    "SKIPPED": "skipped",
+    "FAILED": "failed",
+    "CANCELING": "ending",
+    "CANCELED": "ended",
+    "PAUSED": "paused",
+}
+_NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+_COLOURS = {"SUCCEEDED": "green", "FAILED": "red", "CANCELED": "red", "RUNNING": "cyan"}
+
+Folder = Annotated[
+    Path, typer.Option("--dir", "-C", help="Folder with loop.yaml and the feature repo.", show_default="this folder")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text.")]
+Installed = Annotated[
+    Path | None,
+    typer.Option(
+        "--loop",
+        help="The loop as the chart installed it: loop.yaml of its ConfigMap.",
+        show_default="KUBELOOP_LOOP, or else loop.yaml in the folder",
+    ),
+]
+HERE = Path()
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command()(submit)
+    app.command()(schedule)
+    pipelines = typer.Typer(help="What Kubeflow Pipelines is given.", no_args_is_help=True)
+    pipelines.command()(objects)
+    # With one command alone, typer would leave its name out.
+    pipelines.callback()(_nothing)
+    app.add_typer(pipelines, name="pipelines")
+
+
+def submit(
+    pipeline: Annotated[str, typer.Argument(help="training, materialize, batch-scoring or backfill.")] = "training",
+    param: Annotated[list[str] | None, typer.Option(help="A parameter as name=value; repeat for more.")] = None,
+    name: Annotated[str | None, typer.Option(help="The run's name.", show_default="the pipeline and the time")] = None,
+    follow: Annotated[bool, typer.Option(help="Watch the run to its end.")] = True,
+    folder: Folder = HERE,
+    installed: Installed = None,
+    as_json: Json = False,
+) -> None:
+    """Run a pipeline on Kubeflow Pipelines, once a name.
+
+    Compiles, uploads what changed, starts the run and follows its steps. The same name again starts nothing: it
+    follows the run that is there, also one that the trigger started.
+    """
+    from kubeloop.bucket import Bucket
+    from kubeloop.kubeflow import submission
+    from kubeloop.kubeflow.api import Api
+    from kubeloop.kubeflow.runs import Runs, verdict
+
+    loop, settings = _open(folder, installed)
+    if pipeline not in submission.PIPELINES:
+        _fail(f"there is no pipeline {pipeline}; there are {', '.join(submission.PIPELINES)}")
+    stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    run_name = name or f"{loop.name[:27]}-{pipeline}-{stamp}"
+    if not _NAME.fullmatch(run_name):
+        _fail(f"--name {run_name}: write lower-case letters, digits and dashes, a letter first, at most 63 characters")
+    attempt = None
+    again = f"`kubeloop submit {pipeline} --name {run_name}`"
+    try:
+        submission.check(loop)
+        api = Api.open(settings)
+        runs = Runs(api, loop)
+        attempt = runs.find(run_name) or _start(api, runs, loop, settings, pipeline, run_name, param or [])
+        address = submission.link(settings, attempt.run.run_id)
+        if not as_json:
+            _OUT.print(f"Run {run_name} of {loop.name}-{pipeline} {address}".rstrip(), soft_wrap=True)
+        run = _watch(api, runs, run_name, as_json) if follow else attempt.run
+        decided = verdict(Bucket.open(settings), run_name) if run.state == "SUCCEEDED" and settings.bucket else None
+    except KeyboardInterrupt:
+        stopped = "no longer following; the run goes on" if attempt else "stopped before the run was seen to start"
+        _fail(f"{stopped}. {again} follows it again", 130)
+    except OSError as error:
+        _fail(f"{error}\n{again} looks for the run and goes on from there", errors.exit_code(error))
+    if as_json:
+        print(json.dumps(_record(run, address, decided), indent=2, default=str))
+    elif follow:
+        _tell(run, decided)
+    else:
+        _OUT.print(f"{again} follows it", soft_wrap=True)
+    if run.is_over and run.state != "SUCCEEDED":
+        raise typer.Exit(1)
+
+
+def schedule(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference and change nothing.")] = False,
+    folder: Folder = HERE,
+    installed: Installed = None,
+    as_json: Json = False,
+) -> None:
+    """Bring the recurring runs of Kubeflow Pipelines in line with `pipelines.recurring` of loop.yaml.
+
+    Uploads the training pipeline, of which the trigger starts the newest version, and every pipeline that recurs.
+    Recurring runs that others made stay as they are.
+    """
+    from kubeloop.kubeflow import recurring, submission
+    from kubeloop.kubeflow.api import Api
+    from kubeloop.kubeflow.values import Version
+
+    loop, settings = _open(folder, installed)
+    try:
+        submission.check(loop)
+        api = Api.open(settings)
+        with tempfile.TemporaryDirectory(prefix="kubeloop-") as scratch:
+            packages = submission.compile_all(loop, settings, Path(scratch))
+            wanted: set[str] = {"training", *(item.pipeline for item in loop.pipelines.recurring)}
+            versions = {
+                name: Version("", "", package.version) if dry_run else submission.upload(api, loop, package)
+                for name, package in packages.items()
+                if name in wanted
+            }
+        changes = recurring.plan(api, loop, versions)
+        if not dry_run:
+            recurring.apply(api, loop, versions, changes)
+    except OSError as error:
+        _fail(f"{error}\n`kubeloop schedule` again does what is left", errors.exit_code(error))
+    if as_json:
+        rows = [{"action": item.action, "name": item.name, "reason": item.reason} for item in changes]
+        print(json.dumps({"applied": not dry_run, "changes": rows}, indent=2))
+        return
+    for item in changes:
+        colour = {"create": "green", "delete": "red"}[item.action]
+        _OUT.print(f"[{colour}]{item.action}[/] {item.name}: {item.reason}")
+    if not changes:
+        _OUT.print(f"{len(loop.pipelines.recurring)} recurring runs, all as in loop.yaml")
+    elif dry_run:
+        _OUT.print("Nothing was changed; `kubeloop schedule` does this.")
+
+
+def objects(
+    folder: Folder = HERE,
+    installed: Installed = None,
+    namespace: Annotated[str | None, typer.Option(help="Their namespace.", show_default="KUBELOOP_NAMESPACE")] = None,
+) -> None:
+    """Print Pipeline and PipelineVersion objects as YAML, for an installation that keeps pipelines in Git."""
+    from kubeloop.kubeflow import resources, submission
+
+    loop, settings = _open(folder, installed)
+    submission.check(loop)
+    with tempfile.TemporaryDirectory(prefix="kubeloop-") as scratch:
+        packages = submission.compile_all(loop, settings, Path(scratch))
+        found = resources.build(loop, packages.values(), namespace or settings.namespace)
+    yaml.safe_dump_all(found, sys.stdout, sort_keys=False, width=120)
+
+
+def _nothing() -> None:
+    """What Kubeflow Pipelines is given."""
+
+
+def _start(
+    api: "Api", runs: "Runs", loop: Loop, settings: Settings, pipeline: str, run_name: str, param: list[str]
+) -> "Attempt":
+    from kubeloop.kubeflow import submission
+
+    with tempfile.TemporaryDirectory(prefix="kubeloop-") as scratch:
+        package = submission.compile_all(loop, settings, Path(scratch))[pipeline]
+        parameters = submission.arguments(package, param, run_name)
+        version = submission.upload(api, loop, package)
+    return runs.start(run_name, 1, version, parameters, "submitted by hand")
+
+
+def _watch(api: "Api", runs: "Runs", run_name: str, quiet: bool) -> "Run":
+    """Show a run until it is over, and return it."""
+    from kubeloop.kubeflow import submission
+
+    console = _ERR if quiet else _OUT
+    with _screen(console) as show:
+        for state in submission.follow(api, runs, run_name, lambda text: console.print(escape(text), soft_wrap=True)):
+            run = state
+            show(state)
+    return run
+
+
+@contextmanager
+def _screen(console: Console) -> Iterator[Any]:
+    """Yield what shows a run: a table that lives in a terminal, elsewhere a line for each step that changes."""
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=4) as live:
+            yield lambda run: live.update(_table(run))
+        return
+    seen: dict[str, tuple[str, int]] = {}
+
+    def lines(run: "Run") -> None:
+        for step in run.steps:
+            if step.state != "PENDING" and seen.get(step.name) != (step.state, step.attempt):
+                seen[step.name] = (step.state, step.attempt)
+                console.print(f"  {escape(_phrase(step))}", soft_wrap=True)
+
+    yield lines
+
+
+def _table(run: "Run") -> Group:
+    grid = Table("step", "state", "time", box=None, pad_edge=False)
+    for step in run.steps:
+        grid.add_row(step.name.replace("-", " "), _coloured(step.state).append(_again(step)), _took(step))
+    return Group(grid, Text.assemble("run ", _coloured(run.state)))
+
+
+def _coloured(state: str) -> Text:
+    return Text(_WORDS.get(state, state.lower()), style=_COLOURS.get(state, ""))
+
+
+def _phrase(step: "Step") -> str:
+    took = f" in {_took(step)}" if step.finished else ""
+    return f"{step.name.replace('-', ' ')}: {_WORDS.get(step.state, step.state.lower())}{took}{_again(step)}"
+
+
+def _again(step: "Step") -> str:
+    return f" (attempt {step.attempt})" if step.attempt > 1 else ""
+
+
+def _took(step: "Step") -> str:
+    if step.started is None:
+        return ""
+    end = step.finished.timestamp() if step.finished else time.time()
+    return f"{max(0.0, end - step.started.timestamp()):.0f} s"
+
+
+def _tell(run: "Run", decided: dict[str, Any] | None) -> None:
+    """Print how a run ended."""
+    if run.state == "SUCCEEDED":
+        verdict = ""
+        if decided is not None:
+            word = "promoted" if decided.get("promote") else "rejected"
+            verdict = f": version {decided.get('version')} {word}, {decided.get('reason')}"
+        _OUT.print(f"[green]succeeded[/]{escape(verdict)}", soft_wrap=True)
+        return
+    failed = [step.name for step in run.steps if step.state == "FAILED"]
+    where = f" in {', '.join(failed)}" if failed else ""
+    word = _WORDS.get(run.state, run.state.lower())
+    advice = "the Kubeflow UI has the logs, another --name starts anew"
+    _OUT.print(f"[red]{word}[/]{escape(where)}; {advice}", soft_wrap=True)
+
+
+def _record(run: "Run", address: str, decided: dict[str, Any] | None) -> dict[str, Any]:
+    steps = [asdict(step) for step in run.steps]
+    return {
+        "name": run.name,
+        "run_id": run.run_id,
+        "state": run.state,
+        "link": address,
+        "created": run.created,
+        "finished": run.finished,
+        "steps": steps,
+        "result": decided,
+    }
+
+
+def _open(folder: Path, installed: Path | None) -> tuple[Loop, Settings]:
+    settings = config.settings(folder)
+    return config.load(installed or settings.loop or settings.loop_file), settings
+
+
+def _fail(message: object, code: int = errors.LASTING) -> NoReturn:
+    _ERR.print(f"[red]error:[/] {escape(str(message))}", soft_wrap=True)
+    raise typer.Exit(code)

@@ -1,0 +1,414 @@
+"""The command line: `kubeloop --help`."""
+
+import json
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
+
+from kubeloop import config, errors
+from kubeloop.cli import backtest, init, kubeflow
+from kubeloop.config import Loop, Settings
+from kubeloop.errors import KubeloopError
+
+
+class _Commands(TyperGroup):
+    """The commands; what kubeloop raises itself is a sentence and an exit code, and no traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KubeloopError as error:
+            _fail(error, errors.exit_code(error))
+        except (TyperException, typer.Abort, typer.Exit):
+            raise
+        except Exception as error:  # noqa: BLE001 - the last resort of a program: say what is wrong, keep the trace
+            _crash(error)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="The closed machine-learning loop: train, serve, watch, retrain, promote.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+)
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+
+Folder = Annotated[
+    Path, typer.Option("--dir", "-C", help="Folder with loop.yaml and the feature repo.", show_default="this folder")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text.")]
+HERE = Path()
+
+
+def _open(folder: Path) -> tuple[Loop, Settings]:
+    settings = config.settings(folder)
+    config.adopt(settings)
+    return config.load(settings.loop_file), settings
+
+
+def _fail(message: object, code: int = errors.LASTING) -> NoReturn:
+    # Not wrapped, since some messages hold a line to copy.
+    _err.print(f"[red]error:[/] {escape(str(message))}", soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def _print(content: Any) -> None:
+    print(json.dumps(content, indent=2, default=str))
+
+
+class _Screen:
+    """Shows a replay: what happened as lines, how far it is as a bar; plain lines where there is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("[bold]{task.fields[day]}"),
+            BarColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=1.0, day="", facts="", visible=False)
+        self._started = time.monotonic()
+        self._next = 0.0
+        self._shown: datetime | None = None
+
+    def __enter__(self) -> "_Screen":
+        if self._console.is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line with the seconds since the start."""
+        self._console.print(
+            f"[dim]{time.monotonic() - self._started:6.1f} s[/]  {escape(text)}",
+            soft_wrap=not self._console.is_terminal,
+        )
+
+    def progress(self, progress: Any) -> None:
+        """Show how far the replay is."""
+        whole = (progress.until - progress.begin).total_seconds()
+        done = (progress.moment - progress.begin).total_seconds() / whole
+        facts = (
+            f"{progress.served:,} predictions, {progress.rate():,.0f}/s, p50 {progress.latency(0.5):.0f} ms, "
+            f"{progress.errors:,} failed" + (", retraining" if progress.retraining else "")
+        )
+        if self._console.is_terminal:
+            self._bar.update(
+                self._task, completed=done, day=f"{progress.moment:%Y-%m-%d}", facts=facts, visible=done < 1
+            )
+        elif time.monotonic() >= self._next and progress.moment != self._shown:
+            self._next, self._shown = time.monotonic() + 5, progress.moment
+            self.say(f"{progress.moment:%Y-%m-%d}: {facts}")
+
+
+@app.command()
+def run(
+    folder: Folder = HERE,
+    fast: Annotated[bool, typer.Option("--fast", help="Replay a smaller sample of fewer months.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget everything of earlier runs first.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the whole loop on the table of loop.yaml.
+
+    Trains the first model, serves it, replays the rest of the table as traffic, watches for drift and
+    retrains. Interrupted with Ctrl-C, it goes on where it stopped when it is run again.
+    """
+    from kubeloop import report, session
+
+    loop, settings = _open(folder)
+    _doctor_or_fail(settings, state=not fresh)
+    _migrate(settings)
+    try:
+        with _Screen(_err if as_json else _out) as screen:
+            summary = session.run(loop, settings, config.inherited(), screen, plan=session.Plan(fast), fresh=fresh)
+            page = report.write(loop, settings, summary)
+    except KeyboardInterrupt:
+        _fail("stopped; the services have ended and nothing is lost. Run the same command again to go on.", 130)
+    if as_json:
+        _print(summary)
+        return
+    _tell(summary)
+    _out.print(f"\nReport: {page}\nSummary: {settings.state / 'summary.json'}")
+    _out.print(
+        "Next: `kubeloop report --open`, `kubeloop status`, `make mlflow`; your own table: `kubeloop init --help`."
+    )
+
+
+def _crash(error: Exception) -> NoReturn:
+    """End an error that is not ours: by what is wrong with the state, or with its trace in a file."""
+    import traceback
+
+    from kubeloop import state
+
+    # The place that the command has adopted.
+    settings = config.settings()
+    found = state.explain(error, settings)
+    trace = settings.logs / "kubeloop.log"
+    text = "".join(traceback.format_exception(error))
+    try:
+        trace.parent.mkdir(parents=True, exist_ok=True)
+        trace.write_text(text)
+    except OSError as problem:
+        if found:
+            _fail(found, errors.exit_code(found))
+        _fail(f"{text}\nThis is not expected; {trace} could not be written: {problem.strerror}", 2)
+    if found:
+        _fail(found, errors.exit_code(found))
+    _fail(f"{type(error).__name__}: {error}\nThis is not expected; the trace is in {trace}", 2)
+
+
+def _tell(summary: dict[str, Any]) -> None:
+    """Print what came of a run."""
+    from kubeloop.report import words
+
+    predictions, auc = summary["predictions"], summary["auc"]
+    _out.print(
+        f"\n[bold]{summary['name']}[/]: {predictions['served']:,} predictions served, "
+        f"{predictions['logged']:,} logged, {predictions['dropped']:,} dropped, {predictions['errors']:,} failed, "
+        f"in {summary['wall_s']:.0f} s"
+    )
+    for sentence in words.accounts(summary):
+        _out.print(f"[yellow]{escape(sentence)}[/]")
+    table = Table("version", "trained on", "decision", box=None, pad_edge=False)
+    for version in summary["versions"]:
+        passed = "[red]not served[/]" if version["gate"].get("promote") else "[yellow]rejected[/]"
+        word = "[green]promoted[/]" if version["promoted"] else passed
+        span = f"{version['trained_from'][:10]} to {version['trained_to'][:10]}"
+        table.add_row(version["version"], span, f"{word} {escape(str(version['reason']))}")
+    _out.print(table)
+    if auc["difference"] is not None:
+        low, high = auc["ci95"]
+        _out.print(
+            f"AUC since the first promotion: loop {auc['loop']:.4f}, frozen first model {auc['frozen']:.4f}, "
+            f"difference {auc['difference']:+.4f} (95% interval {low:+.4f} to {high:+.4f}, {auc['rows']:,} predictions)"
+        )
+
+
+@app.command()
+def status(folder: Folder = HERE, as_json: Json = False) -> None:
+    """Show the champion, the open episode, the active run and which services are up."""
+    from kubeloop import overview
+
+    loop, settings = _open(folder)
+    found = overview.read(loop, settings)
+    if as_json:
+        _print(found)
+        return
+    for line in overview.lines(found):
+        _out.print(line)
+    for sentence in found["broken"]:
+        _out.print(f"[red]broken[/]      {escape(sentence)}", soft_wrap=True)
+
+
+@app.command()
+def report(
+    folder: Folder = HERE,
+    show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the HTML report anew from the kept state, and say where it is."""
+    from kubeloop import report as page
+    from kubeloop import summary
+
+    loop, settings = _open(folder)
+    if not settings.state.is_dir():
+        _fail("nothing has run here yet; start with `kubeloop run`")
+    path = page.write(loop, settings, summary.read(settings))
+    if as_json:
+        _print({"report": str(path)})
+    else:
+        _out.print(str(path))
+    if show and typer.launch(path.as_uri()):
+        _fail(f"no browser could be opened; open {path} yourself")
+
+
+@app.command()
+def serve(folder: Folder = HERE) -> None:
+    """Serve the kept champion until Ctrl-C, with collector, monitor and trigger."""
+    from kubeloop import client, registry, session
+    from kubeloop.features.online import Materializer
+    from kubeloop.services import Services
+
+    loop, settings = _open(folder)
+    _doctor_or_fail(settings)
+    if registry.champion(settings, loop.name) is None:
+        _fail("there is no champion to serve yet; `kubeloop run` trains one")
+    _migrate(settings)
+    try:
+        with Services(loop, settings, config.inherited(), _out.print) as services:
+            session.prepare(loop, settings, _out.print)
+            stands = client.present(loop, settings)
+            rows = Materializer(settings.features, loop.features.service).advance(stands or datetime.now(UTC))
+            where = f"at {stands:%Y-%m-%d %H:%M} UTC, where the replay stands" if stands else "now"
+            _out.print(f"Online store: {rows:,} rows, the newest of every key {where}.")
+            session.start(loop, services)
+            session.resume_serving(loop, settings, _out.print)
+            base = f"{services.url('node')}/v2/models/{loop.name}"
+            _out.print(f"Send requests to {base}/infer; {base} says what they hold. Ctrl-C ends it.")
+            while True:
+                services.check()
+                time.sleep(0.5)
+    except KeyboardInterrupt:
+        _out.print("Stopped.")
+
+
+@app.command()
+def predict(
+    rows: Annotated[str, typer.Argument(help="JSON: one object or a list of them, one a prediction; `-` reads stdin.")],
+    folder: Folder = HERE,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            help="Moment of the prediction, ISO 8601. Features that became known later count as missing.",
+            show_default="now, or where the replay stands",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask the running inference service for predictions.
+
+    A row holds the entity keys and request-time fields; `kubeloop predict '{}'` says which.
+    """
+    from kubeloop import client
+
+    loop, settings = _open(folder)
+    answers = client.predict(loop, settings, sys.stdin.read() if rows == "-" else rows, at)
+    if as_json:
+        _print(answers)
+        return
+    if answers["note"]:
+        _out.print(f"[yellow]{escape(answers['note'])}[/]")
+    for value in answers["probability"]:
+        _out.print(f"{value:.4f}  [dim]version {answers['version']}[/]")
+
+
+@app.command()
+def monitor(folder: Folder = HERE, as_json: Json = False) -> None:
+    """Show what the monitor found: windows, drifted features, live performance, episodes."""
+    from kubeloop import overview
+
+    loop, settings = _open(folder)
+    found = overview.windows(loop, settings)
+    if as_json:
+        _print(found)
+        return
+    if not found["windows"]:
+        _out.print("No window has been judged yet; start with `kubeloop run`.")
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("window", "version", "rows", "AUC", "verdict", "drifted features (effect)"):
+        table.add_column(column, no_wrap=column == "window")
+    for row in found["windows"]:
+        table.add_row(*overview.window_cells(row))
+    _out.print(table)
+    for row in found["episodes"]:
+        _out.print(f"{row['opened_at']:%Y-%m-%d} episode {row['id']}: {escape(row['reason'])} {row['outcome'] or ''}")
+
+
+@app.command()
+def retrain(
+    folder: Folder = HERE,
+    reason: Annotated[str, typer.Option(help="Why; it is kept with the version.")] = "asked for by hand",
+    as_of: Annotated[
+        str | None, typer.Option(help="Moment whose knowledge to use.", show_default="the newest label")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Retrain now; the gate decides as always. A cooldown does not hold it back, an active run does."""
+    from kubeloop import retraining
+
+    loop, settings = _open(folder)
+    _doctor_or_fail(settings)
+    _migrate(settings)
+    try:
+        with _Screen(_err if as_json else _out) as screen:
+            record = retraining.run(loop, settings, config.inherited(), screen.say, reason=reason, as_of=as_of)
+    except KeyboardInterrupt:
+        _fail("stopped; run the same command again to resume the run", 130)
+    if as_json:
+        _print(record)
+    else:
+        _out.print(f"{record['outcome']}: {escape(str(record['detail']))}")
+    if record["outcome"] == "failed":
+        raise typer.Exit(errors.LASTING if record["lasting"] else errors.PASSING)
+
+
+@app.command()
+def doctor(folder: Folder = HERE, as_json: Json = False) -> None:
+    """Say what is missing, wrong or too old, and the command that mends it."""
+    from kubeloop.cli import doctor as check
+
+    found = check.examine(config.settings(folder))
+    if as_json:
+        _print([finding.to_dict() for finding in found])
+    else:
+        for finding in found:
+            mark = "[green]ok[/]     " if finding.ok else "[red]problem[/]"
+            mend = f"\n        mend it: {finding.mend}" if finding.mend and not finding.ok else ""
+            _out.print(f"{mark} {escape(finding.what)}{mend}", soft_wrap=True)
+    if not all(finding.ok for finding in found):
+        raise typer.Exit(1)
+
+
+def _doctor_or_fail(settings: Settings, *, state: bool = True) -> None:
+    from kubeloop.cli import doctor as check
+
+    if wrong := [str(finding) for finding in check.quick(settings, state=state) if not finding.ok]:
+        _fail("\n".join(wrong))
+
+
+@app.command()
+def migrate(folder: Folder = HERE) -> None:
+    """Bring the ledger's and the monitor's database to the schema of this version; `kubeloop run` does so itself."""
+    from kubeloop import migrations
+
+    for sentence in migrations.upgrade_all(config.settings(folder)):
+        _out.print(sentence, soft_wrap=True)
+
+
+def _migrate(settings: Settings) -> None:
+    """Migrate databases on a server; files are migrated by those that open them."""
+    from kubeloop import migrations
+
+    for _ in migrations.upgrade_all(settings, sqlite=False):
+        pass
+
+
+@app.command("config")
+def show_config(as_json: Json = False) -> None:
+    """Explain every setting of loop.yaml, with its default."""
+    from kubeloop.config import explain
+
+    if as_json:
+        _print(Loop.model_json_schema())
+        return
+    _out.print(explain.text())
+
+
+backtest.register(app)
+backtest.register(app)
+init.register(app)
+kubeflow.register(app)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

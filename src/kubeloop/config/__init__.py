@@ -1,0 +1,37 @@
+"""The one reader of settings: the use case (`loop.yaml`) and where this installation keeps things.
+
+Two objects, because they change for different reasons. `Loop` is the use case: it travels with a pipeline run as a
+parameter, and its digest is part of a model's lineage. `Settings` is the place: folders, ports, interpreters; it comes
+from `KUBELOOP_*` variables and never changes what is learned.
+"""
+
+from kubeloop.config.loop import Drift, Features, Gates, Loop, Replay, Serving, Source, Table, Training, load
+from kubeloop.config.place import PUBLIC, QUIET, Node, Settings, adopt, inherited, node, settings
+from kubeloop.config.types import ConfigError, DnsName, duration, duration_text, instant, past
+
+__all__ = [
+    "PUBLIC",
+    "QUIET",
+    "ConfigError",
+    "DnsName",
+    "Drift",
+    "Features",
+    "Gates",
+    "Loop",
+    "Node",
+    "Replay",
+    "Serving",
+    "Settings",
+    "Source",
+    "Table",
+    "Training",
+    "adopt",
+    "duration",
+    "duration_text",
+    "inherited",
+    "instant",
+    "load",
+    "node",
+    "past",
+    "settings",
+]
