@@ -27,15 +27,15 @@ import numpy as np
 from alarms_gates import decisions
 from alarms_streams import CHANGE, WEEKS, Scenario, scenarios, year
 
-from kubeloop import evaluation
 from kubeloop.config import Drift
-from kubeloop.intervals import Estimate
 from kubeloop.monitoring import performance, policy
 from kubeloop.monitoring.detector.builtin import BuiltinDetector
 from kubeloop.monitoring.detector.port import Window
 from kubeloop.monitoring.policy import Episode, Vote
-from kubeloop.reference import build
 from kubeloop.scaffold import timing
+from kubeloop.tasks.intervals import Estimate
+from kubeloop.tasks.reference import build
+from kubeloop.tasks.tabular import evaluation
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "build" / "alarms"

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from kubeloop import config, gates
+from kubeloop import config
+from kubeloop.models import gates
 
 _ROWS, _DAYS, _VALUES = 6_000, 21, 12
 

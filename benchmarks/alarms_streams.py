@@ -112,7 +112,8 @@ def flights() -> Callable[[str], Draw]:
     """
     import duckdb
 
-    from kubeloop import config, training
+    from kubeloop import config
+    from kubeloop.tasks.tabular import training
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "feature_repo"))
     import flights as source  # type: ignore[import-not-found]

@@ -16,8 +16,8 @@ import aiohttp
 import numpy as np
 import orjson
 
-from kubeloop.monitoring import payload_log, payloads
 from kubeloop.names import REQUEST_EVENT, RESPONSE_EVENT
+from kubeloop.payloads import decode, segments
 
 FEATURES = 20
 
@@ -40,7 +40,7 @@ def bodies(rows: int) -> tuple[bytes, bytes]:
 @contextmanager
 def collector(directory: Path) -> Iterator[str]:
     """Run a collector; give its address."""
-    command = [sys.executable, "-m", "kubeloop.monitoring.collector", "--dir", str(directory), "--port", "0"]
+    command = [sys.executable, "-m", "kubeloop.payloads.collector", "--dir", str(directory), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield process.stdout.readline().split()[1]
@@ -67,10 +67,10 @@ async def post(url: str, connections: int, seconds: float, body: bytes) -> tuple
         return latencies, time.perf_counter() - start
 
 
-def log(events: int, rows: int) -> list[payload_log.Row]:
+def log(events: int, rows: int) -> list[segments.Row]:
     """Make events of pairs that carry some rows each."""
     request, response = bodies(rows)
-    made: list[payload_log.Row] = []
+    made: list[segments.Row] = []
     for pair in range(events // 2):
         for kind, body in ((REQUEST_EVENT, request), (RESPONSE_EVENT, response)):
             made.append((len(made) + 1, 0, 0, str(pair), kind, "bench", "m", "", "predictor", "default", body))
@@ -92,15 +92,15 @@ def measure(connections: int, seconds: float) -> dict[str, Any]:
         begun = time.perf_counter()
         for start in range(0, 20_000, 2000):
             shifted = [(seq + start, *rest) for seq, *rest in rows]
-            payload_log.write(Path(folder), payload_log.table_of(shifted))
+            segments.write(Path(folder), segments.table_of(shifted))
         results["segment_rows_per_s"] = round(20_000 / (time.perf_counter() - begun))
         begun = time.perf_counter()
-        payload_log.read(Path(folder))
+        segments.read(Path(folder))
         results["read_rows_per_s"] = round(20_000 / (time.perf_counter() - begun))
     for batch in (1, 20):
-        table = payload_log.table_of(log(40_000 // batch, batch))
+        table = segments.table_of(log(40_000 // batch, batch))
         begun = time.perf_counter()
-        decoded = payloads.decode(table)
+        decoded = decode.decode(table)
         took = time.perf_counter() - begun
         results[f"decode_rows_per_s_batch_{batch}"] = round(decoded.predictions.num_rows / took)
     return results

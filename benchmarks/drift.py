@@ -23,7 +23,7 @@ from kubeloop import config
 from kubeloop.monitoring.detector.alibi import AlibiDetector, WorkerProcess
 from kubeloop.monitoring.detector.builtin import BuiltinDetector
 from kubeloop.monitoring.detector.port import Window
-from kubeloop.reference import Reference, build
+from kubeloop.tasks.reference import Reference, build
 
 NUMERIC, CATEGORICAL, CATEGORIES = 25, 5, 12
 SCENARIOS = {"same": 0.0, "shifted": 0.3}

@@ -26,7 +26,7 @@ import numpy as np
 from kubeloop import access, config
 from kubeloop.config import settings
 from kubeloop.delivery import local
-from kubeloop.serving.manifest import ModelRef, inference_service
+from kubeloop.delivery.manifest import ModelRef, inference_service
 
 FEATURES = 20
 JSON = {"content-type": "application/json"}
@@ -95,8 +95,8 @@ def measure(rate: float, seconds: float, rounds: int) -> dict[str, Any]:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         version = model(folder)
-        _, node = stack.enter_context(process("kubeloop.delivery.node", "--port", "0", "--state", str(folder / "node")))
-        collector = ("kubeloop.monitoring.collector", "--port", "0", "--dir")
+        _, node = stack.enter_context(process("kubeloop.node.server", "--port", "0", "--state", str(folder / "node")))
+        collector = ("kubeloop.payloads.collector", "--port", "0", "--dir")
         _, good = stack.enter_context(process(*collector, str(folder / "good")))
         stuck, hanging = stack.enter_context(process(*collector, str(folder / "stuck")))
         stuck.send_signal(signal.SIGSTOP)

@@ -26,10 +26,11 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from kubeloop import config, features, session
+from kubeloop import config, features
 from kubeloop.config import Loop, Settings
 from kubeloop.features import online
-from kubeloop.services import Services
+from kubeloop.session import run
+from kubeloop.session.services import Services
 
 PROJECT = Path(__file__).parents[1]
 ROWS = (1, 10)
@@ -62,11 +63,11 @@ def measure(folder: Path, requests: int, rounds: int) -> dict[int, dict[str, Any
     loop, settings = config.load(home / "loop.yaml"), config.settings(home, home / ".kubeloop")
     assert loop.replay is not None
     settings.state.mkdir()
-    session.prepare(loop, settings, lambda _: None)
+    run.prepare(loop, settings, lambda _: None)
     with Services(loop, settings, os.environ) as services:
-        services.start("collector", ["kubeloop.monitoring.collector", "--dir", str(settings.payloads)])
+        services.start("collector", ["kubeloop.payloads.collector", "--dir", str(settings.payloads)])
         collector = ["--collector-url", services.url("collector")]
-        services.start("node", ["kubeloop.delivery.node", "--state", str(settings.state), *collector])
+        services.start("node", ["kubeloop.node.server", "--state", str(settings.state), *collector])
         train(settings, loop)
         online.Materializer(settings.features, loop.features.service).advance(loop.replay.train_to)
         return {rows: ask(loop, settings, services, rows, requests, rounds) for rows in ROWS}

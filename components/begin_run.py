@@ -21,7 +21,7 @@ def begin_run(loop: str, as_of: str, run: str, job: str) -> NamedTuple(
         The moment, the name, the digest of the raw data, empty where they are not taken in yet, and a reference to the
         use case.
     """
-    from kubeloop import stages
     from kubeloop.config import settings
+    from kubeloop.steps import stages
 
     return stages.begin(settings(), loop, as_of, run, job)

@@ -17,8 +17,8 @@ def build_features(loop: str, as_of: str, clean: dsl.Input[dsl.Dataset], trainin
     """
     from pathlib import Path
 
-    from kubeloop import loops, stages
     from kubeloop.config import instant, settings
+    from kubeloop.steps import loops, stages
 
     training_set.metadata["rows"] = stages.build_features(
         loops.read(loop, settings()), settings(), Path(clean.path), instant(as_of), Path(training_set.path)

@@ -16,7 +16,7 @@ def deploy_model(loop: str, version: str) -> NamedTuple("Outputs", address=str):
     Returns:
         Address of the inference service; by GitOps it may be the commit that proposes the version.
     """
-    from kubeloop import loops, promotion
     from kubeloop.config import settings
+    from kubeloop.steps import loops, promotion
 
     return (promotion.deploy(loops.read(loop, settings()), settings(), version).outcome,)

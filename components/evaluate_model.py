@@ -29,8 +29,8 @@ def evaluate_model(
     import json
     from pathlib import Path
 
-    from kubeloop import loops, stages
     from kubeloop.config import settings
+    from kubeloop.steps import loops, stages
 
     found = stages.evaluate(
         loops.read(loop, settings()),

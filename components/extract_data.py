@@ -24,8 +24,8 @@ def extract_data(loop: str, as_of: str, snapshot: str, raw: dsl.Output[dsl.Datas
     """
     from pathlib import Path
 
-    from kubeloop import loops, stages
     from kubeloop.config import past, settings
+    from kubeloop.steps import loops, stages
 
     found = stages.extract(loops.read(loop, settings()), settings(), past(as_of), Path(raw.path), snapshot)
     raw.metadata.update({"rows": found.rows, "snapshot": found.snapshot})

@@ -35,8 +35,9 @@ def gate_model(
     import json
     from pathlib import Path
 
-    from kubeloop import gates_html, loops, promotion
     from kubeloop.config import settings
+    from kubeloop.models import gates_page
+    from kubeloop.steps import loops, promotion
 
     case = loops.read(loop, settings())
     found = promotion.gate(case, settings(), run, Path(model.path), Path(training_set.path))
@@ -45,5 +46,5 @@ def gate_model(
     Path(gate.path).write_text(json.dumps(gate.metadata))
     Path(reason).write_text(found.reason)
     Path(verdict.path).write_text(json.dumps(found.to_dict()))
-    Path(report.path).write_text(gates_html.html(case.name, found))
+    Path(report.path).write_text(gates_page.html(case.name, found))
     return found.promote

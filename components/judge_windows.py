@@ -17,7 +17,7 @@ def judge_windows(loop: str, as_of: str, status: dsl.Output[dsl.Artifact]):
     import json
     from pathlib import Path
 
-    from kubeloop import batch, loops
     from kubeloop.config import instant, settings
+    from kubeloop.steps import batch, loops
 
     Path(status.path).write_text(json.dumps(batch.judge(loops.read(loop, settings()), settings(), instant(as_of))))

@@ -18,8 +18,8 @@ def materialize_features(loop: str, as_of: str, clean: dsl.Input[dsl.Dataset], r
     import json
     from pathlib import Path
 
-    from kubeloop import batch, loops
     from kubeloop.config import past, settings
+    from kubeloop.steps import batch, loops
 
     for name, value in batch.materialize(
         loops.read(loop, settings()), settings(), Path(clean.path), past(as_of)

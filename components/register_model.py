@@ -37,8 +37,8 @@ def register_model(
     """
     from pathlib import Path
 
-    from kubeloop import loops, promotion
     from kubeloop.config import past, settings
+    from kubeloop.steps import loops, promotion
 
     version = promotion.register(
         loops.read(loop, settings()),

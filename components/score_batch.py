@@ -25,8 +25,8 @@ def score_batch(
     """
     from pathlib import Path
 
-    from kubeloop import batch, loops
     from kubeloop.config import instant, settings
+    from kubeloop.steps import batch, loops
 
     found = batch.score(
         loops.read(loop, settings()), settings(), Path(clean.path), instant(as_of), since, Path(scores.path)

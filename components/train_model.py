@@ -16,8 +16,8 @@ def train_model(loop: str, training_set: dsl.Input[dsl.Dataset], model: dsl.Outp
     """
     from pathlib import Path
 
-    from kubeloop import loops, stages
     from kubeloop.config import settings
+    from kubeloop.steps import loops, stages
 
     facts = stages.train(loops.read(loop, settings()), Path(training_set.path), Path(model.path), settings())
     model.framework = "onnx"

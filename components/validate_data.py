@@ -26,8 +26,8 @@ def validate_data(
     """
     from pathlib import Path
 
-    from kubeloop import loops, stages
     from kubeloop.config import instant, settings
+    from kubeloop.steps import loops, stages
 
     found = stages.validate_raw(
         loops.read(loop, settings()),

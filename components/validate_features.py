@@ -26,8 +26,8 @@ def validate_features(
     """
     from pathlib import Path
 
-    from kubeloop import loops, stages
     from kubeloop.config import instant, settings
+    from kubeloop.steps import loops, stages
 
     found = stages.validate_training_set(
         loops.read(loop, settings()),

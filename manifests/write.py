@@ -16,9 +16,8 @@ import yaml
 
 from kubeloop import names
 from kubeloop.config import Loop
-from kubeloop.delivery import patch, rollout
-from kubeloop.serving import pods
-from kubeloop.serving.manifest import ModelRef, inference_service
+from kubeloop.delivery import patch, pods, rollout
+from kubeloop.delivery.manifest import ModelRef, inference_service
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = ("dev", "staging", "prod")

@@ -13,10 +13,11 @@ from typing import Any
 from kfp import local
 from kfp.dsl.base_component import BaseComponent
 
-from kubeloop import kept, paths
+from kubeloop import paths
 from kubeloop.config import Settings
 from kubeloop.errors import KubeloopError
 from kubeloop.failures import Failure
+from kubeloop.stores import kept
 from pipelines import warm
 
 

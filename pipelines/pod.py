@@ -24,8 +24,8 @@ from typing import Any
 from kfp.dsl.executor import Executor
 
 from kubeloop import config, errors, failures
-from kubeloop.delivery.processes import die_with_parent
 from kubeloop.failures import Failure
+from kubeloop.node.processes import die_with_parent
 from pipelines.exchange import Exchange
 from pipelines.plan import Member, Plan
 

@@ -22,8 +22,8 @@ from functools import partial
 from pathlib import Path
 
 from kubeloop import errors
-from kubeloop.delivery.processes import die_with_parent
 from kubeloop.failures import Failure
+from kubeloop.node.processes import die_with_parent
 
 LIBRARIES = (
     "kfp.dsl.executor_main",

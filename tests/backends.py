@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from kubeloop.delivery.processes import die_with_parent
+from kubeloop.node.processes import die_with_parent
 from tests import outside
 
 BUCKET = "kubeloop"

@@ -23,7 +23,7 @@ import pytest
 from kubeloop import config
 from kubeloop.config import Loop, Settings
 from kubeloop.data import sources
-from kubeloop.services import Services
+from kubeloop.session.services import Services
 from tests import outside
 
 pytest_plugins = ["tests.backends", "tests.control_plane.plugin", "tests.parallel"]
@@ -145,7 +145,7 @@ def learned(
     loop: Loop, make_home: Home, as_of: datetime, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
     """A training set (Parquet) and the model folder trained on it."""
-    from kubeloop import stages
+    from kubeloop.steps import stages
 
     folder = tmp_path_factory.mktemp("learned")
     settings = make_home(folder)
@@ -222,9 +222,9 @@ def install(
             settings = make_home(tmp_path_factory.mktemp(name))
             features.build(settings.home / "feature_repo", settings.raw, settings.features)
             services = stack.enter_context(Services(loop, settings, os.environ))
-            services.start("collector", ["kubeloop.monitoring.collector", "--dir", str(settings.payloads)])
+            services.start("collector", ["kubeloop.payloads.collector", "--dir", str(settings.payloads)])
             collector = ["--collector-url", services.url("collector")]
-            services.start("node", ["kubeloop.delivery.node", "--state", str(settings.state), *collector])
+            services.start("node", ["kubeloop.node.server", "--state", str(settings.state), *collector])
             return Installation(settings, services)
 
         yield install

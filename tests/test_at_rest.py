@@ -35,8 +35,8 @@ NOBODY = "http://127.0.0.1:9"
 ARROW = {"numpy", "pyarrow"}
 LOOP = ["--loop", str(ROOT / "loop.yaml")]
 AT_REST = {
-    "collector": ("runtime", ["-m", "kubeloop.monitoring.collector", "--dir", "payloads"], ARROW),
-    "mirror": ("runtime", ["-m", "kubeloop.monitoring.mirror", "push", "--dir", "payloads"], ARROW),
+    "collector": ("runtime", ["-m", "kubeloop.payloads.collector", "--dir", "payloads"], ARROW),
+    "mirror": ("runtime", ["-m", "kubeloop.payloads.mirror", "push", "--dir", "payloads"], ARROW),
     "monitor": (
         "runtime",
         ["-m", "kubeloop.monitoring.monitor", *LOOP, "--node-url", NOBODY, "--detector-url", NOBODY],

@@ -19,8 +19,8 @@ PYTHON = {
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 RUNTIME_MODULES = (
     "kubeloop.serving.server",
-    "kubeloop.delivery.node",
-    "kubeloop.monitoring.collector",
+    "kubeloop.node.server",
+    "kubeloop.payloads.collector",
     "kubeloop.monitoring.monitor",
     "kubeloop.trigger.server",
 )

@@ -38,7 +38,7 @@ def main() -> None:
     # A pod has no other image's environment beside it, and nobody makes one there.
     wrong = [item["what"] for item in findings if not item["ok"] and "detector environment" not in item["what"]]
     assert not wrong, wrong
-    run("python", "-m", "kubeloop.mlflow_server", "--help")
+    run("python", "-m", "kubeloop.models.mlflow_server", "--help")
     print("ok")
 
 

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from kubeloop import kept
 from kubeloop.errors import KubeloopError
+from kubeloop.stores import kept
 
 _BYTES = 32
 

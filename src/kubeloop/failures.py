@@ -5,9 +5,9 @@ import logging
 from typing import NamedTuple
 
 from kubeloop import names
-from kubeloop.bucket import Bucket
 from kubeloop.config import Settings
 from kubeloop.errors import KubeloopError
+from kubeloop.stores.bucket import Bucket
 
 _log = logging.getLogger(__name__)
 

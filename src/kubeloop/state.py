@@ -11,10 +11,11 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from kubeloop import access, config, kept
+from kubeloop import access, config
 from kubeloop.config import Settings
 from kubeloop.errors import KubeloopError
-from kubeloop.kept import Kind
+from kubeloop.stores import kept
+from kubeloop.stores.kept import Kind
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM)
@@ -111,12 +112,12 @@ def _use_case(path: Path) -> None:
 
 
 def _segment(path: Path) -> None:
-    from kubeloop.monitoring import payload_log
+    from kubeloop.payloads import segments
 
-    if found := payload_log.segment(path):
+    if found := segments.segment(path):
         # The collector may have merged it meanwhile.
         with contextlib.suppress(FileNotFoundError):
-            payload_log.load(found)
+            segments.load(found)
 
 
 def _table(path: Path) -> None:
@@ -130,7 +131,7 @@ def _table(path: Path) -> None:
 
 
 def _write_ahead(path: Path) -> None:
-    from kubeloop.monitoring import wal
+    from kubeloop.payloads import wal
 
     with contextlib.suppress(FileNotFoundError):
         if lost := wal.replay(path).lost:
@@ -139,7 +140,7 @@ def _write_ahead(path: Path) -> None:
 
 def _model(path: Path) -> None:
     """Check a version once, by way of its card."""
-    from kubeloop.reference import Reference
+    from kubeloop.tasks.reference import Reference
 
     if path.name != "model.json":
         return
@@ -168,7 +169,7 @@ def _missing(settings: Settings, databases: list[Path]) -> Iterator[StateError]:
 
 def _together(settings: Settings) -> Iterator[StateError]:
     """Yield what only several files together tell."""
-    from kubeloop.monitoring import payload_log
+    from kubeloop.payloads import segments
 
     for folder in (settings.raw, settings.features):
         for name in kept.changed(folder):
@@ -177,10 +178,10 @@ def _together(settings: Settings) -> Iterator[StateError]:
             else:
                 yield StateError(str(kept.MissingError(folder / name)))
     # A mark that cannot be read is named already.
-    with contextlib.suppress(payload_log.LogError):
-        for first, last in payload_log.gaps(settings.payloads, _cursor(settings), oldest=not settings.bucket):
+    with contextlib.suppress(segments.LogError):
+        for first, last in segments.gaps(settings.payloads, _cursor(settings), oldest=not settings.bucket):
             yield StateError(
-                f"{payload_log.name(settings.payloads, first, last)} is missing: no segment holds the events {first:,} "
+                f"{segments.name(settings.payloads, first, last)} is missing: no segment holds the events {first:,} "
                 f"to {last:,}; restore it from a backup, or go on without them"
             )
 

@@ -125,7 +125,7 @@ def running(models: Path, demo: Loop, tmp_path_factory: pytest.TempPathFactory) 
             if part == "collector":
                 # One byte is no room for anything.
                 most = ("--max-disk-bytes=1",) if release == "full" else ()
-                module, flags = "kubeloop.monitoring.collector", ("--dir", payloads, "--port=0", *most)
+                module, flags = "kubeloop.payloads.collector", ("--dir", payloads, "--port=0", *most)
             elif part == "monitor":
                 module, flags = "kubeloop.monitoring.monitor", ("--loop", file, "--port=0")
             elif part == "trigger":

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from kubeloop.config import Loop
-from kubeloop.serving import pods as serving_pods
-from kubeloop.serving.manifest import ModelRef, inference_service
+from kubeloop.delivery import pods as serving_pods
+from kubeloop.delivery.manifest import ModelRef, inference_service
 from tests.charts.conftest import CHART, LOOP, RELEASE, SECOND, VALUES, Object, kinds, named, pods
 from tests.control_plane.plane import SERVICE_ACCOUNT, CommandError, ControlPlane
 

@@ -13,15 +13,16 @@ import pytest
 from prometheus_client import generate_latest
 from pyarrow import fs
 
-from kubeloop.bucket import Bucket
 from kubeloop.config import Loop
-from kubeloop.monitoring import collector, mirror, monitor
-from kubeloop.monitoring.journal import Journal, Limits
+from kubeloop.monitoring import monitor
 from kubeloop.monitoring.status import Status
 from kubeloop.monitoring.store import Store
 from kubeloop.monitoring.windows import MONDAY, Grid
+from kubeloop.payloads import collector, mirror
+from kubeloop.payloads.journal import Journal, Limits
 from kubeloop.serving import http, transformer
 from kubeloop.serving.metrics import Metrics
+from kubeloop.stores.bucket import Bucket
 from kubeloop.trigger.ledger import Ledger
 from kubeloop.trigger.server import create_app
 from tests.alerts.series import healthy

@@ -8,9 +8,9 @@ import yaml
 from kubeloop import config, names
 from kubeloop.config import Loop
 from kubeloop.config.cluster import Delivery, Pipelines
-from kubeloop.containers import LEAN
-from kubeloop.serving import pods as serving_pods
-from kubeloop.serving.manifest import ModelRef, inference_service
+from kubeloop.delivery import pods as serving_pods
+from kubeloop.delivery.containers import LEAN
+from kubeloop.delivery.manifest import ModelRef, inference_service
 from tests.charts.conftest import (
     CHART,
     EXTRA,

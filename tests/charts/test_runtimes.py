@@ -12,8 +12,8 @@ import yaml
 
 from kubeloop import names
 from kubeloop.config import Loop
-from kubeloop.serving import pods as serving_pods
-from kubeloop.serving.manifest import ModelRef, inference_service
+from kubeloop.delivery import pods as serving_pods
+from kubeloop.delivery.manifest import ModelRef, inference_service
 from tests.charts.conftest import PROJECT, VALUES, Object, Render, named
 from tests.control_plane.plane import CommandError, ControlPlane
 from tests.kserve import cases, controller

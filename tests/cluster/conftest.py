@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kubeloop.config import Loop
-from kubeloop.serving.manifest import ModelRef, inference_service
+from kubeloop.delivery.manifest import ModelRef, inference_service
 from tests.control_plane.plane import CommandError, ControlPlane
 from tests.kserve import controller
 

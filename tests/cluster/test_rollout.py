@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from kubeloop import names
+from kubeloop.delivery.manifest import ModelRef
 from kubeloop.delivery.rollout import Observed, failure, stamp, stamped, troubles, waiting_for
-from kubeloop.serving.manifest import ModelRef
 from tests.cluster.conftest import build
 
 CANARY = ModelRef("8", "s3://models/8", "8" * 64, "run-8")

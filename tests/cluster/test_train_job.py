@@ -15,12 +15,13 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models import TrainerV1alpha1TrainJob
 
-from kubeloop import config, errors, evaluation, failures, model_folder, names, train_node, training
-from kubeloop.bucket import Bucket
+from kubeloop import config, errors, failures, names
 from kubeloop.config import ConfigError, Loop, Node
 from kubeloop.delivery import DeliveryError, train_job
 from kubeloop.delivery.cluster import Cluster
 from kubeloop.failures import Failure
+from kubeloop.stores.bucket import Bucket
+from kubeloop.tasks.tabular import evaluation, model_folder, train_node, training
 from tests.cluster.conftest import MERGE
 from tests.control_plane.plane import CommandError
 
@@ -49,7 +50,7 @@ CRD = {
 _STEP = """
 import sys
 from pathlib import Path
-from kubeloop import config, stages
+from kubeloop import config; from kubeloop.steps import stages
 loop, training_set, model = map(Path, sys.argv[1:])
 print(stages.train(config.load(loop), training_set, model, config.settings())["sha256"])
 """
@@ -70,7 +71,7 @@ def test_kubeflow_knows_every_field(loop: Loop) -> None:
     trainer = manifest["spec"]["trainer"]
     assert trainer["numNodes"] == 3
     assert trainer["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == "1"
-    assert trainer["command"] == ["python", "-m", "kubeloop.train_node", "--job=job-1"]
+    assert trainer["command"] == ["python", "-m", "kubeloop.tasks.tabular.train_node", "--job=job-1"]
     assert {"name": "AWS_ACCESS_KEY_ID", "valueFrom": {"secretKeyRef": {"name": "store", "key": "access"}}} in trainer[
         "env"
     ]
@@ -229,7 +230,7 @@ def test_two_nodes_train_one_model(
     machines = ",".join(f"127.0.0.1:{port}" for port in _ports(2))
     nodes = [
         subprocess.Popen(
-            [sys.executable, "-m", "kubeloop.train_node", "--job", "j", "--machines", machines],
+            [sys.executable, "-m", "kubeloop.tasks.tabular.train_node", "--job", "j", "--machines", machines],
             env={**os.environ, "PET_NODE_RANK": str(rank), "PET_NNODES": "2"},
             stderr=subprocess.PIPE,
             text=True,
@@ -311,7 +312,7 @@ def test_the_job_fails_as_its_node_did() -> None:
 def test_a_node_without_its_data_says_so(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBELOOP_BUCKET", s3.bucket)
     done = subprocess.run(
-        [sys.executable, "-m", "kubeloop.train_node", "--job", "none"],
+        [sys.executable, "-m", "kubeloop.tasks.tabular.train_node", "--job", "none"],
         env={**os.environ, "KUBELOOP_BUCKET": s3.bucket},
         capture_output=True,
         text=True,

@@ -25,12 +25,14 @@ import httpx
 import pytest
 import yaml
 
-from kubeloop import config, features, model_folder, names, registry
-from kubeloop.bucket import Bucket
+from kubeloop import config, features, names
 from kubeloop.config import Loop, Settings
-from kubeloop.delivery.payload_events import EventLog, Pair
-from kubeloop.delivery.processes import die_with_parent
 from kubeloop.features import online
+from kubeloop.models import registry
+from kubeloop.node.payload_events import EventLog, Pair
+from kubeloop.node.processes import die_with_parent
+from kubeloop.stores.bucket import Bucket
+from kubeloop.tasks.tabular import model_folder
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -116,7 +118,7 @@ def cluster(
             patch.setenv(name, value)
         found = Cluster(ours, config.settings(), {**os.environ, **variables}, folder, stack)
         found.environ["KUBELOOP_COLLECTOR_URL"] = found.start(
-            "kubeloop.monitoring.collector", "--dir", str(folder / "collector"), "--port", "0"
+            "kubeloop.payloads.collector", "--dir", str(folder / "collector"), "--port", "0"
         )
         yield found
 
@@ -285,12 +287,10 @@ def test_payloads_reach_the_monitor_through_the_store(promoted: Cluster, control
     httpx.post(f"{url}/flush", trust_env=False).raise_for_status()
     there, references = promoted.folder / "monitor" / "payloads", promoted.folder / "monitor" / "references"
     pushed = promoted.run(
-        "kubeloop.monitoring.mirror", "push", "--dir", str(promoted.folder / "collector"), "--once"
+        "kubeloop.payloads.mirror", "push", "--dir", str(promoted.folder / "collector"), "--once"
     ).stdout
     assert int(pushed) >= 1
-    promoted.run(
-        *("kubeloop.monitoring.mirror", "pull", "--dir", str(there), "--references", str(references), "--once")
-    )
+    promoted.run(*("kubeloop.payloads.mirror", "pull", "--dir", str(there), "--references", str(references), "--once"))
     state = {**promoted.environ, "KUBELOOP_STATE": str(there.parent)}
     done = subprocess.run(
         [
@@ -317,7 +317,7 @@ def test_predictions_need_neither_databases_nor_the_bucket(
     """Nor MLflow, whose database is gone; what is logged meanwhile waits on the collector's disk."""
     assert "url" in promoted.known, "runs after the test that predicts"
     collector = promoted.environ["KUBELOOP_COLLECTOR_URL"]
-    push = ("kubeloop.monitoring.mirror", "push", "--dir", str(promoted.folder / "collector"), "--once")
+    push = ("kubeloop.payloads.mirror", "push", "--dir", str(promoted.folder / "collector"), "--once")
     promoted.run(*push)
     postgres_server.stop()
     seaweed.stop()

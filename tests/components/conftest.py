@@ -9,7 +9,7 @@ import pytest
 from kfp import dsl
 
 from kubeloop.config import Loop, Settings
-from kubeloop.services import Services
+from kubeloop.session.services import Services
 
 
 @dataclass

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from kfp import dsl
 
-from kubeloop.bucket import Bucket
 from kubeloop.config import instant
 from kubeloop.data.validation import ValidationFailed
+from kubeloop.stores.bucket import Bucket
 
 
 def change(path: Path, query: str) -> None:

@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 from kfp import dsl
 
-from kubeloop import config, loops, model_folder, stages
+from kubeloop import config
 from kubeloop.config import Loop
 from kubeloop.features import online
-from kubeloop.services import ServiceError
+from kubeloop.session.services import ServiceError
+from kubeloop.steps import loops, stages
+from kubeloop.tasks.tabular import model_folder
 from tests.components.conftest import Bench
 
 
@@ -95,7 +97,7 @@ def test_score_batch_scores_as_the_champion(deployed: Any, loop: Loop, as_of: da
 def test_score_batch_needs_a_champion(
     validated: Any, loop: Loop, make_home: Any, tmp_path: Path, as_of: datetime
 ) -> None:
-    from kubeloop import batch
+    from kubeloop.steps import batch
 
     settings = make_home(tmp_path)
     with pytest.raises(stages.StageError, match="flight-delay has no champion to score with"):
@@ -103,7 +105,7 @@ def test_score_batch_needs_a_champion(
 
 
 def test_score_batch_names_an_empty_span(deployed: Any, loop: Loop, as_of: datetime, tmp_path: Path) -> None:
-    from kubeloop import batch
+    from kubeloop.steps import batch
 
     clean = Path(deployed.made["clean"].path)
     late = as_of + timedelta(days=400)
@@ -150,7 +152,7 @@ def _logged(look: Callable[[], Any]) -> Any:
 def test_only_what_a_monitor_refuses_is_not_asked_again(
     demo: Loop, as_of: datetime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int | None, error: Any
 ) -> None:
-    from kubeloop import batch
+    from kubeloop.steps import batch
 
     class Monitor(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

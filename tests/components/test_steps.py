@@ -12,10 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from kfp import dsl
 
-from kubeloop import access, gates, model_folder, names, promotion, registry, session, stages
+from kubeloop import access, names
 from kubeloop.config import Loop
 from kubeloop.data import sources
 from kubeloop.features import online
+from kubeloop.models import gates, registry
+from kubeloop.session import run as session
+from kubeloop.steps import promotion, stages
+from kubeloop.tasks.tabular import model_folder
 
 DAY = timedelta(days=1)
 
@@ -193,7 +197,9 @@ def ask(url: str, loop: Loop, rows: Any, moment: datetime) -> dict[str, Any]:
 
 
 def test_what_was_served_is_in_the_payload_log(deployed: Any, loop: Loop, as_of: datetime) -> None:
-    from kubeloop import features, log, services
+    from kubeloop import features
+    from kubeloop.payloads import table as log
+    from kubeloop.session import services
 
     moment = as_of - timedelta(hours=6)
     rows = features.events(

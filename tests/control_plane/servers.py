@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from kubeloop.delivery.processes import die_with_parent
+from kubeloop.node.processes import die_with_parent
 from tests.control_plane.certificates import Authority
 
 ADMIN = "admin"

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from kubeloop import errors, registry
+from kubeloop import errors
 from kubeloop.config import Loop, Replay, Settings
+from kubeloop.models import registry
 
 # Settings of this process must not reach the program: it is to find its own.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("KUBELOOP_")}

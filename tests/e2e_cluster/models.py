@@ -8,9 +8,8 @@ from typing import Any
 
 from kubeloop import config, names
 from kubeloop.config import Loop
-from kubeloop.delivery import Applied, cluster
-from kubeloop.serving import pods
-from kubeloop.serving.manifest import ModelRef, inference_service
+from kubeloop.delivery import Applied, cluster, pods
+from kubeloop.delivery.manifest import ModelRef, inference_service
 from tests.e2e_cluster.cluster import LOOP, PREDICTOR, kubectl, one
 from tests.e2e_cluster.workspace import Workspace
 

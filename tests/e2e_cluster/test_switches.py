@@ -7,7 +7,7 @@ import time
 import pytest
 
 from kubeloop.config import Loop
-from kubeloop.serving.manifest import ModelRef
+from kubeloop.delivery.manifest import ModelRef
 from tests.e2e_cluster import models
 from tests.e2e_cluster.cluster import NAMESPACE, component, kubectl, pods, ready, until
 from tests.e2e_cluster.figures import Figures

@@ -16,8 +16,8 @@ import pytest
 from kubeloop import config
 from kubeloop.config import Loop, Settings
 from kubeloop.delivery import apply
-from kubeloop.services import Services
-from kubeloop.serving.manifest import ModelRef, inference_service
+from kubeloop.delivery.manifest import ModelRef, inference_service
+from kubeloop.session.services import Services
 from tests import outside
 
 NAME = "flights"

@@ -17,18 +17,20 @@ import pyarrow.parquet as pq
 import yaml
 from markupsafe import Markup
 
-from kubeloop import config, evaluation_html, gates_html, pages, registry
+from kubeloop import config, pages
 from kubeloop.config import Loop
-from kubeloop.curves import Confusion, Curve, Curves
 from kubeloop.data import validation, validation_page
 from kubeloop.data.validation_report import Failure, Report, TableReport
-from kubeloop.evaluation import DIRECTION, Slice
-from kubeloop.gates import Check, Verdict
-from kubeloop.intervals import Estimate
-from kubeloop.log import Log
-from kubeloop.registry import Version
+from kubeloop.models import gates_page, registry
+from kubeloop.models.gates import Check, Verdict
+from kubeloop.models.registry import Version
+from kubeloop.payloads.table import Log
 from kubeloop.report import view
 from kubeloop.report.facts import Facts
+from kubeloop.tasks.intervals import Estimate
+from kubeloop.tasks.tabular import evaluation_page
+from kubeloop.tasks.tabular.curves import Confusion, Curve, Curves
+from kubeloop.tasks.tabular.evaluation import DIRECTION, Slice
 from kubeloop.trigger.store import Run
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -84,7 +86,7 @@ def _validation(folder: Path) -> Iterator[Page]:
 
 
 def _gate(folder: Path) -> Iterator[Page]:
-    yield Page(gates_html.html(ALL, _verdict()), (*VALUES, ALL))
+    yield Page(gates_page.html(ALL, _verdict()), (*VALUES, ALL))
 
 
 def _verdict() -> Verdict:
@@ -99,7 +101,7 @@ def _evaluation(folder: Path) -> Iterator[Page]:
     slices = [Slice(each, each, 9, 3, dict.fromkeys(DIRECTION, 0.5), Estimate(0.5, 0.4, 0.6), each) for each in VALUES]
     shares = {name: dict.fromkeys(part, 0.05) for name, part in {"a": VALUES[:11], "b": VALUES[11:]}.items()}
     for importance in shares.values():
-        page = evaluation_html.html(
+        page = evaluation_page.html(
             ALL,
             {**metrics, "rows": 20.0, "positives": 10.0},
             drawn,

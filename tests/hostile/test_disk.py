@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kubeloop.monitoring import payload_log
+from kubeloop.payloads import segments
 from tests import outside
 from tests.unit.collector.conftest import Running
 
@@ -62,7 +62,7 @@ def test_a_full_disk_makes_the_collector_unready_until_there_is_room(small_disk:
         (small_disk / "reserve").unlink()
         running.wait_for(lambda: running.status()["last_seq"] == len(acknowledged))
         assert running.client.get("/readyz").status_code == 200
-        table, _ = payload_log.read(small_disk / "payloads")
+        table, _ = segments.read(small_disk / "payloads")
     finally:
         running.kill()
     assert table["id"].to_pylist() == acknowledged

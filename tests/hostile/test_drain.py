@@ -21,7 +21,7 @@ import pytest
 
 from kubeloop import access, config
 from kubeloop.config import Loop, Settings
-from kubeloop.monitoring import payloads
+from kubeloop.payloads import decode
 from tests.hostile.conftest import BODY, INFER, NAME, model
 
 PROGRAM = """
@@ -31,8 +31,8 @@ PROGRAM = """
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     from kubeloop import config
     from kubeloop.delivery import apply
-    from kubeloop.services import Services
-    from kubeloop.serving.manifest import ModelRef
+    from kubeloop.session.services import Services
+    from kubeloop.delivery.manifest import ModelRef
     from tests.hostile.conftest import manifest
 
     settings = config.settings(Path(sys.argv[1]), Path(sys.argv[2]))
@@ -42,8 +42,8 @@ PROGRAM = """
             if sys.argv[4] == "all":
                 services.start_all("2013-04-01T00:00:00+00:00")
             else:
-                services.start("collector", ["kubeloop.monitoring.collector", "--dir", str(settings.payloads)])
-                node = ["kubeloop.delivery.node", "--state", str(settings.state)]
+                services.start("collector", ["kubeloop.payloads.collector", "--dir", str(settings.payloads)])
+                node = ["kubeloop.node.server", "--state", str(settings.state)]
                 services.start("node", [*node, "--collector-url", services.url("collector")])
             ref = ModelRef(**json.loads(sys.argv[3]))
             apply.apply(loop, manifest(loop, ref, services.url("collector")), settings)
@@ -138,8 +138,8 @@ class Clients:
 
 def served(settings: Settings) -> int:
     """Return the predictions in the payload log."""
-    table, _ = payloads.read(settings.payloads, after=0)
-    return payloads.decode(table, service=NAME).predictions.num_rows
+    table, _ = decode.read(settings.payloads, after=0)
+    return decode.decode(table, service=NAME).predictions.num_rows
 
 
 def alive(pid: int) -> bool:
@@ -201,7 +201,7 @@ def test_a_second_one_ends_all_at_once(start) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     # What the collector had acknowledged is in its write-ahead file, and the next one writes it down.
-    command = [str(program.settings.runtime_python), "-m", "kubeloop.monitoring.collector", "--port", "0"]
+    command = [str(program.settings.runtime_python), "-m", "kubeloop.payloads.collector", "--port", "0"]
     with subprocess.Popen(
         [*command, "--dir", str(program.settings.payloads)], stdout=subprocess.PIPE, text=True, env=dict(os.environ)
     ) as collector:

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from kubeloop import moments
 from kubeloop.config import ConfigError, past
 from kubeloop.config.types import instant
-from kubeloop.monitoring import cloudevents, labels
 from kubeloop.monitoring import monitor as program
 from kubeloop.monitoring.detector import port
 from kubeloop.monitoring.outbox import Outbox
@@ -27,6 +26,7 @@ from kubeloop.monitoring.store import Store
 from kubeloop.monitoring.versions import Versions
 from kubeloop.monitoring.windows import Grid
 from kubeloop.names import DRIFT_EVENT
+from kubeloop.payloads import cloudevents, labels
 from kubeloop.trigger.event import DriftEvent
 from tests.unit.monitor import world
 

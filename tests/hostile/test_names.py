@@ -11,11 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeloop import config, paths, registry, runs, stages
-from kubeloop.bucket import Bucket
+from kubeloop import config, paths
 from kubeloop.config import ConfigError, Loop, Settings
+from kubeloop.models import registry
 from kubeloop.monitoring.store import Store
 from kubeloop.monitoring.versions import VersionError, Versions
+from kubeloop.session import requests
+from kubeloop.steps import stages
+from kubeloop.stores.bucket import Bucket
 from kubeloop.trigger.event import DriftEvent
 from kubeloop.trigger.runners import LocalRunner
 
@@ -78,7 +81,7 @@ ENTRIES: dict[str, Callable[[Settings, Loop, str], Any]] = {
     "a run that starts": lambda settings, _, name: LocalRunner(settings, settings.loop_file, {}).start(
         name, {"attempt": 1, "as_of": NOW.isoformat(), "reason": ""}
     ),
-    "a run's log": lambda settings, _, name: runs.log(settings, name),
+    "a run's log": lambda settings, _, name: requests.log(settings, name),
     "findings of raw data": lambda settings, loop, name: stages.validate_raw(
         loop, settings, settings.state / "raw", NOW, name, settings.state / "clean", settings.state / "page"
     ),

@@ -14,8 +14,9 @@ import pytest
 from selectolax.lexbor import LexborHTMLParser
 
 import kubeloop
-from kubeloop import gates_html, pages
+from kubeloop import pages
 from kubeloop.data.data_docs import View
+from kubeloop.models import gates_page
 from tests.hostile.browser import Tab, opened
 from tests.hostile.producers import ALL, ELSEWHERE, KUBEFLOW, PAGES, SCRIPTS, Page, _verdict
 from tests.outside import PROJECT
@@ -177,7 +178,7 @@ def _framed(tab: Tab, page: str, *, runs: bool = False) -> str:
 @pytest.mark.parametrize("value", [each for each in SCRIPTS if re.match(r"""["']?[<>](?!svg><a |math)""", each)])
 def test_the_policy_alone_stops_scripts(tab: Tab, value: str) -> None:
     """The control of what runs nowhere else: it runs without the policy, where escaping fails."""
-    page = gates_html.html("gate", _verdict()).replace("</header>", f"{value}</header>", 1)
+    page = gates_page.html("gate", _verdict()).replace("</header>", f"{value}</header>", 1)
     assert _framed(tab, re.sub(r"<meta http-equiv=.*?>", "", page), runs=True) == "ran"
     assert _framed(tab, page) == "Kubeflow"
 
@@ -234,10 +235,10 @@ def test_every_page_is_in_the_registry() -> None:
 def test_nothing_else_makes_pages() -> None:
     makers = {path for path, text in SOURCES.items() if re.search(r"\bjinja2\b", text)}
     # The last writes a loop's first files, none of which a browser reads.
-    assert makers == {f"src/kubeloop/{name}.py" for name in ("data_docs", "pages", "scaffold_files")}
+    assert makers == {f"src/kubeloop/{name}.py" for name in ("data/data_docs", "pages", "scaffold/render")}
     assert not [path for path in (PACKAGE / "templates" / "init").rglob("*") if "htm" in path.name]
     trusted = {path for path, text in SOURCES.items() if re.search(r"Markup\((?!\"\"\))", text)}
-    assert trusted == {f"src/kubeloop/{name}.py" for name in ("data_docs", "pages", "report/svg")}
+    assert trusted == {f"src/kubeloop/{name}.py" for name in ("data/data_docs", "pages", "report/svg")}
     markup = re.compile(r"<(!doctype|html|head|body|script|iframe)\b|text/html|image/svg|HTMLResponse", re.IGNORECASE)
     assert {path for path, text in SOURCES.items() if markup.search(text)} == set()
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from kubeloop.monitoring import payload_log, payloads
+from kubeloop.payloads import decode, segments
 from tests.hostile.conftest import WHOLE
 from tests.hostile.front.servers import free_port
 from tests.unit.delivery.conftest import Kit, NodeProcess, eventually
@@ -47,7 +47,7 @@ class Collector:
 
     def start(self) -> None:
         flags = ("--dir", self.folder, "--port", self.port, "--flush-rows", 50, "--flush-seconds", 0.2)
-        command = [sys.executable, "-m", "kubeloop.monitoring.collector", *map(str, flags)]
+        command = [sys.executable, "-m", "kubeloop.payloads.collector", *map(str, flags)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self.process.stdout
         assert self.process.stdout.readline().startswith("ready ")
@@ -146,8 +146,8 @@ def test_served_is_logged_and_dropped_through_random_kills(kit: Kit) -> None:
         eventually(lambda: node.get()["queued"] == 0, 60)
         status = node.get()
         httpx.post(f"{collector.url}/flush", timeout=60).raise_for_status()
-        found, _ = payload_log.read(collector.folder)
-        logged = Counter(payloads.decode(found).predictions["event_id"].to_pylist())
+        found, _ = segments.read(collector.folder)
+        logged = Counter(decode.decode(found).predictions["event_id"].to_pylist())
     finally:
         collector.end("terminate")
     told = f"seed {seed}: {dict(done)}, {Counter(clients.answers.values())}, {status['dropped']}"

@@ -23,14 +23,19 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from kubeloop import access, config, kept, loops, registry, report, session, state, summary
+from kubeloop import access, config, report, state
 from kubeloop.cli import doctor, main
 from kubeloop.config import Loop, Settings
 from kubeloop.features import online
-from kubeloop.memory import Memory
-from kubeloop.monitoring import payload_log, wal
-from kubeloop.monitoring.payload_log import MIRRORED, Row
+from kubeloop.models import registry
 from kubeloop.monitoring.store import Store
+from kubeloop.payloads import segments, wal
+from kubeloop.payloads.segments import MIRRORED, Row
+from kubeloop.session import run as session
+from kubeloop.session import summary
+from kubeloop.session.counts import Memory
+from kubeloop.steps import loops
+from kubeloop.stores import kept
 from kubeloop.trigger.runners import LocalRunner
 from tests.hostile.conftest import WHOLE
 from tests.unit.features.conftest import QUERIES, STORE, VIEWS
@@ -140,15 +145,15 @@ def _fill(place: Place, told: dict[str, Any]) -> None:
     settings, folder = place.settings, place.settings.payloads
     session.prepare(place.shop, place.shop_settings, lambda _: None)
     online.Materializer(settings.features, "shop_v1").advance(MOMENT)
-    table, last = payload_log.read(folder)
+    table, last = segments.read(folder)
     (folder / f"events-{1:016d}-{last:016d}.parquet").unlink()
     for first in range(0, last, 40):
-        payload_log.write(folder, table.slice(first, 40))
+        segments.write(folder, table.slice(first, 40))
     row: Row = (last + 1, 1, 1, "id", "type", "s", "parcels", "", "", "", b"{}" * 99)
     file = wal.Wal(folder, last + 1)
     file.append(wal.encode([(last + 1 + more, *row[1:]) for more in range(5)], file.salt))
     file.close()
-    payload_log.mark(folder, MIRRORED, 0)
+    segments.mark(folder, MIRRORED, 0)
     store = Store(settings.monitor_db)
     store.ingest(replace(store.progress(place.loop.name), cursor=last), [], {})
     store.close()

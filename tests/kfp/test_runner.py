@@ -17,13 +17,13 @@ import httpx
 import pytest
 
 from kubeloop import failures
-from kubeloop.bucket import Bucket
 from kubeloop.config import ConfigError, Drift, Loop, Settings
 from kubeloop.failures import Failure
 from kubeloop.kubeflow import submission
 from kubeloop.kubeflow.api import Api
 from kubeloop.kubeflow.submission import Package
-from kubeloop.stages import StageError
+from kubeloop.steps.stages import StageError
+from kubeloop.stores.bucket import Bucket
 from kubeloop.trigger.event import DriftEvent
 from kubeloop.trigger.kubeflow import KfpRunner
 from kubeloop.trigger.ledger import Ledger

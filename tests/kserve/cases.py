@@ -12,8 +12,8 @@ import yaml
 
 from kubeloop import names
 from kubeloop.config import Loop
-from kubeloop.serving import pods
-from kubeloop.serving.manifest import ModelRef, inference_service
+from kubeloop.delivery import pods
+from kubeloop.delivery.manifest import ModelRef, inference_service
 
 PROJECT = Path(__file__).parents[2]
 STABLE = ModelRef("7", "s3://models/7", "a" * 64, "run-7")

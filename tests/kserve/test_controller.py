@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from kubeloop.delivery import rollout
-from kubeloop.serving.manifest import ModelRef, inference_service
+from kubeloop.delivery.manifest import ModelRef, inference_service
 from tests.kserve import cases, controller
 from tests.kserve.controller import UnservableError
 from tests.kserve.defaults import defaulted

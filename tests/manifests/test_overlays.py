@@ -12,9 +12,9 @@ import yaml
 
 from kubeloop.chart.values import Values
 from kubeloop.config import Loop
+from kubeloop.delivery import pods as serving_pods
 from kubeloop.delivery import rollout
-from kubeloop.serving import pods as serving_pods
-from kubeloop.serving.manifest import ModelRef, inference_service
+from kubeloop.delivery.manifest import ModelRef, inference_service
 from tests.charts.conftest import Object, kinds, merged, named, pods, render  # noqa: F401 - render is a fixture
 from tests.control_plane.plane import ControlPlane
 

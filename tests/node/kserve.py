@@ -24,7 +24,7 @@ _COPY = """
 import sys
 from pathlib import Path
 from kubeloop import config
-from kubeloop.bucket import Bucket
+from kubeloop.stores.bucket import Bucket
 root, _, prefix = sys.argv[1].removeprefix("s3://").partition("/")
 settings = config.settings().model_copy(update={"bucket": f"s3://{root}"})
 sys.exit(not Bucket.open(settings).pull(prefix, Path(sys.argv[2])))

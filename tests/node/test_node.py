@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from kubeloop import config, names
-from kubeloop.bucket import Bucket
+from kubeloop.stores.bucket import Bucket
 from tests.node import scripts
 from tests.node.installation import CHART, LOOP, NAMESPACE, RELEASE, Installation
 from tests.node.kserve import Kserve

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from kubeloop import registry
 from kubeloop.config import Loop
+from kubeloop.models import registry
 from pipelines import catalog
 from tests.pipelines.launcher import Cluster, Done
 

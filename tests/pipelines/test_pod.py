@@ -17,8 +17,8 @@ from kfp import compiler, dsl, kubernetes
 from kfp.dsl.base_component import BaseComponent
 
 from kubeloop import config, failures
-from kubeloop.bucket import Bucket
 from kubeloop.failures import Failure
+from kubeloop.stores.bucket import Bucket
 from pipelines import grouping
 from pipelines.plan import Plan
 from tests.pipelines.launcher import Cluster, Done, PodError
@@ -38,7 +38,7 @@ def make_values(name: str, text: dsl.OutputPath(str), flag: dsl.OutputPath(bool)
     """Make a value of each type."""
     import logging
     from pathlib import Path
-    logging.getLogger("kubeloop.stages").info("six values and a table")
+    logging.getLogger("kubeloop.steps.stages").info("six values and a table")
     logging.getLogger("great_expectations").info("skipping a closure")
     Path(text).write_text(f"hello {name}\\n")
     Path(flag).write_text("True")

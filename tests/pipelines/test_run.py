@@ -12,8 +12,9 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubeloop import errors, registry
+from kubeloop import errors
 from kubeloop.config import Loop
+from kubeloop.models import registry
 
 STEPS = {
     "begin-run", "extract-data", "validate-data", "build-features", "validate-features", "train-model",

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kubeloop import kept
-from kubeloop.intervals import Estimate
-from kubeloop.reference import ABSENT, OTHER, Reference, ReferenceError, build
+from kubeloop.stores import kept
+from kubeloop.tasks.intervals import Estimate
+from kubeloop.tasks.reference import ABSENT, OTHER, Reference, ReferenceError, build
 
 KINDS = {"delay": "numeric", "carrier": "categorical", "wind": "numeric"}
 COLUMNS: dict[str, Any] = {

@@ -152,7 +152,7 @@ No readiness probe: a store that is down must not take the pod out of its Servic
 name: mirror
 {{ include "kubeloop.container" (dict "root" .root "image" "runtime") }}
 restartPolicy: Always
-command: [python, -m, kubeloop.monitoring.mirror]
+command: [python, -m, kubeloop.payloads.mirror]
 args: [{{ .direction }}, --dir, /data/payloads, {{ with .references }}--references, {{ . }}, {{ end }}--host, "0.0.0.0", --port, "8081"]
 env:
   {{- include "kubeloop.env" . | nindent 2 }}

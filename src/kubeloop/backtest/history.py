@@ -23,13 +23,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from kubeloop import kept, stages
+import kubeloop
 from kubeloop.backtest import BacktestError
 from kubeloop.config import Loop, Settings, duration_text
 from kubeloop.data import sources
 from kubeloop.errors import KubeloopError
-from kubeloop.gates import MIN_BLOCKS
+from kubeloop.models.gates import MIN_BLOCKS
 from kubeloop.monitoring.windows import micros
+from kubeloop.steps import stages
+from kubeloop.stores import kept
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,20 +40,7 @@ FOLDER = "backtest"
 _ROWS, _ABOUT, _SCORES = "rows.parquet", "about.json", "scores.npy"
 _KNOWN = "label_available_at"
 _MAKERS = [
-    Path(stages.__file__).parent / name
-    for name in (
-        *(
-            "algorithms.py",
-            "encoding.py",
-            "export.py",
-            "features",
-            "model_folder.py",
-            "intervals.py",
-            "reference.py",
-            "stages.py",
-        ),
-        *("sources.py", "training.py"),
-    )
+    Path(kubeloop.__file__).parent / name for name in ("data/sources.py", "features", "steps/stages.py", "tasks")
 ]
 """The code that makes rows and models: what another version of it has made is not taken."""
 _OWN = ("event_id", "event_timestamp", "label", _KNOWN)
@@ -137,7 +126,7 @@ class History:
 
     def model(self, version: str) -> Model:
         """Return a model that is there."""
-        from kubeloop import model_folder
+        from kubeloop.tasks.tabular import model_folder
 
         folder = self.models / version
         card = model_folder.read(folder)
@@ -167,7 +156,7 @@ class History:
             kept.replace(failed / f"{name}.json", kept.dumps({"reason": str(error)}))
 
     def _train(self, settings: Settings, loop: Loop, moment: datetime, target: Path) -> None:
-        from kubeloop import model_folder
+        from kubeloop.tasks.tabular import model_folder
 
         with scratch(self.folder) as folder:
             part = folder / "model"

@@ -16,7 +16,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from kubeloop import config, evaluation, kept
+from kubeloop import config
 from kubeloop.backtest import BacktestError, history, policies, score
 from kubeloop.backtest.history import History, Span
 from kubeloop.backtest.policies import Policy
@@ -24,6 +24,8 @@ from kubeloop.backtest.score import Measured
 from kubeloop.backtest.walk import Need, Walk, walk
 from kubeloop.config import Loop, Settings
 from kubeloop.monitoring.detector import port
+from kubeloop.stores import kept
+from kubeloop.tasks.tabular import evaluation
 
 RESULT = "result.json"
 

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr, stdtrit
 
-from kubeloop import evaluation
 from kubeloop.backtest.history import History, moment_of, version
 from kubeloop.backtest.walk import Retraining, Walk
 from kubeloop.monitoring.windows import micros
+from kubeloop.tasks.tabular import evaluation
 
 _CELLS = 2_000_000
 

@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kubeloop import evaluation, gates, promotion, stages, training
 from kubeloop.backtest import history as past
 from kubeloop.backtest.history import History, Model
 from kubeloop.backtest.policies import Policy
 from kubeloop.config import Loop
 from kubeloop.errors import KubeloopError
-from kubeloop.gates import Verdict
+from kubeloop.models import gates
+from kubeloop.models.gates import Verdict
 from kubeloop.monitoring import outbox, performance
 from kubeloop.monitoring.detector.port import Detector, Score, UntestableError, Window
 from kubeloop.monitoring.held import Part
@@ -31,7 +31,9 @@ from kubeloop.monitoring.store import Store
 from kubeloop.monitoring.versions import Versions
 from kubeloop.monitoring.windows import Grid, micros
 from kubeloop.monitoring.windows import moment as _moment
-from kubeloop.reference import Reference
+from kubeloop.steps import promotion, stages
+from kubeloop.tasks.reference import Reference
+from kubeloop.tasks.tabular import evaluation, training
 from kubeloop.trigger.event import DriftEvent
 from kubeloop.trigger.ledger import Ledger
 from kubeloop.trigger.store import Outcome

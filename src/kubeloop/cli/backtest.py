@@ -87,14 +87,15 @@ def backtest(
 
 def _apply(path: Path, wanted: list[Any], found: dict[str, Any], name: str) -> list[str]:
     """Write a policy into loop.yaml and return what changed."""
-    from kubeloop import kept
-    from kubeloop.backtest import apply, words
+    from kubeloop.backtest import apply
+    from kubeloop.report import tradeoff_words
+    from kubeloop.stores import kept
 
     name = found["suggested"] if name == "suggested" else name
     policy = next((policy for policy in wanted if policy.name == name and not policy.oracle), None)
     if policy is None:
         raise ConfigError(f"--apply {name!r} is none of the policies that were tried, or none that can be followed")
-    edit = apply.apply(path.read_text(), policy.settings, words.evidence(found, name))
+    edit = apply.apply(path.read_text(), policy.settings, tradeoff_words.evidence(found, name))
     if edit.changes:
         kept.replace(path, edit.text)
     return edit.changes
@@ -157,7 +158,7 @@ class _Bar:
 
 
 def _tell(found: dict[str, Any], applied: str) -> None:
-    from kubeloop.backtest import words
+    from kubeloop.report import tradeoff_words
 
     metric, confidence = found["metric"], found["confidence"]
     table = Table(box=None, pad_edge=False)
@@ -166,8 +167,8 @@ def _tell(found: dict[str, Any], applied: str) -> None:
         table.add_column(column, justify="right")
     table.add_column("worst window")
     for row in found["policies"]:
-        table.add_row(*map(escape, words.cells(row)), style="dim" if row["oracle"] else None)
+        table.add_row(*map(escape, tradeoff_words.cells(row)), style="dim" if row["oracle"] else None)
     (_OUT if _OUT.is_terminal else Console(width=_WIDE, highlight=False)).print(table)
-    for sentence in words.sentences(found, applied):
+    for sentence in tradeoff_words.sentences(found, applied):
         _OUT.print(f"\n{escape(sentence)}", soft_wrap=not _OUT.is_terminal)
     _OUT.print("\n`kubeloop report --open` shows it as a picture; docs/backtest.md says how to read it.\n")

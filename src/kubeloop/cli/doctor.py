@@ -16,10 +16,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from kubeloop import access, config
-from kubeloop.bucket import Bucket, BucketError, OwnerError
 from kubeloop.config import ConfigError, Settings
 from kubeloop.errors import KubeloopError
 from kubeloop.state import faults
+from kubeloop.stores.bucket import Bucket, BucketError, OwnerError
 
 FREE_BYTES = 2 * 1024**3
 ANSWER_S = 60.0

@@ -85,10 +85,10 @@ def submit(
     Compiles, uploads what changed, starts the run and follows its steps. The same name again starts nothing: it
     follows the run that is there, also one that the trigger started.
     """
-    from kubeloop.bucket import Bucket
     from kubeloop.kubeflow import submission
     from kubeloop.kubeflow.api import Api
     from kubeloop.kubeflow.runs import Runs, verdict
+    from kubeloop.stores.bucket import Bucket
 
     loop, settings = _open(folder, installed)
     if pipeline not in submission.PIPELINES:

@@ -131,7 +131,8 @@ def run(
     Trains the first model, serves it, replays the rest of the table as traffic, watches for drift and
     retrains. Interrupted with Ctrl-C, it goes on where it stopped when it is run again.
     """
-    from kubeloop import report, session
+    from kubeloop import report
+    from kubeloop.session import run as session
 
     loop, settings = _open(folder)
     _doctor_or_fail(settings, state=not fresh)
@@ -161,7 +162,7 @@ def _crash(error: Exception) -> NoReturn:
     # The place that the command has adopted.
     settings = config.settings()
     found = state.explain(error, settings)
-    trace = settings.logs / "kubeloop.log"
+    trace = settings.logs / "kubeloop.payloads.table"
     text = "".join(traceback.format_exception(error))
     try:
         trace.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +206,7 @@ def _tell(summary: dict[str, Any]) -> None:
 @app.command()
 def status(folder: Folder = HERE, as_json: Json = False) -> None:
     """Show the champion, the open episode, the active run and which services are up."""
-    from kubeloop import overview
+    from kubeloop.report import overview
 
     loop, settings = _open(folder)
     found = overview.read(loop, settings)
@@ -226,7 +227,7 @@ def report(
 ) -> None:
     """Write the HTML report anew from the kept state, and say where it is."""
     from kubeloop import report as page
-    from kubeloop import summary
+    from kubeloop.session import summary
 
     loop, settings = _open(folder)
     if not settings.state.is_dir():
@@ -243,9 +244,11 @@ def report(
 @app.command()
 def serve(folder: Folder = HERE) -> None:
     """Serve the kept champion until Ctrl-C, with collector, monitor and trigger."""
-    from kubeloop import client, registry, session
     from kubeloop.features.online import Materializer
-    from kubeloop.services import Services
+    from kubeloop.models import registry
+    from kubeloop.session import client
+    from kubeloop.session import run as session
+    from kubeloop.session.services import Services
 
     loop, settings = _open(folder)
     _doctor_or_fail(settings)
@@ -287,7 +290,7 @@ def predict(
 
     A row holds the entity keys and request-time fields; `kubeloop predict '{}'` says which.
     """
-    from kubeloop import client
+    from kubeloop.session import client
 
     loop, settings = _open(folder)
     answers = client.predict(loop, settings, sys.stdin.read() if rows == "-" else rows, at)
@@ -303,7 +306,7 @@ def predict(
 @app.command()
 def monitor(folder: Folder = HERE, as_json: Json = False) -> None:
     """Show what the monitor found: windows, drifted features, live performance, episodes."""
-    from kubeloop import overview
+    from kubeloop.report import overview
 
     loop, settings = _open(folder)
     found = overview.windows(loop, settings)
@@ -333,7 +336,7 @@ def retrain(
     as_json: Json = False,
 ) -> None:
     """Retrain now; the gate decides as always. A cooldown does not hold it back, an active run does."""
-    from kubeloop import retraining
+    from kubeloop.session import retraining
 
     loop, settings = _open(folder)
     _doctor_or_fail(settings)

@@ -9,8 +9,8 @@ import shutil
 from datetime import datetime
 from pathlib import Path
 
-from kubeloop.bucket import Bucket, BucketError
 from kubeloop.config import Loop
+from kubeloop.stores.bucket import Bucket, BucketError
 
 KINDS = ("data-docs", "quarantine")
 """Folders of the state and prefixes of the bucket, with one folder per run."""

@@ -14,13 +14,13 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubeloop import kept
 from kubeloop.config import ConfigError, Loop, Settings, Table
 from kubeloop.config.reading import Column
 from kubeloop.errors import KubeloopError
 from kubeloop.reading import files, infer, rows
 from kubeloop.reading.cells import identifier as identifier
 from kubeloop.reading.cells import literal as literal
+from kubeloop.stores import kept
 
 MOMENT = "TIMESTAMP WITH TIME ZONE"
 """DuckDB's type of a moment, in microseconds; every other kind of time is made one when it is taken in."""

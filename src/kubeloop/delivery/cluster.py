@@ -13,10 +13,10 @@ from kubernetes import config
 
 from kubeloop import names
 from kubeloop.delivery import Applied, DeliveryError, RejectedError
+from kubeloop.delivery.manifest import API_VERSION, KIND
 from kubeloop.delivery.patch import lineage
 from kubeloop.delivery.rollout import SERVICE, Object, Observed, failure, ready, stamp, stamped, troubles, waiting_for
 from kubeloop.errors import KubeloopError
-from kubeloop.serving.manifest import API_VERSION, KIND
 
 FIELD_MANAGER = "kubeloop"
 

@@ -7,7 +7,7 @@ import httpx
 
 from kubeloop import access
 from kubeloop.delivery import Applied, DeliveryError, RejectedError
-from kubeloop.serving.manifest import API_VERSION
+from kubeloop.delivery.manifest import API_VERSION
 
 _POLL_S = 0.05
 _HTTP_S = 10.0

@@ -5,17 +5,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kubeloop import containers, failures, names
-from kubeloop.bucket import Bucket
+from kubeloop import failures, names
 from kubeloop.config import Loop, Settings
 from kubeloop.config.cluster import Pipelines, TrainJob
-from kubeloop.delivery import DeliveryError
+from kubeloop.delivery import DeliveryError, containers
 from kubeloop.delivery.cluster import Cluster, connect
 from kubeloop.failures import Failure
+from kubeloop.stores.bucket import Bucket
 
 API_VERSION = "trainer.kubeflow.org/v1alpha1"
 KIND = "TrainJob"
-COMMAND = ("python", "-m", "kubeloop.train_node")
+COMMAND = ("python", "-m", "kubeloop.tasks.tabular.train_node")
 NODE = "node"
 """What a training runtime calls the replicated job of its nodes, and their container."""
 _POLL_S = 2.0

@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubeloop import features, kept, moments
+from kubeloop import features, moments
 from kubeloop.config import Settings
 from kubeloop.data import sources
+from kubeloop.stores import kept
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from kubeloop import kept
 from kubeloop.config import Settings
 from kubeloop.data import sources
 from kubeloop.features import online_url
 from kubeloop.features.events import FeatureError, body
+from kubeloop.stores import kept
 
 if TYPE_CHECKING:
     from feast import FeatureStore

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from kubeloop import names
-from kubeloop.bucket import Bucket
 from kubeloop.config import Loop
 from kubeloop.kubeflow.api import Api, described
 from kubeloop.kubeflow.errors import NoAnswerError
 from kubeloop.kubeflow.values import Run, Version
+from kubeloop.stores.bucket import Bucket
 
 _log = logging.getLogger(__name__)
 _LOOKS_S = (0.0, 0.5, 1.0)

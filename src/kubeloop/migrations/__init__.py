@@ -12,9 +12,9 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from kubeloop import database
 from kubeloop.config import Settings
-from kubeloop.database import Schema
+from kubeloop.stores import database
+from kubeloop.stores.database import Schema
 
 _HERE = Path(__file__).parent
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from kubeloop.monitoring import performance, windows
 from kubeloop.monitoring.held import Kind, Part
-from kubeloop.monitoring.payloads import Decoded
 from kubeloop.monitoring.store import Progress
 from kubeloop.monitoring.windows import NEVER, Clock, Grid, Micros, micros, moment
+from kubeloop.payloads.decode import Decoded
 
 UNKNOWN = "unknown"
 """The version of responses that name none."""

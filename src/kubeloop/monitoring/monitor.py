@@ -20,16 +20,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kubeloop import access, background, config, database, errors, moments, state
+from kubeloop import access, background, config, errors, moments, state
 from kubeloop.monitoring.detector import port
 from kubeloop.monitoring.outbox import Outbox
-from kubeloop.monitoring.payload_log import LogError, stored
 from kubeloop.monitoring.rounds import AheadError, Monitor
 from kubeloop.monitoring.status import Metrics, Status
 from kubeloop.monitoring.store import Store, StoreConflictError
 from kubeloop.monitoring.versions import NodeError, Versions
 from kubeloop.monitoring.windows import MONDAY, Grid
+from kubeloop.payloads.segments import LogError, stored
 from kubeloop.serving import guard, metrics_port
+from kubeloop.stores import database
 
 _log = logging.getLogger("kubeloop.monitor")
 

@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from kubeloop import evaluation, intervals
-from kubeloop.intervals import Estimate
 from kubeloop.monitoring.windows import Micros
+from kubeloop.tasks import intervals
+from kubeloop.tasks.intervals import Estimate
+from kubeloop.tasks.tabular import evaluation
 
 SCORED = pa.schema([pa.field("event_id", pa.string()), pa.field("score", pa.float32())])
 """What is kept of a window's predictions until their labels come."""

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from kubeloop import intervals
 from kubeloop.config import Drift, duration_text
-from kubeloop.intervals import Estimate
 from kubeloop.monitoring.detector.port import Score, correct
+from kubeloop.tasks import intervals
+from kubeloop.tasks.intervals import Estimate
 
 Kind = Literal["drift", "performance", "schedule"]
 

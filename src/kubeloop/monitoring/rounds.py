@@ -14,12 +14,10 @@ import orjson
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from kubeloop import evaluation, moments
+from kubeloop import moments
 from kubeloop.config import Loop
 from kubeloop.errors import KubeloopError
-from kubeloop.evaluation import EvaluationError
-from kubeloop.intervals import Estimate
-from kubeloop.monitoring import intake, payloads, performance, policy, schedule
+from kubeloop.monitoring import intake, performance, policy, schedule
 from kubeloop.monitoring.detector.port import MOST_ROWS, Detector, UntestableError, Window
 from kubeloop.monitoring.held import Part
 from kubeloop.monitoring.outbox import Outbox
@@ -27,7 +25,11 @@ from kubeloop.monitoring.policy import Episode, Kind, Vote
 from kubeloop.monitoring.store import Due, Progress, Row, Store
 from kubeloop.monitoring.versions import NodeError, VersionError, Versions
 from kubeloop.monitoring.windows import Grid, micros
-from kubeloop.reference import Reference, ReferenceError
+from kubeloop.payloads import decode
+from kubeloop.tasks.intervals import Estimate
+from kubeloop.tasks.reference import Reference, ReferenceError
+from kubeloop.tasks.tabular import evaluation
+from kubeloop.tasks.tabular.evaluation import EvaluationError
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +82,7 @@ class Monitor:
         self._versions = versions
         self._outbox = outbox
         self._turn = threading.Lock()
-        self._carry: tuple[int, payloads.Carry] | None = None
+        self._carry: tuple[int, decode.Carry] | None = None
         self._malformed = 0
         self._silent_until = 0.0
 
@@ -126,18 +128,18 @@ class Monitor:
             self.store.ingest(replace(now, watermark=until), (), {})
         self._close()
         self._outbox.deliver()
-        payloads.release(self.log, now.cursor)
-        payloads.check(self.log, now.cursor)
+        decode.release(self.log, now.cursor)
+        decode.check(self.log, now.cursor)
 
     def _take(self) -> bool:
         """Commit one reading of the log; return whether there was anything to read."""
         now = self.store.progress(self.service)
-        table, last = payloads.read(self.log, now.cursor, READING)
+        table, last = decode.read(self.log, now.cursor, READING)
         if last == now.cursor:
             return False
         if self._carry is None or self._carry[0] != now.cursor:
-            self._carry = now.cursor, payloads.resume(self.log, now.cursor, self.service)
-        decoded = payloads.decode(table, self._carry[1], self.service)
+            self._carry = now.cursor, decode.resume(self.log, now.cursor, self.service)
+        decoded = decode.decode(table, self._carry[1], self.service)
         self._warn(decoded)
         taken = intake.sort(decoded, last, now, self.grid, self._until, skew=self.drift.skew, now=datetime.now(UTC))
         if early := taken.progress.early_rows - now.early_rows:
@@ -156,7 +158,7 @@ class Monitor:
             _log.warning("%s", error)
         return True
 
-    def _warn(self, decoded: payloads.Decoded) -> None:
+    def _warn(self, decoded: decode.Decoded) -> None:
         """Say why events were not decoded, once in a while: who sends such events sends many."""
         self._malformed += decoded.malformed
         if not decoded.malformed or time.monotonic() < self._silent_until:

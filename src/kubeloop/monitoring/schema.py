@@ -4,7 +4,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from kubeloop.database import Schema, Utc
+from kubeloop.stores.database import Schema, Utc
 
 metadata = sa.MetaData()
 

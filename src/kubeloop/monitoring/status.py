@@ -10,10 +10,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from kubeloop.config import Drift
-from kubeloop.monitoring import payloads
 from kubeloop.monitoring.outbox import waiting
 from kubeloop.monitoring.store import Row, Store
 from kubeloop.monitoring.windows import Grid
+from kubeloop.payloads import decode
 
 
 class Status:
@@ -35,7 +35,7 @@ class Status:
         now = self.store.progress(self.service)
         counts = Counter(row["status"] for row in self.store.windows(self.service))
         filling = self.store.open_windows(self.service)
-        end = payloads.newest(self._log)
+        end = decode.newest(self._log)
         episodes = self.store.episodes(self.service)
         until = None
         if now.watermark is not None:

@@ -15,10 +15,10 @@ from typing import Any, Literal
 import pyarrow as pa
 import sqlalchemy as sa
 
-from kubeloop import database
 from kubeloop.errors import KubeloopError
 from kubeloop.monitoring import held, schema
 from kubeloop.monitoring.held import Part
+from kubeloop.stores import database
 
 Row = dict[str, Any]
 

@@ -12,7 +12,7 @@ import httpx
 from kubeloop import names, paths
 from kubeloop.errors import KubeloopError
 from kubeloop.monitoring.store import Store
-from kubeloop.reference import Reference, ReferenceError
+from kubeloop.tasks.reference import Reference, ReferenceError
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds its service account's token and the API server's certificate authority."""

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kubeloop import kept, log, pages
+from kubeloop import pages
 from kubeloop.config import Loop, Settings
+from kubeloop.payloads import table
 from kubeloop.report import facts, view
+from kubeloop.stores import kept
 
 
 def write(loop: Loop, settings: Settings, summary: Mapping[str, Any] | None) -> Path:
@@ -22,7 +24,7 @@ def write(loop: Loop, settings: Settings, summary: Mapping[str, Any] | None) -> 
     Raises:
         LogError: a segment of the payload log is damaged.
     """
-    content = view.build(loop, settings, facts.read(loop, settings), log.read(settings, loop.name), summary)
+    content = view.build(loop, settings, facts.read(loop, settings), table.read(settings, loop.name), summary)
     path = settings.state / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     kept.replace(path, pages.render("report", **content))

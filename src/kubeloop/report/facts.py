@@ -6,10 +6,11 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from kubeloop import promotion, registry
 from kubeloop.config import Loop, Settings
+from kubeloop.models import registry
+from kubeloop.models.registry import Version
 from kubeloop.monitoring.store import Row, Store
-from kubeloop.registry import Version
+from kubeloop.steps import promotion
 from kubeloop.trigger.ledger import Ledger
 from kubeloop.trigger.store import Cooldown, Received, Run
 

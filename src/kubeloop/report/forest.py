@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from kubeloop.gates import Check, Verdict
+from kubeloop.models.gates import Check, Verdict
 from kubeloop.report.svg import Scale, element, join, line, percent, text, title
 
 HEIGHT = 38

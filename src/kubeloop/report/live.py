@@ -9,13 +9,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kubeloop import evaluation, gates, model_folder
 from kubeloop.config import Loop
-from kubeloop.encoding import EncodingError
-from kubeloop.log import Log
-from kubeloop.model_folder import ModelFolderError
+from kubeloop.models import gates
+from kubeloop.models.registry import Version
 from kubeloop.monitoring.windows import Grid, micros, moment
-from kubeloop.registry import Version
+from kubeloop.payloads.table import Log
+from kubeloop.tasks.tabular import evaluation, model_folder
+from kubeloop.tasks.tabular.encoding import EncodingError
+from kubeloop.tasks.tabular.model_folder import ModelFolderError
 
 MOST_BINS = 120
 _DAY = timedelta(days=1)

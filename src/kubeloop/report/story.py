@@ -6,10 +6,10 @@ from datetime import datetime
 
 from markupsafe import Markup
 
-from kubeloop.intervals import FEW
 from kubeloop.report import marks
 from kubeloop.report.live import Bin, Live
 from kubeloop.report.svg import Chart, Scale, Time, element, join, line, path, percent, rect, runs, text, title
+from kubeloop.tasks.intervals import FEW
 
 _LANE, _GAP, _AXIS = 26, 26, 26
 _TRAFFIC, _AUC, _DIFFERENCE, _SHARE = 72, 150, 96, 60

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kubeloop import kept
-from kubeloop.backtest import words
 from kubeloop.config import Settings
+from kubeloop.report import tradeoff_words
 from kubeloop.report.svg import Chart, Scale, at, element, join, line, percent, text, title
+from kubeloop.stores import kept
 
 HEIGHT = 260
 _TOP, _BOTTOM, _APART = 14, 34, 16
@@ -27,12 +27,12 @@ def build(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return the section's variables for the result of a backtest."""
     return {
         "chart": draw(found),
-        "sentences": words.sentences(found),
+        "sentences": tradeoff_words.sentences(found),
         "metric": found["metric"],
         "confidence": found["confidence"],
         "first": found["policies"][0]["policy"],
         "rows": [
-            {"number": number, "cells": words.cells(row), "suggested": row["policy"] == found["suggested"]}
+            {"number": number, "cells": tradeoff_words.cells(row), "suggested": row["policy"] == found["suggested"]}
             for number, row in enumerate(found["policies"], 1)
         ],
     }

@@ -6,17 +6,17 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
-from kubeloop import registry
 from kubeloop.config import Loop, Settings
-from kubeloop.gates import Verdict
-from kubeloop.log import Log
-from kubeloop.promotion import promoted
-from kubeloop.registry import Version
+from kubeloop.models import registry
+from kubeloop.models.gates import Verdict
+from kubeloop.models.registry import Version
+from kubeloop.payloads.table import Log
 from kubeloop.report import forest, heatmap, live, marks, quality, story, tradeoff, words
 from kubeloop.report.facts import Facts
 from kubeloop.report.live import Live
 from kubeloop.report.story import Mark
 from kubeloop.report.svg import Time
+from kubeloop.steps.promotion import promoted
 from kubeloop.trigger.store import Run
 
 _DIGESTS = {

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from kubeloop.gates import Verdict
-from kubeloop.promotion import promoted
+from kubeloop.models.gates import Verdict
 from kubeloop.report.facts import Facts
+from kubeloop.steps.promotion import promoted
 from kubeloop.trigger.store import Run
 
 Summary = Mapping[str, Any]

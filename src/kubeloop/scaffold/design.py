@@ -10,9 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kubeloop import config, evaluation
+from kubeloop import config
 from kubeloop.data import sources
-from kubeloop.leaks import GIVEAWAY
 from kubeloop.scaffold import giveaways, growth, render, suites, timing
 from kubeloop.scaffold import roles as scaffold_columns
 from kubeloop.scaffold.advice import option
@@ -21,6 +20,8 @@ from kubeloop.scaffold.render import Case
 from kubeloop.scaffold.roles import Label, Moment
 from kubeloop.scaffold.table import ScaffoldError, Table, quote
 from kubeloop.scaffold.timing import Activity, Quality, Scale, Timeline
+from kubeloop.tasks.tabular import evaluation
+from kubeloop.tasks.tabular.leaks import GIVEAWAY
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -281,7 +282,7 @@ def _rehearse(case: Case, repo: Path, table: Table, out: Path) -> "pd.DataFrame"
 
 def _measure(case: Case, frame: "pd.DataFrame") -> Quality:
     """Fit the first model and measure it on its hold-out."""
-    from kubeloop import training
+    from kubeloop.tasks.tabular import training
 
     plan = case.timeline
     when = frame["event_timestamp"]

@@ -4,11 +4,11 @@
 import re
 from collections.abc import Sequence
 
-from kubeloop import leaks
 from kubeloop.data import sources
 from kubeloop.scaffold.names import safe
 from kubeloop.scaffold.roles import Input, Label
 from kubeloop.scaffold.table import Table, quote
+from kubeloop.tasks.tabular import leaks
 
 _AFTERWARDS = re.compile(
     r"_(after|outcome|result|resolution|resolved|closed|final|reason)(_age)?$|^(outcome|result)(_|$)"

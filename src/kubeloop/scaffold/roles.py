@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from kubeloop.data.sources import MOMENT, identifier, literal
-from kubeloop.encoding import EXACT
 from kubeloop.scaffold import advice
 from kubeloop.scaffold.advice import option
 from kubeloop.scaffold.names import safe
 from kubeloop.scaffold.table import TEXTS, Column, ScaffoldError, Table, quote
+from kubeloop.tasks.tabular.encoding import EXACT
 
 LEAST_ROWS = 1000
 LEAST_OF_A_CLASS = 50

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kubeloop.gates import MIN_BLOCKS
+from kubeloop.models.gates import MIN_BLOCKS
 from kubeloop.scaffold.table import ScaffoldError
 
 TRAIN_SHARE = 0.4

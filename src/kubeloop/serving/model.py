@@ -13,9 +13,9 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
-from kubeloop import kept
 from kubeloop.errors import KubeloopError
 from kubeloop.serving.tensors import DTYPES, Array, ProtocolError, TensorSpec, specs_of
+from kubeloop.stores import kept
 
 PLATFORM = "onnxruntime_onnx"
 _ONNX_TYPES = {

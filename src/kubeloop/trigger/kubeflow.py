@@ -5,12 +5,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from kubeloop import failures
-from kubeloop.bucket import Bucket
 from kubeloop.config import ConfigError, Loop, Settings, duration_text
 from kubeloop.kubeflow.api import Api
 from kubeloop.kubeflow.errors import RefusedError
 from kubeloop.kubeflow.runs import Attempt, Runs, verdict
 from kubeloop.kubeflow.values import Run
+from kubeloop.stores.bucket import Bucket
 from kubeloop.trigger.runners import Parameters, RunState
 
 _log = logging.getLogger(__name__)

@@ -12,8 +12,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
-from kubeloop import errors, kept, paths
+from kubeloop import errors, paths
 from kubeloop.config import QUIET, Settings, duration_text
+from kubeloop.stores import kept
 
 
 class Parameters(TypedDict):

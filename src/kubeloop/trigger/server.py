@@ -27,8 +27,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from kubeloop import background, config, database, errors, names, state
+from kubeloop import background, config, errors, names, state
 from kubeloop.serving import guard, metrics_port
+from kubeloop.stores import database
 from kubeloop.trigger.event import DriftEvent
 from kubeloop.trigger.ledger import Ledger
 from kubeloop.trigger.runners import LocalRunner, Runner

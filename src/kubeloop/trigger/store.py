@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from kubeloop import database
-from kubeloop.database import Schema, Utc
+from kubeloop.stores import database
+from kubeloop.stores.database import Schema, Utc
 from kubeloop.trigger.event import Kind
 
 Status = Literal["requested", "starting", "running", "succeeded", "failed", "abandoned"]

@@ -13,8 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
-from kubeloop import kept, model_folder, registry
 from kubeloop.config import Loop, Settings
+from kubeloop.models import registry
+from kubeloop.stores import kept
+from kubeloop.tasks.tabular import model_folder
 
 _STARTED = re.compile(r"Executing task \S*'([\w-]+)'")
 _LIMIT_S = 120.0

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kubeloop import session
+from kubeloop.session import run
 
 
 def test_starting_over_ends_the_runs_that_a_killed_session_left(
@@ -21,7 +21,7 @@ def test_starting_over_ends_the_runs_that_a_killed_session_left(
     os.kill(started["pid"], 0)
 
     said: list[str] = []
-    session.forget(home.settings, said.append)
+    run.forget(home.settings, said.append)
     assert said == [f"Ending {name}, which an earlier session left at work."]
     eventually(lambda: _gone(started["pid"]))
     assert not home.settings.runs.exists()
@@ -36,7 +36,7 @@ def test_starting_over_leaves_a_stranger_with_a_known_process_id_alone(home: Any
     (folder / "attempt.json").write_text(json.dumps({"attempt": 1, "pid": os.getpid()}))
     (folder / "run.json").write_text(json.dumps({"status": "running", "pid": os.getpid()}))
     said: list[str] = []
-    session.forget(home.settings, said.append)
+    run.forget(home.settings, said.append)
     assert said == []
     assert not home.settings.runs.exists()
 

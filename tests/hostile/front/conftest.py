@@ -53,7 +53,7 @@ def run(models: Path, demo: Loop, tmp_path_factory: pytest.TempPathFactory) -> R
 
             if name == "collector":
                 yield start(
-                    "kubeloop.monitoring.collector", "--dir", folder / "log", "--port=0",
+                    "kubeloop.payloads.collector", "--dir", folder / "log", "--port=0",
                     headers=event(LABEL_EVENT, "l"), body=LABEL, status=202,
                 )  # fmt: skip
             elif name == "monitor":

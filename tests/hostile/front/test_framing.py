@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kubeloop.monitoring import payload_log
+from kubeloop.payloads import segments
 from tests import outside
 from tests.hostile.front.conftest import Run
 from tests.hostile.front.servers import Server, content, contents, status, statuses
@@ -168,7 +168,7 @@ def test_labels_that_java_sends_are_whole(run: Run, java: str, tmp_path: Path) -
 def bodies(collector: Server) -> list[bytes]:
     """Return the bodies in a collector's log."""
     assert status(collector.ask(b"POST /flush HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")) == 200
-    table, _ = payload_log.read(collector.log.parent / "log")
+    table, _ = segments.read(collector.log.parent / "log")
     return list(table["body"].to_pylist())
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kubeloop import kept, report
+from kubeloop import report
 from kubeloop.backtest import policies, run
 from kubeloop.backtest.policies import Policy
+from kubeloop.stores import kept
 from tests.unit.backtest.conftest import LOOP, Home, write
 
 

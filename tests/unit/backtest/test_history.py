@@ -5,10 +5,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from kubeloop import stages
 from kubeloop.backtest import BacktestError, history
 from kubeloop.backtest.history import History, Span
 from kubeloop.config import Loop
+from kubeloop.steps import stages
 from tests.unit.backtest.conftest import CHANGE, DAY, LOOP, START, VISITS, Home, write
 
 LEAK = "SELECT shop, seen AS event_timestamp, price - (SELECT avg(price) FROM visits) AS price, size FROM visits"

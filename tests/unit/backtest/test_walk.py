@@ -5,11 +5,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from kubeloop import evaluation, gates
 from kubeloop.backtest import policies, score
 from kubeloop.backtest.history import History, moment_of, version
 from kubeloop.backtest.policies import Policy
 from kubeloop.backtest.walk import Need, Walk, walk
+from kubeloop.models import gates
+from kubeloop.tasks.tabular import evaluation
 from tests.unit.backtest.conftest import CHANGE, DAY, START, Home, Tests
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from kubeloop import config
-from kubeloop.bucket import Bucket, BucketError
 from kubeloop.config import ConfigError
+from kubeloop.stores.bucket import Bucket, BucketError
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from kubeloop.monitoring import payload_log
+from kubeloop.payloads import segments
 
 
 class Running:
@@ -21,7 +21,7 @@ class Running:
         command = [
             sys.executable,
             "-m",
-            "kubeloop.monitoring.collector",
+            "kubeloop.payloads.collector",
             "--dir",
             str(directory),
             "--port",
@@ -50,7 +50,7 @@ class Running:
     def ids(self) -> list[str]:
         """Flush, and return the ids in the log."""
         self.flush()
-        table, last = payload_log.read(self.directory)
+        table, last = segments.read(self.directory)
         assert table["seq"].to_pylist() == list(range(1, last + 1))
         return list(table["id"].to_pylist())
 

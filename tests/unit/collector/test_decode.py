@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kubeloop.monitoring import payload_log, payloads, performance
+from kubeloop.monitoring import performance
 from kubeloop.names import LABEL_EVENT, REQUEST_EVENT, RESPONSE_EVENT
+from kubeloop.payloads import decode, segments
 
 Raw = tuple[str, str, bytes]
 NOON = datetime(2013, 4, 1, 12, tzinfo=UTC)
@@ -40,8 +41,8 @@ def label(id_: str, *labels: Any) -> Raw:
 
 def table(*events: Raw, first: int = 1, service: str = "flights", source: str = "agent") -> pa.Table:
     if not events:
-        return payload_log.SCHEMA.empty_table()
-    return payload_log.table_of(
+        return segments.SCHEMA.empty_table()
+    return segments.table_of(
         [
             (seq, seq * 10, seq, id_, kind, source, service, "shop", "predictor", "default", body)
             for seq, (id_, kind, body) in enumerate(events, first)
@@ -58,7 +59,7 @@ def test_a_batched_pair_becomes_one_row_a_prediction() -> None:
         event_ids='["x", "y"]',
         event_time="2013-04-01T14:00:00+02:00",
     )
-    decoded = payloads.decode(table(sent, response(scores=(0.25, 1))))
+    decoded = decode.decode(table(sent, response(scores=(0.25, 1))))
     own = {"request_id": "a", "event_time": NOON, "model_version": "3", "endpoint": "default"}
     received = datetime.fromtimestamp(20e-6, UTC)
     assert decoded.predictions.to_pylist() == [
@@ -84,7 +85,7 @@ def test_binary_tensors_are_read_without_the_header_that_the_agent_drops() -> No
     asked = {"inputs": [*inputs, late], "parameters": {"event_ids": '["x", "ä"]'}}
     answered = {"model_version": "3", "outputs": [tensor("probability", "FP32", 8)]}
     scores = struct.pack("<2f", 0.25, 1)
-    decoded = payloads.decode(
+    decoded = decode.decode(
         table(("a", REQUEST_EVENT, binary(asked, *raw)), ("a", RESPONSE_EVENT, binary(answered, scores)))
     )
     assert decoded.predictions.select(["event_id", "score", "delay", "carrier", "late"]).to_pylist() == [
@@ -93,7 +94,7 @@ def test_binary_tensors_are_read_without_the_header_that_the_agent_drops() -> No
     ]
     assert decoded.malformed == 0
     for torn in (binary(asked, *raw)[:-1], binary(asked, *raw, b"x"), binary(asked | {"inputs": []}, b"x"), b"{} x"):
-        decoded = payloads.decode(table(("a", REQUEST_EVENT, torn), ("a", RESPONSE_EVENT, binary(answered, scores))))
+        decoded = decode.decode(table(("a", REQUEST_EVENT, torn), ("a", RESPONSE_EVENT, binary(answered, scores))))
         assert (decoded.malformed, decoded.predictions.num_rows) == (1, 0)
 
 
@@ -101,7 +102,7 @@ def test_what_triton_is_sent_is_read() -> None:
     """A transformer before Triton writes NaN for a missing number, which JSON does not know."""
     sent = request("a", tensor("delay", "FP32", [1, float("nan")]), tensor("carrier", "BYTES", ["NaN", ""]))
     assert b"NaN]" in sent[2]
-    decoded = payloads.decode(table(sent, response(scores=(0.25, 1))))
+    decoded = decode.decode(table(sent, response(scores=(0.25, 1))))
     assert decoded.predictions.select(["delay", "carrier"]).to_pylist() == [
         {"delay": 1.0, "carrier": "NaN"},
         {"delay": None, "carrier": ""},
@@ -110,7 +111,7 @@ def test_what_triton_is_sent_is_read() -> None:
 
 
 def test_what_a_request_leaves_out_has_a_default() -> None:
-    [row] = payloads.decode(table(response(version=None), request())).predictions.to_pylist()
+    [row] = decode.decode(table(response(version=None), request())).predictions.to_pylist()
     assert (row["event_id"], row["model_version"]) == (None, None)
     assert row["event_time"] == datetime.fromtimestamp(2e-6, UTC)
 
@@ -119,20 +120,20 @@ def test_what_was_asked_without_a_body_is_no_prediction_and_not_malformed() -> N
     """KServe's agent logs a GET like any other request."""
     asked, told = ("a", REQUEST_EVENT, b""), ("a", RESPONSE_EVENT, b'{"name": "flights", "ready": true}')
     for events in ((asked, told), (told, asked)):
-        decoded = payloads.decode(table(*events, request("b"), response("b")))
+        decoded = decode.decode(table(*events, request("b"), response("b")))
         assert decoded.predictions["request_id"].to_pylist() == ["b"]
         assert (decoded.malformed, decoded.ambiguous, decoded.unpaired.num_rows) == (0, 0, 0)
 
 
 def test_nothing_in_nothing_out() -> None:
-    decoded = payloads.decode(table())
-    assert decoded.predictions.schema == payloads.PREDICTION
-    assert decoded.labels.schema == payloads.LABEL
+    decoded = decode.decode(table())
+    assert decoded.predictions.schema == decode.PREDICTION
+    assert decoded.labels.schema == decode.LABEL
     assert decoded.carry.waiting.num_rows == decoded.labels.num_rows == 0
 
 
 def test_versions_with_other_features_share_a_table_in_order() -> None:
-    decoded = payloads.decode(
+    decoded = decode.decode(
         table(
             request("a"),
             response("a"),
@@ -198,7 +199,7 @@ def test_versions_with_other_features_share_a_table_in_order() -> None:
 )
 def test_malformed_bodies_are_counted_and_cost_only_themselves(sent: Raw, answered: Raw, reason: str) -> None:
     good = [request("before"), response("before"), request("after"), response("after")]
-    decoded = payloads.decode(table(*good[:2], sent, answered, *good[2:]))
+    decoded = decode.decode(table(*good[:2], sent, answered, *good[2:]))
     assert decoded.predictions["request_id"].to_pylist() == ["before", "after"]
     assert decoded.malformed == 1
     [found] = decoded.reasons
@@ -208,7 +209,7 @@ def test_malformed_bodies_are_counted_and_cost_only_themselves(sent: Raw, answer
 
 @pytest.mark.parametrize("data", [[[1.5], [None]], [[2**60], [True]], [2**60, 0.1]])
 def test_odd_but_legal_numbers_are_read(data: list[Any]) -> None:
-    decoded = payloads.decode(table(request("a", tensor("x", "FP64", data)), response(scores=[[0.5], 1])))
+    decoded = decode.decode(table(request("a", tensor("x", "FP64", data)), response(scores=[[0.5], 1])))
     flat = [value[0] if isinstance(value, list) else value for value in data]
     expected = [None if value is None else pytest.approx(float(value)) for value in flat]
     assert decoded.predictions["x"].to_pylist() == expected
@@ -216,7 +217,7 @@ def test_odd_but_legal_numbers_are_read(data: list[Any]) -> None:
 
 def test_only_the_first_reasons_are_kept() -> None:
     events = [event for number in range(9) for event in (request(str(number)), response(str(number), ()))]
-    decoded = payloads.decode(table(*events))
+    decoded = decode.decode(table(*events))
     assert (decoded.malformed, len(decoded.reasons)) == (9, 5)
 
 
@@ -225,8 +226,8 @@ def test_labels_are_read_once_and_good_ones_survive_bad_neighbours() -> None:
     at, observed = "1970-01-01T00:00:00.000005Z", datetime.fromtimestamp(5e-6, UTC)
     first = label("l", {"event_id": "x", "label": 1, "observed_at": at}, {"label": 1})
     second = label("l", {"event_id": "y", "label": 0, "observed_at": at})
-    before = payloads.decode(table(first))
-    after = payloads.decode(table(first, second, second, first=2), before.carry)
+    before = decode.decode(table(first))
+    after = decode.decode(table(first, second, second, first=2), before.carry)
     assert [*before.labels.to_pylist(), *after.labels.to_pylist()] == [
         {"event_id": "x", "label": 1, "observed_at": observed, "received_at": datetime.fromtimestamp(10e-6, UTC)},
         {"event_id": "y", "label": 0, "observed_at": observed, "received_at": datetime.fromtimestamp(30e-6, UTC)},
@@ -238,7 +239,7 @@ def test_a_label_from_a_clock_that_is_ahead_wins_over_no_later_correction() -> N
     """Also one that an earlier version of the collector let in."""
     labels = [label(str(number), {"event_id": "x", "label": number, "observed_at": at}) for number, at in
               enumerate(("2099-01-01T00:00:00Z", "1970-01-01T00:00:00.000019Z"))]  # fmt: skip
-    found = payloads.decode(table(*labels)).labels
+    found = decode.decode(table(*labels)).labels
     known = np.zeros(len(found), np.int64)
     scored = pa.table({"event_id": ["x"], "event_time": [NOON], "score": [0.5]})
     y, _ = performance.join(scored, [performance.labels(found, known)], 1)
@@ -247,14 +248,14 @@ def test_a_label_from_a_clock_that_is_ahead_wins_over_no_later_correction() -> N
 
 def test_an_id_that_two_requests_share_gives_no_pair() -> None:
     other = request("a", tensor("delay", "FP32", [9]))
-    decoded = payloads.decode(table(request(), other, response(scores=[0.9]), response(scores=[0.1])))
+    decoded = decode.decode(table(request(), other, response(scores=[0.9]), response(scores=[0.1])))
     assert decoded.predictions.num_rows == 0
     assert (decoded.ambiguous, decoded.duplicates) == (1, 2)
 
 
 def test_a_pair_that_is_done_is_not_disturbed_by_its_id_coming_again() -> None:
     again = request("a", tensor("delay", "FP32", [9])), response(scores=[0.9])
-    decoded = payloads.decode(table(request(), response(), *again))
+    decoded = decode.decode(table(request(), response(), *again))
     assert decoded.predictions["score"].to_pylist() == [0.25]
     assert decoded.duplicates == 2
 
@@ -262,7 +263,7 @@ def test_a_pair_that_is_done_is_not_disturbed_by_its_id_coming_again() -> None:
 def test_the_same_id_from_two_sources_is_two_requests() -> None:
     one, two = table(request()), table(request(), first=2, source="other")
     answers = table(response(scores=[0.5]), first=3, source="other")
-    decoded = payloads.decode(pa.concat_tables([one, two, answers]))
+    decoded = decode.decode(pa.concat_tables([one, two, answers]))
     assert decoded.predictions["score"].to_pylist() == [0.5]
     assert decoded.unpaired["source"].to_pylist() == ["agent"]
 
@@ -274,20 +275,20 @@ def test_another_service_is_left_out_and_its_labels_too() -> None:
         table(request(), response(), label("l", at | {"event_id": "theirs"}), first=4, service="other"),
         table(label("m", at | {"event_id": "anyone's"}), first=7, service=""),
     ]
-    decoded = payloads.decode(pa.concat_tables(tables), service="flights")
+    decoded = decode.decode(pa.concat_tables(tables), service="flights")
     assert decoded.predictions.num_rows == 1
     assert decoded.labels["event_id"].to_pylist() == ["mine", "anyone's"]
-    assert payloads.decode(pa.concat_tables(tables)).predictions.num_rows == 2
+    assert decode.decode(pa.concat_tables(tables)).predictions.num_rows == 2
 
 
 def test_what_never_pairs_is_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(payloads, "REMEMBER", 4)
-    carry = payloads.decode(table(request("lost"), request("b"), response("b"))).carry
+    monkeypatch.setattr(decode, "REMEMBER", 4)
+    carry = decode.decode(table(request("lost"), request("b"), response("b"))).carry
     assert (carry.waiting.num_rows, len(carry.settled)) == (1, 1)
-    carry = payloads.decode(table(request("c"), request("d"), first=4), carry).carry
+    carry = decode.decode(table(request("c"), request("d"), first=4), carry).carry
     assert carry.waiting["id"].to_pylist() == ["c", "d"]
     assert len(carry.settled) == 1
-    carry = payloads.decode(table(request("e"), first=9), carry).carry
+    carry = decode.decode(table(request("e"), first=9), carry).carry
     assert (carry.waiting["id"].to_pylist(), dict(carry.settled)) == (["e"], {})
 
 
@@ -319,16 +320,16 @@ def test_each_prediction_comes_out_exactly_once(tmp_path_factory: Any, case: Any
     events, cuts = case
     unique = {(id_, kind) for id_, kind, _ in events}
     directory: Path = tmp_path_factory.mktemp("log") if restart else Path()
-    carry = payloads.Carry()
+    carry = decode.Carry()
     found: list[tuple[str, float, float]] = []
     duplicates = 0
     for begin, end in zip([0, *cuts], [*cuts, len(events)], strict=True):
         part = table(*events[begin:end], first=begin + 1)
         if restart:
-            carry = payloads.resume(directory, begin)
+            carry = decode.resume(directory, begin)
             if part.num_rows:
-                payload_log.write(directory, part)
-        decoded = payloads.decode(part, carry)
+                segments.write(directory, part)
+        decoded = decode.decode(part, carry)
         carry = decoded.carry
         duplicates += decoded.duplicates
         assert (decoded.malformed, decoded.ambiguous) == (0, 0)
@@ -343,9 +344,9 @@ def test_each_prediction_comes_out_exactly_once(tmp_path_factory: Any, case: Any
 
 
 def test_resuming_opens_no_segment_that_it_does_not_need(tmp_path: Path) -> None:
-    payload_log.write(tmp_path, table(request("a"), response("a"), request("b")))
-    later = payload_log.write(tmp_path, table(response("b"), first=4))
+    segments.write(tmp_path, table(request("a"), response("a"), request("b")))
+    later = segments.write(tmp_path, table(response("b"), first=4))
     later.path.write_bytes(b"would fail if it were opened")
-    assert payloads.resume(tmp_path, 3).waiting["id"].to_pylist() == ["b"]
-    payload_log.segments(tmp_path)[0].path.write_bytes(b"would fail too")
-    assert payloads.resume(tmp_path, 0) == payloads.Carry()
+    assert decode.resume(tmp_path, 3).waiting["id"].to_pylist() == ["b"]
+    segments.segments(tmp_path)[0].path.write_bytes(b"would fail too")
+    assert decode.resume(tmp_path, 0) == decode.Carry()

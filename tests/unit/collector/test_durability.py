@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from kubeloop.monitoring import payload_log, wal
+from kubeloop.payloads import segments, wal
 
 Start = Callable[..., Any]
 
@@ -111,7 +111,7 @@ def test_a_flipped_bit_in_the_write_ahead_file_costs_one_event_which_is_counted(
     second = start("--flush-seconds", "60")
     second.post("next")
     second.flush()
-    assert payload_log.read(second.directory)[0]["id"].to_pylist() == ["0", "1", "3", "4", "next"]
+    assert segments.read(second.directory)[0]["id"].to_pylist() == ["0", "1", "3", "4", "next"]
     assert second.status()["dropped"] == {"damaged": 1}
     assert 'events_dropped_total{reason="damaged"} 1.0' in second.client.get("/metrics").text
     said = second.stop()[1]
@@ -124,7 +124,7 @@ def test_sigterm_flushes_and_leaves_no_write_ahead_file(start: Start) -> None:
         running.post(event)
     status, log = running.stop()
     assert status == 0, log
-    assert payload_log.read(running.directory)[1] == 20
+    assert segments.read(running.directory)[1] == 20
     assert wal.wal_files(running.directory) == []
 
 
@@ -163,14 +163,14 @@ def test_what_the_store_has_makes_room(start: Start) -> None:
     while running.post(event, os.urandom(10_000)).is_success:
         running.flush()
         event += 1
-    full = payload_log.segments(running.directory)
-    payload_log.mark(running.directory, payload_log.MIRRORED, full[-1].last)
+    full = segments.segments(running.directory)
+    segments.mark(running.directory, segments.MIRRORED, full[-1].last)
     running.wait_for(lambda: running.post("again", os.urandom(10_000)).is_success)
     for later in range(event, event + 100):
-        payload_log.mark(running.directory, payload_log.MIRRORED, running.flush())
+        segments.mark(running.directory, segments.MIRRORED, running.flush())
         assert running.post(later, os.urandom(10_000)).is_success
     last = running.flush()
-    kept = payload_log.segments(running.directory)
+    kept = segments.segments(running.directory)
     assert kept[0].first > full[-1].last, "the oldest went"
     assert [segment.first for segment in kept[1:]] == [segment.last + 1 for segment in kept[:-1]]
     assert 100_000 < sum(path.stat().st_size for path in running.directory.iterdir()) < 300_000
@@ -233,7 +233,7 @@ def test_readers_see_a_growing_prefix_while_events_come_in(start: Start) -> None
         try:
             while True:
                 last_round = done.is_set()
-                table, after = payload_log.read(running.directory, after)
+                table, after = segments.read(running.directory, after)
                 seen.extend(table["id"].to_pylist())
                 if last_round:
                     return

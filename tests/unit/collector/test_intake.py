@@ -13,11 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
-from kubeloop.monitoring import payload_log
-from kubeloop.monitoring.cloudevents import Event
-from kubeloop.monitoring.journal import Journal, Limits
-from kubeloop.monitoring.wal import Wal
 from kubeloop.names import LABEL_EVENT
+from kubeloop.payloads import segments
+from kubeloop.payloads.cloudevents import Event
+from kubeloop.payloads.journal import Journal, Limits
+from kubeloop.payloads.wal import Wal
 
 Start = Callable[..., Any]
 STRUCTURED = {"specversion": "1.0", "id": "s", "source": "test", "type": "io.kubeloop.test"}
@@ -37,7 +37,7 @@ def test_binary_events_keep_every_attribute_and_the_body(start: Start) -> None:
     assert (answer.status_code, answer.content) == (202, b"")
     assert running.post("b").status_code == 202
     assert running.flush() == 2
-    first, second = payload_log.read(running.directory)[0].to_pylist()
+    first, second = segments.read(running.directory)[0].to_pylist()
     assert before <= first.pop("received_at") <= datetime.now(UTC)
     assert first == {
         "seq": 1,
@@ -66,7 +66,7 @@ def test_structured_and_batched_events_are_the_same_as_binary_ones(start: Start)
         headers = {"content-type": f"application/{kind}+json; charset=utf-8"}
         assert running.client.post("/", content=json.dumps(content), headers=headers).status_code == 202
     running.flush()
-    rows = payload_log.read(running.directory)[0].to_pylist()
+    rows = segments.read(running.directory)[0].to_pylist()
     assert [(row["id"], row["service"], row["body"]) for row in rows] == [
         ("s", "flights", b'{"labels":[]}'),
         ("raw", "", b"\x00\x01"),
@@ -230,7 +230,7 @@ def test_a_disk_that_does_not_answer_never_keeps_a_sender_waiting(tmp_path: Path
 
     asyncio.run(scenario())
     # The one that the disk held is written after all; those behind it, refused before their turn, are not.
-    assert payload_log.read(tmp_path)[0].num_rows == 2
+    assert segments.read(tmp_path)[0].num_rows == 2
 
 
 def test_a_port_in_use_is_a_clear_error(start: Start, tmp_path: Path) -> None:

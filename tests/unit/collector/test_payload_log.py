@@ -5,23 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from kubeloop.monitoring import payload_log, wal
-from kubeloop.monitoring.compaction import Compactor, remove_covered
-from kubeloop.monitoring.payload_log import LogError, Row
+from kubeloop.payloads import segments, wal
+from kubeloop.payloads.compaction import Compactor, remove_covered
+from kubeloop.payloads.segments import LogError, Row
 
 
 def rows(first: int, last: int) -> list[Row]:
     return [(seq, seq, 0, str(seq), "t", "s", "", "", "", "", b"b" * (seq % 50)) for seq in range(first, last + 1)]
 
 
-def write(directory: Path, first: int, last: int) -> payload_log.Segment:
-    return payload_log.write(directory, payload_log.table_of(rows(first, last)))
+def write(directory: Path, first: int, last: int) -> segments.Segment:
+    return segments.write(directory, segments.table_of(rows(first, last)))
 
 
 def seqs(directory: Path, after: int = 0, max_rows: int | None = None) -> list[int]:
-    table, last = payload_log.read(directory, after, max_rows)
+    table, last = segments.read(directory, after, max_rows)
     found: list[int] = table["seq"].to_pylist()
-    assert table.schema == payload_log.SCHEMA
+    assert table.schema == segments.SCHEMA
     assert last == (found[-1] if found else after)
     return found
 
@@ -29,8 +29,8 @@ def seqs(directory: Path, after: int = 0, max_rows: int | None = None) -> list[i
 def test_a_segment_names_its_events_and_leaves_nothing_else(tmp_path: Path) -> None:
     segment = write(tmp_path, 1, 3)
     assert [path.name for path in tmp_path.iterdir()] == ["events-0000000000000001-0000000000000003.parquet"]
-    assert payload_log.segments(tmp_path) == [segment]
-    table = payload_log.load(segment)
+    assert segments.segments(tmp_path) == [segment]
+    table = segments.load(segment)
     assert [tuple(row.values())[3:] for row in table.to_pylist()] == [row[3:] for row in rows(1, 3)]
 
 
@@ -75,7 +75,7 @@ def test_nothing_new_opens_no_file(tmp_path: Path) -> None:
 def test_a_damaged_segment_is_named(tmp_path: Path, content: bytes) -> None:
     write(tmp_path, 1, 2).path.write_bytes(content)
     with pytest.raises(LogError, match=r"events-0+1-0+2.parquet is damaged"):
-        payload_log.read(tmp_path)
+        segments.read(tmp_path)
 
 
 def test_what_cannot_be_read_for_a_moment_is_not_called_damaged(tmp_path: Path) -> None:
@@ -84,23 +84,23 @@ def test_what_cannot_be_read_for_a_moment_is_not_called_damaged(tmp_path: Path) 
     segment.path.unlink()
     segment.path.symlink_to(segment.path)
     with pytest.raises(LogError, match=r"parquet cannot be read \(Too many levels of symbolic links\)"):
-        payload_log.load(segment)
+        segments.load(segment)
 
 
 def test_a_dead_link_is_named_instead_of_read_forever(tmp_path: Path) -> None:
     (tmp_path / "events-0000000000000001-0000000000000002.parquet").symlink_to(tmp_path / "gone")
     with pytest.raises(LogError, match="dead link"):
-        payload_log.read(tmp_path)
+        segments.read(tmp_path)
 
 
 def test_a_merged_segment_hides_its_parts_wherever_the_reader_is(tmp_path: Path) -> None:
     for first in (1, 4, 7, 10):
         write(tmp_path, first, first + 2)
     write(tmp_path, 1, 9)
-    assert [(s.first, s.last) for s in payload_log.segments(tmp_path)] == [(1, 9), (10, 12)]
+    assert [(s.first, s.last) for s in segments.segments(tmp_path)] == [(1, 9), (10, 12)]
     for after in range(13):
         assert seqs(tmp_path, after) == list(range(after + 1, 13))
-    remove_covered(tmp_path, payload_log.segments(tmp_path))
+    remove_covered(tmp_path, segments.segments(tmp_path))
     assert len(list(tmp_path.iterdir())) == 2
     assert seqs(tmp_path) == list(range(1, 13))
 
@@ -115,7 +115,7 @@ def test_merging_bounds_the_number_of_files_under_a_reader(tmp_path: Path) -> No
         last_round = False
         while not last_round:
             last_round = done.is_set()
-            table, after = payload_log.read(tmp_path, after)
+            table, after = segments.read(tmp_path, after)
             seen.extend(table["seq"].to_pylist())
 
     reader = threading.Thread(target=follow)
@@ -135,7 +135,7 @@ def test_parts_stay_for_readers_until_their_grace_is_over(tmp_path: Path) -> Non
     for first in range(1, 33):
         compactor.add(write(tmp_path, first, first), 100)
         compactor.sweep()
-    assert [(s.first, s.last) for s in payload_log.segments(tmp_path)] == [(1, 32)]
+    assert [(s.first, s.last) for s in segments.segments(tmp_path)] == [(1, 32)]
     assert len(list(tmp_path.iterdir())) == 33
     compactor.sweep(now=float("inf"))
     assert len(list(tmp_path.iterdir())) == 1
@@ -145,7 +145,7 @@ def test_large_segments_are_left_alone(tmp_path: Path) -> None:
     compactor = Compactor(tmp_path, grace_s=0)
     for first in range(1, 41):
         compactor.add(write(tmp_path, first, first), 30 * 2**20)
-    assert len(payload_log.segments(tmp_path)) == 40
+    assert len(segments.segments(tmp_path)) == 40
 
 
 def test_a_merge_that_failed_hides_nothing_from_those_that_follow(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_merge_that_failed_hides_nothing_from_those_that_follow(tmp_path: Path
     for first in range(4, 80):
         compactor.add(write(tmp_path, first, first), 100)
         compactor.sweep()
-    assert len(payload_log.segments(tmp_path)) < 40, "something was merged"
+    assert len(segments.segments(tmp_path)) < 40, "something was merged"
     assert seqs(tmp_path) == list(range(1, 80))
 
 
@@ -172,7 +172,7 @@ def test_segments_with_a_gap_between_them_are_not_merged(tmp_path: Path) -> None
     newest = write(tmp_path, 33, 33)
     with pytest.raises(LogError, match="does not go on where"):
         compactor.add(newest, 100)
-    assert [(s.first, s.last) for s in payload_log.segments(tmp_path)] == [(1, 1), *((s, s) for s in range(3, 34))]
+    assert [(s.first, s.last) for s in segments.segments(tmp_path)] == [(1, 1), *((s, s) for s in range(3, 34))]
 
 
 def test_write_ahead_records_survive_every_tear(tmp_path: Path) -> None:
@@ -231,13 +231,13 @@ def test_a_write_ahead_file_is_never_opened_twice(tmp_path: Path) -> None:
     ],
 )
 def test_times_are_read_as_utc(text: str, expected: int) -> None:
-    assert payload_log.micros(text) == expected
+    assert segments.micros(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "soon", "1969-12-31T23:59:59Z", "0001-01-01T00:00:00+14:00"])
 def test_times_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"time|isoformat|years"):
-        payload_log.micros(text)
+        segments.micros(text)
 
 
 def test_a_failed_write_leaves_nothing_a_reader_sees(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import pytest
 from kubeloop import access
 from kubeloop.config import Loop
 from kubeloop.delivery import Applied, DeliveryError, local
-from kubeloop.serving.manifest import ModelRef, inference_service
+from kubeloop.delivery.manifest import ModelRef, inference_service
 
 HERE = Path(__file__).parent
 SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/kubeloop/inferenceservices"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kubeloop.delivery.desired import Commands, Desired, ManifestError, read
+from kubeloop.node.desired import Commands, Desired, ManifestError, read
 
 COMMANDS = Commands(predictor=("py", "serve"), transformer=("py", "transform"), features=Path("features"))
 

@@ -12,10 +12,11 @@ import mlflow
 import pytest
 import yaml
 
-from kubeloop import promotion, registry
 from kubeloop.config import Loop
 from kubeloop.config.cluster import Git as Place
 from kubeloop.delivery import Applied, DeliveryError, gitops, patch, repository, rollout
+from kubeloop.models import registry
+from kubeloop.steps import promotion
 from tests.cluster.conftest import NAME, build
 from tests.unit.delivery.git_server import OTHERS, PATCH, SOMEBODY, Daemon, Git, overlay, run, served, settings
 

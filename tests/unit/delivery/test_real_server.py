@@ -14,10 +14,10 @@ from kserve.inference_client import RESTConfig
 
 from kubeloop.config import settings
 from kubeloop.delivery import DeliveryError
-from kubeloop.monitoring.exchanges import Faults, Pair, predictions
-from kubeloop.serving.manifest import ModelRef
+from kubeloop.delivery.manifest import ModelRef
+from kubeloop.payloads.exchanges import Faults, Pair, predictions
 
-NODE = (str(settings().runtime_python), "-m", "kubeloop.delivery.node", "--port", "0")
+NODE = (str(settings().runtime_python), "-m", "kubeloop.node.server", "--port", "0")
 
 
 def save(folder: Path, version: str, factor: float) -> ModelRef:

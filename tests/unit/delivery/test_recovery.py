@@ -165,7 +165,7 @@ def test_undelivered_events_do_not_keep_the_node(kit):
 
 def test_a_program_that_is_not_there_is_named(kit, tmp_path, monkeypatch):
     monkeypatch.setenv("KUBELOOP_RUNTIME_PYTHON", str(tmp_path / "no" / "python"))
-    node = kit.node(command=(sys.executable, "-m", "kubeloop.delivery.node", "--port", "0"))
+    node = kit.node(command=(sys.executable, "-m", "kubeloop.node.server", "--port", "0"))
     with pytest.raises(DeliveryError, match=r"cannot run .*/no/python: .*No such file"):
         node.apply(kit.manifest(kit.model("v1"), feature_dir=node.state / "features"))
 

@@ -20,7 +20,7 @@ from kubeloop import config
 from kubeloop.monitoring.detector import port
 from kubeloop.monitoring.detector.alibi import WORKER, AlibiDetector, WorkerProcess
 from kubeloop.monitoring.detector.builtin import BuiltinDetector
-from kubeloop.reference import Reference, build
+from kubeloop.tasks.reference import Reference, build
 
 PYTHON = config.settings().detector_python
 ROWS = 3_000

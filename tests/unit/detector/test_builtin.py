@@ -8,7 +8,7 @@ from scipy.stats import chi2_contingency, ks_2samp
 
 from kubeloop.monitoring.detector.builtin import BuiltinDetector
 from kubeloop.monitoring.detector.port import DetectorError, Score, Window
-from kubeloop.reference import Reference, build
+from kubeloop.tasks.reference import Reference, build
 
 
 def reference(columns: dict[str, Any], score: Any = (0.5,)) -> Reference:

@@ -9,9 +9,9 @@ import pytest
 from packaging.specifiers import SpecifierSet
 
 from kubeloop import config
-from kubeloop.bucket import Bucket
 from kubeloop.cli import doctor
 from kubeloop.config import Loop, Settings
+from kubeloop.stores.bucket import Bucket
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import pytest
 
 from kubeloop import config
 from kubeloop.config import Settings
-from kubeloop.memory import Memory
+from kubeloop.session.counts import Memory
 
 WORKER = """
 import sys, time
 from pathlib import Path
 from kubeloop import config
-from kubeloop.memory import Memory
+from kubeloop.session.counts import Memory
 memory = Memory.open(config.settings(Path(sys.argv[1]), Path(sys.argv[1])), fast=False)
 memory.begin(sys.argv[2].split())
 memory.note(["c", "d"], answered=True)

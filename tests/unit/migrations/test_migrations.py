@@ -20,11 +20,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from kubeloop import config, database, errors, migrations
+from kubeloop import config, errors, migrations
 from kubeloop.config import Drift
-from kubeloop.database import Schema
 from kubeloop.monitoring.schema import MONITOR
 from kubeloop.monitoring.store import Due, Store
+from kubeloop.stores import database
+from kubeloop.stores.database import Schema
 from kubeloop.trigger.ledger import Ledger
 from kubeloop.trigger.store import LEDGER
 

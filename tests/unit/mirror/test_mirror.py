@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from kubeloop import config, errors, names
-from kubeloop.bucket import Bucket
-from kubeloop.monitoring import mirror, payload_log
-from kubeloop.monitoring.compaction import Compactor, remove_covered
+from kubeloop.payloads import mirror, segments
+from kubeloop.payloads.compaction import Compactor, remove_covered
+from kubeloop.stores.bucket import Bucket
 
 
 @pytest.fixture
@@ -36,13 +36,13 @@ def push(bucket: Bucket) -> Callable[[Path], int]:
     return once
 
 
-def write(folder: Path, first: int, last: int) -> payload_log.Segment:
+def write(folder: Path, first: int, last: int) -> segments.Segment:
     rows = [(seq, seq, 0, str(seq), "t", "s", "", "", "", "", b"body") for seq in range(first, last + 1)]
-    return payload_log.write(folder, payload_log.table_of(rows))
+    return segments.write(folder, segments.table_of(rows))
 
 
 def seqs(folder: Path, after: int = 0) -> list[int]:
-    found: list[int] = payload_log.read(folder, after)[0]["seq"].to_pylist()
+    found: list[int] = segments.read(folder, after)[0]["seq"].to_pylist()
     return found
 
 
@@ -74,16 +74,16 @@ def test_a_merged_segment_takes_the_place_of_its_parts(
         compactor.add(write(here, first, first), 1)
         push(here)
     mirror.pull(bucket, there, references)
-    reader = payload_log.read(there)[1]
+    reader = segments.read(there)[1]
     for first in range(20, 41):
         compactor.add(write(here, first, first), 1)
     compactor.sweep()
-    assert len(payload_log.segments(here)) < 20, "something was merged"
+    assert len(segments.segments(here)) < 20, "something was merged"
     push(here)
     mirror.pull(bucket, there, references)
     assert seqs(there) == list(range(1, 41))
     assert seqs(there, reader) == list(range(20, 41))
-    kept = [segment.path.name for segment in payload_log.segments(here)]
+    kept = [segment.path.name for segment in segments.segments(here)]
     assert bucket.names(names.PAYLOADS) == kept, "the store keeps no parts"
     assert sorted(path.name for path in there.glob("*.parquet")) == kept
 
@@ -96,7 +96,7 @@ def test_references_come_before_the_segments_that_need_them(
     write(here, 1, 1)
     push(here)
     assert mirror.pull(bucket, there, references) > 1
-    from kubeloop.reference import Reference
+    from kubeloop.tasks.reference import Reference
 
     found = Reference.load(references / "flights" / "7" / "reference")
     assert found.rows == Reference.load(learned[1] / "reference").rows
@@ -131,15 +131,15 @@ def test_a_reader_misses_nothing_whatever_is_merged_meanwhile(
             case "pull":
                 mirror.pull(bucket, there, references)
             case "read":
-                table, after = payload_log.read(there, after)
+                table, after = segments.read(there, after)
                 seen += table["seq"].to_pylist()
             case "release" if after:
-                payload_log.mark(there, payload_log.NEEDED, after)
+                segments.mark(there, segments.NEEDED, after)
     push(here)
     mirror.pull(bucket, there, references)
     seen += seqs(there, after)
     assert seen == list(range(1, last + 1))
-    remove_covered(here, payload_log.segments(here))
+    remove_covered(here, segments.segments(here))
 
 
 def test_the_reader_gets_what_it_needs_the_oldest_first(
@@ -151,7 +151,7 @@ def test_the_reader_gets_what_it_needs_the_oldest_first(
     push(here)
     assert mirror.pull(bucket, there, references, most=2) == 2
     assert seqs(there) == [1, 2, 3, 4]
-    payload_log.mark(there, payload_log.NEEDED, 5)
+    segments.mark(there, segments.NEEDED, 5)
     assert mirror.pull(bucket, there, references) == 3
     assert seqs(there) == [5, 6, 7, 8, 9, 10], "a segment stays while one event of it is needed"
     assert mirror.pull(bucket, there, references) == 0, "what was let go is not fetched again"
@@ -161,14 +161,14 @@ def test_a_mirror_says_how_far_the_store_goes_and_when_it_looked(
     bucket: Bucket, push: Any, folders: tuple[Path, Path, Path]
 ) -> None:
     here, there, references = folders
-    assert payload_log.stored(there) == (0, 0.0)
+    assert segments.stored(there) == (0, 0.0)
     for first in (1, 3, 5):
         write(here, first, first + 1)
     push(here)
     before = time.time() - 1
     mirror.pull(bucket, there, references, most=1)
-    last, asked = payload_log.stored(there)
-    assert (last, payload_log.newest(there), seqs(there)) == (6, 6, [1, 2])
+    last, asked = segments.stored(there)
+    assert (last, segments.newest(there), seqs(there)) == (6, 6, [1, 2])
     assert before < asked <= time.time() + 1
 
 
@@ -189,9 +189,9 @@ def test_no_reader_gets_past_what_the_mirror_says_is_there(
 
     monkeypatch.setattr(Bucket, "pull", slow)
     mirror.pull(bucket, there, references)
-    assert seqs(there)[-1] <= payload_log.newest(there)
+    assert seqs(there)[-1] <= segments.newest(there)
     mirror.pull(bucket, there, references)
-    assert (seqs(there), payload_log.newest(there)) == ([1, 2, 3, 4], 4)
+    assert (seqs(there), segments.newest(there)) == ([1, 2, 3, 4], 4)
 
 
 def test_what_the_store_let_expire_is_not_copied_again(
@@ -218,7 +218,7 @@ def test_a_collector_on_a_new_volume_goes_on_where_the_store_ends(
     new = tmp_path / "new"
     _, url = carry("push", "--dir", str(new), "--poll-seconds", "0.1")
     _until(lambda: httpx.get(f"{url}/healthz").is_success)
-    command = [sys.executable, "-m", "kubeloop.monitoring.collector", "--dir", str(new), "--port", "0"]
+    command = [sys.executable, "-m", "kubeloop.payloads.collector", "--dir", str(new), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as collector:
         try:
             assert collector.stdout
@@ -249,7 +249,7 @@ def carry(bucket: Bucket) -> Iterator[Callable[..., tuple[subprocess.Popen[str],
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str) -> tuple[subprocess.Popen[str], str]:
-        command = [sys.executable, "-m", "kubeloop.monitoring.mirror", *arguments]
+        command = [sys.executable, "-m", "kubeloop.payloads.mirror", *arguments]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         started.append(process)
         assert process.stdout
@@ -290,7 +290,7 @@ def test_processes_carry_on_through_a_store_that_was_away(
 
 
 def test_without_a_bucket_it_says_what_to_set(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "kubeloop.monitoring.mirror", "push", "--dir", str(tmp_path), "--once"]
+    command = [sys.executable, "-m", "kubeloop.payloads.mirror", "push", "--dir", str(tmp_path), "--once"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == errors.LASTING
     assert "write s3://bucket" in done.stderr

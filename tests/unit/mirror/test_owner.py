@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from kubeloop import config, errors, names
-from kubeloop.bucket import OWNER, Bucket, BucketError, Owner, OwnerError
-from kubeloop.monitoring import mirror, payload_log
-from kubeloop.monitoring.mirror import Mirror
+from kubeloop.payloads import mirror, segments
+from kubeloop.payloads.mirror import Mirror
+from kubeloop.stores.bucket import OWNER, Bucket, BucketError, Owner, OwnerError
 
 Open = Callable[..., Bucket]
 
@@ -45,11 +45,11 @@ def mirrors(bucket: Open, tmp_path: Path) -> Callable[[str, str, str], Mirror]:
 
 def write(folder: Path, first: int, last: int) -> None:
     rows = [(seq, seq, 0, str(seq), "t", "s", "", "", "", "", b"body") for seq in range(first, last + 1)]
-    payload_log.write(folder, payload_log.table_of(rows))
+    segments.write(folder, segments.table_of(rows))
 
 
 def seqs(folder: Path) -> list[int]:
-    found: list[int] = payload_log.read(folder, 0)[0]["seq"].to_pylist()
+    found: list[int] = segments.read(folder, 0)[0]["seq"].to_pylist()
     return found
 
 
@@ -62,7 +62,7 @@ def test_the_first_owns_the_bucket_and_the_second_is_refused(mirrors: Any, bucke
     with pytest.raises(OwnerError, match="belongs to the installation ml/a, and this is ml/b: give this one a bucket"):
         b.step()
     assert seqs(tmp_path / "b") == [1, 2, 3, 4, 5], "its segments stay, and are not marked as mirrored"
-    assert payload_log.marked(tmp_path / "b", payload_log.MIRRORED) == 0
+    assert segments.marked(tmp_path / "b", segments.MIRRORED) == 0
     with pytest.raises(OwnerError):
         mirrors("ml/b", "pull", "reader-b").step()
     assert not list((tmp_path / "reader-b").glob("*.parquet"))
@@ -135,7 +135,7 @@ def test_a_new_volume_takes_over_from_one_that_is_silent(
         new.step()
     monkeypatch.setattr(mirror, "SILENT_S", 0.0)
     assert new.step() == 0
-    assert payload_log.marked(tmp_path / "new", payload_log.MIRRORED) == 9
+    assert segments.marked(tmp_path / "new", segments.MIRRORED) == 9
     write(tmp_path / "new", 10, 12)
     assert new.step() == 1
     monkeypatch.setattr(mirror, "SILENT_S", 120.0)
@@ -159,7 +159,7 @@ def test_a_log_that_the_store_is_ahead_of_is_refused(mirrors: Any, bucket: Open,
     assert bucket().marked() is None
     assert len(bucket().names(names.PAYLOADS)) == 1
     mirrors("ml/b", "push", "empty").step()
-    assert payload_log.marked(tmp_path / "empty", payload_log.MIRRORED) == 9
+    assert segments.marked(tmp_path / "empty", segments.MIRRORED) == 9
 
 
 def test_of_many_that_start_together_one_goes_on(
@@ -196,7 +196,7 @@ def test_a_mark_that_cannot_be_read_is_refused(bucket: Open, content: bytes) -> 
 def test_the_refusal_stands_in_the_log_and_at_readyz(bucket: Open, tmp_path: Path) -> None:
     bucket("ml/a").put("x", b"")
     environ = config.inherited() | {"KUBELOOP_OWNER": "ml/b"}
-    command = [sys.executable, "-m", "kubeloop.monitoring.mirror", "push", "--dir", str(tmp_path / "log")]
+    command = [sys.executable, "-m", "kubeloop.payloads.mirror", "push", "--dir", str(tmp_path / "log")]
     once = subprocess.run([*command, "--once"], env=environ, capture_output=True, text=True, check=False)
     assert once.returncode == errors.LASTING
     assert once.stderr.count("\n") == 1

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kubeloop import config, training
+from kubeloop import config
+from kubeloop.tasks.tabular import training
 
 ALGORITHMS = ("lightgbm", "logistic_regression", "random_forest", "hist_gradient_boosting")
 FAST = {

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from kubeloop import curves, evaluation
-from kubeloop.evaluation_html import html
+from kubeloop.tasks.tabular import curves, evaluation
+from kubeloop.tasks.tabular.evaluation_page import html
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from kubeloop import evaluation
+from kubeloop.tasks.tabular import evaluation
 
 SCIKIT_LEARN = {
     "auc": reference.roc_auc_score,

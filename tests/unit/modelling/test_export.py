@@ -6,7 +6,8 @@ import onnxruntime
 import pandas as pd
 import pytest
 
-from kubeloop import config, export, training
+from kubeloop import config
+from kubeloop.tasks.tabular import export, training
 
 # onnxmltools passes booleans where ONNX has integers.
 pytestmark = pytest.mark.filterwarnings("ignore:Field onnx:DeprecationWarning")

@@ -5,8 +5,9 @@ import re
 
 import numpy as np
 
-from kubeloop import config, gates
-from kubeloop.gates_html import html
+from kubeloop import config
+from kubeloop.models import gates
+from kubeloop.models.gates_page import html
 
 RANDOM = np.random.default_rng(3)
 LABELS = (RANDOM.random(6000) < 0.3).astype(int)

@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from kubeloop import config, evaluation, gates
+from kubeloop import config
+from kubeloop.models import gates
+from kubeloop.tasks.tabular import evaluation
 
 ROWS = 4200
 BLOCKS = np.arange(ROWS) * 14 // ROWS

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kubeloop import leaks
+from kubeloop.tasks.tabular import leaks
 
 _RANDOM = np.random.default_rng(5)
 _Y = (_RANDOM.random(10_000) < 0.3).astype(np.int64)

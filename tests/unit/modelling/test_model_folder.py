@@ -8,7 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kubeloop import config, encoding, evaluation, export, kept, model_folder, reference, training
+from kubeloop import config
+from kubeloop.stores import kept
+from kubeloop.tasks import reference
+from kubeloop.tasks.tabular import encoding, evaluation, export, model_folder, training
 
 Parts = tuple[pd.DataFrame, pd.DataFrame]
 

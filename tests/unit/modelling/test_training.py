@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from kubeloop import algorithms, config, encoding, training
+from kubeloop import config
+from kubeloop.tasks.tabular import algorithms, encoding, training
 
 Parts = tuple[pd.DataFrame, pd.DataFrame]
 FAST = {

@@ -16,8 +16,9 @@ import httpx
 import pytest
 
 from kubeloop import errors
-from kubeloop.monitoring import monitor, payload_log
+from kubeloop.monitoring import monitor
 from kubeloop.monitoring.store import Store
+from kubeloop.payloads import segments
 
 PROJECT = Path(sys.prefix).parent
 ADDRESS = "/apis/serving.kserve.io/v1beta1/namespaces/kubeloop/inferenceservices/flights"
@@ -167,12 +168,12 @@ def test_behind_a_mirror_nothing_is_judged_before_the_last_events_can_be_here(
 ) -> None:
     log = tmp_path / "state" / "payloads"
     place = world.write(log, world.predict("first", world.START, rows=60))
-    payload_log.mark(log, payload_log.STORED, place - 1)
+    segments.mark(log, segments.STORED, place - 1)
     _, url = run("--references", str(references), "--settle-seconds", "1")
 
     def mirror() -> None:
         time.sleep(1.5)
-        payload_log.mark(log, payload_log.STORED, place + 1)
+        segments.mark(log, segments.STORED, place + 1)
         time.sleep(0.5)
         world.write(log, world.predict("last", world.START, rows=60), place)
 
@@ -191,7 +192,7 @@ def test_a_mirror_that_brings_nothing_is_waited_for_no_longer_than_a_minute(
     monkeypatch.setattr(monitor, "_FETCH_S", 0.3)
     found = open_monitor(tmp_path)
     world.write(tmp_path / "log", world.predict("first", world.START, rows=60))
-    with pytest.raises(payload_log.LogError, match="the mirror has not brought all"):
+    with pytest.raises(segments.LogError, match="the mirror has not brought all"):
         monitor.Watch(found, 1.0, None, 0.1).advance(world.START + world.DAY)
     assert found.store.windows("flights") == []
 

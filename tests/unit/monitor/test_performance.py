@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from kubeloop import intervals
 from kubeloop.config import Drift
-from kubeloop.intervals import Estimate
 from kubeloop.monitoring import performance, policy
+from kubeloop.tasks import intervals
+from kubeloop.tasks.intervals import Estimate
 
 START = datetime(2013, 4, 1, tzinfo=UTC)
 

@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 
 from kubeloop.config import Drift
-from kubeloop.intervals import Estimate
 from kubeloop.monitoring import policy
 from kubeloop.monitoring.detector.port import Score
 from kubeloop.monitoring.policy import Episode, Vote
+from kubeloop.tasks.intervals import Estimate
 
 DRIFT = Drift(alpha=0.01, min_effect=0.2, min_importance=0.1, votes=2, of=3, min_auc=0.6, max_auc_drop=0.05)
 IMPORTANCE = {"a": 0.5, "b": 0.45, "c": 0.05}

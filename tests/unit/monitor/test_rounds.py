@@ -15,17 +15,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kubeloop import config
-from kubeloop.monitoring import payload_log, payloads, rounds
+from kubeloop.monitoring import rounds
 from kubeloop.monitoring.detector import port
 from kubeloop.monitoring.detector.alibi import WORKER
 from kubeloop.monitoring.detector.port import DetectorError
 from kubeloop.monitoring.outbox import Outbox
-from kubeloop.monitoring.payload_log import LogError
 from kubeloop.monitoring.rounds import Monitor
 from kubeloop.monitoring.status import Metrics, Status
 from kubeloop.monitoring.versions import Versions
 from kubeloop.monitoring.windows import Grid
 from kubeloop.names import LABEL_EVENT
+from kubeloop.payloads import decode, segments
+from kubeloop.payloads.segments import LogError
 from kubeloop.trigger.event import DriftEvent
 
 DAY = timedelta(days=1)
@@ -369,9 +370,9 @@ def test_a_log_that_began_anew_is_said_aloud(
     monitor = open_monitor(tmp_path)
     monitor.step()
     if mirrored:  # a mirror leaves what is needed again, and says where the store ends
-        payload_log.mark(log, payload_log.STORED, 2)
+        segments.mark(log, segments.STORED, 2)
     else:
-        payload_log.segments(log)[0].path.unlink()
+        segments.segments(log)[0].path.unlink()
         monitor.step()  # an empty folder may be one that a mirror has yet to fill
         world.write(log, world.predict("new", world.START + 3 * DAY))
     with pytest.raises(LogError, match=f"ends at event 2, and the monitor has read up to {end}"):
@@ -439,7 +440,7 @@ def test_however_the_log_is_cut_the_windows_are_the_same(
     world: ModuleType, open_monitor: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
 ) -> None:
     """Nor does it matter when a monitor is replaced, on a disk that has only what it asked to keep."""
-    monkeypatch.setattr(payloads, "REMEMBER", 10)
+    monkeypatch.setattr(decode, "REMEMBER", 10)
     events = stream(world)
     if not (tmp_path / "log").exists():
         world.write(tmp_path / "log", events)
@@ -454,8 +455,8 @@ def test_however_the_log_is_cut_the_windows_are_the_same(
             place = world.write(Path(folder) / "log", events[begin:end], place)
             if now:
                 monitor.step()
-                needed = payload_log.marked(Path(folder) / "log", payload_log.NEEDED)
-                for segment in payload_log.segments(Path(folder) / "log"):
+                needed = segments.marked(Path(folder) / "log", segments.NEEDED)
+                for segment in segments.segments(Path(folder) / "log"):
                     if segment.last <= needed:
                         segment.path.unlink()
                 monitor = open_monitor(Path(folder), **SMALL)

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from kubeloop import names
+from kubeloop.delivery.manifest import ModelRef, inference_service
 from kubeloop.monitoring import versions
 from kubeloop.monitoring.store import Store
 from kubeloop.monitoring.versions import NodeError, VersionError, Versions
-from kubeloop.serving.manifest import ModelRef, inference_service
 
 ADDRESS = "/apis/serving.kserve.io/v1beta1/namespaces/kubeloop/inferenceservices/flights"
 

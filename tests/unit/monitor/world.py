@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from kubeloop import reference
 from kubeloop.config import Loop
-from kubeloop.intervals import Estimate
-from kubeloop.monitoring import payload_log
 from kubeloop.names import LABEL_EVENT, REQUEST_EVENT, RESPONSE_EVENT
+from kubeloop.payloads import segments
+from kubeloop.tasks import reference
+from kubeloop.tasks.intervals import Estimate
 
 DAY = timedelta(days=1)
 START = datetime(2013, 4, 1, tzinfo=UTC)
@@ -128,7 +128,7 @@ def write(directory: Path, events: Sequence[Event], first: int = 1) -> int:
     ]
     directory.mkdir(parents=True, exist_ok=True)
     if rows:
-        payload_log.write(directory, payload_log.table_of(rows))
+        segments.write(directory, segments.table_of(rows))
     return first + len(rows)
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from kubeloop import config, stages
+from kubeloop import config
 from kubeloop.config import Loop, Settings
 from kubeloop.data import sources
+from kubeloop.steps import stages
 
 HEADER = "ts;who;amount;channel\n"
 GOOD = "31/01/2024;a;1.234,50;web\n01/02/2024;b;NA;NULL\n"

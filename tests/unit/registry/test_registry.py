@@ -18,10 +18,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from kubeloop import config, kept, model_folder, registry
+from kubeloop import config
 from kubeloop.config import Loop, Settings
-from kubeloop.delivery.processes import die_with_parent
-from kubeloop.reference import ABSENT, Reference
+from kubeloop.models import registry
+from kubeloop.node.processes import die_with_parent
+from kubeloop.stores import kept
+from kubeloop.tasks.reference import ABSENT, Reference
+from kubeloop.tasks.tabular import model_folder
 
 Learned = tuple[Path, Path]
 TAGS = {"kubeloop.as_of": "2013-05-20T00:00:00+00:00", "kubeloop.reason": "test", "kubeloop.gate": '{"promote": true}'}

@@ -20,7 +20,8 @@ from kubeloop import config
 def running(folder: Path, *flags: str, **variables: str) -> Iterator[tuple[psutil.Popen, str]]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "kubeloop.mlflow_server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
+    command = [sys.executable, "-m", "kubeloop.models.mlflow_server", "--host=127.0.0.1", f"--port={port}"]
+    command.append("--workers=1")
     process = psutil.Popen(
         [*command, "--default-artifact-root=s3://store/mlflow", "--no-serve-artifacts", *flags],
         cwd=folder,
@@ -100,7 +101,7 @@ def test_a_login_is_asked_of_everyone_but_probes(tmp_path: Path) -> None:
         assert httpx.get(api).status_code == 401
         assert httpx.get(api, auth=("platform", "guess")).status_code == 401
         assert httpx.get(api, auth=("platform", password)).status_code == 200
-        program = "from kubeloop import config, registry; print(registry.versions(config.settings(), 'flight-delay'))"
+        program = "from kubeloop import config; from kubeloop.models import registry; print(registry.versions(config.settings(), 'flight-delay'))"
         step = config.inherited() | {"KUBELOOP_MLFLOW_URI": url, "KUBELOOP_STATE": str(tmp_path / "state")}
         login = {"MLFLOW_TRACKING_USERNAME": "platform", "MLFLOW_TRACKING_PASSWORD": password}
         command = [sys.executable, "-c", program]

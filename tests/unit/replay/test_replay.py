@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from kubeloop import services
 from kubeloop.config import Loop
-from kubeloop.replay import RETRAIN_TIME, Addresses, Progress, Replay, ReplayError, Sent, drawn
+from kubeloop.session import services
+from kubeloop.session.replay import RETRAIN_TIME, Addresses, Progress, Replay, ReplayError, Sent, drawn
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
 UTC_STAMP = pa.timestamp("us", "UTC")
@@ -289,7 +289,7 @@ def test_a_replay_that_was_finished_asks_nothing(world: World) -> None:
 
 def test_the_clock_waits_for_a_retraining(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clients go on for a day of simulated time, slower; then they wait until the run is over."""
-    monkeypatch.setattr("kubeloop.replay._PACE_S", 0.001)
+    monkeypatch.setattr("kubeloop.session.replay._PACE_S", 0.001)
     world.active = 100
     run(world)
     # The run becomes known when the first window is judged, and stays active for a while.
@@ -302,7 +302,7 @@ def test_the_clock_waits_for_a_retraining(world: World, monkeypatch: pytest.Monk
 
 
 def test_the_end_waits_for_a_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kubeloop.replay._PACE_S", 0.001)
+    monkeypatch.setattr("kubeloop.session.replay._PACE_S", 0.001)
     world.active = 40
     progress = run(world, days=1)
     assert world.active == 0

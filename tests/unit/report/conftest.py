@@ -14,12 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kubeloop import config, export, gates, model_folder, registry, summary, training
+from kubeloop import config
 from kubeloop.config import Loop, Settings
-from kubeloop.monitoring import payload_log
+from kubeloop.models import gates, registry
 from kubeloop.monitoring.detector.port import Score
 from kubeloop.monitoring.store import Due, Store
 from kubeloop.names import LABEL_EVENT, REQUEST_EVENT, RESPONSE_EVENT
+from kubeloop.payloads import segments
+from kubeloop.session import summary
+from kubeloop.tasks.tabular import export, model_folder, training
 from kubeloop.trigger.event import DriftEvent
 from kubeloop.trigger.ledger import Ledger
 
@@ -209,7 +212,7 @@ def _events(loop: Loop) -> list[DriftEvent]:
 
 def _traffic(settings: Settings, models: list[Path]) -> None:
     """Labels follow the weight in the first two weeks and run against it from then on."""
-    rows: list[payload_log.Row] = []
+    rows: list[segments.Row] = []
     for day in range(6 * 7):
         moment = START + day * DAY + timedelta(hours=12)
         version = 1 if day < 22 else 2
@@ -235,10 +238,10 @@ def _traffic(settings: Settings, models: list[Path]) -> None:
                 _row(len(rows) + 1, moment, f"{kind[-5:]}-{day}" if kind == LABEL_EVENT else str(day), kind, body)
             )
     settings.payloads.mkdir()
-    payload_log.write(settings.payloads, payload_log.table_of(rows))
+    segments.write(settings.payloads, segments.table_of(rows))
 
 
-def _row(seq: int, moment: datetime, key: str, kind: str, body: Mapping[str, Any]) -> payload_log.Row:
+def _row(seq: int, moment: datetime, key: str, kind: str, body: Mapping[str, Any]) -> segments.Row:
     at = int(moment.timestamp() * 1e6)
     return (seq, at + seq, at, key, kind, "test", "parcels", "", "predictor", "default", json.dumps(body).encode())
 

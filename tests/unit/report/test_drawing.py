@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kubeloop.gates import Check, Verdict
+from kubeloop.models.gates import Check, Verdict
 from kubeloop.report import forest, marks, svg
 from kubeloop.report.svg import Scale, Time
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.text import Text
 
-from kubeloop import overview
 from kubeloop.cli import main
+from kubeloop.report import overview
 
 
 class _Answer(BaseHTTPRequestHandler):

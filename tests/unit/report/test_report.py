@@ -10,9 +10,13 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from kubeloop import intervals, log, model_folder, registry, report
+from kubeloop import report
+from kubeloop.models import registry
 from kubeloop.monitoring.store import Store
+from kubeloop.payloads import table
 from kubeloop.report import facts, view
+from kubeloop.tasks import intervals
+from kubeloop.tasks.tabular import model_folder
 
 HOSTILE = "<script>alert('x')</script>"
 ADDRESS = re.compile(r"""(?:https?:)?//[\w.-]+|url\(|@import""")
@@ -78,7 +82,7 @@ def test_every_change_of_the_model_has_its_reason(world: Any, page: Any) -> None
 
 
 def test_the_weekly_auc_is_that_of_the_log(world: Any, page: Any) -> None:
-    rows = log.read(world.settings, "parcels").labelled_predictions().to_pandas()
+    rows = table.read(world.settings, "parcels").labelled_predictions().to_pandas()
     weeks = (rows["event_time"] - pd.Timestamp("2024-01-01", tz="UTC")).dt.days // 7
     first = registry.versions(world.settings, "parcels")[0]
     for week in range(6):
@@ -163,7 +167,7 @@ def test_a_version_that_passed_the_gate_says_what_became_of_it(
     more = replace(
         known, versions=[*known.versions, fourth], runs=[*known.runs, replace(run, name="r4", outcome=outcome)]
     )
-    content = view.build(world.loop, world.settings, more, log.read(world.settings, "parcels"), None)
+    content = view.build(world.loop, world.settings, more, table.read(world.settings, "parcels"), None)
     newest = content["versions"][0]
     assert f"Version {newest['version']} {newest['status']}" == said
 
@@ -179,12 +183,12 @@ def test_the_last_link_leads_to_the_registry(world: Any, page: Any, parse: Any) 
     (link,) = [known["href"] for tag, known in page.tags if tag == "a" and known["href"].startswith("http")]
     assert "the MLflow UI , which make mlflow starts" in page.text
     command = (Path(__file__).parents[3] / "Makefile").read_text().partition("\nmlflow:")[2].partition("\n\n")[0]
-    assert "kubeloop.mlflow_ui" in command
+    assert "kubeloop.models.mlflow_ui" in command
     assert f"port {urlsplit(link).port}" in command
     assert urlsplit(link).hostname == "127.0.0.1"
     shared = world.settings.model_copy(update={"mlflow_uri": "http://registry.example"})
     content = view.build(
-        world.loop, shared, facts.read(world.loop, world.settings), log.read(world.settings, "x"), None
+        world.loop, shared, facts.read(world.loop, world.settings), table.read(world.settings, "x"), None
     )
     assert content["mlflow"] == "http://registry.example" != content["mlflow_here"]
 

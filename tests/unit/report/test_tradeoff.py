@@ -1,7 +1,7 @@
 from typing import Any
 
-from kubeloop.backtest import policies, words
-from kubeloop.report import tradeoff
+from kubeloop.backtest import policies
+from kubeloop.report import tradeoff, tradeoff_words
 
 
 def result(low: float = -0.002, high: float = 0.004) -> dict[str, Any]:
@@ -46,14 +46,14 @@ def test_a_policy_is_drawn_at_its_retrainings_and_its_difference() -> None:
 
 
 def test_the_sceptic_gets_one_of_three_answers() -> None:
-    assert "does not show it" in words.answer(result())[0]
-    assert "Yes, on this history" in words.answer(result(low=0.0005))[0]
-    assert "every month is better" in words.answer(result(high=-0.0005))[0]
-    assert words.answer(result() | {"drift_against_monthly": None}) == []
+    assert "does not show it" in tradeoff_words.answer(result())[0]
+    assert "Yes, on this history" in tradeoff_words.answer(result(low=0.0005))[0]
+    assert "every month is better" in tradeoff_words.answer(result(high=-0.0005))[0]
+    assert tradeoff_words.answer(result() | {"drift_against_monthly": None}) == []
 
 
 def test_cells_say_what_is_missing() -> None:
-    found = [words.cells(row) for row in result()["policies"]]
+    found = [tradeoff_words.cells(row) for row in result()["policies"]]
     assert found[0][3] == "–"
     assert found[3][4] == "3 (1 failed)"
     assert found[3][6] == "–"
@@ -62,6 +62,6 @@ def test_cells_say_what_is_missing() -> None:
 
 def test_what_was_just_applied_is_not_advised() -> None:
     found = result()
-    assert "--apply suggested" in words.suggestion(found)
-    assert "--apply suggested" in words.suggestion(found, "another")
-    assert "--apply" not in words.suggestion(found, found["suggested"])
+    assert "--apply suggested" in tradeoff_words.suggestion(found)
+    assert "--apply suggested" in tradeoff_words.suggestion(found, "another")
+    assert "--apply" not in tradeoff_words.suggestion(found, found["suggested"])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kubeloop.registry import Version
+from kubeloop.models.registry import Version
 from kubeloop.report import words
 from kubeloop.report.facts import Facts
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from kubeloop import config, features, stages
+from kubeloop import config, features
 from kubeloop.config import Loop, Settings
 from kubeloop.config.reading import Read
 from kubeloop.data import sources, validation
@@ -21,6 +21,7 @@ from kubeloop.reading import infer
 from kubeloop.scaffold import design, render
 from kubeloop.scaffold.design import Wish
 from kubeloop.scaffold.table import Table
+from kubeloop.steps import stages
 
 CUT = datetime(2024, 5, 1, tzinfo=UTC)
 ZONE = "Europe/Berlin"

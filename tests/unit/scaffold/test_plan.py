@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kubeloop.config import Drift, Gates, Replay, Training, duration
-from kubeloop.gates import MIN_BLOCKS
+from kubeloop.models.gates import MIN_BLOCKS
 from kubeloop.scaffold import suites
 from kubeloop.scaffold.table import ScaffoldError
 from kubeloop.scaffold.timing import SCALES, Activity, Scale, Timeline, default_delay, quality, scale, text, timeline

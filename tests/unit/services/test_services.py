@@ -12,11 +12,13 @@ from typing import Any
 import httpx
 import pytest
 
-from kubeloop import access, kept, services
+from kubeloop import access
 from kubeloop.config import Loop, Settings
-from kubeloop.services import ServiceError, Services
+from kubeloop.session import services
+from kubeloop.session.services import ServiceError, Services
+from kubeloop.stores import kept
 
-COLLECTOR = "kubeloop.monitoring.collector"
+COLLECTOR = "kubeloop.payloads.collector"
 
 
 @pytest.fixture
@@ -106,7 +108,7 @@ def test_a_state_folder_has_one_owner(demo: Loop, settings: Settings) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["kubeloop.delivery.node"], r"(?s)the node did not start:.*--state.*The whole log is .*node\.log"),
+        (["kubeloop.node.server"], r"(?s)the node did not start:.*--state.*The whole log is .*node\.log"),
         (["kubeloop.nothing"], r"(?s)the node did not start:.*No module named"),
         (["json.tool", "--help"], "the node did not start"),
     ],
@@ -177,11 +179,11 @@ def test_no_service_survives_its_program(settings: Settings, tmp_path: Path, how
         import os, sys, time
         from pathlib import Path
         from kubeloop import config
-        from kubeloop.services import Services
+        from kubeloop.session.services import Services
 
         settings = config.settings(Path(sys.argv[1]), Path(sys.argv[2]))
         with Services(config.load(settings.loop_file), settings, os.environ) as running:
-            running.start("collector", ["kubeloop.monitoring.collector", "--dir", str(settings.payloads)])
+            running.start("collector", ["kubeloop.payloads.collector", "--dir", str(settings.payloads)])
             print("up", flush=True)
             time.sleep(60)
     """

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from kubeloop.monitoring import cloudevents, payload_log, payloads
+from kubeloop.payloads import cloudevents, decode, segments
 from kubeloop.serving import MOST_DRAINS
 from kubeloop.serving.http import App, Limits
 from kubeloop.serving.metrics import Metrics
@@ -98,14 +98,14 @@ class World:
         events = [event.headers for agent in self.agents for event in agent.events]
         return [headers["ce-id"] for headers in events if headers["ce-type"].endswith(kind)]
 
-    def decoded(self) -> payloads.Decoded:
+    def decoded(self) -> decode.Decoded:
         """Read the events as the collector and the monitor do, in the order in which they came from several pods."""
         sent = heapq.merge(*(agent.events for agent in self.agents), key=lambda event: event.at)
         rows = []
         for seq, event in enumerate(sent, 1):
             headers = {name.encode(): value.encode() for name, value in event.headers.items()}
             rows += [(seq, *found) for found in cloudevents.parse(headers, event.body, received_at=seq)]
-        return payloads.decode(payload_log.table_of(rows), service="flights")
+        return decode.decode(segments.table_of(rows), service="flights")
 
 
 @pytest.fixture

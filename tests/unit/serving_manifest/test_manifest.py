@@ -8,7 +8,7 @@ import yaml
 
 from kubeloop import names
 from kubeloop.config import Loop
-from kubeloop.serving.manifest import ModelRef, inference_service
+from kubeloop.delivery.manifest import ModelRef, inference_service
 
 V1 = ModelRef("7", "file:///models/7", "a" * 64, "run-7")
 V2 = ModelRef("8", "s3://models/8", "b" * 64, "run-8")

@@ -10,9 +10,8 @@ import yaml
 
 from kubeloop import config, names
 from kubeloop.config import Loop
-from kubeloop.delivery import patch
-from kubeloop.serving import pods
-from kubeloop.serving.manifest import ModelRef, inference_service
+from kubeloop.delivery import patch, pods
+from kubeloop.delivery.manifest import ModelRef, inference_service
 
 V1 = ModelRef("7", "s3://models/7", "a" * 64, "run-7")
 V2 = ModelRef("8", "s3://models/8", "b" * 64, "run-8")
@@ -65,7 +64,7 @@ def test_the_plain_manifest_is_left_as_it_is() -> None:
 
 def test_the_laptop_understands_what_a_cluster_gets() -> None:
     """One manifest, three appliers: what only a cluster can honour is left aside by the local node."""
-    from kubeloop.delivery.desired import Commands, read
+    from kubeloop.node.desired import Commands, read
 
     found = loop({"secrets": SECRETS})
     here = pods.place(found, plain(found))

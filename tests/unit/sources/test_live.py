@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeloop import batch, config, stages
+from kubeloop import config
 from kubeloop.config import Loop, Settings
 from kubeloop.data import sources
 from kubeloop.features.online import OnlineFeatures
+from kubeloop.steps import batch, stages
 
 HOUR = timedelta(hours=1)
 

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeloop import config, stages
+from kubeloop import config
 from kubeloop.config import ConfigError, Loop, Settings
 from kubeloop.data import sources
+from kubeloop.steps import stages
 
 NOON = datetime(2013, 4, 1, 12, tzinfo=UTC)
 Place = Callable[..., tuple[Loop, Settings]]

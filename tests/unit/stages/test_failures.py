@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from kubeloop import config, failures
-from kubeloop.bucket import Bucket, BucketError
 from kubeloop.config import Settings
 from kubeloop.failures import Failure
+from kubeloop.stores.bucket import Bucket, BucketError
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from kubeloop import config, stages
-from kubeloop.bucket import Bucket
+from kubeloop import config
 from kubeloop.config import Loop
 from kubeloop.data import findings
+from kubeloop.steps import stages
+from kubeloop.stores.bucket import Bucket
 
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from kubeloop import config, loops, names
+from kubeloop import config, names
 from kubeloop.config import ConfigError, Loop, Settings
+from kubeloop.steps import loops
 
 
 @pytest.fixture(params=["folder", "bucket"])

@@ -11,10 +11,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from kubeloop import __version__, config, evaluation, gates, gates_html, model_folder, promotion, registry, stages
+from kubeloop import __version__, config
 from kubeloop.config import Loop, Settings
 from kubeloop.data import sources
-from kubeloop.services import ServiceError
+from kubeloop.models import gates, gates_page, registry
+from kubeloop.session.services import ServiceError
+from kubeloop.steps import promotion, stages
+from kubeloop.tasks.tabular import evaluation, model_folder
 
 Learned = tuple[Path, Path]
 DAY = timedelta(days=1)
@@ -151,7 +154,7 @@ def test_a_model_with_a_feature_that_knows_the_label_is_not_promoted_without_a_w
     strict = loop.model_copy(update={"gates": loop.gates.model_copy(update={"refuse_on_warning": True})})
     refused = promotion.gate(strict, settings, "r2", model, training_set)
     assert not refused.promote
-    assert gates_html.html("m", refused).count("Warnings about the model") == 1
+    assert gates_page.html("m", refused).count("Warnings about the model") == 1
 
 
 def test_a_first_model_must_reach_the_floor(loop: Loop, settings: Settings, learned: Learned) -> None:

@@ -12,12 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kubeloop import config, evaluation, gates, model_folder, registry, stages, summary
+from kubeloop import config
 from kubeloop.config import Loop, Settings
-from kubeloop.monitoring import payload_log
+from kubeloop.models import gates, registry
 from kubeloop.monitoring.store import Due, Store
 from kubeloop.names import LABEL_EVENT, REQUEST_EVENT, RESPONSE_EVENT
+from kubeloop.payloads import segments
 from kubeloop.report import words
+from kubeloop.session import summary
+from kubeloop.steps import stages
+from kubeloop.tasks.tabular import evaluation, model_folder
 from kubeloop.trigger.event import DriftEvent
 from kubeloop.trigger.ledger import Ledger
 
@@ -96,7 +100,7 @@ def serve(settings: Settings, name: str, rows: pd.DataFrame, versions: list[tupl
         for key, label in zip(known["event_id"], known["label"], strict=True)
     ]
     event(LABEL_EVENT, "labels", {"labels": truth})
-    payload_log.write(settings.payloads, payload_log.table_of(events))
+    segments.write(settings.payloads, segments.table_of(events))
 
 
 def register(

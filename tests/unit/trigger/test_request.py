@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import uvicorn
 
-from kubeloop import runs
 from kubeloop.config import Drift, Loop
+from kubeloop.session import requests
 from kubeloop.trigger.ledger import Ledger
 from kubeloop.trigger.server import create_app
 from tests.unit.trigger.test_ledger import LEASE, Outcome
@@ -45,7 +45,7 @@ def end(ledger: Ledger, name: str, outcome: Outcome) -> None:
 
 
 def ask(trigger: str, demo: Loop, episode: str = "manual-1") -> str:
-    return runs.request(trigger, demo, episode, MOMENT, "asked for by hand")
+    return requests.request(trigger, demo, episode, MOMENT, "asked for by hand")
 
 
 def test_asked_again_it_is_the_same_run_while_it_goes_on(trigger: str, ledger: Ledger, demo: Loop) -> None:
@@ -68,7 +68,7 @@ def test_a_verdict_stands_and_a_failure_is_tried_anew(
 def test_what_was_refused_because_of_another_run_is_asked_anew(trigger: str, ledger: Ledger, demo: Loop) -> None:
     other = ask(trigger, demo, "another")
     for _ in range(2):
-        with pytest.raises(runs.RunError, match=f"{other} is under way"):
+        with pytest.raises(requests.RunError, match=f"{other} is under way"):
             ask(trigger, demo)
     end(ledger, other, "rejected")
     assert ledger.run(ask(trigger, demo)), "a cooldown does not hold back what a person asks for"

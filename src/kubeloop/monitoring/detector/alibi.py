@@ -19,7 +19,7 @@ import numpy.typing as npt
 from kubeloop import access
 from kubeloop.monitoring.detector.builtin import Baseline
 from kubeloop.monitoring.detector.port import DetectorError, Score, UntestableError, Window
-from kubeloop.reference import Reference
+from kubeloop.tasks.reference import Reference
 
 WORKER = Path(__file__).with_name("worker.py")
 _ATTEMPTS = 3

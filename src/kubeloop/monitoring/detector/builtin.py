@@ -22,7 +22,7 @@ from kubeloop.monitoring.detector.measures import (
     unbiased,
 )
 from kubeloop.monitoring.detector.port import SCORE, DetectorError, Kind, Score, UntestableError, Window
-from kubeloop.reference import ABSENT, Floats, Reference
+from kubeloop.tasks.reference import ABSENT, Floats, Reference
 
 Test = tuple[float, float]
 """Statistic and p-value."""

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from kubeloop.intervals import z
+from kubeloop.tasks.intervals import z
 
 Counts = npt.NDArray[np.int64]
 Doubles = npt.NDArray[np.float64]

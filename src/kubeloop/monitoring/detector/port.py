@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from kubeloop.errors import KubeloopError
-from kubeloop.reference import Codes, Floats, Reference
+from kubeloop.tasks.reference import Codes, Floats, Reference
 
 Kind = Literal["numeric", "categorical", "score"]
 Engine = Literal["alibi", "builtin"]

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from kubeloop import access
-from kubeloop.delivery.desired import Commands
-from kubeloop.delivery.node import Node, NodeServer
+from kubeloop.node.desired import Commands
+from kubeloop.node.server import Node, NodeServer
 from kubeloop.serving.process import log_to_stderr, run
 
 parser = argparse.ArgumentParser()

@@ -1,0 +1,1 @@
+"""Model versions: registered, compared, and made the champion."""

@@ -1,0 +1,420 @@
+"""Decide whether a challenger may become the champion, from a paired bootstrap over blocks of time."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtr, stdtrit
+
+from kubeloop import config
+from kubeloop.errors import KubeloopError
+from kubeloop.tasks import intervals
+from kubeloop.tasks.tabular import evaluation
+
+MIN_BLOCKS = 5
+"""With fewer blocks the interval says more about the draw than about the models."""
+
+_CELLS = 1_000_000
+_ERRORS = 400
+"""Draws for a standard error: its own is then under 4 %."""
+_TOLD = 3
+"""Warnings that a reason repeats in full: it stands in logs, tags and commits."""
+
+
+class GateError(KubeloopError, ValueError):
+    """Two models cannot be compared on these rows; the message says what to change."""
+
+    lasting = True
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition of a verdict; `value` is None where it is undefined, which fails.
+
+    `interval` is the value's, where it has one; `positives` counts the rows of class 1 that it rests on; `note` says
+    why a slice was not judged.
+    """
+
+    name: str
+    passed: bool
+    value: float | None
+    limit: float
+    interval: tuple[float, float] | None = None
+    positives: int | None = None
+    note: str = ""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Check":
+        """Read a check of `Verdict.to_dict`, also one that was written before checks had intervals."""
+        return cls(**{**data, "interval": _pair(data.get("interval"))})
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The decision, with what it rests on.
+
+    `difference` and `interval` are oriented so that positive means that the challenger is better; they and `champion`
+    are None when there was no champion. `champion_interval` and `challenger_interval` are 95 % intervals of an AUC,
+    None for other metrics. `rows` and `positives` count what it was judged on, None in verdicts from before they did.
+    `warnings` are the challenger's own, see `warned`.
+    """
+
+    promote: bool
+    reason: str
+    metric: str
+    champion: float | None
+    challenger: float | None
+    difference: float | None
+    interval: tuple[float, float] | None
+    confidence: float
+    checks: tuple[Check, ...]
+    champion_interval: tuple[float, float] | None = None
+    challenger_interval: tuple[float, float] | None = None
+    rows: int | None = None
+    positives: int | None = None
+    warnings: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Verdict":
+        """Read what `to_dict` wrote, also after a trip through JSON."""
+        pairs = {name: _pair(data.get(name)) for name in ("interval", "champion_interval", "challenger_interval")}
+        checks = tuple(Check.from_dict(check) for check in data["checks"])
+        return cls(**{**data, **pairs, "checks": checks, "warnings": tuple(data.get("warnings", ()))})
+
+
+def compare(
+    y: npt.ArrayLike,
+    champion: npt.ArrayLike,
+    challenger: npt.ArrayLike,
+    gates: config.Gates,
+    *,
+    blocks: npt.ArrayLike,
+    slices: Mapping[str, Any] | None = None,
+    seed: int = 7,
+) -> Verdict:
+    """Judge a challenger against the champion on the same rows.
+
+    The challenger is promoted only if the lower end of the interval of its gain exceeds `gates.min_gain`, every floor
+    and ceiling holds for it, and no slice is shown to lose more than `gates.slice_tolerance`.
+
+    Args:
+        y: labels [n], 0 or 1.
+        champion: its probabilities [n].
+        challenger: its probabilities [n].
+        gates: the policy.
+        blocks: block of each row [n], see `time_blocks`.
+        slices: data frame or mapping with the columns that `gates.slices` names, [n] each.
+        seed: of the bootstrap.
+
+    Raises:
+        GateError: the rows hold one class or one block.
+        EvaluationError: labels or predictions are not valid, or a slice column is missing.
+    """
+    labels, old = evaluation.checked(y, champion)
+    _, new = evaluation.checked(y, challenger)
+    before, after = evaluation.score(labels, old), evaluation.score(labels, new)
+    difference, low, high = difference_interval(
+        labels, old, new, gates.metric, blocks, gates.resamples, gates.confidence, seed
+    )
+    count = len(np.unique(np.asarray(blocks)))
+    checks = (
+        Check("blocks", count >= MIN_BLOCKS, count, MIN_BLOCKS),
+        Check("gain", low > gates.min_gain, low, gates.min_gain),
+        *_limits(labels, new, after, gates),
+        *_slice_checks(labels, old, new, gates, np.asarray(blocks), {} if slices is None else slices, seed),
+    )
+    summary = (
+        f"{gates.metric} {after[gates.metric]:.4f} against the champion's {before[gates.metric]:.4f}, "
+        f"gain {difference:+.4f} ({gates.confidence:.0%} interval {low:+.4f} to {high:+.4f}, {count} blocks, "
+        f"{int(after['positives']):,} of {len(labels):,} rows positive)"
+    )
+    return Verdict(
+        promote=all(check.passed for check in checks),
+        reason=_reason(summary, checks),
+        metric=gates.metric,
+        champion=_defined(before[gates.metric]),
+        challenger=_defined(after[gates.metric]),
+        difference=difference,
+        interval=(low, high),
+        confidence=gates.confidence,
+        checks=checks,
+        champion_interval=_sure(before, gates),
+        challenger_interval=_sure(after, gates),
+        rows=len(labels),
+        positives=int(after["positives"]),
+    )
+
+
+def first(y: npt.ArrayLike, challenger: npt.ArrayLike, gates: config.Gates) -> Verdict:
+    """Judge a model that has no champion to beat: floors and ceilings only.
+
+    Args:
+        y: labels [n], 0 or 1.
+        challenger: its probabilities [n].
+        gates: the policy.
+
+    Raises:
+        GateError: the rows hold one class.
+        EvaluationError: labels or predictions are not valid.
+    """
+    labels, new = evaluation.checked(y, challenger)
+    _demand_two_classes(labels)
+    values = evaluation.score(labels, new)
+    checks = tuple(_limits(labels, new, values, gates))
+    sure = _sure(values, gates)
+    reach = f"95% interval {sure[0]:.4f} to {sure[1]:.4f}, " if sure else ""
+    summary = f"first model, {gates.metric} {values[gates.metric]:.4f}"
+    return Verdict(
+        promote=all(check.passed for check in checks),
+        reason=_reason(f"{summary} ({reach}{int(values['positives']):,} of {len(labels):,} rows positive)", checks),
+        metric=gates.metric,
+        champion=None,
+        challenger=_defined(values[gates.metric]),
+        difference=None,
+        interval=None,
+        confidence=gates.confidence,
+        checks=checks,
+        challenger_interval=sure,
+        rows=len(labels),
+        positives=int(values["positives"]),
+    )
+
+
+def warned(verdict: Verdict, warnings: Sequence[str], gates: config.Gates) -> Verdict:
+    """Repeat what to look at before the challenger is believed; it is refused for that only if the policy says so."""
+    if not warnings:
+        return verdict
+    told = " ".join(f"Warning: {text}." for text in warnings[:_TOLD])
+    if len(warnings) > _TOLD:
+        told += f" Warnings in the model's card: {len(warnings)}."
+    reason, checks = verdict.reason, verdict.checks
+    if gates.refuse_on_warning:
+        checks = (*checks, Check("warnings", False, len(warnings), 0))
+        if verdict.promote:
+            reason = f"Rejected: gates.refuse_on_warning is set. But for that: {reason}"
+    return replace(
+        verdict,
+        promote=verdict.promote and not gates.refuse_on_warning,
+        reason=f"{reason} {told}",
+        checks=checks,
+        warnings=tuple(warnings),
+    )
+
+
+def difference_interval(
+    y: npt.ArrayLike,
+    a: npt.ArrayLike,
+    b: npt.ArrayLike,
+    metric: str,
+    blocks: npt.ArrayLike,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 7,
+) -> tuple[float, float, float]:
+    """Return how much better b is than a, with a percentile bootstrap interval.
+
+    Whole blocks are drawn with replacement (Efron & Tibshirani 1993, ch. 8; the cluster bootstrap of Field & Welsh
+    2007), since rows of one block share what happened that day; both models are measured on the same draw. A hold-out
+    has few blocks, for which the plain interval is too narrow. So of B blocks B-1 are drawn, which makes the variance
+    unbiased (Rao & Wu 1988), and the percentiles are widened as Student's t with B-1 degrees of freedom is wider than
+    the normal (Hesterberg 2015). Draws that leave one class are dropped.
+
+    Args:
+        y: labels [n], 0 or 1.
+        a: probabilities [n].
+        b: probabilities [n].
+        metric: auc, pr_auc, log_loss or brier.
+        blocks: block of each row [n].
+        resamples: draws.
+        confidence: of the two-sided interval.
+        seed: of the draws.
+
+    Returns:
+        (difference, low, high), positive where b is better, also for losses.
+
+    Raises:
+        GateError: fewer than two blocks, one class, or too few draws with both classes.
+        EvaluationError: labels or predictions are not valid, or the metric has no weighted form.
+    """
+    difference, draws, count = _differences(y, a, b, metric, blocks, resamples, seed)
+    tail = float(ndtr(stdtrit(count - 1, (1 - confidence) / 2)))
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return difference, float(low), float(high)
+
+
+def _differences(
+    y: npt.ArrayLike,
+    a: npt.ArrayLike,
+    b: npt.ArrayLike,
+    metric: str,
+    blocks: npt.ArrayLike,
+    resamples: int,
+    seed: int,
+) -> tuple[float, evaluation.Floats, int]:
+    """Return how much better b is than a, the same of each draw of blocks, and the number of blocks."""
+    labels, _ = evaluation.checked(y, a)
+    _, codes = np.unique(np.asarray(blocks), return_inverse=True)
+    if codes.shape != labels.shape:
+        raise GateError(f"{len(codes)} blocks for {len(labels)} rows; give each row its block")
+    _demand_two_classes(labels)
+    count = int(codes.max()) + 1
+    if count < 2:
+        raise GateError("all rows lie in one block; lengthen training.holdout or shorten gates.block")
+    before = evaluation.weighted(metric, labels, a, codes)
+    after = evaluation.weighted(metric, labels, b, codes)
+    direction = evaluation.DIRECTION[metric]
+    difference = direction * float((after(np.ones((1, count))) - before(np.ones((1, count))))[0])
+    draws = np.concatenate(
+        [direction * (after(weights) - before(weights)) for weights in _draws(count, len(labels), resamples, seed)]
+    )
+    draws = draws[~np.isnan(draws)]
+    if len(draws) < resamples / 2:
+        raise GateError("most resamples hold one class; lengthen training.holdout or gates.block")
+    return difference, draws, count
+
+
+def time_blocks(timestamps: npt.ArrayLike, block: timedelta) -> npt.NDArray[np.int64]:
+    """Return the block of each moment [n]: whole `block`s since 1970-01-01 UTC.
+
+    Args:
+        timestamps: a column of UTC timestamps, or anything numpy reads as datetime64.
+        block: `gates.block`.
+    """
+    moments = np.asarray(timestamps, dtype="datetime64[us]").astype(np.int64)
+    return np.asarray(moments // (block // timedelta(microseconds=1)))
+
+
+def _draws(count: int, rows: int, resamples: int, seed: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield how often each block was drawn [r, count], in chunks that keep `rows` x r small enough for the cache."""
+    random = np.random.default_rng(seed)
+    chunk = max(1, _CELLS // max(rows, count))
+    for start in range(0, resamples, chunk):
+        yield random.multinomial(count - 1, np.full(count, 1 / count), size=min(chunk, resamples - start))
+
+
+def _limits(
+    y: evaluation.Floats, p: evaluation.Floats, values: Mapping[str, float], gates: config.Gates
+) -> Iterator[Check]:
+    """Yield the checks that need one model alone.
+
+    Floors and ceilings hold for the best estimate: a limit is what the user asks of the model, so whoever wants a
+    margin puts it into the limit. Too few rows of a class fail outright, since then the estimate says nothing.
+    """
+    positives = int(values["positives"])
+    scarce = min(positives, len(y) - positives)
+    yield Check("class", scarce >= intervals.FEW, scarce, intervals.FEW)
+    for floor, limit in gates.floors.items():
+        reach = (values["auc_low"], values["auc_high"]) if floor == "auc" else None
+        yield Check(f"floor {floor}", values[floor] >= limit, _defined(values[floor]), limit, reach, positives)
+    for ceiling, limit in gates.ceilings.items():
+        # What chance adds to the calibration error of a small hold-out is not the model's.
+        value = evaluation.miscalibration(y, p) if ceiling == "ece" else values[ceiling]
+        yield Check(f"ceiling {ceiling}", value <= limit, _defined(value), limit, positives=positives)
+
+
+def _slice_checks(
+    y: evaluation.Floats,
+    old: evaluation.Floats,
+    new: evaluation.Floats,
+    gates: config.Gates,
+    blocks: npt.NDArray[Any],
+    frame: Mapping[str, Any],
+    seed: int,
+) -> Iterator[Check]:
+    """Yield a check for each slice: it fails where a loss beyond the tolerance is shown.
+
+    The burden of proof lies here on who says that a slice loses. The other way round a challenger would have to prove
+    for each of perhaps fifty small slices that it loses less than the tolerance, which no hold-out is large enough
+    for, and the gain as a whole is proven by another check. Of S slices that can be judged each has an interval of
+    confidence 1 - (1 - gates.confidence) / S (Bonferroni): the chance to fail a challenger of which no slice loses too
+    much is at most (1 - gates.confidence) / 2, however many there are. Such tails are out of a percentile bootstrap's
+    reach: the interval is Student's t with the standard error of the draws and one degree of freedom less than the
+    slice has blocks (Efron & Tibshirani 1993, ch. 12).
+    """
+    found = list(evaluation.members(frame, gates.slices, gates.slice_min_rows))
+    measured = [_slice_change(y[rows], old[rows], new[rows], gates, blocks[rows], seed) for _, _, rows in found]
+    judged = sum(not note for *_, note in measured)
+    for (column, value, rows), (change, error, count, note) in zip(found, measured, strict=True):
+        name, limit, positives = f"slice {column}={value}", -gates.slice_tolerance, int(y[rows].sum())
+        if note:
+            yield Check(name, True, _defined(change), limit, None, positives, note)
+            continue
+        reach = error * float(stdtrit(count - 1, 1 - (1 - gates.confidence) / (2 * judged)))
+        interval = change - reach, change + reach
+        yield Check(name, interval[1] >= limit, change, limit, interval, positives)
+
+
+def _slice_change(
+    y: evaluation.Floats,
+    old: evaluation.Floats,
+    new: evaluation.Floats,
+    gates: config.Gates,
+    blocks: npt.NDArray[Any],
+    seed: int,
+) -> tuple[float, float, int, str]:
+    """Return a slice's change, its standard error, its blocks, and why it cannot be judged (empty if it can)."""
+    count = len(np.unique(blocks))
+    ranked = gates.metric in ("auc", "pr_auc")
+    reason = (evaluation.undefined(y) or evaluation.few(y)) if ranked else None
+    if reason is None and count < MIN_BLOCKS:
+        reason = f"too few to judge: {count} blocks of time, and {MIN_BLOCKS} are needed"
+    if reason is None:
+        try:
+            change, draws, _ = _differences(y, old, new, gates.metric, blocks, min(_ERRORS, gates.resamples), seed)
+        except GateError as error:
+            reason = f"too few to judge: {error}"
+        else:
+            return change, float(draws.std(ddof=1)), count, ""
+    ones = np.ones((1, len(y)))
+    before, after = (float(evaluation.weighted(gates.metric, y, p)(ones)[0]) for p in (old, new))
+    return evaluation.DIRECTION[gates.metric] * (after - before), math.nan, count, reason
+
+
+def _reason(summary: str, checks: tuple[Check, ...]) -> str:
+    failed = [_complaint(check) for check in checks if not check.passed]
+    return f"Rejected: {'; '.join(failed)}; {summary}." if failed else f"Promoted: {summary}; every check holds."
+
+
+def _complaint(check: Check) -> str:
+    kind, _, name = check.name.partition(" ")
+    if check.value is None:
+        return f"{name} is undefined on these rows"
+    value, limit = f"{check.value:.4f}", f"{check.limit:.4f}"
+    return {
+        "blocks": f"the hold-out spans {check.value:.0f} blocks of time and the gate needs {check.limit:.0f}",
+        "class": f"the hold-out has {check.value:.0f} rows of the rarer class and the gate needs {check.limit:.0f}",
+        "gain": f"the gain is not proven, its lower end {value} does not exceed {limit}",
+        "floor": f"{name} {value} is under its floor {limit}",
+        "ceiling": f"{name} {value} is over its ceiling {limit}",
+        "slice": f"slice {name} changes by {value}{_between(check)}, shown to be more than {limit} allows",
+    }[kind]
+
+
+def _between(check: Check) -> str:
+    return f" ({check.interval[0]:+.4f} to {check.interval[1]:+.4f})" if check.interval else ""
+
+
+def _sure(values: Mapping[str, float], gates: config.Gates) -> tuple[float, float] | None:
+    return (values["auc_low"], values["auc_high"]) if gates.metric == "auc" else None
+
+
+def _pair(values: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if values is None else (values[0], values[1])
+
+
+def _demand_two_classes(labels: evaluation.Floats) -> None:
+    reason = evaluation.undefined(labels)
+    if reason:
+        raise GateError(f"the hold-out cannot judge a model: {reason}; lengthen training.holdout")
+
+
+def _defined(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)

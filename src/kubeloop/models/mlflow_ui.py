@@ -1,0 +1,109 @@
+"""MLflow's UI on a laptop, for its owner alone: `make mlflow`.
+
+MLflow asks nobody who calls, and a port of loopback is open to every user of the machine, who could move the champion's
+alias. As Jupyter does, each start makes a token: the link that it prints carries it and leaves a cookie. MLflow's own
+clients send it as MLFLOW_TRACKING_TOKEN.
+"""
+
+import argparse
+import hmac
+import importlib
+from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+from kubeloop import access, config
+from kubeloop.config import Settings
+from kubeloop.models import mlflow_server
+
+_COOKIE = "kubeloop-mlflow"
+_HINT = b"This is its owner's: open the link that `make mlflow` printed, or send its token as MLFLOW_TRACKING_TOKEN.\n"
+
+
+class Door:
+    """An ASGI application that lets those through who have the token."""
+
+    def __init__(self, app: Any, token: str) -> None:
+        self._app = app
+        self._token = token
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request, or pass it on."""
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and self._known(dict(scope["headers"]))):
+            await self._app(scope, receive, send)
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+        elif scope["method"] == "GET" and self._is(
+            parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
+        ):
+            cookie = f"{_COOKIE}={self._token}; HttpOnly; SameSite=Strict; Path=/"
+            await _answer(send, 303, b"", (b"location", b"/"), (b"set-cookie", cookie.encode()))
+        else:
+            await _answer(send, 403, _HINT)
+
+    def _known(self, headers: dict[bytes, bytes]) -> bool:
+        scheme, _, given = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        if scheme.lower() == "bearer" and self._is(given):
+            return True
+        try:
+            cookie = SimpleCookie(headers.get(b"cookie", b"").decode("latin-1")).get(_COOKIE)
+        except CookieError:
+            return False
+        return cookie is not None and self._is(cookie.value)
+
+    def _is(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode(), self._token.encode())
+
+
+async def _answer(send: Any, status: int, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+    fixed = [
+        (b"content-type", b"text/plain; charset=utf-8"),
+        (b"content-length", b"%d" % len(body)),
+        # MLflow's own answers carry it as well.
+        (b"x-content-type-options", b"nosniff"),
+        (b"content-security-policy", b"default-src 'none'"),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def create_app() -> Door:
+    """Return MLflow's application behind its door; uvicorn calls this."""
+    return Door(importlib.import_module("mlflow.server.fastapi_app").app, access.read(_token_file(config.settings())))
+
+
+def _token_file(settings: Settings) -> Path:
+    return settings.state / "mlflow-token"
+
+
+def main() -> None:
+    """Serve until Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="python -m kubeloop.models.mlflow_ui", description="MLflow's UI, for its owner alone."
+    )
+    parser.add_argument("--port", type=int, default=5000, help="port of 127.0.0.1 (default: 5000)")
+    port = parser.parse_args().port
+    settings = config.settings()
+    config.adopt(settings)
+    try:
+        access.private(settings.state)
+        token = access.make(_token_file(settings))
+    except access.AccessError as error:
+        parser.exit(1, f"{error}\n")
+    print(f"Open http://127.0.0.1:{port}/?token={token}", flush=True)
+    arguments = [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--backend-store-uri",
+        settings.mlflow_uri,
+    ]
+    mlflow_server.serve(arguments, "kubeloop.models.mlflow_ui:create_app")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""Turns Open Inference Protocol exchanges (a request body and its response body) into rows of predictions."""
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice, repeat
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from kubeloop.errors import KubeloopError
+from kubeloop.payloads.segments import INSTANT, micros
+from kubeloop.serving.tensors import ProtocolError, TensorSpec, array_of_raw
+
+PREDICTION = pa.schema(
+    [
+        pa.field("request_id", pa.string()),
+        pa.field("event_id", pa.string()),
+        pa.field("event_time", INSTANT),
+        pa.field("received_at", INSTANT),
+        pa.field("model_version", pa.string()),
+        pa.field("endpoint", pa.string()),
+        pa.field("score", pa.float32()),
+    ]
+)
+"""The columns every prediction has; the features follow, float32 or string."""
+
+_NUMERIC = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)) | {
+    "BOOL",
+    "FP16",
+    "FP32",
+    "FP64",
+}
+_REASONS = 5
+_LONGEST_VERSION = 200
+"""It is a key of the monitor's tables, where PostgreSQL takes no NUL and no key of more than 2704 bytes."""
+_SIGNATURE, _DATA = itemgetter("name", "datatype"), itemgetter("data")
+_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
+_BLOCK = 250
+"""Pairs parsed at once: few enough that their Python objects stay in the processor's cache."""
+
+Signature = tuple[tuple[str, str], ...]
+
+
+class MalformedError(KubeloopError, ValueError):
+    """A body is no Open Inference Protocol payload; the message says why."""
+
+    lasting = True
+
+
+class Faults:
+    """Counts what could not be decoded and keeps the first reasons."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.reasons: list[str] = []
+
+    def add(self, seq: int, reason: object) -> None:
+        """Count one fault of the event `seq`."""
+        self.count += 1
+        if len(self.reasons) < _REASONS:
+            self.reasons.append(f"event {seq}: {reason}")
+
+
+class Pair(NamedTuple):
+    """A request event and its response event; times in microseconds since 1970."""
+
+    seq: int
+    request_id: str
+    received_at: int
+    endpoint: str
+    time: int
+    request: memoryview
+    response: memoryview
+
+
+class _Exchange(NamedTuple):
+    """A parsed pair; `columns` holds one list of values an input, `scores` one value a row."""
+
+    pair: Pair
+    event_time: int
+    model_version: str | None
+    event_ids: list[str] | list[None]
+    signature: Signature
+    columns: list[list[Any]]
+    scores: list[Any]
+
+
+def predictions(pairs: Iterable[Pair], faults: Faults) -> pa.Table:
+    """Return one row a prediction, in the order of the pairs.
+
+    Pairs with different inputs (model versions) are decoded apart; a feature that some lack is null there, and one
+    that is numeric in some and text in others becomes text.
+    """
+    pairs = iter(pairs)
+    tables: list[pa.Table] = []
+    while block := list(islice(pairs, _BLOCK)):
+        tables += _decode(block, faults)
+    return _unify(tables) if tables else PREDICTION.empty_table()
+
+
+def _decode(block: list[Pair], faults: Faults) -> list[pa.Table]:
+    """Return the predictions of some pairs, in order, in no, one or (where inputs differ) several tables."""
+    groups: dict[Signature, list[tuple[int, _Exchange]]] = {}
+    for position, pair in enumerate(block):
+        try:
+            exchange = _parse(pair)
+        except MalformedError as error:
+            faults.add(pair.seq, error)
+        else:
+            groups.setdefault(exchange.signature, []).append((position, exchange))
+    tables: list[pa.Table] = []
+    order: list[int] = []
+    for signature, group in groups.items():
+        try:
+            kinds = _kinds(signature)
+        except MalformedError as error:
+            for _, exchange in group:
+                faults.add(exchange.pair.seq, error)
+            continue
+        try:
+            table = _columns(kinds, [exchange for _, exchange in group])
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+            group = list(_clean(kinds, group, faults))
+            table = _columns(kinds, [exchange for _, exchange in group])
+        tables.append(table)
+        for position, exchange in group:
+            order += [position] * len(exchange.scores)
+    if len(tables) < 2:
+        return tables
+    return [_unify(tables).take(pa.array(np.argsort(np.array(order, dtype=np.int64), kind="stable")))]
+
+
+def _parse(pair: Pair) -> _Exchange:
+    what = "request"
+    try:
+        request = _load(pair.request)
+        inputs = request["inputs"]
+        signature = tuple(map(_SIGNATURE, inputs))
+        hash(signature)
+        columns = list(map(_DATA, inputs))
+        parameters = request.get("parameters") or {}
+        event_ids, event_time = parameters.get("event_ids"), parameters.get("event_time")
+        what = "response"
+        response = _load(pair.response)
+        version = response.get("model_version")
+        scores = [tensor["data"] for tensor in response["outputs"] if tensor["name"] == "probability"]
+    except (ValueError, KeyError, TypeError, AttributeError, ProtocolError) as error:
+        raise MalformedError(f"the {what} is no V2 payload ({type(error).__name__}: {error})") from error
+    if len(scores) != 1 or type(scores[0]) is not list:
+        raise MalformedError("the response has no output named probability")
+    rows = len(scores[0])
+    if set(map(type, columns)) != {list} or set(map(len, columns)) != {rows}:
+        raise MalformedError(f"the response has {rows} scores, the request's inputs have other sizes")
+    if version is not None and type(version) is not str:
+        raise MalformedError("model_version is no string")
+    if version is not None and (len(version) > _LONGEST_VERSION or not version.isprintable()):
+        raise MalformedError(f"model_version is no name of up to {_LONGEST_VERSION} characters: {version!r:.80}")
+    if request.get("id") and response.get("id") and request["id"] != response["id"]:
+        raise MalformedError("the response answers another request: the ids in the bodies differ")
+    try:
+        moment = pair.time if event_time is None else micros(event_time)
+    except (ValueError, TypeError) as error:
+        raise MalformedError(f"parameters.event_time is no ISO 8601 time: {event_time!r:.80}") from error
+    return _Exchange(pair, moment, version, _event_ids(event_ids, rows), signature, columns, scores[0])
+
+
+def _load(body: bytes | memoryview) -> Any:
+    """Read JSON, and the binary tensors behind it.
+
+    NaN, which a transformer before Triton writes for a missing number, is None like null.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        text = bytes(body).lstrip()
+    try:
+        # As if every byte were a character, so that positions are those of the bytes.
+        _, end = _DECODER.raw_decode(text.decode("latin-1"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if text[end:].strip():
+        return _with_tensors(orjson.loads(text[:end]), text[end:])
+    # Back and forth, since the standard library takes texts and numbers that no table holds.
+    return orjson.loads(orjson.dumps(json.loads(text, parse_constant=lambda _: None)))
+
+
+def _with_tensors(message: Any, tail: bytes) -> Any:
+    """Put the bytes behind a message's JSON into its tensors.
+
+    KServe's agent and the node log the body without Inference-Header-Content-Length. The tensors' sizes say the same.
+    """
+    tensors = [tensor for tensor in message.get("inputs") or message["outputs"] if "data" not in tensor]
+    sizes = [tensor["parameters"]["binary_data_size"] for tensor in tensors]
+    if set(map(type, sizes)) - {int} or any(size < 0 for size in sizes):
+        raise ValueError("a binary_data_size is no size")
+    at = len(tail) - sum(sizes)
+    if at < 0 or tail[:at].strip():
+        raise ValueError(f"{len(tail)} bytes follow the JSON, and its tensors have {sum(sizes)}")
+    for tensor, size in zip(tensors, sizes, strict=True):
+        spec = TensorSpec(tensor["name"], tensor["datatype"], (-1,) * len(tensor["shape"]))
+        array = array_of_raw(spec, memoryview(tail)[at : at + size], tensor["shape"])
+        at += size
+        tensor["data"] = [None if value != value else value for value in array.ravel().tolist()]
+    return message
+
+
+def _event_ids(text: Any, rows: int) -> list[str] | list[None]:
+    if text is None:
+        return [None] * rows
+    try:
+        ids = orjson.loads(text)
+    except (orjson.JSONDecodeError, TypeError):
+        ids = None
+    if type(ids) is not list or len(ids) != rows or not all(type(value) is str for value in ids):
+        raise MalformedError(f"parameters.event_ids is no JSON list of {rows} strings")
+    return ids
+
+
+def _kinds(signature: Signature) -> list[tuple[str, pa.DataType]]:
+    """Return the name and Arrow type of each input."""
+    kinds: dict[str, pa.DataType] = {}
+    for name, datatype in signature:
+        if type(name) is not str or name in kinds:
+            raise MalformedError(f"the input {name!r:.80} has no name or comes twice")
+        if name in PREDICTION.names:
+            raise MalformedError(f"the feature {name!r} has the name of a prediction's own column; rename it")
+        if datatype != "BYTES" and datatype not in _NUMERIC:
+            raise MalformedError(f"the input {name!r:.80} has the unknown datatype {datatype!r:.80}")
+        kinds[name] = pa.string() if datatype == "BYTES" else pa.float32()
+    return list(kinds.items())
+
+
+def _columns(kinds: list[tuple[str, pa.DataType]], group: list[_Exchange]) -> pa.Table:
+    """Build the table of exchanges with the same inputs.
+
+    Raises:
+        pa.ArrowInvalid, pa.ArrowTypeError, OverflowError: a value is not of its input's type.
+    """
+    sizes = [len(exchange.scores) for exchange in group]
+
+    def spread(values: list[Any], name: str) -> pa.Array:
+        return flat(map(repeat, values, sizes), PREDICTION.field(name).type)
+
+    def flat(lists: Iterable[Iterable[Any]], kind: pa.DataType) -> pa.Array:
+        return pa.array(list(chain.from_iterable(lists)), kind)
+
+    own = [
+        spread([exchange.pair.request_id for exchange in group], "request_id"),
+        flat((exchange.event_ids for exchange in group), pa.string()),
+        spread([exchange.event_time for exchange in group], "event_time"),
+        spread([exchange.pair.received_at for exchange in group], "received_at"),
+        spread([exchange.model_version for exchange in group], "model_version"),
+        spread([exchange.pair.endpoint for exchange in group], "endpoint"),
+        flat((exchange.scores for exchange in group), pa.float32()),
+    ]
+    if own[-1].null_count:
+        raise pa.ArrowInvalid("a score is null")
+    columns = zip(*(exchange.columns for exchange in group), strict=True) if group else ([] for _ in kinds)
+    features = [flat(lists, kind) for lists, (_, kind) in zip(columns, kinds, strict=True)]
+    return pa.table(own + features, names=[*PREDICTION.names, *(name for name, _ in kinds)])
+
+
+def _clean(
+    kinds: list[tuple[str, pa.DataType]], group: list[tuple[int, _Exchange]], faults: Faults
+) -> Iterator[tuple[int, _Exchange]]:
+    """Convert a group value by value, and leave out the exchanges that do not convert."""
+    for position, exchange in group:
+        try:
+            scores = [_number(value) for value in _flatten(exchange.scores)]
+            if None in scores:
+                raise MalformedError("a score is null")
+            columns = [
+                [(_number if kind == pa.float32() else _text)(value) for value in _flatten(column)]
+                for column, (_, kind) in zip(exchange.columns, kinds, strict=True)
+            ]
+        except MalformedError as error:
+            faults.add(exchange.pair.seq, error)
+        else:
+            yield position, exchange._replace(columns=columns, scores=scores)
+
+
+def _flatten(values: list[Any]) -> Iterator[Any]:
+    """Read data nested as [[1], [2]], which the protocol allows for shape [n, 1]."""
+    for value in values:
+        if type(value) is list:
+            if len(value) != 1:
+                raise MalformedError("an input has more than one value a row")
+            yield value[0]
+        else:
+            yield value
+
+
+def _number(value: Any) -> float | None:
+    if value is not None and not isinstance(value, int | float):
+        raise MalformedError(f"{value!r:.80} is no number")
+    try:
+        return None if value is None else float(value)
+    except OverflowError as error:
+        raise MalformedError("a number is too large") from error
+
+
+def _text(value: Any) -> str | None:
+    if value is not None and type(value) is not str:
+        raise MalformedError(f"{value!r:.80} is no text")
+    return value
+
+
+def _unify(tables: list[pa.Table]) -> pa.Table:
+    """Concatenate tables; a column that is text in one of them is text in all."""
+    text = {field.name for table in tables for field in table.schema if pa.types.is_string(field.type)}
+    casted = [
+        table.cast(
+            pa.schema([pa.field(f.name, pa.string() if f.name in text else f.type) for f in table.schema]),
+        )
+        for table in tables
+    ]
+    return pa.concat_tables(casted, promote_options="default").combine_chunks()

@@ -1,0 +1,61 @@
+"""Reads the body of a label event: what became of predictions.
+
+The collector refuses a body that has a fault; the log may still hold some from before it did.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import NamedTuple
+
+import orjson
+
+from kubeloop import moments
+from kubeloop.payloads.segments import micros
+
+
+class Label(NamedTuple):
+    """What became of one prediction; `observed_at` in microseconds since 1970."""
+
+    event_id: str
+    label: int
+    observed_at: int
+
+
+_MOST_US = moments.MOST // timedelta(microseconds=1)
+
+
+def early(told: Sequence[Label], received_at: int) -> list[str]:
+    """Return what is wrong with labels that were observed long after they came; `received_at` as `observed_at`.
+
+    The label observed last counts, so one from a clock that is years ahead could never be corrected.
+    """
+    return [
+        f"label of {label.event_id!r:.80}: observed_at lies more than an hour in the future; set the sender's clock"
+        for label in told
+        if label.observed_at > received_at + _MOST_US
+    ]
+
+
+def read(body: bytes) -> tuple[list[Label], list[str]]:
+    """Return the labels of `{"labels": [{"event_id": "a", "label": 1, "observed_at": "2013-04-01T12:00:00Z"}]}`.
+
+    Returns:
+        The labels that can be read, and for each that cannot, or for a body without labels, what is wrong.
+    """
+    try:
+        items = orjson.loads(body)["labels"]
+        if type(items) is not list:
+            raise TypeError("labels is no list")
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        return [], [f"the label event has no list of labels ({error})"]
+    found: list[Label] = []
+    faults: list[str] = []
+    for item in items:
+        try:
+            event_id, label = item["event_id"], item["label"]
+            if type(event_id) is not str or not event_id or label not in (0, 1):
+                raise ValueError("it needs a text event_id and a label 0 or 1")
+            found.append(Label(event_id, int(label), micros(item["observed_at"])))
+        except (KeyError, TypeError, ValueError) as error:
+            faults.append(f"a label is malformed: {item!r:.80} ({type(error).__name__}: {error})")
+    return found, faults

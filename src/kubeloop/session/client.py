@@ -1,0 +1,116 @@
+"""A client of the inference service: rows in, probabilities out, over the Open Inference Protocol."""
+
+import json
+from datetime import datetime
+from typing import Any
+
+import httpx
+
+from kubeloop.config import Loop, Settings, instant, past
+from kubeloop.errors import KubeloopError
+from kubeloop.features import online
+from kubeloop.monitoring.store import Store
+from kubeloop.session import services
+
+
+class RequestError(KubeloopError):
+    """The rows or the service's answer are not right; the message says what is expected."""
+
+    lasting = True
+
+
+class SilentError(RequestError):
+    """The service does not answer."""
+
+    lasting = False
+
+
+def predict(loop: Loop, settings: Settings, text: str, at: str | None = None) -> dict[str, Any]:
+    """Ask the running inference service.
+
+    Args:
+        loop: the use case.
+        settings: where the services are.
+        text: JSON, one object or a list of them: the entity keys and request-time fields of each row.
+        at: moment of the prediction, ISO 8601. Left out, it is now, or where the loop's replay stands.
+
+    Returns:
+        `probability`, one a row, the model `version` that gave them, and a `note` on what they rest on, mostly None.
+
+    Raises:
+        ServiceError: no service is up.
+        RequestError: the rows are not what the service takes, or the moment would end the replay's windows.
+    """
+    base = f"{services.address(settings, 'node')}/v2/models/{loop.name}"
+    now = present(loop, settings)
+    moment = _moment(loop, settings, at, now)
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise RequestError(f"the rows are not valid JSON: {error}") from error
+    rows = given if isinstance(given, list) else [given]
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise RequestError("write one JSON object, or a list of objects, one a prediction")
+    with httpx.Client(timeout=30) as http:
+        try:
+            told = http.get(base)
+            if told.status_code != 200:
+                raise SilentError(f"{loop.name} is not served yet ({told.status_code}); try again in a moment")
+            fields = {item["name"]: item["datatype"] for item in told.json()["inputs"]}
+            missing = sorted({name for name in fields for row in rows if name not in row})
+            if missing:
+                wanted = ", ".join(f"{name} ({'text' if kind == 'BYTES' else kind})" for name, kind in fields.items())
+                raise RequestError(f"a row lacks {', '.join(missing)}; each row needs {wanted}")
+            body: dict[str, Any] = {
+                "inputs": [
+                    {"name": name, "datatype": kind, "shape": [len(rows)], "data": [row[name] for row in rows]}
+                    for name, kind in fields.items()
+                ]
+            }
+            if moment:
+                body["parameters"] = {"event_time": moment}
+            answer = http.post(f"{base}/infer", json=body)
+        except httpx.HTTPError as error:
+            raise SilentError(f"the inference service does not answer: {error}") from error
+    if answer.status_code != 200:
+        raise RequestError(f"the inference service says: {answer.json().get('error', answer.text)}")
+    content = answer.json()
+    note = None
+    if at and now and instant(at) < now:
+        note = f"features that became known after --at are missing; the online store stands at {now:%Y-%m-%d %H:%M} UTC"
+    return {"probability": content["outputs"][0]["data"], "version": content.get("model_version"), "note": note}
+
+
+def present(loop: Loop, settings: Settings) -> datetime | None:
+    """Return the moment at which a loop with a replay stands on this machine; None for a loop that lives now."""
+    if loop.replay is None:
+        return None
+    return online.stands(settings.features) or loop.replay.train_to
+
+
+def _moment(loop: Loop, settings: Settings, at: str | None, now: datetime | None) -> str | None:
+    """Return the event time to send.
+
+    The monitor's clock is the newest event time, so a prediction for a moment that the replay has not reached would
+    close windows that are still filling, and what the replay sends later would be late.
+    """
+    if at is not None:
+        past(at)
+    if loop.replay is None or now is None:
+        return at
+    if at is None:
+        return now.isoformat()
+    if instant(at) > now and not _over(loop, settings):
+        raise RequestError(
+            f"the replay stands at {now:%Y-%m-%d %H:%M} UTC, and a prediction for a later moment would end its windows "
+            "early; leave --at out, or let `kubeloop run` go on first"
+        )
+    return at
+
+
+def _over(loop: Loop, settings: Settings) -> bool:
+    """Return whether the monitor's clock has reached the replay's end."""
+    store = Store(settings.monitor_db)
+    watermark = store.progress(loop.name).watermark
+    store.close()
+    return loop.replay is not None and watermark is not None and watermark >= loop.replay.until

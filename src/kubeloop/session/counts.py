@@ -1,0 +1,135 @@
+"""What a run keeps over its sessions beside the logs and stores: above all, what its clients were answered.
+
+Every answer is noted as it arrives, in a file that is only appended to. A session that ends by itself adds its notes
+up. One that was cut off is settled when the next begins: what the log holds and the clients did not note counts as
+served, since they were stopped between answer and note; what they noted and the log lacks died with the services, and
+counts as dropped. Both count as `uncertain`: only for the others do log and clients count independently.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from kubeloop.config import Settings
+from kubeloop.stores import kept
+
+_FRESH = {
+    "sessions": 0,
+    "open": False,
+    "replay_s": 0.0,
+    "served": 0,
+    "errors": 0,
+    "dropped": 0,
+    "uncertain": 0,
+}
+
+
+@dataclass
+class Memory:
+    """The counts of `session.json`, and the notes of the session under way beside it.
+
+    Counts are of predictions: `served` those the clients got, `errors` those they got an error for, `dropped` those
+    that the payload log is known to lack, `uncertain` those that were settled after a session was cut off.
+    """
+
+    path: Path
+    content: dict[str, Any]
+
+    @classmethod
+    def open(cls, settings: Settings, *, fast: bool) -> Self:
+        """Read what earlier sessions left, or begin with nothing."""
+        path = settings.state / "session.json"
+        return cls(path, kept.loads(path) if path.is_file() else {"fast": fast, **_FRESH})
+
+    @property
+    def known(self) -> bool:
+        """Whether this kubeloop can read the counts; an older one kept others."""
+        return self.content.keys() >= _FRESH.keys()
+
+    def begin(self, logged: Iterable[str]) -> int:
+        """Settle a session that was cut off and begin the next; return how many predictions that made uncertain.
+
+        Args:
+            logged: the replayed events whose prediction is in the payload log, all of it.
+        """
+        held = frozenset(logged)
+        unsettled = self._settle(held) if self.content["open"] else 0
+        self.content |= {"open": True, "logged": len(held), "began": time.time()}
+        self.content["sessions"] += 1
+        self._save()
+        self._tidy()
+        return unsettled
+
+    def note(self, events: Sequence[str], *, answered: bool) -> None:
+        """Keep what came of a request; what is noted outlives a kill of this process."""
+        line = json.dumps({"answered" if answered else "failed": list(events)}) + "\n"
+        file = os.open(self._notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(file, line.encode())
+        finally:
+            os.close(file)
+
+    def end(self, replay_s: float, dropped: int, latency_ms: dict[str, float] | None) -> None:
+        """Add up a session that ended by itself.
+
+        Args:
+            replay_s: how long it replayed.
+            dropped: predictions that the services count as lost for the payload log.
+            latency_ms: of `Progress.measured`; None when there were no requests.
+        """
+        answered, failed = self._read()
+        self._add(replay_s, answered, failed, dropped)
+        if latency_ms is not None:
+            self.content["latency_ms"] = latency_ms
+        self._save()
+        self._tidy()
+
+    def _settle(self, logged: frozenset[str]) -> int:
+        answered, failed = self._read()
+        lost = sum(1 for event in answered if event not in logged)
+        # An event is asked for only when the log lacks it, so what the log has gained is of that session.
+        gained: int = len(logged) - self.content["logged"]
+        found = max(0, gained - sum(1 for event in answered + failed if event in logged))
+        lasted = self._notes.stat().st_mtime - self.content["began"] if self._notes.is_file() else 0.0
+        self._add(max(0.0, lasted), answered, failed, lost)
+        self.content["served"] += found
+        self.content["uncertain"] += lost + found
+        return lost + found
+
+    def _add(self, replay_s: float, answered: list[str], failed: list[str], dropped: int) -> None:
+        self.content["open"] = False
+        self.content["replay_s"] += replay_s
+        self.content["served"] += len(answered)
+        self.content["errors"] += len(failed)
+        self.content["dropped"] += dropped
+
+    @property
+    def _notes(self) -> Path:
+        return self.path.with_name(f"answers-{self.content['sessions']}.jsonl")
+
+    def _read(self) -> tuple[list[str], list[str]]:
+        """Return the events of this session that were answered, and those that failed."""
+        answered: list[str] = []
+        failed: list[str] = []
+        for line in self._notes.read_text().splitlines() if self._notes.is_file() else ():
+            try:
+                note = json.loads(line)
+            except ValueError:
+                # A kill of the whole machine may cut the last line off.
+                continue
+            answered += note.get("answered", [])
+            failed += note.get("failed", [])
+        return answered, failed
+
+    def _tidy(self) -> None:
+        """Remove notes that are added up already."""
+        for path in self.path.parent.glob("answers-*.jsonl"):
+            if path != self._notes or not self.content["open"]:
+                path.unlink()
+
+    def _save(self) -> None:
+        kept.replace(self.path, kept.dumps(self.content))

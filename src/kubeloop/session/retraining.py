@@ -1,0 +1,74 @@
+"""Retrain by hand: one run of the training pipeline, through the ledger like any other."""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+from kubeloop import access, features
+from kubeloop.config import Loop, Settings, past
+from kubeloop.session import requests, services
+from kubeloop.session import run as session
+from kubeloop.steps import stages
+
+
+def run(
+    loop: Loop,
+    settings: Settings,
+    environment: Mapping[str, str],
+    say: Callable[[str], None],
+    *,
+    reason: str,
+    as_of: str | None,
+) -> dict[str, Any]:
+    """Run the training pipeline once, through the ledger, and return the run's record.
+
+    The same moment, data, features, configuration and reason are one run: asked for again, the one that goes on is
+    followed, and a verdict is told again. A run that failed is started anew.
+
+    It uses the services that are up, or starts them for the time of the run.
+
+    Args:
+        loop: the use case.
+        settings: the place.
+        environment: variables for the services, beside the settings.
+        say: is told what happens.
+        reason: kept with the version.
+        as_of: moment whose knowledge to use, ISO 8601; the newest label in the raw data when left out.
+    """
+    session.prepare(loop, settings, say)
+    moment = past(as_of) if as_of else newest_label(loop, settings)
+    repo = stages.digest(settings.home / loop.features.repo)
+    what = "\n".join((reason, loop.digest(), repo, stages.digest(settings.raw)))
+    episode = f"manual-{moment:%Y%m%dT%H%M%S}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
+    with contextlib.ExitStack() as stack:
+        try:
+            trigger, check = services.address(settings, "trigger"), _nothing
+        except services.ServiceError:
+            own = stack.enter_context(services.Services(loop, settings, environment, say))
+            own.start_all((loop.replay.train_to if loop.replay else moment).isoformat())
+            session.resume_serving(loop, settings, say)
+            trigger, check = own.url("trigger"), own.check
+        name = requests.request(trigger, loop, episode, moment, reason, access.header(settings.token_file))
+        if requests.record(trigger, name)["outcome"]:
+            say(f"Run {name} has answered this already: nothing changed since. Another --reason makes another run.")
+        else:
+            say(f"Run {name} with what was known on {moment:%Y-%m-%d %H:%M}.")
+        return requests.follow(settings, trigger, name, say, check)
+
+
+def _nothing() -> None:
+    """Services that others started are theirs to look after."""
+
+
+def newest_label(loop: Loop, settings: Settings) -> datetime:
+    """Return the moment at which the newest label of the raw data was known.
+
+    Raises:
+        session.SessionError: no event has a label.
+    """
+    moment = features.newest_label(settings.home / loop.features.repo, settings.raw)
+    if moment is None:
+        raise session.SessionError("no event has a label yet; give --as-of once there are labels")
+    return moment

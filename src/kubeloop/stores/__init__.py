@@ -1,0 +1,1 @@
+"""Where things are kept: files, a bucket, a database."""

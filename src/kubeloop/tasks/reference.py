@@ -1,0 +1,324 @@
+"""What a model version remembers of its training data, so that live traffic can be held against it."""
+
+import hashlib
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from kubeloop.errors import KubeloopError
+from kubeloop.stores import kept
+from kubeloop.tasks.intervals import Estimate
+
+Floats = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.int32]
+Kind = Literal["numeric", "categorical"]
+Column = Sequence[Any] | npt.NDArray[Any]
+
+ABSENT = -1
+"""Code of a categorical value that is missing, or that training never saw."""
+
+OTHER = "\x00other"
+"""The last category of a feature with many: all values that are not among the most frequent, or that are new."""
+MOST_CATEGORIES = 100
+"""Categories that drift is looked for in. Where 5,000 follow Zipf's law, 27 % of windows of 150 rows without drift have
+a p-value below 0.01, and 2 % once all but these are one."""
+
+_FORMAT = 2
+_TOML = "reference.toml"
+_AUC = ("auc", "auc_low", "auc_high")
+_ARRAYS = ("numeric", "categorical", "score")
+
+
+class ReferenceError(KubeloopError, ValueError):
+    """A reference is damaged, or data do not fit it; the message says which part and what to do."""
+
+    lasting = True
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """A seeded sample of the training rows, with what is needed to read them.
+
+    Attributes:
+        numeric_names: names of the Fn numeric features, in the order of `numeric`.
+        categorical_names: names of the Fc categorical features, in the order of `categorical`.
+        categories: for each categorical feature its known values; a code is the index into them. Of many, the most
+            frequent ones and `OTHER`.
+        numeric: [n, Fn] float32, NaN where missing.
+        categorical: [n, Fc] int32 codes, -1 (`ABSENT`) where missing or not among the categories.
+        score: [s] float32, the model's probability on the hold-out; s need not be n.
+        importance: share of the model's importance by feature; not negative, sums to 1.
+        auc: area under the ROC curve on the hold-out with its 95 % interval, None when unknown; a reference from
+            before intervals were kept has one without length.
+        rows: training rows before sampling.
+        trained_from: first moment of the training window, ISO 8601.
+        trained_to: end of the training window, ISO 8601.
+        model_version: the registered version, None before registration.
+
+    Raises:
+        ReferenceError: the parts contradict each other.
+    """
+
+    numeric_names: tuple[str, ...]
+    categorical_names: tuple[str, ...]
+    categories: dict[str, tuple[str, ...]]
+    numeric: Floats
+    categorical: Codes
+    score: Floats
+    importance: dict[str, float]
+    auc: Estimate | None
+    rows: int
+    trained_from: str
+    trained_to: str
+    model_version: str | None = None
+
+    def __post_init__(self) -> None:
+        names = self.names
+        if len(set(names)) != len(names):
+            raise ReferenceError(f"feature names repeat: {sorted(names)}; give each feature one name and one kind")
+        if set(self.categories) != set(self.categorical_names):
+            raise ReferenceError("categories must name exactly the categorical features")
+        for name, array, dtype, width in (
+            ("numeric", self.numeric, np.float32, len(self.numeric_names)),
+            ("categorical", self.categorical, np.int32, len(self.categorical_names)),
+        ):
+            if array.dtype != dtype or array.ndim != 2 or array.shape[1] != width:
+                found = f"{array.dtype} {array.shape}"
+                raise ReferenceError(f"{name} must be {np.dtype(dtype)} [rows, {width}], not {found}; train again")
+        if len(self.numeric) != len(self.categorical):
+            raise ReferenceError(f"{len(self.numeric)} numeric but {len(self.categorical)} categorical rows")
+        if self.score.dtype != np.float32 or self.score.ndim != 1:
+            raise ReferenceError(f"score must be float32 [rows], not {self.score.dtype} {self.score.shape}")
+        sizes = np.array([len(self.categories[name]) for name in self.categorical_names], dtype=np.int32)
+        if ((self.categorical < ABSENT) | (self.categorical >= sizes)).any():
+            raise ReferenceError("a categorical code lies outside its categories; train again")
+        shares = [self.importance.get(name, -1.0) for name in names]
+        if len(self.importance) != len(names) or not all(share >= 0 for share in shares):
+            raise ReferenceError("importance must give every feature, and nothing else, a share that is not negative")
+        if names and abs(sum(shares) - 1) > 1e-6:
+            raise ReferenceError(f"importance sums to {sum(shares):g}, not 1")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All features: the numeric, then the categorical ones."""
+        return self.numeric_names + self.categorical_names
+
+    def encode(self, columns: Mapping[str, Column]) -> tuple[Floats, Codes]:
+        """Read a window's columns the way the reference reads its own.
+
+        Args:
+            columns: one column of m values a feature; None or NaN is missing; other columns are ignored.
+
+        Returns:
+            numeric [m, Fn] float32 and categorical [m, Fc] int32.
+
+        Raises:
+            ReferenceError: a feature is absent, a value is no number, or the columns differ in length.
+        """
+        return _encode(columns, self.numeric_names, self.categorical_names, self.categories)
+
+    def save(self, folder: Path) -> None:
+        """Write reference.toml and three .npy files into the folder, making it if need be.
+
+        The TOML file comes last, so that an interrupted save cannot be loaded.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _ARRAYS:
+            np.save(folder / f"{name}.npy", getattr(self, name), allow_pickle=False)
+        digests = {name: _digest(folder / f"{name}.npy") for name in _ARRAYS}
+        (folder / _TOML).write_text(kept.seal(_toml(self, digests)), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Reference":
+        """Read what `save` wrote.
+
+        Raises:
+            ReferenceError: a file is missing or damaged, or the files contradict each other.
+        """
+        try:
+            head = tomllib.loads(kept.unseal(folder / _TOML))
+            for name, told in head.get("sha256", {}).items():
+                if _digest(folder / f"{name}.npy") != told:
+                    raise ReferenceError(f"{folder / name}.npy is damaged; restore it, or train the model again")
+            arrays = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in _ARRAYS}
+            if not 1 <= head["format"] <= _FORMAT:
+                raise ReferenceError(
+                    f"format {head['format']} is not {_FORMAT} or older; use the kubeloop that trained the model"
+                )
+            return cls(
+                numeric_names=tuple(head["numeric"]),
+                categorical_names=tuple(head["categorical"]),
+                categories={name: tuple(values) for name, values in head["categories"].items()},
+                importance={name: float(share) for name, share in head["importance"].items()},
+                auc=Estimate(*(head.get(key, head["auc"]) for key in _AUC)) if "auc" in head else None,
+                rows=int(head["rows"]),
+                trained_from=str(head["trained_from"]),
+                trained_to=str(head["trained_to"]),
+                model_version=head.get("model_version"),
+                **arrays,
+            )
+        except FileNotFoundError as error:
+            raise ReferenceError(f"{error.filename} does not exist; train the model again to make it") from error
+        except KeyError as error:
+            raise ReferenceError(f"{folder / _TOML} lacks {error}; train the model again to make it") from error
+        except kept.DamagedError as error:
+            raise ReferenceError(f"{error}; restore it, or train the model again") from error
+        except (ValueError, TypeError, AttributeError, EOFError, OSError) as error:
+            raise ReferenceError(f"the reference in {folder} cannot be read: {error}") from error
+
+
+def build(
+    columns: Mapping[str, Column],
+    kinds: Mapping[str, Kind],
+    score: Column,
+    importance: Mapping[str, float],
+    auc: Estimate | None,
+    *,
+    trained_from: str,
+    trained_to: str,
+    model_version: str | None = None,
+    max_rows: int = 10_000,
+    seed: int = 7,
+) -> Reference:
+    """Make a reference from training columns.
+
+    Args:
+        columns: one column of n values a feature; None or NaN is missing; columns not in `kinds` are ignored.
+        kinds: kind of each feature; its order becomes the order within each kind.
+        score: the model's probabilities on the hold-out; sampled to `max_rows` on its own.
+        importance: importance of some or all features on any scale; scaled to sum to 1 (equal when all are 0).
+        auc: hold-out AUC with its interval.
+        trained_from: first moment of the training window, ISO 8601.
+        trained_to: end of the training window, ISO 8601.
+        model_version: the registered version, where it is known already.
+        max_rows: rows to keep; sampled without replacement, in their order.
+        seed: of the sample.
+
+    Raises:
+        ReferenceError: a column is absent or cannot be read, or the importance names an unknown feature.
+    """
+    numeric_names = tuple(name for name, kind in kinds.items() if kind == "numeric")
+    categorical_names = tuple(name for name, kind in kinds.items() if kind == "categorical")
+    unknown = set(importance) - set(kinds)
+    if unknown:
+        raise ReferenceError(f"importance names {sorted(unknown)}, which are no features of this model")
+    categories = {name: _frequent(_texts(_column(columns, name))) for name in categorical_names}
+    numeric, categorical = _encode(columns, numeric_names, categorical_names, categories)
+    scores = _numbers("score", score)
+    rng = np.random.default_rng(seed)
+    rows = _sample(rng, len(numeric), max_rows)
+    weights = {name: float(importance.get(name, 0.0)) for name in numeric_names + categorical_names}
+    total = sum(weights.values())
+    return Reference(
+        numeric_names=numeric_names,
+        categorical_names=categorical_names,
+        categories=categories,
+        numeric=numeric[rows],
+        categorical=categorical[rows],
+        score=scores[_sample(rng, len(scores), max_rows)],
+        importance={name: weight / total if total else 1 / len(weights) for name, weight in weights.items()},
+        auc=auc,
+        rows=len(numeric),
+        trained_from=trained_from,
+        trained_to=trained_to,
+        model_version=model_version,
+    )
+
+
+def _sample(rng: np.random.Generator, rows: int, most: int) -> npt.NDArray[np.int64]:
+    if rows <= most:
+        return np.arange(rows)
+    return np.sort(rng.choice(rows, most, replace=False))
+
+
+def _column(columns: Mapping[str, Column], name: str) -> Column:
+    if name not in columns:
+        raise ReferenceError(f"the data have no column {name!r}, which the model reads")
+    return columns[name]
+
+
+def _numbers(name: str, column: Column) -> Floats:
+    try:
+        # A number too large for float32 becomes infinite: still a value, and the largest one.
+        with np.errstate(over="ignore"):
+            return np.asarray(column, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ReferenceError(f"numeric feature {name!r} holds a value that is no number: {error}") from error
+
+
+def _texts(column: Column) -> list[str | None]:
+    values = column.tolist() if isinstance(column, np.ndarray) else column
+    # NaN, pandas' mark for a missing text, is the one value that differs from itself.
+    return [
+        value if isinstance(value, str) else None if value is None or value != value else str(value) for value in values
+    ]
+
+
+def _frequent(texts: Sequence[str | None]) -> tuple[str, ...]:
+    counts = Counter(text for text in texts if text is not None)
+    if len(counts) <= MOST_CATEGORIES:
+        return tuple(sorted(counts))
+    most = sorted(counts, key=lambda text: (-counts[text], text))[:MOST_CATEGORIES]
+    return (*sorted(set(most) - {OTHER}), OTHER)
+
+
+def _encode(
+    columns: Mapping[str, Column],
+    numeric_names: tuple[str, ...],
+    categorical_names: tuple[str, ...],
+    categories: Mapping[str, tuple[str, ...]],
+) -> tuple[Floats, Codes]:
+    lengths = {len(_column(columns, name)) for name in numeric_names + categorical_names}
+    if len(lengths) > 1:
+        raise ReferenceError(f"the columns differ in length: {sorted(lengths)}")
+    rows = lengths.pop() if lengths else 0
+    numeric = np.empty((rows, len(numeric_names)), dtype=np.float32)
+    for index, name in enumerate(numeric_names):
+        values = _numbers(name, columns[name])
+        if values.ndim != 1:
+            raise ReferenceError(f"numeric feature {name!r} has shape {values.shape}; give one value a row")
+        numeric[:, index] = values
+    categorical = np.empty((rows, len(categorical_names)), dtype=np.int32)
+    for index, name in enumerate(categorical_names):
+        codes = {text: code for code, text in enumerate(categories[name])}
+        new = codes.get(OTHER, ABSENT)
+        categorical[:, index] = [ABSENT if text is None else codes.get(text, new) for text in _texts(columns[name])]
+    return numeric, categorical
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _toml(reference: Reference, digests: Mapping[str, str]) -> str:
+    # An older monitor would take other values for missing ones; what has none it can read.
+    needed = _FORMAT if any(OTHER in values for values in reference.categories.values()) else 1
+    lines = [f"format = {needed}", f"rows = {reference.rows}"]
+    if reference.auc is not None:
+        lines += [f"{key} = {float(value)!r}" for key, value in zip(_AUC, reference.auc, strict=True)]
+    lines += [f"{key} = {_quote(getattr(reference, key))}" for key in ("trained_from", "trained_to")]
+    if reference.model_version is not None:
+        lines.append(f"model_version = {_quote(reference.model_version)}")
+    lines += [f"numeric = {_array(reference.numeric_names)}", f"categorical = {_array(reference.categorical_names)}"]
+    lines += ["", "[sha256]", *(f"{name} = {_quote(digest)}" for name, digest in digests.items())]
+    lines += ["", "[importance]"]
+    lines += [f"{_quote(name)} = {float(share)!r}" for name, share in reference.importance.items()]
+    lines += ["", "[categories]"]
+    lines += [f"{_quote(name)} = {_array(values)}" for name, values in reference.categories.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _array(values: tuple[str, ...]) -> str:
+    return f"[{', '.join(map(_quote, values))}]"
+
+
+def _quote(text: str) -> str:
+    # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

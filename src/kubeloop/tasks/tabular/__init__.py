@@ -1,0 +1,1 @@
+"""Models of tables: one row in, one probability out."""

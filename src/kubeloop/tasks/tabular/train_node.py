@@ -1,0 +1,113 @@
+"""One node of a TrainJob: `python -m kubeloop.tasks.tabular.train_node --job NAME` trains its share of the rows."""
+
+import argparse
+import contextlib
+import io
+import logging
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from kubeloop import config, errors, failures, names
+from kubeloop.config import Loop, Node
+from kubeloop.errors import KubeloopError
+from kubeloop.failures import Failure
+from kubeloop.stores.bucket import Bucket
+from kubeloop.tasks.tabular import export, model_folder, training
+from kubeloop.tasks.tabular.training import Network
+
+PORT = 12400
+_RESOLVE_S = 1800.0
+
+log = logging.getLogger("kubeloop.tasks.tabular.train_node")
+
+
+class NodeError(KubeloopError):
+    """This node cannot take part; the message says why."""
+
+    lasting = True
+
+
+class AbsentError(NodeError):
+    """Another node did not come."""
+
+    lasting = False
+
+
+def hosts(node: Node) -> list[str]:
+    """Return the host names of all nodes: Kubeflow Trainer numbers them after the first one's, `…-0.…`.
+
+    Raises:
+        NodeError: the first one's name is of another form.
+    """
+    head, dot, tail = node.first.partition(".")
+    stem, dash, number = head.rpartition("-")
+    if number != "0" or not dash:
+        raise NodeError(f"the first node is called {node.first!r}, which does not end in -0; use another runtime")
+    return [f"{stem}-{rank}{dot}{tail}" for rank in range(node.nodes)]
+
+
+def meet(node: Node) -> Network:
+    """Return the machines that train together, once the name of each is known.
+
+    Raises:
+        AbsentError: a node did not come.
+    """
+    machines, deadline = [], time.monotonic() + _RESOLVE_S
+    for host in hosts(node) if node.nodes > 1 else ["localhost"]:
+        while True:
+            with contextlib.suppress(OSError):
+                machines.append(f"{socket.gethostbyname(host)}:{PORT}")
+                break
+            if time.monotonic() > deadline:
+                raise AbsentError(f"{host} is not known after {_RESOLVE_S:g} s; see why its pod does not start")
+            time.sleep(1)
+    return Network(tuple(machines), node.rank)
+
+
+def train(bucket: Bucket, job: str, network: Network) -> None:
+    """Train what lies under the job's name; the first node writes the model folder beside it.
+
+    Raises:
+        NodeError: the job's data are not in the bucket.
+        BucketError: the store does not answer.
+    """
+    place = names.job(job)
+    text, rows = bucket.get(f"{place}/loop.json"), bucket.get(f"{place}/training.parquet")
+    if text is None or rows is None:
+        raise NodeError(f"{bucket.root}/{place} holds no job; the training step puts it there")
+    loop = Loop.parse(text.decode())
+    learn, holdout = training.split(training.read(io.BytesIO(rows)), loop.training.holdout)
+    log.info("node %d of %d trains its share of %d rows", network.rank, len(network.machines), len(learn))
+    fitted = training.fit(learn, loop.training, metric=loop.gates.metric, network=network)
+    if network.rank == 0:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "model"
+            model_folder.write(folder, fitted, export.to_onnx(fitted), learn, holdout, name=loop.name)
+            bucket.push(folder, f"{place}/model")
+        log.info("the model is in %s/%s/model", bucket.root, place)
+
+
+def main() -> None:
+    """Take part, and leave."""
+    parser = argparse.ArgumentParser(prog="python -m kubeloop.tasks.tabular.train_node", description=__doc__)
+    parser.add_argument("--job", required=True, help="name of the TrainJob; its data lie under it in the bucket")
+    parser.add_argument("--machines", help="address:port of every node, by rank (default: from the TrainJob's names)")
+    args = parser.parse_args()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    with errors.program():
+        settings = config.settings()
+        try:
+            here = config.node()
+            network = Network(tuple(args.machines.split(",")), here.rank) if args.machines else meet(here)
+            train(Bucket.open(settings), args.job, network)
+        except KubeloopError as error:
+            # A TrainJob's status says no more than that a pod failed.
+            failures.keep(settings, f"{names.job(args.job)}/failure.json", Failure.of(error))
+            raise
+
+
+if __name__ == "__main__":
+    main()

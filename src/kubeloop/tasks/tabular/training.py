@@ -1,0 +1,290 @@
+"""Fit a binary classifier on a training set: split by time, encode, search, fit."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from kubeloop import config
+from kubeloop.errors import KubeloopError
+from kubeloop.tasks.tabular import algorithms, encoding, evaluation
+
+EVENT_ID, TIMESTAMP, LABEL = "event_id", "event_timestamp", "label"
+INNER_SHARE = 0.25
+"""Newest share of the training rows on which Optuna's trials are measured."""
+_MEETING_MINUTES = 30
+"""How long the machines wait for each other; a pod may have to wait for a node."""
+
+Progress = Callable[[int, float, algorithms.Parameters], None]
+
+
+class TrainingError(KubeloopError, ValueError):
+    """A model cannot be made from these rows and settings; the message says what to change."""
+
+    lasting = True
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model: encoder and estimator, and what they were made with.
+
+    `importances` has one share a feature and sums to 1. `search` holds the trials, the metric and the best value when
+    Optuna chose the parameters, and is empty otherwise.
+    """
+
+    algorithm: str
+    parameters: algorithms.Parameters
+    encoder: encoding.Encoder
+    estimator: Any
+    importances: dict[str, float]
+    search: dict[str, int | float | str]
+
+    def predict(self, frame: pd.DataFrame) -> npt.NDArray[np.float32]:
+        """Return the probability of class 1 [n] of rows with the feature columns.
+
+        Raises:
+            EncodingError: a feature is missing or cannot be read as its kind.
+        """
+        rows = self.encoder.transform(frame).astype(np.float64)
+        return np.asarray(_probabilities(self.estimator, rows), dtype=np.float32)
+
+    def importance(self) -> dict[str, float]:
+        """Return each feature's share of the model's decisions, largest first; they sum to 1."""
+        return dict(sorted(self.importances.items(), key=lambda item: -item[1]))
+
+
+def read(source: Path | BinaryIO) -> pd.DataFrame:
+    """Read the columns of a training set that a model is made from: moments, labels and features, text as categories.
+
+    Args:
+        source: Parquet, as the stage `build_features` writes it.
+    """
+    file = pq.ParquetFile(source)
+    names = [name for name in file.schema_arrow.names if name != EVENT_ID]
+    texts = [name for name in names if pa.types.is_string(file.schema_arrow.field(name).type)]
+    found: pd.DataFrame = pq.ParquetFile(source, read_dictionary=texts).read(names).to_pandas()
+    return found
+
+
+def newest(path: Path, holdout: timedelta) -> pd.DataFrame:
+    """Read the hold-out of a training set, all columns of it, as `split` cuts it.
+
+    Raises:
+        TrainingError: it holds one class, or a label is not 0 or 1, or a timestamp is missing.
+    """
+    moments = pq.read_table(path, columns=[TIMESTAMP])[TIMESTAMP]
+    _demand_moments(moments.null_count)
+    begin = pa.scalar(pc.max(moments).as_py() - holdout, moments.type)
+    found: pd.DataFrame = pq.read_table(path, filters=pc.field(TIMESTAMP) > begin).to_pandas()
+    _demand_classes(found, "hold-out", holdout, found[TIMESTAMP])
+    return found
+
+
+def split(frame: pd.DataFrame, holdout: timedelta) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Cut a training set into (train, hold-out) by time.
+
+    With `last` the newest event_timestamp, the hold-out is the half-open span (last - holdout, last], the rest trains.
+
+    Raises:
+        TrainingError: a side is empty or holds one class, a label is not 0 or 1, or a timestamp is missing.
+    """
+    _labels(frame, "the training set")
+    moments = pd.to_datetime(frame[TIMESTAMP], utc=True)
+    _demand_moments(int(moments.isna().sum()))
+    late = moments > moments.max() - holdout
+    train, test = frame[~late], frame[late]
+    for part, name in ((train, "training"), (test, "hold-out")):
+        _demand_classes(part, name, holdout, moments)
+    return train, test
+
+
+def _demand_moments(missing: int) -> None:
+    if missing:
+        raise TrainingError(f"{missing} rows have no event_timestamp; leave them out in events.sql")
+
+
+def _demand_classes(part: pd.DataFrame, name: str, holdout: timedelta, moments: "pd.Series[Any]") -> None:
+    reason = evaluation.undefined(_labels(part, f"the {name} part"))
+    if reason:
+        raise TrainingError(
+            f"the {name} part cannot be used: {reason}; change training.window or training.holdout "
+            f"({config.duration_text(holdout)}), the rows span {moments.min()} to {moments.max()}"
+        )
+
+
+def features(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the feature columns: all but event_id, event_timestamp and label."""
+    return frame.drop(columns=[name for name in (EVENT_ID, TIMESTAMP, LABEL) if name in frame])
+
+
+@dataclass(frozen=True)
+class Network:
+    """The machines that train one model together, with LightGBM's own data-parallel learner.
+
+    Attributes:
+        machines: address and port of each, in the order of their ranks.
+        rank: which of them this one is.
+    """
+
+    machines: Sequence[str]
+    rank: int
+
+    def parameters(self) -> algorithms.Parameters:
+        """Return what LightGBM must know."""
+        return {
+            "machines": ",".join(self.machines),
+            "num_machines": len(self.machines),
+            "local_listen_port": int(self.machines[self.rank].rpartition(":")[2]),
+            "tree_learner": "data",
+            "pre_partition": True,
+            "time_out": _MEETING_MINUTES,
+        }
+
+
+def fit(
+    train: pd.DataFrame,
+    training: config.Training,
+    *,
+    metric: str = "auc",
+    progress: Progress | None = None,
+    network: Network | None = None,
+) -> Fitted:
+    """Train a model; the same rows, settings and machine give the same model, bit for bit.
+
+    With `training.trials` > 0, Optuna's seeded TPE sampler (Bergstra et al. 2011) searches the parameters that
+    `training.parameters` leaves open: each trial is trained on the older rows and measured on the newest quarter; the
+    best is then trained on all rows.
+
+    Args:
+        train: a training set ordered by time: event_id, event_timestamp, label, features.
+        training: the settings.
+        metric: what a trial is measured by, usually `gates.metric`.
+        progress: called after each trial with its number, its value of the metric and its parameters.
+        network: the machines that train together, each on its share of the rows; all end with the same model.
+
+    Raises:
+        TrainingError: the rows hold one class, or a label is not 0 or 1.
+        EncodingError: a feature is neither text nor a number.
+        ParameterError: `training.parameters` does not fit the algorithm.
+    """
+    labels = _two_classes(train, "the training rows")
+    parameters = algorithms.settle(training.algorithm, training.parameters)
+    search: dict[str, int | float | str] = {}
+    if training.trials:
+        best, value = _search(train, training, parameters, metric, progress)
+        parameters = {**parameters, **best}
+        search = {"trials": training.trials, "metric": metric, "value": value}
+    encoder, matrix = _encode(train, labels, training)
+    rows = matrix.astype(np.float64)
+    estimator = _fit(rows, labels, training, parameters, network)
+    importances = dict.fromkeys(encoder.columns, 0.0)
+    for name, share in zip(
+        encoder.names, algorithms.importance(training.algorithm, estimator, rows.std(axis=0)), strict=True
+    ):
+        importances[name] += float(share)
+    return Fitted(
+        algorithm=training.algorithm,
+        parameters=parameters,
+        encoder=encoder,
+        estimator=estimator,
+        importances=importances,
+        search=search,
+    )
+
+
+def _encode(
+    frame: pd.DataFrame, labels: npt.NDArray[np.int64], training: config.Training
+) -> tuple[encoding.Encoder, encoding.Matrix]:
+    return encoding.learn(features(frame), labels, native=training.algorithm in algorithms.TAKES_MISSING)
+
+
+def _search(
+    train: pd.DataFrame,
+    training: config.Training,
+    parameters: algorithms.Parameters,
+    metric: str,
+    progress: Progress | None,
+) -> tuple[algorithms.Parameters, float]:
+    import optuna
+
+    cut = int(len(train) * (1 - INNER_SHARE))
+    older, newer = train.iloc[:cut], train.iloc[cut:]
+    y, truth = _two_classes(older, "the older three quarters"), _two_classes(newer, "the newest quarter")
+    encoder, matrix = _encode(older, y, training)
+    rows, unseen = matrix.astype(np.float64), encoder.transform(newer).astype(np.float64)
+
+    def objective(trial: optuna.Trial) -> float:
+        drawn = algorithms.suggest(training.algorithm, trial, training.parameters)
+        estimator = _fit(rows, y, training, {**parameters, **drawn})
+        return evaluation.score(truth, _probabilities(estimator, unseen))[metric]
+
+    def report(_: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        if progress and trial.value is not None:
+            progress(trial.number, trial.value, dict(trial.params))
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        direction="maximize" if evaluation.DIRECTION[metric] > 0 else "minimize",
+        sampler=optuna.samplers.TPESampler(seed=training.seed),
+    )
+    study.optimize(objective, n_trials=training.trials, callbacks=[report])
+    return dict(study.best_params), study.best_value
+
+
+def _fit(
+    rows: algorithms.Rows,
+    labels: npt.NDArray[np.int64],
+    training: config.Training,
+    parameters: algorithms.Parameters,
+    network: Network | None = None,
+) -> algorithms.Estimator:
+    if network is not None and len(network.machines) > 1:
+        share = slice(network.rank, None, len(network.machines))
+        rows, labels = rows[share], labels[share]
+        parameters = {**parameters, **network.parameters()}
+    estimator = algorithms.build(training.algorithm, parameters, seed=training.seed, threads=training.threads)
+    try:
+        with _threads(training.threads):
+            estimator.fit(rows, labels)
+    except (ValueError, TypeError) as error:
+        raise algorithms.ParameterError(f"{training.algorithm} refuses {parameters}: {error}") from error
+    return estimator
+
+
+def _probabilities(estimator: algorithms.Estimator, rows: algorithms.Rows) -> npt.NDArray[np.float64]:
+    return np.asarray(estimator.predict_proba(rows)[:, 1])
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Limit the threads of estimators that take no such parameter (OpenMP and BLAS)."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=count):
+        yield
+
+
+def _labels(frame: pd.DataFrame, what: str) -> npt.NDArray[np.int64]:
+    absent = [name for name in (TIMESTAMP, LABEL) if name not in frame]
+    if absent:
+        raise TrainingError(f"{what} has no column {' and '.join(absent)}; a training set needs both")
+    if not frame[LABEL].isin((0, 1)).all():
+        raise TrainingError(f"{what} has labels other than 0 and 1; keep only rows whose label is known")
+    return frame[LABEL].to_numpy(dtype=np.int64)
+
+
+def _two_classes(frame: pd.DataFrame, what: str) -> npt.NDArray[np.int64]:
+    labels = _labels(frame, what)
+    reason = evaluation.undefined(labels)
+    if reason:
+        raise TrainingError(f"{what} cannot train or measure a model: {reason}; lengthen training.window")
+    return labels
