@@ -16,9 +16,9 @@ import pytest
 from kfp import dsl
 
 from kubeloop import config
+from kubeloop.addresses import ServiceError
 from kubeloop.config import Loop
 from kubeloop.features import online
-from kubeloop.session.services import ServiceError
 from kubeloop.steps import loops, stages
 from kubeloop.tasks.tabular import model_folder
 from tests.components.conftest import Bench

@@ -197,19 +197,18 @@ def ask(url: str, loop: Loop, rows: Any, moment: datetime) -> dict[str, Any]:
 
 
 def test_what_was_served_is_in_the_payload_log(deployed: Any, loop: Loop, as_of: datetime) -> None:
-    from kubeloop import features
+    from kubeloop import addresses, features
     from kubeloop.payloads import table as log
-    from kubeloop.session import services
 
     moment = as_of - timedelta(hours=6)
     rows = features.events(
         deployed.settings.home / "feature_repo", deployed.settings.raw, start=moment, end=moment + timedelta(hours=1)
     )
     answer = ask(deployed.returned["url"], loop, rows, moment)
-    node = services.address(deployed.settings, "node")
+    node = addresses.address(deployed.settings, "node")
     while httpx.get(f"{node}/status", trust_env=False).json()["queued"]:
         pass
-    collector = services.address(deployed.settings, "collector")
+    collector = addresses.address(deployed.settings, "collector")
     event_ids = rows["event_id"].to_pylist()
     told = [
         {"event_id": name, "label": row % 2, "observed_at": as_of.isoformat()} for row, name in enumerate(event_ids)

@@ -381,17 +381,17 @@ def _doctor_or_fail(settings: Settings, *, state: bool = True) -> None:
 @app.command()
 def migrate(folder: Folder = HERE) -> None:
     """Bring the ledger's and the monitor's database to the schema of this version; `kubeloop run` does so itself."""
-    from kubeloop import migrations
+    from kubeloop.session import migration
 
-    for sentence in migrations.upgrade_all(config.settings(folder)):
+    for sentence in migration.upgrade_all(config.settings(folder)):
         _out.print(sentence, soft_wrap=True)
 
 
 def _migrate(settings: Settings) -> None:
     """Migrate databases on a server; files are migrated by those that open them."""
-    from kubeloop import migrations
+    from kubeloop.session import migration
 
-    for _ in migrations.upgrade_all(settings, sqlite=False):
+    for _ in migration.upgrade_all(settings, sqlite=False):
         pass
 
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import httpx
 
+from kubeloop import addresses
 from kubeloop.config import Loop, Settings, instant, past
 from kubeloop.errors import KubeloopError
 from kubeloop.features import online
 from kubeloop.monitoring.store import Store
-from kubeloop.session import services
 
 
 class RequestError(KubeloopError):
@@ -41,7 +41,7 @@ def predict(loop: Loop, settings: Settings, text: str, at: str | None = None) ->
         ServiceError: no service is up.
         RequestError: the rows are not what the service takes, or the moment would end the replay's windows.
     """
-    base = f"{services.address(settings, 'node')}/v2/models/{loop.name}"
+    base = f"{addresses.address(settings, 'node')}/v2/models/{loop.name}"
     now = present(loop, settings)
     moment = _moment(loop, settings, at, now)
     try:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from kubeloop import access, features
+from kubeloop import access, addresses, features
 from kubeloop.config import Loop, Settings, past
 from kubeloop.session import requests, services
 from kubeloop.session import run as session
@@ -44,8 +44,8 @@ def run(
     episode = f"manual-{moment:%Y%m%dT%H%M%S}-{hashlib.sha256(what.encode()).hexdigest()[:8]}"
     with contextlib.ExitStack() as stack:
         try:
-            trigger, check = services.address(settings, "trigger"), _nothing
-        except services.ServiceError:
+            trigger, check = addresses.address(settings, "trigger"), _nothing
+        except addresses.ServiceError:
             own = stack.enter_context(services.Services(loop, settings, environment, say))
             own.start_all((loop.replay.train_to if loop.replay else moment).isoformat())
             session.resume_serving(loop, settings, say)

@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kubeloop import access
+from kubeloop.addresses import ServiceError
 from kubeloop.config import Loop, Settings
 from kubeloop.data import sources
 from kubeloop.errors import KubeloopError
 from kubeloop.session import requests as runs
 from kubeloop.session.counts import Memory
 from kubeloop.session.replay import Addresses, Progress, Replay, Sent, drawn
-from kubeloop.session.services import ServiceError, Services
+from kubeloop.session.services import Services
 from kubeloop.steps import promotion, stages
 from kubeloop.stores import kept
 from kubeloop.trigger.runners import LocalRunner

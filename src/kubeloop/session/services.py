@@ -17,8 +17,9 @@ from typing import IO, Any, Self
 import httpx
 
 from kubeloop import access
+from kubeloop.addresses import ServiceError
 from kubeloop.config import QUIET, Loop, Settings
-from kubeloop.errors import LASTING, PASSING, KubeloopError
+from kubeloop.errors import LASTING, PASSING
 from kubeloop.node.processes import die_with_parent
 from kubeloop.stores import kept
 
@@ -30,26 +31,6 @@ _ASK_S = 30.0
 _TAIL_LINES = 15
 _LAST = ("node", "collector")
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class ServiceError(KubeloopError):
-    """A service is not up or does not come up; the message says what to do."""
-
-    lasting = False
-
-
-def address(settings: Settings, name: str) -> str:
-    """Return the base URL of a service that is up.
-
-    Raises:
-        ServiceError: no such service is up.
-    """
-    if known := {"collector": settings.collector_url, "monitor": settings.monitor_url}.get(name):
-        return known
-    try:
-        return str(access.services(settings.services_file)[name]["url"])
-    except (OSError, KeyError) as error:
-        raise ServiceError(f"no {name} is up; start the services with `kubeloop serve`") from error
 
 
 def _silent(_text: str) -> None:

@@ -101,10 +101,9 @@ def judge(loop: Loop, settings: Settings, until: datetime) -> dict[str, Any]:
         ServiceError: no monitor is up, or it cannot judge now; another attempt may succeed. The message is its own.
         StageError: it refuses what it is asked.
     """
-    from kubeloop import access
-    from kubeloop.session import services
+    from kubeloop import access, addresses
 
-    url = services.address(settings, "monitor").format(loop=loop.name)
+    url = addresses.address(settings, "monitor").format(loop=loop.name)
     # The token is of this machine, and not for a monitor elsewhere.
     login = {} if settings.monitor_url else access.header(settings.token_file)
     try:
@@ -112,9 +111,9 @@ def judge(loop: Loop, settings: Settings, until: datetime) -> dict[str, Any]:
             f"{url}/advance", json={"until": until.isoformat()}, headers=login, timeout=_JUDGE_S, trust_env=False
         )
     except httpx.HTTPError as error:
-        raise services.ServiceError(f"the monitor at {url} does not answer: {error}") from error
+        raise addresses.ServiceError(f"the monitor at {url} does not answer: {error}") from error
     if answer.is_server_error:
-        raise services.ServiceError(f"the monitor judged nothing: {answer.text[:1000]}")
+        raise addresses.ServiceError(f"the monitor judged nothing: {answer.text[:1000]}")
     if answer.is_error:
         raise StageError(f"the monitor judged nothing: {answer.text[:1000]}")
     found: dict[str, Any] = answer.json()

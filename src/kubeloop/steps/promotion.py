@@ -255,12 +255,11 @@ def serve(loop: Loop, settings: Settings, version: "Version") -> "Applied":
     Raises:
         DeliveryError: the version does not become ready.
     """
-    from kubeloop import features
+    from kubeloop import addresses, features
     from kubeloop.delivery import pods
     from kubeloop.delivery.apply import apply
     from kubeloop.delivery.manifest import ModelRef, inference_service
     from kubeloop.models import registry
-    from kubeloop.session import services
 
     here = loop.delivery.applier == "local"
     if not here and settings.feature_registry and settings.online_store:
@@ -270,7 +269,7 @@ def serve(loop: Loop, settings: Settings, version: "Version") -> "Applied":
     manifest = inference_service(
         loop,
         ModelRef(version.version, uri, version.sha256, version.run),
-        logger_url=services.address(settings, "collector"),
+        logger_url=addresses.address(settings, "collector"),
         # A pod finds the feature repo in its image; tables and store are shared.
         feature_dir=settings.features if here else settings.home / loop.features.repo,
     )

@@ -116,7 +116,7 @@ def prepare(engine: sa.Engine, schema: Schema) -> None:
         found = version(connection, schema)
     if found is None or (found < schema.revision and engine.dialect.name == "sqlite"):
         # Alembic is imported there, and only to migrate: what stays up does not carry it.
-        from kubeloop import migrations
+        from kubeloop.stores import migrations
 
         _log.info(migrations.upgrade(engine, schema))
     elif found != schema.revision:

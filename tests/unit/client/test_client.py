@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from kubeloop import config
+from kubeloop.addresses import ServiceError
 from kubeloop.config import Loop, Settings
 from kubeloop.monitoring.store import Store
 from kubeloop.session import client
 from kubeloop.session.client import RequestError
-from kubeloop.session.services import ServiceError
 
 START, UNTIL = datetime(2013, 4, 1, tzinfo=UTC), datetime(2014, 1, 1, tzinfo=UTC)
 MAY = datetime(2013, 5, 5, 12, 30, tzinfo=UTC)

@@ -20,11 +20,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from kubeloop import config, errors, migrations
+from kubeloop import config, errors
 from kubeloop.config import Drift
 from kubeloop.monitoring.schema import MONITOR
 from kubeloop.monitoring.store import Due, Store
-from kubeloop.stores import database
+from kubeloop.session import migration
+from kubeloop.stores import database, migrations
 from kubeloop.stores.database import Schema
 from kubeloop.trigger.ledger import Ledger
 from kubeloop.trigger.store import LEDGER
@@ -65,7 +66,7 @@ def dump(url: str) -> str:
 
 def migrate(url: str) -> list[str]:
     settings = config.settings(Path()).model_copy(update={"ledger_db": url, "monitor_db": url})
-    return list(migrations.upgrade_all(settings))
+    return list(migration.upgrade_all(settings))
 
 
 def ledger(url: str) -> Ledger:
@@ -199,10 +200,10 @@ def command(url: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_the_job_says_what_it_did_and_what_it_waits_for(old: str) -> None:
-    done = command(old, "kubeloop.migrations")
+    done = command(old, "kubeloop.session.migration")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ledger: schema 0001 is now 0002")
-    away = command("postgresql+psycopg://ledger:secret@127.0.0.1:1/ledger", "kubeloop.migrations")
+    away = command("postgresql+psycopg://ledger:secret@127.0.0.1:1/ledger", "kubeloop.session.migration")
     assert away.returncode == errors.PASSING
     assert away.stderr.startswith("the ledger's database does not answer (KUBELOOP_LEDGER_DB): connection")
 

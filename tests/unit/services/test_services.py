@@ -12,10 +12,11 @@ from typing import Any
 import httpx
 import pytest
 
-from kubeloop import access
+from kubeloop import access, addresses
+from kubeloop.addresses import ServiceError
 from kubeloop.config import Loop, Settings
 from kubeloop.session import services
-from kubeloop.session.services import ServiceError, Services
+from kubeloop.session.services import Services
 from kubeloop.stores import kept
 
 COLLECTOR = "kubeloop.payloads.collector"
@@ -53,7 +54,7 @@ def until(condition: Callable[[], Any]) -> None:
 def test_a_service_is_up_until_the_end(demo: Loop, settings: Settings) -> None:
     with Services(demo, settings, os.environ) as running:
         url = collect(running, settings)
-        assert url == running.url("collector") == services.address(settings, "collector")
+        assert url == running.url("collector") == addresses.address(settings, "collector")
         assert url.startswith("http://127.0.0.1:")
         assert httpx.get(f"{url}/status", trust_env=False).status_code == 200
         known = access.services(settings.services_file)
@@ -100,7 +101,7 @@ def test_a_state_folder_has_one_owner(demo: Loop, settings: Settings) -> None:
         collect(running, settings)
         with pytest.raises(ServiceError, match=r"another kubeloop uses .*end it first, or set KUBELOOP_STATE"):
             Services(demo, settings, os.environ).__enter__()
-        assert services.address(settings, "collector")
+        assert addresses.address(settings, "collector")
     with Services(demo, settings, os.environ) as running:
         assert collect(running, settings)
 
@@ -163,14 +164,14 @@ def test_an_unknown_address_is_an_error(settings: Settings, content: str | None)
     if content is not None:
         settings.services_file.write_text(content)
     with pytest.raises(ServiceError, match="no node is up; start the services with `kubeloop serve`"):
-        services.address(settings, "node")
+        addresses.address(settings, "node")
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"node": {}}', '{"node": {"url": "http'])
 def test_addresses_that_are_damaged_are_named(settings: Settings, content: str) -> None:
     settings.services_file.write_text(content)
     with pytest.raises(kept.DamagedError, match=r"services\.json is damaged: .*; remove it; `kubeloop serve`"):
-        services.address(settings, "node")
+        addresses.address(settings, "node")
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])

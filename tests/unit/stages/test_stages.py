@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from kubeloop import __version__, config
+from kubeloop.addresses import ServiceError
 from kubeloop.config import Loop, Settings
 from kubeloop.data import sources
 from kubeloop.models import gates, gates_page, registry
-from kubeloop.session.services import ServiceError
 from kubeloop.steps import promotion, stages
 from kubeloop.tasks.tabular import evaluation, model_folder
 

@@ -2,46 +2,19 @@
 
 A new database is made whole by `database.prepare`. An older one is migrated: on SQLite by whoever opens it, on
 PostgreSQL by `kubeloop run` or `kubeloop migrate` on a laptop, and on a cluster by the chart's Job before an upgrade
-(`python -m kubeloop.migrations`). A migration only adds, since the pods of the old release run until the new ones do.
+(`python -m kubeloop.session.migration`). A migration only adds, since the old release's pods run until the new ones do.
 """
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import sqlalchemy as sa
 
-from kubeloop.config import Settings
 from kubeloop.stores import database
 from kubeloop.stores.database import Schema
 
 _HERE = Path(__file__).parent
-
-
-def upgrade_all(settings: Settings, *, sqlite: bool = True) -> Iterator[str]:
-    """Migrate both databases, and yield a sentence for each.
-
-    Args:
-        settings: the place.
-        sqlite: whether files are migrated as well; those that open them do it too.
-
-    Raises:
-        SchemaError: a database is newer than this kubeloop, or has lost something.
-        AwayError: a database does not answer.
-    """
-    from kubeloop.monitoring import schema as monitor
-    from kubeloop.trigger.store import LEDGER
-
-    for url, schema in ((settings.ledger_db, LEDGER), (settings.monitor_db, monitor.MONITOR)):
-        if url.startswith("sqlite") and not sqlite:
-            continue
-        with database.answering(f"the {schema.name}'s", schema.variable):
-            engine = database.connect(url)
-            try:
-                yield upgrade(engine, schema)
-            finally:
-                engine.dispose()
 
 
 def upgrade(engine: sa.Engine, schema: Schema) -> str:
