@@ -10,7 +10,8 @@ import pytest
 
 WHOLE = (
     *("tests/alerts", "tests/cluster", "tests/components", "tests/e2e", "tests/images", "tests/kfp", "tests/pipelines"),
-    *("tests/spark", "tests/unit/modelling", "tests/unit/report", "tests/unit/scaffold", "tests/unit/validation"),
+    *("tests/spark", "tests/unit/data/validation", "tests/unit/report", "tests/unit/scaffold"),
+    "tests/unit/tasks/tabular",
 )
 """Folders whose tests share fixtures of a session that take long; elsewhere a file stays whole."""
 FIRST = ("tests/images", "tests/e2e", "tests/faults", "tests/pipelines", "tests/hostile", "tests/cluster")

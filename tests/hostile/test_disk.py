@@ -8,7 +8,7 @@ import pytest
 
 from kubeloop.payloads import segments
 from tests import outside
-from tests.unit.collector.conftest import Running
+from tests.unit.payloads.collector.conftest import Running
 
 
 @pytest.fixture

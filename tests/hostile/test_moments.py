@@ -28,7 +28,7 @@ from kubeloop.monitoring.windows import Grid
 from kubeloop.names import DRIFT_EVENT
 from kubeloop.payloads import cloudevents, labels
 from kubeloop.trigger.event import DriftEvent
-from tests.unit.monitor import world
+from tests.unit.monitoring import world
 
 EDGES = [
     "0001-01-01T00:00:00+14:00",

@@ -3,7 +3,7 @@ from pathlib import Path
 from types import ModuleType
 
 # The same small world as the unit tests': its fixtures, loaded by path since tests are no package.
-UNIT = Path(__file__).parents[2] / "unit" / "monitor"
+UNIT = Path(__file__).parents[2] / "unit" / "monitoring"
 
 
 def _load(name: str) -> ModuleType:

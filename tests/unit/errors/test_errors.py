@@ -58,7 +58,8 @@ def test_no_code_knows_errors_by_name(project: Path) -> None:
     ],
 )
 def test_a_program_ends_with_the_sentence_and_the_code(raised: str, code: int, says: str) -> None:
-    program = f"from kubeloop import config, errors; from kubeloop.stores import bucket\nwith errors.program():\n    raise {raised}"
+    imports = "from kubeloop import config, errors; from kubeloop.stores import bucket"
+    program = f"{imports}\nwith errors.program():\n    raise {raised}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (code, says)
 

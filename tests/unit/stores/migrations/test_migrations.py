@@ -210,7 +210,7 @@ def test_the_job_says_what_it_did_and_what_it_waits_for(old: str) -> None:
 
 def test_what_stays_up_does_not_carry_alembic(empty: str) -> None:
     program = (
-        "import sys; from kubeloop.trigger import server as trigger_server; from kubeloop.monitoring import store; "
+        "import sys; from kubeloop.trigger import server; from kubeloop.monitoring import store; "
         "from kubeloop.trigger.store import open_engine; url = sys.argv[1]; open_engine(url); store.Store(url); "
         "print('alembic' in sys.modules)"
     )

@@ -101,7 +101,10 @@ def test_a_login_is_asked_of_everyone_but_probes(tmp_path: Path) -> None:
         assert httpx.get(api).status_code == 401
         assert httpx.get(api, auth=("platform", "guess")).status_code == 401
         assert httpx.get(api, auth=("platform", password)).status_code == 200
-        program = "from kubeloop import config; from kubeloop.models import registry; print(registry.versions(config.settings(), 'flight-delay'))"
+        program = (
+            "from kubeloop import config; from kubeloop.models import registry; "
+            "print(registry.versions(config.settings(), 'flight-delay'))"
+        )
         step = config.inherited() | {"KUBELOOP_MLFLOW_URI": url, "KUBELOOP_STATE": str(tmp_path / "state")}
         login = {"MLFLOW_TRACKING_USERNAME": "platform", "MLFLOW_TRACKING_PASSWORD": password}
         command = [sys.executable, "-c", program]

@@ -13,7 +13,7 @@ from kubeloop.data import sources
 from kubeloop.data.expectations import load
 from kubeloop.data.validation import Report, ValidationFailed, require, validate
 
-HOME = Path(__file__).parents[3]
+HOME = Path(__file__).parents[4]
 LOOP = config.load(HOME / "loop.yaml")
 SUITES = HOME / LOOP.features.repo / "expectations"
 STATION_OUT = (pc.field("origin") == "EWR") & (pc.field("observed_at") > datetime(2013, 4, 17, tzinfo=UTC))
