@@ -1,8 +1,8 @@
-"""Names that others gave and that become part of a path: a request's, a manifest's, an event's, an object's."""
+"""Paths that others name: parts of them (a request's, a manifest's, an event's, an object's), and addresses."""
 
 import re
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from kubeloop.errors import KubeloopError
 
@@ -38,6 +38,14 @@ def inside(folder: Path, *parts: str, what: str = "the name") -> Path:
         PathError: one of them is no name.
     """
     return folder.joinpath(*(part(each, what) for each in parts))
+
+
+def local(address: str) -> Path | None:
+    """Return the path that an address names on this machine: a path, or a file:// URI; None where it is elsewhere."""
+    if "://" not in address:
+        return Path(address)
+    parts = urlsplit(address)
+    return Path(unquote(parts.path)) if parts.scheme == "file" and parts.netloc in ("", "localhost") else None
 
 
 def rehome(uri: str, state: Path) -> str:

@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
-from urllib.parse import unquote, urlparse
 
 import sqlalchemy as sa
 
@@ -100,8 +99,7 @@ class Version:
     @property
     def folder(self) -> Path:
         """The model folder, for a version whose artifacts are on this machine."""
-        parts = urlparse(self.uri)
-        return Path(unquote(parts.path)) if parts.scheme in ("file", "") else Path(self.uri)
+        return paths.local(self.uri) or Path(self.uri)
 
 
 @_asks
@@ -207,8 +205,8 @@ def versions(settings: Settings, name: str) -> list[Version]:
 @_asks
 def folder(settings: Settings, version: Version) -> Path:
     """Return a version's model folder, fetched where its artifacts are not on this machine."""
-    if urlparse(version.uri).scheme in ("file", ""):
-        return version.folder
+    if (here := paths.local(version.uri)) is not None:
+        return here
     import mlflow
 
     mlflow.set_tracking_uri(settings.mlflow_uri)
@@ -225,8 +223,7 @@ def storage_uri(version: Version) -> str:
     Raises:
         RegistryError: MLflow keeps the model where only its own server, or only this machine, can read it.
     """
-    scheme = urlparse(version.uri).scheme
-    if scheme not in _KSERVE_READS:
+    if version.uri.partition("://")[0] not in _KSERVE_READS:
         raise RegistryError(
             f"version {version.version} of {version.name} lies at {version.uri}, which KServe cannot read; start the "
             "MLflow server with --default-artifact-root s3://... and --no-serve-artifacts, and train again"

@@ -5,7 +5,6 @@ import ssl
 from collections.abc import Collection, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import httpx
 
@@ -52,10 +51,10 @@ def folder(uri: str) -> Path:
     Raises:
         VersionError: it is neither a path nor a file:// address.
     """
-    parts = urlsplit(uri)
-    if parts.scheme not in ("", "file"):
+    found = paths.local(uri)
+    if found is None:
         raise VersionError(f"{uri} is not on this machine; mount the model folders and pass --references")
-    return Path(unquote(parts.path) if parts.scheme else uri)
+    return found
 
 
 class Versions:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import unquote, urlsplit
 
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
@@ -197,11 +196,9 @@ def _arguments(where: str, given: Sequence[str], flags: Mapping[str, Check], nam
 
 def _folder(uri: str) -> str:
     """Return the folder that a `file://` URI or an absolute path names."""
-    parts = urlsplit(uri)
-    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
-        return unquote(parts.path)
-    if uri.startswith("/"):
-        return uri
+    found = paths.local(uri)
+    if found is not None and found.is_absolute():
+        return str(found)
     raise ManifestError(
         f"spec.predictor.model.storageUri: {uri!r} is not on this machine; the local node serves an absolute path or "
         "a file:// URI"

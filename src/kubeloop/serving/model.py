@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
+from kubeloop import paths
 from kubeloop.errors import KubeloopError
 from kubeloop.serving.tensors import DTYPES, Array, ProtocolError, TensorSpec, specs_of
 from kubeloop.stores import kept
@@ -148,12 +148,10 @@ def folder_of(location: str | Path) -> Path:
     Raises:
         ModelError: the URI has another scheme.
     """
-    if isinstance(location, Path) or "://" not in location:
-        return Path(location)
-    parts = urlsplit(location)
-    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+    found = paths.local(str(location))
+    if found is None:
         raise ModelError(f"{location} is not on this machine; --model-dir takes a folder or a file:// URI")
-    return Path(unquote(parts.path))
+    return found
 
 
 def _spec(path: Path, tensor: Any) -> TensorSpec:
