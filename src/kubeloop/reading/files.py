@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import tempfile
 import zipfile
@@ -163,11 +164,9 @@ def _workbook(origin: Path, path: Path, read: Read, scratch: Path) -> tuple[Path
         raise FileError(f"{origin} cannot be read: it is no workbook, or protected by a password") from error
     full = [name for name, rows in sheets.items() if len(rows) > 1]
     if read.sheet is not None and read.sheet not in sheets:
-        raise FileError(
-            f"{origin} has no sheet {read.sheet!r}; name one of its sheets with --sheet: {_names(list(sheets))}"
-        )
+        raise FileError(f"{origin} has no sheet {read.sheet!r}; name one of its sheets: {_sheets(list(sheets))}")
     if read.sheet is None and len(full) > 1:
-        raise FileError(f"{origin} has several sheets with data; name one with --sheet: {_names(full)}")
+        raise FileError(f"{origin} has several sheets with data; name one: {_sheets(full)}")
     if read.sheet is None and not full:
         raise FileError(f"{origin} has no sheet with data")
     name = read.sheet or full[0]
@@ -186,6 +185,10 @@ def _workbook(origin: Path, path: Path, read: Read, scratch: Path) -> tuple[Path
 
 def _names(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:20]))
+
+
+def _sheets(names: Sequence[str]) -> str:
+    return " or ".join(f"--sheet {shlex.quote(name)}" for name in names[:20])
 
 
 def _cell(value: Any) -> str:

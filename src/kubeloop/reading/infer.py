@@ -122,7 +122,7 @@ def columns(db: "duckdb.DuckDBPyConnection", opened: "Opened", asked: Asked) -> 
         if chosen:
             _keep(db, column, chosen[0].model_copy(update={"missing": words}), decided)
         else:
-            option = f"--decimal {shlex.quote(f'{column.name}=comma')} or {shlex.quote(f'{column.name}=point')}"
+            option = " or ".join(f"--decimal {shlex.quote(f'{column.name}={style}')}" for style in ("comma", "point"))
             decided.unclear[column.name] = (
                 f"{either_way.example!r} in {column.name!r} could be {' or '.join(either_way.values[:2])}: say which "
                 f"one, such as {option}"
@@ -425,8 +425,8 @@ def either(found: dates.Found, name: str, formats: Sequence[str] = ()) -> str:
     readings = " or ".join(
         f"{moment} ({form})" for moment, form in zip(found.moments[:3], found.formats[:3], strict=True)
     )
-    first, second, *_ = (shlex.quote(f"{name}={form}") for form in formats or found.formats)
-    return f"{found.example!r} in {name!r} could be {readings}: say which one, --date-format {first} or {second}"
+    options = " or ".join(f"--date-format {shlex.quote(f'{name}={form}')}" for form in (formats or found.formats)[:2])
+    return f"{found.example!r} in {name!r} could be {readings}: say which one, {options}"
 
 
 def _time(db: "duckdb.DuckDBPyConnection", column: _Text, reading: Column, zone: str, decided: Decided) -> Column:

@@ -224,20 +224,22 @@ FIRSTS = pd.date_range("2020-01-01", periods=12, freq="MS")
         (
             {"ts": FIRSTS.strftime("%d/%m/%Y")},
             "'01/02/2020' in 'ts' could be 2020-02-01 (%d/%m/%Y) or 2020-01-02 (%m/%d/%Y): say which one, "
-            "--date-format ts=%d/%m/%Y or ts=%m/%d/%Y",
+            "--date-format ts=%d/%m/%Y or --date-format ts=%m/%d/%Y",
         ),
         (
             {"born on": pd.date_range("2024-01-15", periods=12).strftime("%d/%m/%y")},
             "'15/01/24' in 'born on' could be 2024-01-15 (%d/%m/%y) or 2015-01-24 (%y/%m/%d): say which one, "
-            "--date-format 'born on=%d/%m/%y' or 'born on=%y/%m/%d'",
+            "--date-format 'born on=%d/%m/%y' or --date-format 'born on=%y/%m/%d'",
         ),
         (
             {"amount": [f"{place}.{100 + place}" for place in range(1, 13)], "other": 1},
-            "'1.101' in 'amount' could be 1.101 or 1101: say which one, such as --decimal amount=comma or amount=point",
+            "'1.101' in 'amount' could be 1.101 or 1101: say which one, such as --decimal amount=comma or "
+            "--decimal amount=point",
         ),
         (
             {"amount": [f"{place},{100 + place}" for place in range(1, 13)], "other": 1},
-            "'1,101' in 'amount' could be 1.101 or 1101: say which one, such as --decimal amount=comma or amount=point",
+            "'1,101' in 'amount' could be 1.101 or 1101: say which one, such as --decimal amount=comma or "
+            "--decimal amount=point",
         ),
     ],
 )

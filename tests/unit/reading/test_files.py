@@ -210,9 +210,9 @@ def test_what_cannot_be_read_is_one_sentence_with_an_option(
 
 def test_a_workbook_with_several_sheets_asks_for_one(visits: pd.DataFrame, tmp_path: Path, decide: Decide) -> None:
     workbook(tmp_path / "t.xlsx", {"May": _rows(visits), "June": _rows(visits.head(5))})
-    with pytest.raises(FileError, match="several sheets with data; name one with --sheet: 'May', 'June'"):
+    with pytest.raises(FileError, match="several sheets with data; name one: --sheet May or --sheet June"):
         decide(tmp_path / "t.xlsx")
-    with pytest.raises(FileError, match=r"has no sheet 'July'.*--sheet: 'May', 'June'"):
+    with pytest.raises(FileError, match=r"has no sheet 'July'; name one of its sheets: --sheet May or --sheet June"):
         decide(tmp_path / "t.xlsx", read=Read(sheet="July"))
     found, ours = taken_in(tmp_path / "t.xlsx", tmp_path, Read(sheet="June"))
     assert len(found) == 5

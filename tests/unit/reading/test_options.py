@@ -55,7 +55,11 @@ def test_all_that_could_be_read_in_two_ways_is_named_at_once(
     )
     answer = CliRunner().invoke(app, ["init", "visits.csv", *ROLES])
     assert answer.exit_code == errors.LASTING
-    for text in ("--date-format ts=%d/%m/%Y or ts=%m/%d/%Y", "--date-format seen=", "--decimal amount=comma"):
+    for text in (
+        "--date-format ts=%d/%m/%Y or --date-format ts=%m/%d/%Y",
+        "--date-format seen=",
+        "--decimal amount=comma",
+    ):
         assert text in answer.output
     more = ["--date-format", "%d/%m/%Y", "--decimal", "comma", "--exclude", "seen"]
     answer = CliRunner().invoke(app, ["init", "visits.csv", *ROLES, *more])
