@@ -20,7 +20,7 @@ MODEL = (
     "CAgSADpMChkKAXgSC3Byb2JhYmlsaXR5IgdTaWdtb2lkEgFnWhAKAXgSCwoJCAESBQoDEgFuYhoKC3Byb2JhYmlsaXR5EgsKCQgBEgUKAxIBbkIE"
     "CgAQEQ=="
 )
-PROGRAMS = ("monitoring.monitor", "monitoring.mirror", "trigger_server")
+PROGRAMS = ("monitoring.monitor", "payloads.mirror", "trigger.server")
 
 
 @contextlib.contextmanager
@@ -76,7 +76,7 @@ def collect(folder: Path) -> None:
         "ce-endpoint": "default",
     }
     tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [0.0]}
-    with program("monitoring.collector", "--dir", str(folder)) as url:
+    with program("payloads.collector", "--dir", str(folder)) as url:
         assert ask(url, {"inputs": [tensor]}, event)[0] == 202
         ask(f"{url}/flush", {})
     written = [path.name for path in folder.rglob("*") if path.is_file()]
