@@ -184,6 +184,14 @@ def test_a_text_with_many_values_is_a_category_as_long_as_they_repeat(readings: 
     assert {item.column for item in case.left} == {"comment", "mostly"}
 
 
+@pytest.mark.parametrize(("values", "often"), [(250, True), (1000, False)])
+def test_a_key_is_a_feature_as_long_as_its_values_repeat(
+    readings: pd.DataFrame, folder: Path, values: int, often: bool
+) -> None:
+    case, _ = design(readings.assign(dealer=np.arange(len(readings)) % values), folder, keys=("dealer",))
+    assert [(key.name, key.categorical) for key in case.keys] == [("dealer", often)]
+
+
 def test_numbers_that_float32_would_blur_keep_their_meaning(readings: pd.DataFrame, folder: Path) -> None:
     random, rows = np.random.default_rng(4), len(readings)
     days = 20_240_101 + random.integers(0, 28, rows)
