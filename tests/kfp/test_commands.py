@@ -26,7 +26,7 @@ from kubeloop.kubeflow import submission
 from kubeloop.kubeflow.api import Api
 
 NAME = "by-hand-1"
-APP = "from kubeloop.cli import main; main()"
+APP = "from kubeloop.cli.main import main; main()"
 
 
 @pytest.fixture

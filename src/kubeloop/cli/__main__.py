@@ -1,6 +1,6 @@
 """`python -m kubeloop.cli` is `kubeloop`."""
 
-from kubeloop.cli import main
+from kubeloop.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -16,7 +16,7 @@ FULL_MOMENTS, FULL_ROWS = 20_000, 400_000
 """Most moments and rows that a whole replay sends."""
 FAST_MOMENTS, FAST_ROWS = 2_000, 40_000
 """The same for `--fast`: a minute or so."""
-FAST_WINDOWS = 12
+FAST_WINDOWS = 18
 """Most drift windows that `--fast` replays: a retraining takes half a minute, and after each come three of rest."""
 
 _MINUTE, _HOUR, _DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)

@@ -13,7 +13,18 @@ from kubeloop.config import Drift, Gates, Replay, Training, duration
 from kubeloop.models.gates import MIN_BLOCKS
 from kubeloop.scaffold import suites
 from kubeloop.scaffold.table import ScaffoldError
-from kubeloop.scaffold.timing import SCALES, Activity, Scale, Timeline, default_delay, quality, scale, text, timeline
+from kubeloop.scaffold.timing import (
+    FAST_WINDOWS,
+    SCALES,
+    Activity,
+    Scale,
+    Timeline,
+    default_delay,
+    quality,
+    scale,
+    text,
+    timeline,
+)
 
 START = datetime(2024, 3, 1, 7, 13, tzinfo=UTC)
 UNITS = {"day": "D", "hour": "h", "minute": "m"}
@@ -56,7 +67,7 @@ def test_every_plan_holds_together(days: float, moments: int, rows: int, share: 
         return
     assert found.train_from > START - timedelta(days=1)
     assert found.train_from < found.train_to < found.fast_until <= found.until
-    assert found.fast_until - found.train_to <= 12 * found.window, "a first run is for a newcomer"
+    assert found.fast_until - found.train_to <= FAST_WINDOWS * found.window, "a first run is for a newcomer"
     assert found.history >= found.scale.long + found.label_delay + found.scale.step
     assert found.until - found.train_to >= 3 * found.window
     assert 0 < found.fast_sample <= 1
