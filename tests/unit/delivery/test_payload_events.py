@@ -1,5 +1,6 @@
 """The payload log gets what was served, and a collector's troubles stay its own."""
 
+import asyncio
 import json
 import statistics
 import time
@@ -8,6 +9,8 @@ from datetime import datetime
 
 import httpx
 import pytest
+
+from kubeloop.node import payload_events
 
 
 def test_every_prediction_is_one_pair_and_equal_to_what_was_served(kit):
@@ -180,3 +183,22 @@ def test_the_token_goes_to_the_collector_of_the_same_owner_alone(kit):
     other.infer()
     kit.eventually(lambda: len(kit.collector.events) == 4)
     assert not any("authorization" in headers for headers, _ in kit.collector.events[2:])
+
+
+def test_the_first_event_waits_for_those_that_follow_and_for_the_answer(kit, monkeypatch):
+    monkeypatch.setattr(payload_events, "GATHER_S", 0.2)
+
+    async def seen() -> tuple[int, int]:
+        log = payload_events.EventLog(10)
+        log.urls["flights"] = kit.collector.url
+        log.open()
+        # Let the workers wait for something.
+        await asyncio.sleep(0)
+        moment = time.time()
+        log.offer(payload_events.Pair("1", "flights", "n", "default", b"a/b", b"{}", moment, b"{}", moment, 1))
+        await asyncio.sleep(0.1)
+        early = len(kit.collector.events)
+        await log.close(5)
+        return early, len(kit.collector.events)
+
+    assert asyncio.run(seen()) == (0, 2)
