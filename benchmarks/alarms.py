@@ -32,10 +32,10 @@ from kubeloop.monitoring import performance, policy
 from kubeloop.monitoring.detector.builtin import BuiltinDetector
 from kubeloop.monitoring.detector.port import Window
 from kubeloop.monitoring.policy import Episode, Vote
-from kubeloop.scaffold import timing
+from kubeloop.tasks.binary.maker import BinaryMaker
+from kubeloop.tasks.binary.task import BINARY
 from kubeloop.tasks.intervals import Estimate
-from kubeloop.tasks.reference import build
-from kubeloop.tasks.tabular import evaluation
+from kubeloop.tasks.reference import Measured, build
 
 HERE = Path(__file__).parent
 OUT = HERE.parent / "build" / "alarms"
@@ -64,15 +64,21 @@ def alarms(stream: Stream, drift: Drift) -> list[int]:
         zip(names, [*numeric.T, *[[f"v{code}" for code in column] for column in categorical.T]], strict=True)
     )
     kinds = {name: "numeric" if name[0] == "n" else "categorical" for name in names}
-    measured = evaluation.score(stream["y"][before], stream["score"][before])
+    measured = BINARY.score(stream["y"][before], stream["score"][before])
     holdout = Estimate(measured["auc"], measured["auc_low"], measured["auc_high"])
 
     def part(rows: Any) -> dict[str, Any]:
         return {name: np.asarray(column)[rows] for name, column in columns.items()}
 
     reference = build(
-        part(before), kinds, stream["score"][before], dict.fromkeys(names, 1.0), holdout, trained_from="", trained_to=""
-    )  # fmt: skip
+        part(before),
+        kinds,
+        stream["score"][before],
+        dict.fromkeys(names, 1.0),
+        Measured("auc", holdout),
+        trained_from="",
+        trained_to="",
+    )
     detector = BuiltinDetector()
     detector.fit("1", reference)
     votes: dict[policy.Kind, list[Vote]] = {"drift": [], "performance": []}
@@ -86,14 +92,16 @@ def alarms(stream: Stream, drift: Drift) -> list[int]:
         seen = policy.judge(found, reference.importance, drift)
         votes["drift"].append(Vote(start, end, seen.drifted))
         y, p = stream["y"][at].astype(np.int64), stream["score"][at].astype(np.float64)
-        status, metrics = performance.measure(y, p, 50)
-        row: dict[str, Any] = {"status": status, "labelled": len(y), "positives": int(y.sum())} | (metrics or {})
-        auc = Estimate(*(row[name] for name in ("auc", "auc_low", "auc_high"))) if status == "judged" else None
-        if status == "few" and (together := performance.together([*rows, row])):
+        status, metrics = performance.measure(BINARY, y, p, 50)
+        row: dict[str, Any] = {"status": status} | performance.measured(BINARY, y, metrics)
+        auc = Estimate(row["value"], row["low"], row["high"]) if status == "judged" else None
+        if status == "few" and (together := performance.together(BINARY, [*rows, row])):
             auc, row["status"] = together[0], "judged"
         rows.append(row)
         if auc is not None:
-            votes["performance"].append(Vote(start, end, policy.performance(auc, holdout, drift).drifted))
+            votes["performance"].append(
+                Vote(start, end, policy.performance(BINARY.headline, auc, holdout, drift).drifted)
+            )
         episodes = [_ended(episode, end, drift) for episode in episodes]
         for kind in ("drift", "performance"):
             if not votes[kind] or votes[kind][-1].end != end:
@@ -113,9 +121,9 @@ def _ended(episode: Episode, now: datetime, drift: Drift) -> Episode:
 def written(stream: Stream, **changes: Any) -> Drift:
     """Return the policy that `init` would write for a stream."""
     before = stream["week"] < 0
-    measured = evaluation.score(stream["y"][before], stream["score"][before])
-    quality = timing.quality(measured["auc"], measured["ece"])
-    limits = {"min_auc": quality.floor, "max_auc_drop": quality.max_auc_drop, "min_importance": 0.3}
+    measured = BINARY.score(stream["y"][before], stream["score"][before])
+    drafted = BinaryMaker(BINARY).draft(stream["y"][before], measured)
+    limits = {**drafted.watch, "min_importance": 0.3}
     chosen = limits | {"cooldown": COOLDOWN * WEEK}
     return Drift(**chosen | changes)
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from kubeloop import config
 from kubeloop.models import gates
+from kubeloop.tasks.binary import settings as binary
+from kubeloop.tasks.binary.task import BINARY
 
 _ROWS, _DAYS, _VALUES = 6_000, 21, 12
 
@@ -36,7 +37,7 @@ def _judge(seed: int, share: float, old: float, new: float, *, harmed: bool) -> 
     first, second = (logit + noise * rng.normal(size=_ROWS) for noise in (old, new))
     if harmed:
         second = np.where(shop == 0, rng.normal(size=_ROWS), second)
-    policy = config.Gates(slices=("shop",), slice_min_rows=200, ceilings={}, resamples=300)
+    policy = binary.Gates(slices=("shop",), slice_min_rows=200, ceilings={}, resamples=300)
     p, q = (1 / (1 + np.exp(-part)) for part in (first, second))
     blocks = np.arange(_ROWS) * _DAYS // _ROWS
-    return gates.compare(y, p, q, policy, blocks=blocks, slices={"shop": shop.astype(str)}, seed=seed)
+    return gates.compare(BINARY, y, p, q, policy, blocks=blocks, slices={"shop": shop.astype(str)}, seed=seed)

@@ -10,6 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from kubeloop.tasks.binary import settings as binary
+from kubeloop.tasks.binary.maker import BinaryMaker
+from kubeloop.tasks.binary.task import BINARY
+
 WEEKS, CHANGE, SLOW = 52, 26, 12
 """Windows of a year, the one before which a change begins, and how many a slow one takes."""
 
@@ -18,6 +22,9 @@ REFERENCE, ROWS = 2000, 300
 Floats = npt.NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int, float], "Rows"]
 """Rows of a generator's, of which a share is changed."""
+
+
+MAKER = BinaryMaker(BINARY)
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,6 @@ def flights() -> Callable[[str], Draw]:
     """
     import duckdb
 
-    from kubeloop import config
     from kubeloop.tasks.tabular import training
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "feature_repo"))
@@ -129,8 +135,8 @@ def flights() -> Callable[[str], Draw]:
             WHERE sched_dep < '2013-07-01' ORDER BY hash(flight_id) LIMIT 60000"""
         ).df()
     frame["event_timestamp"] = frame["event_timestamp"].dt.tz_convert("UTC")
-    spans = config.Training(window=timedelta(days=180), holdout=timedelta(days=14))
-    fitted = training.fit(frame.iloc[:20_000].sort_values("event_timestamp").reset_index(drop=True), spans)
+    spans = binary.Training(window=timedelta(days=180), holdout=timedelta(days=14))
+    fitted = training.fit(MAKER, frame.iloc[:20_000].sort_values("event_timestamp").reset_index(drop=True), spans)
     pool = frame.iloc[20_000:].reset_index(drop=True)
     far = np.flatnonzero(pool["distance"] > pool["distance"].quantile(0.7))
     codes = np.stack([pool[name].astype("category").cat.codes for name in ("carrier", "origin")], axis=1)

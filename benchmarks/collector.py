@@ -18,6 +18,7 @@ import orjson
 
 from kubeloop.names import REQUEST_EVENT, RESPONSE_EVENT
 from kubeloop.payloads import decode, segments
+from kubeloop.tasks.binary.task import BINARY
 
 FEATURES = 20
 
@@ -100,7 +101,7 @@ def measure(connections: int, seconds: float) -> dict[str, Any]:
     for batch in (1, 20):
         table = segments.table_of(log(40_000 // batch, batch))
         begun = time.perf_counter()
-        decoded = decode.decode(table)
+        decoded = decode.decode(BINARY, table)
         took = time.perf_counter() - begun
         results[f"decode_rows_per_s_batch_{batch}"] = round(decoded.predictions.num_rows / took)
     return results

@@ -23,7 +23,7 @@ def evaluate_model(
         training_set: Parquet file, one row an event.
         evaluation: folder with figures, the report and the hold-out's predictions.
         metrics: metrics of the hold-out.
-        curves: ROC curve and confusion matrix.
+        curves: ROC curve and confusion matrix, of the kinds of task that have them.
         report: the evaluation report.
     """
     import json
@@ -41,8 +41,10 @@ def evaluate_model(
     )
     for name, value in found.metrics.items():
         metrics.log_metric(name, value)
-    curves.log_roc_curve(*found.roc)
-    curves.log_confusion_matrix(found.classes, found.confusion)
+    if found.roc:
+        curves.log_roc_curve(*found.roc)
+    if found.classes:
+        curves.log_confusion_matrix(found.classes, found.confusion)
     # kfp's local cache takes an artifact without a file for one that was lost, and repeats the step.
     for artifact in (metrics, curves):
         Path(artifact.path).write_text(json.dumps(artifact.metadata))

@@ -21,7 +21,8 @@ from kubeloop.delivery import DeliveryError, train_job
 from kubeloop.delivery.cluster import Cluster
 from kubeloop.failures import Failure
 from kubeloop.stores.bucket import Bucket
-from kubeloop.tasks.tabular import evaluation, model_folder, train_node, training
+from kubeloop.tasks.binary.task import BINARY
+from kubeloop.tasks.tabular import model_folder, train_node, training
 from tests.cluster.conftest import MERGE
 from tests.control_plane.plane import CommandError
 
@@ -244,10 +245,10 @@ def test_two_nodes_train_one_model(
     bucket.pull(f"{names.job('j')}/model", tmp_path / "model")
     card = model_folder.read(tmp_path / "model")
     frame = pq.read_table(learned[0]).to_pandas()
-    _, holdout = training.split(frame, loop.training.holdout)
+    _, holdout = training.split(BINARY, frame, loop.training.holdout)
     truth = holdout["label"].to_numpy()
-    together = evaluation.score(truth, model_folder.predict(tmp_path / "model", holdout))["auc"]
-    alone = evaluation.score(truth, model_folder.predict(learned[1], holdout))["auc"]
+    together = BINARY.score(truth, model_folder.predict(BINARY, tmp_path / "model", holdout))["auc"]
+    alone = BINARY.score(truth, model_folder.predict(BINARY, learned[1], holdout))["auc"]
     assert together == pytest.approx(alone, abs=0.02)
     assert card.sha256 != model_folder.read(learned[1]).sha256, "it is another model"
 

@@ -20,6 +20,7 @@ from kubeloop.addresses import ServiceError
 from kubeloop.config import Loop
 from kubeloop.features import online
 from kubeloop.steps import loops, stages
+from kubeloop.tasks.binary.task import BINARY
 from kubeloop.tasks.tabular import model_folder
 from tests.components.conftest import Bench
 
@@ -89,7 +90,9 @@ def test_score_batch_scores_as_the_champion(deployed: Any, loop: Loop, as_of: da
     learned = pq.read_table(deployed.made["training_set"].path).to_pandas().set_index("event_id", drop=False)
     both = [name for name in found["event_id"].to_pylist() if name in learned.index]
     assert len(both) > 100
-    expected = dict(zip(both, model_folder.predict(Path(deployed.made["model"].path), learned.loc[both]), strict=True))
+    expected = dict(
+        zip(both, model_folder.predict(BINARY, Path(deployed.made["model"].path), learned.loc[both]), strict=True)
+    )
     scored = dict(zip(found["event_id"].to_pylist(), found["probability"].to_pylist(), strict=True))
     assert {name: scored[name] for name in both} == pytest.approx(expected, abs=1e-6)
 

@@ -19,6 +19,7 @@ from kubeloop.features import online
 from kubeloop.models import gates, registry
 from kubeloop.session import run as session
 from kubeloop.steps import promotion, stages
+from kubeloop.tasks.binary.task import BINARY
 from kubeloop.tasks.tabular import model_folder
 
 DAY = timedelta(days=1)
@@ -159,7 +160,7 @@ def test_deploy_model_serves_the_champion(deployed: Any, loop: Loop, as_of: date
     learned = features.training_set(settings.features, loop.features.service, rows).to_pandas()
     answer = ask(url, loop, rows, moment)
     assert answer["model_version"] == champion.version
-    expected = model_folder.predict(Path(deployed.made["model"].path), learned)
+    expected = model_folder.predict(BINARY, Path(deployed.made["model"].path), learned)
     assert answer["outputs"][0]["data"] == pytest.approx(list(expected), abs=1e-6)
     assert len(np.unique(expected)) > 10
 
@@ -221,7 +222,7 @@ def test_what_was_served_is_in_the_payload_log(deployed: Any, loop: Loop, as_of:
     httpx.post(collector, json={"labels": told}, headers=headers, trust_env=False).raise_for_status()
     httpx.post(f"{collector}/flush", headers=headers, trust_env=False).raise_for_status()
 
-    known = log.read(deployed.settings, loop.name)
+    known = log.read(BINARY, deployed.settings, loop.name)
     served = known.predictions.filter(pc.is_in(known.predictions["event_id"], rows["event_id"].combine_chunks()))
     assert served["event_id"].to_pylist() == sorted(event_ids)
     scores = dict(zip(event_ids, answer["outputs"][0]["data"], strict=True))

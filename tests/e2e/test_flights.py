@@ -14,6 +14,7 @@ import pytest
 
 from kubeloop import access, config, errors
 from kubeloop.payloads import table
+from kubeloop.tasks.binary.task import BINARY
 
 # Settings of this process must not reach the program: it is to find its own.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("KUBELOOP_")}
@@ -211,10 +212,10 @@ def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dic
 def test_a_log_that_lost_a_segment_is_told_of(state: Path, summary: dict) -> None:
     """The clients count for themselves: what the log has lost is asked for again, and served twice for one row."""
     settings = config.settings(ROOT, state)
-    before = table.read(settings, "flight-delay").predictions.num_rows
+    before = table.read(BINARY, settings, "flight-delay").predictions.num_rows
     segment = max(settings.payloads.glob("*.parquet"), key=lambda path: path.stat().st_size)
     segment.unlink()
-    lost = before - table.read(settings, "flight-delay").predictions.num_rows
+    lost = before - table.read(BINARY, settings, "flight-delay").predictions.num_rows
     assert lost > 10
     again = kubeloop(state, "run", "--fast")
     assert again.returncode == 0, again.stderr

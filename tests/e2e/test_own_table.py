@@ -107,7 +107,7 @@ def test_what_was_learned_anew_beats_the_frozen_model(summary: dict[str, Any]) -
     newer = [version for version in summary["versions"][1:] if version["promoted"]]
     assert newer, [version["reason"] for version in summary["versions"]]
     assert newer[0]["gate"]["difference"] > 0.1
-    assert summary["auc"]["loop"] > summary["auc"]["frozen"] + 0.1
+    assert summary["quality"]["loop"] > summary["quality"]["frozen"] + 0.1
 
 
 def test_rows_that_were_appended_are_learned_from_and_nothing_is_replayed_twice(

@@ -27,10 +27,11 @@ from kubeloop.models.registry import Version
 from kubeloop.payloads.table import Log
 from kubeloop.report import view
 from kubeloop.report.facts import Facts
+from kubeloop.tasks.binary import page as evaluation_page
+from kubeloop.tasks.binary.curves import Confusion, Curve, Curves
+from kubeloop.tasks.binary.task import BINARY
 from kubeloop.tasks.intervals import Estimate
-from kubeloop.tasks.tabular import evaluation_page
-from kubeloop.tasks.tabular.curves import Confusion, Curve, Curves
-from kubeloop.tasks.tabular.evaluation import DIRECTION, Slice
+from kubeloop.tasks.slices import Slice
 from kubeloop.trigger.store import Run
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -98,10 +99,13 @@ def _evaluation(folder: Path) -> Iterator[Page]:
     line = Curve([0.0, 1.0], [0.0, 1.0], [1.0, 0.0])
     drawn = Curves(line, line, line, Confusion(0.5, [[8, 2], [1, 9]]), 0.5)
     metrics = dict.fromkeys(("auc", "pr_auc", "log_loss", "brier", "ece"), 0.5)
-    slices = [Slice(each, each, 9, 3, dict.fromkeys(DIRECTION, 0.5), Estimate(0.5, 0.4, 0.6), each) for each in VALUES]
+    slices = [
+        Slice(each, each, 9, 3, dict.fromkeys(BINARY.metrics, 0.5), Estimate(0.5, 0.4, 0.6), each) for each in VALUES
+    ]
     shares = {name: dict.fromkeys(part, 0.05) for name, part in {"a": VALUES[:11], "b": VALUES[11:]}.items()}
     for importance in shares.values():
         page = evaluation_page.html(
+            BINARY,
             ALL,
             {**metrics, "rows": 20.0, "positives": 10.0},
             drawn,
@@ -146,7 +150,7 @@ def _stores() -> tuple[Facts, Log]:
         row = {"start": start, "end": start + WEEK, "version": each, "rows": 70, "status": "judged", "live": True}
         judged = {"drifted": True, "importance": 0.5, "prediction_drifted": True, "note": each}
         windows.append(row | judged)
-        performance.append(row | judged | {"auc": 0.7})
+        performance.append(row | judged | {"metric": "auc", "value": 0.7})
         scores += [
             row | {"kind": "numeric", "feature": feature, "effect": 0.5, "p_adjusted": 0.001, "psi": 0.2}
             | {"importance": 0.05, "drifted": True, "missing_share": 0.1}

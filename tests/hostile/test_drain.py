@@ -22,6 +22,7 @@ import pytest
 from kubeloop import access, config
 from kubeloop.config import Loop, Settings
 from kubeloop.payloads import decode
+from kubeloop.tasks.binary.task import BINARY
 from tests.hostile.conftest import BODY, INFER, NAME, model
 
 PROGRAM = """
@@ -139,7 +140,7 @@ class Clients:
 def served(settings: Settings) -> int:
     """Return the predictions in the payload log."""
     table, _ = decode.read(settings.payloads, after=0)
-    return decode.decode(table, service=NAME).predictions.num_rows
+    return decode.decode(BINARY, table, service=NAME).predictions.num_rows
 
 
 def alive(pid: int) -> bool:

@@ -21,6 +21,7 @@ import httpx
 import psutil
 
 from kubeloop.payloads import decode, segments
+from kubeloop.tasks.binary.task import BINARY
 from tests.hostile.conftest import WHOLE
 from tests.hostile.front.servers import free_port
 from tests.unit.delivery.conftest import Kit, NodeProcess, eventually
@@ -147,7 +148,7 @@ def test_served_is_logged_and_dropped_through_random_kills(kit: Kit) -> None:
         status = node.get()
         httpx.post(f"{collector.url}/flush", timeout=60).raise_for_status()
         found, _ = segments.read(collector.folder)
-        logged = Counter(decode.decode(found).predictions["event_id"].to_pylist())
+        logged = Counter(decode.decode(BINARY, found).predictions["event_id"].to_pylist())
     finally:
         collector.end("terminate")
     told = f"seed {seed}: {dict(done)}, {Counter(clients.answers.values())}, {status['dropped']}"

@@ -32,6 +32,8 @@ from kubeloop.models.gates import MIN_BLOCKS
 from kubeloop.monitoring.windows import micros
 from kubeloop.steps import stages
 from kubeloop.stores import kept
+from kubeloop.tasks import port
+from kubeloop.tasks.port import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +66,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Model:
-    """A model that was trained with what was known at a moment; `scores` [n] are NaN for rows it learned from."""
+    """A model of what was known at a moment; its `scores` [n] or [n, k] are NaN for rows it learned from."""
 
     version: str
     trained_to: str
@@ -79,6 +81,11 @@ class History:
         self.loop, self.folder, self.whole, self.span = loop, folder, whole, span
 
     @functools.cached_property
+    def task(self) -> Task:
+        """The loop's task."""
+        return port.of(self.loop)
+
+    @functools.cached_property
     def table(self) -> pa.Table:
         """All rows, oldest first: `_OWN`, then the features."""
         return pq.read_table(self.folder / _ROWS)
@@ -90,9 +97,11 @@ class History:
 
     @functools.cached_property
     def labels(self) -> npt.NDArray[np.float64]:
-        """Label of each row [n], NaN where there is none."""
-        column = self.table["label"].cast(pa.float64())
-        return np.asarray(pc.fill_null(column, float("nan")).to_numpy(), dtype=np.float64)
+        """Truth of each row [n], NaN where there is no label."""
+        column = self.table["label"]
+        found, known = np.full(len(column), np.nan), np.asarray(pc.is_valid(column))
+        found[known] = self.task.truths(column.filter(pa.array(known)).to_numpy())
+        return found
 
     @functools.cached_property
     def known(self) -> npt.NDArray[np.int64]:
@@ -112,7 +121,7 @@ class History:
                 stages.extract(loop, settings, moment, folder / "raw")
                 stages.build_features(loop, settings, folder / "raw", moment, folder / "rows.parquet")
                 found = pq.read_table(folder / "rows.parquet")
-                return found.set_column(2, "label", found["label"].cast(pa.int64()))
+                return _whole_labels(found)
         return cut(self, loop, moment)
 
     def has(self, version: str) -> bool:
@@ -164,8 +173,9 @@ class History:
             card = stages.train(loop, folder / "rows.parquet", part)
             # Its own hold-out comes before the moment, and the gate asks for it.
             first = int(np.searchsorted(self.moments, micros(datetime.fromisoformat(card["trained_to"])), side="right"))
-            scores = np.full(len(self.moments), np.nan, dtype=np.float32)
-            scores[first:] = model_folder.predict(part, self.frame(slice(first, None)))
+            answers = model_folder.predict(self.task, part, self.frame(slice(first, None)))
+            scores = np.full((len(self.moments), *answers.shape[1:]), np.nan, dtype=np.float32)
+            scores[first:] = answers
             np.save(part / _SCORES, scores)
             target.parent.mkdir(exist_ok=True)
             part.rename(target)
@@ -190,8 +200,14 @@ def cut(history: History, loop: Loop, moment: datetime) -> pa.Table:
     """Return the labelled rows of the window that ends at a moment, as they were known at it."""
     start = stages.Window.ending(loop, moment).start
     seen = (history.moments >= micros(start)) & (history.moments < micros(moment)) & (history.known <= micros(moment))
-    table = history.table.filter(pa.array(seen)).drop_columns([_KNOWN])
-    return table.set_column(2, "label", table["label"].cast(pa.int64()))
+    return _whole_labels(history.table.filter(pa.array(seen)).drop_columns([_KNOWN]))
+
+
+def _whole_labels(table: pa.Table) -> pa.Table:
+    """Return a training set whose integer labels have one type, however many of them a query saw."""
+    kind = table["label"].type
+    whole = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
+    return table.set_column(2, "label", table["label"].cast(pa.int64())) if whole else table
 
 
 def open_history(loop: Loop, settings: Settings, span: Span, say: Callable[[str], None]) -> History:
@@ -223,15 +239,15 @@ def open_history(loop: Loop, settings: Settings, span: Span, say: Callable[[str]
     for left in folder.glob(".part-*"):
         shutil.rmtree(left, ignore_errors=True)
     served = history.labels[history.rows(span.start, span.until)]
-    count, positives = int((~np.isnan(served)).sum()), int(np.nansum(served))
-    if not count:
+    known = served[~np.isnan(served)]
+    if not len(known):
         raise BacktestError(
             f"no event from {span.start:%Y-%m-%d} on has a label yet, so that no policy can be measured"
         )
-    if positives in (0, count):
+    if reason := history.task.undefined(known):
         raise BacktestError(
-            f"all {count:,} labels from {span.start:%Y-%m-%d} to {span.until:%Y-%m-%d} are {int(positives > 0)}: "
-            "models can be told apart only where there are both"
+            f"from {span.start:%Y-%m-%d} to {span.until:%Y-%m-%d}, {reason}: models can be told apart only where "
+            "labels differ"
         )
     return history
 

@@ -25,7 +25,6 @@ from kubeloop.backtest.walk import Need, Walk, walk
 from kubeloop.config import Loop, Settings
 from kubeloop.monitoring.detector import port
 from kubeloop.stores import kept
-from kubeloop.tasks.tabular import evaluation
 
 RESULT = "result.json"
 
@@ -231,7 +230,7 @@ def _pool(past: History, settings: Settings, workers: int) -> Iterator[ProcessPo
 
 def _result(past: History, wanted: Sequence[Policy], measured: Sequence[Measured]) -> dict[str, Any]:
     loop, span = past.loop, past.span
-    direction, confidence = evaluation.DIRECTION[loop.gates.metric], loop.gates.confidence
+    direction, confidence = past.task.headline.better, loop.gates.confidence
     blocks = len(span.ends(loop.drift.window))
     by_name = {policy.name: one for policy, one in zip(wanted, measured, strict=True)}
 
@@ -283,7 +282,7 @@ def _result(past: History, wanted: Sequence[Policy], measured: Sequence[Measured
         "window": config.duration_text(loop.drift.window),
         "windows": blocks,
         "rows": int((labels == labels).sum()),
-        "positives": int((labels == 1).sum()),
+        "positives": past.task.positives(labels[labels == labels]),
         "features": "built once" if past.whole else "built for each window",
         "policies": rows,
         "drift_against_monthly": answer,

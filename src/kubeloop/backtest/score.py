@@ -11,19 +11,18 @@ from scipy.special import ndtr, stdtrit
 from kubeloop.backtest.history import History, moment_of, version
 from kubeloop.backtest.walk import Retraining, Walk
 from kubeloop.monitoring.windows import micros
-from kubeloop.tasks.tabular import evaluation
 
 _CELLS = 2_000_000
 
 
 @dataclass(frozen=True)
 class Worst:
-    """The window in which a policy did worst, of those that hold `drift.min_rows` labels and both classes."""
+    """The window in which a policy did worst, of those that hold `drift.min_rows` labels that differ."""
 
     start: datetime
     value: float
     rows: int
-    positives: int
+    positives: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +45,7 @@ def measure(walk: Walk, history: History) -> Measured:
     y, p, codes = _labelled(history, served_scores(walk, history))
     loop = history.loop
     count = len(history.span.ends(loop.drift.window))
-    weigh = evaluation.weighted(loop.gates.metric, y, p, codes)
+    weigh = history.task.weighted(loop.gates.metric, y, p, codes)
     random = np.random.default_rng(loop.training.seed)
     chunk = max(1, _CELLS // len(y))
     draws = [
@@ -64,11 +63,12 @@ def interval(draws: npt.NDArray[np.float64], blocks: int, confidence: float) -> 
 
 
 def served_scores(walk: Walk, history: History) -> npt.NDArray[np.float32]:
-    """Return the score that each row [n] of the history was answered with; NaN before the first model served."""
-    scores = np.full(len(history.moments), np.nan, dtype=np.float32)
-    for since, name in walk.served:
+    """Return what each row of the history was answered with [n] or [n, k]; NaN before the first model served."""
+    models = [(since, history.model(name).scores) for since, name in walk.served]
+    scores = np.full_like(models[0][1], np.nan)
+    for since, answers in models:
         first = history.rows(since, history.span.until).start
-        scores[first:] = history.model(name).scores[first:]
+        scores[first:] = answers[first:]
     return scores
 
 
@@ -81,7 +81,7 @@ def oracle(history: History, name: str) -> Walk:
     loop, span = history.loop, history.span
     starts = [span.start, *span.ends(loop.drift.window)[:-1]]
     names = [found for moment in starts if history.has(found := version(loop, moment))]
-    direction = evaluation.DIRECTION[loop.gates.metric]
+    direction = history.task.headline.better
     served: list[tuple[datetime, str]] = []
     scores = {found: history.model(found).scores for found in names}
     for start in starts:
@@ -90,7 +90,7 @@ def oracle(history: History, name: str) -> Walk:
         seen = ~np.isnan(labels)
         there = [found for found in names if moment_of(found) <= start]
         best = served[-1][1] if served else there[0]
-        if seen.any() and evaluation.undefined(labels[seen]) is None:
+        if seen.any() and history.task.undefined(labels[seen]) is None:
             best = max(there, key=lambda found: direction * _value(history, labels[seen], scores[found][rows][seen]))
         if not served or served[-1][1] != best:
             served.append((start, best))
@@ -129,16 +129,17 @@ def _worst(
     found = []
     for code in np.unique(codes):
         here = codes == code
-        if here.sum() >= loop.drift.min_rows and evaluation.undefined(y[here]) is None:
+        if here.sum() >= loop.drift.min_rows and history.task.undefined(y[here]) is None:
             start = history.span.start + int(code) * loop.drift.window
-            found.append(Worst(start, _value(history, y[here], p[here]), int(here.sum()), int(y[here].sum())))
-    direction = evaluation.DIRECTION[loop.gates.metric]
+            found.append(
+                Worst(start, _value(history, y[here], p[here]), int(here.sum()), history.task.positives(y[here]))
+            )
+    direction = history.task.headline.better
     return min(found, key=lambda worst: direction * worst.value, default=None)
 
 
 def _value(history: History, y: npt.ArrayLike, p: npt.ArrayLike) -> float:
-    weigh = evaluation.weighted(history.loop.gates.metric, y, p)
-    return float(weigh(np.ones((1, len(np.asarray(y)))))[0])
+    return history.task.headline.value(*history.task.checked(y, p))
 
 
 def better(of: Measured, than: Measured, direction: float) -> tuple[float, npt.NDArray[np.float64]]:

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from kubeloop.backtest import history as past
 from kubeloop.backtest.history import History, Model
@@ -32,13 +31,14 @@ from kubeloop.monitoring.versions import Versions
 from kubeloop.monitoring.windows import Grid, micros
 from kubeloop.monitoring.windows import moment as _moment
 from kubeloop.steps import promotion, stages
+from kubeloop.tasks.port import EvaluationError
 from kubeloop.tasks.reference import Reference
-from kubeloop.tasks.tabular import evaluation, training
+from kubeloop.tasks.tabular import training
 from kubeloop.trigger.event import DriftEvent
 from kubeloop.trigger.ledger import Ledger
 from kubeloop.trigger.store import Outcome
 
-_FAILURES = (past.FailedError, stages.StageError, training.TrainingError, gates.GateError, evaluation.EvaluationError)
+_FAILURES = (past.FailedError, stages.StageError, training.TrainingError, gates.GateError, EvaluationError)
 """What a run fails with; anything else is the backtest's own trouble."""
 _LEASE = timedelta(days=1)
 
@@ -211,7 +211,9 @@ class _Walker:
         live = {}
         if len(stamps):
             table = history.table[rows].drop_columns(["label", "label_available_at"])
-            table = table.append_column("score", pa.array(model.scores[rows], pa.float32()))
+            answers = model.scores[rows].reshape(len(table), -1)
+            for name, column in zip(history.task.columns, answers.T, strict=True):
+                table = table.append_column(name, pa.array(column, pa.float32()))
             live[model.version] = _moment(stamps[0])
             starts = grid.starts(stamps)
             for begin in np.unique(starts):
@@ -237,7 +239,7 @@ class _Walker:
         table = pa.table(
             {
                 "event_id": history.table["event_id"].take(came),
-                "label": pc.cast(history.table["label"].take(came), pa.int8()),
+                "label": pa.array(history.labels[came]),
                 "observed_at": history.table["label_available_at"].take(came),
                 "known": pa.array(history.known[came]),
             }
@@ -290,7 +292,7 @@ class _Walker:
 
         def make() -> dict[str, Any]:
             table = past.cut(history, loop, moment)
-            _, holdout = training.split(table.to_pandas(), loop.training.holdout)
+            _, holdout = training.split(history.task, table.to_pandas(), loop.training.holdout)
             place = dict(zip(history.table["event_id"].to_pylist(), range(len(history.moments)), strict=True))
 
             def scores(model: Model) -> Any:

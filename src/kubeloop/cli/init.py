@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 def init(
     table: Annotated[Path, typer.Argument(help="Parquet, Feather, CSV, JSON or Excel file: one row per prediction.")],
-    label: Annotated[str | None, typer.Option(help="Column to predict; two values, or empty while unknown.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column to predict; empty while unknown.")] = None,
     timestamp: Annotated[
         str | None, typer.Option(help="Column with the moment of a prediction; DATE+TIME if it has two.")
     ] = None,
@@ -50,6 +50,14 @@ def init(
     ] = None,
     where: Annotated[str, typer.Option(help="SQL condition; other rows are not used, now and later.")] = "",
     exclude: Annotated[list[str] | None, typer.Option(help="Column to leave out; repeat for more.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            metavar="binary|multiclass|regression",
+            help="What kind of label it is.",
+            show_default="two values, up to fifty classes, or a number",
+        ),
+    ] = None,
     positive: Annotated[str | None, typer.Option(help="The label's value to predict, where it is not 1.")] = None,
     event_id: Annotated[str | None, typer.Option("--id", help="Column that names a row, if there is one.")] = None,
     date_format: Annotated[
@@ -120,6 +128,7 @@ def init(
             label_known_at=label_known_at,
             exclude=tuple(exclude or ()),
             positive=positive,
+            task=task,
             event_id=event_id,
             force=force,
         )

@@ -180,7 +180,7 @@ def _tell(summary: dict[str, Any]) -> None:
     """Print what came of a run."""
     from kubeloop.report import words
 
-    predictions, auc = summary["predictions"], summary["auc"]
+    predictions, found = summary["predictions"], summary["quality"]
     _out.print(
         f"\n[bold]{summary['name']}[/]: {predictions['served']:,} predictions served, "
         f"{predictions['logged']:,} logged, {predictions['dropped']:,} dropped, {predictions['errors']:,} failed, "
@@ -195,11 +195,12 @@ def _tell(summary: dict[str, Any]) -> None:
         span = f"{version['trained_from'][:10]} to {version['trained_to'][:10]}"
         table.add_row(version["version"], span, f"{word} {escape(str(version['reason']))}")
     _out.print(table)
-    if auc["difference"] is not None:
-        low, high = auc["ci95"]
+    if found["difference"] is not None:
+        low, high = found["ci95"]
         _out.print(
-            f"AUC since the first promotion: loop {auc['loop']:.4f}, frozen first model {auc['frozen']:.4f}, "
-            f"difference {auc['difference']:+.4f} (95% interval {low:+.4f} to {high:+.4f}, {auc['rows']:,} predictions)"
+            f"{found['title']} since the first promotion: loop {found['loop']:.4f}, frozen first model "
+            f"{found['frozen']:.4f}, difference {found['difference']:+.4f} (95% interval {low:+.4f} to {high:+.4f}, "
+            f"{found['rows']:,} predictions)"
         )
 
 
@@ -291,6 +292,7 @@ def predict(
     A row holds the entity keys and request-time fields; `kubeloop predict '{}'` says which.
     """
     from kubeloop.session import client
+    from kubeloop.tasks import port
 
     loop, settings = _open(folder)
     answers = client.predict(loop, settings, sys.stdin.read() if rows == "-" else rows, at)
@@ -299,8 +301,9 @@ def predict(
         return
     if answers["note"]:
         _out.print(f"[yellow]{escape(answers['note'])}[/]")
-    for value in answers["probability"]:
-        _out.print(f"{value:.4f}  [dim]version {answers['version']}[/]")
+    task = port.of(loop)
+    for answer in task.read(answers):
+        _out.print(f"{escape(task.text(answer))}  [dim]version {answers['version']}[/]")
 
 
 @app.command()
@@ -317,7 +320,7 @@ def monitor(folder: Folder = HERE, as_json: Json = False) -> None:
         _out.print("No window has been judged yet; start with `kubeloop run`.")
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("window", "version", "rows", "AUC", "verdict", "drifted features (effect)"):
+    for column in ("window", "version", "rows", "live metric", "verdict", "drifted features (effect)"):
         table.add_column(column, no_wrap=column == "window")
     for row in found["windows"]:
         table.add_row(*overview.window_cells(row))

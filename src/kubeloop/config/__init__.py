@@ -5,6 +5,7 @@ parameter, and its digest is part of a model's lineage. `Settings` is the place:
 from `KUBELOOP_*` variables and never changes what is learned.
 """
 
+from kubeloop.config import kinds
 from kubeloop.config.loop import Drift, Features, Gates, Loop, Replay, Serving, Source, Table, Training, load
 from kubeloop.config.place import PUBLIC, QUIET, Node, Settings, adopt, inherited, node, settings
 from kubeloop.config.types import ConfigError, DnsName, duration, duration_text, instant, past
@@ -30,6 +31,7 @@ __all__ = [
     "duration_text",
     "inherited",
     "instant",
+    "kinds",
     "load",
     "node",
     "past",

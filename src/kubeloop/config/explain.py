@@ -22,9 +22,17 @@ class _Section(NamedTuple):
 
 
 def text() -> str:
-    """Return one line a setting: name, type, default and meaning."""
+    """Return one line for each setting: name, type, default and meaning; first those of a binary task."""
     schema = Loop.model_json_schema(mode="serialization")
-    return "\n".join(_lines(schema, schema["$defs"], "", {}))
+    definitions = schema["$defs"]
+    first, *others = (definitions[choice["$ref"].rsplit("/", 1)[-1]] for choice in schema["oneOf"])
+    told = list(_lines(first, definitions, "", {}))
+    for other in others:
+        told.append(f"\n[bold]Where task is {other['properties']['task']['const']}[/]")
+        told += [
+            line for line in _lines(other, definitions, "", {}) if line not in told and "[cyan]task[/]" not in line
+        ]
+    return "\n".join(told)
 
 
 def _lines(node: dict[str, Any], definitions: dict[str, Any], prefix: str, given: Mapping[str, Any]) -> Iterator[str]:

@@ -1,16 +1,32 @@
 """The use case: `loop.yaml`. It travels with a pipeline run, and its digest is part of a model's lineage."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from kubeloop import moments
+from kubeloop.config import kinds
 from kubeloop.config.cluster import Delivery, Pipelines
 from kubeloop.config.reading import Columns, Read
 from kubeloop.config.types import (
@@ -76,9 +92,9 @@ class Features(Model):
 
 
 class Training(Model):
-    """How a model is made."""
+    """How a model is made; a kind of task adds its algorithms and settings."""
 
-    algorithm: Literal["lightgbm", "logistic_regression", "random_forest", "hist_gradient_boosting"] = "lightgbm"
+    algorithm: str
     parameters: dict[str, Annotated[int | float | str | bool, BeforeValidator(number)]] = Field(default_factory=dict)
     trials: int = Field(default=0, ge=0, le=500, description="Optuna trials; 0 takes `parameters` as they are.")
     seed: int = Field(default=7, ge=0)
@@ -94,9 +110,9 @@ class Training(Model):
 
 
 class Gates(Model):
-    """When a challenger may become the champion."""
+    """When a challenger may become the champion; a kind of task names its metrics."""
 
-    metric: Literal["auc", "pr_auc", "log_loss", "brier"] = "auc"
+    metric: str
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     resamples: int = Field(default=1000, ge=100)
     block: Duration = Field(
@@ -104,8 +120,8 @@ class Gates(Model):
         description="Rows of one block of time are resampled together, since they share weather and delays.",
     )
     min_gain: float = Field(default=0.0, ge=0, description="The interval's lower end must exceed this gain.")
-    floors: dict[Literal["auc", "pr_auc"], Share] = Field(default={"auc": 0.6})
-    ceilings: dict[Literal["log_loss", "brier", "ece"], float] = Field(default={"ece": 0.15})
+    floors: Mapping[str, float]
+    ceilings: Mapping[str, float]
     slices: tuple[str, ...] = ()
     slice_tolerance: float = Field(default=0.03, ge=0, description="Largest loss of the metric allowed in a slice.")
     slice_min_rows: int = Field(default=300, ge=1)
@@ -132,8 +148,23 @@ class Drift(Model):
     )
     votes: int = Field(default=2, ge=1, description="Drifted windows (k) of the last `of` (m) that open an episode.")
     of: int = Field(default=3, ge=1)
-    min_auc: Share = Field(default=0.6, description="Live AUC under which a window counts as drifted by itself.")
-    max_auc_drop: Share = Field(default=0.05, description="Largest live AUC loss against the gate's hold-out.")
+    min_auc: Share = Field(
+        default=0.6,
+        description="Where gates.metric is auc: live AUC under which a window counts as drifted by itself.",
+    )
+    max_auc_drop: Share = Field(
+        default=0.05, description="Where gates.metric is auc: largest live AUC loss against the gate's hold-out."
+    )
+    limit: float | None = Field(
+        default=None,
+        description="Live gates.metric beyond which a window counts as drifted by itself: a floor where more is "
+        "better, a ceiling where less is. Left out, it is min_auc for auc, and none for other metrics.",
+    )
+    max_drop: Annotated[float, Field(ge=0)] | None = Field(
+        default=None,
+        description="By how much gates.metric may be worse than on the gate's hold-out. Left out, it is max_auc_drop "
+        "for auc, 0.05 for other shares, and a tenth of the hold-out's value for losses.",
+    )
     skew: Annotated[Duration, Field(ge=timedelta(0), le=moments.MOST)] = Field(
         default=moments.SKEW,
         description="How far a client's clock may run ahead; events beyond are counted, and in no window.",
@@ -204,6 +235,11 @@ class Loop(Model):
     # What is refused may be an address with a password in it.
     model_config = ConfigDict(hide_input_in_errors=True)
 
+    task: str = Field(
+        default=kinds.DEFAULT,
+        description="Kind of what is predicted: whether something happens (binary), which of several classes "
+        "(multiclass), or how much (regression). It selects the settings of training and gates.",
+    )
     name: DnsName = Field(description="Names the model, the inference service and the pipelines.")
     description: str = ""
     assumptions: tuple[str, ...] = Field(
@@ -211,13 +247,30 @@ class Loop(Model):
     )
     source: Source
     features: Features
-    training: Training = Training()
-    gates: Gates = Gates()
+    training: Training
+    gates: Gates
     drift: Drift = Drift()
     serving: Serving = Serving()
     delivery: Delivery = Delivery()
     pipelines: Pipelines = Pipelines()
     replay: Replay | None = None
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _of_its_kind(cls, data: Any, settle: ModelWrapValidatorHandler["Loop"]) -> "Loop":
+        """Read the sections that differ by `task` as the kind's own types; see `kinds`."""
+        if cls is not Loop or isinstance(data, Loop):
+            return settle(data)
+        named = data.get("task", kinds.DEFAULT) if isinstance(data, Mapping) else "binary"
+        if named not in kinds.names():
+            raise ValueError(f"task {named!r} is none of {', '.join(kinds.names())}")
+        return _of_kind(named).model_validate(data)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        if cls is not Loop:
+            return handler(schema)
+        return handler(TypeAdapter(_of_any_kind()).core_schema)
 
     @model_validator(mode="after")
     def _nodes_need_lightgbm(self) -> "Loop":
@@ -246,6 +299,10 @@ class Loop(Model):
         reads it, as in loop.yaml. `digest`, and what `loops.keep` writes, hold every default.
         """
         return self.model_dump_json(exclude_unset=True)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The type of a kind is made when it is first asked for, so another process does not find it by name.
+        return Loop.parse, (self.dump(),)
 
     def digest(self) -> str:
         """Return the SHA-256 hex digest of what shapes a model: neither the traffic nor where things run."""
@@ -277,6 +334,32 @@ class Loop(Model):
         except ValidationError as error:
             lines = [f"  {'.'.join(map(str, e['loc'])) or 'loop'}: {e['msg']}" for e in error.errors()]
             raise ConfigError("loop.yaml is not valid:\n" + "\n".join(lines)) from error
+
+
+@functools.cache
+def _of_kind(name: str) -> type[Loop]:
+    """Return the type of a loop of one kind."""
+    found, about = kinds.settings(name), Loop.model_fields["task"].description
+    fields: dict[str, Any] = {
+        # Only one kind may be left out, or a schema could not tell which of them is meant.
+        "task": (Literal[name], Field(default=name if name == kinds.DEFAULT else ..., description=about)),
+        "training": (found.Training, _section(found.Training)),
+        "gates": (found.Gates, _section(found.Gates)),
+    }
+    return create_model(f"{name.title()}Loop", __base__=Loop, __doc__=Loop.__doc__, **fields)
+
+
+def _section(kind: type[Model]) -> Any:
+    """Return the field of a section that may be left out where all of its settings have a default."""
+    needed = any(field.is_required() for field in kind.model_fields.values())
+    return Field() if needed else kind()
+
+
+def _of_any_kind() -> Any:
+    """Return the union of the loops of every kind, told apart by `task`."""
+    tagged = [Annotated[_of_kind(name), Tag(name)] for name in kinds.names()]
+    told = Discriminator(lambda data: data.get("task", kinds.DEFAULT) if isinstance(data, Mapping) else data.task)
+    return Annotated[Union[tuple(tagged)], told]  # noqa: UP007 - as many as there are
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

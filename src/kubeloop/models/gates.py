@@ -13,7 +13,8 @@ from scipy.special import ndtr, stdtrit
 from kubeloop import config
 from kubeloop.errors import KubeloopError
 from kubeloop.tasks import intervals
-from kubeloop.tasks.tabular import evaluation
+from kubeloop.tasks import slices as cuts
+from kubeloop.tasks.port import Floats, Task
 
 MIN_BLOCKS = 5
 """With fewer blocks the interval says more about the draw than about the models."""
@@ -35,8 +36,8 @@ class GateError(KubeloopError, ValueError):
 class Check:
     """One condition of a verdict; `value` is None where it is undefined, which fails.
 
-    `interval` is the value's, where it has one; `positives` counts the rows of class 1 that it rests on; `note` says
-    why a slice was not judged.
+    `interval` is the value's, where it has one; `positives` counts the rows of class 1 that it rests on, None where
+    there is no such class; `note` says why a slice was not judged.
     """
 
     name: str
@@ -58,8 +59,8 @@ class Verdict:
     """The decision, with what it rests on.
 
     `difference` and `interval` are oriented so that positive means that the challenger is better; they and `champion`
-    are None when there was no champion. `champion_interval` and `challenger_interval` are 95 % intervals of an AUC,
-    None for other metrics. `rows` and `positives` count what it was judged on, None in verdicts from before they did.
+    are None when there was no champion. `champion_interval` and `challenger_interval` are the metric's 95 % intervals,
+    None in verdicts from before they were measured. `rows` and `positives` count what it was judged on.
     `warnings` are the challenger's own, see `warned`.
     """
 
@@ -91,6 +92,7 @@ class Verdict:
 
 
 def compare(
+    task: Task,
     y: npt.ArrayLike,
     champion: npt.ArrayLike,
     challenger: npt.ArrayLike,
@@ -106,85 +108,86 @@ def compare(
     and ceiling holds for it, and no slice is shown to lose more than `gates.slice_tolerance`.
 
     Args:
-        y: labels [n], 0 or 1.
-        champion: its probabilities [n].
-        challenger: its probabilities [n].
+        task: the loop's.
+        y: truths [n].
+        champion: its answers [n], or [n, k].
+        challenger: its answers, likewise.
         gates: the policy.
         blocks: block of each row [n], see `time_blocks`.
         slices: data frame or mapping with the columns that `gates.slices` names, [n] each.
         seed: of the bootstrap.
 
     Raises:
-        GateError: the rows hold one class or one block.
-        EvaluationError: labels or predictions are not valid, or a slice column is missing.
+        GateError: the rows cannot tell a good model from a bad one, or lie in one block.
+        EvaluationError: truths or answers are not valid, or a slice column is missing.
     """
-    labels, old = evaluation.checked(y, champion)
-    _, new = evaluation.checked(y, challenger)
-    before, after = evaluation.score(labels, old), evaluation.score(labels, new)
+    truths, old = task.checked(y, champion)
+    _, new = task.checked(y, challenger)
+    before, after = task.headline.interval(truths, old), task.headline.interval(truths, new)
     difference, low, high = difference_interval(
-        labels, old, new, gates.metric, blocks, gates.resamples, gates.confidence, seed
+        task, truths, old, new, task.headline.name, blocks, gates.resamples, gates.confidence, seed
     )
     count = len(np.unique(np.asarray(blocks)))
     checks = (
         Check("blocks", count >= MIN_BLOCKS, count, MIN_BLOCKS),
         Check("gain", low > gates.min_gain, low, gates.min_gain),
-        *_limits(labels, new, after, gates),
-        *_slice_checks(labels, old, new, gates, np.asarray(blocks), {} if slices is None else slices, seed),
+        *_limits(task, truths, new, gates),
+        *_slice_checks(task, truths, old, new, gates, np.asarray(blocks), {} if slices is None else slices, seed),
     )
     summary = (
-        f"{gates.metric} {after[gates.metric]:.4f} against the champion's {before[gates.metric]:.4f}, "
+        f"{task.headline.name} {after.value:.4f} against the champion's {before.value:.4f}, "
         f"gain {difference:+.4f} ({gates.confidence:.0%} interval {low:+.4f} to {high:+.4f}, {count} blocks, "
-        f"{int(after['positives']):,} of {len(labels):,} rows positive)"
+        f"{task.support(truths)})"
     )
     return Verdict(
         promote=all(check.passed for check in checks),
         reason=_reason(summary, checks),
-        metric=gates.metric,
-        champion=_defined(before[gates.metric]),
-        challenger=_defined(after[gates.metric]),
+        metric=task.headline.name,
+        champion=_defined(before.value),
+        challenger=_defined(after.value),
         difference=difference,
         interval=(low, high),
         confidence=gates.confidence,
         checks=checks,
-        champion_interval=_sure(before, gates),
-        challenger_interval=_sure(after, gates),
-        rows=len(labels),
-        positives=int(after["positives"]),
+        champion_interval=_sure(before),
+        challenger_interval=_sure(after),
+        rows=len(truths),
+        positives=task.positives(truths),
     )
 
 
-def first(y: npt.ArrayLike, challenger: npt.ArrayLike, gates: config.Gates) -> Verdict:
+def first(task: Task, y: npt.ArrayLike, challenger: npt.ArrayLike, gates: config.Gates) -> Verdict:
     """Judge a model that has no champion to beat: floors and ceilings only.
 
     Args:
-        y: labels [n], 0 or 1.
-        challenger: its probabilities [n].
+        task: the loop's.
+        y: truths [n].
+        challenger: its answers [n], or [n, k].
         gates: the policy.
 
     Raises:
-        GateError: the rows hold one class.
-        EvaluationError: labels or predictions are not valid.
+        GateError: the rows cannot tell a good model from a bad one.
+        EvaluationError: truths or answers are not valid.
     """
-    labels, new = evaluation.checked(y, challenger)
-    _demand_two_classes(labels)
-    values = evaluation.score(labels, new)
-    checks = tuple(_limits(labels, new, values, gates))
-    sure = _sure(values, gates)
+    truths, new = task.checked(y, challenger)
+    _demand_variety(task, truths)
+    found = task.headline.interval(truths, new)
+    checks = tuple(_limits(task, truths, new, gates))
+    sure = _sure(found)
     reach = f"95% interval {sure[0]:.4f} to {sure[1]:.4f}, " if sure else ""
-    summary = f"first model, {gates.metric} {values[gates.metric]:.4f}"
     return Verdict(
         promote=all(check.passed for check in checks),
-        reason=_reason(f"{summary} ({reach}{int(values['positives']):,} of {len(labels):,} rows positive)", checks),
-        metric=gates.metric,
+        reason=_reason(f"first model, {task.headline.name} {found.value:.4f} ({reach}{task.support(truths)})", checks),
+        metric=task.headline.name,
         champion=None,
-        challenger=_defined(values[gates.metric]),
+        challenger=_defined(found.value),
         difference=None,
         interval=None,
         confidence=gates.confidence,
         checks=checks,
         challenger_interval=sure,
-        rows=len(labels),
-        positives=int(values["positives"]),
+        rows=len(truths),
+        positives=task.positives(truths),
     )
 
 
@@ -210,6 +213,7 @@ def warned(verdict: Verdict, warnings: Sequence[str], gates: config.Gates) -> Ve
 
 
 def difference_interval(
+    task: Task,
     y: npt.ArrayLike,
     a: npt.ArrayLike,
     b: npt.ArrayLike,
@@ -225,13 +229,14 @@ def difference_interval(
     2007), since rows of one block share what happened that day; both models are measured on the same draw. A hold-out
     has few blocks, for which the plain interval is too narrow. So of B blocks B-1 are drawn, which makes the variance
     unbiased (Rao & Wu 1988), and the percentiles are widened as Student's t with B-1 degrees of freedom is wider than
-    the normal (Hesterberg 2015). Draws that leave one class are dropped.
+    the normal (Hesterberg 2015). Draws that leave the metric undefined, such as those of one class, are dropped.
 
     Args:
-        y: labels [n], 0 or 1.
-        a: probabilities [n].
-        b: probabilities [n].
-        metric: auc, pr_auc, log_loss or brier.
+        task: the loop's.
+        y: truths [n].
+        a: answers [n], or [n, k].
+        b: answers, likewise.
+        metric: one of the task's with a weighted form.
         blocks: block of each row [n].
         resamples: draws.
         confidence: of the two-sided interval.
@@ -241,16 +246,17 @@ def difference_interval(
         (difference, low, high), positive where b is better, also for losses.
 
     Raises:
-        GateError: fewer than two blocks, one class, or too few draws with both classes.
-        EvaluationError: labels or predictions are not valid, or the metric has no weighted form.
+        GateError: fewer than two blocks, truths that are all the same, or too few draws with a defined metric.
+        EvaluationError: truths or answers are not valid, or the metric has no weighted form.
     """
-    difference, draws, count = _differences(y, a, b, metric, blocks, resamples, seed)
+    difference, draws, count = _differences(task, y, a, b, metric, blocks, resamples, seed)
     tail = float(ndtr(stdtrit(count - 1, (1 - confidence) / 2)))
     low, high = np.quantile(draws, [tail, 1 - tail])
     return difference, float(low), float(high)
 
 
 def _differences(
+    task: Task,
     y: npt.ArrayLike,
     a: npt.ArrayLike,
     b: npt.ArrayLike,
@@ -258,26 +264,30 @@ def _differences(
     blocks: npt.ArrayLike,
     resamples: int,
     seed: int,
-) -> tuple[float, evaluation.Floats, int]:
+) -> tuple[float, Floats, int]:
     """Return how much better b is than a, the same of each draw of blocks, and the number of blocks."""
-    labels, _ = evaluation.checked(y, a)
+    truths, _ = task.checked(y, a)
     _, codes = np.unique(np.asarray(blocks), return_inverse=True)
-    if codes.shape != labels.shape:
-        raise GateError(f"{len(codes)} blocks for {len(labels)} rows; give each row its block")
-    _demand_two_classes(labels)
+    if codes.shape != truths.shape:
+        raise GateError(f"{len(codes)} blocks for {len(truths)} rows; give each row its block")
+    _demand_variety(task, truths)
     count = int(codes.max()) + 1
     if count < 2:
         raise GateError("all rows lie in one block; lengthen training.holdout or shorten gates.block")
-    before = evaluation.weighted(metric, labels, a, codes)
-    after = evaluation.weighted(metric, labels, b, codes)
-    direction = evaluation.DIRECTION[metric]
-    difference = direction * float((after(np.ones((1, count))) - before(np.ones((1, count))))[0])
+    before = task.weighted(metric, truths, a, codes)
+    after = task.weighted(metric, truths, b, codes)
+    direction = task.metrics[metric].better
+    # Zero is added, since a loss of nothing would be written as -0.
+    difference = direction * float((after(np.ones((1, count))) - before(np.ones((1, count))))[0]) + 0.0
     draws = np.concatenate(
-        [direction * (after(weights) - before(weights)) for weights in _draws(count, len(labels), resamples, seed)]
+        [
+            direction * (after(weights) - before(weights)) + 0.0
+            for weights in _draws(count, len(truths), resamples, seed)
+        ]
     )
     draws = draws[~np.isnan(draws)]
     if len(draws) < resamples / 2:
-        raise GateError("most resamples hold one class; lengthen training.holdout or gates.block")
+        raise GateError("most resamples leave the metric undefined; lengthen training.holdout or gates.block")
     return difference, draws, count
 
 
@@ -300,30 +310,29 @@ def _draws(count: int, rows: int, resamples: int, seed: int) -> Iterator[npt.NDA
         yield random.multinomial(count - 1, np.full(count, 1 / count), size=min(chunk, resamples - start))
 
 
-def _limits(
-    y: evaluation.Floats, p: evaluation.Floats, values: Mapping[str, float], gates: config.Gates
-) -> Iterator[Check]:
+def _limits(task: Task, y: Floats, p: Floats, gates: config.Gates) -> Iterator[Check]:
     """Yield the checks that need one model alone.
 
     Floors and ceilings hold for the best estimate: a limit is what the user asks of the model, so whoever wants a
     margin puts it into the limit. Too few rows of a class fail outright, since then the estimate says nothing.
     """
-    positives = int(values["positives"])
-    scarce = min(positives, len(y) - positives)
-    yield Check("class", scarce >= intervals.FEW, scarce, intervals.FEW)
+    positives, scarce = task.positives(y), task.scarce(y)
+    if scarce is not None:
+        yield Check("class", scarce >= intervals.FEW, scarce, intervals.FEW)
     for floor, limit in gates.floors.items():
-        reach = (values["auc_low"], values["auc_high"]) if floor == "auc" else None
-        yield Check(f"floor {floor}", values[floor] >= limit, _defined(values[floor]), limit, reach, positives)
+        value = task.limited(floor, y, p)
+        reach = _sure(task.metrics[floor].interval(y, p)) if floor == task.headline.name else None
+        yield Check(f"floor {floor}", value >= limit, _defined(value), limit, reach, positives)
     for ceiling, limit in gates.ceilings.items():
-        # What chance adds to the calibration error of a small hold-out is not the model's.
-        value = evaluation.miscalibration(y, p) if ceiling == "ece" else values[ceiling]
+        value = task.limited(ceiling, y, p)
         yield Check(f"ceiling {ceiling}", value <= limit, _defined(value), limit, positives=positives)
 
 
 def _slice_checks(
-    y: evaluation.Floats,
-    old: evaluation.Floats,
-    new: evaluation.Floats,
+    task: Task,
+    y: Floats,
+    old: Floats,
+    new: Floats,
     gates: config.Gates,
     blocks: npt.NDArray[Any],
     frame: Mapping[str, Any],
@@ -339,11 +348,12 @@ def _slice_checks(
     reach: the interval is Student's t with the standard error of the draws and one degree of freedom less than the
     slice has blocks (Efron & Tibshirani 1993, ch. 12).
     """
-    found = list(evaluation.members(frame, gates.slices, gates.slice_min_rows))
-    measured = [_slice_change(y[rows], old[rows], new[rows], gates, blocks[rows], seed) for _, _, rows in found]
+    found = list(cuts.members(frame, gates.slices, gates.slice_min_rows))
+    measured = [_slice_change(task, y[rows], old[rows], new[rows], gates, blocks[rows], seed) for _, _, rows in found]
     judged = sum(not note for *_, note in measured)
     for (column, value, rows), (change, error, count, note) in zip(found, measured, strict=True):
-        name, limit, positives = f"slice {column}={value}", -gates.slice_tolerance, int(y[rows].sum())
+        name, positives = f"slice {column}={value}", task.positives(y[rows])
+        limit = -task.tolerance(gates.slice_tolerance, y[rows], old[rows])
         if note:
             yield Check(name, True, _defined(change), limit, None, positives, note)
             continue
@@ -353,29 +363,30 @@ def _slice_checks(
 
 
 def _slice_change(
-    y: evaluation.Floats,
-    old: evaluation.Floats,
-    new: evaluation.Floats,
+    task: Task,
+    y: Floats,
+    old: Floats,
+    new: Floats,
     gates: config.Gates,
     blocks: npt.NDArray[Any],
     seed: int,
 ) -> tuple[float, float, int, str]:
     """Return a slice's change, its standard error, its blocks, and why it cannot be judged (empty if it can)."""
     count = len(np.unique(blocks))
-    ranked = gates.metric in ("auc", "pr_auc")
-    reason = (evaluation.undefined(y) or evaluation.few(y)) if ranked else None
+    reason = (task.undefined(y) or task.few(y)) if task.headline.scale == "share" else None
     if reason is None and count < MIN_BLOCKS:
         reason = f"too few to judge: {count} blocks of time, and {MIN_BLOCKS} are needed"
     if reason is None:
         try:
-            change, draws, _ = _differences(y, old, new, gates.metric, blocks, min(_ERRORS, gates.resamples), seed)
+            change, draws, _ = _differences(
+                task, y, old, new, task.headline.name, blocks, min(_ERRORS, gates.resamples), seed
+            )
         except GateError as error:
             reason = f"too few to judge: {error}"
         else:
             return change, float(draws.std(ddof=1)), count, ""
-    ones = np.ones((1, len(y)))
-    before, after = (float(evaluation.weighted(gates.metric, y, p)(ones)[0]) for p in (old, new))
-    return evaluation.DIRECTION[gates.metric] * (after - before), math.nan, count, reason
+    before, after = (task.headline.value(y, p) for p in (old, new))
+    return task.headline.better * (after - before), math.nan, count, reason
 
 
 def _reason(summary: str, checks: tuple[Check, ...]) -> str:
@@ -390,7 +401,8 @@ def _complaint(check: Check) -> str:
     value, limit = f"{check.value:.4f}", f"{check.limit:.4f}"
     return {
         "blocks": f"the hold-out spans {check.value:.0f} blocks of time and the gate needs {check.limit:.0f}",
-        "class": f"the hold-out has {check.value:.0f} rows of the rarer class and the gate needs {check.limit:.0f}",
+        "class": f"the hold-out has {check.value:.0f} rows outside its most frequent class and the gate needs "
+        f"{check.limit:.0f}",
         "gain": f"the gain is not proven, its lower end {value} does not exceed {limit}",
         "floor": f"{name} {value} is under its floor {limit}",
         "ceiling": f"{name} {value} is over its ceiling {limit}",
@@ -402,16 +414,16 @@ def _between(check: Check) -> str:
     return f" ({check.interval[0]:+.4f} to {check.interval[1]:+.4f})" if check.interval else ""
 
 
-def _sure(values: Mapping[str, float], gates: config.Gates) -> tuple[float, float] | None:
-    return (values["auc_low"], values["auc_high"]) if gates.metric == "auc" else None
+def _sure(found: intervals.Estimate) -> tuple[float, float] | None:
+    return None if math.isnan(found.low) else (found.low, found.high)
 
 
 def _pair(values: Sequence[float] | None) -> tuple[float, float] | None:
     return None if values is None else (values[0], values[1])
 
 
-def _demand_two_classes(labels: evaluation.Floats) -> None:
-    reason = evaluation.undefined(labels)
+def _demand_variety(task: Task, truths: Floats) -> None:
+    reason = task.undefined(truths)
     if reason:
         raise GateError(f"the hold-out cannot judge a model: {reason}; lengthen training.holdout")
 

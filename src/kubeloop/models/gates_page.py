@@ -33,7 +33,8 @@ def _tiles(verdict: Verdict) -> list[tuple[str, str, str]]:
         low, high = verdict.interval
         found.append((f"{verdict.confidence:.0%} interval of the gain", f"{low:+.4f} to {high:+.4f}", ""))
     if verdict.rows is not None:
-        found.append(("Rows, of them class 1", f"{verdict.rows:,}, {verdict.positives:,}", ""))
+        of_class = "" if verdict.positives is None else f", {verdict.positives:,}"
+        found.append(("Rows, of them class 1" if of_class else "Rows", f"{verdict.rows:,}{of_class}", ""))
     return found
 
 
@@ -41,7 +42,7 @@ def _row(check: Check, verdict: Verdict) -> dict[str, object]:
     kind, _, name = check.name.partition(" ")
     about = {
         "blocks": "Blocks of time in the hold-out",
-        "class": "Rows of the rarer class",
+        "class": "Rows outside the most frequent class",
         "gain": "Lower end of the gain's interval",
         "warnings": "Warnings about the model",
         "slice": f"Change of {verdict.metric} where {name}",

@@ -317,16 +317,23 @@ def _package(folder: Path, target: Path) -> Path:
     import onnx
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import Array
 
     facts = kept.loads(folder / "model.json")
     kinds = {item["name"]: item["kind"] for item in facts["features"]}
     inputs: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.float if kind == "numeric" else DataType.string, name) for name, kind in kinds.items()
     ]
+    graph = onnx.load(folder / "model.onnx")
+    outputs: list[ColSpec | TensorSpec] = []
+    for output in graph.graph.output:
+        tensor = output.type.tensor_type
+        kind = DataType.string if tensor.elem_type == onnx.TensorProto.STRING else DataType.float
+        outputs.append(ColSpec(kind if len(tensor.shape.dim) == 1 else Array(kind), output.name))
     mlflow.onnx.save_model(
-        onnx.load(folder / "model.onnx"),
+        graph,
         target,
-        signature=ModelSignature(Schema(inputs), Schema([ColSpec(DataType.float, "probability")])),
+        signature=ModelSignature(Schema(inputs), Schema(outputs)),
         input_example=_example(folder)[list(kinds)],
         pip_requirements=_REQUIREMENTS,
         save_as_external_data=False,

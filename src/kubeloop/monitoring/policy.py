@@ -9,6 +9,7 @@ from kubeloop.config import Drift, duration_text
 from kubeloop.monitoring.detector.port import Score, correct
 from kubeloop.tasks import intervals
 from kubeloop.tasks.intervals import Estimate
+from kubeloop.tasks.port import Metric
 
 Kind = Literal["drift", "performance", "schedule"]
 
@@ -90,7 +91,7 @@ def judge(scores: Sequence[Score], importance: Mapping[str, float], drift: Drift
     `min_importance` of the model, or when the model's own score drifts by both.
 
     Args:
-        scores: one a feature, and one of kind `score` for the model's probability.
+        scores: one a feature, and one of kind `score` for each number of the model's answers.
         importance: share of the model a feature carries; a feature that is not named carries nothing.
     """
     judged = tuple(
@@ -113,24 +114,39 @@ def judge(scores: Sequence[Score], importance: Mapping[str, float], drift: Drift
     )
 
 
-def performance(auc: Estimate, reference: Estimate | None, drift: Drift) -> PerformanceVerdict:
-    """Judge one window's labelled rows by their AUC, on its own and against the hold-out's where that is known.
+def performance(metric: Metric, found: Estimate, reference: Estimate | None, drift: Drift) -> PerformanceVerdict:
+    """Judge one window's labelled rows by a metric, on its own and against the hold-out's where that is known.
 
-    The model falls short where chance does not explain it: where the whole interval lies under the floor, or that of
-    the loss against the hold-out, whose AUC is not certain either, over `max_auc_drop`. A model whose AUC is at a limit
-    exactly is called short in 2.5 % of windows by each, and one that is above it in fewer.
+    The model falls short where chance does not explain it: where the whole interval lies beyond `limit`, or that of
+    the loss against the hold-out, whose value is not certain either, over `max_drop`. A model whose metric is at a
+    limit exactly is called short in 2.5 % of windows by each, and one that is better in fewer.
 
     Args:
-        auc: of the window, with its 95 % interval.
+        metric: the headline.
+        found: the metric of the window, with its 95 % interval.
         reference: of the hold-out, likewise.
         drift: the policy.
     """
-    if auc.high < drift.min_auc:
-        return PerformanceVerdict(True, f"AUC {auc}, under the floor of {drift.min_auc:.3f}")
-    if reference is not None and intervals.difference(auc, reference).high < -drift.max_auc_drop:
-        text = f"AUC {auc}, more than {drift.max_auc_drop:.3f} under the {reference.value:.3f} of its hold-out"
+    limit, under = drift.limit, "under the floor" if metric.better > 0 else "over the ceiling"
+    if limit is None and metric.name == "auc":
+        limit = drift.min_auc
+    if limit is not None and _best(metric, found) < metric.better * limit:
+        return PerformanceVerdict(True, f"{metric.title} {found}, {under} of {limit:.3f}")
+    if reference is None:
+        return PerformanceVerdict(False, "")
+    drop = drift.max_drop
+    if drop is None:
+        drop = drift.max_auc_drop if metric.name == "auc" else metric.drop(reference.value)
+    if _best(metric, intervals.difference(found, reference)) < -drop:
+        worse = "under" if metric.better > 0 else "over"
+        text = f"{metric.title} {found}, more than {drop:.3f} {worse} the {reference.value:.3f} of its hold-out"
         return PerformanceVerdict(True, text)
     return PerformanceVerdict(False, "")
+
+
+def _best(metric: Metric, found: Estimate) -> float:
+    """Return the better end of an interval, turned so that more is better."""
+    return found.high if metric.better > 0 else -found.low
 
 
 def propose(

@@ -26,10 +26,10 @@ from kubeloop.monitoring.store import Due, Progress, Row, Store
 from kubeloop.monitoring.versions import NodeError, VersionError, Versions
 from kubeloop.monitoring.windows import Grid, micros
 from kubeloop.payloads import decode
+from kubeloop.tasks import port
 from kubeloop.tasks.intervals import Estimate
+from kubeloop.tasks.port import EvaluationError, Task
 from kubeloop.tasks.reference import Reference, ReferenceError
-from kubeloop.tasks.tabular import evaluation
-from kubeloop.tasks.tabular.evaluation import EvaluationError
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +46,6 @@ SILENCE_S = 600.0
 
 _SEED = 7
 """Of a large window's sample: a window that is judged again gets the same verdict."""
-
-_METRICS = ("auc", "auc_low", "auc_high", "log_loss", "brier", "ece")
 
 
 class AheadError(KubeloopError):
@@ -73,6 +71,7 @@ class Monitor:
     ) -> None:
         """Watch the service of a loop; where its clients replay the past, `until` is where the replay ends."""
         self.service = loop.name
+        self.task = port.of(loop)
         self.drift = loop.drift
         self.grid = grid
         self.store = store
@@ -138,8 +137,8 @@ class Monitor:
         if last == now.cursor:
             return False
         if self._carry is None or self._carry[0] != now.cursor:
-            self._carry = now.cursor, decode.resume(self.log, now.cursor, self.service)
-        decoded = decode.decode(table, self._carry[1], self.service)
+            self._carry = now.cursor, decode.resume(self.task, self.log, now.cursor, self.service)
+        decoded = decode.decode(self.task, table, self._carry[1], self.service)
         self._warn(decoded)
         taken = intake.sort(decoded, last, now, self.grid, self._until, skew=self.drift.skew, now=datetime.now(UTC))
         if early := taken.progress.early_rows - now.early_rows:
@@ -200,7 +199,7 @@ class Monitor:
             episode = self._propose(newest["version"], "drift", votes, due.end, now)
         if episode is None and live is not None:
             episode = self._scheduled(live.version, due, now)
-        scored = [replace(p, kind="scored", table=performance.scored(p.table), newest=None) for p in parts]
+        scored = [replace(p, kind="scored", table=performance.scored(self.task, p.table), newest=None) for p in parts]
         self.store.close_window(now, due, windows, scores, scored, episode)
         for row in windows:
             _log.info(
@@ -230,7 +229,7 @@ class Monitor:
         try:
             reference = self._versions.reference(part.version)
             table, row["note"] = _sample(part.table)
-            window = _encode(reference, table)
+            window = _encode(self.task, reference, table)
             self._detector.fit(part.version, reference)
             found = self._detector.score(part.version, window)
         except VersionError as error:
@@ -266,42 +265,40 @@ class Monitor:
 
     def _measure(self, part: Part, arrived: Sequence[pa.Table], before: int) -> Row:
         """Return the row of `performance`, without `live`."""
-        y, p = performance.join(part.table, arrived, before)
+        metric = self.task.headline
+        y, p = performance.join(self.task, part.table, arrived, before)
         row: Row = {
             "service": self.service,
             "start": part.start,
             "version": part.version,
             "end": part.end,
             "rows": len(part.table),
-            "labelled": len(y),
-            "positives": int(y.sum()),
-            "windows": None,
-            "drifted": None,
-            "reference_auc": None,
-            "note": None,
-            **dict.fromkeys(_METRICS),
+            **performance.measured(self.task, y, None),
+            **dict.fromkeys(("windows", "drifted", "reference", "note")),
         }
         try:
-            status, metrics = performance.measure(y, p, self.drift.min_rows)
+            status, metrics = performance.measure(self.task, y, p, self.drift.min_rows)
         except EvaluationError as error:
             return row | {"status": "unreadable", "note": str(error)}
         if metrics is None:
             return row | {"status": status}
-        row |= {"status": status, "windows": 1} | {name: metrics[name] for name in _METRICS}
-        auc = Estimate(metrics["auc"], metrics["auc_low"], metrics["auc_high"])
+        row |= {"status": status, "windows": 1} | performance.measured(self.task, y, metrics)
+        sure = Estimate(row["value"], row["low"], row["high"])
         if status == "few":
-            found = performance.together([*self._unjudged(part.version), row])
+            found = performance.together(self.task, [*self._unjudged(part.version), row])
             if found is None:
-                return row | {"note": evaluation.few(y)}
-            auc, row["positives"], row["windows"] = found
-            row |= {"status": "judged"} | dict(zip(_METRICS, auc, strict=False))
+                return row | {"note": self.task.few(y)}
+            sure, row["positives"], row["windows"] = found
+            row |= {"status": "judged"} | sure._asdict()
         try:
-            reference = self._versions.reference(part.version).auc
+            known = self._versions.reference(part.version).measured
         except VersionError as error:
-            reference = None
+            known = None
             row["note"] = str(error)
-        verdict = policy.performance(auc, reference, self.drift)
-        row |= {"drifted": verdict.drifted, "reference_auc": reference.value if reference else None}
+        # A version that was trained for another metric says nothing of this one.
+        reference = known.sure if known and known.metric == metric.name else None
+        verdict = policy.performance(metric, sure, reference, self.drift)
+        row |= {"drifted": verdict.drifted, "reference": reference.value if reference else None}
         return row | ({"note": verdict.reason} if verdict.drifted else {})
 
     def _unjudged(self, version: str) -> list[Row]:
@@ -385,10 +382,11 @@ def _sample(table: pa.Table) -> tuple[pa.Table, str | None]:
     return table.filter(pa.array(chosen)), f"tested on a seeded sample of {MOST_ROWS:,} of {rows:,} rows"
 
 
-def _encode(reference: Reference, table: pa.Table) -> Window:
+def _encode(task: Task, reference: Reference, table: pa.Table) -> Window:
     numeric, categorical = reference.encode({name: _values(table, name) for name in reference.names})
-    score = _values(table, "score").astype(np.float32)
-    return Window(numeric=numeric, categorical=categorical, score=score[~np.isnan(score)])
+    score = task.answers(table).astype(np.float32)
+    known = ~np.isnan(score.reshape(len(score), -1)).any(axis=1)
+    return Window(numeric=numeric, categorical=categorical, score=score[known])
 
 
 def _values(table: pa.Table, name: str) -> NDArray[Any]:

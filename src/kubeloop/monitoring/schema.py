@@ -96,14 +96,14 @@ performance = sa.Table(
     sa.Column("status", sa.String, nullable=False),
     sa.Column("live", sa.Boolean, nullable=False),
     sa.Column("drifted", sa.Boolean),
-    sa.Column("auc", sa.Float),
-    sa.Column("auc_low", sa.Float),
-    sa.Column("auc_high", sa.Float),
+    sa.Column("scarce", sa.Integer),
+    sa.Column("metric", sa.String),
+    sa.Column("value", sa.Float),
+    sa.Column("low", sa.Float),
+    sa.Column("high", sa.Float),
     sa.Column("windows", sa.Integer),
-    sa.Column("log_loss", sa.Float),
-    sa.Column("brier", sa.Float),
-    sa.Column("ece", sa.Float),
-    sa.Column("reference_auc", sa.Float),
+    sa.Column("reference", sa.Float),
+    sa.Column("metrics", sa.JSON),
     sa.Column("note", sa.String),
 )
 episodes = sa.Table(
@@ -125,4 +125,4 @@ episodes = sa.Table(
     sa.Column("closed_at", Utc),
     sa.Column("outcome", sa.String),
 )
-MONITOR = Schema("monitor", "KUBELOOP_MONITOR_DB", metadata, "0002")
+MONITOR = Schema("monitor", "KUBELOOP_MONITOR_DB", metadata, "0003")

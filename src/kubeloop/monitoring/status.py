@@ -102,20 +102,21 @@ class Metrics(Collector):
         for row in (s for w in last for s in store.scores(name, w["start"]) if s["version"] == w["version"]):
             effect.add_metric([name, row["version"], row["feature"], row["kind"]], row["effect"])
         yield effect
-        auc = GaugeMetricFamily(
-            "kubeloop_monitor_auc", "AUC of the last window with labels.", labels=["service", "version"]
+        quality = GaugeMetricFamily(
+            "kubeloop_monitor_metric",
+            "gates.metric of the last window with labels.",
+            labels=["service", "version", "metric"],
         )
         bound = GaugeMetricFamily(
-            "kubeloop_monitor_auc_bound",
-            "Ends of the 95 % interval of kubeloop_monitor_auc.",
-            labels=["service", "version", "end"],
+            "kubeloop_monitor_metric_bound",
+            "Ends of the 95 % interval of kubeloop_monitor_metric.",
+            labels=["service", "version", "metric", "end"],
         )
         for row in [row for row in store.performance(name) if row["live"] and row["status"] == "judged"][-1:]:
-            auc.add_metric([name, row["version"]], row["auc"])
-            bounds = {"low": row["auc_low"], "high": row["auc_high"]}
-            for end in (key for key, value in bounds.items() if value is not None):
-                bound.add_metric([name, row["version"], end], bounds[end])
-        yield auc
+            quality.add_metric([name, row["version"], row["metric"]], row["value"])
+            for end in (end for end in ("low", "high") if row[end] is not None):
+                bound.add_metric([name, row["version"], row["metric"], end], row[end])
+        yield quality
         yield bound
         share = GaugeMetricFamily(
             "kubeloop_monitor_labelled_share",

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from kubeloop.names import LABEL_EVENT, REQUEST_EVENT, RESPONSE_EVENT
 from kubeloop.payloads import labels
-from kubeloop.payloads.exchanges import PREDICTION, Faults, Pair, predictions
+from kubeloop.payloads.exchanges import Faults, Pair, predictions, schema
 from kubeloop.payloads.segments import (
     INSTANT,
     MIRRORED,
@@ -26,10 +26,10 @@ from kubeloop.payloads.segments import (
     read,
     segments,
 )
+from kubeloop.tasks.port import Task
 
 __all__ = [
     "LABEL",
-    "PREDICTION",
     "SCHEMA",
     "Carry",
     "Decoded",
@@ -41,13 +41,14 @@ __all__ = [
     "read",
     "release",
     "resume",
+    "schema",
     "segments",
 ]
 
 LABEL = pa.schema(
     [
         pa.field("event_id", pa.string()),
-        pa.field("label", pa.int8()),
+        pa.field("label", pa.float64()),
         pa.field("observed_at", INSTANT),
         pa.field("received_at", INSTANT),
     ]
@@ -77,8 +78,8 @@ class Decoded:
     """Some events, decoded.
 
     Attributes:
-        predictions: one row a prediction: `PREDICTION`, then one column a feature.
-        labels: `LABEL`, one row a label.
+        predictions: one row a prediction: `schema`, then one column a feature.
+        labels: `LABEL`, one row a label, as truths of the task.
         carry: hand it to the next call.
         duplicates: events dropped because their identity and type came before.
         ambiguous: identities that two different requests (or responses) share, so that no pair is certain.
@@ -107,7 +108,7 @@ class _Counts:
     faults: Faults = field(default_factory=Faults)
 
 
-def decode(table: pa.Table, carry: Carry | None = None, service: str | None = None) -> Decoded:
+def decode(task: Task, table: pa.Table, carry: Carry | None = None, service: str | None = None) -> Decoded:
     """Pair requests with responses, and turn them and the labels into columns.
 
     However the log is cut into calls, each prediction comes out exactly once. Events are paired by their id within
@@ -120,6 +121,7 @@ def decode(table: pa.Table, carry: Carry | None = None, service: str | None = No
     prediction: it and its response are dropped, and not as malformed.
 
     Args:
+        task: whose answers and labels the events carry.
         table: events, `SCHEMA`, newer than all before.
         carry: of the previous call; left out for the first.
         service: read this inference service only; labels that name no service count for every one.
@@ -129,8 +131,8 @@ def decode(table: pa.Table, carry: Carry | None = None, service: str | None = No
     counts = _Counts()
     settled = dict(carry.settled)
     pairs, waiting = _pair(events, _rows(events, [REQUEST_EVENT, RESPONSE_EVENT], service), settled, counts)
-    found_labels = _labels(events, _rows(events, [LABEL_EVENT], service), settled, counts)
-    found_predictions = predictions(_bodies(events, pairs), counts.faults)
+    found_labels = _labels(events, _rows(events, [LABEL_EVENT], service), settled, counts, task)
+    found_predictions = predictions(_bodies(events, pairs), counts.faults, task)
     horizon = (table["seq"][-1].as_py() if table.num_rows else 0) - REMEMBER
     left = _take(events, waiting)
     return Decoded(
@@ -147,7 +149,7 @@ def decode(table: pa.Table, carry: Carry | None = None, service: str | None = No
     )
 
 
-def resume(directory: Path, last: int, service: str | None = None) -> Carry:
+def resume(task: Task, directory: Path, last: int, service: str | None = None) -> Carry:
     """Rebuild the carry of a reader that has decoded the log up to `last`, so that it need not be stored.
 
     Raises:
@@ -158,7 +160,7 @@ def resume(directory: Path, last: int, service: str | None = None) -> Carry:
     after = max(0, last - REMEMBER)
     # What lies behind `last` may be months of a log: no more is read than the segments that reach it.
     table, _ = read(directory, after, last - after)
-    return decode(table.filter(pc.less_equal(table["seq"], last)), service=service).carry
+    return decode(task, table.filter(pc.less_equal(table["seq"], last)), service=service).carry
 
 
 def check(directory: Path, last: int) -> None:
@@ -265,12 +267,12 @@ def _views(column: pa.ChunkedArray) -> Callable[[int], memoryview]:
     return view
 
 
-def _labels(events: pa.Table, rows: list[int], settled: dict[str, int], counts: _Counts) -> pa.Table:
+def _labels(events: pa.Table, rows: list[int], settled: dict[str, int], counts: _Counts, task: Task) -> pa.Table:
     """Read the label events. One that was sent twice, with one identity and body, counts once."""
     chosen = _take(events, rows)
     moments = chosen["received_at"].cast(pa.int64()).to_pylist()
     bodies = chosen["body"].to_pylist()
-    found: list[tuple[str, int, int, int]] = []
+    found: list[tuple[str, float, int, int]] = []
     for key, seq, received_at, body in zip(
         _identities(events, rows), chosen["seq"].to_pylist(), moments, bodies, strict=True
     ):
@@ -279,7 +281,7 @@ def _labels(events: pa.Table, rows: list[int], settled: dict[str, int], counts: 
             counts.duplicates += 1
             continue
         settled[identity] = seq
-        told, faults = labels.read(body)
+        told, faults = labels.read(body, task.label)
         # A clock that was ahead must not let a label win over those that correct it.
         found += [(name, label, min(observed_at, received_at), received_at) for name, label, observed_at in told]
         for fault in faults:

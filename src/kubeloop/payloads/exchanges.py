@@ -13,6 +13,7 @@ import pyarrow as pa
 from kubeloop.errors import KubeloopError
 from kubeloop.payloads.segments import INSTANT, micros
 from kubeloop.serving.tensors import ProtocolError, TensorSpec, array_of_raw
+from kubeloop.tasks.port import Task, Tensor
 
 PREDICTION = pa.schema(
     [
@@ -22,10 +23,9 @@ PREDICTION = pa.schema(
         pa.field("received_at", INSTANT),
         pa.field("model_version", pa.string()),
         pa.field("endpoint", pa.string()),
-        pa.field("score", pa.float32()),
     ]
 )
-"""The columns every prediction has; the features follow, float32 or string."""
+"""The columns every prediction has. The numbers of its answer follow, `Task.columns`, then the features."""
 
 _NUMERIC = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)) | {
     "BOOL",
@@ -77,7 +77,7 @@ class Pair(NamedTuple):
 
 
 class _Exchange(NamedTuple):
-    """A parsed pair; `columns` holds one list of values an input, `scores` one value a row."""
+    """A parsed pair; `columns` holds one list of values an input, `scores` one a number of the answer."""
 
     pair: Pair
     event_time: int
@@ -85,10 +85,15 @@ class _Exchange(NamedTuple):
     event_ids: list[str] | list[None]
     signature: Signature
     columns: list[list[Any]]
-    scores: list[Any]
+    scores: list[list[Any]]
 
 
-def predictions(pairs: Iterable[Pair], faults: Faults) -> pa.Table:
+def schema(task: Task) -> pa.Schema:
+    """Return the columns that every prediction of a task has; the features follow, float32 or string."""
+    return pa.schema([*PREDICTION, *(pa.field(name, pa.float32()) for name in task.columns)])
+
+
+def predictions(pairs: Iterable[Pair], faults: Faults, task: Task) -> pa.Table:
     """Return one row a prediction, in the order of the pairs.
 
     Pairs with different inputs (model versions) are decoded apart; a feature that some lack is null there, and one
@@ -97,43 +102,44 @@ def predictions(pairs: Iterable[Pair], faults: Faults) -> pa.Table:
     pairs = iter(pairs)
     tables: list[pa.Table] = []
     while block := list(islice(pairs, _BLOCK)):
-        tables += _decode(block, faults)
-    return _unify(tables) if tables else PREDICTION.empty_table()
+        tables += _decode(block, faults, task)
+    return _unify(tables) if tables else schema(task).empty_table()
 
 
-def _decode(block: list[Pair], faults: Faults) -> list[pa.Table]:
+def _decode(block: list[Pair], faults: Faults, task: Task) -> list[pa.Table]:
     """Return the predictions of some pairs, in order, in no, one or (where inputs differ) several tables."""
     groups: dict[Signature, list[tuple[int, _Exchange]]] = {}
     for position, pair in enumerate(block):
         try:
-            exchange = _parse(pair)
+            exchange = _parse(pair, task)
         except MalformedError as error:
             faults.add(pair.seq, error)
         else:
             groups.setdefault(exchange.signature, []).append((position, exchange))
     tables: list[pa.Table] = []
     order: list[int] = []
+    own = schema(task)
     for signature, group in groups.items():
         try:
-            kinds = _kinds(signature)
+            kinds = _kinds(signature, own)
         except MalformedError as error:
             for _, exchange in group:
                 faults.add(exchange.pair.seq, error)
             continue
         try:
-            table = _columns(kinds, [exchange for _, exchange in group])
+            table = _columns(own, kinds, [exchange for _, exchange in group])
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
             group = list(_clean(kinds, group, faults))
-            table = _columns(kinds, [exchange for _, exchange in group])
+            table = _columns(own, kinds, [exchange for _, exchange in group])
         tables.append(table)
         for position, exchange in group:
-            order += [position] * len(exchange.scores)
+            order += [position] * len(exchange.event_ids)
     if len(tables) < 2:
         return tables
     return [_unify(tables).take(pa.array(np.argsort(np.array(order, dtype=np.int64), kind="stable")))]
 
 
-def _parse(pair: Pair) -> _Exchange:
+def _parse(pair: Pair, task: Task) -> _Exchange:
     what = "request"
     try:
         request = _load(pair.request)
@@ -146,12 +152,16 @@ def _parse(pair: Pair) -> _Exchange:
         what = "response"
         response = _load(pair.response)
         version = response.get("model_version")
-        scores = [tensor["data"] for tensor in response["outputs"] if tensor["name"] == "probability"]
+        outputs = {tensor["name"]: tensor["data"] for tensor in response["outputs"]}
+        lost = [tensor.name for tensor in task.tensors if type(outputs.get(tensor.name)) is not list]
     except (ValueError, KeyError, TypeError, AttributeError, ProtocolError) as error:
         raise MalformedError(f"the {what} is no V2 payload ({type(error).__name__}: {error})") from error
-    if len(scores) != 1 or type(scores[0]) is not list:
-        raise MalformedError("the response has no output named probability")
+    if lost:
+        raise MalformedError(f"the response has no output named {lost[0]}")
+    scores = [column for tensor in task.tensors for column in _spread(outputs[tensor.name], tensor)]
     rows = len(scores[0])
+    if set(map(len, scores)) != {rows}:
+        raise MalformedError("the response's outputs have different sizes")
     if set(map(type, columns)) != {list} or set(map(len, columns)) != {rows}:
         raise MalformedError(f"the response has {rows} scores, the request's inputs have other sizes")
     if version is not None and type(version) is not str:
@@ -164,7 +174,20 @@ def _parse(pair: Pair) -> _Exchange:
         moment = pair.time if event_time is None else micros(event_time)
     except (ValueError, TypeError) as error:
         raise MalformedError(f"parameters.event_time is no ISO 8601 time: {event_time!r:.80}") from error
-    return _Exchange(pair, moment, version, _event_ids(event_ids, rows), signature, columns, scores[0])
+    return _Exchange(pair, moment, version, _event_ids(event_ids, rows), signature, columns, scores)
+
+
+def _spread(data: list[Any], tensor: Tensor) -> list[list[Any]]:
+    """Return an output's numbers as one list a column; the protocol allows both flat and nested data."""
+    if tensor.width == 1:
+        return [data]
+    if data and type(data[0]) is list:
+        if {len(row) if type(row) is list else -1 for row in data} != {tensor.width}:
+            raise MalformedError(f"the output {tensor.name} must have {tensor.width} numbers a row")
+        return [list(column) for column in zip(*data, strict=True)]
+    if len(data) % tensor.width:
+        raise MalformedError(f"the output {tensor.name} must have {tensor.width} numbers a row, and has {len(data)}")
+    return [data[place :: tensor.width] for place in range(tensor.width)]
 
 
 def _load(body: bytes | memoryview) -> Any:
@@ -219,13 +242,13 @@ def _event_ids(text: Any, rows: int) -> list[str] | list[None]:
     return ids
 
 
-def _kinds(signature: Signature) -> list[tuple[str, pa.DataType]]:
+def _kinds(signature: Signature, own: pa.Schema) -> list[tuple[str, pa.DataType]]:
     """Return the name and Arrow type of each input."""
     kinds: dict[str, pa.DataType] = {}
     for name, datatype in signature:
         if type(name) is not str or name in kinds:
             raise MalformedError(f"the input {name!r:.80} has no name or comes twice")
-        if name in PREDICTION.names:
+        if name in own.names:
             raise MalformedError(f"the feature {name!r} has the name of a prediction's own column; rename it")
         if datatype != "BYTES" and datatype not in _NUMERIC:
             raise MalformedError(f"the input {name!r:.80} has the unknown datatype {datatype!r:.80}")
@@ -233,13 +256,13 @@ def _kinds(signature: Signature) -> list[tuple[str, pa.DataType]]:
     return list(kinds.items())
 
 
-def _columns(kinds: list[tuple[str, pa.DataType]], group: list[_Exchange]) -> pa.Table:
+def _columns(schema: pa.Schema, kinds: list[tuple[str, pa.DataType]], group: list[_Exchange]) -> pa.Table:
     """Build the table of exchanges with the same inputs.
 
     Raises:
         pa.ArrowInvalid, pa.ArrowTypeError, OverflowError: a value is not of its input's type.
     """
-    sizes = [len(exchange.scores) for exchange in group]
+    sizes = [len(exchange.event_ids) for exchange in group]
 
     def spread(values: list[Any], name: str) -> pa.Array:
         return flat(map(repeat, values, sizes), PREDICTION.field(name).type)
@@ -254,13 +277,16 @@ def _columns(kinds: list[tuple[str, pa.DataType]], group: list[_Exchange]) -> pa
         spread([exchange.pair.received_at for exchange in group], "received_at"),
         spread([exchange.model_version for exchange in group], "model_version"),
         spread([exchange.pair.endpoint for exchange in group], "endpoint"),
-        flat((exchange.scores for exchange in group), pa.float32()),
     ]
-    if own[-1].null_count:
+    scores = [
+        flat((exchange.scores[place] for exchange in group), pa.float32())
+        for place in range(len(schema) - len(PREDICTION))
+    ]
+    if any(score.null_count for score in scores):
         raise pa.ArrowInvalid("a score is null")
     columns = zip(*(exchange.columns for exchange in group), strict=True) if group else ([] for _ in kinds)
     features = [flat(lists, kind) for lists, (_, kind) in zip(columns, kinds, strict=True)]
-    return pa.table(own + features, names=[*PREDICTION.names, *(name for name, _ in kinds)])
+    return pa.table(own + scores + features, names=[*schema.names, *(name for name, _ in kinds)])
 
 
 def _clean(
@@ -269,8 +295,8 @@ def _clean(
     """Convert a group value by value, and leave out the exchanges that do not convert."""
     for position, exchange in group:
         try:
-            scores = [_number(value) for value in _flatten(exchange.scores)]
-            if None in scores:
+            scores = [[_number(value) for value in _flatten(score)] for score in exchange.scores]
+            if any(None in score for score in scores):
                 raise MalformedError("a score is null")
             columns = [
                 [(_number if kind == pa.float32() else _text)(value) for value in _flatten(column)]

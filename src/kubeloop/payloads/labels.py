@@ -3,9 +3,10 @@
 The collector refuses a body that has a fault; the log may still hold some from before it did.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -17,10 +18,12 @@ class Label(NamedTuple):
     """What became of one prediction; `observed_at` in microseconds since 1970."""
 
     event_id: str
-    label: int
+    label: float
     observed_at: int
 
 
+_LONGEST = 200
+"""Characters of a class's name."""
 _MOST_US = moments.MOST // timedelta(microseconds=1)
 
 
@@ -36,8 +39,25 @@ def early(told: Sequence[Label], received_at: int) -> list[str]:
     ]
 
 
-def read(body: bytes) -> tuple[list[Label], list[str]]:
+def any_label(value: Any) -> float:
+    """Take what may be a label of some task; the collector serves loops of every kind, so readers look closer.
+
+    Raises:
+        ValueError: it can be none.
+    """
+    if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return float(value)
+    if isinstance(value, str) and 0 < len(value) <= _LONGEST:
+        return math.nan
+    raise ValueError("a label must be a number, or the name of a class")
+
+
+def read(body: bytes, label: Callable[[Any], float] = any_label) -> tuple[list[Label], list[str]]:
     """Return the labels of `{"labels": [{"event_id": "a", "label": 1, "observed_at": "2013-04-01T12:00:00Z"}]}`.
+
+    Args:
+        body: of the event.
+        label: reads one label, as `Task.label` does.
 
     Returns:
         The labels that can be read, and for each that cannot, or for a body without labels, what is wrong.
@@ -52,10 +72,10 @@ def read(body: bytes) -> tuple[list[Label], list[str]]:
     faults: list[str] = []
     for item in items:
         try:
-            event_id, label = item["event_id"], item["label"]
-            if type(event_id) is not str or not event_id or label not in (0, 1):
-                raise ValueError("it needs a text event_id and a label 0 or 1")
-            found.append(Label(event_id, int(label), micros(item["observed_at"])))
+            event_id = item["event_id"]
+            if type(event_id) is not str or not event_id:
+                raise ValueError("it needs a text event_id")
+            found.append(Label(event_id, label(item["label"]), micros(item["observed_at"])))
         except (KeyError, TypeError, ValueError) as error:
             faults.append(f"a label is malformed: {item!r:.80} ({type(error).__name__}: {error})")
     return found, faults

@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 
 from kubeloop.config import Settings
 from kubeloop.payloads import decode
+from kubeloop.tasks.port import Task
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,8 @@ class Log:
 
     Attributes:
         predictions: one row an event that was asked for, in the order of the log: event_id, event_time,
-            model_version, score and the features. An event asked for twice counts once, with its first answer.
-        labels: event_id and label, the first of each event.
+            model_version, `Task.columns` and the features. An event asked for twice counts once, with its first answer.
+        labels: event_id and label, as truth of the task, the first of each event.
     """
 
     predictions: pa.Table
@@ -40,10 +41,10 @@ class Log:
         return joined.sort_by([("event_time", "ascending"), ("event_id", "ascending")])
 
 
-def read(settings: Settings, service: str) -> Log:
-    """Read the whole payload log of a service."""
+def read(task: Task, settings: Settings, service: str) -> Log:
+    """Read the whole payload log of a service, whose answers and labels are those of a task."""
     table, _ = decode.read(settings.payloads, after=0)
-    decoded = decode.decode(table, service=service)
+    decoded = decode.decode(task, table, service=service)
     return Log(
         _first(decoded.predictions.filter(pc.is_valid(decoded.predictions["event_id"]))),
         _first(decoded.labels).select(["event_id", "label"]),

@@ -9,6 +9,7 @@ from kubeloop.config import Loop, Settings
 from kubeloop.payloads import table
 from kubeloop.report import facts, view
 from kubeloop.stores import kept
+from kubeloop.tasks import port
 
 
 def write(loop: Loop, settings: Settings, summary: Mapping[str, Any] | None) -> Path:
@@ -24,7 +25,9 @@ def write(loop: Loop, settings: Settings, summary: Mapping[str, Any] | None) -> 
     Raises:
         LogError: a segment of the payload log is damaged.
     """
-    content = view.build(loop, settings, facts.read(loop, settings), table.read(settings, loop.name), summary)
+    content = view.build(
+        loop, settings, facts.read(loop, settings), table.read(port.of(loop), settings, loop.name), summary
+    )
     path = settings.state / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     kept.replace(path, pages.render("report", **content))

@@ -54,16 +54,18 @@ def draw(
     gutter = [*marks.heading(16, "Episodes"), *marks.heading(_TOP + 11, "Drifted", "of importance")]
     _bars(plot, gutter, chosen, time, drift)
     y = _TOP + _BARS + 22.0
-    rows: list[tuple[str, bool, float | None]] = [("score", True, None)]
+    answers = list(dict.fromkeys(row["feature"] for row in scores if row["kind"] == "score")) or ["score"]
+    rows: list[tuple[str, bool, float | None]] = [(name, True, None) for name in answers]
     rows += [(name, False, importance) for name, importance in names.items()]
     begin = y
     for name, of_model, importance in rows:
         gutter += _label(y, name, importance)
         for window in chosen:
-            key = (window["start"], window["version"], of_model, "score" if of_model else name)
+            key = (window["start"], window["version"], of_model, name)
             plot.append(_cell(window, cells.get(key), time, y, largest, drift, name))
-        y += _CELL + (7 if of_model else 0)
-    plot.append(line(0, begin + _CELL + 3, "100%", begin + _CELL + 3, "grid"))
+        y += _CELL + (7 if name == answers[-1] and of_model else 0)
+    border = begin + len(answers) * _CELL + 3
+    plot.append(line(0, border, "100%", border, "grid"))
     behind = marks.axis(time, _TOP, y)
     for version, moment in taken_over.items():
         x = percent(time.at(moment))

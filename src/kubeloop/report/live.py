@@ -14,7 +14,9 @@ from kubeloop.models import gates
 from kubeloop.models.registry import Version
 from kubeloop.monitoring.windows import Grid, micros, moment
 from kubeloop.payloads.table import Log
-from kubeloop.tasks.tabular import evaluation, model_folder
+from kubeloop.tasks import port
+from kubeloop.tasks.port import Task
+from kubeloop.tasks.tabular import model_folder
 from kubeloop.tasks.tabular.encoding import EncodingError
 from kubeloop.tasks.tabular.model_folder import ModelFolderError
 
@@ -32,13 +34,14 @@ class Bin:
     Attributes:
         rows: predictions by version.
         labelled: how many of them have a label; under `drift.min_rows` nothing more is said.
-        share: of label 1 among them.
-        score: mean prediction among them.
-        positives: labels 1 among them.
-        loop: AUC as served.
+        share: what came true of them, and
+        score: what was predicted, on average; see `Task.levels`.
+        support: the labels in words.
+        few: why they are too few to judge by alone; empty where they are not.
+        loop: the headline metric as served.
         loop_interval: its 95 % interval.
-        frozen: AUC of the first model on the same rows.
-        difference: loop minus frozen; None while the first model itself serves all rows.
+        frozen: the metric of the first model on the same rows.
+        difference: by how much the loop is better than frozen; None while the first model itself serves all rows.
         interval: of the difference, from whole days; None with too few days.
     """
 
@@ -48,7 +51,8 @@ class Bin:
     labelled: int = 0
     share: float | None = None
     score: float | None = None
-    positives: int = 0
+    support: str = ""
+    few: str = ""
     loop: float | None = None
     loop_interval: tuple[float, float] | None = None
     frozen: float | None = None
@@ -85,6 +89,7 @@ def read(loop: Loop, known: Log, first: Version | None, origin: datetime | None,
         origin: where one of the monitor's windows starts.
         until: only what ends by then is measured; a stretch that is still filling says little.
     """
+    task = port.of(loop)
     table = known.predictions
     if not table.num_rows:
         return Live()
@@ -94,7 +99,7 @@ def read(loop: Loop, known: Log, first: Version | None, origin: datetime | None,
     days = end - begin <= _MOST_DAYS * _DAY
     grid = _grid(loop.drift.window, origin, begin, end)
     labelled = known.labelled_predictions()
-    frozen, note = _frozen(labelled, first)
+    frozen, note = _frozen(task, labelled, first)
     day = _DAY if days else grid.length
     return Live(
         bins=_bins(loop, grid, times, versions, labelled, frozen, until),
@@ -113,15 +118,15 @@ def _grid(length: timedelta, origin: datetime | None, begin: datetime, end: date
     return Grid(length * max(1, many), origin or datetime(begin.year, begin.month, begin.day, tzinfo=UTC))
 
 
-def _frozen(rows: pa.Table, first: Version | None) -> tuple[Floats | None, str]:
+def _frozen(task: Task, rows: pa.Table, first: Version | None) -> tuple[Floats | None, str]:
     """Return what the first model says on each row [n], or why it says nothing."""
     if first is None or not rows.num_rows:
         return None, ""
-    scores = rows["score"].to_numpy().astype(np.float64)
+    scores = task.answers(rows)
     others = np.flatnonzero(_versions(rows) != first.version)
     if len(others):
         try:
-            scores[others] = model_folder.predict(first.folder, rows.take(pa.array(others)).to_pandas())
+            scores[others] = model_folder.predict(task, first.folder, rows.take(pa.array(others)).to_pandas())
         except (ModelFolderError, EncodingError) as error:
             return None, f"Version {first.version} could not be scored on the log: {error}"
     return scores, ""
@@ -151,40 +156,41 @@ def _bins(
 
 
 def _measure(loop: Loop, empty: Bin, rows: pa.Table, frozen: Floats | None) -> Bin:
-    labels = rows["label"].to_numpy().astype(np.int64)
-    served = rows["score"].to_numpy().astype(np.float64)
-    if len(labels) < loop.drift.min_rows:
-        return Bin(empty.start, empty.end, empty.rows, len(labels))
-    means = float(labels.mean()), float(served.mean())
-    basics = (empty.start, empty.end, empty.rows, len(labels), *means, int(labels.sum()))
-    if evaluation.undefined(labels) is not None:
+    if len(rows) < loop.drift.min_rows:
+        return Bin(empty.start, empty.end, empty.rows, len(rows))
+    task = port.of(loop)
+    y, served = task.checked(rows["label"].to_numpy(), task.answers(rows))
+    levels = task.levels(y, served)
+    basics = (empty.start, empty.end, empty.rows, len(y), *levels, task.support(y), task.few(y) or "")
+    if task.undefined(y) is not None:
         return Bin(*basics)
-    measured = evaluation.score(labels, served)
-    auc, sure = measured["auc"], (measured["auc_low"], measured["auc_high"])
+    metric = task.headline
+    sure = metric.interval(y, served)
+    within = None if np.isnan(sure.low) else (sure.low, sure.high)
     if frozen is None:
-        return Bin(*basics, auc, sure)
-    before = evaluation.score(labels, frozen)["auc"]
+        return Bin(*basics, sure.value, within)
+    before = metric.value(*task.checked(y, frozen))
     if np.array_equal(served, frozen):
-        return Bin(*basics, auc, sure, frozen=before)
+        return Bin(*basics, sure.value, within, frozen=before)
     return Bin(
         *basics,
-        auc,
-        sure,
+        sure.value,
+        within,
         frozen=before,
-        difference=auc - before,
-        interval=_interval(loop, rows, labels, frozen, served),
+        difference=metric.better * (sure.value - before),
+        interval=_interval(loop, task, rows, y, frozen, served),
     )
 
 
 def _interval(
-    loop: Loop, rows: pa.Table, labels: npt.NDArray[np.int64], frozen: Floats, served: Floats
+    loop: Loop, task: Task, rows: pa.Table, y: Floats, frozen: Floats, served: Floats
 ) -> tuple[float, float] | None:
     blocks = gates.time_blocks(rows["event_time"].cast(pa.timestamp("us")).to_numpy(), loop.gates.block)
     if len(np.unique(blocks)) < gates.MIN_BLOCKS:
         return None
     try:
         _, low, high = gates.difference_interval(
-            labels, frozen, served, "auc", blocks, resamples=400, confidence=0.95, seed=loop.training.seed
+            task, y, frozen, served, task.headline.name, blocks, resamples=400, confidence=0.95, seed=loop.training.seed
         )
     except gates.GateError:
         return None

@@ -13,10 +13,11 @@ from kubeloop.models.registry import Version
 from kubeloop.monitoring.store import Row
 from kubeloop.report import facts, words
 from kubeloop.report.facts import Facts
+from kubeloop.tasks import port
 
 _ASK_S = 1.0
 _MOST_FEATURES = 3
-_MEASURED = ("auc", "auc_low", "auc_high", "positives", "reference_auc")
+_MEASURED = ("metric", "value", "low", "high", "positives", "reference")
 
 
 def read(loop: Loop, settings: Settings) -> dict[str, Any]:
@@ -42,7 +43,8 @@ def read(loop: Loop, settings: Settings) -> dict[str, Any]:
             "windows_drifted": sum(1 for row in known.windows if row["drifted"]),
             "episodes": len(known.episodes),
             **{name: judged[-1][name] if judged else None for name in _MEASURED},
-            "auc_window": judged[-1]["start"] if judged else None,
+            "title": port.of(loop).headline.title,
+            "metric_window": judged[-1]["start"] if judged else None,
         },
         "services": services(settings),
         "broken": [str(fault) for fault in state.faults(settings, whole=False)],
@@ -65,11 +67,11 @@ def lines(found: Mapping[str, Any]) -> list[str]:
 
 
 def windows(loop: Loop, settings: Settings) -> dict[str, Any]:
-    """Return the monitor's windows with their drifted features and live AUC, and its episodes.
+    """Return the monitor's windows with their drifted features and live metric, and its episodes.
 
     Each window is the monitor's row with `features` (name, effect and its interval of what drifted, the most harmful
-    first), `auc` with `auc_low`, `auc_high` and `positives` (None until its labels are in), and `auc_status`, which is
-    `few` where they are too few to judge.
+    first), `metric` by name with `value`, `low`, `high` and `positives` (None until its labels are in), and
+    `metric_status`, which is `few` where they are too few to judge.
     """
     known = facts.read(loop, settings)
     drifted: dict[tuple[Any, str], list[Row]] = {}
@@ -88,13 +90,13 @@ def windows(loop: Loop, settings: Settings) -> dict[str, Any]:
         short = bool(performance and performance["drifted"])
         measured_here = {name: performance[name] if performance else None for name in _MEASURED}
         status = performance["status"] if performance else None
-        found.append(row | measured_here | {"features": features, "auc_status": status, "auc_drifted": short})
+        found.append(row | measured_here | {"features": features, "metric_status": status, "metric_drifted": short})
     return {"windows": found, "episodes": known.episodes}
 
 
 def window_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return a window of `windows` as table cells: window, version, rows, AUC, verdict, drifted features."""
-    auc = _auc(row)
+    """Return a window of `windows` as table cells: window, version, rows, live metric, verdict, drifted features."""
+    quality = _quality(row)
     if row["status"] != "judged":
         verdict = f"[dim]{escape(row['status'].replace('_', ' '))}[/]"
     elif row["drifted"]:
@@ -107,7 +109,7 @@ def window_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['start']:%Y-%m-%d %H:%M}".removesuffix(" 00:00") + f" {duration_text(row['end'] - row['start'])}",
         escape(row["version"]) + ("" if row["live"] else " [dim](not live)[/]"),
         f"{row['rows']:,}",
-        f"[yellow]{auc}[/]" if row["auc_drifted"] else auc,
+        f"[yellow]{quality}[/]" if row["metric_drifted"] else quality,
         verdict,
         escape(", ".join(named) + (f" and {more} more" if more > 0 else "")),
     )
@@ -120,14 +122,15 @@ def _effect(score: Mapping[str, Any]) -> str:
     )
 
 
-def _auc(row: Mapping[str, Any]) -> str:
-    """Return an AUC with its interval and the positives it rests on."""
-    if row["auc"] is None:
+def _quality(row: Mapping[str, Any]) -> str:
+    """Return the live metric with its interval and the positives it rests on."""
+    if row["value"] is None:
         return "–"
-    if row.get("auc_low") is None:
-        return f"{row['auc']:.3f}"
-    few = ", too few to judge" if row.get("auc_status") == "few" else ""
-    return f"{row['auc']:.3f} ({row['auc_low']:.2f} to {row['auc_high']:.2f}, {row['positives']:,} positives{few})"
+    if row.get("low") is None:
+        return f"{row['value']:.3f}"
+    rests = "" if row["positives"] is None else f", {row['positives']:,} positives"
+    few = ", too few to judge" if row.get("metric_status") == "few" else ""
+    return f"{row['value']:.3f} ({row['low']:.2f} to {row['high']:.2f}{rests}{few})"
 
 
 def services(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -249,10 +252,11 @@ def _traffic_lines(monitor: Mapping[str, Any]) -> list[str]:
     seen, cut = words.plural(monitor["predictions"], "prediction"), words.plural(monitor["windows"], "window")
     until = f"{monitor['watermark']:%Y-%m-%d %H:%M}"
     found = [f"Traffic     {seen} up to {until}, {cut}, {monitor['windows_drifted']:,} drifted"]
-    if monitor["auc"] is not None:
-        reference = monitor["reference_auc"]
+    if monitor["value"] is not None:
+        reference = monitor["reference"]
         beside = f", {reference:.3f} on its hold-out" if reference is not None else ""
-        found.append(f"Live AUC    {_auc(monitor)} in the window from {monitor['auc_window']:%Y-%m-%d}{beside}")
+        title = f"Live {monitor['title']}"
+        found.append(f"{title:<11} {_quality(monitor)} in the window from {monitor['metric_window']:%Y-%m-%d}{beside}")
     return found
 
 

@@ -9,10 +9,12 @@ from markupsafe import Markup
 from kubeloop.report import marks
 from kubeloop.report.live import Bin, Live
 from kubeloop.report.svg import Chart, Scale, Time, element, join, line, path, percent, rect, runs, text, title
-from kubeloop.tasks.intervals import FEW
+from kubeloop.tasks.port import Task
 
 _LANE, _GAP, _AXIS = 26, 26, 26
-_TRAFFIC, _AUC, _DIFFERENCE, _SHARE = 72, 150, 96, 60
+_LARGE = 10
+"""From which value on two digits after the point are too many."""
+_TRAFFIC, _METRIC, _DIFFERENCE, _LEVEL = 72, 150, 96, 60
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class _Board:
 
 
 def draw(
+    task: Task,
     live: Live,
     time: Time,
     episodes: Sequence[Mark],
@@ -55,12 +58,13 @@ def draw(
     """Draw the panels under one time axis.
 
     Args:
+        task: the loop's.
         live: of `live.read`, not empty.
         time: the axis.
         episodes: in order of time; their number is their place.
         decisions: of the runs, in order of time.
         colours: class of each version that served.
-        short: windows whose AUC counted as drifted, by start, with the monitor's words.
+        short: windows whose metric counted as drifted, by start, with the monitor's words.
     """
     board = _Board(time, 6)
     _episodes(board, episodes)
@@ -68,16 +72,16 @@ def draw(
     _serving(board, live, colours)
     top = board.y - 14
     _traffic(board, live, colours)
-    _auc(board, live, colours, short)
+    _metric(board, task, live, colours, short)
     if any(part.difference is not None for part in live.bins):
         _difference(board, live)
-    _share(board, live)
+    _level(board, task, live)
     bottom = board.y - _GAP + 8
     taken_over = [begin for begin, _ in list(live.served.values())[1:]]
     behind = [*marks.axis(time, top, bottom), *marks.switches(time, taken_over, top, bottom)]
-    hits = [_hit(part, time, top, bottom, short.get(part.start)) for part in live.bins]
+    hits = [_hit(task, part, time, top, bottom, short.get(part.start)) for part in live.bins]
     return Chart(
-        "Episodes, decisions, traffic and live AUC over time",
+        f"Episodes, decisions, traffic and live {task.headline.title} over time",
         int(bottom + _AXIS),
         join(board.gutter),
         join([*behind, *board.plot, *hits]),
@@ -138,13 +142,13 @@ def _traffic(board: _Board, live: Live, colours: Mapping[str, str]) -> None:
     board.y += _TRAFFIC + _GAP
 
 
-def _auc(board: _Board, live: Live, colours: Mapping[str, str], short: Mapping[datetime, str]) -> None:
+def _metric(board: _Board, task: Task, live: Live, colours: Mapping[str, str], short: Mapping[datetime, str]) -> None:
     known = [value for part in live.bins for value in (part.loop, part.frozen) if value is not None]
     known += [end for part in live.bins for end in part.loop_interval or ()]
-    scale = Scale.around(known or [0.5, 1.0], board.y, _AUC, ticks=8)
-    board.panel(scale, "Live AUC", "95% interval", ".2f")
+    scale = Scale.around(known or [0.5, 1.0], board.y, _METRIC, ticks=8)
+    board.panel(scale, f"Live {task.headline.title}", "95% interval", ".2f" if scale.high < _LARGE else ",.4g")
     if not known:
-        board.plot.append(text("50%", scale.y(0.75), "no window has enough labels yet", "mid"))
+        board.plot.append(text("50%", scale.top + scale.height / 2, "no window has enough labels yet", "mid"))
     _line(board, scale, ((_middle(part, board.time), part.frozen) for part in live.bins), "curve frozen")
     _line(board, scale, ((_middle(part, board.time), part.loop) for part in live.bins), "curve loop")
     for part in live.bins:
@@ -159,13 +163,13 @@ def _auc(board: _Board, live: Live, colours: Mapping[str, str], short: Mapping[d
             if part.start in short:
                 board.plot.append(element("circle", cx=percent(x), cy=y, r=7.5, class_="ring"))
             board.plot.append(element("circle", cx=percent(x), cy=y, r=4, class_=f"dot {colours[main]}"))
-    board.y += _AUC + _GAP
+    board.y += _METRIC + _GAP
 
 
 def _difference(board: _Board, live: Live) -> None:
     ends = [value for part in live.bins for value in (part.difference, *(part.interval or ())) if value is not None]
     scale = Scale.around([0, *ends], board.y, _DIFFERENCE, ticks=8)
-    board.panel(scale, "Loop − frozen", "95% interval", "+.2f")
+    board.panel(scale, "Loop − frozen", "more is better", "+.2f" if scale.high < _LARGE else "+,.4g")
     board.plot.append(line(0, scale.y(0), "100%", scale.y(0), "zero"))
     for part in live.bins:
         if part.difference is None:
@@ -179,13 +183,13 @@ def _difference(board: _Board, live: Live) -> None:
     board.y += _DIFFERENCE + _GAP
 
 
-def _share(board: _Board, live: Live) -> None:
+def _level(board: _Board, task: Task, live: Live) -> None:
     known = [value for part in live.bins for value in (part.share, part.score) if value is not None]
-    scale = Scale.around([0, *known], board.y, _SHARE, ticks=3)
-    board.panel(scale, "Label 1", "share, predicted", ".0%", 3)
+    scale = Scale.around([0, *known], board.y, _LEVEL, ticks=3)
+    board.panel(scale, task.level.title, task.level.detail, task.level.form, 3)
     _line(board, scale, ((_middle(part, board.time), part.score) for part in live.bins), "curve predicted")
     _line(board, scale, ((_middle(part, board.time), part.share) for part in live.bins), "curve actual")
-    board.y += _SHARE + _GAP
+    board.y += _LEVEL + _GAP
 
 
 def _line(board: _Board, scale: Scale, values: Iterable[tuple[float, float | None]], class_: str) -> None:
@@ -198,7 +202,7 @@ def _middle(part: Bin, time: Time) -> float:
     return time.at(part.start + (part.end - part.start) / 2)
 
 
-def _hit(part: Bin, time: Time, top: float, bottom: float, short: str | None) -> Markup:
+def _hit(task: Task, part: Bin, time: Time, top: float, bottom: float, short: str | None) -> Markup:
     """Return an invisible column that says what its window holds."""
     place = time.at(part.start)
     return rect(
@@ -207,27 +211,28 @@ def _hit(part: Bin, time: Time, top: float, bottom: float, short: str | None) ->
         percent(time.at(part.end) - place),
         bottom - top,
         "hit",
-        title(_words(part, short)),
+        title(_words(task, part, short)),
     )
 
 
-def _words(part: Bin, short: str | None) -> str:
+def _words(task: Task, part: Bin, short: str | None) -> str:
     served = ", ".join(f"v{name} {count:,}" for name, count in part.rows.items())
     lines = [f"{span(part.start, part.end)}", f"{sum(part.rows.values()):,} predictions: {served}"]
     if part.loop is None:
         lines.append(
-            f"{part.labelled:,} labels: too few, or of one class, for an AUC" if part.labelled else "no labels yet"
+            f"{part.labelled:,} labels: too few, or all the same, to measure by" if part.labelled else "no labels yet"
         )
     else:
         within = f" ({part.loop_interval[0]:.3f} to {part.loop_interval[1]:.3f})" if part.loop_interval else ""
-        lines.append(f"AUC {part.loop:.3f}{within}, {part.labelled:,} labels, {part.positives:,} positive")
-        if min(part.positives, part.labelled - part.positives) < FEW:
+        lines.append(f"{task.headline.title} {part.loop:.3f}{within}, {part.support}")
+        if part.few:
             lines.append("too few to judge alone")
     if part.difference is not None:
         within = f" ({part.interval[0]:+.3f} to {part.interval[1]:+.3f})" if part.interval else ""
         lines.append(f"frozen first model {part.frozen:.3f}, difference {part.difference:+.3f}{within}")
     if part.share is not None and part.score is not None:
-        lines.append(f"label 1: {part.share:.1%}, predicted {part.score:.1%}")
+        true, said = (format(value, task.level.form.replace(".0%", ".1%")) for value in (part.share, part.score))
+        lines.append(f"{task.level.title.lower()}: {true}, predicted {said}")
     return "\n".join([*lines, *([f"Counted as drifted: {short}"] if short else [])])
 
 

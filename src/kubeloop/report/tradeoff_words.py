@@ -16,9 +16,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
         against = f"{difference['value']:+.4f} ({_reach(difference['interval'], sign=True)})"
     shown = "–"
     if worst is not None:
-        shown = (
-            f"{worst['value']:.3f}, from {worst['start'][:10]}, {worst['positives']:,} of {worst['rows']:,} positive"
-        )
+        shown = f"{worst['value']:.3f}, from {worst['start'][:10]}, {_rows(worst)}"
     made = f"{row['retrainings']}" + (f" ({row['failed']} failed)" if row["failed"] else "")
     return [
         f"{row['policy']} (hindsight)" if row["oracle"] else row["policy"],
@@ -35,11 +33,21 @@ def sentences(found: Mapping[str, Any], applied: str = "") -> list[str]:
     """Return what the numbers rest on, the answer to the sceptic, and the suggestion, unless that was just applied."""
     start, until = (datetime.fromisoformat(found[end]) for end in ("start", "until"))
     basis = (
-        f"{found['rows']:,} labelled predictions from {start:%Y-%m-%d} to {until:%Y-%m-%d}, {found['positives']:,} "
-        f"positive; intervals resample {found['windows']} whole windows of {found['window']}. A positive difference is "
-        "better."
+        f"{found['rows']:,} labelled predictions from {start:%Y-%m-%d} to {until:%Y-%m-%d}"
+        f"{_positive(found)}; intervals resample {found['windows']} whole windows of {found['window']}. "
+        "A positive difference is better."
     )
     return [basis, *answer(found), suggestion(found, applied)]
+
+
+def _positive(found: Mapping[str, Any]) -> str:
+    return "" if found["positives"] is None else f", {found['positives']:,} positive"
+
+
+def _rows(worst: Mapping[str, Any]) -> str:
+    if worst["positives"] is None:
+        return f"{worst['rows']:,} rows"
+    return f"{worst['positives']:,} of {worst['rows']:,} positive"
 
 
 def answer(found: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ from kubeloop.report.live import Live
 from kubeloop.report.story import Mark
 from kubeloop.report.svg import Time
 from kubeloop.steps.promotion import promoted
+from kubeloop.tasks import port
 from kubeloop.trigger.store import Run
 
 _DIGESTS = {
@@ -60,7 +61,7 @@ def build(loop: Loop, settings: Settings, facts: Facts, log: Log, summary: Mappi
         "tiles": _tiles(facts, log, summary),
         "changes": _changes(facts, traffic),
         "unchanged": _last_rejection(facts),
-        "story": _story(facts, traffic, time, episodes, decisions, colours),
+        "story": _story(loop, facts, traffic, time, episodes, decisions, colours),
         "note": traffic.note,
         "colours": [(f"v{name}", class_) for name, class_ in colours.items()],
         "first": facts.first.version if facts.first else "1",
@@ -179,6 +180,7 @@ def _last_rejection(facts: Facts) -> str:
 
 
 def _story(
+    loop: Loop,
     facts: Facts,
     traffic: Live,
     time: Time | None,
@@ -188,8 +190,10 @@ def _story(
 ) -> Any:
     if time is None or not traffic.bins:
         return None
-    short = {row["start"]: row["note"] or "live AUC" for row in facts.performance if row["drifted"] and row["live"]}
-    return story.draw(traffic, time, episodes, decisions, colours, short)
+    short = {
+        row["start"]: row["note"] or "the live metric" for row in facts.performance if row["drifted"] and row["live"]
+    }
+    return story.draw(port.of(loop), traffic, time, episodes, decisions, colours, short)
 
 
 def _heat(loop: Loop, facts: Facts, traffic: Live, time: Time | None, episodes: list[Mark]) -> Any:

@@ -21,18 +21,19 @@ def verdict(facts: Facts, summary: Summary | None, logged: int) -> tuple[str, st
         if not facts.versions:
             return "The run has not finished: no model has been trained yet.", "open"
         return f"The run has not finished. So far: {counts(facts)}, {logged:,} predictions logged.", "open"
-    auc = summary["auc"]
-    if auc["difference"] is None:
+    found = summary["quality"]
+    if found["difference"] is None:
         return f"{_capital(counts(facts))}; {_unchanged(facts)}.", "open"
-    low, high = auc["ci95"]
-    numbers = f"{auc['loop']:.3f} against {auc['frozen']:.3f} of the frozen first model"
-    interval = f"{auc['difference']:+.3f}, 95% interval {low:+.3f} to {high:+.3f}"
+    low, high = found["ci95"]
+    name = inline(found["title"])
+    numbers = f"{found['loop']:.3f} against {found['frozen']:.3f} of the frozen first model"
+    interval = f"{found['difference']:+.3f}, 95% interval {low:+.3f} to {high:+.3f}"
     start = _capital(counts(facts))
     if low > 0:
-        return f"{start}; the loop's AUC is {numbers} ({interval}).", "good"
+        return f"{start}; the loop's {name} is {numbers} ({interval}).", "good"
     if high < 0:
-        return f"{start}; the loop did worse than if nobody had retrained: its AUC is {numbers} ({interval}).", "bad"
-    return f"{start}; no gain is proven: the loop's AUC is {numbers} ({interval}, which includes zero).", "open"
+        return f"{start}; the loop did worse than if nobody had retrained: its {name} is {numbers} ({interval}).", "bad"
+    return f"{start}; no gain is proven: the loop's {name} is {numbers} ({interval}, which includes zero).", "open"
 
 
 def counts(facts: Facts) -> str:
@@ -60,12 +61,12 @@ def _unchanged(facts: Facts) -> str:
 
 def compared(summary: Summary | None) -> str:
     """Return what the comparison rests on."""
-    auc = (summary or {}).get("auc") or {}
-    if auc.get("difference") is None:
+    found = (summary or {}).get("quality") or {}
+    if found.get("difference") is None:
         return ""
     return (
-        f"Both scored on the same {auc['rows']:,} logged and labelled predictions since "
-        f"{datetime.fromisoformat(auc['from']):%Y-%m-%d}, when the first retrained model took over; "
+        f"Both scored on the same {found['rows']:,} logged and labelled predictions since "
+        f"{datetime.fromisoformat(found['from']):%Y-%m-%d}, when the first retrained model took over; "
         "the interval resamples whole days."
     )
 
@@ -134,6 +135,11 @@ def outcome(run: Run | None) -> str:
     if run is None:
         return "no run"
     return run.outcome or "under way"
+
+
+def inline(title: str) -> str:
+    """Return a metric's title as it stands within a sentence."""
+    return title[0].lower() + title[1:] if title[1:2].islower() else title
 
 
 def plural(count: int, noun: str) -> str:

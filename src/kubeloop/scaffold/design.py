@@ -20,8 +20,6 @@ from kubeloop.scaffold.render import Case
 from kubeloop.scaffold.roles import Label, Moment
 from kubeloop.scaffold.table import ScaffoldError, Table, quote
 from kubeloop.scaffold.timing import Activity, Quality, Scale, Timeline
-from kubeloop.tasks.tabular import evaluation
-from kubeloop.tasks.tabular.leaks import GIVEAWAY
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,6 +41,7 @@ class Wish:
     label_known_at: str | None = None
     exclude: tuple[str, ...] = ()
     positive: str | None = None
+    task: str | None = None
     event_id: str | None = None
     force: bool = False
 
@@ -131,8 +130,10 @@ def design(table: Table, wish: Wish, *, look: bool = True) -> tuple[Case, Activi
         raise ScaffoldError(f"--name {wish.name!r} names Kubernetes objects: write it as {dns(wish.name)!r}")
     if wish.label_delay is not None and wish.label_known_at is not None:
         raise ScaffoldError("--label-delay and --label-known-at say the same thing in two ways: give one of them")
+    if wish.task is not None and wish.task not in config.kinds.names():
+        raise ScaffoldError(f"--task {wish.task!r} is none of {', '.join(config.kinds.names())}")
     taken = {table.name}
-    label = scaffold_columns.label(table, wish.label, wish.positive)
+    label = scaffold_columns.label(table, wish.label, wish.positive, wish.task)
     keys = scaffold_columns.keys(table, wish.keys, taken)
     moment = scaffold_columns.moment(table, wish.timestamp, taken)
     known = scaffold_columns.known(table, wish.label_known_at, label, moment) if wish.label_known_at else None
@@ -174,7 +175,7 @@ def design(table: Table, wish: Wish, *, look: bool = True) -> tuple[Case, Activi
         timeline=timeline,
         assumptions=assumptions,
     )
-    return case, activity, giveaways.find(table, label, inputs) if look else []
+    return case, activity, giveaways.find(table, label, case.maker, inputs) if look else []
 
 
 def likely_delay(table: Table, timestamp: str) -> timedelta:
@@ -227,8 +228,8 @@ def _activity(table: Table, label: Label, moment: Moment, unit: str) -> Activity
     query = f"""
         WITH moments AS (
             SELECT {at} AT TIME ZONE 'UTC' AS moment, count(*) AS rows,
-                   coalesce(count_if({label.sql} = 1), 0) AS positives,
-                   coalesce(count_if({label.sql} = 0), 0) AS negatives
+                   coalesce(count_if({label.side} = 1), 0) AS positives,
+                   coalesce(count_if({label.side} = 0), 0) AS negatives
             FROM {table.name} GROUP BY 1
         )
         SELECT date_trunc('{unit}', moment)::TIMESTAMP AS starts, sum(rows)::BIGINT AS rows,
@@ -284,16 +285,20 @@ def _measure(case: Case, frame: "pd.DataFrame") -> Quality:
     """Fit the first model and measure it on its hold-out."""
     from kubeloop.tasks.tabular import training
 
+    maker = case.maker
+
     plan = case.timeline
     when = frame["event_timestamp"]
     window = frame[(when >= plan.train_from) & (when < plan.train_to - plan.label_delay)].reset_index(drop=True)
     try:
-        learn, holdout = training.split(window, plan.holdout)
-        fitted = training.fit(learn, config.Training(window=plan.training_window, holdout=plan.holdout))
+        learn, holdout = training.split(maker.task, window, plan.holdout)
+        fitted = training.fit(maker, learn, case.settings(window=plan.training_window, holdout=plan.holdout))
     except training.TrainingError as error:
         raise ScaffoldError(f"no first model can be trained on the oldest part of the table: {error}") from error
-    score = evaluation.score(holdout["label"].to_numpy(), fitted.predict(holdout))
-    return timing.quality(score["auc"], score["ece"])
+    y = training.truths(maker.task, holdout, "the hold-out")
+    metrics = maker.task.score(y, fitted.predict(holdout))
+    headline = maker.task.headline
+    return Quality(headline.title, metrics[headline.name], maker.too_good(metrics), maker.draft(y, metrics))
 
 
 def _suites(case: Case, table: Table, activity: Activity, trained: "pd.DataFrame") -> dict[str, str]:
@@ -320,7 +325,11 @@ def _suites(case: Case, table: Table, activity: Activity, trained: "pd.DataFrame
             waiting=[case.label.column, *([case.known.column] if case.known else [])],
         ),
         "training": suites.training(
-            trained, runs, suites.gap(steps, case.timeline.label_delay), case.timeline.train_to
+            trained,
+            runs,
+            suites.gap(steps, case.timeline.label_delay),
+            case.timeline.train_to,
+            label="label" if case.label.task == "binary" else None,
         ),
     }
 
@@ -350,17 +359,23 @@ def _warnings(case: Case, quality: Quality, leaks: Sequence[tuple[str, str]], ad
             f"{case.known.early:,} labels were known before their row's moment, by {case.known.column!r}; they count "
             "as known at that moment. Is it the right column?"
         )
-    if quality.auc >= GIVEAWAY and not leaks:
-        found.append(f"An AUC of {quality.auc:.3f} is too good for most tables: does a column know the label?")
-    if quality.auc < 0.55:
+    if quality.praise and not leaks:
         found.append(
-            f"A first model ranks little better than chance (AUC {quality.auc:.3f}), so the floors are low. "
-            "Add columns or features that say more about the label"
+            f"{quality.praise[0].upper()}{quality.praise[1:]} is too good for most tables: does a column know the "
+            "label?"
         )
+    if quality.draft.poor:
+        found.append(f"{quality.draft.poor}. Add columns or features that say more about the label")
     for key in case.keys:
         if case.rows < 3 * key.distinct:
             found.append(f"The key {key.column!r} hardly repeats, so its history says little")
     return found
+
+
+def _limits(quality: Quality) -> str:
+    draft = quality.draft
+    floors = [f"{name} ≥ {value:g}" for name, value in draft.floors.items()]
+    return ", ".join([*floors, *(f"{name} ≤ {value:g}" for name, value in draft.ceilings.items())])
 
 
 def _no_key(case: Case, candidates: Sequence[str]) -> str:
@@ -370,12 +385,19 @@ def _no_key(case: Case, candidates: Sequence[str]) -> str:
 
 def _chosen(case: Case, quality: Quality, candidates: Sequence[str]) -> dict[str, str]:
     plan, text, at = case.timeline, timing.text, render.moment
-    share = case.label.positives / (case.label.positives + case.label.negatives)
+    known = case.label.positives + case.label.negatives
+    what = {
+        "multiclass": f"most often {case.label.classes[0]}, {case.label.negatives / known:.1%}"
+        if case.label.classes
+        else "",
+        "regression": "",
+    }.get(case.label.task, f"{case.label.positives / known:.1%}")
     unknown = f", {case.label.unknown:,} unknown" if case.label.unknown else ""
     words = {"number": "numeric", "category": "categorical"}
     counted = [f"{sum(item.kind == kind for item in case.inputs)} {word}" for kind, word in words.items()]
     return {
-        "label": f"{case.label.meaning}: {share:.1%} of {case.rows:,} rows{unknown}; "
+        "task": case.label.task,
+        "label": f"{case.label.meaning}: {f'{what} of ' if what else ''}{case.rows:,} rows{unknown}; "
         + (f"known at {case.known.column!r}, most within " if case.known else "known after ")
         + text(plan.label_delay)
         + (" (assumed)" if case.assumptions else ""),
@@ -384,7 +406,7 @@ def _chosen(case: Case, quality: Quality, candidates: Sequence[str]) -> dict[str
         "keys": ", ".join(f"{key.column} ({key.distinct:,})" for key in case.keys) or _no_key(case, candidates),
         "features": ", ".join([*counted, *case.calendar, *(f"history of each {key.column}" for key in case.keys)]),
         "training": f"{at(plan.train_from)} to {at(plan.train_to)}, newest {text(plan.holdout)} held out",
-        "first model": f"AUC {quality.auc:.3f}, calibration error {quality.ece:.3f}; floor {quality.floor}",
+        "first model": f"{quality.title} {quality.value:.4g}; limits {_limits(quality)}",
         "replay": f"to {at(plan.until)}, {plan.sample:.2%} of the moments; "
         f"fast: to {at(plan.fast_until)}, {plan.fast_sample:.2%}",
         "drift": f"windows of {text(plan.window)} with at least {plan.min_rows} rows",

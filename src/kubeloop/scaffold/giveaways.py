@@ -7,33 +7,34 @@ from collections.abc import Sequence
 from kubeloop.data import sources
 from kubeloop.scaffold.names import safe
 from kubeloop.scaffold.roles import Input, Label
-from kubeloop.scaffold.table import Table, quote
+from kubeloop.scaffold.table import Table
 from kubeloop.tasks.tabular import leaks
+from kubeloop.tasks.tabular.maker import Maker
 
 _AFTERWARDS = re.compile(
     r"_(after|outcome|result|resolution|resolved|closed|final|reason)(_age)?$|^(outcome|result)(_|$)"
 )
 
 
-def find(table: Table, target: Label, found: Sequence[Input]) -> list[tuple[str, str]]:
+def find(table: Table, target: Label, maker: Maker, found: Sequence[Input]) -> list[tuple[str, str]]:
     """Return the columns that seem to know the label, with the reason.
 
-    A column is suspicious when it alone, or the fact that it is filled, ranks a sample of the rows nearly perfectly,
+    A column is suspicious when it alone, or the fact that it is filled, knows the label of a sample of the rows,
     or when its name says that it came after.
     """
     if not found:
         return []
     columns = ", ".join(f"{item.sql} AS {item.name}" for item in found)
-    rows = f"SELECT {target.sql} AS label, {columns} FROM {table.name} WHERE {quote(target.column)} IS NOT NULL"
+    rows = f"SELECT {target.sql} AS label, {columns} FROM {table.name} WHERE ({target.sql}) IS NOT NULL"
     with sources.connect({table.name: table.parquet}) as db:
         frame = db.execute(f"FROM ({rows}) USING SAMPLE reservoir({leaks.SAMPLE} ROWS) REPEATABLE (7)").df()
-    labels = frame["label"].to_numpy(dtype="int64")
+    y = maker.task.truths(frame.pop("label"))
+    known = maker.giveaways(frame, y)
     stem = safe(target.column)
     suspicious = []
     for item in found:
-        best = leaks.ranking(frame, item.name, labels)
-        if best >= leaks.GIVEAWAY:
-            suspicious.append((item.column, f"alone predicts the label almost perfectly (AUC {best:.3f})"))
+        if item.name in known:
+            suspicious.append((item.column, known[item.name]))
         elif _AFTERWARDS.search(item.name) or (len(stem) > 3 and stem in item.name):
             suspicious.append((item.column, "has the name of something that is known only with the label"))
     return suspicious

@@ -6,14 +6,16 @@ import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
-from kubeloop.config import Table
+from kubeloop.config import Table, Training, kinds
 from kubeloop.scaffold.roles import EventId, Input, Key, Known, Label, LeftOut, Moment
 from kubeloop.scaffold.table import quote
 from kubeloop.scaffold.timing import Quality, Timeline, text
+from kubeloop.tasks.tabular import maker
+from kubeloop.tasks.tabular.maker import Maker
 
 _LINE = 88
 _UNITS = (
@@ -63,6 +65,28 @@ class Case:
     calendar: tuple[str, ...]
     timeline: Timeline
     assumptions: tuple[str, ...]
+
+    @property
+    def maker(self) -> Maker:
+        """What makes the models of the label's kind of task."""
+        return maker.make(self.label.task, self.settings(), self.metric)
+
+    @property
+    def metric(self) -> str:
+        """The kind's own choice of `gates.metric`."""
+        return str(kinds.settings(self.label.task).Gates.model_fields["metric"].default)
+
+    @property
+    def algorithms(self) -> str:
+        """The algorithms to choose from, but for the default."""
+        known = get_args(kinds.settings(self.label.task).Algorithm)
+        return ", ".join(name for name in known if name != "lightgbm")
+
+    def settings(self, **more: Any) -> Training:
+        """Return the section `training` with the kind's defaults and what is given."""
+        classes = {"classes": self.label.classes} if self.label.classes else {}
+        found: Training = kinds.settings(self.label.task).Training(**classes, **more)
+        return found
 
     @property
     def zone(self) -> str:

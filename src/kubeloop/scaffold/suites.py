@@ -79,7 +79,7 @@ def raw(
     return head + expectations.dump(suite)
 
 
-def training(frame: "pd.DataFrame", runs: Runs, gap: str, first: datetime) -> str:
+def training(frame: "pd.DataFrame", runs: Runs, gap: str, first: datetime, label: str | None = "label") -> str:
     """Return the suite of the training set.
 
     Args:
@@ -87,8 +87,9 @@ def training(frame: "pd.DataFrame", runs: Runs, gap: str, first: datetime) -> st
         runs: what runs would see.
         gap: how old the newest labelled row may be, a duration.
         first: where the first training set ends; its histories are the emptiest.
+        label: the label's column, where it is 0 or 1.
     """
-    suite = profiling.profile(frame, timestamp="event_timestamp", label="label", keys=["event_id"])
+    suite = profiling.profile(frame, timestamp="event_timestamp", label=label, keys=["event_id"])
     suite = _fit(suite, runs.labelled, runs.share, "event_timestamp", gap)
     early = frame[(frame["event_timestamp"] < first).to_numpy()]
     for item in suite:

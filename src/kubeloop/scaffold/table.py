@@ -235,13 +235,18 @@ class Table:
             for column in self.columns.values()
             if column.distinct == 2 and (column.is_number or column.kind in ("BOOLEAN", *TEXTS))
         ]
-        return [column.name for column in sorted(found, key=lambda column: not _like_label(column))]
+        named = [
+            column
+            for column in self.columns.values()
+            if column.distinct > 2 and _like_label(column) and (column.is_number or column.kind in TEXTS)
+        ]
+        return [column.name for column in [*sorted(found, key=lambda column: not _like_label(column)), *named]]
 
     def likely_label(self) -> str | None:
         """Return the label where there is little doubt: the only candidate, or the only one with such a name."""
         found = self.possible_labels()
-        named = [name for name in found if _like_label(self.columns[name])]
-        return _only(named) or _only(found)
+        two = [name for name in found if self.columns[name].distinct == 2]
+        return _only([name for name in two if _like_label(self.columns[name])]) or _only(two) or _only(found)
 
     def possible_moments(self) -> list[str]:
         """Return the columns that could be the timestamp, complete ones first; numbers with such a name, if none is."""

@@ -3,13 +3,16 @@
 import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from kubeloop.models.gates import MIN_BLOCKS
 from kubeloop.scaffold.table import ScaffoldError
+
+if TYPE_CHECKING:
+    from kubeloop.tasks.tabular.maker import Draft
 
 TRAIN_SHARE = 0.4
 FULL_MOMENTS, FULL_ROWS = 20_000, 400_000
@@ -53,8 +56,8 @@ class Activity:
     Attributes:
         starts: datetime64[us] in UTC, whole steps.
         rows: rows with a moment in the step.
-        positives: labelled rows of class 1.
-        negatives: labelled rows of class 0.
+        positives: labelled rows on one side, see `Label.positives`.
+        negatives: labelled rows on the other side.
         moments: different timestamps.
         largest: rows of the step's fullest moment.
     """
@@ -109,13 +112,12 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Quality:
-    """The settings that follow from how well a first model predicts."""
+    """How well a first model predicts: its headline metric, what is too good about it, and the limits that follow."""
 
-    auc: float
-    ece: float
-    floor: float
-    max_auc_drop: float
-    max_ece: float
+    title: str
+    value: float
+    praise: str | None
+    draft: "Draft"
 
 
 def scale(start: datetime, end: datetime, path: Any) -> Scale:
@@ -203,16 +205,6 @@ def timeline(
         slice_min_rows=int(min(300, max(50, labelled // 10))),
         max_rows=int(activity.largest.max()),
     )
-
-
-def quality(auc: float, ece: float) -> Quality:
-    """Set floors under, and tolerances around, what a first model reaches on its hold-out.
-
-    The floor is half of what the model knows. The tolerance is what nobody would want to lose: it needs no margin for
-    chance, since a window falls short only where its interval does (docs/alarms.md).
-    """
-    floor = math.floor((0.5 + max(0.0, auc - 0.5) / 2) * 100) / 100 if auc >= 0.52 else 0.4
-    return Quality(auc, ece, floor, 0.05, max(0.15, math.ceil(200 * ece) / 100))
 
 
 def text(span: timedelta) -> str:

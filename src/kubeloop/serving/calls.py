@@ -7,6 +7,7 @@ here, gRPC in `rpc`.
 import argparse
 from abc import ABC, abstractmethod
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from kubeloop.serving import oip, v1
@@ -14,12 +15,9 @@ from kubeloop.serving.guard import Guard
 from kubeloop.serving.http import App, Request, Response, Service
 from kubeloop.serving.oip import InferRequest, InferResponse
 from kubeloop.serving.process import Server, run
-from kubeloop.serving.tensors import ProtocolError, Specs
+from kubeloop.serving.tensors import ProtocolError, Specs, listed, show
 
 JSON_SIZE = b"inference-header-content-length"
-SCORE = "probability"
-"""The output that the payload log's readers need of every prediction, whatever its client asked for."""
-
 _DIGITS = 12
 
 T = TypeVar("T")
@@ -75,9 +73,9 @@ class V2(_Http):
         return Response(body, media=b"application/octet-stream", headers=((JSON_SIZE, b"%d" % json_size),))
 
     def relay(self, body: bytes) -> Response:
-        """See `Call`; the bytes are passed on as they are where the client wants the same as the payload log."""
+        """See `Call`; the bytes are passed on as they are where the client wants all, as the payload log does."""
         request = self._request
-        if request is None or (request.plain and (not request.outputs or SCORE in request.outputs)):
+        if request is None or (request.plain and not request.outputs):
             return Response(body)
         return self.encode(answered(body, request.outputs))
 
@@ -151,13 +149,20 @@ def serve(service: InferenceService, args: argparse.Namespace) -> None:
 def answered(body: bytes, wanted: Collection[str] = ()) -> InferResponse:
     """Read a predictor's V2 answer in JSON.
 
+    Args:
+        body: the answer, with all outputs of the model.
+        wanted: the outputs to keep, in this order; empty means all.
+
     Raises:
-        ProtocolError: it is none (502).
+        ProtocolError: it is none (502), or lacks an output that the client asked for (400).
     """
     try:
-        return oip.parse_v2_response(body, tuple(wanted))
+        found = oip.parse_v2_response(body)
     except ProtocolError as error:
         raise ProtocolError(f"the predictor's answer is no V2 response: {error}", 502) from error
+    if unknown := [name for name in wanted if name not in found.outputs]:
+        raise ProtocolError(f"unknown output {show(unknown[0])}; expected {listed(found.outputs)}")
+    return replace(found, outputs={name: found.outputs[name] for name in wanted}) if wanted else found
 
 
 def _json_size(request: Request) -> int | None:

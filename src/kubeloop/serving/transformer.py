@@ -18,7 +18,7 @@ from prometheus_client import Counter
 
 from kubeloop import moments, names
 from kubeloop.serving import oip
-from kubeloop.serving.calls import SCORE, Call, Inference, serve
+from kubeloop.serving.calls import Call, Inference, serve
 from kubeloop.serving.http import Limits, add_arguments, limits_of
 from kubeloop.serving.metrics import Metrics
 from kubeloop.serving.process import log_to_stderr
@@ -207,8 +207,8 @@ class Transformer(Inference):
             values = [_feature(spec, value) for value in found[spec.name]]
             self._missing[spec.name].inc(values.count(None))
             tensors.append((spec, values))
-        outputs = dict.fromkeys((*request.outputs, SCORE)) if request.outputs else ()
-        return oip.encode_v2_request(tensors, rows, request.id, request.parameters, outputs=outputs, nan=self._nan)
+        # The payload log needs every output, whatever its client asked for.
+        return oip.encode_v2_request(tensors, rows, request.id, request.parameters, nan=self._nan)
 
     async def _ask(self, method: str, path: str, payload: bytes | None = None) -> Answer:
         """Ask the predictor; once more, on a new connection, where the first had no predictor at its end.

@@ -35,7 +35,8 @@ def predict(loop: Loop, settings: Settings, text: str, at: str | None = None) ->
         at: moment of the prediction, ISO 8601. Left out, it is now, or where the loop's replay stands.
 
     Returns:
-        `probability`, one a row, the model `version` that gave them, and a `note` on what they rest on, mostly None.
+        Each output of the model by name, one a row, the model `version` that gave them, and a `note` on what they rest
+        on, mostly None.
 
     Raises:
         ServiceError: no service is up.
@@ -78,7 +79,14 @@ def predict(loop: Loop, settings: Settings, text: str, at: str | None = None) ->
     note = None
     if at and now and instant(at) < now:
         note = f"features that became known after --at are missing; the online store stands at {now:%Y-%m-%d %H:%M} UTC"
-    return {"probability": content["outputs"][0]["data"], "version": content.get("model_version"), "note": note}
+    outputs = {item["name"]: _rows(item["data"], len(rows)) for item in content["outputs"]}
+    return {**outputs, "version": content.get("model_version"), "note": note}
+
+
+def _rows(data: list[Any], rows: int) -> list[Any]:
+    """Return an output's values by row; the protocol writes those of all rows one after the other."""
+    width = len(data) // rows
+    return data if width == 1 else [data[place * width : (place + 1) * width] for place in range(rows)]
 
 
 def present(loop: Loop, settings: Settings) -> datetime | None:

@@ -215,11 +215,11 @@ class Replay:
             answer = await self._json(
                 "POST", f"{self._addresses.inference}/v2/models/{self._loop.name}/infer", json=body
             )
-            scores = len(answer["outputs"][0]["data"])
-            if scores != len(events):
-                raise ReplayError(f"{scores} scores for {len(events)} rows")
+            rows = (answer["outputs"][0].get("shape") or [None])[0]
+            if rows != len(events):
+                raise ReplayError(f"answers for {rows} of {len(events)} rows")
             self._note(events, True)
-            self.progress.served += scores
+            self.progress.served += rows
         except ReplayError as error:
             self._note(events, False)
             self.progress.errors += len(events)

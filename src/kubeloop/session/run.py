@@ -27,6 +27,7 @@ from kubeloop.session.replay import Addresses, Progress, Replay, Sent, drawn
 from kubeloop.session.services import Services
 from kubeloop.steps import promotion, stages
 from kubeloop.stores import kept
+from kubeloop.tasks import port
 from kubeloop.trigger.runners import LocalRunner
 
 _END_S = 10.0
@@ -203,7 +204,7 @@ def _replay(loop: Loop, settings: Settings, services: Services, observer: Observ
     assert loop.replay is not None  # noqa: S101 - plan.apply has made sure
     plan = loop.replay
     _flush(services)
-    known = table.read(settings, loop.name)
+    known = table.read(port.of(loop), settings, loop.name)
     sent = Sent(frozenset(known.event_ids), frozenset(known.labelled))
     if sent.predictions:
         observer.say(f"Going on after {len(sent.predictions):,} predictions of an earlier session.")

@@ -16,7 +16,8 @@ from kubeloop.monitoring.store import Store
 from kubeloop.payloads import table
 from kubeloop.steps.promotion import promoted
 from kubeloop.stores import kept
-from kubeloop.tasks.tabular import evaluation, model_folder
+from kubeloop.tasks import port
+from kubeloop.tasks.tabular import model_folder
 from kubeloop.trigger.ledger import Ledger
 from kubeloop.trigger.store import Run
 
@@ -31,7 +32,7 @@ def build(loop: Loop, settings: Settings, session: Mapping[str, Any], wall_s: fl
             its clients got (`served`, `errors`), that were lost (`dropped`), or settled after a kill (`uncertain`).
         wall_s: seconds that the last session took.
     """
-    known = table.read(settings, loop.name)
+    known = table.read(port.of(loop), settings, loop.name)
     versions = registry.versions(settings, loop.name)
     runs = {run.name: run for run in Ledger(settings.ledger_db, loop.drift).runs(loop.name)}
     store = Store(settings.monitor_db)
@@ -54,7 +55,7 @@ def build(loop: Loop, settings: Settings, session: Mapping[str, Any], wall_s: fl
         "windows_drifted": sum(1 for row in windows if row["drifted"]),
         **_episodes(loop, store, runs),
         "versions": [_version(version, runs.get(version.run)) for version in versions],
-        "auc": _auc(loop, known, versions),
+        "quality": _quality(loop, known, versions),
     }
 
 
@@ -124,12 +125,15 @@ def _why_not(version: registry.Version, verdict: Mapping[str, Any], run: Run | N
     return run.detail if run and run.outcome else "passed the gate and is not served yet"
 
 
-def _auc(loop: Loop, known: table.Log, versions: list[registry.Version]) -> dict[str, Any]:
-    """Compare the loop with its frozen first model on what was served since a newer model took over.
+def _quality(loop: Loop, known: table.Log, versions: list[registry.Version]) -> dict[str, Any]:
+    """Compare the loop with its frozen first model, by `gates.metric`, on what was served since a newer one took over.
 
     Both are scored on the same logged features and labels; whole days are resampled.
     """
-    nothing = {"frozen": None, "loop": None, "difference": None, "ci95": None, "rows": 0, "from": None}
+    task = port.of(loop)
+    metric = task.headline
+    about = {"metric": metric.name, "title": metric.title}
+    nothing = {**about, "frozen": None, "loop": None, "difference": None, "ci95": None, "rows": 0, "from": None}
     rows = known.labelled_predictions()
     first = next((version for version in versions if promoted(version)), None)
     if first is None or not rows.num_rows:
@@ -139,18 +143,19 @@ def _auc(loop: Loop, known: table.Log, versions: list[registry.Version]) -> dict
         return nothing
     start: datetime = pc.min(rows.filter(newer)["event_time"]).as_py()
     rows = rows.filter(pc.greater_equal(rows["event_time"], pa.scalar(start, rows["event_time"].type)))
-    labels = rows["label"].to_numpy().astype(np.int64)
-    served = rows["score"].to_numpy().astype(np.float64)
-    frozen = model_folder.predict(first.folder, rows.to_pandas()).astype(np.float64)
+    y = np.asarray(rows["label"].to_numpy(), dtype=np.float64)
+    served = task.answers(rows)
+    frozen = model_folder.predict(task, first.folder, rows.to_pandas()).astype(np.float64)
     days = gates.time_blocks(rows["event_time"].cast(pa.timestamp("us")).to_numpy(), timedelta(days=1))
     difference, low, high = gates.difference_interval(
-        labels, frozen, served, "auc", days, resamples=loop.gates.resamples, confidence=0.95, seed=loop.training.seed
+        task, y, frozen, served, metric.name, days, loop.gates.resamples, confidence=0.95, seed=loop.training.seed
     )
     return {
-        "frozen": evaluation.score(labels, frozen)["auc"],
-        "loop": evaluation.score(labels, served)["auc"],
+        **about,
+        "frozen": metric.value(*task.checked(y, frozen)),
+        "loop": metric.value(*task.checked(y, served)),
         "difference": difference,
         "ci95": [low, high],
-        "rows": len(labels),
+        "rows": len(y),
         "from": start.isoformat(),
     }

@@ -54,7 +54,7 @@ def score(loop: Loop, settings: Settings, raw: Path, as_of: datetime, since: str
         raw: folder of validated raw tables.
         as_of: end of the span, exclusive.
         since: length of the span, such as `1d`.
-        out: Parquet file: event_id, event_timestamp, probability (float32), version; one row an event.
+        out: Parquet file: event_id, event_timestamp, what the model answers, version; one row an event.
 
     Raises:
         StageError: there is no champion yet, or no event in the span.
@@ -63,7 +63,7 @@ def score(loop: Loop, settings: Settings, raw: Path, as_of: datetime, since: str
 
     from kubeloop import features
     from kubeloop.models import registry
-    from kubeloop.tasks.tabular import model_folder
+    from kubeloop.tasks.tabular import maker, model_folder
 
     champion = current_champion(loop, settings)
     if champion is None:
@@ -77,11 +77,12 @@ def score(loop: Loop, settings: Settings, raw: Path, as_of: datetime, since: str
         features.build(repo, raw, Path(scratch))
         # A version reads the features that it was trained on.
         table = features.training_set(Path(scratch), champion.tags["kubeloop.feature_service"], rows)
-    found = model_folder.predict(registry.folder(settings, champion), table.to_pandas())
+    kind = maker.of(loop)
+    found = model_folder.predict(kind.task, registry.folder(settings, champion), table.to_pandas())
     scores: dict[str, Any] = {
         "event_id": table["event_id"],
         "event_timestamp": table["event_timestamp"],
-        "probability": pa.array(found, pa.float32()),
+        **{name: pa.array(column) for name, column in kind.scored(found).items()},
         "version": [champion.version] * table.num_rows,
     }
     pq.write_table(pa.table(scores), out, compression="zstd")

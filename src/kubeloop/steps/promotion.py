@@ -46,24 +46,28 @@ def gate(loop: Loop, settings: Settings, run: str, model: Path, training_set: Pa
 
 def _judge(loop: Loop, settings: Settings, run: str, model: Path, training_set: Path) -> "Verdict":
     from kubeloop.models import gates, registry
+    from kubeloop.tasks import port
     from kubeloop.tasks.tabular import model_folder, training
+
+    task = port.of(loop)
 
     known = registry.versions(settings, loop.name)
     ours = next((version for version in known if version.run == run), None)
     if ours is not None:
         return gates.Verdict.from_dict(json.loads(ours.tags["kubeloop.gate"]))
-    holdout = training.newest(training_set, loop.training.holdout)
+    holdout = training.newest(task, training_set, loop.training.holdout)
     champion = current_champion(loop, settings)
     if champion is None:
-        return gates.first(holdout["label"].to_numpy(), model_folder.predict(model, holdout), loop.gates)
+        y = training.truths(task, holdout, "the hold-out")
+        return gates.first(task, y, model_folder.predict(task, model, holdout), loop.gates)
     folder = registry.folder(settings, champion)
     return compare(
         loop,
         holdout,
         model_folder.read(folder).trained_to,
         champion.version,
-        lambda unseen: model_folder.predict(folder, unseen),
-        lambda unseen: model_folder.predict(model, unseen),
+        lambda unseen: model_folder.predict(task, folder, unseen),
+        lambda unseen: model_folder.predict(task, model, unseen),
     )
 
 
@@ -82,13 +86,15 @@ def compare(
         holdout: rows of the newest hold-out.
         trained_to: newest moment that the champion learned from, ISO 8601.
         champion: its version.
-        old: gives the champion's probabilities of rows.
+        old: gives the champion's answers to rows.
         new: gives the challenger's.
 
     Raises:
         StageError: too few rows are newer than the champion's training data.
     """
     from kubeloop.models import gates
+    from kubeloop.tasks import port
+    from kubeloop.tasks.tabular import training
 
     unseen = holdout[holdout["event_timestamp"] > datetime.fromisoformat(trained_to)]
     if len(unseen) < loop.gates.slice_min_rows:
@@ -96,8 +102,10 @@ def compare(
             f"only {len(unseen)} of the hold-out's rows are newer than the data that champion {champion} was "
             f"trained on ({trained_to}); retrain later, or with a longer training.holdout"
         )
+    task = port.of(loop)
     return gates.compare(
-        unseen["label"].to_numpy(),
+        task,
+        training.truths(task, unseen, "the hold-out"),
         old(unseen),
         new(unseen),
         loop.gates,

@@ -213,7 +213,7 @@ def train(loop: Loop, training_set: Path, out: Path, settings: Settings | None =
     Raises:
         DeliveryError: the TrainJob is refused, fails or takes too long.
     """
-    from kubeloop.tasks.tabular import export, model_folder, training
+    from kubeloop.tasks.tabular import export, maker, model_folder, training
 
     if loop.pipelines.train_job and settings and loop.delivery.applier != "local":
         from kubeloop.delivery import train_job
@@ -222,8 +222,9 @@ def train(loop: Loop, training_set: Path, out: Path, settings: Settings | None =
         name = f"{loop.name[:40]}-{digest(training_set)[:8]}{loop.digest()[:8]}"
         train_job.train(loop, settings, name, training_set, out)
         return _told(model_folder.read(out))
-    learn, holdout = training.split(training.read(training_set), loop.training.holdout)
-    fitted = training.fit(learn, loop.training, metric=loop.gates.metric)
+    kind = maker.of(loop)
+    learn, holdout = training.split(kind.task, training.read(training_set), loop.training.holdout)
+    fitted = training.fit(kind, learn, loop.training)
     return _told(model_folder.write(out, fitted, export.to_onnx(fitted), learn, holdout, name=loop.name))
 
 
@@ -236,12 +237,12 @@ def _told(card: "Card") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the hold-out says of a model, in the shapes that KFP's artifacts take."""
+    """What the hold-out says of a model, in the shapes that KFP's artifacts take; None where its kind has none."""
 
     metrics: dict[str, float]
-    roc: tuple[list[float], list[float], list[float]]
-    classes: list[str]
-    confusion: list[list[int]]
+    roc: tuple[list[float], list[float], list[float]] | None
+    classes: list[str] | None
+    confusion: list[list[int]] | None
 
 
 def evaluate(loop: Loop, model: Path, training_set: Path, out: Path, report: Path) -> Evaluation:
@@ -254,43 +255,37 @@ def evaluate(loop: Loop, model: Path, training_set: Path, out: Path, report: Pat
         out: folder for the figures, the report and the hold-out's predictions.
         report: the report once more, as one HTML file.
     """
-    from kubeloop.tasks.tabular import curves, evaluation, evaluation_page, model_folder, training
+    from kubeloop.tasks import slices
+    from kubeloop.tasks.tabular import maker, model_folder, training
 
-    holdout = training.newest(training_set, loop.training.holdout)
+    kind = maker.of(loop)
+    holdout = training.newest(kind.task, training_set, loop.training.holdout)
     card = model_folder.read(model)
-    scores = model_folder.predict(model, holdout)
-    labels = holdout["label"].to_numpy()
+    answers = model_folder.predict(kind.task, model, holdout)
+    y = training.truths(kind.task, holdout, "the hold-out")
     metrics = {name: value for name, value in card.metrics.items() if value is not None}
-    slices = evaluation.slices(
-        slice_columns(holdout, loop.gates.slices), labels, scores, loop.gates.slices, loop.gates.slice_min_rows
-    )
-    drawn = curves.draw(labels, scores)
-    facts = {"algorithm": card.algorithm, "trained from": card.trained_from, "trained to": card.trained_to}
-    page = evaluation_page.html(
-        f"{loop.name}: the hold-out",
-        metrics,
-        drawn,
-        slices,
-        importance=card.importance,
-        facts=facts,
-        warnings=card.warnings,
+    parts = slices.measure(
+        kind.task,
+        slice_columns(holdout, loop.gates.slices),
+        y,
+        answers,
+        loop.gates.slices,
+        loop.gates.slice_min_rows,
     )
     out.mkdir(parents=True, exist_ok=True)
+    moments = holdout["event_timestamp"].dt.tz_localize(None).to_numpy()
+    shown = kind.show(f"{loop.name}: the hold-out", card, y, answers, moments, parts, out)
     for target in (out / "evaluation.html", report):
-        target.write_text(page)
-    for name, figure in curves.figures(drawn, metrics).items():
-        figure.savefig(out / f"{name}.png", dpi=110)
+        target.write_text(shown.page)
+    columns = dict(zip(kind.task.columns, answers.T if answers.ndim > 1 else [answers], strict=True))
     pq.write_table(
-        pa.table({"event_id": holdout["event_id"], "label": labels, "score": scores}), out / "holdout.parquet"
+        pa.table({"event_id": holdout["event_id"], "label": holdout["label"].to_numpy(), **columns}),
+        out / "holdout.parquet",
     )
-    _log.info("hold-out: %s", ", ".join(f"{name} {metrics[name]:.4f}" for name in evaluation.DIRECTION))
+    _log.info("hold-out: %s", ", ".join(f"{name} {metrics[name]:.4f}" for name in kind.task.metrics if name in metrics))
     metrics["size_bytes"] = float((model / model_folder.GRAPH).stat().st_size)
-    return Evaluation(
-        metrics,
-        (_rounded(drawn.roc.x), _rounded(drawn.roc.y), _rounded(drawn.roc.threshold)),
-        ["negative", "positive"],
-        drawn.confusion.matrix,
-    )
+    roc = None if shown.roc is None else (_rounded(shown.roc[0]), _rounded(shown.roc[1]), _rounded(shown.roc[2]))
+    return Evaluation(metrics, roc, shown.classes, shown.confusion)
 
 
 def _rounded(line: Sequence[float]) -> list[float]:

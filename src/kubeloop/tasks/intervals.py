@@ -20,6 +20,9 @@ FEW = 10
 """With fewer rows of either class an AUC says too little to judge a model by."""
 
 _HALVINGS = 40
+_GROUPS, _DRAWS, _SEED, _CELLS = 1_000, 400, 7, 2_000_000
+
+Weigh = Callable[[npt.ArrayLike], Floats]
 
 
 class Estimate(NamedTuple):
@@ -98,6 +101,61 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
         value - math.hypot(a.value - a.low, b.high - b.value),
         value + math.hypot(a.high - a.value, b.value - b.low),
     )
+
+
+def mean(values: Floats, confidence: float = CONFIDENCE) -> Estimate:
+    """Return a mean with its interval by the central limit theorem.
+
+    Args:
+        values: one a row [n].
+        confidence: of the two-sided interval.
+    """
+    if not len(values):
+        return Estimate(math.nan, math.nan, math.nan)
+    found = float(values.mean())
+    reach = z(confidence) * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    return Estimate(found, found - reach, found + reach)
+
+
+def bootstrap(prepare: Callable[[npt.NDArray[np.intp]], Weigh], rows: int, confidence: float = CONFIDENCE) -> Estimate:
+    """Return a metric with its percentile bootstrap interval over the rows (Efron & Tibshirani 1993, ch. 13).
+
+    Of many rows not each is drawn by itself: they are dealt into 1,000 groups by chance, and groups are drawn.
+
+    Args:
+        prepare: gives the weighted form of the metric for the group of each row [n].
+        rows: how many there are.
+        confidence: of the two-sided interval.
+    """
+    random = np.random.default_rng(_SEED)
+    count = min(rows, _GROUPS)
+    groups = np.arange(rows) if rows == count else random.permutation(np.arange(rows) % count)
+    weigh = prepare(groups)
+    value = float(weigh(np.ones((1, count)))[0])
+    even, chunk = np.full(count, 1 / count), max(1, _CELLS // rows)
+    sizes = [min(chunk, _DRAWS - start) for start in range(0, _DRAWS, chunk)]
+    draws = np.concatenate([weigh(random.multinomial(count, even, size=size)) for size in sizes])
+    draws = draws[~np.isnan(draws)]
+    if math.isnan(value) or len(draws) < _DRAWS / 2:
+        return Estimate(value, math.nan, math.nan)
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(value, float(low), float(high))
+
+
+def mixed(parts: Sequence[Estimate], rows: Sequence[int]) -> Estimate:
+    """Return the mean of independent estimates, each weighed by its rows, with its interval.
+
+    Each end takes what the estimates are unsure of in that direction (MOVER, see `difference`).
+
+    Args:
+        parts: at least one.
+        rows: of each.
+    """
+    shares = [count / sum(rows) for count in rows]
+    value = sum(share * part.value for share, part in zip(shares, parts, strict=True))
+    below = math.hypot(*(share * (part.value - part.low) for share, part in zip(shares, parts, strict=True)))
+    above = math.hypot(*(share * (part.high - part.value) for share, part in zip(shares, parts, strict=True)))
+    return Estimate(value, value - below, value + above)
 
 
 def _wins(others: Floats, values: Floats) -> Floats:

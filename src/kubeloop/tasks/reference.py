@@ -30,9 +30,9 @@ MOST_CATEGORIES = 100
 """Categories that drift is looked for in. Where 5,000 follow Zipf's law, 27 % of windows of 150 rows without drift have
 a p-value below 0.01, and 2 % once all but these are one."""
 
-_FORMAT = 2
+_FORMAT = 3
 _TOML = "reference.toml"
-_AUC = ("auc", "auc_low", "auc_high")
+_BOUNDS = ("", "_low", "_high")
 _ARRAYS = ("numeric", "categorical", "score")
 
 
@@ -40,6 +40,14 @@ class ReferenceError(KubeloopError, ValueError):
     """A reference is damaged, or data do not fit it; the message says which part and what to do."""
 
     lasting = True
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The headline metric on the hold-out, with its 95 % interval."""
+
+    metric: str
+    sure: Estimate
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +61,16 @@ class Reference:
             frequent ones and `OTHER`.
         numeric: [n, Fn] float32, NaN where missing.
         categorical: [n, Fc] int32 codes, -1 (`ABSENT`) where missing or not among the categories.
-        score: [s] float32, the model's probability on the hold-out; s need not be n.
+        score: [s] float32, or [s, k] where an answer has k numbers: the model's answers on the hold-out; s need not
+            be n.
         importance: share of the model's importance by feature; not negative, sums to 1.
-        auc: area under the ROC curve on the hold-out with its 95 % interval, None when unknown; a reference from
-            before intervals were kept has one without length.
+        measured: the headline metric on the hold-out, None when unknown; a reference from before intervals were kept
+            has one without length.
         rows: training rows before sampling.
         trained_from: first moment of the training window, ISO 8601.
         trained_to: end of the training window, ISO 8601.
         model_version: the registered version, None before registration.
+        titles: what each number of an answer is called.
 
     Raises:
         ReferenceError: the parts contradict each other.
@@ -73,11 +83,12 @@ class Reference:
     categorical: Codes
     score: Floats
     importance: dict[str, float]
-    auc: Estimate | None
+    measured: Measured | None
     rows: int
     trained_from: str
     trained_to: str
     model_version: str | None = None
+    titles: tuple[str, ...] = ("score",)
 
     def __post_init__(self) -> None:
         names = self.names
@@ -94,8 +105,9 @@ class Reference:
                 raise ReferenceError(f"{name} must be {np.dtype(dtype)} [rows, {width}], not {found}; train again")
         if len(self.numeric) != len(self.categorical):
             raise ReferenceError(f"{len(self.numeric)} numeric but {len(self.categorical)} categorical rows")
-        if self.score.dtype != np.float32 or self.score.ndim != 1:
-            raise ReferenceError(f"score must be float32 [rows], not {self.score.dtype} {self.score.shape}")
+        if self.score.dtype != np.float32 or self.score.shape[1:] != self._width:
+            found = f"{self.score.dtype} {self.score.shape}"
+            raise ReferenceError(f"score must be float32 {['rows', *self._width]}, not {found}")
         sizes = np.array([len(self.categories[name]) for name in self.categorical_names], dtype=np.int32)
         if ((self.categorical < ABSENT) | (self.categorical >= sizes)).any():
             raise ReferenceError("a categorical code lies outside its categories; train again")
@@ -109,6 +121,15 @@ class Reference:
     def names(self) -> tuple[str, ...]:
         """All features: the numeric, then the categorical ones."""
         return self.numeric_names + self.categorical_names
+
+    @property
+    def _width(self) -> tuple[int, ...]:
+        return () if len(self.titles) == 1 else (len(self.titles),)
+
+    @property
+    def scores(self) -> dict[str, Floats]:
+        """Each number of the answers on the hold-out by its title [s]."""
+        return dict(zip(self.titles, np.atleast_2d(self.score.T), strict=True))
 
     def encode(self, columns: Mapping[str, Column]) -> tuple[Floats, Codes]:
         """Read a window's columns the way the reference reads its own.
@@ -157,7 +178,8 @@ class Reference:
                 categorical_names=tuple(head["categorical"]),
                 categories={name: tuple(values) for name, values in head["categories"].items()},
                 importance={name: float(share) for name, share in head["importance"].items()},
-                auc=Estimate(*(head.get(key, head["auc"]) for key in _AUC)) if "auc" in head else None,
+                measured=_measured(head),
+                titles=tuple(head.get("titles", ("score",))),
                 rows=int(head["rows"]),
                 trained_from=str(head["trained_from"]),
                 trained_to=str(head["trained_to"]),
@@ -179,8 +201,9 @@ def build(
     kinds: Mapping[str, Kind],
     score: Column,
     importance: Mapping[str, float],
-    auc: Estimate | None,
+    measured: Measured | None,
     *,
+    titles: tuple[str, ...] = ("score",),
     trained_from: str,
     trained_to: str,
     model_version: str | None = None,
@@ -192,9 +215,10 @@ def build(
     Args:
         columns: one column of n values a feature; None or NaN is missing; columns not in `kinds` are ignored.
         kinds: kind of each feature; its order becomes the order within each kind.
-        score: the model's probabilities on the hold-out; sampled to `max_rows` on its own.
+        score: the model's answers on the hold-out [s] or [s, k]; sampled to `max_rows` on their own.
         importance: importance of some or all features on any scale; scaled to sum to 1 (equal when all are 0).
-        auc: hold-out AUC with its interval.
+        measured: the headline metric on the hold-out.
+        titles: what each number of an answer is called.
         trained_from: first moment of the training window, ISO 8601.
         trained_to: end of the training window, ISO 8601.
         model_version: the registered version, where it is known already.
@@ -224,7 +248,8 @@ def build(
         categorical=categorical[rows],
         score=scores[_sample(rng, len(scores), max_rows)],
         importance={name: weight / total if total else 1 / len(weights) for name, weight in weights.items()},
-        auc=auc,
+        measured=measured,
+        titles=titles if scores.ndim == 2 else ("score",),
         rows=len(numeric),
         trained_from=trained_from,
         trained_to=trained_to,
@@ -293,16 +318,30 @@ def _encode(
     return numeric, categorical
 
 
+def _measured(head: Mapping[str, Any]) -> Measured | None:
+    name = head.get("metric", "auc")
+    if name not in head:
+        return None
+    return Measured(name, Estimate(*(head.get(f"{name}{end}", head[name]) for end in _BOUNDS)))
+
+
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _toml(reference: Reference, digests: Mapping[str, str]) -> str:
     # An older monitor would take other values for missing ones; what has none it can read.
-    needed = _FORMAT if any(OTHER in values for values in reference.categories.values()) else 1
+    needed = 2 if any(OTHER in values for values in reference.categories.values()) else 1
+    found = reference.measured
+    if reference.score.ndim > 1 or (found and found.metric != "auc"):
+        needed = _FORMAT
     lines = [f"format = {needed}", f"rows = {reference.rows}"]
-    if reference.auc is not None:
-        lines += [f"{key} = {float(value)!r}" for key, value in zip(_AUC, reference.auc, strict=True)]
+    if found is not None:
+        if found.metric != "auc":
+            lines.append(f"metric = {_quote(found.metric)}")
+        lines += [f"{found.metric}{end} = {float(value)!r}" for end, value in zip(_BOUNDS, found.sure, strict=True)]
+    if reference.score.ndim > 1:
+        lines.append(f"titles = {_array(reference.titles)}")
     lines += [f"{key} = {_quote(getattr(reference, key))}" for key in ("trained_from", "trained_to")]
     if reference.model_version is not None:
         lines.append(f"model_version = {_quote(reference.model_version)}")

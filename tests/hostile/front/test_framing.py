@@ -178,7 +178,7 @@ def test_labels_that_cannot_be_read_are_refused_with_the_reason(every: dict[str,
     for body, reason in (
         ("", "no list of labels"),
         ("{}", "no list of labels"),
-        (good.replace('"label": 1', '"label": 2'), "a label 0 or 1"),
+        (good.replace('"label": 1', '"label": [1]'), "a label must be a number, or the name of a class"),
         (good.replace("2013-04-01T12:00:00Z", "yesterday"), "a label is malformed"),
         (good.replace('"event_id": "a", ', ""), "event_id"),
     ):

@@ -126,7 +126,7 @@ def test_one_class_says_so(tmp_path: Path) -> None:
     table = pq.read_table(path).to_pandas()
     table.loc[table["known"] > one.span.start, "label"] = 0
     table.to_parquet(path)
-    with pytest.raises(BacktestError, match="are 0: models can be told apart only"):
+    with pytest.raises(BacktestError, match="are 0, so nothing can be ranked: models can be told apart only"):
         one.open()
 
 

@@ -10,7 +10,7 @@ from kubeloop.backtest.history import History, moment_of, version
 from kubeloop.backtest.policies import Policy
 from kubeloop.backtest.walk import Need, Walk, walk
 from kubeloop.models import gates
-from kubeloop.tasks.tabular import evaluation
+from kubeloop.tasks.binary.task import BINARY
 from tests.unit.backtest.conftest import CHANGE, DAY, START, Home, Tests
 
 
@@ -135,11 +135,11 @@ def test_the_difference_is_that_of_the_gates_own_bootstrap(
     labels = past.labels[rows]
     blocks = (past.moments[rows] - past.moments[rows[0]]) // (5 * 86400 * 10**6)
     old, new = (score.served_scores(each, past)[rows].astype(float) for each in (frozen, drift))
-    expected = gates.difference_interval(labels, old, new, "auc", blocks, 200, 0.95, home.loop.training.seed)
+    expected = gates.difference_interval(BINARY, labels, old, new, "auc", blocks, 200, 0.95, home.loop.training.seed)
     assert value == pytest.approx(expected[0], abs=1e-9)
     assert found == pytest.approx(expected[1:], abs=1e-9)
     assert value > 0.05
-    assert one.value == pytest.approx(evaluation.score(labels, old)["auc"])
+    assert one.value == pytest.approx(BINARY.score(labels, old)["auc"])
 
 
 def test_the_worst_window_comes_with_its_positives(home: Home, past: History, frozen: Walk) -> None:
@@ -158,7 +158,7 @@ def test_nobody_beats_the_oracle_in_any_window(
     for one in (frozen, drift, weekly):
         for start in [home.span.start, *home.span.ends(home.loop.drift.window)[:-1]]:
             rows = labelled(past, past.rows(start, start + home.loop.drift.window))
-            auc = [evaluation.score(past.labels[rows], score.served_scores(w, past)[rows])["auc"] for w in (best, one)]
+            auc = [BINARY.score(past.labels[rows], score.served_scores(w, past)[rows])["auc"] for w in (best, one)]
             assert auc[0] >= auc[1] - 1e-12
     assert all(moment_of(name) <= since for since, name in best.served)
 

@@ -1,4 +1,5 @@
 import json
+import pickle
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -325,3 +326,15 @@ def test_what_a_section_leaves_out_is_that_sections_own_default() -> None:
     assert (found.delivery.transformer.cpu, found.delivery.transformer.memory) == ("1", "1Gi")
     assert found.pipelines.train_job is not None
     assert (found.pipelines.train_job.resources.cpu, found.pipelines.train_job.resources.memory) == ("4", "16Gi")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"task": "regression", "gates": {"metric": "mae"}}, {"task": "multiclass", "training": {"classes": "ab"}}],
+)
+def test_a_loop_of_any_kind_goes_to_another_process(more: dict[str, Any]) -> None:
+    loop = Loop.model_validate(SMALL | more)
+    again = pickle.loads(pickle.dumps(loop))  # noqa: S301 - our own bytes
+    assert again == loop
+    assert again.dump() == loop.dump()
+    assert type(again) is type(loop)

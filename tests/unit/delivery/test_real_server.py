@@ -16,6 +16,7 @@ from kubeloop.config import settings
 from kubeloop.delivery import DeliveryError
 from kubeloop.delivery.manifest import ModelRef
 from kubeloop.payloads.exchanges import Faults, Pair, predictions
+from kubeloop.tasks.binary.task import BINARY
 
 NODE = (str(settings().runtime_python), "-m", "kubeloop.node.server", "--port", "0")
 
@@ -88,7 +89,7 @@ def test_a_real_model_is_served_switched_and_checked(kit):
     kit.eventually(lambda: node.get()["queued"] == 0)
     assert node.get()["predictions"] == 6
     bodies = {headers["ce-type"].rpartition(".")[2]: memoryview(body) for headers, body in kit.collector.events}
-    read = predictions([Pair(1, "r", 0, "default", 0, bodies["request"], bodies["response"])], Faults())
+    read = predictions([Pair(1, "r", 0, "default", 0, bodies["request"], bodies["response"])], Faults(), BINARY)
     assert read.select(["distance", "score", "model_version"]).to_pylist() == [
         {"distance": 1.0, "score": 0.25, "model_version": "2"},
         {"distance": 3.0, "score": 0.75, "model_version": "2"},

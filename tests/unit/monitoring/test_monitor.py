@@ -91,7 +91,7 @@ def test_a_drifting_service_is_followed_over_http(
     assert 'kubeloop_monitor_windows_total{service="flights",status="judged"} 4.0' in metrics
     assert 'kubeloop_monitor_open_episodes{service="flights"} 1.0' in metrics
     assert 'kubeloop_monitor_effect{feature="wind",kind="numeric",service="flights",version="1"} 0.' in metrics
-    assert 'kubeloop_monitor_auc{service="flights",version="1"} 0.' in metrics
+    assert 'kubeloop_monitor_metric{metric="auc",service="flights",version="1"} 0.' in metrics
     assert 'kubeloop_monitor_failing{service="flights"} 0.0' in metrics
     assert 'kubeloop_monitor_labelled_share{service="flights"} 1.0' in metrics
     assert httpx.get(f"{url}/healthz").status_code == httpx.get(f"{url}/readyz").status_code == 200

@@ -7,6 +7,7 @@ import pytest
 from kubeloop.config import Drift
 from kubeloop.monitoring import performance, policy
 from kubeloop.tasks import intervals
+from kubeloop.tasks.binary.task import BINARY
 from kubeloop.tasks.intervals import Estimate
 
 START = datetime(2013, 4, 1, tzinfo=UTC)
@@ -36,7 +37,7 @@ def labels(*rows: tuple[str, int, float, int]) -> pa.Table:
     ],
 )
 def test_predictions_meet_their_labels(case: str, arrived: list[pa.Table], expected: list[tuple[int, float]]) -> None:
-    y, p = performance.join(performance.scored(predictions(a=0.25, b=0.5)), arrived, before=10)
+    y, p = performance.join(BINARY, performance.scored(BINARY, predictions(a=0.25, b=0.5)), arrived, before=10)
     assert list(zip(y.tolist(), p.tolist(), strict=True)) == expected, case
 
 
@@ -48,11 +49,11 @@ def test_only_what_a_label_can_name_and_a_score_can_judge_is_kept() -> None:
             "wind": [1.0] * 6,
         }
     )
-    assert performance.scored(table).to_pylist() == [
+    assert performance.scored(BINARY, table).to_pylist() == [
         {"event_id": "b", "score": 0.5},
         {"event_id": "a", "score": 0.75},
     ]
-    assert performance.scored(table.slice(0, 0)).to_pylist() == []
+    assert performance.scored(BINARY, table.slice(0, 0)).to_pylist() == []
 
 
 @pytest.mark.parametrize(
@@ -67,20 +68,22 @@ def test_only_what_a_label_can_name_and_a_score_can_judge_is_kept() -> None:
 )
 def test_too_few_labels_or_only_one_class_is_not_judged(truth: list[int], status: str) -> None:
     p = np.linspace(0.1, 0.9, len(truth))
-    found, metrics = performance.measure(np.array(truth, np.int64), p, min_rows=4)
+    found, metrics = performance.measure(BINARY, np.array(truth, np.int64), p, min_rows=4)
     assert found == status
     assert (metrics is not None) == (status in ("judged", "few"))
 
 
 def test_metrics_are_those_of_the_evaluation() -> None:
-    _, metrics = performance.measure(np.array([0, 1, 1, 0]), np.array([0.1, 0.4, 0.8, 0.6]), 4)
+    _, metrics = performance.measure(BINARY, np.array([0, 1, 1, 0]), np.array([0.1, 0.4, 0.8, 0.6]), 4)
     assert metrics is not None
     assert metrics["auc"] == pytest.approx(0.75)
     assert metrics["brier"] == pytest.approx((0.01 + 0.36 + 0.04 + 0.36) / 4)
 
 
-def window(auc: float | None, positives: int | None, labelled: int, status: str = "few") -> dict[str, object]:
-    return {"auc": auc, "positives": positives, "labelled": labelled, "status": status}
+def window(auc: float | None, positives: int, labelled: int, status: str = "few") -> dict[str, object]:
+    sure = {"metric": "auc", "value": auc, "low": auc, "high": auc}
+    counts = {"positives": positives, "labelled": labelled, "scarce": min(positives, labelled - positives)}
+    return {**sure, **counts, "status": status}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +101,7 @@ def window(auc: float | None, positives: int | None, labelled: int, status: str 
 def test_windows_with_few_positives_are_taken_together(
     case: str, windows: list[dict[str, object]], found: tuple[float, int, int] | None
 ) -> None:
-    told = performance.together(windows)
+    told = performance.together(BINARY, windows)
     assert (told and (pytest.approx(told[0].value), *told[1:])) == found, case
 
 
@@ -110,10 +113,10 @@ def stream(seed: int, windows: int, slope: float) -> list[dict[str, object]]:
         y = (random.random(166) < 0.008).astype(np.int64)
         # An AUC of 0.75 where the slope is 1, and of 0.5 where it is 0.
         p = 1 / (1 + np.exp(4 - random.normal(0.954 * slope * y, 1)))
-        status, metrics = performance.measure(y, p, 100)
-        row = {"status": status, "labelled": 166, "positives": int(y.sum()), "drifted": None} | (metrics or {})
-        if status == "few" and (found := performance.together([*rows, row])):
-            row |= {"status": "judged", "drifted": policy.performance(found[0], HOLDOUT, RARE).drifted}
+        status, metrics = performance.measure(BINARY, y, p, 100)
+        row = {"status": status, "drifted": None} | performance.measured(BINARY, y, metrics)
+        if status == "few" and (found := performance.together(BINARY, [*rows, row])):
+            row |= {"status": "judged", "drifted": policy.performance(BINARY.headline, found[0], HOLDOUT, RARE).drifted}
         rows.append(row)
     return rows
 
@@ -125,7 +128,7 @@ RARE = Drift(min_auc=0.5, max_auc_drop=0.05)
 def test_few_positives_call_no_healthy_model_short_and_still_find_a_broken_one() -> None:
     healthy = [row for seed in range(60) for row in stream(seed, 52, 1.0)]
     judged = [row["drifted"] for row in healthy if row["status"] == "judged"]
-    naive = [row["auc"] < 0.7 for row in healthy if row["status"] == "few"]
+    naive = [row["value"] < 0.7 for row in healthy if row["status"] == "few"]
     assert np.mean(naive) > 0.2, "a point called a healthy model short in a quarter of windows"
     assert len(judged) > 250
     assert np.mean(judged) <= 0.025
@@ -143,8 +146,8 @@ def test_a_window_at_the_limit_is_called_short_as_often_as_is_said(positives: in
     for _ in range(400):
         holdout = intervals.auc(was, random.normal(0.954 * was, 1))
         now = intervals.auc(y, random.normal(0.742 * y, 1))  # 0.70
-        short.append(policy.performance(now, holdout, RARE).drifted)
+        short.append(policy.performance(BINARY.headline, now, holdout, RARE).drifted)
         now = intervals.auc(y, random.normal(0.0 * y, 1))
-        missed.append(not policy.performance(now, holdout, RARE).drifted)
+        missed.append(not policy.performance(BINARY.headline, now, holdout, RARE).drifted)
     assert np.mean(short) <= 0.025 + 2 * 0.008
     assert np.mean(missed) < {12: 0.75, 40: 0.25, 200: 0.01}[positives]

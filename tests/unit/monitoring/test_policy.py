@@ -7,6 +7,7 @@ from kubeloop.config import Drift
 from kubeloop.monitoring import policy
 from kubeloop.monitoring.detector.port import Score
 from kubeloop.monitoring.policy import Episode, Vote
+from kubeloop.tasks.binary.task import BINARY
 from kubeloop.tasks.intervals import Estimate
 
 DRIFT = Drift(alpha=0.01, min_effect=0.2, min_importance=0.1, votes=2, of=3, min_auc=0.6, max_auc_drop=0.05)
@@ -66,7 +67,9 @@ def test_a_feature_called_score_is_weighed_as_a_feature() -> None:
 def test_a_model_falls_short_where_the_interval_lies_under_the_floor_or_its_holdout(
     auc: tuple[float, ...], reference: tuple[float, ...] | None, drifted: bool, words: str
 ) -> None:
-    verdict = policy.performance(Estimate(*auc), None if reference is None else Estimate(*reference), DRIFT)
+    verdict = policy.performance(
+        BINARY.headline, Estimate(*auc), None if reference is None else Estimate(*reference), DRIFT
+    )
     assert verdict.drifted is drifted
     assert words in verdict.reason
 

@@ -45,7 +45,12 @@ def outcome(monitor: Monitor) -> dict[str, Any]:
     """Everything that must not depend on how the log was read."""
 
     def rounded(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{k: round(v, 9) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
+        return [{k: near(v) for k, v in row.items()} for row in rows]
+
+    def near(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: near(v) for k, v in value.items()}
+        return round(value, 9) if isinstance(value, float) else value
 
     now, store = monitor.store.progress("flights"), monitor.store
     return {
@@ -64,7 +69,7 @@ def test_calm_traffic_is_judged_and_opens_nothing(world: ModuleType, open_monito
     assert brief(monitor) == [(day, "1", 160, "judged", False, True) for day in range(3)]
     measured = monitor.store.performance("flights")
     assert [(row["labelled"], row["status"], row["drifted"]) for row in measured] == [(160, "judged", False)] * 2
-    assert all(0.7 < row["auc"] < 1 and row["reference_auc"] == 0.75 for row in measured)
+    assert all(0.7 < row["value"] < 1 and row["reference"] == 0.75 for row in measured)
     assert monitor.store.episodes("flights") == []
     features = {(row["feature"], row["kind"]) for row in monitor.store.scores("flights")}
     assert features == {

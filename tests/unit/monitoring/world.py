@@ -54,7 +54,7 @@ def save_reference(folder: Path, version: str, auc: float = 0.75) -> Path:
         KINDS,
         probability(columns),
         {"wind": 5, "delay": 3, "carrier": 2},
-        Estimate(auc, auc, auc),
+        reference.Measured("auc", Estimate(auc, auc, auc)),
         trained_from="2013-01-01T00:00:00+00:00",
         trained_to="2013-04-01T00:00:00+00:00",
         model_version=version,

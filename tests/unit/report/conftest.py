@@ -22,9 +22,14 @@ from kubeloop.monitoring.store import Due, Store
 from kubeloop.names import LABEL_EVENT, REQUEST_EVENT, RESPONSE_EVENT
 from kubeloop.payloads import segments
 from kubeloop.session import summary
+from kubeloop.tasks.binary import settings as binary
+from kubeloop.tasks.binary.maker import BinaryMaker
+from kubeloop.tasks.binary.task import BINARY
 from kubeloop.tasks.tabular import export, model_folder, training
 from kubeloop.trigger.event import DriftEvent
 from kubeloop.trigger.ledger import Ledger
+
+MAKER = BinaryMaker(BINARY)
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -147,8 +152,8 @@ def _frame(seed: int, rows: int, sign: int) -> pd.DataFrame:
 
 def _model(folder: Path, sign: int) -> Path:
     frame = _frame(ord(folder.name), 600, sign)
-    learn, holdout = training.split(frame, 14 * DAY)
-    fitted = training.fit(learn, config.Training(algorithm="logistic_regression", threads=1))
+    learn, holdout = training.split(BINARY, frame, 14 * DAY)
+    fitted = training.fit(MAKER, learn, binary.Training(algorithm="logistic_regression", threads=1))
     model_folder.write(folder, fitted, export.to_onnx(fitted), learn, holdout, name="parcels")
     return folder
 
@@ -157,11 +162,11 @@ def _register(loop: Loop, settings: Settings, models: list[Path]) -> None:
     frame = _frame(99, 600, -1)
     before = _frame(98, 600, 1)
     labels, blocks = frame["label"].to_numpy(), np.arange(600) // 60
-    scores = [model_folder.predict(folder, frame) for folder in models]
+    scores = [model_folder.predict(BINARY, folder, frame) for folder in models]
     verdicts = [
-        gates.first(before["label"].to_numpy(), model_folder.predict(models[0], before), loop.gates),
-        gates.compare(labels, scores[0], scores[1], loop.gates, blocks=blocks),
-        gates.compare(labels, scores[1], scores[1] * 0.999, loop.gates, blocks=blocks),
+        gates.first(BINARY, before["label"].to_numpy(), model_folder.predict(BINARY, models[0], before), loop.gates),
+        gates.compare(BINARY, labels, scores[0], scores[1], loop.gates, blocks=blocks),
+        gates.compare(BINARY, labels, scores[1], scores[1] * 0.999, loop.gates, blocks=blocks),
     ]
     assert [verdict.promote for verdict in verdicts] == [True, True, False]
     evaluation = settings.state / "made" / "evaluation"
@@ -217,7 +222,7 @@ def _traffic(settings: Settings, models: list[Path]) -> None:
         moment = START + day * DAY + timedelta(hours=12)
         version = 1 if day < 22 else 2
         frame = _frame(1000 + day, ROWS, 1 if day < 14 else -1)
-        scores = model_folder.predict(models[version - 1], frame)
+        scores = model_folder.predict(BINARY, models[version - 1], frame)
         ids = frame["event_id"].tolist()
         inputs = [
             {"name": name, "datatype": "FP32", "shape": [ROWS, 1], "data": frame[name].tolist()}
@@ -278,17 +283,19 @@ def _watch(loop: Loop, settings: Settings) -> None:
         due = Due("features", start, end)
         progress = store.progress(loop.name)
         store.close_window(progress, due, [key | judged], scores, [], _episode(loop, week))
-        measured = dict.fromkeys(("log_loss", "brier", "ece"), 0.5) | {
+        measured = {
+            "metrics": {"log_loss": 0.5},
+            "metric": "auc",
             "rows": 7 * ROWS,
             "labelled": 7 * ROWS,
             "status": "judged",
             "live": True,
             "drifted": week == 2,
-            "auc": 0.7 + week / 100,
-            "auc_low": 0.64 + week / 100,
-            "auc_high": 0.75 + week / 100,
+            "value": 0.7 + week / 100,
+            "low": 0.64 + week / 100,
+            "high": 0.75 + week / 100,
             "positives": 40 + week,
-            "reference_auc": 0.8,
+            "reference": 0.8,
             "note": "AUC 0.720, under the hold-out's" if week == 2 else None,
         }
         store.close_performance(store.progress(loop.name), due, [key | measured], None, DAY)

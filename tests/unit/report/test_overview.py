@@ -86,9 +86,9 @@ def test_windows_as_a_table(world: Any) -> None:
         "<script>alert('x')</script> 0.62 (0.52 to 0.72)",
     )
     assert [row["id"] for row in found["episodes"]] == ["parcels-2", "parcels-4", "parcels-3"]
-    assert [row["auc_drifted"] for row in found["windows"]] == [False, False, True, False, False]
+    assert [row["metric_drifted"] for row in found["windows"]] == [False, False, True, False, False]
     assert overview.window_cells(found["windows"][2])[3] == "[yellow]0.720 (0.66 to 0.77, 42 positives)[/]"
-    few = found["windows"][0] | {"auc_status": "few"}
+    few = found["windows"][0] | {"metric_status": "few"}
     assert overview.window_cells(few)[3] == "0.700 (0.64 to 0.75, 40 positives, too few to judge)"
 
 

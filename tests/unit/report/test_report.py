@@ -16,6 +16,7 @@ from kubeloop.monitoring.store import Store
 from kubeloop.payloads import table
 from kubeloop.report import facts, view
 from kubeloop.tasks import intervals
+from kubeloop.tasks.binary.task import BINARY
 from kubeloop.tasks.tabular import model_folder
 
 HOSTILE = "<script>alert('x')</script>"
@@ -47,7 +48,7 @@ def test_it_stays_small(world: Any, page: Any) -> None:
 
 
 def test_the_head_says_what_came_of_the_loop(world: Any, page: Any) -> None:
-    auc, counts = world.summary["auc"], world.summary["predictions"]
+    auc, counts = world.summary["quality"], world.summary["predictions"]
     low, high = auc["ci95"]
     assert low > 0
     assert (
@@ -82,16 +83,16 @@ def test_every_change_of_the_model_has_its_reason(world: Any, page: Any) -> None
 
 
 def test_the_weekly_auc_is_that_of_the_log(world: Any, page: Any) -> None:
-    rows = table.read(world.settings, "parcels").labelled_predictions().to_pandas()
+    rows = table.read(BINARY, world.settings, "parcels").labelled_predictions().to_pandas()
     weeks = (rows["event_time"] - pd.Timestamp("2024-01-01", tz="UTC")).dt.days // 7
     first = registry.versions(world.settings, "parcels")[0]
     for week in range(6):
         part = rows[weeks == week]
         auc = roc_auc_score(part["label"], part["score"])
         sure = intervals.auc(part["label"].to_numpy(), part["score"].to_numpy())
-        said = f"AUC {auc:.3f} ({sure.low:.3f} to {sure.high:.3f}), 210 labels, {part['label'].sum()} positive"
+        said = f"AUC {auc:.3f} ({sure.low:.3f} to {sure.high:.3f}), {part['label'].sum():.0f} of 210 rows positive"
         assert said in page.text
-        frozen = roc_auc_score(part["label"], model_folder.predict(first.folder, part))
+        frozen = roc_auc_score(part["label"], model_folder.predict(BINARY, first.folder, part))
         said = f"frozen first model {frozen:.3f}, difference {auc - frozen:+.3f}"
         assert (said in page.text) == (week >= 3), week
 
@@ -167,7 +168,7 @@ def test_a_version_that_passed_the_gate_says_what_became_of_it(
     more = replace(
         known, versions=[*known.versions, fourth], runs=[*known.runs, replace(run, name="r4", outcome=outcome)]
     )
-    content = view.build(world.loop, world.settings, more, table.read(world.settings, "parcels"), None)
+    content = view.build(world.loop, world.settings, more, table.read(BINARY, world.settings, "parcels"), None)
     newest = content["versions"][0]
     assert f"Version {newest['version']} {newest['status']}" == said
 
@@ -188,7 +189,7 @@ def test_the_last_link_leads_to_the_registry(world: Any, page: Any, parse: Any) 
     assert urlsplit(link).hostname == "127.0.0.1"
     shared = world.settings.model_copy(update={"mlflow_uri": "http://registry.example"})
     content = view.build(
-        world.loop, shared, facts.read(world.loop, world.settings), table.read(world.settings, "x"), None
+        world.loop, shared, facts.read(world.loop, world.settings), table.read(BINARY, world.settings, "x"), None
     )
     assert content["mlflow"] == "http://registry.example" != content["mlflow_here"]
 

@@ -20,7 +20,7 @@ def _facts(promoted: list[bool], episodes: int) -> Facts:
 
 def _summary(difference: float | None = None, low: float = 0.0, high: float = 0.0) -> dict[str, Any]:
     loop = None if difference is None else 0.72 + difference
-    return {"auc": {"frozen": 0.72, "loop": loop, "difference": difference, "ci95": [low, high]}}
+    return {"quality": {"title": "AUC", "frozen": 0.72, "loop": loop, "difference": difference, "ci95": [low, high]}}
 
 
 @pytest.mark.parametrize(

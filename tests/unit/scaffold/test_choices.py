@@ -56,7 +56,15 @@ def test_where_there_is_nobody_to_ask_the_candidates_are_named(readings: pd.Data
     ("change", "options", "message"),
     [
         (lambda f: f.drop(columns="failed"), [], "has no column 'failed' (the label); it has 'machine', 'read_at'"),
-        (lambda f: f.assign(failed=np.arange(len(f)) % 3), [], "must have two values, but has '0' (1,000 rows)"),
+        (
+            lambda f: f.assign(failed=np.arange(len(f)) % 3),
+            ["--task", "binary"],
+            "must have two values, but has '0' (1,000 rows)",
+        ),
+        (lambda f: f, ["--task", "ranking"], "--task 'ranking' is none of binary, multiclass, regression"),
+        (lambda f: f.assign(failed="x"), ["--task", "regression"], "a regression task needs numbers"),
+        (lambda f: f.assign(failed=np.arange(len(f)) % 60), ["--task", "multiclass"], "needs 2 to 50 classes"),
+        (lambda f: f, ["--task", "regression", "--positive", "1"], "leave it out with --task regression"),
         (
             lambda f: f.assign(failed=np.where(f["failed"] == 1, np.where(f.index % 2, "Yes", "yes "), "No")),
             [],

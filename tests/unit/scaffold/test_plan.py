@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kubeloop.config import Drift, Gates, Replay, Training, duration
+from kubeloop.config import Drift, Replay, duration
 from kubeloop.models.gates import MIN_BLOCKS
 from kubeloop.scaffold import suites
 from kubeloop.scaffold.table import ScaffoldError
@@ -20,11 +20,13 @@ from kubeloop.scaffold.timing import (
     Scale,
     Timeline,
     default_delay,
-    quality,
     scale,
     text,
     timeline,
 )
+from kubeloop.tasks.binary import settings as binary
+from kubeloop.tasks.binary.maker import BinaryMaker
+from kubeloop.tasks.binary.task import BINARY
 
 START = datetime(2024, 3, 1, 7, 13, tzinfo=UTC)
 UNITS = {"day": "D", "hour": "h", "minute": "m"}
@@ -76,8 +78,8 @@ def test_every_plan_holds_together(days: float, moments: int, rows: int, share: 
     # What is written is what the configuration takes.
     for span in (found.training_window, found.holdout, found.window, found.label_delay, found.history, found.block):
         assert duration(text(span)) == span
-    Training(window=found.training_window, holdout=found.holdout)
-    Gates(block=found.block, slice_min_rows=found.slice_min_rows)
+    binary.Training(window=found.training_window, holdout=found.holdout)
+    binary.Gates(block=found.block, slice_min_rows=found.slice_min_rows)
     Drift(window=found.window, min_rows=found.min_rows, label_wait=found.label_delay)
     Replay(
         train_from=found.train_from,
@@ -134,10 +136,10 @@ def test_a_table_that_cannot_work_is_refused_with_a_reason(call: object, message
 
 @given(auc=st.floats(0.3, 1), ece=st.floats(0, 1))
 def test_the_first_model_passes_the_floors_it_sets(auc: float, ece: float) -> None:
-    found = quality(auc, ece)
-    assert found.floor <= max(auc, 0.4)
-    assert found.max_ece >= min(ece, 1)
-    assert found.max_auc_drop == 0.05
+    found = BinaryMaker(BINARY).draft(np.array([0.0, 1.0]), {"auc": auc, "ece": ece})
+    assert found.floors["auc"] <= max(auc, 0.4)
+    assert found.ceilings["ece"] >= min(ece, 1)
+    assert found.watch == {"min_auc": found.floors["auc"], "max_auc_drop": 0.05}
 
 
 def test_the_first_training_set_may_miss_more_than_the_whole_table() -> None:

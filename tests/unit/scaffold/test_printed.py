@@ -47,7 +47,6 @@ def odd(readings: pd.DataFrame) -> pd.DataFrame:
         (lambda f: f.assign(**{"größe's": f["größe's"].where(f.index != 7)}), r"--where .*$"),
         (lambda f: f.assign(**{"gelesen um": f["gelesen um"].where(f.index != 9, pd.Timestamp(0))}), r"--where .*$"),
         (lambda f: f.assign(**{"Is it?": np.where(f["Is it?"] == 1, "so 'n $x", "good")}), r"--positive .*$"),
-        (lambda f: f.assign(**{"Is it?": np.where(f["heat"] > 65, -1, f["Is it?"])}), r"--positive.*$"),
     ],
 )
 def test_the_option_that_a_message_ends_with_is_the_way_out(

@@ -20,6 +20,7 @@ from kubeloop.serving.http import App, Limits
 from kubeloop.serving.metrics import Metrics
 from kubeloop.serving.process import Server
 from kubeloop.serving.transformer import Transformer
+from kubeloop.tasks.binary.task import BINARY
 from tests.unit.serving.cluster import Agent, Caller, Pod, Service
 
 CALLERS = 32
@@ -105,7 +106,7 @@ class World:
         for seq, event in enumerate(sent, 1):
             headers = {name.encode(): value.encode() for name, value in event.headers.items()}
             rows += [(seq, *found) for found in cloudevents.parse(headers, event.body, received_at=seq)]
-        return decode.decode(segments.table_of(rows), service="flights")
+        return decode.decode(BINARY, segments.table_of(rows), service="flights")
 
 
 @pytest.fixture

@@ -313,7 +313,7 @@ def test_parameters_and_id_travel_on(predictor: Predictor) -> None:
     assert sent["parameters"] == {"event_ids": '["a"]', "event_time": "2013-04-01T04:00:00Z", "other": 1}
 
 
-def test_the_payload_log_gets_the_score_whatever_was_asked_for(predictor: Predictor) -> None:
+def test_the_payload_log_gets_every_output_whatever_was_asked_for(predictor: Predictor) -> None:
     tensors = [
         {"name": "leaf", "datatype": "INT64", "shape": [1], "data": [5]},
         {"name": "probability", "datatype": "FP32", "shape": [1], "data": [0.5]},
@@ -322,8 +322,16 @@ def test_the_payload_log_gets_the_score_whatever_was_asked_for(predictor: Predic
     predictor.answers.append(http("200 OK", json.dumps(said | {"outputs": tensors})))
     wanted = [{"name": "leaf"}]
     answer = infer(predictor.front, v2() | {"outputs": wanted})
-    assert json.loads(predictor.got[0].partition(b"\r\n\r\n")[2])["outputs"] == [*wanted, {"name": "probability"}]
+    assert "outputs" not in json.loads(predictor.got[0].partition(b"\r\n\r\n")[2])
     assert answer.json() == said | {"outputs": tensors[:1]}
+
+
+def test_an_output_that_the_model_does_not_have_is_named(predictor: Predictor) -> None:
+    tensors = [{"name": "probability", "datatype": "FP32", "shape": [1], "data": [0.5]}]
+    predictor.answers.append(http("200 OK", json.dumps({"model_name": "flights", "outputs": tensors})))
+    answer = infer(predictor.front, v2() | {"outputs": [{"name": "leaf"}]})
+    assert answer.status_code == 400
+    assert "unknown output 'leaf'" in answer.json()["error"]
 
 
 def test_the_predictor_is_asked_in_json(predictor: Predictor) -> None:

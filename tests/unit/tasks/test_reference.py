@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kubeloop.stores import kept
 from kubeloop.tasks.intervals import Estimate
-from kubeloop.tasks.reference import ABSENT, OTHER, Reference, ReferenceError, build
+from kubeloop.tasks.reference import ABSENT, OTHER, Measured, Reference, ReferenceError, build
 
 KINDS = {"delay": "numeric", "carrier": "categorical", "wind": "numeric"}
 COLUMNS: dict[str, Any] = {
@@ -28,7 +28,7 @@ def example(**changes: Any) -> Reference:
         "kinds": KINDS,
         "score": [0.1, 0.9, 0.4],
         "importance": {"delay": 3, "carrier": 1},
-        "auc": Estimate(0.76, 0.7, 0.8),
+        "measured": Measured("auc", Estimate(0.76, 0.7, 0.8)),
         "trained_from": "2013-01-01T00:00:00+00:00",
         "trained_to": "2013-04-01T00:00:00+00:00",
         "model_version": "3",
@@ -134,6 +134,7 @@ def test_build_refuses_what_does_not_fit(changes: dict[str, Any], says: str) -> 
 
 
 texts = st.text(max_size=8)
+_METRICS = st.sampled_from(["auc", "log_loss"])
 floats = st.one_of(st.none(), st.floats(width=32))
 
 
@@ -148,7 +149,7 @@ def references(draw: st.DrawFn) -> Reference:
         kinds,
         draw(st.lists(st.floats(0, 1, width=32), max_size=6)),
         {name: draw(st.floats(0, 1e6)) for name in names},
-        draw(st.one_of(st.none(), st.builds(Estimate, *[st.floats(0, 1)] * 3))),
+        draw(st.one_of(st.none(), st.builds(Measured, _METRICS, st.builds(Estimate, *[st.floats(0, 1)] * 3)))),
         trained_from=draw(texts),
         trained_to=draw(texts),
         model_version=draw(st.one_of(st.none(), texts)),
@@ -165,7 +166,7 @@ def test_what_is_saved_is_loaded(reference: Reference, tmp_path_factory: pytest.
 
 
 def test_the_head_is_plain_toml(tmp_path: Path) -> None:
-    example(model_version=None, auc=None).save(tmp_path)
+    example(model_version=None, measured=None).save(tmp_path)
     head = tomllib.loads((tmp_path / "reference.toml").read_text())
     assert head["categories"] == {"carrier": ["AA", "UA"]}
     assert head["numeric"] == ["delay", "wind"]
@@ -173,11 +174,11 @@ def test_the_head_is_plain_toml(tmp_path: Path) -> None:
 
 
 def test_a_reference_from_before_intervals_has_one_without_length(tmp_path: Path) -> None:
-    example(auc=Estimate(0.76, 0.7, 0.8)).save(tmp_path)
+    example().save(tmp_path)
     path = tmp_path / "reference.toml"
     lines = path.read_text().splitlines(keepends=True)[1:]
     path.write_text("".join(line for line in lines if not line.startswith("auc_")))
-    assert Reference.load(tmp_path).auc == Estimate(0.76, 0.76, 0.76)
+    assert Reference.load(tmp_path).measured == Measured("auc", Estimate(0.76, 0.76, 0.76))
 
 
 def rewrite(name: str, content: bytes) -> Any:
@@ -223,7 +224,7 @@ def test_a_flipped_bit_is_found(name: str, tmp_path: Path) -> None:
         (put("numeric.npy", np.zeros((3, 2), np.float32)), "3 numeric but 4"),
         (put("categorical.npy", np.full((4, 1), 2, np.int32)), "outside its categories"),
         (put("score.npy", np.zeros((3, 1), np.float32)), "score must be"),
-        (replace("format = 1", "format = 3"), "format 3"),
+        (replace("format = 1", "format = 9"), "format 9"),
         (replace('"delay" = 0.75', '"delay" = 0.5'), "sums to 0.75"),
         (replace('"delay" = 0.75', '"altitude" = 0.75'), "importance must give"),
         (replace('"carrier" = ["AA", "UA"]', '"plane" = []'), "exactly the categorical"),

@@ -21,7 +21,7 @@ from kubeloop.monitoring.detector.measures import (
     psi,
     unbiased,
 )
-from kubeloop.monitoring.detector.port import SCORE, DetectorError, Kind, Score, UntestableError, Window
+from kubeloop.monitoring.detector.port import DetectorError, Kind, Score, UntestableError, Window
 from kubeloop.tasks.reference import ABSENT, Floats, Reference
 
 Test = tuple[float, float]
@@ -76,7 +76,7 @@ class Sample:
     """A window, sorted and counted for the features of one baseline.
 
     Attributes:
-        numeric: for each numeric feature, then the model's score, its values in order and its missing rows.
+        numeric: for each numeric feature, then each number of the answers, its values in order and its missing rows.
         categorical: for each categorical feature the rows of each code, -1 first.
     """
 
@@ -92,7 +92,9 @@ class Baseline:
             NumericBaseline.of(name, "numeric", reference.numeric[:, index])
             for index, name in enumerate(reference.numeric_names)
         ]
-        self.numeric.append(NumericBaseline.of(SCORE, "score", reference.score))
+        found = reference.scores
+        self.answers = len(found)
+        self.numeric += [NumericBaseline.of(name, "score", column) for name, column in found.items()]
         self.categorical_names = reference.categorical_names
         self._sizes = np.array([len(reference.categories[name]) for name in self.categorical_names], dtype=np.int64)
         self.categorical = _count(reference.categorical, self._sizes)
@@ -104,33 +106,41 @@ class Baseline:
             UntestableError: the window has other features, or codes of other categories.
         """
         widths = (window.numeric.shape[1], window.categorical.shape[1])
-        expected = (len(self.numeric) - 1, len(self.categorical))
+        expected = (len(self.numeric) - self.answers, len(self.categorical))
         codes = window.categorical
         if widths != expected or ((codes < ABSENT) | (codes >= self._sizes)).any():
             raise UntestableError(
                 f"the window's {widths[0]} numeric and {widths[1]} categorical features do not fit the reference's "
                 f"{expected[0]} and {expected[1]}; encode it with the reference of the same model version"
             )
+        answers = np.atleast_2d(window.score.T)
+        if len(answers) != self.answers:
+            raise UntestableError(f"the window's answers have {len(answers)} numbers, the reference's {self.answers}")
         ordered = np.sort(np.ascontiguousarray(window.numeric.T), axis=1)
         return Sample(
-            numeric=[_split(column) for column in ordered] + [_split(np.sort(window.score))],
+            numeric=[_split(column) for column in ordered] + [_split(np.sort(column)) for column in answers],
             categorical=_count(codes, self._sizes),
         )
 
     def scores(self, sample: Sample, tests: Sequence[Test]) -> list[Score]:
         """Complete an engine's tests, one a feature in the port's order, with effect, PSI and missing share."""
-        features = len(self.numeric) - 1
+        features = len(self.numeric) - self.answers
+        own = tests[-self.answers :]
         numeric = [
             _numeric_score(base, column, test)
-            for base, column, test in zip(self.numeric, sample.numeric, [*tests[:features], tests[-1]], strict=True)
+            for base, column, test in zip(self.numeric, sample.numeric, [*tests[:features], *own], strict=True)
         ]
         categorical = [
             _categorical_score(name, reference, window, test)
             for name, reference, window, test in zip(
-                self.categorical_names, self.categorical, sample.categorical, tests[features:-1], strict=True
+                self.categorical_names,
+                self.categorical,
+                sample.categorical,
+                tests[features : -self.answers],
+                strict=True,
             )
         ]
-        return [*numeric[:-1], *categorical, numeric[-1]]
+        return [*numeric[:features], *categorical, *numeric[features:]]
 
 
 class BuiltinDetector:
@@ -160,7 +170,8 @@ class BuiltinDetector:
         p_values = ks_p_values(distances, [base.rows for base, _ in columns], [len(values) for _, values in columns])
         numeric = list(zip(distances, p_values, strict=True))
         categorical = [chi_square(*pair) for pair in zip(baseline.categorical, sample.categorical, strict=True)]
-        return baseline.scores(sample, [*numeric[:-1], *categorical, numeric[-1]])
+        answers = baseline.answers
+        return baseline.scores(sample, [*numeric[:-answers], *categorical, *numeric[-answers:]])
 
     def close(self) -> None:
         """Forget the references."""

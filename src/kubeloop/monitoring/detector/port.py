@@ -17,7 +17,7 @@ Kind = Literal["numeric", "categorical", "score"]
 Engine = Literal["alibi", "builtin"]
 
 SCORE = "score"
-"""Name under which the model's own probability is reported."""
+"""Name under which the model's own answer is reported, where it is one number."""
 
 
 MOST_ROWS = 100_000
@@ -47,7 +47,8 @@ class Window:
     Attributes:
         numeric: [m, Fn] float32, NaN where missing.
         categorical: [m, Fc] int32 codes, -1 where missing or unseen in training.
-        score: [s] float32, the model's probabilities; s may be less than m where responses were lost.
+        score: [s] float32, or [s, k] where an answer has k numbers: the model's answers; s may be less than m where
+            responses were lost.
 
     Raises:
         ValueError: a shape or a type is wrong.
@@ -63,7 +64,7 @@ class Window:
         for name, array, dtype, ndim in (
             ("numeric", self.numeric, np.float32, 2),
             ("categorical", self.categorical, np.int32, 2),
-            ("score", self.score, np.float32, 1),
+            ("score", self.score, np.float32, max(1, min(self.score.ndim, 2))),
         ):
             if array.dtype != dtype or array.ndim != ndim:
                 raise ValueError(f"window.{name} must be {np.dtype(dtype)} with {ndim} axes, not {array.dtype}")
@@ -76,7 +77,7 @@ class Score:
     """How far one feature of a window lies from the reference.
 
     Attributes:
-        feature: its name, or `score` for the model's probability.
+        feature: its name, or what a number of the model's answers is called (`score` where there is one).
         kind: numeric, categorical, or score.
         statistic: Kolmogorov-Smirnov D of the values (numeric, score), or Pearson's chi-square (categorical).
         p_value: of that test; where values are missing, of that test and of the change in missingness
@@ -115,7 +116,7 @@ class Detector(Protocol):
         """
 
     def score(self, key: str, window: Window) -> list[Score]:
-        """Score the numeric features, the categorical ones, then the model's score, in the reference's order.
+        """Score the numeric features, the categorical ones, then the model's answers, in the reference's order.
 
         A feature without values on either side has statistic 0; a window without rows has p-value 1 throughout.
 

@@ -48,7 +48,8 @@ if TYPE_CHECKING:
 _KEPT = 8
 """References held; the least recently used goes first, and its client sends it again."""
 _CHECK_S = 5.0
-_ARRAYS = {"numeric": ("float32", 2), "categorical": ("int32", 2), "score": ("float32", 1)}
+_ARRAYS = {"numeric": ("float32", (2,)), "categorical": ("int32", (2,)), "score": ("float32", (1, 2))}
+"""Type and numbers of axes; `score` has a second one where an answer has several numbers."""
 
 Arrays: TypeAlias = "dict[str, npt.NDArray[np.generic]]"
 
@@ -79,11 +80,11 @@ def read(body: bytes, limit: int) -> Arrays:
         raise RefusedError(
             HTTPStatus.BAD_REQUEST, f"the body is not an .npz of {', '.join(_ARRAYS)}: {error}"
         ) from error
-    for name, (dtype, ndim) in _ARRAYS.items():
+    for name, (dtype, axes) in _ARRAYS.items():
         array = arrays[name]
-        if array.dtype != dtype or array.ndim != ndim:
+        if array.dtype != dtype or array.ndim not in axes:
             found = f"{array.dtype} with {array.ndim} axes"
-            raise RefusedError(HTTPStatus.BAD_REQUEST, f"{name} must be {dtype} with {ndim} axes, not {found}")
+            raise RefusedError(HTTPStatus.BAD_REQUEST, f"{name} must be {dtype} with {axes[0]} axes, not {found}")
     return arrays
 
 
@@ -95,7 +96,8 @@ def columns(arrays: Arrays) -> "list[tuple[npt.NDArray[np.generic], bool]]":
     """
     numeric = [(column, False) for column in arrays["numeric"].T]
     categorical = [(column, True) for column in arrays["categorical"].T]
-    every = [*numeric, *categorical, (arrays["score"], False)]
+    answers = arrays["score"].reshape(len(arrays["score"]), -1)
+    every = [*numeric, *categorical, *((column, False) for column in answers.T)]
     return [(column[column == column].reshape(-1, 1), kind) for column, kind in every]
 
 
@@ -106,7 +108,7 @@ class Reference:
         # Not with the file, which a probe runs every few seconds: this import takes that long.
         from alibi_detect.cd import TabularDrift  # type: ignore[import-not-found]
 
-        self.widths = (arrays["numeric"].shape[1], arrays["categorical"].shape[1])
+        self.widths = _widths(arrays)
         # `score` is read, never `predict`: p_val and correction decide nothing here. The categories are those of
         # the reference's rows, since chi-square is undefined for one that neither side has; Alibi adds the window's.
         self.detectors = [
@@ -120,9 +122,9 @@ class Reference:
         Raises:
             RefusedError: the window has other features than the reference.
         """
-        widths = (arrays["numeric"].shape[1], arrays["categorical"].shape[1])
+        widths = _widths(arrays)
         if widths != self.widths:
-            raise RefusedError(HTTPStatus.BAD_REQUEST, f"the window has {widths} features, the reference {self.widths}")
+            raise RefusedError(HTTPStatus.BAD_REQUEST, f"the window has {widths} columns, the reference {self.widths}")
         started = time.perf_counter()
         results = []
         for detector, (values, _) in zip(self.detectors, columns(arrays), strict=True):
@@ -137,6 +139,10 @@ class Reference:
             "p_value": [p_value for _, p_value in results],
             "seconds": time.perf_counter() - started,
         }
+
+
+def _widths(arrays: Arrays) -> tuple[tuple[int, ...], ...]:
+    return tuple(arrays[name].shape[1:] for name in _ARRAYS)
 
 
 class Worker(ThreadingHTTPServer):

@@ -26,6 +26,7 @@ DEFAULTS: dict[str, Parameters] = {
         "reg_lambda": 1.0,
     },
     "logistic_regression": {"C": 1.0, "max_iter": 1000},
+    "ridge": {"alpha": 1.0},
     "random_forest": {"n_estimators": 200, "min_samples_leaf": 20, "max_features": "sqrt"},
     "hist_gradient_boosting": {
         "max_iter": 200,
@@ -48,6 +49,7 @@ SEARCH: dict[str, dict[str, tuple[float, float, bool]]] = {
         "reg_lambda": (0.001, 30.0, True),
     },
     "logistic_regression": {"C": (0.0001, 100.0, True)},
+    "ridge": {"alpha": (0.001, 1000.0, True)},
     "random_forest": {
         "n_estimators": (50, 400, True),
         "min_samples_leaf": (2, 200, True),
@@ -77,20 +79,20 @@ class ParameterError(KubeloopError, ValueError):
 
 
 class Estimator(Protocol):
-    """What every scikit-learn classifier can do."""
+    """What every scikit-learn estimator can do; a classifier has `predict_proba` as well."""
 
-    def fit(self, rows: Rows, y: npt.NDArray[np.int64]) -> Any:
+    def fit(self, rows: Rows, y: npt.NDArray[Any]) -> Any:
         """Learn from rows [n, F] and labels [n]."""
 
-    def predict_proba(self, rows: Rows) -> npt.NDArray[np.float64]:
-        """Return probabilities [n, 2]."""
+    def predict(self, rows: Rows) -> npt.NDArray[Any]:
+        """Return values or classes [n]."""
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Return the parameters by name."""
 
 
 def build(algorithm: str, parameters: Mapping[str, Any], *, seed: int, threads: int) -> Estimator:
-    """Make an unfitted, deterministic estimator.
+    """Make an unfitted, deterministic classifier.
 
     Args:
         algorithm: a key of `DEFAULTS`.
@@ -101,9 +103,7 @@ def build(algorithm: str, parameters: Mapping[str, Any], *, seed: int, threads: 
     if algorithm == "lightgbm":
         import lightgbm
 
-        return lightgbm.LGBMClassifier(
-            **parameters, random_state=seed, n_jobs=threads, deterministic=True, force_row_wise=True, verbose=-1
-        )
+        return lightgbm.LGBMClassifier(**_lightgbm(parameters, seed, threads))
     if algorithm == "random_forest":
         from sklearn.ensemble import RandomForestClassifier
 
@@ -112,13 +112,52 @@ def build(algorithm: str, parameters: Mapping[str, Any], *, seed: int, threads: 
         from sklearn.ensemble import HistGradientBoostingClassifier
 
         return HistGradientBoostingClassifier(**parameters, random_state=seed)  # type: ignore[no-any-return]
+    if algorithm == "ridge":
+        raise ParameterError("ridge gives numbers, not classes; it is for `task: regression`")
     from sklearn.linear_model import LogisticRegression
+
+    return _standardised(LogisticRegression(**parameters, random_state=seed))  # type: ignore[no-any-return]
+
+
+def regressor(
+    algorithm: str, parameters: Mapping[str, Any], *, seed: int, threads: int, quantile: float | None = None
+) -> Estimator:
+    """Make an unfitted, deterministic regressor, arguments as of `build`.
+
+    Args:
+        quantile: of the label that it estimates, where not its mean; only gradient boosting can.
+    """
+    if algorithm == "lightgbm":
+        import lightgbm
+
+        loss = {"objective": "regression"} if quantile is None else {"objective": "quantile", "alpha": quantile}
+        return lightgbm.LGBMRegressor(**_lightgbm(parameters, seed, threads), **loss)
+    if algorithm == "hist_gradient_boosting":
+        from sklearn.ensemble import HistGradientBoostingRegressor
+
+        loss = {} if quantile is None else {"loss": "quantile", "quantile": quantile}
+        return HistGradientBoostingRegressor(**parameters, **loss, random_state=seed)  # type: ignore[no-any-return]
+    if quantile is not None or algorithm not in DEFAULTS:
+        raise ParameterError(f"{algorithm} estimates no quantiles; use lightgbm or hist_gradient_boosting")
+    if algorithm == "random_forest":
+        from sklearn.ensemble import RandomForestRegressor
+
+        return RandomForestRegressor(**parameters, random_state=seed, n_jobs=threads)  # type: ignore[no-any-return]
+    from sklearn.linear_model import Ridge
+
+    return _standardised(Ridge(**parameters, random_state=seed))  # type: ignore[no-any-return]
+
+
+def _lightgbm(parameters: Mapping[str, Any], seed: int, threads: int) -> dict[str, Any]:
+    fixed = {"random_state": seed, "n_jobs": threads, "deterministic": True, "force_row_wise": True, "verbose": -1}
+    return {**parameters, **fixed}
+
+
+def _standardised(last: Any) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(  # type: ignore[no-any-return]
-        StandardScaler(), LogisticRegression(**parameters, random_state=seed)
-    )
+    return make_pipeline(StandardScaler(), last)
 
 
 def settle(algorithm: str, overrides: Mapping[str, int | float | str | bool]) -> Parameters:
@@ -127,7 +166,7 @@ def settle(algorithm: str, overrides: Mapping[str, int | float | str | bool]) ->
     Raises:
         ParameterError: an override is not a parameter of the algorithm, or one that kubeloop sets itself.
     """
-    bare = build(algorithm, {}, seed=0, threads=1)
+    bare = (regressor if algorithm == "ridge" else build)(algorithm, {}, seed=0, threads=1)
     last = bare[-1] if hasattr(bare, "steps") else bare  # type: ignore[index]
     known = set(last.get_params()) | (_LIGHTGBM_EXTRA if algorithm == "lightgbm" else set())
     wrong = sorted(set(overrides) - (known - _FIXED))
@@ -155,8 +194,9 @@ def suggest(algorithm: str, trial: "optuna.Trial", fixed: Mapping[str, Any]) -> 
 def importance(algorithm: str, estimator: Any, spread: Rows) -> Rows:
     """Return each column's share [F] of the model's decisions, summing to 1.
 
-    Boosted trees: the gain of all splits on the column. Forest: mean decrease in impurity. Logistic regression: the
-    coefficient times the column's standard deviation. A model that uses no column at all weighs them equally.
+    Boosted trees: the gain of all splits on the column. Forest: mean decrease in impurity. Linear models: the
+    coefficient times the column's standard deviation, the mean over the classes. A model that uses no column at all
+    weighs them equally.
 
     Args:
         algorithm: a key of `DEFAULTS`.
@@ -173,13 +213,17 @@ def importance(algorithm: str, estimator: Any, spread: Rows) -> Rows:
         weights = np.bincount(splits["feature_idx"], weights=splits["gain"], minlength=len(spread))
     else:
         slopes, _ = linear(estimator)
-        weights = np.abs(slopes * spread)
+        weights = np.abs(slopes * spread[:, None]).mean(axis=1)
     total = float(weights.sum())
     return np.asarray(weights / total if total > 0 else np.full(len(spread), 1 / len(spread)), dtype=np.float64)
 
 
-def linear(estimator: Any) -> tuple[Rows, float]:
-    """Return slopes [F] and intercept of a fitted logistic regression on columns that are not standardised."""
-    scaler, regression = estimator[0], estimator[-1]
-    slopes = regression.coef_[0] / scaler.scale_
-    return slopes, float(regression.intercept_[0] - slopes @ scaler.mean_)
+def linear(estimator: Any) -> tuple[Rows, Rows]:
+    """Return slopes [F, C] and intercepts [C] of a fitted linear model on columns that are not standardised.
+
+    C is 1 for two classes and for numbers, and the number of classes otherwise.
+    """
+    scaler, last = estimator[0], estimator[-1]
+    slopes = np.atleast_2d(last.coef_) / scaler.scale_
+    intercepts = np.atleast_1d(last.intercept_) - slopes @ scaler.mean_
+    return slopes.T, intercepts

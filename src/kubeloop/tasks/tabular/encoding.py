@@ -1,7 +1,7 @@
 """Turn feature columns into one float32 matrix, with nothing that ONNX cannot say."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ import pandas as pd
 from kubeloop.errors import KubeloopError
 
 Matrix = npt.NDArray[np.float32]
+Targets = npt.NDArray[np.float64]
 Kind = Literal["numeric", "categorical"]
 
 SMOOTHING = 20.0
@@ -41,29 +42,38 @@ class Encoder:
     1 where the value is missing; and where training had too few such rows to learn from, so that an outage of a source
     that was never missing gives a usual prediction and not an arbitrary one.
 
-    Categorical columns: a value becomes the smoothed mean of the label among its rows, (sum + m * prior) / (rows + m)
-    (Micci-Barreca 2001). Missing is a value like any other: who left a field empty may differ from everybody else, and
-    where only a few rows did, m keeps their mean near the prior. A value that was not seen becomes the prior, the mean
-    of the label over all rows.
+    Categorical columns: a value becomes the smoothed mean of a target among its rows, (sum + m * prior) / (rows + m)
+    (Micci-Barreca 2001); there is a column for each target, which is the label, or whether it is of a class. Missing
+    is a value like any other: who left a field empty may differ from everybody else, and where only a few rows did, m
+    keeps their mean near the prior. A value that was not seen becomes the prior, the mean of the target over all rows.
 
     Attributes:
         columns: the features, in the order of the training set.
         fills: what a missing value of each numeric feature becomes.
-        means: mean of each value of each categorical feature; the empty string stands for missing.
-        prior: the mean of a value that was not seen.
+        means: by categorical feature, and by target, the mean of each value; the empty string stands for missing.
+        priors: by target, the mean of a value that was not seen.
         flags: numeric features with a column that says where they are missing.
     """
 
     columns: tuple[str, ...]
     fills: dict[str, float]
-    means: dict[str, dict[str, float]]
-    prior: float
+    means: dict[str, tuple[dict[str, float], ...]]
+    priors: tuple[float, ...]
     flags: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """Feature of each column of the matrix: the numeric ones, the categorical ones, then those with a flag."""
-        return (*self.fills, *self.means, *self.flags)
+        return (*self.fills, *(name for name, _, _ in self.tables), *self.flags)
+
+    @property
+    def tables(self) -> list[tuple[str, dict[str, float], float]]:
+        """Feature, mean of each value and prior of each column that stands for a category."""
+        return [
+            (name, means, prior)
+            for name, targets in self.means.items()
+            for means, prior in zip(targets, self.priors, strict=True)
+        ]
 
     @property
     def kinds(self) -> dict[str, Kind]:
@@ -77,28 +87,30 @@ class Encoder:
             EncodingError: a column is missing or cannot be read as its kind.
         """
         matrix = np.empty((len(frame), len(self.names)), dtype=np.float32)
+        tables = self.tables
         for position, (name, fill) in enumerate(self.fills.items()):
             values = numbers(frame, name)
             known = np.isfinite(values)
             matrix[:, position] = np.where(known, values, np.float32(fill))
             if name in self.flags:
-                matrix[:, len(self.fills) + len(self.means) + self.flags.index(name)] = ~known
-        for position, (name, means) in enumerate(self.means.items(), start=len(self.fills)):
-            matrix[:, position] = texts(frame, name).map(means).fillna(self.prior).to_numpy(dtype=np.float32)
+                matrix[:, len(self.fills) + len(tables) + self.flags.index(name)] = ~known
+        read = {name: texts(frame, name) for name in self.means}
+        for position, (name, means, prior) in enumerate(tables, start=len(self.fills)):
+            matrix[:, position] = read[name].map(means).fillna(prior).to_numpy(dtype=np.float32)
         return matrix
 
 
-def learn(frame: pd.DataFrame, y: npt.NDArray[np.int64], *, native: bool = False) -> tuple[Encoder, Matrix]:
+def learn(frame: pd.DataFrame, targets: Targets, *, native: bool = False) -> tuple[Encoder, Matrix]:
     """Learn the encoding of a training set.
 
     Args:
         frame: the feature columns; strings are categorical, all others numeric.
-        y: labels [n], 0 or 1.
+        targets: what categories are told apart by [n, T].
         native: whether the estimator learns from NaN what a missing number means.
 
     Returns:
         The encoder, and the matrix [n, F] to fit an estimator on. In that matrix a row's own label does not count in
-        its category's mean (each fifth of the rows is encoded from the other four), so that the estimator does not
+        its category's means (each fifth of the rows is encoded from the other four), so that the estimator does not
         learn to trust an encoding that has seen the answer.
 
     Raises:
@@ -110,23 +122,27 @@ def learn(frame: pd.DataFrame, y: npt.NDArray[np.int64], *, native: bool = False
     numeric = {str(name): numbers(frame, name) for name in frame.columns if name not in categorical}
     telling = [name for name, column in numeric.items() if _telling(column)]
     fills = {name: float("nan") if native and name in telling else _median(column) for name, column in numeric.items()}
-    prior = _float32(float(y.mean()))
+    priors = tuple(_float32(float(target.mean())) for target in targets.T)
     values = {name: texts(frame, name) for name in categorical}
-    means = {name: _means(values[name], y, prior) for name in categorical}
+    means = {
+        name: tuple(_means(values[name], target, prior) for target, prior in zip(targets.T, priors, strict=True))
+        for name in categorical
+    }
     flags = () if native else tuple(telling)
-    encoder = Encoder(tuple(str(name) for name in frame.columns), fills, means, prior, flags)
+    encoder = Encoder(tuple(str(name) for name in frame.columns), fills, means, priors, flags)
     matrix = encoder.transform(frame)
-    for position, name in enumerate(categorical, start=len(fills)):
-        matrix[:, position] = out_of_fold(values[name], y)
+    own = ((name, target) for name in categorical for target in targets.T)
+    for position, (name, target) in enumerate(own, start=len(fills)):
+        matrix[:, position] = out_of_fold(values[name], target)
     return encoder, matrix
 
 
-def out_of_fold(values: "pd.Series[str]", y: npt.NDArray[np.int64]) -> Matrix:
+def out_of_fold(values: "pd.Series[str]", y: npt.NDArray[Any]) -> Matrix:
     """Return each row's mean of its category [n], learned from the four fifths of the rows that it is not among.
 
     Args:
         values: categories [n], as `texts` gives them.
-        y: labels [n], 0 or 1.
+        y: a target [n].
     """
     prior, fold = _float32(float(y.mean())), np.arange(len(y)) % _FOLDS
     found = np.empty(len(y), dtype=np.float32)
@@ -205,7 +221,7 @@ def _median(values: Matrix) -> float:
     return _float32(float(np.median(known))) if len(known) else 0.0
 
 
-def _means(values: "pd.Series[str]", y: npt.NDArray[np.int64], prior: float) -> dict[str, float]:
+def _means(values: "pd.Series[str]", y: npt.NDArray[Any], prior: float) -> dict[str, float]:
     groups = pd.Series(y, index=values.index).groupby(values)
     counts = groups.count()
     smoothed = (groups.sum() + SMOOTHING * prior) / (counts + SMOOTHING)

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 import pandas as pd
@@ -16,11 +15,12 @@ from kubeloop.errors import KubeloopError
 from kubeloop.stores import kept
 from kubeloop.tasks import reference
 from kubeloop.tasks.intervals import Estimate
-from kubeloop.tasks.tabular import algorithms, encoding, evaluation, export, leaks
-from kubeloop.tasks.tabular.training import LABEL, TIMESTAMP, Fitted
+from kubeloop.tasks.port import Floats, Task
+from kubeloop.tasks.tabular import algorithms, encoding, export, leaks
+from kubeloop.tasks.tabular.maker import Maker
+from kubeloop.tasks.tabular.training import LABEL, TIMESTAMP, Fitted, truths
 from kubeloop.tasks.tabular.training import features as feature_columns
 
-_AUC = ("auc", "auc_low", "auc_high")
 GRAPH, CARD, REFERENCE = "model.onnx", "model.json", "reference"
 
 
@@ -50,6 +50,11 @@ class Card:
     importance: dict[str, float]
     metrics: dict[str, float | None]
     warnings: list[str] = field(default_factory=list)
+    task: str = "binary"
+
+    def facts(self) -> dict[str, object]:
+        """Return what a page says about the model beside its numbers."""
+        return {"algorithm": self.algorithm, "trained from": self.trained_from, "trained to": self.trained_to}
 
 
 def write(
@@ -79,10 +84,11 @@ def write(
         ExportError: the graph does not predict what the model predicts; nothing is written.
     """
     checked = export.parity(model, fitted, holdout)
-    content, kinds = model.SerializeToString(deterministic=True), fitted.encoder.kinds
-    scores = export.predict(content, kinds, holdout)
+    content, kinds, task = model.SerializeToString(deterministic=True), fitted.encoder.kinds, fitted.maker.task
+    answers = export.predict(task, content, kinds, holdout)
+    y = truths(task, holdout, "the hold-out")
     metrics = {
-        **evaluation.score(holdout[LABEL], scores),
+        **task.score(y, answers),
         **export.latency(content, kinds, holdout),
         "parity_max_abs_difference": checked.max_abs_difference,
     }
@@ -99,16 +105,22 @@ def write(
         search=fitted.search,
         importance=fitted.importance(),
         metrics={key: None if math.isnan(value) else value for key, value in metrics.items()},
-        warnings=doubts(pd.concat([leaks.sample(train), leaks.sample(holdout)]), metrics["auc"], fitted.importance()),
+        warnings=doubts(
+            fitted.maker, pd.concat([leaks.sample(train), leaks.sample(holdout)]), metrics, fitted.importance()
+        ),
+        task=task.kind,
     )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / GRAPH).write_bytes(content)
+    name = task.headline.name
+    known = Estimate(*(metrics[key] for key in (name, f"{name}_low", f"{name}_high")))
     reference.build(
         {key: _column(train, key, kind) for key, kind in kinds.items()},
         kinds,
-        scores,
+        answers,
         card.importance,
-        None if evaluation.undefined(holdout[LABEL]) else Estimate(*(metrics[key] for key in _AUC)),
+        None if task.undefined(y) else reference.Measured(name, known),
+        titles=task.titles,
         trained_from=card.trained_from,
         trained_to=card.trained_to,
         max_rows=max_rows,
@@ -119,25 +131,28 @@ def write(
     return card
 
 
-def doubts(frame: pd.DataFrame, auc: float, importance: Mapping[str, float]) -> list[str]:
+def doubts(
+    maker: Maker, frame: pd.DataFrame, metrics: Mapping[str, float], importance: Mapping[str, float]
+) -> list[str]:
     """Return what to look at before a model is believed, one sentence each.
 
     Args:
+        maker: of the task.
         frame: the rows that it was trained on and measured on, or a sample of them.
-        auc: on the hold-out.
+        metrics: on the hold-out.
         importance: share by feature, largest first.
     """
     columns = feature_columns(frame)
-    known = leaks.find(columns, frame[LABEL].to_numpy(dtype=np.int64))
+    known = maker.giveaways(columns, maker.task.truths(frame[LABEL]))
     found = [
-        f"{name!r} alone predicts the label almost perfectly (AUC {area:.3f}); if it is not known when a prediction is "
-        "asked for, take it out of the feature service"
-        for name, area in known.items()
+        f"{name!r} {how}; if it is not known when a prediction is asked for, take it out of the feature service"
+        for name, how in known.items()
     ]
-    if auc >= leaks.GIVEAWAY and not known:
+    praise = maker.too_good(metrics)
+    if praise and not found:
         first, share = next(iter(importance.items()))
         found.append(
-            f"an AUC of {auc:.3f} is too good for most tables; {share:.0%} of it comes from {first!r}: make sure "
+            f"{praise} is too good for most tables; {share:.0%} of it comes from {first!r}: make sure "
             "that this is known when a prediction is asked for"
         )
     found += [
@@ -172,17 +187,19 @@ def read(folder: Path) -> Card:
     return card
 
 
-def predict(folder: Path, frame: pd.DataFrame) -> npt.NDArray[np.float32]:
-    """Predict rows with the model of a folder; return the probability of class 1 [n].
+def predict(task: Task, folder: Path, frame: pd.DataFrame) -> Floats:
+    """Predict rows with the model of a folder; return the answers [n], or [n, k].
 
     This is how a champion is measured on rows that came after it.
 
     Raises:
-        ModelFolderError: the folder cannot be read.
+        ModelFolderError: the folder cannot be read, or holds a model of another kind of task.
         EncodingError: the frame lacks a feature of the model, or has one of another kind.
     """
-    kinds = read(folder).features
-    return export.predict((folder / GRAPH).read_bytes(), kinds, frame)
+    card = read(folder)
+    if card.task != task.kind:
+        raise ModelFolderError(f"{folder} holds a {card.task} model, and the loop's task is {task.kind}; train again")
+    return export.predict(task, (folder / GRAPH).read_bytes(), card.features, frame)
 
 
 def _column(frame: pd.DataFrame, name: str, kind: encoding.Kind) -> Sequence[Any] | npt.NDArray[Any]:

@@ -15,7 +15,7 @@ from kubeloop.config import Loop, Node
 from kubeloop.errors import KubeloopError
 from kubeloop.failures import Failure
 from kubeloop.stores.bucket import Bucket
-from kubeloop.tasks.tabular import export, model_folder, training
+from kubeloop.tasks.tabular import export, maker, model_folder, training
 from kubeloop.tasks.tabular.training import Network
 
 PORT = 12400
@@ -79,9 +79,10 @@ def train(bucket: Bucket, job: str, network: Network) -> None:
     if text is None or rows is None:
         raise NodeError(f"{bucket.root}/{place} holds no job; the training step puts it there")
     loop = Loop.parse(text.decode())
-    learn, holdout = training.split(training.read(io.BytesIO(rows)), loop.training.holdout)
+    kind = maker.of(loop)
+    learn, holdout = training.split(kind.task, training.read(io.BytesIO(rows)), loop.training.holdout)
     log.info("node %d of %d trains its share of %d rows", network.rank, len(network.machines), len(learn))
-    fitted = training.fit(learn, loop.training, metric=loop.gates.metric, network=network)
+    fitted = training.fit(kind, learn, loop.training, network=network)
     if network.rank == 0:
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch) / "model"

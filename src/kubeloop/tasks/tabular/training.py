@@ -1,4 +1,4 @@
-"""Fit a binary classifier on a training set: split by time, encode, search, fit."""
+"""Fit a model on a training set: split by time, encode, search, fit."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,9 @@ import pyarrow.parquet as pq
 
 from kubeloop import config
 from kubeloop.errors import KubeloopError
-from kubeloop.tasks.tabular import algorithms, encoding, evaluation
+from kubeloop.tasks.port import EvaluationError, Floats, Task
+from kubeloop.tasks.tabular import algorithms, encoding
+from kubeloop.tasks.tabular.maker import Heads, Maker
 
 EVENT_ID, TIMESTAMP, LABEL = "event_id", "event_timestamp", "label"
 INNER_SHARE = 0.25
@@ -35,27 +37,28 @@ class TrainingError(KubeloopError, ValueError):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained model: encoder and estimator, and what they were made with.
+    """A trained model: encoder and estimators, and what they were made with.
 
     `importances` has one share a feature and sums to 1. `search` holds the trials, the metric and the best value when
     Optuna chose the parameters, and is empty otherwise.
     """
 
+    maker: Maker
     algorithm: str
     parameters: algorithms.Parameters
     encoder: encoding.Encoder
-    estimator: Any
+    heads: Heads
     importances: dict[str, float]
     search: dict[str, int | float | str]
 
     def predict(self, frame: pd.DataFrame) -> npt.NDArray[np.float32]:
-        """Return the probability of class 1 [n] of rows with the feature columns.
+        """Return the answers [n], or [n, k], to rows with the feature columns.
 
         Raises:
             EncodingError: a feature is missing or cannot be read as its kind.
         """
         rows = self.encoder.transform(frame).astype(np.float64)
-        return np.asarray(_probabilities(self.estimator, rows), dtype=np.float32)
+        return np.asarray(self.maker.answer(self.heads, rows), dtype=np.float32)
 
     def importance(self) -> dict[str, float]:
         """Return each feature's share of the model's decisions, largest first; they sum to 1."""
@@ -75,35 +78,35 @@ def read(source: Path | BinaryIO) -> pd.DataFrame:
     return found
 
 
-def newest(path: Path, holdout: timedelta) -> pd.DataFrame:
+def newest(task: Task, path: Path, holdout: timedelta) -> pd.DataFrame:
     """Read the hold-out of a training set, all columns of it, as `split` cuts it.
 
     Raises:
-        TrainingError: it holds one class, or a label is not 0 or 1, or a timestamp is missing.
+        TrainingError: its labels are all the same, or one is none of the task, or a timestamp is missing.
     """
     moments = pq.read_table(path, columns=[TIMESTAMP])[TIMESTAMP]
     _demand_moments(moments.null_count)
     begin = pa.scalar(pc.max(moments).as_py() - holdout, moments.type)
     found: pd.DataFrame = pq.read_table(path, filters=pc.field(TIMESTAMP) > begin).to_pandas()
-    _demand_classes(found, "hold-out", holdout, found[TIMESTAMP])
+    _demand_variety(task, found, "hold-out", holdout, found[TIMESTAMP])
     return found
 
 
-def split(frame: pd.DataFrame, holdout: timedelta) -> tuple[pd.DataFrame, pd.DataFrame]:
+def split(task: Task, frame: pd.DataFrame, holdout: timedelta) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Cut a training set into (train, hold-out) by time.
 
     With `last` the newest event_timestamp, the hold-out is the half-open span (last - holdout, last], the rest trains.
 
     Raises:
-        TrainingError: a side is empty or holds one class, a label is not 0 or 1, or a timestamp is missing.
+        TrainingError: a side is empty or has one label only, a label is none of the task, or a timestamp is missing.
     """
-    _labels(frame, "the training set")
+    truths(task, frame, "the training set")
     moments = pd.to_datetime(frame[TIMESTAMP], utc=True)
     _demand_moments(int(moments.isna().sum()))
     late = moments > moments.max() - holdout
     train, test = frame[~late], frame[late]
     for part, name in ((train, "training"), (test, "hold-out")):
-        _demand_classes(part, name, holdout, moments)
+        _demand_variety(task, part, name, holdout, moments)
     return train, test
 
 
@@ -112,8 +115,8 @@ def _demand_moments(missing: int) -> None:
         raise TrainingError(f"{missing} rows have no event_timestamp; leave them out in events.sql")
 
 
-def _demand_classes(part: pd.DataFrame, name: str, holdout: timedelta, moments: "pd.Series[Any]") -> None:
-    reason = evaluation.undefined(_labels(part, f"the {name} part"))
+def _demand_variety(task: Task, part: pd.DataFrame, name: str, holdout: timedelta, moments: "pd.Series[Any]") -> None:
+    reason = task.undefined(truths(task, part, f"the {name} part"))
     if reason:
         raise TrainingError(
             f"the {name} part cannot be used: {reason}; change training.window or training.holdout "
@@ -151,10 +154,10 @@ class Network:
 
 
 def fit(
+    maker: Maker,
     train: pd.DataFrame,
     training: config.Training,
     *,
-    metric: str = "auc",
     progress: Progress | None = None,
     network: Network | None = None,
 ) -> Fitted:
@@ -165,67 +168,70 @@ def fit(
     best is then trained on all rows.
 
     Args:
+        maker: of the task; its headline metric is what a trial is measured by.
         train: a training set ordered by time: event_id, event_timestamp, label, features.
         training: the settings.
-        metric: what a trial is measured by, usually `gates.metric`.
         progress: called after each trial with its number, its value of the metric and its parameters.
         network: the machines that train together, each on its share of the rows; all end with the same model.
 
     Raises:
-        TrainingError: the rows hold one class, or a label is not 0 or 1.
+        TrainingError: the labels are all the same, or one is none of the task.
         EncodingError: a feature is neither text nor a number.
         ParameterError: `training.parameters` does not fit the algorithm.
     """
-    labels = _two_classes(train, "the training rows")
+    y = _various(maker.task, train, "the training rows")
     parameters = algorithms.settle(training.algorithm, training.parameters)
     search: dict[str, int | float | str] = {}
     if training.trials:
-        best, value = _search(train, training, parameters, metric, progress)
+        best, value = _search(maker, train, training, parameters, progress)
         parameters = {**parameters, **best}
-        search = {"trials": training.trials, "metric": metric, "value": value}
-    encoder, matrix = _encode(train, labels, training)
+        search = {"trials": training.trials, "metric": maker.task.headline.name, "value": value}
+    encoder, matrix = _encode(maker, train, y, training)
     rows = matrix.astype(np.float64)
-    estimator = _fit(rows, labels, training, parameters, network)
+    heads = _fit(maker, rows, y, training, parameters, network)
     importances = dict.fromkeys(encoder.columns, 0.0)
-    for name, share in zip(
-        encoder.names, algorithms.importance(training.algorithm, estimator, rows.std(axis=0)), strict=True
-    ):
+    shares = maker.importance(training.algorithm, heads, rows.std(axis=0))
+    for name, share in zip(encoder.names, shares, strict=True):
         importances[name] += float(share)
     return Fitted(
+        maker=maker,
         algorithm=training.algorithm,
         parameters=parameters,
         encoder=encoder,
-        estimator=estimator,
+        heads=heads,
         importances=importances,
         search=search,
     )
 
 
 def _encode(
-    frame: pd.DataFrame, labels: npt.NDArray[np.int64], training: config.Training
+    maker: Maker, frame: pd.DataFrame, y: Floats, training: config.Training
 ) -> tuple[encoding.Encoder, encoding.Matrix]:
-    return encoding.learn(features(frame), labels, native=training.algorithm in algorithms.TAKES_MISSING)
+    native = training.algorithm in algorithms.TAKES_MISSING
+    return encoding.learn(features(frame), maker.targets(y), native=native)
 
 
 def _search(
+    maker: Maker,
     train: pd.DataFrame,
     training: config.Training,
     parameters: algorithms.Parameters,
-    metric: str,
     progress: Progress | None,
 ) -> tuple[algorithms.Parameters, float]:
     import optuna
 
     cut = int(len(train) * (1 - INNER_SHARE))
     older, newer = train.iloc[:cut], train.iloc[cut:]
-    y, truth = _two_classes(older, "the older three quarters"), _two_classes(newer, "the newest quarter")
-    encoder, matrix = _encode(older, y, training)
+    y = _various(maker.task, older, "the older three quarters")
+    unseen_y = _various(maker.task, newer, "the newest quarter")
+    encoder, matrix = _encode(maker, older, y, training)
     rows, unseen = matrix.astype(np.float64), encoder.transform(newer).astype(np.float64)
+    metric = maker.task.headline
 
     def objective(trial: optuna.Trial) -> float:
         drawn = algorithms.suggest(training.algorithm, trial, training.parameters)
-        estimator = _fit(rows, y, training, {**parameters, **drawn})
-        return evaluation.score(truth, _probabilities(estimator, unseen))[metric]
+        heads = _fit(maker, rows, y, training, {**parameters, **drawn}, draft=True)
+        return metric.value(*maker.task.checked(unseen_y, maker.answer(heads, unseen)))
 
     def report(_: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
         if progress and trial.value is not None:
@@ -233,7 +239,7 @@ def _search(
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        direction="maximize" if evaluation.DIRECTION[metric] > 0 else "minimize",
+        direction="maximize" if metric.better > 0 else "minimize",
         sampler=optuna.samplers.TPESampler(seed=training.seed),
     )
     study.optimize(objective, n_trials=training.trials, callbacks=[report])
@@ -241,27 +247,30 @@ def _search(
 
 
 def _fit(
+    maker: Maker,
     rows: algorithms.Rows,
-    labels: npt.NDArray[np.int64],
+    y: Floats,
     training: config.Training,
     parameters: algorithms.Parameters,
     network: Network | None = None,
-) -> algorithms.Estimator:
-    if network is not None and len(network.machines) > 1:
-        share = slice(network.rank, None, len(network.machines))
-        rows, labels = rows[share], labels[share]
-        parameters = {**parameters, **network.parameters()}
-    estimator = algorithms.build(training.algorithm, parameters, seed=training.seed, threads=training.threads)
-    try:
+    *,
+    draft: bool = False,
+) -> Heads:
+    together = network if network is not None and len(network.machines) > 1 else None
+    ours = {**parameters, **together.parameters()} if together else parameters
+
+    def one(estimator: algorithms.Estimator, rows: algorithms.Rows, labels: npt.NDArray[Any]) -> algorithms.Estimator:
+        share = slice(together.rank, None, len(together.machines)) if together else slice(None)
         with _threads(training.threads):
-            estimator.fit(rows, labels)
+            estimator.fit(rows[share], labels[share])
+        return estimator
+
+    try:
+        return maker.fit(rows, y, training, ours, one, draft=draft)
     except (ValueError, TypeError) as error:
+        if isinstance(error, KubeloopError):
+            raise
         raise algorithms.ParameterError(f"{training.algorithm} refuses {parameters}: {error}") from error
-    return estimator
-
-
-def _probabilities(estimator: algorithms.Estimator, rows: algorithms.Rows) -> npt.NDArray[np.float64]:
-    return np.asarray(estimator.predict_proba(rows)[:, 1])
 
 
 @contextmanager
@@ -273,18 +282,29 @@ def _threads(count: int) -> Iterator[None]:
         yield
 
 
-def _labels(frame: pd.DataFrame, what: str) -> npt.NDArray[np.int64]:
+def truths(task: Task, frame: pd.DataFrame, what: str) -> Floats:
+    """Return the truths [n] of a training set.
+
+    Args:
+        task: whose labels they are.
+        frame: rows with a label.
+        what: the rows, for the error.
+
+    Raises:
+        TrainingError: a column is missing, or a label is none of the task.
+    """
     absent = [name for name in (TIMESTAMP, LABEL) if name not in frame]
     if absent:
         raise TrainingError(f"{what} has no column {' and '.join(absent)}; a training set needs both")
-    if not frame[LABEL].isin((0, 1)).all():
-        raise TrainingError(f"{what} has labels other than 0 and 1; keep only rows whose label is known")
-    return frame[LABEL].to_numpy(dtype=np.int64)
+    try:
+        return task.truths(frame[LABEL])
+    except EvaluationError as error:
+        raise TrainingError(f"{what} cannot be used: {error}") from error
 
 
-def _two_classes(frame: pd.DataFrame, what: str) -> npt.NDArray[np.int64]:
-    labels = _labels(frame, what)
-    reason = evaluation.undefined(labels)
+def _various(task: Task, frame: pd.DataFrame, what: str) -> Floats:
+    found = truths(task, frame, what)
+    reason = task.undefined(found)
     if reason:
         raise TrainingError(f"{what} cannot train or measure a model: {reason}; lengthen training.window")
-    return labels
+    return found

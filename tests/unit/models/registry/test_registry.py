@@ -23,6 +23,7 @@ from kubeloop.config import Loop, Settings
 from kubeloop.models import registry
 from kubeloop.node.processes import die_with_parent
 from kubeloop.stores import kept
+from kubeloop.tasks.binary.task import BINARY
 from kubeloop.tasks.reference import ABSENT, Reference
 from kubeloop.tasks.tabular import model_folder
 
@@ -98,7 +99,7 @@ def test_mlflow_loads_and_predicts_the_champion(
     assert rows.isna().any().any()
     names = list(model_folder.read(model).features)
     predicted = loaded.predict(rows[names])["probability"]
-    assert list(predicted) == pytest.approx(list(model_folder.predict(model, rows)), abs=1e-6)
+    assert list(predicted) == pytest.approx(list(model_folder.predict(BINARY, model, rows)), abs=1e-6)
     shuffled = loaded.predict(rows[names[::-1]])["probability"]
     assert list(shuffled) == list(predicted)
     example = loaded.input_example
@@ -106,7 +107,7 @@ def test_mlflow_loads_and_predicts_the_champion(
     learned_from = set(rows_of(pq.read_table(learned[0]).to_pandas()[names]))
     assert len(set(rows_of(example)) & learned_from) == 5
     assert list(loaded.predict(example)["probability"]) == pytest.approx(
-        list(model_folder.predict(model, example)), abs=1e-6
+        list(model_folder.predict(BINARY, model, example)), abs=1e-6
     )
 
 

@@ -184,7 +184,7 @@ GOOD = {
         ("PUT", "/detectors/bad", b"PK\x03\x04 no archive", 400),
         ("PUT", "/detectors/bad", npz(numeric=GOOD["numeric"]), 400),
         ("PUT", "/detectors/bad", npz(**GOOD | {"numeric": np.zeros((4, 1))}), 400),
-        ("PUT", "/detectors/bad", npz(**GOOD | {"score": np.zeros((4, 1), np.float32)}), 400),
+        ("PUT", "/detectors/bad", npz(**GOOD | {"score": np.zeros((4, 1, 1), np.float32)}), 400),
         ("PUT", "/detectors/bad", npz(**GOOD | {"score": np.array([{}], dtype=object)}), 400),
         ("POST", "/detectors/good/score", npz(**GOOD | {"numeric": np.zeros((4, 2), np.float32)}), 400),
         ("PUT", "/detectors/bad", bytes(2**20 + 1), 413),

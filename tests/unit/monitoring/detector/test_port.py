@@ -40,7 +40,7 @@ def test_holm_keeps_the_order_and_lies_between_raw_and_bonferroni(p_values: list
         (np.zeros((2, 1)), np.zeros((2, 1), np.int32), np.zeros(2, np.float32)),
         (np.zeros(2, np.float32), np.zeros((2, 1), np.int32), np.zeros(2, np.float32)),
         (np.zeros((2, 1), np.float32), np.zeros((2, 1), np.int64), np.zeros(2, np.float32)),
-        (np.zeros((2, 1), np.float32), np.zeros((2, 1), np.int32), np.zeros((2, 1), np.float32)),
+        (np.zeros((2, 1), np.float32), np.zeros((2, 1), np.int32), np.zeros((2, 1, 1), np.float32)),
         (np.zeros((3, 1), np.float32), np.zeros((2, 1), np.int32), np.zeros(2, np.float32)),
     ],
 )

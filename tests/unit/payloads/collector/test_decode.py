@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from kubeloop.monitoring import performance
 from kubeloop.names import LABEL_EVENT, REQUEST_EVENT, RESPONSE_EVENT
 from kubeloop.payloads import decode, segments
+from kubeloop.tasks.binary.task import BINARY
 
 Raw = tuple[str, str, bytes]
 NOON = datetime(2013, 4, 1, 12, tzinfo=UTC)
@@ -59,7 +60,7 @@ def test_a_batched_pair_becomes_one_row_a_prediction() -> None:
         event_ids='["x", "y"]',
         event_time="2013-04-01T14:00:00+02:00",
     )
-    decoded = decode.decode(table(sent, response(scores=(0.25, 1))))
+    decoded = decode.decode(BINARY, table(sent, response(scores=(0.25, 1))))
     own = {"request_id": "a", "event_time": NOON, "model_version": "3", "endpoint": "default"}
     received = datetime.fromtimestamp(20e-6, UTC)
     assert decoded.predictions.to_pylist() == [
@@ -86,7 +87,7 @@ def test_binary_tensors_are_read_without_the_header_that_the_agent_drops() -> No
     answered = {"model_version": "3", "outputs": [tensor("probability", "FP32", 8)]}
     scores = struct.pack("<2f", 0.25, 1)
     decoded = decode.decode(
-        table(("a", REQUEST_EVENT, binary(asked, *raw)), ("a", RESPONSE_EVENT, binary(answered, scores)))
+        BINARY, table(("a", REQUEST_EVENT, binary(asked, *raw)), ("a", RESPONSE_EVENT, binary(answered, scores)))
     )
     assert decoded.predictions.select(["event_id", "score", "delay", "carrier", "late"]).to_pylist() == [
         {"event_id": "x", "score": 0.25, "delay": 1.5, "carrier": "ä", "late": 1.0},
@@ -94,7 +95,9 @@ def test_binary_tensors_are_read_without_the_header_that_the_agent_drops() -> No
     ]
     assert decoded.malformed == 0
     for torn in (binary(asked, *raw)[:-1], binary(asked, *raw, b"x"), binary(asked | {"inputs": []}, b"x"), b"{} x"):
-        decoded = decode.decode(table(("a", REQUEST_EVENT, torn), ("a", RESPONSE_EVENT, binary(answered, scores))))
+        decoded = decode.decode(
+            BINARY, table(("a", REQUEST_EVENT, torn), ("a", RESPONSE_EVENT, binary(answered, scores)))
+        )
         assert (decoded.malformed, decoded.predictions.num_rows) == (1, 0)
 
 
@@ -102,7 +105,7 @@ def test_what_triton_is_sent_is_read() -> None:
     """A transformer before Triton writes NaN for a missing number, which JSON does not know."""
     sent = request("a", tensor("delay", "FP32", [1, float("nan")]), tensor("carrier", "BYTES", ["NaN", ""]))
     assert b"NaN]" in sent[2]
-    decoded = decode.decode(table(sent, response(scores=(0.25, 1))))
+    decoded = decode.decode(BINARY, table(sent, response(scores=(0.25, 1))))
     assert decoded.predictions.select(["delay", "carrier"]).to_pylist() == [
         {"delay": 1.0, "carrier": "NaN"},
         {"delay": None, "carrier": ""},
@@ -111,7 +114,7 @@ def test_what_triton_is_sent_is_read() -> None:
 
 
 def test_what_a_request_leaves_out_has_a_default() -> None:
-    [row] = decode.decode(table(response(version=None), request())).predictions.to_pylist()
+    [row] = decode.decode(BINARY, table(response(version=None), request())).predictions.to_pylist()
     assert (row["event_id"], row["model_version"]) == (None, None)
     assert row["event_time"] == datetime.fromtimestamp(2e-6, UTC)
 
@@ -120,20 +123,21 @@ def test_what_was_asked_without_a_body_is_no_prediction_and_not_malformed() -> N
     """KServe's agent logs a GET like any other request."""
     asked, told = ("a", REQUEST_EVENT, b""), ("a", RESPONSE_EVENT, b'{"name": "flights", "ready": true}')
     for events in ((asked, told), (told, asked)):
-        decoded = decode.decode(table(*events, request("b"), response("b")))
+        decoded = decode.decode(BINARY, table(*events, request("b"), response("b")))
         assert decoded.predictions["request_id"].to_pylist() == ["b"]
         assert (decoded.malformed, decoded.ambiguous, decoded.unpaired.num_rows) == (0, 0, 0)
 
 
 def test_nothing_in_nothing_out() -> None:
-    decoded = decode.decode(table())
-    assert decoded.predictions.schema == decode.PREDICTION
+    decoded = decode.decode(BINARY, table())
+    assert decoded.predictions.schema == decode.schema(BINARY)
     assert decoded.labels.schema == decode.LABEL
     assert decoded.carry.waiting.num_rows == decoded.labels.num_rows == 0
 
 
 def test_versions_with_other_features_share_a_table_in_order() -> None:
     decoded = decode.decode(
+        BINARY,
         table(
             request("a"),
             response("a"),
@@ -143,7 +147,7 @@ def test_versions_with_other_features_share_a_table_in_order() -> None:
             response("c"),
             request("d", tensor("carrier", "INT64", [7])),
             response("d"),
-        )
+        ),
     )
     rows = decoded.predictions.select(["request_id", "delay", "carrier"]).to_pylist()
     assert [tuple(row.values()) for row in rows] == [
@@ -188,7 +192,7 @@ def test_versions_with_other_features_share_a_table_in_order() -> None:
         (request(event_ids="x"), response(), "event_ids"),
         (request(event_time="soon"), response(), "event_time"),
         (("a", REQUEST_EVENT, request()[2][:-1] + b',"id":"1"}'), response(id="2"), "answers another request"),
-        (label("l", {"event_id": "x", "label": 2, "observed_at": "2013-01-01"}), request("l"), "label 0 or 1"),
+        (label("l", {"event_id": "x", "label": 2, "observed_at": "2013-01-01"}), request("l"), "label must be 0 or 1"),
         (label("l", {"event_id": "", "label": 1, "observed_at": "2013-01-01"}), request("l"), "text event_id"),
         (label("l", {"event_id": "x", "label": 1}), request("l"), "KeyError: 'observed_at'"),
         (label("l", {"event_id": "x", "label": 1, "observed_at": "soon"}), request("l"), "'observed_at': 'soon'"),
@@ -199,7 +203,7 @@ def test_versions_with_other_features_share_a_table_in_order() -> None:
 )
 def test_malformed_bodies_are_counted_and_cost_only_themselves(sent: Raw, answered: Raw, reason: str) -> None:
     good = [request("before"), response("before"), request("after"), response("after")]
-    decoded = decode.decode(table(*good[:2], sent, answered, *good[2:]))
+    decoded = decode.decode(BINARY, table(*good[:2], sent, answered, *good[2:]))
     assert decoded.predictions["request_id"].to_pylist() == ["before", "after"]
     assert decoded.malformed == 1
     [found] = decoded.reasons
@@ -209,7 +213,7 @@ def test_malformed_bodies_are_counted_and_cost_only_themselves(sent: Raw, answer
 
 @pytest.mark.parametrize("data", [[[1.5], [None]], [[2**60], [True]], [2**60, 0.1]])
 def test_odd_but_legal_numbers_are_read(data: list[Any]) -> None:
-    decoded = decode.decode(table(request("a", tensor("x", "FP64", data)), response(scores=[[0.5], 1])))
+    decoded = decode.decode(BINARY, table(request("a", tensor("x", "FP64", data)), response(scores=[[0.5], 1])))
     flat = [value[0] if isinstance(value, list) else value for value in data]
     expected = [None if value is None else pytest.approx(float(value)) for value in flat]
     assert decoded.predictions["x"].to_pylist() == expected
@@ -217,7 +221,7 @@ def test_odd_but_legal_numbers_are_read(data: list[Any]) -> None:
 
 def test_only_the_first_reasons_are_kept() -> None:
     events = [event for number in range(9) for event in (request(str(number)), response(str(number), ()))]
-    decoded = decode.decode(table(*events))
+    decoded = decode.decode(BINARY, table(*events))
     assert (decoded.malformed, len(decoded.reasons)) == (9, 5)
 
 
@@ -226,8 +230,8 @@ def test_labels_are_read_once_and_good_ones_survive_bad_neighbours() -> None:
     at, observed = "1970-01-01T00:00:00.000005Z", datetime.fromtimestamp(5e-6, UTC)
     first = label("l", {"event_id": "x", "label": 1, "observed_at": at}, {"label": 1})
     second = label("l", {"event_id": "y", "label": 0, "observed_at": at})
-    before = decode.decode(table(first))
-    after = decode.decode(table(first, second, second, first=2), before.carry)
+    before = decode.decode(BINARY, table(first))
+    after = decode.decode(BINARY, table(first, second, second, first=2), before.carry)
     assert [*before.labels.to_pylist(), *after.labels.to_pylist()] == [
         {"event_id": "x", "label": 1, "observed_at": observed, "received_at": datetime.fromtimestamp(10e-6, UTC)},
         {"event_id": "y", "label": 0, "observed_at": observed, "received_at": datetime.fromtimestamp(30e-6, UTC)},
@@ -239,23 +243,23 @@ def test_a_label_from_a_clock_that_is_ahead_wins_over_no_later_correction() -> N
     """Also one that an earlier version of the collector let in."""
     labels = [label(str(number), {"event_id": "x", "label": number, "observed_at": at}) for number, at in
               enumerate(("2099-01-01T00:00:00Z", "1970-01-01T00:00:00.000019Z"))]  # fmt: skip
-    found = decode.decode(table(*labels)).labels
+    found = decode.decode(BINARY, table(*labels)).labels
     known = np.zeros(len(found), np.int64)
     scored = pa.table({"event_id": ["x"], "event_time": [NOON], "score": [0.5]})
-    y, _ = performance.join(scored, [performance.labels(found, known)], 1)
+    y, _ = performance.join(BINARY, scored, [performance.labels(found, known)], 1)
     assert y.tolist() == [1]
 
 
 def test_an_id_that_two_requests_share_gives_no_pair() -> None:
     other = request("a", tensor("delay", "FP32", [9]))
-    decoded = decode.decode(table(request(), other, response(scores=[0.9]), response(scores=[0.1])))
+    decoded = decode.decode(BINARY, table(request(), other, response(scores=[0.9]), response(scores=[0.1])))
     assert decoded.predictions.num_rows == 0
     assert (decoded.ambiguous, decoded.duplicates) == (1, 2)
 
 
 def test_a_pair_that_is_done_is_not_disturbed_by_its_id_coming_again() -> None:
     again = request("a", tensor("delay", "FP32", [9])), response(scores=[0.9])
-    decoded = decode.decode(table(request(), response(), *again))
+    decoded = decode.decode(BINARY, table(request(), response(), *again))
     assert decoded.predictions["score"].to_pylist() == [0.25]
     assert decoded.duplicates == 2
 
@@ -263,7 +267,7 @@ def test_a_pair_that_is_done_is_not_disturbed_by_its_id_coming_again() -> None:
 def test_the_same_id_from_two_sources_is_two_requests() -> None:
     one, two = table(request()), table(request(), first=2, source="other")
     answers = table(response(scores=[0.5]), first=3, source="other")
-    decoded = decode.decode(pa.concat_tables([one, two, answers]))
+    decoded = decode.decode(BINARY, pa.concat_tables([one, two, answers]))
     assert decoded.predictions["score"].to_pylist() == [0.5]
     assert decoded.unpaired["source"].to_pylist() == ["agent"]
 
@@ -275,20 +279,20 @@ def test_another_service_is_left_out_and_its_labels_too() -> None:
         table(request(), response(), label("l", at | {"event_id": "theirs"}), first=4, service="other"),
         table(label("m", at | {"event_id": "anyone's"}), first=7, service=""),
     ]
-    decoded = decode.decode(pa.concat_tables(tables), service="flights")
+    decoded = decode.decode(BINARY, pa.concat_tables(tables), service="flights")
     assert decoded.predictions.num_rows == 1
     assert decoded.labels["event_id"].to_pylist() == ["mine", "anyone's"]
-    assert decode.decode(pa.concat_tables(tables)).predictions.num_rows == 2
+    assert decode.decode(BINARY, pa.concat_tables(tables)).predictions.num_rows == 2
 
 
 def test_what_never_pairs_is_forgotten_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "REMEMBER", 4)
-    carry = decode.decode(table(request("lost"), request("b"), response("b"))).carry
+    carry = decode.decode(BINARY, table(request("lost"), request("b"), response("b"))).carry
     assert (carry.waiting.num_rows, len(carry.settled)) == (1, 1)
-    carry = decode.decode(table(request("c"), request("d"), first=4), carry).carry
+    carry = decode.decode(BINARY, table(request("c"), request("d"), first=4), carry).carry
     assert carry.waiting["id"].to_pylist() == ["c", "d"]
     assert len(carry.settled) == 1
-    carry = decode.decode(table(request("e"), first=9), carry).carry
+    carry = decode.decode(BINARY, table(request("e"), first=9), carry).carry
     assert (carry.waiting["id"].to_pylist(), dict(carry.settled)) == (["e"], {})
 
 
@@ -326,10 +330,10 @@ def test_each_prediction_comes_out_exactly_once(tmp_path_factory: Any, case: Any
     for begin, end in zip([0, *cuts], [*cuts, len(events)], strict=True):
         part = table(*events[begin:end], first=begin + 1)
         if restart:
-            carry = decode.resume(directory, begin)
+            carry = decode.resume(BINARY, directory, begin)
             if part.num_rows:
                 segments.write(directory, part)
-        decoded = decode.decode(part, carry)
+        decoded = decode.decode(BINARY, part, carry)
         carry = decoded.carry
         duplicates += decoded.duplicates
         assert (decoded.malformed, decoded.ambiguous) == (0, 0)
@@ -347,6 +351,6 @@ def test_resuming_opens_no_segment_that_it_does_not_need(tmp_path: Path) -> None
     segments.write(tmp_path, table(request("a"), response("a"), request("b")))
     later = segments.write(tmp_path, table(response("b"), first=4))
     later.path.write_bytes(b"would fail if it were opened")
-    assert decode.resume(tmp_path, 3).waiting["id"].to_pylist() == ["b"]
+    assert decode.resume(BINARY, tmp_path, 3).waiting["id"].to_pylist() == ["b"]
     segments.segments(tmp_path)[0].path.write_bytes(b"would fail too")
-    assert decode.resume(tmp_path, 0) == decode.Carry()
+    assert decode.resume(BINARY, tmp_path, 0) == decode.Carry()

@@ -10,6 +10,7 @@ from kubeloop import config
 from kubeloop.config import Settings
 from kubeloop.names import LABEL_EVENT, REQUEST_EVENT, RESPONSE_EVENT
 from kubeloop.payloads import segments, table
+from kubeloop.tasks.binary.task import BINARY
 
 NOON = datetime(2024, 3, 1, 12, tzinfo=UTC)
 Add = Callable[..., None]
@@ -60,7 +61,7 @@ def labels(name: str, **truth: int) -> tuple[str, str, dict[str, Any]]:
 
 
 def test_an_empty_log(settings: Settings) -> None:
-    found = table.read(settings, "shop")
+    found = table.read(BINARY, settings, "shop")
     assert found.event_ids == found.labelled == []
     assert found.labelled_predictions().num_rows == 0
 
@@ -69,7 +70,7 @@ def test_predictions_are_joined_with_their_labels(settings: Settings, add: Add) 
     add(request("r2", 5, "e3", "e4"), request("r1", 1, "e1", "e2"))
     add(response("r1", 0.25, 2), response("r2", 0.5, 2, "2"), labels("l1", e4=1, e2=0))
     add(labels("l2", e1=1, unheard=1), request("r3", 9, "e9"))
-    found = table.read(settings, "shop")
+    found = table.read(BINARY, settings, "shop")
     assert found.event_ids == ["e1", "e2", "e3", "e4"]
     assert sorted(found.labelled) == ["e1", "e2", "e4", "unheard"]
     rows = found.labelled_predictions().to_pylist()
@@ -82,18 +83,18 @@ def test_predictions_are_joined_with_their_labels(settings: Settings, add: Add) 
 def test_an_event_counts_once_with_its_first_answer_and_label(settings: Settings, add: Add) -> None:
     add(request("r1", 1, "e1"), response("r1", 0.25), request("r2", 1, "e1", "e2"), response("r2", 0.75, 2))
     add(labels("l1", e1=1), labels("l2", e1=0, e2=0))
-    found = table.read(settings, "shop")
+    found = table.read(BINARY, settings, "shop")
     rows = found.labelled_predictions().to_pylist()
     assert [(row["event_id"], row["score"], row["label"]) for row in rows] == [("e1", 0.25, 1), ("e2", 0.75, 0)]
 
 
 def test_a_prediction_without_a_business_key_is_left_out(settings: Settings, add: Add) -> None:
     add(request("r1", 1), response("r1", 0.25), request("r2", 2, "e1"), response("r2", 0.5))
-    assert table.read(settings, "shop").event_ids == ["e1"]
+    assert table.read(BINARY, settings, "shop").event_ids == ["e1"]
 
 
 def test_another_services_events_are_left_out(settings: Settings, add: Add) -> None:
     add(request("r1", 1, "e1"), response("r1", 0.25), labels("l1", e1=1))
     add(request("r1", 1, "e2"), response("r1", 0.25), labels("l1", e2=1), service="other")
-    assert table.read(settings, "shop").event_ids == ["e1"]
-    assert table.read(settings, "other").labelled == ["e2"]
+    assert table.read(BINARY, settings, "shop").event_ids == ["e1"]
+    assert table.read(BINARY, settings, "other").labelled == ["e2"]

@@ -38,7 +38,7 @@ def settings(tmp_path: Path, received: list[dict[str, Any]]) -> Iterator[Setting
 
         def do_POST(self) -> None:
             received.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-            self._answer({"model_version": "3", "outputs": [{"data": [0.25]}]})
+            self._answer({"model_version": "3", "outputs": [{"name": "probability", "shape": [1], "data": [0.25]}]})
 
         def _answer(self, content: Any) -> None:
             body = json.dumps(content).encode()

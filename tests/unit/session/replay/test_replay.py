@@ -46,7 +46,7 @@ class World:
                 self.bodies.append(body)
                 events = json.loads(body["parameters"]["event_ids"])
                 self.told.append(("ask", datetime.fromisoformat(body["parameters"]["event_time"]), events))
-                return {"outputs": [{"data": [0.5] * len(events)}]}
+                return {"outputs": [{"shape": [len(events)], "data": [0.5] * len(events)}]}
             case "GET", "/node/status":
                 self.queued = max(0, self.queued - 1)
                 return {"queued": self.queued}
@@ -334,12 +334,12 @@ def test_an_answer_to_other_rows_is_none(world: World) -> None:
 
     def short(method: str, path: str, body: Any) -> Any:
         found = answer(method, path, body)
-        return {"outputs": [{"data": [0.5]}]} if path.endswith("/infer") else found
+        return {"outputs": [{"shape": [1], "data": [0.5]}]} if path.endswith("/infer") else found
 
     world.answer = short
     progress = run(world, days=1)
     assert (progress.errors, progress.served) == (48, 0)
-    assert progress.last_error == "1 scores for 2 rows"
+    assert progress.last_error == "answers for 1 of 2 rows"
 
 
 @pytest.mark.parametrize(

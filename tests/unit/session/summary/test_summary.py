@@ -21,7 +21,8 @@ from kubeloop.payloads import segments
 from kubeloop.report import words
 from kubeloop.session import summary
 from kubeloop.steps import stages
-from kubeloop.tasks.tabular import evaluation, model_folder
+from kubeloop.tasks.binary.task import BINARY
+from kubeloop.tasks.tabular import model_folder
 from kubeloop.trigger.event import DriftEvent
 from kubeloop.trigger.ledger import Ledger
 
@@ -89,7 +90,7 @@ def serve(settings: Settings, name: str, rows: pd.DataFrame, versions: list[tupl
                 }
                 for feature, kind in kinds.items()
             ]
-            scores = [float(score) for score in model_folder.predict(folder, part)]
+            scores = [float(score) for score in model_folder.predict(BINARY, folder, part)]
             output = {"name": "probability", "datatype": "FP32", "shape": [len(part)], "data": scores}
             event(REQUEST_EVENT, f"r{first}", {"inputs": inputs, "parameters": parameters})
             event(RESPONSE_EVENT, f"r{first}", {"model_name": name, "model_version": version, "outputs": [output]})
@@ -136,9 +137,9 @@ def test_a_loop_that_learned_is_compared_with_its_first_model(
     assert found["latency_ms"] == {"p50": 1}
 
     compared = rows.iloc[1000:2950]
-    frozen = evaluation.score(compared["label"], model_folder.predict(blind, compared))["auc"]
-    newer = evaluation.score(compared["label"], model_folder.predict(learned[1], compared))["auc"]
-    auc = found["auc"]
+    frozen = BINARY.score(compared["label"], model_folder.predict(BINARY, blind, compared))["auc"]
+    newer = BINARY.score(compared["label"], model_folder.predict(BINARY, learned[1], compared))["auc"]
+    auc = found["quality"]
     assert auc["rows"] == 1950
     assert auc["from"] == compared["event_timestamp"].iloc[0].isoformat()
     assert auc["frozen"] == pytest.approx(frozen, abs=1e-6)
@@ -179,7 +180,16 @@ def test_a_loop_with_one_model_is_compared_with_nothing(
     register(settings, loop, learned[1], "r2", promote=False)
     serve(settings, loop.name, rows, [(learned[1], "1", 300)])
     found = summary.build(loop, settings, SESSION, 1)
-    assert found["auc"] == {"frozen": None, "loop": None, "difference": None, "ci95": None, "rows": 0, "from": None}
+    assert found["quality"] == {
+        "metric": "auc",
+        "title": "AUC",
+        "frozen": None,
+        "loop": None,
+        "difference": None,
+        "ci95": None,
+        "rows": 0,
+        "from": None,
+    }
     assert [item["promoted"] for item in found["versions"]] == [True, False]
     assert (found["episodes"], found["absorbed"]) == ([], [])
 
@@ -212,8 +222,8 @@ def test_a_model_that_never_served_is_neither_promoted_nor_the_frozen_one(
         "passed the gate and is not served yet",
     ]
     compared = rows.iloc[1000:1950]
-    frozen = evaluation.score(compared["label"], model_folder.predict(blind, compared))["auc"]
-    assert found["auc"]["frozen"] == pytest.approx(frozen, abs=1e-6)
+    frozen = BINARY.score(compared["label"], model_folder.predict(BINARY, blind, compared))["auc"]
+    assert found["quality"]["frozen"] == pytest.approx(frozen, abs=1e-6)
 
 
 def test_before_anything_happened(settings: Settings, loop: Loop) -> None:

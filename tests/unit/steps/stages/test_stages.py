@@ -17,7 +17,8 @@ from kubeloop.config import Loop, Settings
 from kubeloop.data import sources
 from kubeloop.models import gates, gates_page, registry
 from kubeloop.steps import promotion, stages
-from kubeloop.tasks.tabular import evaluation, model_folder
+from kubeloop.tasks.binary.task import BINARY
+from kubeloop.tasks.tabular import model_folder
 
 Learned = tuple[Path, Path]
 DAY = timedelta(days=1)
@@ -212,7 +213,7 @@ def test_the_champions_own_lessons_are_left_out(
     rows = pq.read_table(learned[0]).to_pandas()
     newest = rows[rows["event_timestamp"] > model_folder.read(tmp_path / "champion").trained_to]
     assert 1000 < len(newest) < 2200
-    expected = evaluation.score(newest["label"], model_folder.predict(learned[1], newest))["auc"]
+    expected = BINARY.score(newest["label"], model_folder.predict(BINARY, learned[1], newest))["auc"]
     assert verdict.challenger == pytest.approx(expected, abs=1e-9)
 
 

@@ -94,9 +94,9 @@ def test_the_revision_is_that_of_the_newest_migration(schema: Schema) -> None:
 def test_an_old_database_keeps_its_data_and_goes_on(old: str) -> None:
     assert [line.partition(";")[0] for line in migrate(old)] == [
         "ledger: schema 0001 is now 0002",
-        "monitor: schema 0001 is now 0002",
+        "monitor: schema 0001 is now 0003",
     ]
-    assert migrate(old) == ["ledger: has schema 0002 already", "monitor: has schema 0002 already"]
+    assert migrate(old) == ["ledger: has schema 0002 already", "monitor: has schema 0003 already"]
     found = ledger(old)
     first, second = found.runs("flights")
     assert (first.outcome, first.result, first.lasting) == ("promoted", {"promote": True, "version": "2"}, None)
@@ -217,3 +217,23 @@ def test_what_stays_up_does_not_carry_alembic(empty: str) -> None:
     for _ in range(2):
         done = subprocess.run([sys.executable, "-c", program, empty], capture_output=True, text=True, check=True)
         assert done.stdout == "False\n"
+
+
+def test_what_an_auc_was_is_what_the_metric_is(old: str) -> None:
+    """Performance had columns for an AUC alone until 0003."""
+    engine = sa.create_engine(old)
+    row = {"service": "flights", "start": START, "version": "1", "end": START + timedelta(days=1), "rows": 70}
+    row |= {"labelled": 60, "status": "judged", "live": True, "auc": 0.7, "log_loss": 0.4, "reference_auc": 0.75}
+    if engine.dialect.name == "sqlite":
+        row |= {name: row[name].strftime("%Y-%m-%d %H:%M:%S.%f") for name in ("start", "end")}
+    columns, values = (", ".join(f"{mark}{name}{mark if mark != ':' else ''}" for name in row) for mark in ('"', ":"))
+    with engine.begin() as connection:
+        connection.execute(sa.text(f"INSERT INTO performance ({columns}) VALUES ({values})"), row)  # noqa: S608
+    engine.dispose()
+    migrate(old)
+    store = Store(old)
+    (found,) = store.performance("flights")
+    store.close()
+    assert (found["metric"], found["value"], found["low"], found["reference"]) == ("auc", 0.7, None, 0.75)
+    assert found["metrics"] == {"auc": 0.7, "log_loss": 0.4}
+    assert (found["labelled"], found["scarce"]) == (60, None)

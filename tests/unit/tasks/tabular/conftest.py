@@ -8,8 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kubeloop import config
+from kubeloop.tasks.binary import settings as binary
+from kubeloop.tasks.binary.maker import BinaryMaker
+from kubeloop.tasks.binary.task import BINARY
 from kubeloop.tasks.tabular import training
+
+MAKER = BinaryMaker(BINARY)
 
 ALGORITHMS = ("lightgbm", "logistic_regression", "random_forest", "hist_gradient_boosting")
 FAST = {
@@ -50,13 +54,13 @@ def _frame(rows: int = 4000) -> pd.DataFrame:
 
 @pytest.fixture(scope="session")
 def parts() -> tuple[pd.DataFrame, pd.DataFrame]:
-    return training.split(_frame(), timedelta(days=7))
+    return training.split(BINARY, _frame(), timedelta(days=7))
 
 
 @pytest.fixture(scope="session", params=ALGORITHMS)
 def fitted(request: pytest.FixtureRequest, parts: tuple[pd.DataFrame, pd.DataFrame]) -> training.Fitted:
-    settings = config.Training(algorithm=request.param, parameters=FAST[request.param], threads=1)
-    return training.fit(parts[0], settings)
+    settings = binary.Training(algorithm=request.param, parameters=FAST[request.param], threads=1)
+    return training.fit(MAKER, parts[0], settings)
 
 
 @pytest.fixture(scope="session")

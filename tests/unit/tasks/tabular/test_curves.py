@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from kubeloop.tasks.tabular import curves, evaluation
-from kubeloop.tasks.tabular.evaluation_page import html
+from kubeloop.tasks import slices
+from kubeloop.tasks.binary import curves, evaluation
+from kubeloop.tasks.binary.page import html
+from kubeloop.tasks.binary.task import BINARY
+from kubeloop.tasks.port import EvaluationError
 
 
 @pytest.fixture(scope="module")
@@ -67,21 +70,21 @@ def test_calibration_follows_the_truth(case: tuple[np.ndarray, np.ndarray]) -> N
     assert len(drawn.x) == evaluation.BINS
     assert drawn.y == pytest.approx(drawn.x, abs=0.08)
     ece = np.abs(np.subtract(drawn.x, drawn.y)) @ np.bincount(evaluation.calibration_bins(p)) / len(p)
-    assert ece == pytest.approx(evaluation.score(y, p)["ece"])
+    assert ece == pytest.approx(BINARY.score(y, p)["ece"])
 
 
 def test_one_class_has_no_curves() -> None:
-    with pytest.raises(evaluation.EvaluationError, match="all 3 labels are 1"):
+    with pytest.raises(EvaluationError, match="all 3 labels are 1"):
         curves.draw([1, 1, 1], [0.1, 0.2, 0.3])
 
 
 def test_figures_can_be_saved(case: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
-    figures = curves.figures(curves.draw(*case), evaluation.score(*case))
+    figures = curves.figures(curves.draw(*case), BINARY.score(*case))
     assert set(figures) == {"roc", "pr", "calibration", "confusion"}
     for name, figure in figures.items():
         figure.savefig(tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert figures["roc"].axes[0].get_title() == f"ROC, AUC {evaluation.score(*case)['auc']:.3f}"
+    assert figures["roc"].axes[0].get_title() == f"ROC, AUC {BINARY.score(*case)['auc']:.3f}"
     texts = [text.get_text() for text in figures["confusion"].axes[0].texts]
     assert texts == [f"{count:,}" for row in curves.draw(*case).confusion.matrix for count in row]
 
@@ -112,10 +115,16 @@ def test_the_page_says_it_all_and_needs_nothing_else(case: tuple[np.ndarray, np.
     y, p = case
     origin = np.where(np.arange(len(y)) % 2 == 0, "JFK <b>", "EWR")
     one_class = np.where(y == 1, "late", "other")
-    parts = evaluation.slices({"origin": origin, "arrival": one_class}, y, p, ["origin", "arrival"], 10)
-    drawn, scores = curves.draw(y, p), evaluation.score(y, p)
+    parts = slices.measure(BINARY, {"origin": origin, "arrival": one_class}, y, p, ["origin", "arrival"], 10)
+    drawn, scores = curves.draw(y, p), BINARY.score(y, p)
     page = html(
-        "flights <7>", scores, drawn, parts, importance={"hour": 0.7, "dest": 0.3}, facts={"Algorithm": "lightgbm"}
+        BINARY,
+        "flights <7>",
+        scores,
+        drawn,
+        parts,
+        importance={"hour": 0.7, "dest": 0.3},
+        facts={"Algorithm": "lightgbm"},
     )
     reader = _Page()
     reader.feed(page)
@@ -134,7 +143,7 @@ def test_the_page_says_it_all_and_needs_nothing_else(case: tuple[np.ndarray, np.
 
 
 def test_the_page_does_without_slices_importance_and_facts(case: tuple[np.ndarray, np.ndarray]) -> None:
-    page = html("m", evaluation.score(*case), curves.draw(*case))
+    page = html(BINARY, "m", BINARY.score(*case), curves.draw(*case))
     assert "<h2>Slices</h2>" not in page
     assert "<h2>Importance</h2>" not in page
     assert "<h2>Model</h2>" not in page

@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
-from kubeloop.tasks.tabular import evaluation
+from kubeloop.tasks import slices
+from kubeloop.tasks.binary import evaluation
+from kubeloop.tasks.binary.task import BINARY
+from kubeloop.tasks.port import EvaluationError
 
 SCIKIT_LEARN = {
     "auc": reference.roc_auc_score,
@@ -33,10 +36,10 @@ def predictions(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @given(predictions())
 def test_agrees_with_scikit_learn(case: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
     y, p, weights = case
-    scores = evaluation.score(y, p)
+    scores = BINARY.score(y, p)
     for name, function in SCIKIT_LEARN.items():
         assert scores[name] == pytest.approx(function(y, p), abs=1e-12), name
-        got = evaluation.weighted(name, y, p)(np.stack([weights, np.ones(len(y))]))
+        got = BINARY.weighted(name, y, p)(np.stack([weights, np.ones(len(y))]))
         assert got[0] == pytest.approx(function(y, p, sample_weight=weights), abs=1e-12), name
         assert got[1] == pytest.approx(scores[name], abs=1e-12), name
 
@@ -46,22 +49,22 @@ def test_a_group_weight_counts_for_each_of_its_rows(metric: str) -> None:
     random = np.random.default_rng(3)
     y, p, groups = random.integers(0, 2, 200), random.random(200).round(1), random.integers(0, 7, 200)
     drawn = random.integers(0, 3, size=(5, 7))
-    expected = [evaluation.score(np.repeat(y, row[groups]), np.repeat(p, row[groups]))[metric] for row in drawn]
-    assert evaluation.weighted(metric, y, p, groups)(drawn) == pytest.approx(expected, abs=1e-12)
+    expected = [BINARY.score(np.repeat(y, row[groups]), np.repeat(p, row[groups]))[metric] for row in drawn]
+    assert BINARY.weighted(metric, y, p, groups)(drawn) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("metric", ["auc", "pr_auc"])
 @pytest.mark.parametrize("kept", [0, 1])
 def test_a_weighting_without_one_class_is_undefined(metric: str, kept: int) -> None:
     y, p = np.array([0, 1, 0, 1]), np.array([0.1, 0.9, 0.4, 0.3])
-    assert math.isnan(evaluation.weighted(metric, y, p)([(y == kept).astype(float)])[0])
+    assert math.isnan(BINARY.weighted(metric, y, p)([(y == kept).astype(float)])[0])
 
 
 def test_ece_is_the_mean_gap_of_equal_mass_bins() -> None:
     p = np.repeat([0.2, 0.6], 150)
     y = np.concatenate([np.arange(150) < 45, np.arange(150) < 75]).astype(int)
-    assert evaluation.score(y, p)["ece"] == pytest.approx((0.1 + 0.1) / 2)
-    assert evaluation.score((np.arange(300) % 2), np.full(300, 0.5))["ece"] == pytest.approx(0)
+    assert BINARY.score(y, p)["ece"] == pytest.approx((0.1 + 0.1) / 2)
+    assert BINARY.score((np.arange(300) % 2), np.full(300, 0.5))["ece"] == pytest.approx(0)
 
 
 def test_bins_are_of_equal_mass_and_ece_does_not_depend_on_the_order_of_rows() -> None:
@@ -69,7 +72,7 @@ def test_bins_are_of_equal_mass_and_ece_does_not_depend_on_the_order_of_rows() -
     p, y = random.random(1500), random.integers(0, 2, 1500)
     assert (np.bincount(evaluation.calibration_bins(p)) == 100).all()
     tied, order = p.round(2), random.permutation(1500)
-    assert evaluation.score(y, tied)["ece"] == pytest.approx(evaluation.score(y[order], tied[order])["ece"], abs=1e-12)
+    assert BINARY.score(y, tied)["ece"] == pytest.approx(BINARY.score(y[order], tied[order])["ece"], abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +82,7 @@ def test_bins_are_of_equal_mass_and_ece_does_not_depend_on_the_order_of_rows() -
 def test_degenerate_classes_give_nan_with_a_reason(y: list[int], reason: str | None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scores = evaluation.score(np.array(y, dtype=int), np.full(len(y), 0.5))
+        scores = BINARY.score(np.array(y, dtype=int), np.full(len(y), 0.5))
     told = evaluation.undefined(np.array(y, dtype=int))
     assert (reason is None) == (told is None)
     assert reason is None or reason in str(told)
@@ -100,13 +103,13 @@ def test_degenerate_classes_give_nan_with_a_reason(y: list[int], reason: str | N
     ],
 )
 def test_refuses_what_cannot_be_measured(y: list[float], p: list[float], message: str) -> None:
-    with pytest.raises(evaluation.EvaluationError, match=message):
-        evaluation.score(y, p)
+    with pytest.raises(EvaluationError, match=message):
+        BINARY.score(y, p)
 
 
 def test_refuses_a_metric_without_a_weighted_form() -> None:
-    with pytest.raises(evaluation.EvaluationError, match="'ece' has no weighted form"):
-        evaluation.weighted("ece", [0, 1], [0.1, 0.2])
+    with pytest.raises(EvaluationError, match="'ece' has no weighted form"):
+        BINARY.weighted("ece", [0, 1], [0.1, 0.2])
 
 
 def test_slices_measure_the_rows_of_each_value() -> None:
@@ -114,7 +117,9 @@ def test_slices_measure_the_rows_of_each_value() -> None:
     y, p = random.integers(0, 2, 400), random.random(400)
     origin = np.array(["EWR", "JFK", None, ""], dtype=object)[np.arange(400) % 4]
     frame = pd.DataFrame({"origin": origin, "rare": ["a"] * 390 + ["b"] * 10, "wave": np.linspace(0, 1, 400)})
-    found = {(part.column, part.value): part for part in evaluation.slices(frame, y, p, ["origin", "rare", "wave"], 50)}
+    found = {
+        (part.column, part.value): part for part in slices.measure(BINARY, frame, y, p, ["origin", "rare", "wave"], 50)
+    }
     assert [key for key in found if key[0] != "wave"] == [
         ("origin", "EWR"), ("origin", "JFK"), ("origin", "missing"), ("rare", "a"),
     ]  # fmt: skip
@@ -134,16 +139,16 @@ def test_slices_measure_the_rows_of_each_value() -> None:
     ],
 )
 def test_slices_name_values_of_any_type(values: "pd.Series[str]", names: set[str]) -> None:
-    assert {value for _, value, _ in evaluation.members({"x": values}, ["x"], 1)} == names
+    assert {value for _, value, _ in slices.members({"x": values}, ["x"], 1)} == names
 
 
 def test_a_slice_with_one_class_says_so() -> None:
-    (part,) = evaluation.slices({"x": ["a"] * 5}, [1] * 5, [0.5] * 5, ["x"], 1)
+    (part,) = slices.measure(BINARY, {"x": ["a"] * 5}, [1] * 5, [0.5] * 5, ["x"], 1)
     assert math.isnan(part.metrics["auc"])
     assert part.note
     assert "all 5 labels are 1" in part.note
 
 
 def test_a_slice_column_that_is_missing_is_named() -> None:
-    with pytest.raises(evaluation.EvaluationError, match="'origin'"):
-        list(evaluation.members({"x": [1]}, ["origin"], 1))
+    with pytest.raises(EvaluationError, match="'origin'"):
+        list(slices.members({"x": [1]}, ["origin"], 1))

@@ -6,13 +6,18 @@ import onnxruntime
 import pandas as pd
 import pytest
 
-from kubeloop import config
+from kubeloop.tasks.binary import settings as binary
+from kubeloop.tasks.binary.maker import BinaryMaker
+from kubeloop.tasks.binary.task import BINARY
 from kubeloop.tasks.tabular import export, training
 
 # onnxmltools passes booleans where ONNX has integers.
 pytestmark = pytest.mark.filterwarnings("ignore:Field onnx:DeprecationWarning")
 
 Parts = tuple[pd.DataFrame, pd.DataFrame]
+
+
+MAKER = BinaryMaker(BINARY)
 
 
 def test_every_algorithm_predicts_the_same_as_a_graph(fitted: training.Fitted, parts: Parts) -> None:
@@ -62,7 +67,7 @@ def test_missing_numbers_take_the_same_way_at_every_threshold(fitted: training.F
 
 def _thresholds(fitted: training.Fitted) -> dict[int, np.ndarray]:
     """Return the thresholds of each numeric column of a model's trees, or some values for a model without trees."""
-    numeric, estimator = range(len(fitted.encoder.fills)), fitted.estimator
+    numeric, estimator = range(len(fitted.encoder.fills)), fitted.heads.estimators[0]
     if fitted.algorithm == "lightgbm":
         splits = estimator.booster_.trees_to_dataframe().dropna(subset=["threshold"])
         features, values = splits["split_feature"].str.removeprefix("Column_").astype(int), splits["threshold"]
@@ -79,7 +84,7 @@ def _thresholds(fitted: training.Fitted) -> dict[int, np.ndarray]:
 
 
 def _run(model: onnx.ModelProto, fitted: training.Fitted, rows: pd.DataFrame) -> np.ndarray:
-    return export.predict(model.SerializeToString(), fitted.encoder.kinds, rows)
+    return export.predict(BINARY, model.SerializeToString(), fitted.encoder.kinds, rows)
 
 
 def test_the_graph_has_one_input_a_feature_and_one_output(fitted: training.Fitted) -> None:
@@ -108,14 +113,14 @@ def test_rows_may_come_alone_or_not_at_all(fitted: training.Fitted, parts: Parts
 @pytest.mark.parametrize("algorithm", ["lightgbm", "logistic_regression", "random_forest", "hist_gradient_boosting"])
 def test_one_feature_is_enough(algorithm: str, columns: list[str], parts: Parts) -> None:
     train, holdout = (part[["event_id", "event_timestamp", "label", *columns]] for part in parts)
-    fitted = training.fit(train, config.Training(algorithm=algorithm, threads=1))
+    fitted = training.fit(MAKER, train, binary.Training(algorithm=algorithm, threads=1))
     assert export.parity(export.to_onnx(fitted), fitted, holdout).max_abs_difference < 1e-6
 
 
 @pytest.mark.parametrize("algorithm", ["lightgbm", "logistic_regression", "random_forest", "hist_gradient_boosting"])
 def test_a_model_that_learned_nothing_predicts_its_prior(algorithm: str, parts: Parts) -> None:
     train = parts[0][["event_id", "event_timestamp", "label", "constant"]]
-    fitted = training.fit(train, config.Training(algorithm=algorithm, threads=1))
+    fitted = training.fit(MAKER, train, binary.Training(algorithm=algorithm, threads=1))
     served = _run(export.to_onnx(fitted), fitted, train.head(5))
     assert served == pytest.approx([train["label"].mean()] * 5, abs=0.01)
     assert fitted.importance() == {"constant": 1.0}
@@ -132,8 +137,8 @@ def test_neighbouring_float32_values_fall_on_the_same_side(algorithm: str, start
     random = np.random.default_rng(2)
     y = (random.random(len(x)) < np.where(np.arange(len(x)) % 40 % 2, 0.9, 0.1)).astype(int)
     frame = pd.DataFrame({"event_id": "e", "event_timestamp": pd.Timestamp("2024-01-01", tz="UTC"), "label": y, "x": x})
-    settings = config.Training(algorithm=algorithm, parameters=_TINY[algorithm], threads=1)
-    fitted = training.fit(frame, settings)
+    settings = binary.Training(algorithm=algorithm, parameters=_TINY[algorithm], threads=1)
+    fitted = training.fit(MAKER, frame, settings)
     if start not in (0.0, 1e-38) and algorithm != "random_forest":
         assert np.unique(fitted.predict(frame)).size > 10, "the model tells neighbours apart"
     assert export.parity(export.to_onnx(fitted), fitted, frame).max_abs_difference < 1e-6
@@ -149,8 +154,8 @@ _TINY: dict[str, dict[str, int | float]] = {
 @pytest.mark.parametrize("algorithm", ["lightgbm", "logistic_regression", "random_forest", "hist_gradient_boosting"])
 def test_real_flights_pass(algorithm: str, flights: pd.DataFrame) -> None:
     """Flights that did not leave have no delay and no time in the air, which is what the label says of them."""
-    train, holdout = training.split(flights, timedelta(days=5))
-    fitted = training.fit(train, config.Training(algorithm=algorithm, parameters=_FEW[algorithm], threads=1))
+    train, holdout = training.split(BINARY, flights, timedelta(days=5))
+    fitted = training.fit(MAKER, train, binary.Training(algorithm=algorithm, parameters=_FEW[algorithm], threads=1))
     assert holdout["dep_delay"].isna().any()
     assert fitted.encoder.flags or np.isnan(fitted.encoder.fills["dep_delay"])
     assert not set(holdout["tailnum"].dropna()) <= set(train["tailnum"])
@@ -166,7 +171,7 @@ _FEW: dict[str, dict[str, int | float]] = {
 
 
 def test_a_graph_of_another_model_fails_and_shows_the_worst_rows(fitted: training.Fitted, parts: Parts) -> None:
-    other = training.fit(parts[0], config.Training(algorithm="logistic_regression", parameters={"C": 1e-6}))
+    other = training.fit(MAKER, parts[0], binary.Training(algorithm="logistic_regression", parameters={"C": 1e-6}))
     with pytest.raises(export.ExportError, match=rf"rows differ by more than 1e-05 .* {fitted.algorithm}") as raised:
         export.parity(export.to_onnx(other), fitted, parts[1])
     gaps = np.abs(fitted.predict(parts[1]) - other.predict(parts[1]))
@@ -192,7 +197,7 @@ def test_parity_needs_rows(fitted: training.Fitted, parts: Parts) -> None:
 
 def test_a_feature_cannot_take_the_outputs_name(parts: Parts) -> None:
     train = parts[0][["event_id", "event_timestamp", "label", "distance"]].rename(columns={"distance": "probability"})
-    fitted = training.fit(train, config.Training(algorithm="logistic_regression"))
+    fitted = training.fit(MAKER, train, binary.Training(algorithm="logistic_regression"))
     with pytest.raises(export.ExportError, match="rename it"):
         export.to_onnx(fitted)
 

@@ -5,21 +5,22 @@ import re
 
 import numpy as np
 
-from kubeloop import config
 from kubeloop.models import gates
 from kubeloop.models.gates_page import html
+from kubeloop.tasks.binary import settings as binary
+from kubeloop.tasks.binary.task import BINARY
 
 RANDOM = np.random.default_rng(3)
 LABELS = (RANDOM.random(6000) < 0.3).astype(int)
 GOOD = np.clip(0.3 + 0.2 * (LABELS - 0.3) + 0.1 * RANDOM.normal(size=6000), 0, 1)
 POOR = np.clip(GOOD + 0.2 * RANDOM.normal(size=6000), 0, 1)
-POLICY = config.Gates(floors={"auc": 0.6}, ceilings={"ece": 0.5}, slices=("origin",), slice_min_rows=100, resamples=100)
+POLICY = binary.Gates(floors={"auc": 0.6}, ceilings={"ece": 0.5}, slices=("origin",), slice_min_rows=100, resamples=100)
 
 
 def judged(champion: np.ndarray, challenger: np.ndarray) -> gates.Verdict:
     origin = np.where(np.arange(6000) % 2 == 0, "JFK <b>", "EWR")
     blocks = np.arange(6000) // 300
-    return gates.compare(LABELS, champion, challenger, POLICY, blocks=blocks, slices={"origin": origin})
+    return gates.compare(BINARY, LABELS, champion, challenger, POLICY, blocks=blocks, slices={"origin": origin})
 
 
 def cells(page: str) -> list[list[str]]:
@@ -44,7 +45,7 @@ def test_the_page_says_every_check_and_its_limit() -> None:
     positives = f"{LABELS.sum():,}"
     assert verdict.challenger_interval
     between = "{:.4f} to {:.4f}".format(*verdict.challenger_interval)
-    assert checks["Rows of the rarer class"] == [f"{LABELS.sum()}", "", "", "≥ 10", "holds"]
+    assert checks["Rows outside the most frequent class"] == [f"{LABELS.sum()}", "", "", "≥ 10", "holds"]
     assert checks["auc"][1:] == [between, positives, "≥ 0.6000", "holds"]
     assert checks["ece"][1:] == ["", positives, "≤ 0.5000", "holds"]
     (there,) = [check for check in verdict.checks if check.name == "slice origin=JFK <b>"]
@@ -63,7 +64,7 @@ def test_what_fails_stands_out() -> None:
 
 
 def test_a_first_model_has_no_champion_to_show() -> None:
-    page = html("flight-delay", gates.first(LABELS, GOOD, POLICY))
+    page = html("flight-delay", gates.first(BINARY, LABELS, GOOD, POLICY))
     assert "Champion" not in page
     assert "interval of the gain" not in page
 
@@ -71,7 +72,7 @@ def test_a_first_model_has_no_champion_to_show() -> None:
 def test_an_undefined_value_is_a_dash() -> None:
     check = gates.Check("floor auc", False, None, 0.6)
     verdict = gates.Verdict(False, "no", "auc", None, None, None, None, 0.95, (check,))
-    assert cells(html("m", verdict)) == [["auc", "–", "", "", "≥ 0.6000", "fails"]]
+    assert cells(html("m", verdict)) == [["auc", "–", "", "≥ 0.6000", "fails"]]
 
 
 def test_the_page_needs_nothing_else() -> None:

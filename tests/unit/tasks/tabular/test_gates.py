@@ -6,9 +6,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from kubeloop import config
 from kubeloop.models import gates
-from kubeloop.tasks.tabular import evaluation
+from kubeloop.tasks.binary import evaluation
+from kubeloop.tasks.binary import settings as binary
+from kubeloop.tasks.binary.task import BINARY, Binary
+from kubeloop.tasks.port import EvaluationError
 
 ROWS = 4200
 BLOCKS = np.arange(ROWS) * 14 // ROWS
@@ -44,11 +46,11 @@ def test_promotes_what_is_clearly_better(
 ) -> None:
     y, logit = _world()
     old, new = _model(logit, champion_noise, 1), _model(logit, challenger_noise, 2)
-    verdict = gates.compare(y, old, new, config.Gates(metric=metric, **OPEN), blocks=BLOCKS)
+    verdict = gates.compare(Binary(metric), y, old, new, binary.Gates(metric=metric, **OPEN), blocks=BLOCKS)
     assert verdict.promote is promote
     assert verdict.reason.startswith("Promoted: " if promote else "Rejected: ")
-    assert verdict.champion == pytest.approx(evaluation.score(y, old)[metric])
-    assert verdict.challenger == pytest.approx(evaluation.score(y, new)[metric])
+    assert verdict.champion == pytest.approx(BINARY.score(y, old)[metric])
+    assert verdict.challenger == pytest.approx(BINARY.score(y, new)[metric])
     assert verdict.interval
     assert verdict.interval[0] < verdict.difference < verdict.interval[1]
     if champion_noise != challenger_noise:
@@ -61,7 +63,7 @@ def test_promotes_what_is_clearly_better(
 def test_an_equal_model_is_not_promoted(metric: str) -> None:
     y, logit = _world()
     same = _model(logit, 1.0, 1)
-    verdict = gates.compare(y, same, same.copy(), config.Gates(metric=metric, **OPEN), blocks=BLOCKS)
+    verdict = gates.compare(Binary(metric), y, same, same.copy(), binary.Gates(metric=metric, **OPEN), blocks=BLOCKS)
     assert not verdict.promote
     assert (verdict.difference, verdict.interval) == (0.0, (0.0, 0.0))
     assert "the gain is not proven" in verdict.reason
@@ -70,7 +72,7 @@ def test_an_equal_model_is_not_promoted(metric: str) -> None:
 def test_a_gain_must_exceed_the_minimum() -> None:
     y, logit = _world()
     old, new = _model(logit, 3.0, 1), _model(logit, 0.3, 2)
-    verdict = gates.compare(y, old, new, config.Gates(min_gain=0.5, **OPEN), blocks=BLOCKS)
+    verdict = gates.compare(BINARY, y, old, new, binary.Gates(min_gain=0.5, **OPEN), blocks=BLOCKS)
     assert not verdict.promote
     assert "does not exceed 0.5000" in verdict.reason
 
@@ -90,13 +92,15 @@ def test_a_broken_limit_rejects_and_is_named(
 ) -> None:
     y, logit = _world()
     old, new = _model(logit, 3.0, 1), _model(logit, 0.3, 2) ** 0.5
-    policy = config.Gates(**{**OPEN, **limits})
-    verdict = gates.first(y, new, policy) if is_first else gates.compare(y, old, new, policy, blocks=BLOCKS)
+    policy = binary.Gates(**{**OPEN, **limits})
+    verdict = (
+        gates.first(BINARY, y, new, policy) if is_first else gates.compare(BINARY, y, old, new, policy, blocks=BLOCKS)
+    )
     check = _check(verdict, name)
     assert not verdict.promote
     assert not check.passed
     # Its own share of chance is not held against a model's calibration.
-    assert check.value == pytest.approx(evaluation.score(y, new)[name.split()[1]], rel=0.02)
+    assert check.value == pytest.approx(BINARY.score(y, new)[name.split()[1]], rel=0.02)
     assert told in verdict.reason
     assert name.split()[1] in verdict.reason
     assert [other.passed for other in verdict.checks if other != check] == [True] * (len(verdict.checks) - 1)
@@ -107,24 +111,24 @@ def test_harm_to_a_slice_rejects_and_is_named() -> None:
     old, new = _model(logit, 3.0, 1), _model(logit, 0.3, 2)
     origin = np.where(np.arange(ROWS) % 4 == 0, "JFK", "EWR")
     new = np.where(origin == "JFK", _model(logit, 8.0, 3), new)
-    policy = config.Gates(slices=("origin",), **OPEN)
-    verdict = gates.compare(y, old, new, policy, blocks=BLOCKS, slices=pd.DataFrame({"origin": origin}))
+    policy = binary.Gates(slices=("origin",), **OPEN)
+    verdict = gates.compare(BINARY, y, old, new, policy, blocks=BLOCKS, slices=pd.DataFrame({"origin": origin}))
     assert not verdict.promote
     assert _check(verdict, "gain").passed
     assert _check(verdict, "slice origin=EWR").passed
     assert not _check(verdict, "slice origin=JFK").passed
     assert "slice origin=JFK changes by -0." in verdict.reason
     small = policy.model_copy(update={"slice_min_rows": 2000})
-    assert gates.compare(y, old, new, small, blocks=BLOCKS, slices={"origin": origin}).promote
+    assert gates.compare(BINARY, y, old, new, small, blocks=BLOCKS, slices={"origin": origin}).promote
     tolerant = policy.model_copy(update={"slice_tolerance": 0.9})
-    assert gates.compare(y, old, new, tolerant, blocks=BLOCKS, slices={"origin": origin}).promote
+    assert gates.compare(BINARY, y, old, new, tolerant, blocks=BLOCKS, slices={"origin": origin}).promote
 
 
 def test_a_slice_with_one_class_is_not_judged_by_auc() -> None:
     y, logit = _world()
     old, new = _model(logit, 3.0, 1), _model(logit, 0.3, 2)
-    policy = config.Gates(slices=("late",), **OPEN)
-    verdict = gates.compare(y, old, new, policy, blocks=BLOCKS, slices={"late": y})
+    policy = binary.Gates(slices=("late",), **OPEN)
+    verdict = gates.compare(BINARY, y, old, new, policy, blocks=BLOCKS, slices={"late": y})
     assert verdict.promote
     found = [check for check in verdict.checks if check.name.startswith("slice")]
     assert [(check.passed, check.value, check.note[:4]) for check in found] == [(True, None, "all ")] * 2
@@ -132,26 +136,28 @@ def test_a_slice_with_one_class_is_not_judged_by_auc() -> None:
 
 def test_slices_that_were_not_passed_are_an_error() -> None:
     y, logit = _world()
-    with pytest.raises(evaluation.EvaluationError, match="'origin'"):
-        gates.compare(y, _sigmoid(logit), _sigmoid(logit), config.Gates(slices=("origin",), **OPEN), blocks=BLOCKS)
+    with pytest.raises(EvaluationError, match="'origin'"):
+        gates.compare(
+            BINARY, y, _sigmoid(logit), _sigmoid(logit), binary.Gates(slices=("origin",), **OPEN), blocks=BLOCKS
+        )
 
 
 def test_few_blocks_reject_and_one_is_an_error() -> None:
     y, logit = _world()
     old, new = _model(logit, 3.0, 1), _model(logit, 0.3, 2)
-    verdict = gates.compare(y, old, new, config.Gates(**OPEN), blocks=BLOCKS // 5)
+    verdict = gates.compare(BINARY, y, old, new, binary.Gates(**OPEN), blocks=BLOCKS // 5)
     assert not verdict.promote
     assert "spans 3 blocks of time and the gate needs 5" in verdict.reason
     with pytest.raises(gates.GateError, match="one block; lengthen"):
-        gates.compare(y, old, new, config.Gates(**OPEN), blocks=np.zeros(ROWS))
+        gates.compare(BINARY, y, old, new, binary.Gates(**OPEN), blocks=np.zeros(ROWS))
 
 
 def test_one_class_is_an_error_that_says_what_to_change() -> None:
     p = np.full(ROWS, 0.5)
     with pytest.raises(gates.GateError, match=r"all 4200 labels are 0.*lengthen training\.holdout"):
-        gates.compare(np.zeros(ROWS), p, p, config.Gates(), blocks=BLOCKS)
+        gates.compare(BINARY, np.zeros(ROWS), p, p, binary.Gates(), blocks=BLOCKS)
     with pytest.raises(gates.GateError, match=r"lengthen training\.holdout"):
-        gates.first(np.ones(ROWS), p, config.Gates())
+        gates.first(BINARY, np.ones(ROWS), p, binary.Gates())
 
 
 def test_resamples_that_cannot_hold_both_classes_are_an_error() -> None:
@@ -159,13 +165,13 @@ def test_resamples_that_cannot_hold_both_classes_are_an_error() -> None:
     y[np.flatnonzero(y)[:-1]] = 0
     p = np.linspace(0, 1, ROWS)
     blocks = np.where(BLOCKS == 3, 0, 1)
-    with pytest.raises(gates.GateError, match="most resamples hold one class"):
-        gates.difference_interval(np.where(blocks == 0, 1, 0), p, p, "auc", blocks, 100)
+    with pytest.raises(gates.GateError, match="most resamples leave the metric undefined"):
+        gates.difference_interval(BINARY, np.where(blocks == 0, 1, 0), p, p, "auc", blocks, 100)
 
 
 def test_the_first_model_needs_no_champion() -> None:
     y, logit = _world()
-    verdict = gates.first(y, _sigmoid(logit), config.Gates())
+    verdict = gates.first(BINARY, y, _sigmoid(logit), binary.Gates())
     assert verdict.promote
     assert verdict.champion is verdict.difference is verdict.interval is None
     assert {check.name for check in verdict.checks} == {"class", "floor auc", "ceiling ece"}
@@ -174,7 +180,10 @@ def test_the_first_model_needs_no_champion() -> None:
 def test_a_verdict_survives_json() -> None:
     y, logit = _world()
     old, new = _model(logit, 3.0, 1), _model(logit, 0.3, 2)
-    for verdict in (gates.compare(y, old, new, config.Gates(), blocks=BLOCKS), gates.first(y, new, config.Gates())):
+    for verdict in (
+        gates.compare(BINARY, y, old, new, binary.Gates(), blocks=BLOCKS),
+        gates.first(BINARY, y, new, binary.Gates()),
+    ):
         text = json.dumps(verdict.to_dict(), allow_nan=False)
         assert gates.Verdict.from_dict(json.loads(text)) == verdict
 
@@ -182,7 +191,9 @@ def test_a_verdict_survives_json() -> None:
 def test_the_same_seed_gives_the_same_interval() -> None:
     y, logit = _world()
     a, b = _model(logit, 1.0, 1), _model(logit, 0.9, 2)
-    first, again, other = (gates.difference_interval(y, a, b, "auc", BLOCKS, 200, 0.9, seed) for seed in (7, 7, 8))
+    first, again, other = (
+        gates.difference_interval(BINARY, y, a, b, "auc", BLOCKS, 200, 0.9, seed) for seed in (7, 7, 8)
+    )
     assert first == again
     assert first[0] == other[0]
     assert first[1:] != other[1:]
@@ -196,14 +207,14 @@ def test_the_draw_is_paired_and_matches_explicit_resampling(metric: str, monkeyp
     weights = np.concatenate(list(gates._draws(14, ROWS, 100, 7)))
     assert weights.shape == (100, 14)
     assert (weights.sum(axis=1) == 13).all()
-    sign = evaluation.DIRECTION[metric]
+    sign = BINARY.metrics[metric].better
     expected = []
     for counts in weights:
         rows = np.repeat(np.arange(ROWS), counts[BLOCKS])
-        before, after = (evaluation.score(y[rows], p[rows])[metric] for p in (a, b))
+        before, after = (BINARY.score(y[rows], p[rows])[metric] for p in (a, b))
         expected.append(sign * (after - before))
     tail = stats.norm.cdf(stats.t.ppf(0.05, df=13))
-    _, low, high = gates.difference_interval(y, a, b, metric, BLOCKS, 100, 0.9, 7)
+    _, low, high = gates.difference_interval(BINARY, y, a, b, metric, BLOCKS, 100, 0.9, 7)
     assert (low, high) == pytest.approx(tuple(np.quantile(expected, [tail, 1 - tail])), abs=1e-12)
 
 
@@ -222,7 +233,7 @@ def _trials(count: int, blocks: np.ndarray, drawn: np.ndarray) -> list[tuple[flo
         logit = 1.5 * random.normal(size=len(blocks))
         y = (random.random(len(blocks)) < _sigmoid(logit)).astype(int)
         a, b = _moody(logit, blocks, 5000 + trial), _moody(logit, blocks, 9000 + trial)
-        found.append(gates.difference_interval(y, a, b, "log_loss", drawn, 200, 0.9, trial))
+        found.append(gates.difference_interval(BINARY, y, a, b, "log_loss", drawn, 200, 0.9, trial))
     return found
 
 
@@ -256,9 +267,9 @@ def test_time_blocks_are_whole_spans_of_utc() -> None:
 def test_few_rows_of_a_class_are_too_few_to_judge() -> None:
     y, logit = _world()
     y[np.flatnonzero(y)[9:]] = 0
-    verdict = gates.first(y, _sigmoid(logit), config.Gates(floors={}, ceilings={}))
+    verdict = gates.first(BINARY, y, _sigmoid(logit), binary.Gates(floors={}, ceilings={}))
     assert not verdict.promote
-    assert "the hold-out has 9 rows of the rarer class and the gate needs 10" in verdict.reason
+    assert "the hold-out has 9 rows outside its most frequent class and the gate needs 10" in verdict.reason
 
 
 def _shops(random: np.random.Generator, rows: int, share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -271,20 +282,20 @@ def _shops(random: np.random.Generator, rows: int, share: float) -> tuple[np.nda
 def test_two_equally_good_models_rarely_fail_a_slice_and_a_harmed_one_does(share: float, values: int) -> None:
     rows, trials = 6_000, 30
     blocks = np.arange(rows) * 21 // rows
-    policy = config.Gates(slices=("shop",), slice_min_rows=200, slice_tolerance=0.03, **OPEN | {"resamples": 100})
+    policy = binary.Gates(slices=("shop",), slice_min_rows=200, slice_tolerance=0.03, **OPEN | {"resamples": 100})
     by_point, failed, caught = 0, 0, 0
     for trial in range(trials):
         random = np.random.default_rng(trial)
         y, logit = _shops(random, rows, share)
         shop = random.choice(values, rows, p=np.arange(1, values + 1) / np.arange(1, values + 1).sum()).astype(str)
         old, new = _model(logit, 1.0, 3 * trial + 1), _model(logit, 1.0, 3 * trial + 2)
-        verdict = gates.compare(y, old, new, policy, blocks=blocks, slices={"shop": shop})
+        verdict = gates.compare(BINARY, y, old, new, policy, blocks=blocks, slices={"shop": shop})
         found = [check for check in verdict.checks if check.name.startswith("slice")]
         failed += any(not check.passed for check in found)
         by_point += any(check.value is not None and check.value < check.limit for check in found)
         if trial < 4:
             harmed = np.where(shop == str(values - 1), _sigmoid(-logit), new)
-            verdict = gates.compare(y, old, harmed, policy, blocks=blocks, slices={"shop": shop})
+            verdict = gates.compare(BINARY, y, old, harmed, policy, blocks=blocks, slices={"shop": shop})
             caught += not _check(verdict, f"slice shop={values - 1}").passed
     assert by_point >= 0.5 * trials, "as a point decided before"
     assert failed <= 2, "nominal 2.5 % of gates"
@@ -298,7 +309,7 @@ def test_a_calibrated_model_passes_its_ceiling_on_a_small_holdout(rows: int) -> 
         random = np.random.default_rng(trial)
         p = random.beta(2, 4, rows)
         y = (random.random(rows) < p).astype(int)
-        ece.append(evaluation.score(y, p)["ece"])
+        ece.append(BINARY.score(y, p)["ece"])
         kept.append(evaluation.miscalibration(y, p))
     assert np.mean(ece) > 0.06
     assert np.mean(kept) < 0.03
@@ -322,8 +333,8 @@ def test_a_verdict_of_an_older_kubeloop_can_be_read() -> None:
 @pytest.mark.parametrize(("refuse", "promote"), [(False, True), (True, False)])
 def test_a_verdict_repeats_what_training_warned_of(refuse: bool, promote: bool) -> None:
     y, logit = _world()
-    policy = config.Gates(refuse_on_warning=refuse, **OPEN)
-    plain = gates.first(y, _model(logit, 1.0, 1), policy)
+    policy = binary.Gates(refuse_on_warning=refuse, **OPEN)
+    plain = gates.first(BINARY, y, _model(logit, 1.0, 1), policy)
     assert gates.warned(plain, [], policy) == plain
     verdict = gates.warned(plain, ["'closed' alone predicts the label", "b", "c", "d"], policy)
     assert verdict.promote is promote

@@ -8,17 +8,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kubeloop import config
 from kubeloop.stores import kept
 from kubeloop.tasks import reference
-from kubeloop.tasks.tabular import encoding, evaluation, export, model_folder, training
+from kubeloop.tasks.binary import settings as binary
+from kubeloop.tasks.binary.maker import BinaryMaker
+from kubeloop.tasks.binary.task import BINARY
+from kubeloop.tasks.tabular import encoding, export, model_folder, training
 
 Parts = tuple[pd.DataFrame, pd.DataFrame]
 
 
+MAKER = BinaryMaker(BINARY)
+
+
 @pytest.fixture(scope="module")
 def small(parts: Parts) -> training.Fitted:
-    return training.fit(parts[0], config.Training(parameters={"n_estimators": 20}, threads=1))
+    return training.fit(MAKER, parts[0], binary.Training(parameters={"n_estimators": 20}, threads=1))
 
 
 @pytest.fixture
@@ -40,7 +45,7 @@ def test_the_folder_is_what_the_architecture_says(folder: Path, small: training.
     assert card["trained_to"] == parts[0]["event_timestamp"].max().isoformat()
     assert card["algorithm"] == "lightgbm"
     assert card["parameters"]["n_estimators"] == 20
-    expected = evaluation.score(parts[1]["label"], small.predict(parts[1]))
+    expected = BINARY.score(parts[1]["label"], small.predict(parts[1]))
     for name, value in expected.items():
         assert card["metrics"][name] == pytest.approx(value, abs=1e-5)
     assert card["metrics"]["size_bytes"] == (folder / "model.onnx").stat().st_size
@@ -52,7 +57,7 @@ def test_what_is_written_is_read(small: training.Fitted, parts: Parts, tmp_path:
 
 
 def test_the_same_model_has_the_same_digest(small: training.Fitted, parts: Parts, tmp_path: Path) -> None:
-    again = training.fit(parts[0], config.Training(parameters={"n_estimators": 20}, threads=1))
+    again = training.fit(MAKER, parts[0], binary.Training(parameters={"n_estimators": 20}, threads=1))
     digests = {
         model_folder.write(tmp_path, fitted, export.to_onnx(fitted), *parts, name="flights").sha256
         for fitted in (small, again)
@@ -61,10 +66,10 @@ def test_the_same_model_has_the_same_digest(small: training.Fitted, parts: Parts
 
 
 def test_a_stored_model_predicts_new_rows(folder: Path, small: training.Fitted, parts: Parts) -> None:
-    got = model_folder.predict(folder, parts[1].drop(columns="label"))
+    got = model_folder.predict(BINARY, folder, parts[1].drop(columns="label"))
     assert got == pytest.approx(small.predict(parts[1]), abs=1e-6)
     with pytest.raises(encoding.EncodingError, match="'seats'"):
-        model_folder.predict(folder, parts[1].drop(columns="seats"))
+        model_folder.predict(BINARY, folder, parts[1].drop(columns="seats"))
 
 
 def test_the_reference_remembers_the_training_rows(folder: Path, small: training.Fitted, parts: Parts) -> None:
@@ -74,8 +79,11 @@ def test_the_reference_remembers_the_training_rows(folder: Path, small: training
     assert remembered.categories["carrier"] == ("AA", "B6", "DL", "é")
     assert remembered.importance == pytest.approx(small.importance())
     scores = small.predict(parts[1])
-    measured = evaluation.score(parts[1]["label"], scores)
-    assert remembered.auc == pytest.approx([measured[name] for name in ("auc", "auc_low", "auc_high")], abs=1e-5)
+    measured = BINARY.score(parts[1]["label"], scores)
+    assert remembered.measured is not None
+    assert remembered.measured.metric == "auc"
+    sure = [measured[name] for name in ("auc", "auc_low", "auc_high")]
+    assert remembered.measured.sure == pytest.approx(sure, abs=1e-5)
     assert np.isin(remembered.score.round(4), scores.round(4)).mean() > 0.99
     codes = remembered.categorical[:, remembered.categorical_names.index("carrier")]
     assert (codes == reference.ABSENT).mean() == pytest.approx(1 / 11, abs=0.04)
@@ -90,7 +98,7 @@ def test_an_undefined_metric_is_null_in_the_card(small: training.Fitted, parts: 
 
 
 def test_a_graph_that_differs_is_never_written(small: training.Fitted, parts: Parts, tmp_path: Path) -> None:
-    other = training.fit(parts[0], config.Training(algorithm="logistic_regression"))
+    other = training.fit(MAKER, parts[0], binary.Training(algorithm="logistic_regression"))
     with pytest.raises(export.ExportError):
         model_folder.write(tmp_path / "model", small, export.to_onnx(other), *parts, name="flights")
     assert not (tmp_path / "model").exists()
@@ -111,7 +119,7 @@ def test_damage_is_found(folder: Path, file: str, content: bytes | None, message
     if content is not None:
         (folder / file).write_bytes(content)
     with pytest.raises(model_folder.ModelFolderError, match=f"{message}.*train the model again"):
-        model_folder.predict(folder, parts[1])
+        model_folder.predict(BINARY, folder, parts[1])
 
 
 def test_a_card_without_warnings_is_read(folder: Path) -> None:
@@ -126,7 +134,9 @@ def test_a_card_without_warnings_is_read(folder: Path) -> None:
 
 def _doubts(auc: float = 0.7, **columns: object) -> list[str]:
     labels = np.arange(4000) % 3 == 0
-    return model_folder.doubts(pd.DataFrame({"label": labels.astype(int), **columns}), auc, {"speed": 0.9})
+    return model_folder.doubts(
+        MAKER, pd.DataFrame({"label": labels.astype(int), **columns}), {"auc": auc}, {"speed": 0.9}
+    )
 
 
 def test_numbers_that_float32_cannot_tell_apart_are_named() -> None:

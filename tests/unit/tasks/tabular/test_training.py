@@ -1,14 +1,19 @@
 from datetime import timedelta
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from kubeloop import config
+from kubeloop.tasks.binary import settings as binary
+from kubeloop.tasks.binary.maker import BinaryMaker
+from kubeloop.tasks.binary.task import BINARY, Binary
 from kubeloop.tasks.tabular import algorithms, encoding, training
 
 Parts = tuple[pd.DataFrame, pd.DataFrame]
+MAKER = BinaryMaker(BINARY)
+
 FAST = {
     "lightgbm": {"n_estimators": 40},
     "logistic_regression": {},
@@ -23,7 +28,7 @@ def _hours(labels: list[int]) -> pd.DataFrame:
 
 
 def test_the_newest_part_is_the_hold_out_and_its_start_is_open() -> None:
-    train, holdout = training.split(_hours([0, 1] * 5), timedelta(hours=4))
+    train, holdout = training.split(BINARY, _hours([0, 1] * 5), timedelta(hours=4))
     assert train["event_timestamp"].dt.hour.tolist() == [0, 1, 2, 3, 4, 5]
     assert holdout["event_timestamp"].dt.hour.tolist() == [6, 7, 8, 9]
 
@@ -35,14 +40,14 @@ def test_the_newest_part_is_the_hold_out_and_its_start_is_open() -> None:
         (_hours([0] * 6 + [0, 1]), 2, "the training part cannot be used: all 6 labels are 0"),
         (_hours([0, 1, 1, 1]), 2, r"the hold-out part cannot be used: all 2 labels are 1.*\(2h\)"),
         (_hours([]), 2, "there are no rows"),
-        (_hours([0, 1, 2]), 2, "labels other than 0 and 1"),
+        (_hours([0, 1, 2]), 2, "labels must be 0 or 1"),
         (_hours([0, 1]).drop(columns="label"), 1, "no column label"),
         (_hours([0, 1]).assign(event_timestamp=pd.NaT), 1, "2 rows have no event_timestamp"),
     ],
 )
 def test_a_split_that_cannot_judge_a_model_says_what_to_change(frame: pd.DataFrame, hours: int, message: str) -> None:
     with pytest.raises(training.TrainingError, match=message):
-        training.split(frame, timedelta(hours=hours))
+        training.split(BINARY, frame, timedelta(hours=hours))
 
 
 def test_every_algorithm_learns(fitted: training.Fitted, parts: Parts) -> None:
@@ -61,27 +66,31 @@ def test_importance_sums_to_one_and_finds_what_matters(fitted: training.Fitted) 
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
 
 
-@pytest.mark.parametrize("algorithm", algorithms.DEFAULTS)
+@pytest.mark.parametrize("algorithm", get_args(binary.Algorithm))
 def test_the_same_rows_and_seed_give_the_same_model(algorithm: str, parts: Parts) -> None:
-    settings = config.Training(algorithm=algorithm, parameters=FAST[algorithm], threads=2)
-    first, again = (training.fit(parts[0], settings).predict(parts[1]) for _ in range(2))
+    settings = binary.Training(algorithm=algorithm, parameters=FAST[algorithm], threads=2)
+    first, again = (training.fit(MAKER, parts[0], settings).predict(parts[1]) for _ in range(2))
     assert first.tobytes() == again.tobytes()
 
 
 def test_another_seed_gives_another_model(parts: Parts) -> None:
     first, other = (
-        training.fit(parts[0], config.Training(parameters=FAST["lightgbm"], seed=seed, threads=1)).predict(parts[1])
+        training.fit(MAKER, parts[0], binary.Training(parameters=FAST["lightgbm"], seed=seed, threads=1)).predict(
+            parts[1]
+        )
         for seed in (1, 2)
     )
     assert (first != other).any()
 
 
-@pytest.mark.parametrize("algorithm", algorithms.DEFAULTS)
+@pytest.mark.parametrize("algorithm", get_args(binary.Algorithm))
 def test_optuna_searches_what_is_left_open(algorithm: str, parts: Parts) -> None:
     fixed = FAST[algorithm]
-    settings = config.Training(algorithm=algorithm, parameters=fixed, trials=2, threads=1)
+    settings = binary.Training(algorithm=algorithm, parameters=fixed, trials=2, threads=1)
     seen: list[tuple[int, float, algorithms.Parameters]] = []
-    fitted = training.fit(parts[0], settings, metric="log_loss", progress=lambda *trial: seen.append(trial))
+    fitted = training.fit(
+        BinaryMaker(Binary("log_loss")), parts[0], settings, progress=lambda *trial: seen.append(trial)
+    )
     assert [number for number, _, _ in seen] == [0, 1]
     assert all(set(drawn) == set(algorithms.SEARCH[algorithm]) - set(fixed) for _, _, drawn in seen)
     best = min(seen, key=lambda trial: trial[1])
@@ -90,8 +99,8 @@ def test_optuna_searches_what_is_left_open(algorithm: str, parts: Parts) -> None
 
 
 def test_a_search_is_reproducible(parts: Parts) -> None:
-    settings = config.Training(algorithm="logistic_regression", trials=3, threads=1)
-    first, again = (training.fit(parts[0], settings) for _ in range(2))
+    settings = binary.Training(algorithm="logistic_regression", trials=3, threads=1)
+    first, again = (training.fit(MAKER, parts[0], settings) for _ in range(2))
     assert first.parameters == again.parameters
     assert first.parameters["C"] != algorithms.DEFAULTS["logistic_regression"]["C"]
 
@@ -110,12 +119,12 @@ def test_wrong_parameters_are_named(
     algorithm: str, parameters: dict[str, int | str], message: str, parts: Parts
 ) -> None:
     with pytest.raises(algorithms.ParameterError, match=message):
-        training.fit(parts[0], config.Training(algorithm=algorithm, parameters=parameters))
+        training.fit(MAKER, parts[0], binary.Training(algorithm=algorithm, parameters=parameters))
 
 
 def test_one_class_cannot_train(parts: Parts) -> None:
     with pytest.raises(training.TrainingError, match=r"all .* labels are 1, .*lengthen training\.window"):
-        training.fit(parts[0].query("label == 1"), config.Training())
+        training.fit(MAKER, parts[0].query("label == 1"), binary.Training())
 
 
 def _encoded(native: bool, missing: int = 25) -> tuple[encoding.Encoder, encoding.Matrix]:
@@ -123,7 +132,7 @@ def _encoded(native: bool, missing: int = 25) -> tuple[encoding.Encoder, encodin
     x = [1.0, 2.0, 3.0, 2.0] * 25
     x[:missing] = ([np.nan, np.inf, -np.inf] * 25)[:missing]
     frame = pd.DataFrame({"c": ["a"] * 40 + ["b"] * 50 + [None] * 10, "x": x, "absent": np.nan})
-    return encoding.learn(frame, y, native=native)
+    return encoding.learn(frame, y[:, None].astype(float), native=native)
 
 
 _ROWS = pd.DataFrame({"x": [5.0, np.nan, -np.inf, 0.5, 0.5], "c": ["a", "b", "never seen", None, ""], "absent": 1.0})
@@ -173,11 +182,11 @@ def _telling_gaps(rows: int = 4000) -> pd.DataFrame:
     return frame.assign(channel=np.where(random.random(rows) < 0.5, None, "web"))
 
 
-@pytest.mark.parametrize("algorithm", algorithms.DEFAULTS)
+@pytest.mark.parametrize("algorithm", get_args(binary.Algorithm))
 def test_that_a_number_is_missing_is_learned(algorithm: str) -> None:
-    train, holdout = training.split(_telling_gaps(), timedelta(days=14))
-    settings = config.Training(algorithm=algorithm, parameters=FAST[algorithm], threads=1)
-    fitted = training.fit(train, settings)
+    train, holdout = training.split(BINARY, _telling_gaps(), timedelta(days=14))
+    settings = binary.Training(algorithm=algorithm, parameters=FAST[algorithm], threads=1)
+    fitted = training.fit(MAKER, train, settings)
     best = roc_auc_score(holdout["label"], holdout["amount"].isna())
     assert best > 0.78
     assert roc_auc_score(holdout["label"], fitted.predict(holdout)) > best - 0.03
@@ -188,8 +197,8 @@ def test_that_a_number_is_missing_is_learned(algorithm: str) -> None:
 def test_that_a_category_is_missing_is_learned() -> None:
     frame = _telling_gaps().drop(columns="amount")
     frame["channel"] = np.where(frame["label"] + np.arange(len(frame)) % 4 > 2, None, "web")
-    train, holdout = training.split(frame, timedelta(days=14))
-    fitted = training.fit(train, config.Training(parameters=FAST["lightgbm"], threads=1))
+    train, holdout = training.split(BINARY, frame, timedelta(days=14))
+    fitted = training.fit(MAKER, train, binary.Training(parameters=FAST["lightgbm"], threads=1))
     asked = holdout.head(2).assign(channel=[None, "never seen"], noise=0.0)
     missing, unseen = fitted.predict(asked)
     assert missing > unseen + 0.1, "a new value says nothing yet, which is not what an empty field says"
@@ -198,16 +207,16 @@ def test_that_a_category_is_missing_is_learned() -> None:
 def test_the_most_frequent_categories_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "MOST_CATEGORIES", 2)
     frame = pd.DataFrame({"c": ["a"] * 30 + ["b"] * 10 + ["d"] * 20})
-    encoder, _ = encoding.learn(frame, np.array([1] * 40 + [0] * 20))
-    assert set(encoder.means["c"]) == {"a", "d"}
-    assert encoder.transform(pd.DataFrame({"c": ["b"]})) == pytest.approx(encoder.prior)
+    encoder, _ = encoding.learn(frame, np.array([[1.0]] * 40 + [[0.0]] * 20))
+    assert set(encoder.means["c"][0]) == {"a", "d"}
+    assert encoder.transform(pd.DataFrame({"c": ["b"]})) == pytest.approx(encoder.priors[0])
 
 
 def test_a_rows_own_label_does_not_shape_its_encoding() -> None:
     random = np.random.default_rng(0)
     y = random.integers(0, 2, 3000)
     frame = pd.DataFrame({"tail": [f"N{n}" for n in random.integers(0, 1500, 3000)]})
-    encoder, matrix = encoding.learn(frame, y)
+    encoder, matrix = encoding.learn(frame, y[:, None].astype(float))
     assert abs(roc_auc_score(y, matrix[:, 0]) - 0.5) < 0.04, "pure noise stays noise for the estimator"
     assert roc_auc_score(y, encoder.transform(frame)[:, 0]) > 0.7, "while plain means have seen the answer"
 
@@ -227,7 +236,7 @@ def test_a_rows_own_label_does_not_shape_its_encoding() -> None:
     ],
 )
 def test_strings_are_categorical_and_all_others_numeric(column: "pd.Series[str]", kind: str) -> None:
-    encoder, matrix = encoding.learn(pd.DataFrame({"x": column}), np.array([0, 1]))
+    encoder, matrix = encoding.learn(pd.DataFrame({"x": column}), np.array([[0.0], [1.0]]))
     assert encoder.kinds == {"x": kind}
     assert matrix.dtype == np.float32
     assert np.isfinite(matrix).all()
@@ -243,7 +252,7 @@ def test_strings_are_categorical_and_all_others_numeric(column: "pd.Series[str]"
 )
 def test_a_column_that_is_neither_is_named(column: "pd.Series[str]", message: str) -> None:
     with pytest.raises(encoding.EncodingError, match=message):
-        encoding.learn(pd.DataFrame({"x": column}), np.array([0, 1]))
+        encoding.learn(pd.DataFrame({"x": column}), np.array([[0.0], [1.0]]))
 
 
 def test_a_frame_that_does_not_fit_the_model_is_named(fitted: training.Fitted, parts: Parts) -> None:
@@ -255,4 +264,4 @@ def test_a_frame_that_does_not_fit_the_model_is_named(fitted: training.Fitted, p
 
 def test_a_training_set_without_features_is_an_error() -> None:
     with pytest.raises(encoding.EncodingError, match="no feature columns"):
-        training.fit(_hours([0, 1]).drop(columns="x"), config.Training())
+        training.fit(MAKER, _hours([0, 1]).drop(columns="x"), binary.Training())

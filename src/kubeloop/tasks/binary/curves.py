@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from kubeloop.tasks.tabular import evaluation
+from kubeloop.tasks.binary import evaluation
+from kubeloop.tasks.port import EvaluationError, Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,7 +75,7 @@ def draw(y: npt.ArrayLike, p: npt.ArrayLike, threshold: float | None = None) -> 
     labels, scores = evaluation.checked(y, p)
     reason = evaluation.undefined(labels)
     if reason:
-        raise evaluation.EvaluationError(f"no curve can be drawn: {reason}")
+        raise EvaluationError(f"no curve can be drawn: {reason}")
     order = np.argsort(-scores, kind="stable")
     falling = scores[order]
     ends = np.flatnonzero(np.append(np.diff(falling) != 0, True))
@@ -91,7 +92,7 @@ def draw(y: npt.ArrayLike, p: npt.ArrayLike, threshold: float | None = None) -> 
     return Curves(
         roc=_thin(false, recall, thresholds),
         pr=_thin(recall, precision, thresholds),
-        calibration=_calibration(labels, scores),
+        calibration=calibration(labels, scores),
         confusion=_confusion(labels, scores, threshold),
         prevalence=positives / len(labels),
     )
@@ -102,7 +103,7 @@ def figures(curves: Curves, metrics: Mapping[str, float]) -> dict[str, "Figure"]
 
     Args:
         curves: of `draw`.
-        metrics: of `evaluation.score`, for the titles.
+        metrics: of `Task.score`, for the titles.
     """
     lines: dict[str, tuple[Curve, list[float], str, str, str]] = {
         "roc": (curves.roc, [0.0, 1.0], f"ROC, AUC {metrics['auc']:.3f}", "false positive rate", "true positive rate"),
@@ -149,7 +150,7 @@ def _figure(title: str, x_label: str, y_label: str) -> "tuple[Figure, Axes]":
     return figure, axes
 
 
-def _thin(x: evaluation.Floats, y: evaluation.Floats, threshold: evaluation.Floats) -> Curve:
+def _thin(x: Floats, y: Floats, threshold: Floats) -> Curve:
     """Keep the ends and points evenly spaced along the line, so that a steep part loses no more than a flat one."""
     if len(x) > MAX_POINTS:
         way = np.append(0.0, np.cumsum(np.hypot(np.diff(x), np.diff(y))))
@@ -159,7 +160,13 @@ def _thin(x: evaluation.Floats, y: evaluation.Floats, threshold: evaluation.Floa
     return Curve(x.tolist(), y.tolist(), threshold.tolist())
 
 
-def _calibration(labels: evaluation.Floats, scores: evaluation.Floats) -> Curve:
+def calibration(labels: Floats, scores: Floats) -> Curve:
+    """Return the mean prediction and the share of class 1 of each bin, `evaluation.BINS` at most.
+
+    Args:
+        labels: 0 or 1 [n].
+        scores: probabilities of 1 [n].
+    """
     bins = evaluation.calibration_bins(scores)
     counts = np.bincount(bins)
     used = counts > 0
@@ -168,6 +175,6 @@ def _calibration(labels: evaluation.Floats, scores: evaluation.Floats) -> Curve:
     return Curve(mean.tolist(), share.tolist(), [])
 
 
-def _confusion(labels: evaluation.Floats, scores: evaluation.Floats, threshold: float) -> Confusion:
+def _confusion(labels: Floats, scores: Floats, threshold: float) -> Confusion:
     cells = np.bincount((2 * labels + (scores >= threshold)).astype(np.intp), minlength=4)
     return Confusion(threshold, cells.reshape(2, 2).tolist())

@@ -1,0 +1,1 @@
+"""Which of several classes a row is of: one probability a class."""

@@ -1,0 +1,174 @@
+"""What a kind of task over tables brings to making a model; `training`, `export` and `model_folder` do the rest."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kubeloop.config import Loop, Training, kinds
+from kubeloop.tasks.port import Floats, Task
+from kubeloop.tasks.slices import Slice
+from kubeloop.tasks.tabular import algorithms
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from kubeloop.tasks.tabular.graph import Graph, Output
+    from kubeloop.tasks.tabular.model_folder import Card
+
+Rows = algorithms.Rows
+Fit = Callable[[algorithms.Estimator, Rows, npt.NDArray[Any]], algorithms.Estimator]
+"""Fits an estimator on rows and labels, on this machine's share of them where several train together."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What was fitted: one estimator or several, and the numbers that go with them."""
+
+    estimators: tuple[Any, ...]
+    numbers: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the hold-out says of a model, as pages and Kubeflow's artifacts take it.
+
+    Attributes:
+        page: the evaluation as one HTML page.
+        roc: false positive rates, true positive rates and thresholds; None where there is no such curve.
+        classes: their names; None where there are none.
+        confusion: counts, rows are true classes; None where there are no classes.
+    """
+
+    page: str
+    roc: tuple[list[float], list[float], list[float]] | None = None
+    classes: list[str] | None = None
+    confusion: list[list[int]] | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """First limits of a new use case, each half of the way from knowing nothing to the first model.
+
+    Attributes:
+        floors: for `gates.floors`.
+        ceilings: for `gates.ceilings`.
+        watch: settings of `drift` about the metric.
+        why: what the limits are, for a comment.
+        poor: what to warn of where the first model hardly knows anything; None where it does.
+    """
+
+    floors: dict[str, float]
+    ceilings: dict[str, float]
+    watch: dict[str, float]
+    why: str
+    poor: str | None = None
+
+
+class Maker(ABC):
+    """Makes models of tables for one kind of task; `task` is its other half."""
+
+    task: Task
+
+    @abstractmethod
+    def targets(self, y: Floats) -> Floats:
+        """Return what the values of a category are told apart by [n, T], given truths [n]."""
+
+    @abstractmethod
+    def fit(
+        self, rows: Rows, y: Floats, training: Training, parameters: algorithms.Parameters, fit: Fit, *, draft: bool
+    ) -> Heads:
+        """Fit the estimators.
+
+        Args:
+            rows: the encoded training rows [n, F], oldest first.
+            y: their truths [n].
+            training: the settings.
+            parameters: of the algorithm.
+            fit: fits one estimator.
+            draft: whether it is one of many trials, of which only the headline is wanted.
+        """
+
+    @abstractmethod
+    def answer(self, heads: Heads, rows: Rows) -> Floats:
+        """Return the answers [n] or [n, k] to encoded rows [n, F]."""
+
+    def importance(self, algorithm: str, heads: Heads, spread: Rows) -> Rows:
+        """Return each column's share [F] of the decisions; see `algorithms.importance`."""
+        return algorithms.importance(algorithm, heads.estimators[0], spread)
+
+    @abstractmethod
+    def outputs(self, graph: "Graph", matrix: str, algorithm: str, heads: Heads) -> list["Output"]:
+        """Add the estimators to an ONNX graph, and return its outputs.
+
+        Args:
+            graph: under construction.
+            matrix: name of the encoded rows [batch, F].
+            algorithm: of the estimators.
+            heads: what was fitted.
+        """
+
+    def tolerance(self, answers: npt.NDArray[Any]) -> float:  # noqa: ARG002 - kinds with units need them
+        """Return the largest difference between the graph's answers and the trained model's that is rounding."""
+        return 1e-5
+
+    @abstractmethod
+    def giveaways(self, frame: "pd.DataFrame", y: Floats) -> dict[str, str]:
+        """Return for each feature that alone knows the truth almost perfectly how it shows.
+
+        Args:
+            frame: the feature columns.
+            y: truths [n].
+        """
+
+    @abstractmethod
+    def too_good(self, metrics: Mapping[str, float]) -> str | None:
+        """Say what about the hold-out's metrics is too good for most tables, or return None."""
+
+    @abstractmethod
+    def draft(self, y: Floats, metrics: Mapping[str, float]) -> Draft:
+        """Return the limits that `init` writes, from truths [n] and metrics of a first model's hold-out."""
+
+    @abstractmethod
+    def show(
+        self,
+        title: str,
+        card: "Card",
+        y: Floats,
+        answers: Floats,
+        moments: npt.NDArray[np.datetime64],
+        parts: Sequence[Slice],
+        out: Path,
+    ) -> Shown:
+        """Draw the evaluation of a model; figures go into the folder `out`.
+
+        Args:
+            title: of the page.
+            card: the model's.
+            y: truths of the hold-out [n].
+            answers: the model's [n] or [n, k].
+            moments: event time of each row [n].
+            parts: the slices.
+            out: folder of the figures.
+        """
+
+    def scored(self, answers: Floats) -> dict[str, npt.NDArray[Any]]:
+        """Return the columns of a scored batch by name, [n] each."""
+        columns = answers.T if answers.ndim == 2 else answers[None]
+        names = [tensor.name for tensor in self.task.tensors for _ in range(tensor.width)]
+        return {name: column.astype(np.float32) for name, column in zip(names, columns, strict=True)}
+
+
+def of(loop: Loop) -> Maker:
+    """Return the maker of a loop's task."""
+    return make(loop.task, loop.training, loop.gates.metric)
+
+
+def make(kind: str, training: Training, metric: str) -> Maker:
+    """Return the maker of a kind of task, given its settings and the headline metric."""
+    found: Maker = kinds.module(kind, "maker").of(training, metric)
+    return found
