@@ -83,8 +83,11 @@ def begin(settings: Settings, loop: str, as_of: str, run: str, job: str) -> Begu
         raise StageError("the run has no name, as one of a recurring run with a fixed version: use `kubeloop schedule`")
     moment = past(as_of) if as_of else datetime.now(UTC)
     snapshot = digest(settings.raw) if sources.tables(settings.raw) else ""
-    reference = loops.keep(loops.read(loop, settings), settings)
+    known = loops.read(loop, settings)
+    reference = loops.keep(known, settings)
     _log.info("run %s, as of %s", run or job, moment.isoformat())
+    if said := loops.stale(known, settings):
+        _log.warning("%s", said)
     return Begun(moment.isoformat(), run or job, snapshot, reference)
 
 
