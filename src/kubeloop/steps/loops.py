@@ -90,8 +90,11 @@ def compiled(loop: Loop) -> str:
 def stale(loop: Loop, settings: Settings) -> str:
     """Return what in a run is not as it is installed now, and the command that changes this; empty when all is.
 
-    A recurring run, and the pods of every run, are made from the loop that `kubeloop schedule` was given.
+    A recurring run, and the pods of every run, are made from the loop that `kubeloop schedule` was given. On one
+    machine there is no release, and `kubeloop run` compiles what it runs.
     """
+    if not settings.release:
+        return ""
     lacks = _differs(loop, settings.installed_loop)
     if not lacks and settings.compiled not in ("", compiled(loop)):
         lacks = (
@@ -101,7 +104,7 @@ def stale(loop: Loop, settings: Settings) -> str:
     if not lacks:
         return ""
     namespace, _, release = settings.release.partition("/")
-    command = "kubeloop schedule" + (f" --release {release} --namespace {namespace}" if release else "")
+    command = f"kubeloop schedule --release {release} --namespace {namespace}"
     return f"{lacks}; `{command}` makes later runs follow what is installed"
 
 
