@@ -66,13 +66,14 @@ REPO = """
 """
 
 
-def make(folder: Path, rows: int, history: int | None = None) -> None:
+def make(folder: Path, rows: int, history: int | None = None, memory: str | None = None) -> None:
     """Write a feature repo, raw tables and feature tables, once for our store and once for Feast's.
 
     Args:
         folder: where to.
         rows: events.
-        history: rows of all views together; a row a month and key when left out.
+        history: rows of all views together; ten a key when left out.
+        memory: what kubeloop's store may have for DuckDB's work; its default when left out.
     """
     raw, repo = folder / "raw", folder / "repo"
     (repo / "sql").mkdir(parents=True)
@@ -98,7 +99,8 @@ def make(folder: Path, rows: int, history: int | None = None) -> None:
             )
             (repo / "sql" / f"{view}.sql").write_text(f"FROM {view}")
     (repo / "views.py").write_text(textwrap.dedent(REPO % (list(KEYS), FEATURES, VIEWS)))
-    for name, kind in (("ours", OFFLINE_STORE), ("feast", "duckdb")):
+    limited = f"{OFFLINE_STORE}, memory_limit: {memory}" if memory else OFFLINE_STORE
+    for name, kind in (("ours", limited), ("feast", "duckdb")):
         (repo / "feature_store.yaml").write_text(textwrap.dedent(STORE % kind))
         features.build(repo, raw, folder / name)
 
@@ -173,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000, help="events")
     parser.add_argument("--history", type=int, help="rows of all views together; else ten a key")
+    parser.add_argument("--memory", help="for the work of kubeloop's store in DuckDB, such as 500MB; else half of all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--without", action="append", default=[], help="leave a contender out")
     parser.add_argument("--json", type=Path, help="also write the figures here")
@@ -183,7 +186,7 @@ def main() -> None:
     memory: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        make(folder, options.rows, options.history)
+        make(folder, options.rows, options.history, options.memory)
         # Each in a process of its own: the memory is its alone.
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             for _ in range(options.rounds):
@@ -202,8 +205,9 @@ def main() -> None:
         }
         for name, values in seconds.items()
     }
-    print(f"{options.rows:,} events, {options.history or 'ten a key'} rows in {len(VIEWS)} views; median of")
-    print(f"{options.rounds} interleaved rounds; processor seconds count what other programs do not")
+    history = f"{options.history:,} rows" if options.history else "ten rows a key"
+    print(f"{options.rows:,} events, {history} in {len(VIEWS)} views, {options.memory or 'half of the memory'} for the")
+    print(f"store's work; median of {options.rounds} interleaved rounds")
     for name, found in figures.items():
         print(
             f"  {name:26} {found['seconds']:7.2f} s  {found['ratio']:5.1f} x DuckDB ASOF  "
