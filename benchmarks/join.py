@@ -12,10 +12,14 @@ import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kubeloop import features
 from kubeloop.data import sources
 from kubeloop.features.store import OFFLINE_STORE
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 START, END = datetime(2024, 1, 1, tzinfo=UTC), datetime(2025, 1, 1, tzinfo=UTC)
 VIEWS = {"account": "customer", "card": "customer", "store": "shop", "region": "shop", "article": "product"}
@@ -62,8 +66,15 @@ REPO = """
 """
 
 
-def make(folder: Path, rows: int) -> None:
-    """Write a feature repo, raw tables and feature tables, once for our store and once for Feast's."""
+def make(folder: Path, rows: int, history: int | None = None, memory: str | None = None) -> None:
+    """Write a feature repo, raw tables and feature tables, once for our store and once for Feast's.
+
+    Args:
+        folder: where to.
+        rows: events.
+        history: rows of all views together; ten a key when left out.
+        memory: what kubeloop's store may have for DuckDB's work; its default when left out.
+    """
     raw, repo = folder / "raw", folder / "repo"
     (repo / "sql").mkdir(parents=True)
     raw.mkdir()
@@ -81,19 +92,21 @@ def make(folder: Path, rows: int) -> None:
         for view, key in VIEWS.items():
             values = ", ".join(f"random() AS {view}_{number}" for number in range(FEATURES))
             distinct = max(1, rows // KEYS[key])
+            total = history // len(VIEWS) if history else distinct * PER_KEY
             db.execute(
-                f"COPY (SELECT '{key}' || (i // {PER_KEY}) AS {key}, to_timestamp({span}) AS event_timestamp, {values} "
-                f"FROM range({distinct * PER_KEY}) r(i)) TO '{raw / view}.parquet' (FORMAT parquet)"
+                f"COPY (SELECT '{key}' || (i % {distinct}) AS {key}, to_timestamp({span}) AS event_timestamp, {values} "
+                f"FROM range({total}) r(i)) TO '{raw / view}.parquet' (FORMAT parquet)"
             )
             (repo / "sql" / f"{view}.sql").write_text(f"FROM {view}")
     (repo / "views.py").write_text(textwrap.dedent(REPO % (list(KEYS), FEATURES, VIEWS)))
-    for name, kind in (("ours", OFFLINE_STORE), ("feast", "duckdb")):
+    limited = f"{OFFLINE_STORE}, memory_limit: {memory}" if memory else OFFLINE_STORE
+    for name, kind in (("ours", limited), ("feast", "duckdb")):
         (repo / "feature_store.yaml").write_text(textwrap.dedent(STORE % kind))
         features.build(repo, raw, folder / name)
 
 
-def asof(folder: Path) -> int:
-    """Join each event with the newest row of every view by DuckDB's ASOF join; return the rows."""
+def asof(folder: Path) -> "pa.Table":
+    """Join each event with the newest row of every view by DuckDB's ASOF join."""
     joins = "\n".join(
         f"ASOF LEFT JOIN read_parquet('{folder / 'ours' / view}.parquet') {view} "
         f"ON e.{key} = {view}.{key} AND e.event_timestamp >= {view}.event_timestamp"
@@ -102,7 +115,17 @@ def asof(folder: Path) -> int:
     columns = ", ".join(f"{view}.* EXCLUDE ({key}, event_timestamp)" for view, key in VIEWS.items())
     with sources.connect() as db:
         events = f"read_parquet('{folder / 'events.parquet'}')"
-        return int(db.sql(f"SELECT e.*, {columns} FROM {events} e {joins}").to_arrow_table().num_rows)
+        return db.sql(f"SELECT e.*, {columns} FROM {events} e {joins}").to_arrow_table()
+
+
+def with_function(folder: Path) -> "pa.Table":
+    """Join likewise, and give the columns of the view in Python to its function, as lists."""
+    import pyarrow as pa
+
+    table = asof(folder)
+    pairs = zip(table["amount"].to_pylist(), table["account_0"].to_pylist(), strict=True)
+    share = [None if known is None else amount / (1 + known) for amount, known in pairs]
+    return table.append_column("share", pa.array(share, pa.float64()))
 
 
 def retrieved(folder: Path, name: str) -> int:
@@ -125,7 +148,8 @@ def training_set(folder: Path, service: str) -> int:
 
 
 CONTENDERS: dict[str, Callable[[Path], int]] = {
-    "DuckDB ASOF": asof,
+    "DuckDB ASOF": lambda folder: asof(folder).num_rows,
+    "and the view's function": lambda folder: with_function(folder).num_rows,
     "Feast on kubeloop's store": lambda folder: retrieved(folder, "ours"),
     "Feast on its DuckDB store": lambda folder: retrieved(folder, "feast"),
     "training set": lambda folder: training_set(folder, "stored_v1"),
@@ -133,48 +157,65 @@ CONTENDERS: dict[str, Callable[[Path], int]] = {
 }
 
 
-def measured(work: tuple[str, Path]) -> tuple[float, float, int]:
-    """Return the seconds of the work, the highest memory of its process in GiB, and the rows."""
+def measured(work: tuple[str, Path]) -> tuple[float, float, float, int]:
+    """Return the seconds of the work, those of its processor, the highest memory in GiB, and the rows."""
     import feast  # noqa: F401
 
     import kubeloop.features.asof  # noqa: F401
 
     name, folder = work
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     rows = CONTENDERS[name](folder)
-    return time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, rows
+    high = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return time.perf_counter() - started, time.process_time() - used, high, rows
 
 
 def main() -> None:
     """Measure, print and keep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000, help="events")
+    parser.add_argument("--history", type=int, help="rows of all views together; else ten a key")
+    parser.add_argument("--memory", help="for the work of kubeloop's store in DuckDB, such as 500MB; else half of all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--without", action="append", default=[], help="leave a contender out")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
     names = [name for name in CONTENDERS if name not in options.without]
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    processor: dict[str, list[float]] = {name: [] for name in names}
     memory: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        make(folder, options.rows)
+        make(folder, options.rows, options.history, options.memory)
         # Each in a process of its own: the memory is its alone.
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             for _ in range(options.rounds):
                 for name in names:
-                    took, high, rows = pool.apply(measured, ((name, folder),))
+                    took, used, high, rows = pool.apply(measured, ((name, folder),))
                     assert rows == options.rows, f"{name} returned {rows} of {options.rows} rows"
                     seconds[name].append(took)
+                    processor[name].append(used)
                     memory[name] = max(high, memory.get(name, 0))
-    best = {name: statistics.median(values) for name, values in seconds.items()}
-    base = best["DuckDB ASOF"]
-    print(f"{options.rows:,} events, {len(VIEWS)} views; median of {options.rounds} interleaved rounds")
-    for name, value in best.items():
-        print(f"  {name:26} {value:7.2f} s  {value / base:5.1f} x DuckDB ASOF  {memory[name]:5.1f} GiB at most")
+    figures = {
+        name: {
+            "seconds": statistics.median(values),
+            "ratio": statistics.median(values) / statistics.median(seconds["DuckDB ASOF"]),
+            "processor": statistics.median(processor[name]),
+            "gib": memory[name],
+        }
+        for name, values in seconds.items()
+    }
+    history = f"{options.history:,} rows" if options.history else "ten rows a key"
+    print(f"{options.rows:,} events, {history} in {len(VIEWS)} views, {options.memory or 'half of the memory'} for the")
+    print(f"store's work; median of {options.rounds} interleaved rounds")
+    for name, found in figures.items():
+        print(
+            f"  {name:26} {found['seconds']:7.2f} s  {found['ratio']:5.1f} x DuckDB ASOF  "
+            f"{found['processor']:7.2f} s of the processor  {found['gib']:5.1f} GiB at most"
+        )
     if options.json:
-        figures = {name: {"seconds": value, "ratio": value / base, "gib": memory[name]} for name, value in best.items()}
-        options.json.write_text(json.dumps({"rows": options.rows, "views": len(VIEWS), "results": figures}, indent=2))
+        content = {"rows": options.rows, "history": options.history, "views": len(VIEWS), "results": figures}
+        options.json.write_text(json.dumps(content, indent=2))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,17 @@ from kfp.dsl import PipelineTask
 from kubeloop import config, names
 from kubeloop.config import Loop
 from kubeloop.config.cluster import Gpu, StepSettings
+from kubeloop.steps import loops
 
 ALWAYS = frozenset({"begin-run", "gate-model", "deploy-model", "materialize-features", "score-batch", "judge-windows"})
 """Steps that read more than their inputs, such as who is champion: a cached result could be about another state."""
 
 GIT = frozenset({"gate-model", "deploy-model", "score-batch"})
 """Steps that ask Git, or tell it, which version serves: no other gets the token."""
+
+
+TELLS = frozenset({"begin-run", "gate-model"})
+"""Steps that say when a run is not what is installed: in its log, and in the reason that the ledger keeps."""
 
 
 def settle(loop: Loop, tasks: Sequence[PipelineTask]) -> None:
@@ -50,6 +55,15 @@ def settle(loop: Loop, tasks: Sequence[PipelineTask]) -> None:
             kubernetes.use_config_map_as_env(
                 task, pipelines.config_map, {name: name for name in config.PUBLIC}, optional=True
             )
+        if task.name in TELLS:
+            _tell(loop, task)
+
+
+def _tell(loop: Loop, task: PipelineTask) -> None:
+    task.set_env_variable("KUBELOOP_COMPILED", loops.compiled(loop))
+    if loop.pipelines.config_map:
+        keys = {names.installed(loop.name): "KUBELOOP_INSTALLED_LOOP", "KUBELOOP_RELEASE": "KUBELOOP_RELEASE"}
+        kubernetes.use_config_map_as_env(task, loop.pipelines.config_map, keys, optional=True)
 
 
 def run_config(loop: Loop) -> dsl.PipelineConfig:

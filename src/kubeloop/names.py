@@ -11,6 +11,8 @@ MANIFEST = f"{LABEL_DOMAIN}/manifest-sha256"
 MANAGED_BY = "app.kubernetes.io/managed-by"
 PART_OF = "app.kubernetes.io/part-of"
 COMPONENT = "app.kubernetes.io/component"
+INSTANCE = "app.kubernetes.io/instance"
+LOOP = f"{LABEL_DOMAIN}/loop"
 
 REQUEST_EVENT = "org.kubeflow.serving.inference.request"
 RESPONSE_EVENT = "org.kubeflow.serving.inference.response"
@@ -58,6 +60,11 @@ def failure(run_id: str) -> str:
 def loop(digest: str) -> str:
     """Return the name, in the bucket or the state folder, of the use case with a SHA-256 hex digest."""
     return f"loops/{digest}.json"
+
+
+def installed(loop: str) -> str:
+    """Return the key under which the ConfigMap of the steps' variables holds a loop as the chart installed it."""
+    return f"loop.{loop}"
 
 
 def job(name: str) -> str:

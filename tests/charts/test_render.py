@@ -177,9 +177,20 @@ def test_who_opens_the_bucket_says_whose_it_is(render, value, owner):
 def test_the_environment_of_the_steps_is_the_public_one(render, values):
     found = kinds(render(values), "ConfigMap")
     (data,) = (item["data"] for item in found if item["metadata"]["name"] == "kubeloop-env")
+    loops = {key: data.pop(key) for key in [*data] if key.startswith("loop.")}
+    assert data.pop("KUBELOOP_RELEASE") == "kubeloop/kubeloop"
     optional = {"AWS_ENDPOINT_URL"}
     assert set(config.PUBLIC) - optional <= set(data) <= set(config.PUBLIC)
     assert all(data.values())
+    installed = {item["metadata"]["name"]: item["data"]["loop.yaml"] for item in found if "loop.yaml" in item["data"]}
+    assert {f"kubeloop-loop-{key.removeprefix('loop.')}": text for key, text in loops.items()} == installed
+
+
+def test_steps_know_the_loops_where_they_run_and_serving_pods_do_not(render):
+    objects = render(merged(ONE, {"kubeflow": {"namespace": "steps"}}), namespace="ml")
+    there = {ns: named(objects, "ConfigMap", "kubeloop-env", ns)["data"].keys() for ns in ("steps", "ml")}
+    assert {"KUBELOOP_RELEASE", "loop.flight-delay"} <= there["steps"]
+    assert not any(key.startswith("loop.") for key in there["ml"])
 
 
 def test_addresses_lead_to_services(render):

@@ -9,6 +9,7 @@ from typing import Any
 from kubeloop import config, names
 from kubeloop.config import Loop
 from kubeloop.delivery import Applied, cluster, pods
+from kubeloop.delivery import installed as of_release
 from kubeloop.delivery.manifest import ModelRef, inference_service
 from tests.e2e_cluster.cluster import LOOP, PREDICTOR, kubectl, one
 from tests.e2e_cluster.workspace import Workspace
@@ -50,7 +51,8 @@ def known(workspace: Workspace) -> list[ModelRef]:
 
 def installed(workspace: Workspace) -> Loop:
     """Return the loop as the chart installed it."""
-    return config.load(workspace.folder / "installed.yaml")
+    name = config.load(workspace.folder / "loop.yaml").name
+    return Loop.parse(of_release.loop("kubeloop", "kubeloop", name))
 
 
 def serve(

@@ -17,6 +17,7 @@ from tests.e2e_cluster.page import INSTALL, PREFIX, PROJECT, Block, blocks, fill
 from tests.e2e_cluster.shell import Shell
 
 FOLDER = PROJECT / "build" / "e2e"
+RELEASE = ("--release", "kubeloop", "--namespace", "kubeloop")
 _CHANGES = Path(__file__).with_name("loop.yaml")
 _ENVIRONMENTS = (".venv", ".venv-runtime", ".venv-detector", ".uv")
 
@@ -76,17 +77,13 @@ class Workspace:
         command = re.search(r"^ *(helm upgrade kubeloop .*?--timeout \S+)$", page, re.MULTILINE | re.DOTALL)
         assert command, "docs/operations.md has a command that upgrades"
         self.shell.run(command[1], 1000)
-        (refresh,) = re.findall(
-            r"^kubectl .* > installed.yaml$", "\n".join(b.text for b in blocks(INSTALL.read_text())), re.M
-        )
-        self.shell.run(refresh)
         self.kubeloop("schedule")
 
     def kubeloop(self, *args: str, limit_s: float = 600.0) -> str:
         """Run kubeloop with the pipelines API on a port of its own; the page's may have ended with the API server."""
         with forwarded("ml-pipeline", 8888, KUBEFLOW) as client:
             address = shlex.quote(str(client.base_url))
-            return self.shell.run(f"KUBELOOP_KFP_URL={address} kubeloop {shlex.join(args)}", limit_s)
+            return self.shell.run(f"KUBELOOP_KFP_URL={address} kubeloop {shlex.join([*args, *RELEASE])}", limit_s)
 
     def submit(self, pipeline: str, name: str, *args: str, limit_s: float = 1800.0) -> dict[str, Any]:
         """Run a pipeline to its end and return what `kubeloop submit --json` says of it."""

@@ -289,29 +289,8 @@ def test_what_serves_on_one_machine_is_not_sent_to_a_cluster(
     for command in ("submit", "schedule", "pipelines objects"):
         done = kubeloop(*command.split(), "--loop", str(project / "loop.yaml"))
         assert done.exit_code == errors.LASTING
-        assert "kubectl -n kubeloop get configmap kubeloop-loop-flight-delay" in done.output
+        assert "add `--release kubeloop --namespace kubeloop`" in done.output
     assert server.store.pipelines == {}
-
-
-def test_the_demo_is_scheduled_as_the_chart_installs_it(
-    server: Any, assets: Path, home: Path, project: Path, kubeloop: Callable[..., Result], monkeypatch: Any
-) -> None:
-    """What docs/install.md says: the loop comes from the ConfigMap, with the cluster's images, Secrets and applier."""
-    command = [assets / "helm", "template", "kubeloop", project / "charts/kubeloop", "--kube-version", "1.36"]
-    command += ["--set", "images.registry=ghcr.io/you,storage.secret=kubeloop-s3,storage.bucket=s3://models"]
-    command += ["--set-file", f"loops.flight-delay.config={project / 'loop.yaml'}"]
-    objects = yaml.safe_load_all(subprocess.run(command, capture_output=True, check=True).stdout)
-    (found,) = (item for item in objects if item["metadata"]["name"] == "kubeloop-loop-flight-delay")
-    (home / "installed.yaml").write_text(found["data"]["loop.yaml"])
-    monkeypatch.setenv("KUBELOOP_LOOP", str(home / "installed.yaml"))
-    done = kubeloop("schedule")
-    assert done.exit_code == 0, done.output
-    pipelines = sorted(pipeline["name"] for pipeline in server.store.pipelines.values())
-    assert pipelines == ["flight-delay-materialize", "flight-delay-training"]
-    assert [run["display_name"] for run in server.store.recurring.values()] == ["flight-delay-hourly"]
-    said = kubeloop("pipelines", "objects").stdout
-    assert "ghcr.io/you/kubeloop-core:" in said
-    assert "secretName: kubeloop-s3" in said
 
 
 def test_objects_are_yaml(kubeloop: Callable[..., Result]) -> None:

@@ -215,7 +215,11 @@ def test_every_pod_is_unprivileged_and_finds_its_settings(configured: dict[str, 
         }
         (run,) = step["fieldPathAsEnv"]
         assert run == {"name": "KUBELOOP_RUN_ID", "fieldPath": "metadata.labels['pipeline/runid']"}
-        (public,) = step["configMapAsEnv"]
+        public, *installed = step["configMapAsEnv"]
+        told = [{pair["configMapKey"]: pair["envVar"] for pair in item["keyToEnv"]} for item in installed]
+        keys = {"loop.flight-delay": "KUBELOOP_INSTALLED_LOOP", "KUBELOOP_RELEASE": "KUBELOOP_RELEASE"}
+        assert told == [keys] * (label in ("exec-begin-run", "exec-gate-model"))
+        assert all(item["optional"] for item in installed), "an older release has no such keys"
         assert public["configMapName"] == "kubeloop-env"
         assert public["optional"] is True
         assert tuple(item["envVar"] for item in public["keyToEnv"]) == config.PUBLIC

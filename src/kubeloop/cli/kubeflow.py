@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kubeloop import config, errors
+from kubeloop.cli.sources import Context, Installed, LoopName, Namespace, Release, ReleaseNamespace, Source
 from kubeloop.config import Loop, Settings
 
 if TYPE_CHECKING:
@@ -49,14 +50,6 @@ Folder = Annotated[
     Path, typer.Option("--dir", "-C", help="Folder with loop.yaml and the feature repo.", show_default="this folder")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text.")]
-Installed = Annotated[
-    Path | None,
-    typer.Option(
-        "--loop",
-        help="The loop as the chart installed it: loop.yaml of its ConfigMap.",
-        show_default="KUBELOOP_LOOP, or else loop.yaml in the folder",
-    ),
-]
 HERE = Path()
 
 
@@ -78,6 +71,10 @@ def submit(
     follow: Annotated[bool, typer.Option(help="Watch the run to its end.")] = True,
     folder: Folder = HERE,
     installed: Installed = None,
+    release: Release = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    loop_name: LoopName = None,
     as_json: Json = False,
 ) -> None:
     """Run a pipeline on Kubeflow Pipelines, once a name.
@@ -90,7 +87,9 @@ def submit(
     from kubeloop.kubeflow.runs import Runs, verdict
     from kubeloop.stores.bucket import Bucket
 
-    loop, settings = _open(folder, installed)
+    settings = config.settings(folder)
+    source = Source(installed, release, namespace, context, loop_name)
+    loop = source.read(settings)
     if pipeline not in submission.PIPELINES:
         _fail(f"there is no pipeline {pipeline}; there are {', '.join(submission.PIPELINES)}")
     stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
@@ -98,7 +97,7 @@ def submit(
     if not _NAME.fullmatch(run_name):
         _fail(f"--name {run_name}: write lower-case letters, digits and dashes, a letter first, at most 63 characters")
     attempt = None
-    again = f"`kubeloop submit {pipeline} --name {run_name}`"
+    again = f"`kubeloop submit {pipeline}{source.options()} --name {run_name}`"
     try:
         submission.check(loop)
         api = Api.open(settings)
@@ -119,7 +118,7 @@ def submit(
     elif follow:
         _tell(run, decided)
     else:
-        _OUT.print(f"{again} follows it", soft_wrap=True)
+        _OUT.print(escape(f"{again} follows it"), soft_wrap=True)
     if run.is_over and run.state != "SUCCEEDED":
         raise typer.Exit(1)
 
@@ -128,6 +127,10 @@ def schedule(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the difference and change nothing.")] = False,
     folder: Folder = HERE,
     installed: Installed = None,
+    release: Release = None,
+    namespace: Namespace = None,
+    context: Context = None,
+    loop_name: LoopName = None,
     as_json: Json = False,
 ) -> None:
     """Bring the recurring runs of Kubeflow Pipelines in line with `pipelines.recurring` of loop.yaml.
@@ -139,7 +142,10 @@ def schedule(
     from kubeloop.kubeflow.api import Api
     from kubeloop.kubeflow.values import Version
 
-    loop, settings = _open(folder, installed)
+    settings = config.settings(folder)
+    source = Source(installed, release, namespace, context, loop_name)
+    loop = source.read(settings)
+    again = f"`kubeloop schedule{source.options()}`"
     try:
         submission.check(loop)
         api = Api.open(settings)
@@ -155,7 +161,7 @@ def schedule(
         if not dry_run:
             recurring.apply(api, loop, versions, changes)
     except OSError as error:
-        _fail(f"{error}\n`kubeloop schedule` again does what is left", errors.exit_code(error))
+        _fail(f"{error}\nRun {again} again: it does what is left", errors.exit_code(error))
     if as_json:
         rows = [{"action": item.action, "name": item.name, "reason": item.reason} for item in changes]
         print(json.dumps({"applied": not dry_run, "changes": rows}, indent=2))
@@ -166,18 +172,23 @@ def schedule(
     if not changes:
         _OUT.print(f"{len(loop.pipelines.recurring)} recurring runs, all as in loop.yaml")
     elif dry_run:
-        _OUT.print("Nothing was changed; `kubeloop schedule` does this.")
+        _OUT.print(escape(f"Nothing was changed; {again} does this."), soft_wrap=True)
 
 
 def objects(
     folder: Folder = HERE,
     installed: Installed = None,
+    release: Release = None,
+    release_namespace: ReleaseNamespace = None,
+    context: Context = None,
+    loop_name: LoopName = None,
     namespace: Annotated[str | None, typer.Option(help="Their namespace.", show_default="KUBELOOP_NAMESPACE")] = None,
 ) -> None:
     """Print Pipeline and PipelineVersion objects as YAML, for an installation that keeps pipelines in Git."""
     from kubeloop.kubeflow import resources, submission
 
-    loop, settings = _open(folder, installed)
+    settings = config.settings(folder)
+    loop = Source(installed, release, release_namespace, context, loop_name).read(settings)
     submission.check(loop)
     with tempfile.TemporaryDirectory(prefix="kubeloop-") as scratch:
         packages = submission.compile_all(loop, settings, Path(scratch))
@@ -286,11 +297,6 @@ def _record(run: "Run", address: str, decided: dict[str, Any] | None) -> dict[st
         "steps": steps,
         "result": decided,
     }
-
-
-def _open(folder: Path, installed: Path | None) -> tuple[Loop, Settings]:
-    settings = config.settings(folder)
-    return config.load(installed or settings.loop or settings.loop_file), settings
 
 
 def _fail(message: object, code: int = errors.LASTING) -> NoReturn:

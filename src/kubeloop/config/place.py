@@ -45,6 +45,11 @@ class Settings(Model):
         description="Names beyond localhost by which clients of this machine call its services, separated by commas.",
     )
     namespace: str = Field(default="kubeflow", description="Namespace of the pipeline's steps and of their TrainJobs.")
+    installed_loop: str = Field(
+        default="", description="Text of the loop as the chart has it now; a run of another one says so."
+    )
+    compiled: str = Field(default="", description="Digest of the settings that a step's pod was compiled with.")
+    release: str = Field(default="", description="Namespace and name of the Helm release, `kubeloop/kubeloop`.")
     run_id: str = Field(default="", description="The run of Kubeflow Pipelines that a step is part of.")
     kfp_url: str = Field(
         default="", description="The Kubeflow Pipelines API, such as http://ml-pipeline.kubeflow:8888."

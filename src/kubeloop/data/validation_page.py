@@ -1,7 +1,7 @@
 """Render what a validation found as one HTML page that needs nothing beside itself."""
 
 from kubeloop import pages
-from kubeloop.data.validation_report import Report
+from kubeloop.data.validation_report import Report, advice
 
 
 def html(title: str, report: Report) -> str:
@@ -11,4 +11,5 @@ def html(title: str, report: Report) -> str:
         title: such as the model's name and what was validated.
         report: of `validation.validate`.
     """
-    return pages.render("validation", title=title, report=report)
+    notes = [f"{name}: {said}." for name, table in report.tables.items() if (said := advice(table))]
+    return pages.render("validation", title=title, report=report, notes=notes)

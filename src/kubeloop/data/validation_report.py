@@ -8,6 +8,10 @@ from typing import Any
 from kubeloop.errors import KubeloopError
 
 CRITICAL = "critical"
+HELD = "Held back:"
+"""How the sentences of `held_back` begin: `kubeloop run` finds them by it in the log of a run."""
+SHARED = "expect_column_values_to_be_unique(event_id)"
+"""The reason of rows that share their id, as an event whose key and moment a later row has as well."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,29 @@ class Report:
             "docs": str(self.docs),
             "quarantine": str(self.quarantine),
         }
+
+
+def held_back(report: Report) -> list[str]:
+    """Return a sentence for each table of which rows went into the quarantine; they begin with `HELD`."""
+    return [f"{HELD} {_held(name, table)}" for name, table in report.tables.items() if table.quarantined]
+
+
+def _held(name: str, table: TableReport) -> str:
+    reasons = ", ".join(f"{reason} {rows:,}" for reason, rows in table.reasons.items())
+    said = f"{table.quarantined:,} of {table.rows:,} rows of {name}: {reasons}"
+    return ". ".join(filter(None, (said, advice(table))))
+
+
+def advice(table: TableReport) -> str:
+    """Return what to do about rows that share their id; empty where none do."""
+    shared = table.reasons.get(SHARED)
+    return (
+        shared
+        and (
+            f"{shared:,} rows have the event_id of another row, and nobody can tell to which of them a label belongs: "
+            "in sql/events.sql, add the column that tells them apart to event_id"
+        )
+    ) or ""
 
 
 class ValidationFailed(KubeloopError):  # noqa: N818 - the word that a pipeline's log should show

@@ -5,6 +5,7 @@ import logging
 import re
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import urllib3
@@ -32,6 +33,7 @@ _RACES = 5
 _BUSY = (429, 502, 503, 504)
 _APPLY = "application/apply-patch+yaml"
 _AGAIN = "apply it again if it is still wanted"
+_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _NOTHING: Object = {"metadata": {}}
 
 LOG = logging.getLogger(__name__)
@@ -148,8 +150,11 @@ def _wait(cluster: "Cluster", path: str, manifest: Object, began: float, timeout
         pause = min(pause * 1.5, _LAST_POLL_S)
 
 
-def connect() -> kubernetes.ApiClient:
+def connect(context: str = "") -> kubernetes.ApiClient:
     """Return a client of this pod's cluster, or of the one that the kubeconfig file names.
+
+    Args:
+        context: a context of the kubeconfig file, which then counts also in a pod; its current one when empty.
 
     Raises:
         DeliveryError: neither is there.
@@ -158,19 +163,42 @@ def connect() -> kubernetes.ApiClient:
     configuration.retries = False
     try:
         try:
+            if context:
+                raise config.ConfigException("a context was named")
             config.load_incluster_config(client_configuration=configuration)
         except config.ConfigException:
-            config.load_kube_config(client_configuration=configuration)
+            config.load_kube_config(context=context or None, client_configuration=configuration)
     except config.ConfigException as error:
-        raise RejectedError(f"no cluster is known ({error}); set KUBECONFIG, or run in a pod of the cluster") from error
+        raise _unknown(error) from error
     return kubernetes.ApiClient(configuration)
+
+
+def current_namespace(context: str = "") -> str:
+    """Return the namespace that kubectl and helm take when none is given: this pod's, or the context's.
+
+    Raises:
+        DeliveryError: no cluster is known.
+    """
+    if not context and _POD_NAMESPACE.is_file():
+        return _POD_NAMESPACE.read_text().strip()
+    try:
+        contexts, current = config.list_kube_config_contexts()
+    except config.ConfigException as error:
+        raise _unknown(error) from error
+    chosen = next((item for item in contexts if item["name"] == context), {}) if context else current
+    return str(chosen.get("context", {}).get("namespace") or "default")
+
+
+def _unknown(error: Exception) -> RejectedError:
+    return RejectedError(f"no cluster is known ({error}); set KUBECONFIG, or run in a pod of the cluster")
 
 
 class Cluster:
     """Requests to one API server that survive its absence for a moment."""
 
-    def __init__(self, client: kubernetes.ApiClient) -> None:
+    def __init__(self, client: kubernetes.ApiClient, patience_s: float | None = None) -> None:
         self._client = client
+        self._patience_s = AWAY_S if patience_s is None else patience_s
         self._kinds: dict[str, list[Object]] = {}
 
     def path(self, manifest: Object) -> str:
@@ -223,6 +251,13 @@ class Cluster:
         found = self._ask("GET", pods, "pods", query=query, forbidden=True)
         return Observed(service, self.deployments(metadata), None if found is None else found["items"])
 
+    def config_maps(self, namespace: str, selector: str) -> list[Object]:
+        """Return the ConfigMaps of a namespace that a label selector finds."""
+        path, what = f"/api/v1/namespaces/{namespace}/configmaps", f"the ConfigMaps of namespace {namespace}"
+        found = self._ask("GET", path, what, query=[("labelSelector", selector)])
+        items: list[Object] = found["items"] if found else []
+        return items
+
     def get(self, path: str, what: str) -> Object | None:
         """Return an object, or None when there is none."""
         return self._ask("GET", path, what, missing=True)
@@ -259,12 +294,12 @@ class Cluster:
             except kubernetes.ApiException as error:
                 if (error.status == 404 and missing) or (error.status == 403 and forbidden):
                     return None
-                if error.status and (not _passing(error) or time.monotonic() - began > AWAY_S):
+                if error.status and (not _passing(error) or time.monotonic() - began > self._patience_s):
                     raise _refusal(error, what) from error
                 problem: Exception = error
             except urllib3.exceptions.HTTPError as error:
                 problem = error
-            if time.monotonic() - began > AWAY_S:
+            if time.monotonic() - began > self._patience_s:
                 host = self._client.configuration.host
                 raise DeliveryError(
                     f"the API server at {host} does not answer ({problem}); see that it is up and that KUBECONFIG "
@@ -306,7 +341,7 @@ def _refusal(error: kubernetes.ApiException, what: str) -> Exception:
         ):
             user, verb, resource, group = denied.groups()
             right = f"{verb} on {resource}{group and '.'}{group}"
-            text = f"{user} may not {verb} {what}: it lacks {right}; grant it in a Role, as the chart does"
+            text = f"{user} may not {verb} {what}: it lacks {right}; grant it in a Role, as the chart does for its pods"
         case 404:
             text = f"{what}: {message}; create it first"
         case 409 if conflicts := [c for c in causes if c.get("reason") == "FieldManagerConflict"]:

@@ -85,9 +85,8 @@ def check(loop: Loop) -> None:
     if loop.delivery.applier == "local":
         raise SubmissionError(
             "this loop.yaml serves on one machine (`delivery.applier: local`), which a step in the cluster cannot "
-            "reach. Take it as the chart installed it, with the cluster's images and Secrets:\n"
-            f"  kubectl -n kubeloop get configmap kubeloop-loop-{loop.name} -o jsonpath='{{.data.loop\\.yaml}}' "
-            "> installed.yaml\n  export KUBELOOP_LOOP=installed.yaml"
+            "reach. Take it as the chart installed it, with the cluster's images and Secrets: add `--release kubeloop "
+            "--namespace kubeloop`, the Helm release and its namespace"
         )
 
 

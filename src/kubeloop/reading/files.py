@@ -32,6 +32,8 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _DELIMITERS = ",;\t|"
 _CHUNK = 1 << 20
+_WORDS = 500
+"""Words with other letters than ASCII's, from which the encodings of a file are told apart."""
 _HEAD_LINES = 500
 RAGGED = 0.01
 """Share of lines with another number of fields than the header from which on the file is not read at all."""
@@ -213,30 +215,44 @@ def _text(origin: Path, path: Path, read: Read, scratch: Path, *, first: bool) -
             f"{origin} has a null in every other byte; it is probably {side}: say so with --encoding {side}"
         )
     plain = encoding.lower().replace("_", "-") in ("utf-8", "utf8", "ascii")
-    fault = _not_in(path, encoding)
-    if fault is not None and first:
-        line, broken = fault
-        if read.encoding:
-            raise FileError(f"line {line} of {origin} is not {read.encoding}; name its encoding with --encoding")
-        readings: dict[str, list[str]] = {}
-        for name in ("cp1252", "cp1250", "cp1251"):
-            readings.setdefault(broken.decode(name, "replace"), []).append(name)
-        shown = " or ".join(f"{text!r} ({', '.join(names)})" for text, names in readings.items())
-        raise FileError(
-            f"line {line} of {origin} is not UTF-8: it could be {shown}; name its encoding with --encoding, such as "
-            "cp1252"
-        )
-    if plain and fault is None:
+    line = _not_in(path, encoding)
+    if line is not None and first:
+        said = read.encoding or "UTF-8"
+        raise FileError(f"line {line} of {origin} is not {said}; {_encodings(path)}")
+    if plain and line is None:
         return path, read, ()
     target = scratch / f"utf-8{path.suffix}"
-    with path.open(encoding=encoding, errors="replace", newline="") as source, target.open("w", newline="") as out:
+    with (
+        path.open(encoding=encoding, errors="replace", newline="") as source,
+        target.open("w", encoding="utf-8", newline="") as out,
+    ):
         while text := source.read(_CHUNK):
             out.write(text)
     return target, read.model_copy(update={"encoding": encoding}), () if encoding == "utf-8-sig" else (encoding,)
 
 
-def _not_in(path: Path, encoding: str) -> tuple[int, bytes] | None:
-    """Return line and bytes of the first place that is not of an encoding."""
+def _encodings(path: Path) -> str:
+    """Say how words that are not ASCII read in each encoding that all of the file fits, with the option for it."""
+    words: dict[bytes, None] = {}
+    with path.open("rb") as file:
+        for line in file:
+            words.update(dict.fromkeys(re.findall(rb"[^\s,;|\"]*[\x80-\xff][^\s,;|\"]*", line)))
+            if len(words) > _WORDS:
+                break
+    if not words:
+        return "say which it is with --encoding"
+    readings: dict[tuple[str, ...], str] = {}
+    for name in ("cp1252", "cp1250", "cp1251", "latin-1"):
+        if _not_in(path, name) is None:
+            readings.setdefault(tuple(word.decode(name) for word in words), name)
+    # The first word that tells most of them apart.
+    telling = max(range(len(words)), key=lambda place: len({texts[place] for texts in readings}))
+    shown = " or ".join(f"{texts[telling]!r} (--encoding {name})" for texts, name in readings.items())
+    return f"say which it is: {shown}"
+
+
+def _not_in(path: Path, encoding: str) -> int | None:
+    """Return the first line that is not of an encoding."""
     try:
         decoder = codecs.getincrementaldecoder(encoding)("strict")
     except LookupError:
@@ -249,10 +265,7 @@ def _not_in(path: Path, encoding: str) -> tuple[int, bytes] | None:
                 decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
                 # Of a character that began in the chunk before, the decoder has kept the first bytes.
-                data, at = error.object, error.start
-                before, after = data[max(0, at - 20) : at], data[at : at + 20]
-                word = re.split(rb"[\s,;|\"]", before)[-1] + re.split(rb"[\s,;|\"]", after)[0]
-                return line + data.count(b"\n", 0, at), word
+                return line + error.object.count(b"\n", 0, error.start)
             if not chunk:
                 return None
             line += chunk.count(b"\n")

@@ -377,13 +377,24 @@ def _one(
         decided.unclear[name] = f"the zone of {example!r} in {name!r} has a word of several: say which one, {options}"
         return None
     if texts and not coded and filled > column.numbers >= _NEARLY * filled:
-        odd = f"({cells.value(column.sql, Column(kind='number'), 'UTC')}) IS NULL"
-        ((stray,),) = db.execute(f"SELECT min({column.sql}) FROM {column.rows} WHERE {odd}").fetchall()
-        decided.look.append(
-            f"{name!r} stays text, since {filled - column.numbers:,} of its {filled:,} values are no numbers, such as "
-            f"{stray!r}; a word for a missing value is named with --missing"
-        )
+        decided.look.append(_stays_text(db, column))
     return None
+
+
+def _stays_text(db: "duckdb.DuckDBPyConnection", column: _Text) -> str:
+    """Say which values keep a column from being numbers, and how to call them missing where they are few."""
+    odd = f"({cells.value(column.sql, Column(kind='number'), 'UTC')}) IS NULL"
+    strays = db.execute(
+        f"SELECT DISTINCT {column.sql} FROM {column.rows} WHERE {odd} ORDER BY 1 LIMIT {_FEW_WORDS + 1}"
+    ).fetchall()
+    said = (
+        f"{column.name!r} stays text, since {column.filled - column.numbers:,} of its {column.filled:,} values are no "
+        f"numbers, such as {strays[0][0]!r}"
+    )
+    if len(strays) > _FEW_WORDS or "=" in column.name:
+        return said
+    options = " ".join(f"--missing {shlex.quote(f'{column.name}={word}')}" for (word,) in strays)
+    return f"{said}; if that means a missing value, say {options}"
 
 
 def _without_words(

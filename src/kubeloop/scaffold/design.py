@@ -350,9 +350,9 @@ def _warnings(case: Case, quality: Quality, leaks: Sequence[tuple[str, str]], ad
         found[-1] += f"init again with {advised}" if advised else "without it nothing is left to predict from"
     if case.event_id.doubles:
         found.append(
-            f"{case.event_id.doubles:,} {'rows are' if case.event_id.doubles > 1 else 'row is'} the same as "
-            "another in timestamp, keys and all inputs, and counts as a prediction of its own; if the table was loaded "
-            "twice, remove them"
+            f"{case.event_id.doubles:,} {'rows have' if case.event_id.doubles > 1 else 'row has'} the timestamp, keys "
+            "and inputs of another row; each counts as a prediction of its own. If the table was loaded twice, remove "
+            "the second copy"
         )
     if case.known and case.known.early:
         found.append(

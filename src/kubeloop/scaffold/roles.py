@@ -1,6 +1,7 @@
 """The part each column plays: label, timestamp, key, id, an input of the model, or none."""
 # ruff: noqa: S608 - DuckDB binds no column names; they are quoted by sources.identifier.
 
+import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -283,13 +284,16 @@ def _binary(table: Table, column: Column, positive: str | None) -> Label:
     few = _too_few(column, shown)
     if sum(counts.values()) < LEAST_ROWS or (len(counts) == 2 and min(counts.values()) < LEAST_OF_A_CLASS):
         raise ScaffoldError(few)
-    if positive is None and not all(value.lower() in _POSITIVE + _NEGATIVE for value in counts):
+    yes = [value for value in counts if _word(value) in _POSITIVE]
+    if positive is None and (
+        len(yes) != 1 or not all(_word(value) in _NEGATIVE for value in counts if value not in yes)
+    ):
         rarer = min(counts, key=lambda value: counts[value])
         raise ScaffoldError(
             f"the label {column.name!r} has the values {shown}; say which one is to be predicted, such as "
             + option("positive", rarer)
         )
-    chosen = positive if positive is not None else next((v for v in counts if v.lower() in _POSITIVE), "")
+    chosen = positive if positive is not None else yes[0]
     if chosen not in counts:
         raise ScaffoldError(f"--positive {chosen!r} is no value of the label {column.name!r}; it has {shown}")
     others = [value for value in counts if value != chosen]
@@ -312,6 +316,11 @@ def _binary(table: Table, column: Column, positive: str | None) -> Label:
         negatives=negatives,
         unknown=table.rows - counts[chosen] - negatives,
     )
+
+
+def _word(value: str) -> str:
+    """Return a value as the lists of words have it; an accent may be a sign of its own."""
+    return unicodedata.normalize("NFC", value.strip().lower())
 
 
 def _alike(values: Collection[str]) -> tuple[str, str] | None:

@@ -12,9 +12,13 @@ import httpx
 
 from kubeloop import names, paths
 from kubeloop.config import Loop, Settings
+from kubeloop.data.validation_report import HELD
 from kubeloop.errors import KubeloopError
 
-_STEP = re.compile(r"Task \S*'([\w-]+)'\S* (?:finished with status \S*?(SUCCESS|FAILURE|CACHED)|was cached)")
+_NEWS = re.compile(
+    r"Task \S*'([\w-]+)'\S* (?:finished with status \S*?(SUCCESS|FAILURE|CACHED)|was cached)"
+    rf"|(?P<held>{HELD} .*)"
+)
 _POLL_S = 0.2
 NOBODY: Mapping[str, str] = {}
 """The login of a service that asks for none."""
@@ -126,7 +130,7 @@ def log(settings: Settings, run_name: str) -> Path:
 
 
 class Steps:
-    """Reads the finished steps from a run's log as it grows."""
+    """Reads the finished steps, and the rows that validation held back, from a run's log as it grows."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
@@ -134,7 +138,7 @@ class Steps:
         self._since = time.monotonic()
 
     def news(self) -> list[str]:
-        """Return a sentence for each step that finished since the last call."""
+        """Return a sentence for each step that finished since the last call, and before it what it held back."""
         if not self._log.is_file():
             return []
         with self._log.open("rb") as file:
@@ -143,7 +147,10 @@ class Steps:
         whole = text.rfind(b"\n") + 1
         self._offset += whole
         found = []
-        for match in _STEP.finditer(text[:whole].decode(errors="replace")):
+        for match in _NEWS.finditer(text[:whole].decode(errors="replace")):
+            if held := match["held"]:
+                found.append(f"    {held.strip()}")
+                continue
             step, status = match[1], match[2] or "CACHED"
             took, self._since = time.monotonic() - self._since, time.monotonic()
             word = {"SUCCESS": f"done in {took:.1f} s", "FAILURE": "failed", "CACHED": "kept from before"}[status]

@@ -7,13 +7,17 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterator
+from typing import Any
 
 from kubeloop import names
-from kubeloop.config import Loop, Settings
+from kubeloop.config import ConfigError, Loop, Settings
 from kubeloop.errors import KubeloopError
 from kubeloop.stores.bucket import Bucket
 
 _REFERENCE = re.compile(r"sha256:([0-9a-f]{64})")
+_NAMED = 5
+"""How many settings a sentence names."""
 
 
 class LoopError(KubeloopError):
@@ -71,3 +75,57 @@ def read(text: str, settings: Settings) -> Loop:
     if hashlib.sha256(content).hexdigest() != match[1]:
         raise LoopError(f"{place} was changed after the run began; start a new run, which keeps it again")
     return Loop.parse(content.decode())
+
+
+def compiled(loop: Loop) -> str:
+    """Return the digest of what a pipeline keeps from the loop that it was compiled from, whatever loop a run is given.
+
+    That is its pods: images, resources, Secrets.
+    """
+    git = loop.delivery.git
+    content = [loop.name, loop.pipelines.model_dump(mode="json"), git.model_dump(mode="json") if git else None]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def stale(loop: Loop, settings: Settings) -> str:
+    """Return what in a run is not as it is installed now, and the command that changes this; empty when all is.
+
+    A recurring run, and the pods of every run, are made from the loop that `kubeloop schedule` was given. On one
+    machine there is no release, and `kubeloop run` compiles what it runs.
+    """
+    if not settings.release:
+        return ""
+    lacks = _differs(loop, settings.installed_loop)
+    if not lacks and settings.compiled not in ("", compiled(loop)):
+        lacks = (
+            "The pods of this run were compiled from another `pipelines` or `delivery.git` than the loop has, or by "
+            "another version of kubeloop"
+        )
+    if not lacks:
+        return ""
+    namespace, _, release = settings.release.partition("/")
+    command = f"kubeloop schedule --release {release} --namespace {namespace}"
+    return f"{lacks}; `{command}` makes later runs follow what is installed"
+
+
+def _differs(loop: Loop, installed: str) -> str:
+    if not installed:
+        return ""
+    try:
+        now = Loop.parse(installed)
+    except ConfigError as error:
+        return f"This run cannot read the installed loop, which seems to be of another version of kubeloop ({error})"
+    # `assumptions` are words for people.
+    ours, theirs = (item.model_dump(mode="json", exclude={"assumptions"}) for item in (loop, now))
+    found = list(_paths(ours, theirs))
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return f"This run has another {', '.join(found[:_NAMED])}{more} than the installed loop" if found else ""
+
+
+def _paths(ours: Any, theirs: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the settings that differ, as `training.window`."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in sorted(ours.keys() | theirs.keys()):
+            yield from _paths(ours.get(key), theirs.get(key), f"{prefix}.{key}" if prefix else str(key))
+    elif ours != theirs:
+        yield f"`{prefix}`"

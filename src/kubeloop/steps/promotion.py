@@ -4,12 +4,14 @@ import json
 import logging
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kubeloop import __version__, names
 from kubeloop.config import Loop, Settings
+from kubeloop.steps import loops
 from kubeloop.steps.stages import StageError, digest, slice_columns
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ def gate(loop: Loop, settings: Settings, run: str, model: Path, training_set: Pa
     # A verdict that was registered holds them already.
     if not found.warnings:
         found = gates.warned(found, model_folder.read(model).warnings, loop.gates)
+    # The reason is what the ledger, the report and `kubeloop submit` tell of a run.
+    if (said := loops.stale(loop, settings)) and said not in found.reason:
+        found = replace(found, reason=f"{found.reason} {said}.")
     _log.info("%s", found.reason)
     return found
 

@@ -83,8 +83,11 @@ def begin(settings: Settings, loop: str, as_of: str, run: str, job: str) -> Begu
         raise StageError("the run has no name, as one of a recurring run with a fixed version: use `kubeloop schedule`")
     moment = past(as_of) if as_of else datetime.now(UTC)
     snapshot = digest(settings.raw) if sources.tables(settings.raw) else ""
-    reference = loops.keep(loops.read(loop, settings), settings)
+    known = loops.read(loop, settings)
+    reference = loops.keep(known, settings)
     _log.info("run %s, as of %s", run or job, moment.isoformat())
+    if said := loops.stale(known, settings):
+        _log.warning("%s", said)
     return Begun(moment.isoformat(), run or job, snapshot, reference)
 
 
@@ -155,7 +158,7 @@ def _validate(
 ) -> dict[str, Any]:
     docs = paths.inside(settings.state / "data-docs", run, what="the run") / what
     quarantine = paths.inside(settings.state / "quarantine", run, what="the run")
-    from kubeloop.data import findings, validation, validation_page
+    from kubeloop.data import findings, validation, validation_page, validation_report
 
     suites = settings.home / loop.features.repo / "expectations"
     report = validation.validate(
@@ -172,6 +175,8 @@ def _validate(
     findings.expire_on_disk(settings.state, loop, datetime.now(UTC))
     word = "passed" if report.passed else "failed"
     _log.info("%s data: %s; Data Docs: %s/index.html; quarantine: %s", what, word, report.docs, report.quarantine)
+    for sentence in validation_report.held_back(report):
+        _log.warning("%s", sentence)
     page.write_text(validation_page.html(f"{loop.name}: {what} data", report))
     validation.require(report)
     return report.to_dict()

@@ -180,7 +180,7 @@ def test_rows_with_another_number_of_fields_are_named_and_left_out(visits: pd.Da
         (
             "ts,who,n\n2024-01-31,hôtel,1\n".encode("latin-1"),
             {},
-            "line 2 of .* is not UTF-8: it could be 'hôtel' .* --encoding",
+            "line 2 of .* is not UTF-8; say which it is: 'hôtel' .--encoding cp1252",
         ),
         ("ts,who,n\n2024-01-31,a,1\n".encode("utf-16-le"), {}, "probably utf-16-le: say so with --encoding utf-16-le"),
         (b"ts,who,n\n2024-01-31,a,1\n", {"encoding": "klingon"}, "--encoding 'klingon' is not known"),

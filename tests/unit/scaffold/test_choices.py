@@ -1,6 +1,7 @@
 """What init makes of a table: proposals, roles, ids, leaks, and a sentence for every table that cannot work."""
 
 import json
+import unicodedata
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from kubeloop import errors
 from kubeloop.cli.main import app
 from kubeloop.data import sources
 from kubeloop.scaffold import design as scaffold
-from kubeloop.scaffold import render
+from kubeloop.scaffold import render, roles
 from kubeloop.scaffold.design import Wish
 from kubeloop.scaffold.render import Case
 from kubeloop.scaffold.table import ScaffoldError, Table
@@ -41,6 +42,49 @@ def test_a_clear_table_is_understood_without_a_word(readings: pd.DataFrame, fold
     assert found.possible_keys() == ["machine", "line"]
     assert found.likely_key(("failed", "read_at")) == "machine"
     assert found.likely_key(("failed", "read_at", "machine")) is None, "three lines are hardly subjects"
+
+
+@pytest.mark.parametrize(
+    ("yes", "no"),
+    [
+        ("ja", "nein"),
+        ("Ja", "Nein"),
+        ("WAHR", "FALSCH"),
+        ("oui", "non"),
+        ("VRAI", "FAUX"),
+        ("sim", "não"),
+        ("Sim", unicodedata.normalize("NFD", "Não")),
+        ("verdadeiro", "falso"),
+        ("Sí", "No"),
+        ("sì", "no"),
+        ("waar", "onwaar"),
+        ("Y", "N"),
+        ("yes", "no"),
+        ("TRUE", "FALSE"),
+    ],
+)
+def test_yes_and_no_are_known_in_several_languages(readings: pd.DataFrame, folder: Path, yes: str, no: str) -> None:
+    words = readings["failed"].map({1: yes, 0: no})
+    words = words.where(readings.index % 50 != 0)
+    readings.assign(failed=words).to_csv(folder / "t.csv", index=False)
+    (folder / "raw").mkdir()
+    found = Table(folder / "t.csv", folder / "raw")
+    label = roles.label(found, "failed", None)
+    expected = readings["failed"].where(readings.index % 50 != 0)
+    counts = (label.positives, label.negatives, label.unknown)
+    assert counts == ((expected == 1).sum(), (expected == 0).sum(), expected.isna().sum())
+    read = dict(found.query(f"SELECT {label.sql}, count(*) FROM {found.name} GROUP BY 1"))  # noqa: S608
+    assert (read[1], read[0], read[None]) == counts
+
+
+@pytest.mark.parametrize("pair", [("ja", "yes"), ("nein", "non"), ("ja", "vielleicht")])
+def test_two_words_that_are_no_yes_and_no_are_asked_about(
+    readings: pd.DataFrame, folder: Path, pair: tuple[str, str]
+) -> None:
+    """Of `ja` and `yes` neither is the negative of the other."""
+    words = readings["failed"].map(dict(enumerate(pair)))
+    with pytest.raises(ScaffoldError, match=r"say which one is to be predicted, such as --positive (\w+)$"):
+        roles.label(table(readings.assign(failed=words), folder), "failed", None)
 
 
 def test_where_there_is_nobody_to_ask_the_candidates_are_named(readings: pd.DataFrame, folder: Path) -> None:

@@ -14,7 +14,11 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
+from kubeloop.cli import init
 from kubeloop.cli.main import app
+from kubeloop.data import sources
+from kubeloop.reading import files, infer
+from tests.unit.reading.test_files import workbook
 
 ROLES = "--label 'Is it?' --timestamp 'gelesen um' --key 'größe'\"'s\""
 """The label has a question mark, the timestamp a space, the key an umlaut and a quote."""
@@ -84,6 +88,7 @@ def test_the_option_that_a_message_ends_with_is_the_way_out(
             r"--decimal .*(?= or )",
         ),
     ],
+    ids=["date format", "timezone", "decimal"],
 )
 def test_what_decides_between_two_readings_is_taken_as_it_is_printed(
     odd: pd.DataFrame, folder: Path, change: Callable[[pd.DataFrame], pd.DataFrame], printed: str
@@ -96,6 +101,50 @@ def test_what_decides_between_two_readings_is_taken_as_it_is_printed(
     assert found, refused.output
     again = kubeloop(f"{line} {found[0]} --into mine --id \"die 'Linie'\"")
     assert "--id \"die 'Linie'\" is not unique" in again.output
+
+
+def test_the_encoding_that_is_printed_reads_the_file(odd: pd.DataFrame, folder: Path) -> None:
+    table = odd.assign(**{"die 'Linie'": odd["die 'Linie'"].map({"a": "Köln", "b": "Halle", "c": "Łódź"})})
+    table.to_csv("it's.csv", index=False, encoding="cp1250")
+    line = f'init "it\'s.csv" {ROLES}'
+    # By the word that tells the encodings apart, not the first one: cp1252 has the same ö.
+    option = re.search(r"'Łódź' \((--encoding .*?)\)", kubeloop(line).output)
+    assert option, kubeloop(line).output
+    again = kubeloop(f"{line} {option[1]} --into mine --id \"die 'Linie'\"")
+    assert "--id \"die 'Linie'\" is not unique" in again.output
+
+
+def test_the_encoding_that_not_all_of_a_file_fits_is_not_printed(folder: Path) -> None:
+    (folder / "t.csv").write_bytes(b"ts,who,n\n2024-01-31,h\xf4tel,1\n2024-01-31,\x81,1\n")
+    refused = kubeloop("init t.csv --label n --timestamp ts")
+    assert "(--encoding cp1251)" in refused.output
+    assert "--encoding cp1252" not in refused.output, "it has no 0x81"
+
+
+def test_the_sheet_that_is_printed_is_read(odd: pd.DataFrame, folder: Path) -> None:
+    sheets = {"it's 'old'": odd, "$new": odd.assign(more=1)}
+    workbook(folder / "a table.xlsx", {name: [[*rows.columns], *rows.values.tolist()] for name, rows in sheets.items()})
+    line = f"init 'a table.xlsx' {ROLES}"
+    options = re.search(r"name one: (--sheet .*) or (--sheet .*)$", kubeloop(line).output.strip())
+    assert options
+    for option in options.groups():
+        again = kubeloop(f"{line} {option} --into mine --id \"die 'Linie'\"")
+        assert "--id \"die 'Linie'\" is not unique" in again.output, option
+
+
+def test_the_word_for_a_missing_value_that_is_printed_makes_numbers(odd: pd.DataFrame, folder: Path) -> None:
+    words = np.where(odd.index % 9 == 0, "k'A 1", odd["heat"].round(2).astype(str))
+    odd.assign(heat=words).rename(columns={"heat": "wie heiß?"}).to_csv("t.csv", index=False)
+
+    def decided(said: list[str]) -> infer.Decided:
+        asked = infer.Asked(missing=init._words(said))
+        with sources.connect() as db, files.opened(db, folder / "t.csv", asked.read, folder, first=True) as opened:
+            return infer.columns(db, opened, asked)
+
+    (look,) = [text for text in decided([]).look if "stays text" in text]
+    typed = shell(f"printf '%s\\0' {look.partition('if that means a missing value, say ')[2]}").split("\0")
+    assert typed == ["--missing", "wie heiß?=k'A 1", ""]
+    assert decided(typed[1:2]).columns["wie heiß?"].kind == "number"
 
 
 def test_a_second_condition_joins_the_first(odd: pd.DataFrame, folder: Path) -> None:

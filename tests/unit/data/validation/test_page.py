@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime
 
 from kubeloop.data.validation_page import html
-from kubeloop.data.validation_report import Failure, Report, TableReport
+from kubeloop.data.validation_report import SHARED, Failure, Report, TableReport, held_back
 
 DOCS = "s3://bucket/data-docs/flight-delay/flight-delay-training-20261128-081233-ab12/raw"
 FOUND = Report(
@@ -31,3 +31,16 @@ def test_the_page_fits_a_narrow_frame_and_needs_nothing_else() -> None:
     assert re.search(r"code \{[^}]*overflow-wrap: anywhere", page), "an address of a hundred characters breaks"
     assert "@media (max-width" in page
     assert not re.search(r"""(src|href)=|url\(|@import|<script|https?://""", page)
+
+
+def test_rows_that_share_an_id_are_said_with_what_to_do() -> None:
+    """In the page, and in the sentence that `kubeloop run` shows."""
+    table = TableReport(rows=4000, quarantined=5, expectations=9, reasons={SHARED: 4, "between(x)": 1})
+    found = Report(True, FOUND.as_of, {"training_set": table}, (), DOCS, "quarantine")
+    says = "4 rows have the event_id of another row"
+    assert says in html("t", found)
+    assert says not in html("t", FOUND)
+    (sentence,) = held_back(found)
+    assert sentence.startswith(f"Held back: 5 of 4,000 rows of training_set: {SHARED} 4, between(x) 1. {says}")
+    assert "add the column that tells them apart to event_id" in sentence
+    assert held_back(FOUND) == ["Held back: 3 of 26,115 rows of weather: not_null <temp> 3"]

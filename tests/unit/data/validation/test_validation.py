@@ -14,6 +14,7 @@ import pytest
 
 from kubeloop.data.expectations import SuiteError
 from kubeloop.data.validation import Report, ValidationFailed, require
+from kubeloop.data.validation_report import SHARED
 
 WIND = "expect_column_values_to_be_between"
 
@@ -44,6 +45,16 @@ def test_rows_that_miss_within_the_tolerance_go_to_the_quarantine(place: Any, re
     table = report.tables["weather"]
     assert (table.rows, table.quarantined, table.expectations) == (1000, 2, 3)
     assert table.reasons == {wind: 2, site: 1}
+
+
+def test_rows_that_share_an_event_id_are_all_held_back_under_the_known_reason(
+    check: Callable[..., Report], readings: pd.DataFrame
+) -> None:
+    rows = readings.rename(columns={"id": "event_id"})
+    twice = pd.concat([rows, rows[:2]], ignore_index=True)
+    report = check(twice, "- expect_column_values_to_be_unique: {column: event_id, mostly: 0.99}")
+    assert report.tables["t"].reasons == {SHARED: 4}
+    assert report.passed
 
 
 def test_kept_rows_stay_in_the_table(place: Any, check: Callable[..., Report], readings: pd.DataFrame) -> None:

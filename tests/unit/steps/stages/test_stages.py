@@ -158,6 +158,17 @@ def test_a_model_with_a_feature_that_knows_the_label_is_not_promoted_without_a_w
     assert gates_page.html("m", refused).count("Warnings about the model") == 1
 
 
+def test_the_gate_says_that_a_run_is_not_what_is_installed(loop: Loop, settings: Settings, learned: Learned) -> None:
+    """Its reason is what the ledger, the report and `kubeloop submit` show."""
+    newer = loop.model_copy(update={"description": "Other words."})
+    cluster = settings.model_copy(update={"installed_loop": newer.dump(), "release": "ml/blue"})
+    verdict = promotion.gate(loop, cluster, "r1", learned[1], learned[0])
+    assert "another `description` than the installed loop" in verdict.reason
+    assert "`kubeloop schedule --release blue --namespace ml`" in verdict.reason
+    crown(loop, settings, learned[1], verdict=json.dumps(verdict.to_dict()))
+    assert promotion.gate(loop, cluster, "r1", learned[1], learned[0]) == verdict, "a run that is resumed says it once"
+
+
 def test_a_first_model_must_reach_the_floor(loop: Loop, settings: Settings, learned: Learned) -> None:
     strict = loop.model_copy(update={"gates": loop.gates.model_copy(update={"floors": {"auc": 0.99}})})
     verdict = promotion.gate(strict, settings, "r1", learned[1], learned[0])
