@@ -31,7 +31,7 @@ from kubeloop.errors import KubeloopError
 from kubeloop.models.gates import MIN_BLOCKS
 from kubeloop.monitoring.windows import micros
 from kubeloop.steps import stages
-from kubeloop.stores import kept
+from kubeloop.stores import kept, whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,7 +153,7 @@ class History:
                 raise
             failed = self.folder / "failed"
             failed.mkdir(exist_ok=True)
-            kept.replace(failed / f"{name}.json", kept.dumps({"reason": str(error)}))
+            whole.write(failed / f"{name}.json", kept.dumps({"reason": str(error)}))
 
     def _train(self, settings: Settings, loop: Loop, moment: datetime, target: Path) -> None:
         from kubeloop.tasks.tabular import model_folder
@@ -168,7 +168,7 @@ class History:
             scores[first:] = model_folder.predict(part, self.frame(slice(first, None)))
             np.save(part / _SCORES, scores)
             target.parent.mkdir(exist_ok=True)
-            part.rename(target)
+            whole.move(part, target)
 
     def frame(self, rows: slice) -> "pd.DataFrame":
         """Return rows as pandas."""
@@ -218,7 +218,7 @@ def open_history(loop: Loop, settings: Settings, span: Span, say: Callable[[str]
         folder.mkdir(parents=True)
         say("Building the features of the whole history.")
         history = _build(loop, settings, folder, span, ends, say)
-        kept.replace(folder / _ABOUT, kept.dumps({"whole": history.whole, "rows": history.table.num_rows}))
+        whole.write(folder / _ABOUT, kept.dumps({"whole": history.whole, "rows": history.table.num_rows}))
     history = History(loop, folder, bool(kept.loads(folder / _ABOUT)["whole"]), span)
     for left in folder.glob(".part-*"):
         shutil.rmtree(left, ignore_errors=True)
@@ -351,7 +351,7 @@ def remembered(folder: Path, key: Any, make: Callable[[], dict[str, Any]]) -> di
             path.unlink()
     content = make()
     folder.mkdir(exist_ok=True)
-    kept.replace(path, kept.dumps(content))
+    whole.write(path, kept.dumps(content))
     return content
 
 

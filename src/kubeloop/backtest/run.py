@@ -24,7 +24,7 @@ from kubeloop.backtest.score import Measured
 from kubeloop.backtest.walk import Need, Walk, walk
 from kubeloop.config import Loop, Settings
 from kubeloop.monitoring.detector import port
-from kubeloop.stores import kept
+from kubeloop.stores import kept, whole
 from kubeloop.tasks.tabular import evaluation
 
 RESULT = "result.json"
@@ -93,7 +93,7 @@ def _run(
         measured = _all(pool, score_one, [walks[policy.name] for policy in wanted], "policies measured", progress)
     found = _result(past, wanted, measured)
     path = settings.state / history.FOLDER / RESULT
-    kept.replace(path, kept.dumps(found))
+    whole.write(path, kept.dumps(found))
     return found
 
 

@@ -8,7 +8,7 @@ from kubeloop import pages
 from kubeloop.config import Loop, Settings
 from kubeloop.payloads import table
 from kubeloop.report import facts, view
-from kubeloop.stores import kept
+from kubeloop.stores import whole
 
 
 def write(loop: Loop, settings: Settings, summary: Mapping[str, Any] | None) -> Path:
@@ -27,5 +27,5 @@ def write(loop: Loop, settings: Settings, summary: Mapping[str, Any] | None) -> 
     content = view.build(loop, settings, facts.read(loop, settings), table.read(settings, loop.name), summary)
     path = settings.state / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept.replace(path, pages.render("report", **content))
+    whole.write(path, pages.render("report", **content))
     return path

@@ -5,12 +5,12 @@ As text it would stand several times in the status of every step that Argo holds
 
 import hashlib
 import json
-import os
 import re
 
 from kubeloop import names
 from kubeloop.config import Loop, Settings
 from kubeloop.errors import KubeloopError
+from kubeloop.stores import whole
 from kubeloop.stores.bucket import Bucket
 
 _REFERENCE = re.compile(r"sha256:([0-9a-f]{64})")
@@ -38,9 +38,7 @@ def keep(loop: Loop, settings: Settings) -> str:
     else:
         path = settings.state / names.loop(digest)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_bytes(content)
-        part.replace(path)
+        whole.write(path, content)
     return f"sha256:{digest}"
 
 

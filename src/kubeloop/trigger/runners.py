@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypedDict
 
 from kubeloop import errors, paths
 from kubeloop.config import QUIET, Settings, duration_text
-from kubeloop.stores import kept
+from kubeloop.stores import kept, whole
 
 
 class Parameters(TypedDict):
@@ -250,4 +250,4 @@ def _signal(group: int | None, number: signal.Signals) -> None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    kept.replace(path, kept.dumps(content))
+    whole.write(path, kept.dumps(content))
