@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import kubeloop
+from kubeloop import moments
 from kubeloop.backtest import BacktestError
 from kubeloop.config import Loop, Settings, duration_text
 from kubeloop.data import sources
@@ -163,7 +164,7 @@ class History:
             pq.write_table(self.training_set(settings, loop, moment), folder / "rows.parquet")
             card = stages.train(loop, folder / "rows.parquet", part)
             # Its own hold-out comes before the moment, and the gate asks for it.
-            first = int(np.searchsorted(self.moments, micros(datetime.fromisoformat(card["trained_to"])), side="right"))
+            first = int(np.searchsorted(self.moments, micros(moments.read(card["trained_to"])), side="right"))
             scores = np.full(len(self.moments), np.nan, dtype=np.float32)
             scores[first:] = model_folder.predict(part, self.frame(slice(first, None)))
             np.save(part / _SCORES, scores)

@@ -156,7 +156,7 @@ def _checked(field: features.Field, values: Sequence[Any]) -> list[Any]:
 def stands(folder: Path) -> datetime | None:
     """Return the moment up to which the online store of a folder of feature tables was written; None for never."""
     mark = folder / _MARK
-    return datetime.fromisoformat(kept.unseal(mark)) if mark.is_file() else None
+    return moments.read(kept.unseal(mark)) if mark.is_file() else None
 
 
 class Materializer:

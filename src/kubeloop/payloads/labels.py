@@ -10,7 +10,6 @@ from typing import NamedTuple
 import orjson
 
 from kubeloop import moments
-from kubeloop.payloads.segments import micros
 
 
 class Label(NamedTuple):
@@ -55,7 +54,7 @@ def read(body: bytes) -> tuple[list[Label], list[str]]:
             event_id, label = item["event_id"], item["label"]
             if type(event_id) is not str or not event_id or label not in (0, 1):
                 raise ValueError("it needs a text event_id and a label 0 or 1")
-            found.append(Label(event_id, int(label), micros(item["observed_at"])))
+            found.append(Label(event_id, int(label), moments.micros(item["observed_at"])))
         except (KeyError, TypeError, ValueError) as error:
             faults.append(f"a label is malformed: {item!r:.80} ({type(error).__name__}: {error})")
     return found, faults

@@ -66,21 +66,6 @@ class Segment(NamedTuple):
     path: Path
 
 
-def micros(text: str) -> int:
-    """Read an ISO 8601 / RFC 3339 time as microseconds since 1970; a time without an offset is UTC.
-
-    Raises:
-        ValueError: the text is no time, or lies before 1970.
-    """
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    value = (moment - _EPOCH) // _MICROSECOND
-    if not 0 <= value < _YEAR_10000:
-        raise ValueError(f"{text} lies outside the years 1970 to 9999")
-    return value
-
-
 def covered(names: Iterable[str]) -> set[str]:
     """Return the names of segments whose events a merged one of the others holds."""
     found, end = set(), 0

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kubeloop import __version__, names
+from kubeloop import __version__, moments, names
 from kubeloop.config import Loop, Settings
 from kubeloop.steps.stages import StageError, digest, slice_columns
 
@@ -90,7 +90,7 @@ def compare(
     """
     from kubeloop.models import gates
 
-    unseen = holdout[holdout["event_timestamp"] > datetime.fromisoformat(trained_to)]
+    unseen = holdout[holdout["event_timestamp"] > moments.read(trained_to)]
     if len(unseen) < loop.gates.slice_min_rows:
         raise StageError(
             f"only {len(unseen)} of the hold-out's rows are newer than the data that champion {champion} was "
