@@ -166,7 +166,7 @@ class _Worker:
 
     @functools.cached_property
     def detector(self) -> port.Detector:
-        found = port.open(self.history.loop.drift.engine, self.settings.detector_python, self.settings.logs)
+        found = port.open_detector(self.history.loop.drift.engine, self.settings.detector_python, self.settings.logs)
         atexit.register(found.close)
         return found
 

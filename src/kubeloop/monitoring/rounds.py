@@ -27,7 +27,7 @@ from kubeloop.monitoring.versions import NodeError, VersionError, Versions
 from kubeloop.monitoring.windows import Grid, micros
 from kubeloop.payloads import decode
 from kubeloop.tasks.intervals import Estimate
-from kubeloop.tasks.reference import Reference, ReferenceError
+from kubeloop.tasks.reference import BrokenReferenceError, Reference
 from kubeloop.tasks.tabular import evaluation
 from kubeloop.tasks.tabular.evaluation import EvaluationError
 
@@ -235,7 +235,7 @@ class Monitor:
             found = self._detector.score(part.version, window)
         except VersionError as error:
             return row | {"status": "no_reference", "note": str(error)}, []
-        except (ReferenceError, UntestableError) as error:
+        except (BrokenReferenceError, UntestableError) as error:
             return row | {"status": "unreadable", "note": str(error)}, []
         verdict = policy.judge(found, reference.importance, self.drift)
         scores = [
