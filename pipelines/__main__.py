@@ -5,10 +5,8 @@ import json
 import sys
 from pathlib import Path
 
-from kubeloop import config, errors, state
+from kubeloop import config, errors, names, state
 from kubeloop.config.cluster import Pipelines, StepSettings
-
-NAMES = ("training", "materialize", "batch-scoring", "backfill")
 
 
 def main() -> int:
@@ -19,7 +17,7 @@ def main() -> int:
     compiling.add_argument("--out", type=Path, default=Path("build"), help="folder (default: build)")
     compiling.add_argument("--image", help="image of the steps, in place of pipelines.images.core")
     running = commands.add_parser("run", help="run a pipeline on this machine")
-    running.add_argument("pipeline", choices=NAMES)
+    running.add_argument("pipeline", choices=names.PIPELINES)
     running.add_argument("--run-name", required=True, help="unique name; the same name again resumes the run")
     running.add_argument("--as-of", default="", help="moment whose knowledge the run uses, ISO 8601 (default: now)")
     running.add_argument("--reason", default="asked for by hand", help="why the run was started")
@@ -38,7 +36,7 @@ def _compile(loop: config.Loop, options: argparse.Namespace) -> int:
 
     if options.image:
         loop = config.Loop.parse(loop.dump(), {"pipelines": {"images": {"core": options.image}}})
-    for name in NAMES:
+    for name in names.PIPELINES:
         print(catalog.write(loop, name, options.out))
     return 0
 

@@ -36,7 +36,7 @@ def batch_scoring(config: Loop) -> BaseComponent:
         first = opening.data(loop, as_of, run)
         scored = score_batch(loop=first.loop, as_of=first.moment, since=since, clean=first.clean)
         kubeflow.settle(config, (*first.tasks, scored))
-        outputs = NamedTuple("Outputs", rows=int)
-        return outputs(scored.outputs["rows"])
+        outputs = NamedTuple("Outputs", rows=int)  # type: ignore[misc]
+        return outputs(scored.outputs["rows"])  # type: ignore[call-arg]
 
     return pipeline

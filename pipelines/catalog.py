@@ -8,13 +8,14 @@ from kfp import compiler
 from kfp.dsl.base_component import BaseComponent
 
 from kubeloop.config import Loop
+from kubeloop.names import Pipeline
 from pipelines import grouping
 from pipelines.backfill import backfill
 from pipelines.batch_scoring import batch_scoring
 from pipelines.materialize import materialize
 from pipelines.training import training
 
-PIPELINES: Mapping[str, Callable[[Loop], BaseComponent]] = {
+PIPELINES: Mapping[Pipeline, Callable[[Loop], BaseComponent]] = {
     "training": training,
     "materialize": materialize,
     "batch-scoring": batch_scoring,
@@ -22,7 +23,7 @@ PIPELINES: Mapping[str, Callable[[Loop], BaseComponent]] = {
 }
 
 
-def write(loop: Loop, name: str, folder: Path) -> Path:
+def write(loop: Loop, name: Pipeline, folder: Path) -> Path:
     """Compile a pipeline to KFP IR YAML, its platform spec included; the same use case gives the same bytes.
 
     Raises:

@@ -17,7 +17,7 @@ from kubeloop import paths
 from kubeloop.config import Settings
 from kubeloop.errors import KubeloopError
 from kubeloop.failures import Failure
-from kubeloop.stores import kept
+from kubeloop.stores import kept, whole
 from pipelines import warm
 
 
@@ -108,4 +108,4 @@ def _now() -> str:
 
 
 def _write(folder: Path, report: dict[str, Any]) -> None:
-    kept.replace(folder / "run.json", kept.dumps(report))
+    whole.write(folder / "run.json", kept.dumps(report))

@@ -60,7 +60,7 @@ def training(config: Loop) -> BaseComponent:
             deployed = deploy_model(loop=first.loop, version=registered.outputs["version"])
         steps = (*first.tasks, features, checked, trained, evaluated, gate, registered, deployed)
         kubeflow.settle(config, steps)
-        outputs = NamedTuple("Outputs", promote=bool, reason=str, version=str)
-        return outputs(gate.outputs["Output"], gate.outputs["reason"], registered.outputs["version"])
+        outputs = NamedTuple("Outputs", promote=bool, reason=str, version=str)  # type: ignore[misc]
+        return outputs(gate.outputs["Output"], gate.outputs["reason"], registered.outputs["version"])  # type: ignore[call-arg]
 
     return pipeline

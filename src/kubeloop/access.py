@@ -4,15 +4,12 @@
 told where it is, and `serving.guard` asks for it; our own clients read it there and send it.
 """
 
-import contextlib
-import os
 import secrets
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from kubeloop.errors import KubeloopError
-from kubeloop.stores import kept
+from kubeloop.stores import kept, whole
 
 _BYTES = 32
 
@@ -42,17 +39,7 @@ def private(folder: Path) -> None:
 def make(path: Path) -> str:
     """Write a new token in place of the last one, for the owner's eyes only, and return it."""
     token = secrets.token_urlsafe(_BYTES)
-    # Made with mode 0600, so that there is no moment at which others could open it.
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=".token-", delete=False) as file:
-        file.write(token)
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        Path(file.name).replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            Path(file.name).unlink()
-        raise
+    whole.write(path, token, mode=0o600, sync=True)
     return token
 
 

@@ -1,4 +1,4 @@
-"""Moments from outside: one reader, and the bound that keeps a wrong clock from moving time on for good."""
+"""Moments as text: one reader for all of them, and the bound that keeps a wrong clock from moving time on for good."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,6 +11,7 @@ MOST = timedelta(hours=1)
 """The largest skew that a loop may set, and so the bound for who does not know the loop."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 def read(text: Any, zone: str = "UTC") -> datetime:
@@ -24,6 +25,18 @@ def read(text: Any, zone: str = "UTC") -> datetime:
         return local(value, zone) if value.tzinfo is None else value.astimezone(UTC)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{text!r:.80} is not an ISO 8601 time such as 2013-04-01T12:00:00Z") from error
+
+
+def micros(text: Any) -> int:
+    """Read an ISO 8601 time as microseconds since 1970; one without an offset is UTC.
+
+    Raises:
+        ValueError: the text is no time, or lies before 1970.
+    """
+    value = (read(text) - _EPOCH) // _MICROSECOND
+    if value < 0:
+        raise ValueError(f"{text} lies before 1970")
+    return value
 
 
 def local(value: datetime, zone: str) -> datetime:

@@ -1,6 +1,6 @@
 """Every Kubernetes name, label and annotation, every CloudEvent type, and what else parts must agree on."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 LABEL_DOMAIN = "kubeloop.io"
 
@@ -17,6 +17,9 @@ LOOP = f"{LABEL_DOMAIN}/loop"
 REQUEST_EVENT = "org.kubeflow.serving.inference.request"
 RESPONSE_EVENT = "org.kubeflow.serving.inference.response"
 LABEL_EVENT = "io.kubeloop.label"
+Pipeline = Literal["training", "materialize", "batch-scoring", "backfill"]
+PIPELINES: tuple[Pipeline, ...] = get_args(Pipeline)
+
 DRIFT_EVENT = "io.kubeloop.drift"
 DECISION_EVENT = "io.kubeloop.decision"
 

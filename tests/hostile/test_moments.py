@@ -57,7 +57,7 @@ def face(tmp_path: Path) -> Iterator[tuple[str, Store]]:
         store = stack.enter_context(contextlib.closing(Store(f"sqlite:///{tmp_path / 'monitor.db'}")))
         versions = stack.enter_context(contextlib.closing(Versions(store, loop.name, loop.delivery.namespace)))
         outbox = stack.enter_context(contextlib.closing(Outbox(store, loop.name, None)))
-        detector = stack.enter_context(contextlib.closing(port.open("builtin", Path("unused"), tmp_path)))
+        detector = stack.enter_context(contextlib.closing(port.open_detector("builtin", Path("unused"), tmp_path)))
         grid = Grid(loop.drift.window)
         monitor = Monitor(loop, tmp_path / "log", store, detector, versions, grid, outbox)
         (tmp_path / "log").mkdir()

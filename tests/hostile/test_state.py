@@ -35,7 +35,7 @@ from kubeloop.session import run as session
 from kubeloop.session import summary
 from kubeloop.session.counts import Memory
 from kubeloop.steps import loops
-from kubeloop.stores import kept
+from kubeloop.stores import kept, whole
 from kubeloop.trigger.runners import LocalRunner
 from tests.hostile.conftest import WHOLE
 from tests.unit.features.conftest import QUERIES, STORE, VIEWS
@@ -166,11 +166,11 @@ def _fill(place: Place, told: dict[str, Any]) -> None:
     loops.keep(place.loop, settings)
     access.make(settings.token_file)
     services = {"node": {"url": "http://127.0.0.1:9", "pid": os.getpid(), "state": str(settings.state)}}
-    kept.replace(settings.services_file, kept.dumps(services))
+    whole.write(settings.services_file, kept.dumps(services))
     manifest = kept.seal(yaml.safe_dump({"kind": "InferenceService", "metadata": {"name": "parcels", "labels": {}}}))
     (settings.state / "manifests" / "ready").mkdir(parents=True)
-    kept.replace(settings.state / "manifests" / "parcels.yaml", manifest)
-    kept.replace(settings.state / "manifests" / "ready" / "parcels.yaml", manifest)
+    whole.write(settings.state / "manifests" / "parcels.yaml", manifest)
+    whole.write(settings.state / "manifests" / "ready" / "parcels.yaml", manifest)
     runner = LocalRunner(settings.model_copy(update={"core_python": Path("/bin/false")}), Path("loop.yaml"), {})
     runner.start("parcels-first", {"attempt": 1, "as_of": MOMENT.isoformat(), "reason": "first"})
     runner.stop()

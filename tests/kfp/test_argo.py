@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
+from kubeloop import names
 from kubeloop.config import Loop
 from kubeloop.config.cluster import Pipelines
-from kubeloop.kubeflow import submission
 from pipelines import catalog
 from tests.kfp import argo
 from tests.kfp.compiler import Compiler, Drivers
@@ -35,7 +35,7 @@ def large(demo: Loop) -> Loop:
     recurring = [
         {"name": f"{name}-{pipeline}", "pipeline": pipeline, "cron": "0 5 * * * *"}
         for name in environments
-        for pipeline in submission.PIPELINES
+        for pipeline in names.PIPELINES
     ]
     return Loop.parse(
         demo.dump(),
@@ -71,7 +71,7 @@ def finished(compiler: Compiler) -> tuple[argo.Object, argo.Nodes]:
 
 
 @pytest.mark.parametrize("grouping", GROUPINGS)
-@pytest.mark.parametrize("name", submission.PIPELINES)
+@pytest.mark.parametrize("name", names.PIPELINES)
 def test_the_workflow_of_a_large_use_case_fits_argos_limit(
     large: Loop, grouping: str, name: str, tmp_path: Path
 ) -> None:
@@ -101,7 +101,7 @@ def test_the_use_case_stands_in_the_first_pod_alone(large: Loop, tmp_path: Path)
     assert all(REFERENCE in patch for name, patch in patches.items() if name not in said)
 
 
-@pytest.mark.parametrize("name", submission.PIPELINES)
+@pytest.mark.parametrize("name", names.PIPELINES)
 @pytest.mark.parametrize("succeeded", [True, False])
 def test_a_finished_run_is_kept_as_long_as_loop_yaml_says(
     demo: Loop, name: str, succeeded: bool, tmp_path: Path

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import kubeloop
+from kubeloop import moments
 from kubeloop.backtest import BacktestError
 from kubeloop.config import Loop, Settings, duration_text
 from kubeloop.data import sources
@@ -31,7 +32,7 @@ from kubeloop.errors import KubeloopError
 from kubeloop.models.gates import MIN_BLOCKS
 from kubeloop.monitoring.windows import micros
 from kubeloop.steps import stages
-from kubeloop.stores import kept
+from kubeloop.stores import kept, whole
 from kubeloop.tasks import port
 from kubeloop.tasks.port import Task
 
@@ -162,7 +163,7 @@ class History:
                 raise
             failed = self.folder / "failed"
             failed.mkdir(exist_ok=True)
-            kept.replace(failed / f"{name}.json", kept.dumps({"reason": str(error)}))
+            whole.write(failed / f"{name}.json", kept.dumps({"reason": str(error)}))
 
     def _train(self, settings: Settings, loop: Loop, moment: datetime, target: Path) -> None:
         from kubeloop.tasks.tabular import model_folder
@@ -172,13 +173,13 @@ class History:
             pq.write_table(self.training_set(settings, loop, moment), folder / "rows.parquet")
             card = stages.train(loop, folder / "rows.parquet", part)
             # Its own hold-out comes before the moment, and the gate asks for it.
-            first = int(np.searchsorted(self.moments, micros(datetime.fromisoformat(card["trained_to"])), side="right"))
+            first = int(np.searchsorted(self.moments, micros(moments.read(card["trained_to"])), side="right"))
             answers = model_folder.predict(self.task, part, self.frame(slice(first, None)))
             scores = np.full((len(self.moments), *answers.shape[1:]), np.nan, dtype=np.float32)
             scores[first:] = answers
             np.save(part / _SCORES, scores)
             target.parent.mkdir(exist_ok=True)
-            part.rename(target)
+            whole.move(part, target)
 
     def frame(self, rows: slice) -> "pd.DataFrame":
         """Return rows as pandas."""
@@ -234,7 +235,7 @@ def open_history(loop: Loop, settings: Settings, span: Span, say: Callable[[str]
         folder.mkdir(parents=True)
         say("Building the features of the whole history.")
         history = _build(loop, settings, folder, span, ends, say)
-        kept.replace(folder / _ABOUT, kept.dumps({"whole": history.whole, "rows": history.table.num_rows}))
+        whole.write(folder / _ABOUT, kept.dumps({"whole": history.whole, "rows": history.table.num_rows}))
     history = History(loop, folder, bool(kept.loads(folder / _ABOUT)["whole"]), span)
     for left in folder.glob(".part-*"):
         shutil.rmtree(left, ignore_errors=True)
@@ -367,7 +368,7 @@ def remembered(folder: Path, key: Any, make: Callable[[], dict[str, Any]]) -> di
             path.unlink()
     content = make()
     folder.mkdir(exist_ok=True)
-    kept.replace(path, kept.dumps(content))
+    whole.write(path, kept.dumps(content))
     return content
 
 

@@ -24,7 +24,7 @@ from kubeloop.backtest.score import Measured
 from kubeloop.backtest.walk import Need, Walk, walk
 from kubeloop.config import Loop, Settings
 from kubeloop.monitoring.detector import port
-from kubeloop.stores import kept
+from kubeloop.stores import kept, whole
 
 RESULT = "result.json"
 
@@ -92,7 +92,7 @@ def _run(
         measured = _all(pool, score_one, [walks[policy.name] for policy in wanted], "policies measured", progress)
     found = _result(past, wanted, measured)
     path = settings.state / history.FOLDER / RESULT
-    kept.replace(path, kept.dumps(found))
+    whole.write(path, kept.dumps(found))
     return found
 
 
@@ -165,7 +165,7 @@ class _Worker:
 
     @functools.cached_property
     def detector(self) -> port.Detector:
-        found = port.open(self.history.loop.drift.engine, self.settings.detector_python, self.settings.logs)
+        found = port.open_detector(self.history.loop.drift.engine, self.settings.detector_python, self.settings.logs)
         atexit.register(found.close)
         return found
 

@@ -89,7 +89,7 @@ def _apply(path: Path, wanted: list[Any], found: dict[str, Any], name: str) -> l
     """Write a policy into loop.yaml and return what changed."""
     from kubeloop.backtest import apply
     from kubeloop.report import tradeoff_words
-    from kubeloop.stores import kept
+    from kubeloop.stores import whole
 
     name = found["suggested"] if name == "suggested" else name
     policy = next((policy for policy in wanted if policy.name == name and not policy.oracle), None)
@@ -97,7 +97,7 @@ def _apply(path: Path, wanted: list[Any], found: dict[str, Any], name: str) -> l
         raise ConfigError(f"--apply {name!r} is none of the policies that were tried, or none that can be followed")
     edit = apply.apply(path.read_text(), policy.settings, tradeoff_words.evidence(found, name))
     if edit.changes:
-        kept.replace(path, edit.text)
+        whole.write(path, edit.text)
     return edit.changes
 
 

@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from kubeloop import config, errors
+from kubeloop import config, errors, names
 from kubeloop.cli.sources import Context, Installed, LoopName, Namespace, Release, ReleaseNamespace, Source
 from kubeloop.config import Loop, Settings
 
@@ -65,7 +65,9 @@ def register(app: typer.Typer) -> None:
 
 
 def submit(
-    pipeline: Annotated[str, typer.Argument(help="training, materialize, batch-scoring or backfill.")] = "training",
+    pipeline: Annotated[
+        str, typer.Argument(help=f"{', '.join(names.PIPELINES[:-1])} or {names.PIPELINES[-1]}.")
+    ] = "training",
     param: Annotated[list[str] | None, typer.Option(help="A parameter as name=value; repeat for more.")] = None,
     name: Annotated[str | None, typer.Option(help="The run's name.", show_default="the pipeline and the time")] = None,
     follow: Annotated[bool, typer.Option(help="Watch the run to its end.")] = True,
@@ -90,8 +92,8 @@ def submit(
     settings = config.settings(folder)
     source = Source(installed, release, namespace, context, loop_name)
     loop = source.read(settings)
-    if pipeline not in submission.PIPELINES:
-        _fail(f"there is no pipeline {pipeline}; there are {', '.join(submission.PIPELINES)}")
+    if pipeline not in names.PIPELINES:
+        _fail(f"there is no pipeline {pipeline}; there are {', '.join(names.PIPELINES)}")
     stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     run_name = name or f"{loop.name[:27]}-{pipeline}-{stamp}"
     if not _NAME.fullmatch(run_name):

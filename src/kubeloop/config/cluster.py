@@ -123,7 +123,7 @@ class Recurring(Model):
     """A pipeline that runs by itself."""
 
     name: DnsName
-    pipeline: Literal["training", "materialize", "batch-scoring", "backfill"]
+    pipeline: names.Pipeline
     cron: str = Field(
         pattern=r"^(\S+\s+){5}\S+$", description="Six fields, seconds first, as Kubeflow Pipelines reads them."
     )

@@ -43,13 +43,8 @@ def duration_text(value: timedelta) -> str:
 
 def _utc(value: Any) -> Any:
     """Read a bare date or a naive time as UTC."""
-    if isinstance(value, str):
-        return moments.read(value)
-    elif not isinstance(value, datetime) and hasattr(value, "isoformat"):
-        value = datetime.fromisoformat(value.isoformat())
-    if isinstance(value, datetime):
-        return moments.read(value.isoformat())
-    return value
+    text = value.isoformat() if hasattr(value, "isoformat") else value
+    return moments.read(text) if isinstance(text, str) else value
 
 
 def instant(text: str) -> datetime:

@@ -20,7 +20,7 @@ from kubeloop.errors import KubeloopError
 from kubeloop.reading import files, infer, rows
 from kubeloop.reading.cells import identifier as identifier
 from kubeloop.reading.cells import literal as literal
-from kubeloop.stores import kept
+from kubeloop.stores import kept, whole
 
 MOMENT = "TIMESTAMP WITH TIME ZONE"
 """DuckDB's type of a moment, in microseconds; every other kind of time is made one when it is taken in."""
@@ -119,7 +119,7 @@ def take_in(
             raise ConfigError(f"source.tables.{name} needs a path, or source.entry a function that writes it")
     counts = _checked(loop, settings.raw, loop.source.entry)
     if wanted:
-        kept.replace(record, kept.dumps({**known, **{name: origins[name] for name in wanted}}))
+        whole.write(record, kept.dumps({**known, **{name: origins[name] for name in wanted}}))
         kept.remember(settings.raw, [record, *tables(settings.raw).values()])
     for name in broken:
         say(f"Raw data: {settings.raw / name} was damaged or missing and is made again.")
@@ -262,12 +262,11 @@ def copy(path: Path, target: Path, table: Table) -> dict[str, tuple[int, str]]:
     setting = f"source.tables.{target.stem}"
     misfits = target.parent / MISFITS / target.name
     misfits.parent.mkdir(exist_ok=True)
-    part = target.with_suffix(".part")
     # Where `init` wrote how columns are read, it left out what is plain: a comma, and names in the first line.
     plain = {"delimiter": table.read.delimiter or ",", "skip": table.read.skip or 0}
     read = table.read.model_copy(update=plain) if table.columns else table.read
     try:
-        with connect() as db, files.opened(db, path, read, target.parent) as opened:
+        with whole.file(target) as part, connect() as db, files.opened(db, path, read, target.parent) as opened:
             columns = dict(table.columns)
             named = {part for name, column in columns.items() for part in column.of or (name,)}
             if lost := named - set(opened.columns):
@@ -284,7 +283,6 @@ def copy(path: Path, target: Path, table: Table) -> dict[str, tuple[int, str]]:
         raise SourceError(f"{error} ({setting}.read in loop.yaml)") from error
     except duckdb.Error as error:
         raise SourceError(f"{path} cannot be read: it is damaged, or cut off") from error
-    part.replace(target)
     return found
 
 
@@ -332,18 +330,15 @@ def choose(target: Path, where: str, setting: str = "") -> None:
     """
     if not where:
         return
-    part = target.with_suffix(".part")
     setting = setting or f"source.tables.{target.stem}.where"
     query = f"FROM read_parquet({literal(target)}) WHERE {where}"
     try:
-        with connect() as db:
+        with whole.file(target) as part, connect() as db:
             db.execute(f"COPY ({query}\n) TO {literal(part)} (FORMAT parquet)")
+            if not pq.read_metadata(part).num_rows:
+                raise SourceError(f"{setting} {where!r} leaves no row")
     except duckdb.Error as error:
         raise SourceError(f"{setting} {where!r} fails: {str(error).partition('LINE 1:')[0].strip()}") from error
-    if not pq.read_metadata(part).num_rows:
-        part.unlink()
-        raise SourceError(f"{setting} {where!r} leaves no row")
-    part.replace(target)
 
 
 def _module(repo: Path, entry: str) -> Path:

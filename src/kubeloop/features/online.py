@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from kubeloop import features, moments
 from kubeloop.config import Settings
 from kubeloop.data import sources
-from kubeloop.stores import kept
+from kubeloop.stores import kept, whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,7 +156,7 @@ def _checked(field: features.Field, values: Sequence[Any]) -> list[Any]:
 def stands(folder: Path) -> datetime | None:
     """Return the moment up to which the online store of a folder of feature tables was written; None for never."""
     mark = folder / _MARK
-    return datetime.fromisoformat(kept.unseal(mark)) if mark.is_file() else None
+    return moments.read(kept.unseal(mark)) if mark.is_file() else None
 
 
 class Materializer:
@@ -199,7 +199,7 @@ class Materializer:
                     self._store.write_to_online_store(table.name, rows)
                 written += len(rows)
         self._position = to.astimezone(UTC)
-        kept.replace(self._mark, kept.seal(self._position.isoformat()))
+        whole.write(self._mark, kept.seal(self._position.isoformat()))
         return written
 
 
@@ -250,14 +250,12 @@ def _only(path: Path, keys: list[str], asked: pa.Table) -> Path:
     """Write a feature table's rows of the keys that are asked for, in a folder of their own; return the file."""
     target = path.parent / _ASKED / path.name
     target.parent.mkdir(exist_ok=True)
-    part = target.with_suffix(".part")
     names = ", ".join(map(sources.identifier, keys))
     rows = f"read_parquet({sources.literal(path)}, file_row_number = true) SEMI JOIN asked USING ({names})"
     query = f"SELECT * EXCLUDE file_row_number FROM {rows} ORDER BY {_AT}, file_row_number"
-    with sources.connect() as db:
+    with whole.file(target) as part, sources.connect() as db:
         db.register("asked", asked.select(keys))
         db.execute(f"COPY ({query}) TO {sources.literal(part)} (FORMAT parquet)")
-    part.replace(target)
     return target
 
 

@@ -22,7 +22,7 @@ from kubeloop.config import Settings
 from kubeloop.data import sources
 from kubeloop.features import online_url
 from kubeloop.features.events import FeatureError, body
-from kubeloop.stores import kept
+from kubeloop.stores import kept, whole
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -120,19 +120,18 @@ def build(repo: Path, raw: Path, out: Path, shared: Settings | None = None) -> d
                 "event_timestamp",
                 *(field.name for field in view.features),
             ]
-            part = out / f"{view.name}.part"
             try:
-                db.execute(
-                    f"COPY (SELECT {', '.join(map(sources.identifier, columns))} FROM ({body(query)}) "
-                    f"ORDER BY event_timestamp) TO {sources.literal(part)} (FORMAT parquet, COMPRESSION zstd)"
-                )
+                with whole.file(out / f"{view.name}.parquet") as part:
+                    db.execute(
+                        f"COPY (SELECT {', '.join(map(sources.identifier, columns))} FROM ({body(query)}) "
+                        f"ORDER BY event_timestamp) TO {sources.literal(part)} (FORMAT parquet, COMPRESSION zstd)"
+                    )
             except duckdb.OutOfMemoryException:
                 raise
             except duckdb.Error as error:
                 raise FeatureError(
                     f"{query} does not give the columns of its view ({', '.join(columns)}): {error}"
                 ) from error
-            part.replace(out / f"{view.name}.parquet")
             # Feast's own stores read a relative path from the process's folder, not from the repository's.
             table = str(out.resolve() / f"{view.name}.parquet")
             if isinstance(view.batch_source, FileSource):

@@ -8,19 +8,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
+from kubeloop import names
 from kubeloop.config import Loop, Settings, inherited
-from kubeloop.config.cluster import Recurring
 from kubeloop.errors import KubeloopError
 from kubeloop.kubeflow.api import DESCRIPTION_LIMIT, Api
 from kubeloop.kubeflow.errors import KfpError, MissingError, NoAnswerError
 from kubeloop.kubeflow.runs import Runs
 from kubeloop.kubeflow.values import Run, Version
 
-PIPELINES: tuple[str, ...] = get_args(Recurring.model_fields["pipeline"].annotation)
 _PATIENCE_S = 300.0
 
 
@@ -73,7 +72,7 @@ def compile_all(loop: Loop, settings: Settings, folder: Path) -> dict[str, Packa
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise SubmissionError(f"the pipelines do not compile: {last}; `python -m pipelines compile` shows where")
-    return {name: Package(name, folder / f"{loop.name}-{name}.yaml") for name in PIPELINES}
+    return {name: Package(name, folder / f"{loop.name}-{name}.yaml") for name in names.PIPELINES}
 
 
 def check(loop: Loop) -> None:

@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from kubeloop import paths
 from kubeloop.config import Loop, Settings
 from kubeloop.errors import KubeloopError
-from kubeloop.stores import kept
+from kubeloop.stores import kept, whole
 from kubeloop.tasks.reference import OTHER, Reference
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def folder(settings: Settings, version: Version) -> Path:
     target = paths.inside(settings.state / "models", version.name, version.version, what="the model")
     if not target.is_dir():
         with tempfile.TemporaryDirectory(dir=_made(target.parent)) as scratch:
-            Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=scratch)).rename(target)
+            whole.move(Path(mlflow.artifacts.download_artifacts(version.uri, dst_path=scratch)), target)
     return target
 
 

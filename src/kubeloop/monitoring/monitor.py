@@ -181,7 +181,7 @@ def _run(args: argparse.Namespace) -> None:
         outbox = stack.enter_context(contextlib.closing(Outbox(store, loop.name, args.trigger_url, token=token)))
         detector = stack.enter_context(
             contextlib.closing(
-                port.open(
+                port.open_detector(
                     loop.drift.engine,
                     settings.detector_python,
                     settings.logs,

@@ -9,7 +9,7 @@ import httpx
 
 from kubeloop import access
 from kubeloop.monitoring.store import Row, Store
-from kubeloop.names import DRIFT_EVENT
+from kubeloop.payloads import cloudevents
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Outbox:
         _log.info("episode %s: the trigger says %s", row["id"], decision.get("reason"))
 
 
-_HEADERS = {"content-type": "application/cloudevents+json"}
+_HEADERS = {"content-type": cloudevents.STRUCTURED}
 
 
 def waiting(store: Store, service: str) -> list[Row]:
@@ -80,22 +80,14 @@ def waiting(store: Store, service: str) -> list[Row]:
 
 
 def event(row: Row) -> dict[str, Any]:
-    """Build the CloudEvent of an episode, in structured mode. Source: CloudEvents 1.0, JSON format."""
-    return {
-        "specversion": "1.0",
-        "id": row["id"],
-        "type": DRIFT_EVENT,
-        "source": f"/kubeloop/monitor/{row['service']}",
-        "subject": row["id"],
-        "time": row["opened_at"].isoformat(),
-        "datacontenttype": "application/json",
-        "data": {
-            "service": row["service"],
-            "episode": row["id"],
-            "opened_at": row["opened_at"].isoformat(),
-            "as_of": row["as_of"].isoformat(),
-            "kind": row["kind"],
-            "features": row["features"],
-            "reason": row["reason"],
-        },
-    }
+    """Return the CloudEvent of an episode."""
+    return cloudevents.drift_event(
+        source=f"/kubeloop/monitor/{row['service']}",
+        service=row["service"],
+        episode=row["id"],
+        opened_at=row["opened_at"],
+        as_of=row["as_of"],
+        kind=row["kind"],
+        features=row["features"],
+        reason=row["reason"],
+    )

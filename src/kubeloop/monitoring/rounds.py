@@ -29,7 +29,7 @@ from kubeloop.payloads import decode
 from kubeloop.tasks import port
 from kubeloop.tasks.intervals import Estimate
 from kubeloop.tasks.port import EvaluationError, Task
-from kubeloop.tasks.reference import Reference, ReferenceError
+from kubeloop.tasks.reference import BrokenReferenceError, Reference
 
 _log = logging.getLogger(__name__)
 
@@ -234,7 +234,7 @@ class Monitor:
             found = self._detector.score(part.version, window)
         except VersionError as error:
             return row | {"status": "no_reference", "note": str(error)}, []
-        except (ReferenceError, UntestableError) as error:
+        except (BrokenReferenceError, UntestableError) as error:
             return row | {"status": "unreadable", "note": str(error)}, []
         verdict = policy.judge(found, reference.importance, self.drift)
         scores = [

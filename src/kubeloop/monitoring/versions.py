@@ -11,7 +11,7 @@ import httpx
 from kubeloop import names, paths
 from kubeloop.errors import KubeloopError
 from kubeloop.monitoring.store import Store
-from kubeloop.tasks.reference import Reference, ReferenceError
+from kubeloop.tasks.reference import BrokenReferenceError, Reference
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """Where a pod finds its service account's token and the API server's certificate authority."""
@@ -119,7 +119,7 @@ class Versions:
         if version not in self._loaded:
             try:
                 self._loaded[version] = Reference.load(self._folder(version) / _FOLDER)
-            except ReferenceError as error:
+            except BrokenReferenceError as error:
                 raise VersionError(str(error)) from error
         return self._loaded[version]
 

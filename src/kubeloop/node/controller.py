@@ -16,7 +16,7 @@ from kubeloop.node.desired import Commands, Desired, ManifestError, Program, rea
 from kubeloop.node.processes import Replica
 from kubeloop.node.router import PREDICTOR_ENTRY, Router
 from kubeloop.node.service import Service
-from kubeloop.stores import kept
+from kubeloop.stores import kept, whole
 
 LOG = logging.getLogger(__name__)
 
@@ -138,4 +138,4 @@ def _save(path: Path, manifest: dict[str, Any]) -> None:
     """Replace a file at once: a crash leaves the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Through JSON, since an object that occurs twice would become a YAML alias.
-    kept.replace(path, kept.seal(yaml.safe_dump(json.loads(json.dumps(manifest)), sort_keys=False)), sync=True)
+    whole.write(path, kept.seal(yaml.safe_dump(json.loads(json.dumps(manifest)), sort_keys=False)), sync=True)

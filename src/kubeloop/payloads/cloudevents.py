@@ -1,20 +1,28 @@
-"""Reads CloudEvents 1.0 from HTTP: binary, structured and batched mode."""
+"""CloudEvents 1.0 over HTTP: read in binary, structured and batched mode; the drift event is written here.
+
+The collector reads payload events with `parse`, the trigger reads drift events with `messages`.
+"""
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import orjson
 
+from kubeloop import moments
 from kubeloop.errors import KubeloopError
-from kubeloop.payloads.segments import micros
+from kubeloop.names import DRIFT_EVENT
 
 _REQUIRED = ("specversion", "id", "source", "type")
+_KNOWN = (*_REQUIRED, "subject", "time", "inferenceservicename", "namespace", "component", "endpoint")
 _TEXTS = ("id", "type", "source", "inferenceservicename", "namespace", "component", "endpoint")
 _LONGEST = 1024
-_SINGLE, _BATCH = b"application/cloudevents+json", b"application/cloudevents-batch+json"
+STRUCTURED = "application/cloudevents+json"
+"""The content type of an event in structured mode."""
+_SINGLE, _BATCH = STRUCTURED.encode(), b"application/cloudevents-batch+json"
 _CONTROL = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)])
 
 
@@ -39,6 +47,15 @@ class Event(NamedTuple):
     body: bytes
 
 
+class Message(NamedTuple):
+    """One event as it was sent: its attributes, its data, what its attributes are prefixed with, where it stood."""
+
+    attributes: Mapping[str, Any]
+    body: bytes
+    prefix: str
+    of_batch: bool = False
+
+
 def parse(headers: Mapping[bytes, bytes], body: bytes, received_at: int) -> list[Event]:
     """Read the events of one HTTP request.
 
@@ -50,10 +67,31 @@ def parse(headers: Mapping[bytes, bytes], body: bytes, received_at: int) -> list
     Raises:
         EventError: one of the events is none; then none of them counts.
     """
+    found = messages(headers, body)
+    events = []
+    for position, message in enumerate(found):
+        try:
+            events.append(_event(message, received_at))
+        except EventError as error:
+            if not message.of_batch:
+                raise
+            raise EventError(f"event {position} of the batch: {error}") from error
+    return events
+
+
+def messages(headers: Mapping[bytes, bytes], body: bytes) -> list[Message]:
+    """Read the messages of one HTTP request; which attributes each needs, and their form, is the caller's to check.
+
+    Args:
+        headers: names in lower case.
+        body: the whole body.
+
+    Raises:
+        EventError: the request is in none of the three modes, or its JSON is broken.
+    """
     content_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if not content_type.startswith(b"application/cloudevents"):
-        attributes = {name: value for name in (*_REQUIRED, *_TEXTS, "time") if (value := _header(headers, name))}
-        return [_event(attributes, body, received_at, "ce-")]
+        return [Message({name: value for name in _KNOWN if (value := _header(headers, name))}, body, "ce-")]
     if content_type not in (_SINGLE, _BATCH):
         known = f"{_SINGLE.decode()}, {_BATCH.decode()} or binary mode"
         raise EventError(f"content type {content_type.decode('latin-1')!r} is none of {known}")
@@ -62,16 +100,51 @@ def parse(headers: Mapping[bytes, bytes], body: bytes, received_at: int) -> list
     except orjson.JSONDecodeError as error:
         raise EventError(f"the body is no JSON: {error}") from error
     if content_type == _SINGLE:
-        return [_structured(content, received_at)]
+        return [_structured(content)]
     if not isinstance(content, list):
         raise EventError("a batch is a JSON list of events")
-    events = []
+    found = []
     for position, item in enumerate(content):
         try:
-            events.append(_structured(item, received_at))
+            found.append(_structured(item)._replace(of_batch=True))
         except EventError as error:
             raise EventError(f"event {position} of the batch: {error}") from error
-    return events
+    return found
+
+
+def drift_event(
+    *,
+    source: str,
+    service: str,
+    episode: str,
+    opened_at: datetime,
+    as_of: datetime,
+    kind: str,
+    features: Sequence[str],
+    reason: str,
+) -> dict[str, Any]:
+    """Return the event that asks the trigger for a retraining, in structured mode; `trigger.event` says what it means.
+
+    Source: CloudEvents 1.0, JSON format.
+    """
+    return {
+        "specversion": "1.0",
+        "id": episode,
+        "type": DRIFT_EVENT,
+        "source": source,
+        "subject": episode,
+        "time": opened_at.isoformat(),
+        "datacontenttype": "application/json",
+        "data": {
+            "service": service,
+            "episode": episode,
+            "opened_at": opened_at.isoformat(),
+            "as_of": as_of.isoformat(),
+            "kind": kind,
+            "features": list(features),
+            "reason": reason,
+        },
+    }
 
 
 def _header(headers: Mapping[bytes, bytes], name: str) -> str:
@@ -79,7 +152,7 @@ def _header(headers: Mapping[bytes, bytes], name: str) -> str:
     return unquote(value) if "%" in value else value
 
 
-def _structured(content: Any, received_at: int) -> Event:
+def _structured(content: Any) -> Message:
     if not isinstance(content, dict):
         raise EventError("an event is a JSON object")
     if "data_base64" in content:
@@ -93,10 +166,11 @@ def _structured(content: Any, received_at: int) -> Event:
         body = content["data"].encode()
     else:
         body = orjson.dumps(content["data"])
-    return _event(content, body, received_at, "")
+    return Message(content, body, "")
 
 
-def _event(attributes: Mapping[str, Any], body: bytes, received_at: int, prefix: str) -> Event:
+def _event(message: Message, received_at: int) -> Event:
+    attributes, body, prefix, _ = message
     missing = [prefix + name for name in _REQUIRED if not attributes.get(name)]
     if missing:
         raise EventError(f"missing attribute: {', '.join(missing)}")
@@ -111,8 +185,8 @@ def _event(attributes: Mapping[str, Any], body: bytes, received_at: int, prefix:
     time = received_at
     if attributes.get("time"):
         try:
-            time = micros(attributes["time"])
-        except (ValueError, TypeError) as error:
+            time = moments.micros(attributes["time"])
+        except ValueError as error:
             raise EventError(f"{prefix}time is no RFC 3339 time: {attributes['time']!r:.80}") from error
     texts["service"] = texts.pop("inferenceservicename")
     return Event(received_at=received_at, time=time, body=body, **texts)

@@ -10,8 +10,9 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from kubeloop import moments
 from kubeloop.errors import KubeloopError
-from kubeloop.payloads.segments import INSTANT, micros
+from kubeloop.payloads.segments import INSTANT
 from kubeloop.serving.tensors import ProtocolError, TensorSpec, array_of_raw
 from kubeloop.tasks.port import Task, Tensor
 
@@ -171,7 +172,7 @@ def _parse(pair: Pair, task: Task) -> _Exchange:
     if request.get("id") and response.get("id") and request["id"] != response["id"]:
         raise MalformedError("the response answers another request: the ids in the bodies differ")
     try:
-        moment = pair.time if event_time is None else micros(event_time)
+        moment = pair.time if event_time is None else moments.micros(event_time)
     except (ValueError, TypeError) as error:
         raise MalformedError(f"parameters.event_time is no ISO 8601 time: {event_time!r:.80}") from error
     return _Exchange(pair, moment, version, _event_ids(event_ids, rows), signature, columns, scores)

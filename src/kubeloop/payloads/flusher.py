@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
-from kubeloop.payloads import folder
 from kubeloop.payloads.compaction import Compactor, remove_covered
 from kubeloop.payloads.segments import MIRRORED, LogError, Row, marked, segments, table_of, write
+from kubeloop.stores import whole
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class Flusher:
             path.unlink()
             self.freed += size
         if files:
-            folder.sync(self._directory)
+            whole.sync_folder(self._directory)
 
     def _measure(self) -> None:
         self.segments = len(segments(self._directory))

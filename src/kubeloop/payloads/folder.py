@@ -1,4 +1,4 @@
-"""One owner for a folder, and names in it that survive a power cut."""
+"""One owner for a folder."""
 
 import fcntl
 import os
@@ -31,12 +31,3 @@ def take(directory: Path) -> int:
     os.ftruncate(descriptor, 0)
     os.write(descriptor, str(os.getpid()).encode())
     return descriptor
-
-
-def sync(directory: Path) -> None:
-    """Put names that were added to or removed from a folder on disk."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

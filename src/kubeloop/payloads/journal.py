@@ -22,6 +22,7 @@ from kubeloop.payloads.cloudevents import Event
 from kubeloop.payloads.flusher import OVERHEAD, SEGMENT_BYTES, Flusher, Job, vital_thread
 from kubeloop.payloads.segments import MIRRORED, Row, marked
 from kubeloop.payloads.wal import Wal, encode, replay, wal_files
+from kubeloop.stores import whole
 
 logger = logging.getLogger(__name__)
 
@@ -248,20 +249,20 @@ class Journal:
         rows: list[Row] = []
         files: list[tuple[Path, int]] = []
         for path in wal_files(self.directory):
-            whole, lost, torn = replay(path)
-            found = [row for row in whole if row[0] > self.flusher.last_seq]
+            intact, lost, torn = replay(path)
+            found = [row for row in intact if row[0] > self.flusher.last_seq]
             if torn:
                 logger.warning("ignored the last %d bytes of %s, a torn record", torn, path.name)
             # Of a file whose segment was written before the kill, nothing is lost.
-            if lost and (found or not whole):
+            if lost and (found or not intact):
                 logger.error("%s is damaged: %d events that were acknowledged are lost, the others kept", path, lost)
                 self.dropped[_DAMAGED] += lost
             if found:
                 rows += found
                 files.append((path, path.stat().st_size))
-            elif lost and not whole:
+            elif lost and not intact:
                 # Nothing of it can be read; a person may yet.
-                path.rename(path.with_suffix(".damaged"))
+                whole.move(path, path.with_suffix(".damaged"))
             else:
                 path.unlink()
         if not rows:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import orjson
 
 from kubeloop import moments
-from kubeloop.payloads.segments import micros
 
 
 class Label(NamedTuple):
@@ -75,7 +74,7 @@ def read(body: bytes, label: Callable[[Any], float] = any_label) -> tuple[list[L
             event_id = item["event_id"]
             if type(event_id) is not str or not event_id:
                 raise ValueError("it needs a text event_id")
-            found.append(Label(event_id, label(item["label"]), micros(item["observed_at"])))
+            found.append(Label(event_id, label(item["label"]), moments.micros(item["observed_at"])))
         except (KeyError, TypeError, ValueError) as error:
             faults.append(f"a label is malformed: {item!r:.80} ({type(error).__name__}: {error})")
     return found, faults

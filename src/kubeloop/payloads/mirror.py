@@ -31,6 +31,7 @@ from starlette.routing import Route
 from kubeloop import background, config, errors, names
 from kubeloop.payloads.segments import MIRRORED, NEEDED, STORED, covered, last_event, mark, marked, segments
 from kubeloop.serving.guard import Guard
+from kubeloop.stores import whole
 from kubeloop.stores.bucket import Bucket, BucketError, Owner, OwnerError
 
 _log = logging.getLogger("kubeloop.mirror")
@@ -138,9 +139,7 @@ def log_name(folder: Path) -> str:
     """Return the name of the payload log in a folder, which gets a random one at first."""
     path = folder / LOG_NAME
     if not path.exists() or not path.stat().st_size:
-        part = path.with_name(f".{LOG_NAME}.part")
-        part.write_text(secrets.token_hex(8))
-        part.replace(path)
+        whole.write(path, secrets.token_hex(8))
     return path.read_text(errors="replace")
 
 

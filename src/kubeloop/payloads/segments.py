@@ -14,8 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kubeloop.errors import KubeloopError
-from kubeloop.payloads import folder
-from kubeloop.stores import kept
+from kubeloop.stores import kept, whole
 
 INSTANT = pa.timestamp("us", tz="UTC")
 SCHEMA = pa.schema(
@@ -67,21 +66,6 @@ class Segment(NamedTuple):
     path: Path
 
 
-def micros(text: str) -> int:
-    """Read an ISO 8601 / RFC 3339 time as microseconds since 1970; a time without an offset is UTC.
-
-    Raises:
-        ValueError: the text is no time, or lies before 1970.
-    """
-    moment = datetime.fromisoformat(text)
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    value = (moment - _EPOCH) // _MICROSECOND
-    if not 0 <= value < _YEAR_10000:
-        raise ValueError(f"{text} lies outside the years 1970 to 9999")
-    return value
-
-
 def covered(names: Iterable[str]) -> set[str]:
     """Return the names of segments whose events a merged one of the others holds."""
     found, end = set(), 0
@@ -111,7 +95,7 @@ def _spans(names: Iterable[str]) -> dict[str, tuple[int, int]]:
 
 def mark(directory: Path, name: str, seq: int) -> None:
     """Note an event for another process that works on the folder; see `MIRRORED` and `NEEDED`."""
-    kept.replace(directory / f"{name}.seq", kept.seal(str(seq)))
+    whole.write(directory / f"{name}.seq", kept.seal(str(seq)))
 
 
 def marked(directory: Path, name: str) -> int:
@@ -257,19 +241,14 @@ def write(directory: Path, table: pa.Table) -> Segment:
     """
     first, last = table["seq"][0].as_py(), table["seq"][-1].as_py()
     path = name(directory, first, last)
-    temporary = directory / _TEMPORARY
-    with temporary.open("wb") as file:
+    with whole.file(path, part=directory / _TEMPORARY, sync=True) as part:
         pq.write_table(
             table,
-            file,
+            part,
             compression="zstd",
             # Ids and bodies hardly repeat: a dictionary would only be built to be thrown away.
             use_dictionary=[field.name for field in SCHEMA if field.name not in ("seq", "id", "body")],
             write_statistics=["seq", "received_at"],
             write_page_checksum=True,
         )
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    folder.sync(directory)
     return Segment(first, last, path)

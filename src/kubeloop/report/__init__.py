@@ -8,7 +8,7 @@ from kubeloop import pages
 from kubeloop.config import Loop, Settings
 from kubeloop.payloads import table
 from kubeloop.report import facts, view
-from kubeloop.stores import kept
+from kubeloop.stores import whole
 from kubeloop.tasks import port
 
 
@@ -30,5 +30,5 @@ def write(loop: Loop, settings: Settings, summary: Mapping[str, Any] | None) -> 
     )
     path = settings.state / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept.replace(path, pages.render("report", **content))
+    whole.write(path, pages.render("report", **content))
     return path

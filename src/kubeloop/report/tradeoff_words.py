@@ -1,9 +1,9 @@
 """What a backtest says, in cells of a table and in sentences."""
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
+from kubeloop import moments
 from kubeloop.backtest import policies
 from kubeloop.report.words import plural
 
@@ -31,7 +31,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 def sentences(found: Mapping[str, Any], applied: str = "") -> list[str]:
     """Return what the numbers rest on, the answer to the sceptic, and the suggestion, unless that was just applied."""
-    start, until = (datetime.fromisoformat(found[end]) for end in ("start", "until"))
+    start, until = (moments.read(found[end]) for end in ("start", "until"))
     basis = (
         f"{found['rows']:,} labelled predictions from {start:%Y-%m-%d} to {until:%Y-%m-%d}"
         f"{_positive(found)}; intervals resample {found['windows']} whole windows of {found['window']}. "

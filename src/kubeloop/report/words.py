@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
+from kubeloop import moments
 from kubeloop.models.gates import Verdict
 from kubeloop.report.facts import Facts
 from kubeloop.steps.promotion import promoted
@@ -66,7 +67,7 @@ def compared(summary: Summary | None) -> str:
         return ""
     return (
         f"Both scored on the same {found['rows']:,} logged and labelled predictions since "
-        f"{datetime.fromisoformat(found['from']):%Y-%m-%d}, when the first retrained model took over; "
+        f"{moments.read(found['from']):%Y-%m-%d}, when the first retrained model took over; "
         "the interval resamples whole days."
     )
 
@@ -164,7 +165,7 @@ def day(text: str | None) -> str:
 
 def moment(text: str | None) -> str:
     """Return an ISO 8601 moment to the minute, a dash for none."""
-    return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M}" if text else "–"
+    return f"{moments.read(text):%Y-%m-%d %H:%M}" if text else "–"
 
 
 def _capital(sentence: str) -> str:

@@ -18,6 +18,7 @@ from kubeloop.data.sources import MOMENT, identifier
 from kubeloop.reading import files, infer, rows
 from kubeloop.scaffold import advice
 from kubeloop.scaffold.names import safe
+from kubeloop.stores import whole
 
 TEXTS = ("VARCHAR", "UUID")
 LIKE_ID = re.compile(r"(^|_)(id|ids|uuid|guid|key|nr|no|number|code|zip|postcode|index|row)(_column)?$")
@@ -135,14 +136,13 @@ class Table:
             unclear = {name: why for name, why in decided.unclear.items() if name not in asked.exclude}
             if unclear:
                 raise infer.ReadingError("; ".join(unclear.values()))
-            part = self.parquet.with_suffix(".part")
             try:
-                found = rows.write(db, opened, decided.columns, moment, part, part.with_suffix(".misfits"))
+                with whole.file(self.parquet) as part:
+                    found = rows.write(db, opened, decided.columns, moment, part, self.parquet.with_suffix(".misfits"))
             except duckdb.OutOfMemoryException:
                 raise
             except duckdb.Error as error:
                 raise files.FileError(f"{self.path} cannot be read: it is damaged, or cut off") from error
-            part.replace(self.parquet)
         sources.choose(self.parquet, self.where, "--where")
         self.said = [*opened.said, *decided.said]
         self.look = [*decided.look, *_left_out(self.path, opened, found, moment)]

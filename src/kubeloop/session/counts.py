@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from kubeloop.config import Settings
-from kubeloop.stores import kept
+from kubeloop.stores import kept, whole
 
 _FRESH = {
     "sessions": 0,
@@ -132,4 +132,4 @@ class Memory:
                 path.unlink()
 
     def _save(self) -> None:
-        kept.replace(self.path, kept.dumps(self.content))
+        whole.write(self.path, kept.dumps(self.content))

@@ -10,10 +10,11 @@ from typing import Any
 
 import httpx
 
-from kubeloop import names, paths
+from kubeloop import paths
 from kubeloop.config import Loop, Settings
 from kubeloop.data.validation_report import HELD
 from kubeloop.errors import KubeloopError
+from kubeloop.payloads import cloudevents
 
 _NEWS = re.compile(
     r"Task \S*'([\w-]+)'\S* (?:finished with status \S*?(SUCCESS|FAILURE|CACHED)|was cached)"
@@ -65,24 +66,17 @@ def request(
 def _ask(
     trigger: str, loop: Loop, identity: str, as_of: datetime, reason: str, login: Mapping[str, str]
 ) -> dict[str, Any]:
-    event = {
-        "specversion": "1.0",
-        "type": names.DRIFT_EVENT,
-        "source": "kubeloop/cli",
-        "id": identity,
-        "subject": identity,
-        "datacontenttype": "application/json",
-        "data": {
-            "service": loop.name,
-            "episode": identity,
-            "opened_at": as_of.isoformat(),
-            "as_of": as_of.isoformat(),
-            "kind": "manual",
-            "features": [],
-            "reason": reason,
-        },
-    }
-    headers = {"content-type": "application/cloudevents+json", **login}
+    event = cloudevents.drift_event(
+        source="kubeloop/cli",
+        service=loop.name,
+        episode=identity,
+        opened_at=as_of,
+        as_of=as_of,
+        kind="manual",
+        features=(),
+        reason=reason,
+    )
+    headers = {"content-type": cloudevents.STRUCTURED, **login}
     # A proxy that the environment names must not see the token.
     response = httpx.post(f"{trigger}/events", json=event, headers=headers, timeout=30, trust_env=not login)
     decision: dict[str, Any] = response.json()

@@ -21,7 +21,7 @@ from kubeloop.addresses import ServiceError
 from kubeloop.config import QUIET, Loop, Settings
 from kubeloop.errors import LASTING, PASSING
 from kubeloop.node.processes import die_with_parent
-from kubeloop.stores import kept
+from kubeloop.stores import kept, whole
 
 READY_S = 60.0
 STOP_S = 40.0
@@ -226,7 +226,7 @@ class Services:
         content = {
             name: {"url": item.url, "pid": item.process.pid, "state": state} for name, item in self._running.items()
         }
-        kept.replace(self._settings.services_file, kept.dumps(content))
+        whole.write(self._settings.services_file, kept.dumps(content))
 
 
 def _ready(process: subprocess.Popen[str]) -> str:

@@ -15,7 +15,7 @@ from kubeloop.models import gates, registry
 from kubeloop.monitoring.store import Store
 from kubeloop.payloads import table
 from kubeloop.steps.promotion import promoted
-from kubeloop.stores import kept
+from kubeloop.stores import kept, whole
 from kubeloop.tasks import port
 from kubeloop.tasks.tabular import model_folder
 from kubeloop.trigger.ledger import Ledger
@@ -62,7 +62,7 @@ def build(loop: Loop, settings: Settings, session: Mapping[str, Any], wall_s: fl
 def write(settings: Settings, summary: Mapping[str, Any]) -> Path:
     """Write summary.json in one piece and return its path."""
     path = settings.state / "summary.json"
-    kept.replace(path, kept.dumps(dict(summary)))
+    whole.write(path, kept.dumps(dict(summary)))
     return path
 
 

@@ -5,7 +5,6 @@ As text it would stand several times in the status of every step that Argo holds
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from kubeloop import names
 from kubeloop.config import ConfigError, Loop, Settings
 from kubeloop.errors import KubeloopError
+from kubeloop.stores import whole
 from kubeloop.stores.bucket import Bucket
 
 _REFERENCE = re.compile(r"sha256:([0-9a-f]{64})")
@@ -42,9 +42,7 @@ def keep(loop: Loop, settings: Settings) -> str:
     else:
         path = settings.state / names.loop(digest)
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_bytes(content)
-        part.replace(path)
+        whole.write(path, content)
     return f"sha256:{digest}"
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kubeloop import __version__, names
+from kubeloop import __version__, moments, names
 from kubeloop.config import Loop, Settings
 from kubeloop.steps import loops
 from kubeloop.steps.stages import StageError, digest, slice_columns
@@ -101,7 +101,7 @@ def compare(
     from kubeloop.tasks import port
     from kubeloop.tasks.tabular import training
 
-    unseen = holdout[holdout["event_timestamp"] > datetime.fromisoformat(trained_to)]
+    unseen = holdout[holdout["event_timestamp"] > moments.read(trained_to)]
     if len(unseen) < loop.gates.slice_min_rows:
         raise StageError(
             f"only {len(unseen)} of the hold-out's rows are newer than the data that champion {champion} was "

@@ -21,6 +21,7 @@ from kubeloop.config import Loop, Settings, past
 from kubeloop.data import sources
 from kubeloop.errors import KubeloopError
 from kubeloop.steps import loops
+from kubeloop.stores import whole
 from kubeloop.stores.bucket import Bucket
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def validate_training_set(
     """
     folder = clean.with_name(f"{clean.name}.d")
     report = _validate(loop, settings, {TRAINING_SET: table}, as_of, run, folder, page, TRAINING_SET)
-    (folder / f"{TRAINING_SET}.parquet").replace(clean)
+    whole.move(folder / f"{TRAINING_SET}.parquet", clean)
     folder.rmdir()
     return report
 

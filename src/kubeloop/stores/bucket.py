@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from kubeloop import paths
 from kubeloop.config import ConfigError, Settings
 from kubeloop.errors import KubeloopError
+from kubeloop.stores import whole
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -278,8 +279,6 @@ class Bucket:
             if content is None:  # removed since it was listed: what follows waits for the next call, to keep the order
                 break
             target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f".{target.name}.part")
-            part.write_bytes(content)
-            part.replace(target)
+            whole.write(target, content)
             fetched.append(name)
         return fetched

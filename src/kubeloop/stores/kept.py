@@ -1,4 +1,4 @@
-"""What the state folder holds, and its small files: written in one piece, with a checksum that finds a flipped bit.
+"""What the state folder holds, and its small files, which carry a checksum that finds a flipped bit.
 
 A file without a checksum was written by hand or by an older kubeloop, and is taken as it is.
 """
@@ -7,10 +7,8 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import re
 import sqlite3
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +16,7 @@ from urllib.parse import quote
 from zlib import crc32
 
 from kubeloop.errors import KubeloopError
+from kubeloop.stores import whole
 
 _KEY = "crc32 of the rest"
 _STARS = re.compile(r"(\*\*|\*)")
@@ -129,33 +128,6 @@ def _advice(path: Path) -> str:
     return f"; {found.advice}" if found else ""
 
 
-def replace(path: Path, text: str, *, sync: bool = False) -> None:
-    """Replace a file at once: a crash, or a disk that is full, leaves the old one or the new one.
-
-    Args:
-        path: the file; its folder is there.
-        text: the new content.
-        sync: put it on the disk before this returns, for what a power cut may not take.
-
-    Raises:
-        OSError: the file cannot be written; its name is with the error.
-    """
-    part = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-            part = Path(file.name)
-            os.fchmod(file.fileno(), 0o644)
-            file.write(text.encode())
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        if part is not None:
-            part.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
 def seal(text: str) -> str:
     """Return a text behind a line with its checksum, which is a comment in YAML and TOML."""
     return f"{_SEAL}{crc32(text.encode()):08x}\n{text}"
@@ -223,7 +195,7 @@ MADE = "made.json"
 
 def remember(folder: Path, files: Iterable[Path]) -> None:
     """Note what the files of a folder are, so that `changed` finds those that something else has changed."""
-    replace(folder / MADE, dumps({path.name: _content(path) for path in sorted(files)}))
+    whole.write(folder / MADE, dumps({path.name: _content(path) for path in sorted(files)}))
 
 
 def changed(folder: Path) -> list[str]:

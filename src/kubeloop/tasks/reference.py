@@ -36,7 +36,7 @@ _BOUNDS = ("", "_low", "_high")
 _ARRAYS = ("numeric", "categorical", "score")
 
 
-class ReferenceError(KubeloopError, ValueError):
+class BrokenReferenceError(KubeloopError, ValueError):
     """A reference is damaged, or data do not fit it; the message says which part and what to do."""
 
     lasting = True
@@ -73,7 +73,7 @@ class Reference:
         titles: what each number of an answer is called.
 
     Raises:
-        ReferenceError: the parts contradict each other.
+        BrokenReferenceError: the parts contradict each other.
     """
 
     numeric_names: tuple[str, ...]
@@ -93,29 +93,35 @@ class Reference:
     def __post_init__(self) -> None:
         names = self.names
         if len(set(names)) != len(names):
-            raise ReferenceError(f"feature names repeat: {sorted(names)}; give each feature one name and one kind")
+            raise BrokenReferenceError(
+                f"feature names repeat: {sorted(names)}; give each feature one name and one kind"
+            )
         if set(self.categories) != set(self.categorical_names):
-            raise ReferenceError("categories must name exactly the categorical features")
+            raise BrokenReferenceError("categories must name exactly the categorical features")
         for name, array, dtype, width in (
             ("numeric", self.numeric, np.float32, len(self.numeric_names)),
             ("categorical", self.categorical, np.int32, len(self.categorical_names)),
         ):
             if array.dtype != dtype or array.ndim != 2 or array.shape[1] != width:
                 found = f"{array.dtype} {array.shape}"
-                raise ReferenceError(f"{name} must be {np.dtype(dtype)} [rows, {width}], not {found}; train again")
+                raise BrokenReferenceError(
+                    f"{name} must be {np.dtype(dtype)} [rows, {width}], not {found}; train again"
+                )
         if len(self.numeric) != len(self.categorical):
-            raise ReferenceError(f"{len(self.numeric)} numeric but {len(self.categorical)} categorical rows")
+            raise BrokenReferenceError(f"{len(self.numeric)} numeric but {len(self.categorical)} categorical rows")
         if self.score.dtype != np.float32 or self.score.shape[1:] != self._width:
             found = f"{self.score.dtype} {self.score.shape}"
-            raise ReferenceError(f"score must be float32 {['rows', *self._width]}, not {found}")
+            raise BrokenReferenceError(f"score must be float32 {['rows', *self._width]}, not {found}")
         sizes = np.array([len(self.categories[name]) for name in self.categorical_names], dtype=np.int32)
         if ((self.categorical < ABSENT) | (self.categorical >= sizes)).any():
-            raise ReferenceError("a categorical code lies outside its categories; train again")
+            raise BrokenReferenceError("a categorical code lies outside its categories; train again")
         shares = [self.importance.get(name, -1.0) for name in names]
         if len(self.importance) != len(names) or not all(share >= 0 for share in shares):
-            raise ReferenceError("importance must give every feature, and nothing else, a share that is not negative")
+            raise BrokenReferenceError(
+                "importance must give every feature, and nothing else, a share that is not negative"
+            )
         if names and abs(sum(shares) - 1) > 1e-6:
-            raise ReferenceError(f"importance sums to {sum(shares):g}, not 1")
+            raise BrokenReferenceError(f"importance sums to {sum(shares):g}, not 1")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -141,7 +147,7 @@ class Reference:
             numeric [m, Fn] float32 and categorical [m, Fc] int32.
 
         Raises:
-            ReferenceError: a feature is absent, a value is no number, or the columns differ in length.
+            BrokenReferenceError: a feature is absent, a value is no number, or the columns differ in length.
         """
         return _encode(columns, self.numeric_names, self.categorical_names, self.categories)
 
@@ -161,16 +167,16 @@ class Reference:
         """Read what `save` wrote.
 
         Raises:
-            ReferenceError: a file is missing or damaged, or the files contradict each other.
+            BrokenReferenceError: a file is missing or damaged, or the files contradict each other.
         """
         try:
             head = tomllib.loads(kept.unseal(folder / _TOML))
             for name, told in head.get("sha256", {}).items():
                 if _digest(folder / f"{name}.npy") != told:
-                    raise ReferenceError(f"{folder / name}.npy is damaged; restore it, or train the model again")
+                    raise BrokenReferenceError(f"{folder / name}.npy is damaged; restore it, or train the model again")
             arrays = {name: np.load(folder / f"{name}.npy", allow_pickle=False) for name in _ARRAYS}
             if not 1 <= head["format"] <= _FORMAT:
-                raise ReferenceError(
+                raise BrokenReferenceError(
                     f"format {head['format']} is not {_FORMAT} or older; use the kubeloop that trained the model"
                 )
             return cls(
@@ -187,13 +193,13 @@ class Reference:
                 **arrays,
             )
         except FileNotFoundError as error:
-            raise ReferenceError(f"{error.filename} does not exist; train the model again to make it") from error
+            raise BrokenReferenceError(f"{error.filename} does not exist; train the model again to make it") from error
         except KeyError as error:
-            raise ReferenceError(f"{folder / _TOML} lacks {error}; train the model again to make it") from error
+            raise BrokenReferenceError(f"{folder / _TOML} lacks {error}; train the model again to make it") from error
         except kept.DamagedError as error:
-            raise ReferenceError(f"{error}; restore it, or train the model again") from error
+            raise BrokenReferenceError(f"{error}; restore it, or train the model again") from error
         except (ValueError, TypeError, AttributeError, EOFError, OSError) as error:
-            raise ReferenceError(f"the reference in {folder} cannot be read: {error}") from error
+            raise BrokenReferenceError(f"the reference in {folder} cannot be read: {error}") from error
 
 
 def build(
@@ -226,13 +232,13 @@ def build(
         seed: of the sample.
 
     Raises:
-        ReferenceError: a column is absent or cannot be read, or the importance names an unknown feature.
+        BrokenReferenceError: a column is absent or cannot be read, or the importance names an unknown feature.
     """
     numeric_names = tuple(name for name, kind in kinds.items() if kind == "numeric")
     categorical_names = tuple(name for name, kind in kinds.items() if kind == "categorical")
     unknown = set(importance) - set(kinds)
     if unknown:
-        raise ReferenceError(f"importance names {sorted(unknown)}, which are no features of this model")
+        raise BrokenReferenceError(f"importance names {sorted(unknown)}, which are no features of this model")
     categories = {name: _frequent(_texts(_column(columns, name))) for name in categorical_names}
     numeric, categorical = _encode(columns, numeric_names, categorical_names, categories)
     scores = _numbers("score", score)
@@ -265,7 +271,7 @@ def _sample(rng: np.random.Generator, rows: int, most: int) -> npt.NDArray[np.in
 
 def _column(columns: Mapping[str, Column], name: str) -> Column:
     if name not in columns:
-        raise ReferenceError(f"the data have no column {name!r}, which the model reads")
+        raise BrokenReferenceError(f"the data have no column {name!r}, which the model reads")
     return columns[name]
 
 
@@ -275,7 +281,7 @@ def _numbers(name: str, column: Column) -> Floats:
         with np.errstate(over="ignore"):
             return np.asarray(column, dtype=np.float32)
     except (TypeError, ValueError) as error:
-        raise ReferenceError(f"numeric feature {name!r} holds a value that is no number: {error}") from error
+        raise BrokenReferenceError(f"numeric feature {name!r} holds a value that is no number: {error}") from error
 
 
 def _texts(column: Column) -> list[str | None]:
@@ -302,13 +308,13 @@ def _encode(
 ) -> tuple[Floats, Codes]:
     lengths = {len(_column(columns, name)) for name in numeric_names + categorical_names}
     if len(lengths) > 1:
-        raise ReferenceError(f"the columns differ in length: {sorted(lengths)}")
+        raise BrokenReferenceError(f"the columns differ in length: {sorted(lengths)}")
     rows = lengths.pop() if lengths else 0
     numeric = np.empty((rows, len(numeric_names)), dtype=np.float32)
     for index, name in enumerate(numeric_names):
         values = _numbers(name, columns[name])
         if values.ndim != 1:
-            raise ReferenceError(f"numeric feature {name!r} has shape {values.shape}; give one value a row")
+            raise BrokenReferenceError(f"numeric feature {name!r} has shape {values.shape}; give one value a row")
         numeric[:, index] = values
     categorical = np.empty((rows, len(categorical_names)), dtype=np.int32)
     for index, name in enumerate(categorical_names):

@@ -5,15 +5,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Any, ClassVar, Literal
-from urllib.parse import unquote
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, AwareDatetime, ConfigDict, StringConstraints, TypeAdapter, ValidationError
-from pydantic_core import from_json, to_json
 
 from kubeloop import moments
 from kubeloop.config import DnsName
 from kubeloop.names import DRIFT_EVENT
+from kubeloop.payloads import cloudevents
 
 Kind = Literal["drift", "performance", "schedule", "manual"]
 
@@ -68,18 +67,14 @@ class DriftEvent:
         Raises:
             ValueError: it is no drift event; the message names what is wrong.
         """
-        given = {name.lower(): value for name, value in headers.items()}
-        media = given.get("content-type", "").partition(";")[0].strip().lower()
-        if media == "application/cloudevents+json":
-            attributes = _load(body)
-            data = to_json(attributes.get("data"))
-        elif "ce-specversion" in given:
+        given = {name.lower().encode("latin-1"): value.encode("latin-1", "replace") for name, value in headers.items()}
+        media = given.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
+        if media != cloudevents.STRUCTURED:
+            if b"ce-specversion" not in given:
+                raise ValueError(f"no CloudEvent; send ce-* headers, or content-type {cloudevents.STRUCTURED}")
             if media != "application/json":
                 raise ValueError(f"content-type is {media or 'missing'}; a binary event's body is application/json")
-            attributes = {name[3:]: unquote(value) for name, value in given.items() if name.startswith("ce-")}
-            data = body
-        else:
-            raise ValueError("no CloudEvent; send ce-* headers, or content-type application/cloudevents+json")
+        ((attributes, data, *_),) = cloudevents.messages(given, body)
         for name, expected in (("specversion", "1.0"), ("type", DRIFT_EVENT)):
             if attributes.get(name) != expected:
                 raise ValueError(f"{name} is {attributes.get(name)!r}; expected {expected!r}")
@@ -99,13 +94,3 @@ class DriftEvent:
 
 
 _ADAPTER = TypeAdapter(DriftEvent)
-
-
-def _load(body: bytes) -> dict[str, Any]:
-    try:
-        content = from_json(body)
-    except ValueError as error:
-        raise ValueError(f"the body is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError("the body must be a JSON object")
-    return content

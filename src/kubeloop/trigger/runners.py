@@ -12,9 +12,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypedDict
 
-from kubeloop import errors, paths
+from kubeloop import errors, moments, paths
 from kubeloop.config import QUIET, Settings, duration_text
-from kubeloop.stores import kept
+from kubeloop.stores import kept, whole
 
 
 class Parameters(TypedDict):
@@ -99,7 +99,7 @@ class LocalRunner:
 
     def _overdue(self, name: str) -> bool:
         started = kept.loads(self._folder(name) / "attempt.json").get("started_at")
-        return started is not None and datetime.now(UTC) - datetime.fromisoformat(started) > self._deadline
+        return started is not None and datetime.now(UTC) - moments.read(started) > self._deadline
 
     def start(self, run_name: str, parameters: Parameters) -> RunState:
         """Start an attempt in a process group of its own; see `Runner.start`."""
@@ -250,4 +250,4 @@ def _signal(group: int | None, number: signal.Signals) -> None:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    kept.replace(path, kept.dumps(content))
+    whole.write(path, kept.dumps(content))

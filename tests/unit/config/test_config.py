@@ -330,7 +330,11 @@ def test_what_a_section_leaves_out_is_that_sections_own_default() -> None:
 
 @pytest.mark.parametrize(
     "more",
-    [{}, {"task": "regression", "gates": {"metric": "mae"}}, {"task": "multiclass", "training": {"classes": "ab"}}],
+    [
+        {},
+        {"task": "regression", "gates": {"metric": "mae"}},
+        {"task": "multiclass", "training": {"classes": ["a", "b"]}},
+    ],
 )
 def test_a_loop_of_any_kind_goes_to_another_process(more: dict[str, Any]) -> None:
     loop = Loop.model_validate(SMALL | more)

@@ -51,7 +51,7 @@ def open_monitor(world: ModuleType, references: Path) -> Iterator[Callable[..., 
             versions = Versions(store, loop.name, loop.delivery.namespace, references=references)
             outbox = Outbox(store, loop.name, trigger_url)
             engine = "alibi" if detector_url else "builtin"
-            detector = port.open(engine, Path("unused"), folder, url=detector_url)
+            detector = port.open_detector(engine, Path("unused"), folder, url=detector_url)
             for part in (store, versions, outbox, detector):
                 stack.callback(part.close)
             return Monitor(loop, folder / "log", store, detector, versions, Grid(loop.drift.window), outbox)

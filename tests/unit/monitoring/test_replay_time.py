@@ -30,7 +30,7 @@ def watch(world: ModuleType, references: Path) -> Iterator[Watch]:
             store = Store(f"sqlite:///{folder / 'monitor.db'}")
             versions = Versions(store, loop.name, loop.delivery.namespace, references=references)
             outbox = Outbox(store, loop.name, None)
-            detector = port.open("builtin", Path("unused"), folder)
+            detector = port.open_detector("builtin", Path("unused"), folder)
             for part in (store, versions, outbox, detector):
                 stack.callback(part.close)
             log, grid = folder / "log", Grid(loop.drift.window)

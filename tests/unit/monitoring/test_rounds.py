@@ -391,7 +391,7 @@ def test_an_engine_that_fails_leaves_the_window_for_the_next_round(
 ) -> None:
     world.write(tmp_path / "log", world.days(0, 2))
     monitor = open_monitor(tmp_path)
-    nowhere = port.open("alibi", Path("unused"), tmp_path, url="http://127.0.0.1:9")
+    nowhere = port.open_detector("alibi", Path("unused"), tmp_path, url="http://127.0.0.1:9")
     versions = Versions(monitor.store, "flights", "kubeloop", references=references)
     outbox = Outbox(monitor.store, "flights")
     broken = Monitor(world.loop(), tmp_path / "log", monitor.store, nowhere, versions, Grid(DAY), outbox)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from kubeloop.stores import kept
 from kubeloop.tasks.intervals import Estimate
-from kubeloop.tasks.reference import ABSENT, OTHER, Measured, Reference, ReferenceError, build
+from kubeloop.tasks.reference import ABSENT, OTHER, BrokenReferenceError, Measured, Reference, build
 
 KINDS = {"delay": "numeric", "carrier": "categorical", "wind": "numeric"}
 COLUMNS: dict[str, Any] = {
@@ -115,7 +115,7 @@ def test_encode_marks_what_training_never_saw() -> None:
     ],
 )
 def test_encode_refuses_what_does_not_fit(window: dict[str, Any], says: str) -> None:
-    with pytest.raises(ReferenceError, match=says):
+    with pytest.raises(BrokenReferenceError, match=says):
         example().encode(window)
 
 
@@ -129,7 +129,7 @@ def test_encode_refuses_what_does_not_fit(window: dict[str, Any], says: str) -> 
     ],
 )
 def test_build_refuses_what_does_not_fit(changes: dict[str, Any], says: str) -> None:
-    with pytest.raises(ReferenceError, match=says):
+    with pytest.raises(BrokenReferenceError, match=says):
         example(**changes)
 
 
@@ -204,7 +204,7 @@ def test_a_flipped_bit_is_found(name: str, tmp_path: Path) -> None:
     content = bytearray((tmp_path / name).read_bytes())
     content[-2] ^= 1
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ReferenceError, match=rf"{name} is damaged"):
+    with pytest.raises(BrokenReferenceError, match=rf"{name} is damaged"):
         Reference.load(tmp_path)
 
 
@@ -238,5 +238,5 @@ def test_a_damaged_reference_is_refused(damage: Any, says: str, tmp_path: Path) 
     head = tmp_path / "reference" / "reference.toml"
     head.write_text(re.sub(r"\[sha256\]\n(\w+ = .*\n)+", "", kept.unseal(head)))
     damage(tmp_path / "reference")
-    with pytest.raises(ReferenceError, match=says):
+    with pytest.raises(BrokenReferenceError, match=says):
         Reference.load(tmp_path / "reference")

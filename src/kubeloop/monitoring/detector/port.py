@@ -129,7 +129,7 @@ class Detector(Protocol):
         """Let go of processes and connections."""
 
 
-def open(
+def open_detector(
     engine: Engine,
     detector_python: Path,
     log_dir: Path,

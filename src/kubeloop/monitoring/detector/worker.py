@@ -287,7 +287,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: object) -> None:
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
         """Log refusals only; one line a window would bury them."""
         if len(args) > 1 and str(args[1]) >= "400":
             super().log_message(format, *args)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from kubeloop.stores import database
+from kubeloop.stores import database, whole
 from kubeloop.stores.database import Schema
 
 _HERE = Path(__file__).parent
@@ -71,8 +71,10 @@ def _backup(engine: sa.Engine, schema: Schema) -> str:
     if not place or place == ":memory:":
         return ""
     copy = Path(f"{place}.before-{schema.revision}")
-    part = copy.with_name(f"{copy.name}.part")
-    with contextlib.closing(sqlite3.connect(place)) as source, contextlib.closing(sqlite3.connect(part)) as target:
+    with (
+        whole.file(copy) as part,
+        contextlib.closing(sqlite3.connect(place)) as source,
+        contextlib.closing(sqlite3.connect(part)) as target,
+    ):
         source.backup(target)
-    part.replace(copy)
     return f"; {copy} is what it was"

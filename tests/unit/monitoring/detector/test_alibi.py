@@ -136,7 +136,7 @@ def test_a_reference_that_the_worker_let_go_is_sent_again(
 
 
 def test_a_sidecar_is_used_by_its_address(worker: WorkerProcess, reference: Reference, tmp_path: Path) -> None:
-    detector = port.open("alibi", tmp_path / "none", tmp_path, url=worker.url())
+    detector = port.open_detector("alibi", tmp_path / "none", tmp_path, url=worker.url())
     detector.fit("sidecar", reference)
     assert len(detector.score("sidecar", window(reference, 50, 0.0))) == len(reference.names) + 1
     detector.close()
@@ -144,7 +144,7 @@ def test_a_sidecar_is_used_by_its_address(worker: WorkerProcess, reference: Refe
 
 
 def test_a_sidecar_that_is_not_there_is_an_error(reference: Reference, tmp_path: Path) -> None:
-    detector = port.open("alibi", tmp_path, tmp_path, url="http://127.0.0.1:9")
+    detector = port.open_detector("alibi", tmp_path, tmp_path, url="http://127.0.0.1:9")
     with pytest.raises(port.DetectorError, match="does not answer"):
         detector.fit("1", reference)
     with pytest.raises(port.DetectorError, match="fit first"):

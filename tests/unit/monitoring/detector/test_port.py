@@ -50,11 +50,11 @@ def test_a_window_of_the_wrong_shape_or_type_is_refused(window: Any) -> None:
 
 
 def test_the_builtin_engine_needs_no_worker(tmp_path: Path) -> None:
-    detector = port.open("builtin", tmp_path / "none", tmp_path)
+    detector = port.open_detector("builtin", tmp_path / "none", tmp_path)
     assert isinstance(detector, BuiltinDetector)
     detector.close()
 
 
 def test_a_missing_detector_environment_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(port.DetectorError, match=r"drift\.engine to builtin"):
-        port.open("alibi", tmp_path / "none", tmp_path)
+        port.open_detector("alibi", tmp_path / "none", tmp_path)

@@ -221,25 +221,6 @@ def test_a_write_ahead_file_is_never_opened_twice(tmp_path: Path) -> None:
         wal.Wal(tmp_path, 1)
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("1970-01-01T00:00:01Z", 1_000_000),
-        ("1970-01-01T01:00:00.000001+01:00", 1),
-        ("1970-01-02", 86_400_000_000),
-        ("1970-01-01T00:00:00.123456789Z", 123_456),
-    ],
-)
-def test_times_are_read_as_utc(text: str, expected: int) -> None:
-    assert segments.micros(text) == expected
-
-
-@pytest.mark.parametrize("text", ["", "soon", "1969-12-31T23:59:59Z", "0001-01-01T00:00:00+14:00"])
-def test_times_that_are_none_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"time|isoformat|years"):
-        segments.micros(text)
-
-
 def test_a_failed_write_leaves_nothing_a_reader_sees(tmp_path: Path) -> None:
     target = tmp_path / "events-0000000000000001-0000000000000002.parquet"
     target.mkdir()
