@@ -33,7 +33,19 @@ run: setup ## Run the whole loop on the New York flights of 2013 (ARGS=--fast fo
 
 .PHONY: test
 test: setup ## Run the tests (ARGS="tests/unit -k gate" for some of them)
-	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n 2)
+	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n 2 --durations 25)
+
+.PHONY: quick
+quick: setup ## Run the tests that start no process, no server and no sleep, while you work (two minutes)
+	$(BIN)/python -m pytest --quick -n 2 $(ARGS)
+
+.PHONY: weigh
+weigh: setup ## Run the whole suite and write which of its tests `make quick` leaves out
+	$(BIN)/python -m pytest --weigh -n 2 $(ARGS)
+
+.PHONY: coverage
+coverage: setup ## Run the tests and report which lines of kubeloop they reach (build/coverage/index.html)
+	$(BIN)/python -m pytest --cov --cov-report term:skip-covered --cov-report html -n 2 $(ARGS)
 
 .PHONY: hostile
 hostile: setup ## Attack and break everything at length: every case, and a soak of three minutes (`make test` takes a sample)

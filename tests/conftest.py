@@ -26,7 +26,7 @@ from kubeloop.data import sources
 from kubeloop.session.services import Services
 from tests import outside
 
-pytest_plugins = ["tests.backends", "tests.control_plane.plugin", "tests.parallel"]
+pytest_plugins = ["tests.backends", "tests.control_plane.plugin", "tests.parallel", "tests.quick"]
 
 PROJECT = Path(__file__).parents[1]
 

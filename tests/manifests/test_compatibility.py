@@ -28,7 +28,7 @@ def test_packages(name):
     lowest, tested, _ = ROWS[name]
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
     groups = [*project["project"]["optional-dependencies"].values(), *project["dependency-groups"].values()]
-    wanted = [item for items in groups for item in items]
+    wanted = [item.partition(";")[0] for items in groups for item in items]
     bounds = {re.split(r"[\[>=]", item)[0]: re.split(r"[>=]=", item)[-1].split(",")[0] for item in wanted}
     assert lowest == bounds[PACKAGES[name]]
     locked = {item["name"]: item["version"] for item in tomllib.loads((PROJECT / "uv.lock").read_text())["package"]}

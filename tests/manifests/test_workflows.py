@@ -30,7 +30,7 @@ def steps() -> list[dict]:
 def test_there_is_one_for_each_purpose():
     assert {path.stem for path in WORKFLOWS} == {"ci", "e2e", "images", "promote"}
     jobs = yaml.safe_load((PROJECT / ".github/workflows/ci.yml").read_text())["jobs"]
-    assert set(jobs) == {"lint", "test", "chart"}
+    assert set(jobs) == {"lint", "test", "python", "chart"}
 
 
 def test_make_targets_exist():

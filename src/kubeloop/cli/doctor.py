@@ -88,10 +88,12 @@ def _state(settings: Settings) -> Iterator[Finding]:
 
 def bounds(extra: str) -> dict[str, SpecifierSet]:
     """Return the versions that this project asks for in an extra, by package name."""
+    # Its packages are for Python 3.11 alone, whichever Python asks.
+    asker = {"python_version": "3.11", "python_full_version": "3.11.0"} if extra == "detector" else {}
     found = {}
     for line in importlib.metadata.requires("kubeloop") or []:
         requirement = Requirement(line)
-        if requirement.marker and requirement.marker.evaluate({"extra": extra}):
+        if requirement.marker and requirement.marker.evaluate({"extra": extra, **asker}):
             found[requirement.name] = requirement.specifier
     return found
 

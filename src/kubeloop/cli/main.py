@@ -162,7 +162,7 @@ def _crash(error: Exception) -> NoReturn:
     # The place that the command has adopted.
     settings = config.settings()
     found = state.explain(error, settings)
-    trace = settings.logs / "kubeloop.payloads.table"
+    trace = settings.logs / "kubeloop.log"
     text = "".join(traceback.format_exception(error))
     try:
         trace.parent.mkdir(parents=True, exist_ok=True)

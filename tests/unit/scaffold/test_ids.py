@@ -78,7 +78,7 @@ def late(frame: pd.DataFrame) -> pd.DataFrame:
         late,
         # pandas makes floats of whole numbers once one of them is missing.
         lambda f: pd.concat([f.assign(visitor_id=f["visitor_id"].astype(float)), f.tail(1).assign(visitor_id=np.nan)]),
-        lambda f: pd.concat([f, f.loc[[2000]].assign(bought=pd.NA)]),
+        lambda f: pd.concat([f, f.loc[[2000]].assign(bought=np.nan).astype({"bought": f["bought"].dtype})]),
     ],
     ids=["labels arrive", "labels change", "another order", "late rows", "floats", "the same row once more"],
 )
