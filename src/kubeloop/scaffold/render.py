@@ -115,7 +115,7 @@ class Case:
 
     @property
     def rated(self) -> list[str]:
-        """Names of the history views whose share of class 1 is a feature."""
+        """Names of the history views whose average label is a feature."""
         return [f"{key.name}_history" for key in self.keys if key.many]
 
     @property

@@ -26,6 +26,8 @@ MOST_NUMBERED = 10
 FEW = 20
 """Keys with fewer values share their ups and downs."""
 
+_ANSWERS = frozenset({"high", "low", "probabilities", "probability", "score", "score_high", "score_low", "value"})
+"""What models and the payload log call the numbers of an answer; a key is a feature under its own name."""
 _POSITIVE = (
     *("1", "1.0", "true", "yes", "y", "t", "ja", "wahr", "oui", "vrai", "sí", "si", "verdadero", "sì", "vero"),
     *("sim", "verdadeiro", "waar"),
@@ -444,7 +446,7 @@ def keys(table: Table, names: Sequence[str], taken: set[str]) -> list[Key]:
                 f"{_some(table.rows - kept)} no {column.name!r}, but every prediction is about one. "
                 + (advice.where(table, without) or "Give them a value")
             )
-        name = safe(column.name, taken)
+        name = safe(column.name, taken | _ANSWERS)
         taken.add(name)
         often = column.distinct > 1 and _repeats(table, column)
         found.append(Key(column.name, name, as_id(table, column), column.distinct, often))

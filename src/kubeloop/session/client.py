@@ -1,4 +1,4 @@
-"""A client of the inference service: rows in, probabilities out, over the Open Inference Protocol."""
+"""A client of the inference service: rows in, answers out, over the Open Inference Protocol."""
 
 import json
 from datetime import datetime

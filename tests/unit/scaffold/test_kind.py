@@ -61,6 +61,13 @@ def test_one_value_of_many_is_predicted_against_the_others(tmp_path: Path) -> No
     assert (found.task, found.positives) == ("binary", 1000)
 
 
+def test_a_key_that_is_called_like_an_answer_gets_another_name(tmp_path: Path) -> None:
+    found = table(AMOUNT, tmp_path)
+    pd.read_parquet(tmp_path / "t.parquet").assign(low=np.arange(ROWS) % 30).to_parquet(tmp_path / "u.parquet")
+    (key,) = roles.keys(Table(tmp_path / "u.parquet", tmp_path / "raw"), ["low"], {found.name})
+    assert (key.column, key.name) == ("low", "low_field")
+
+
 def test_texts_that_differ_everywhere_are_no_label(tmp_path: Path) -> None:
     with pytest.raises(ScaffoldError, match="must have two values"):
         roles.label(table([f"note {row}" for row in range(ROWS)], tmp_path), "y", None)

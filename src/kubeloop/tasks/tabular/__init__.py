@@ -1,1 +1,1 @@
-"""Models of tables: one row in, one probability out."""
+"""Models of tables: one row in, one answer out."""
