@@ -131,7 +131,7 @@ def test_running_again_replays_nothing_new(state: Path, summary: dict) -> None:
     again = kubeloop(state, "run", "--fast", "--json")
     assert again.returncode == 0, again.stderr
     second = json.loads(again.stdout)
-    for key in ("predictions", "windows", "episodes", "absorbed", "auc"):
+    for key in ("predictions", "windows", "episodes", "absorbed", "quality"):
         assert second[key] == summary[key]
     assert [v["version"] for v in second["versions"]] == [v["version"] for v in summary["versions"]]
 
