@@ -109,7 +109,7 @@ def bounds(extra: str) -> dict[str, str]:
     """Return the lower bound of each package that an extra names."""
     found = {}
     for line in PROJECT["project"]["optional-dependencies"][extra]:
-        match = re.match(r"([A-Za-z0-9._-]+)(\[[^]]*\])?\s*(?:(==|>=)([0-9][^,]*))?", line)
+        match = re.match(r"([A-Za-z0-9._-]+)(\[[^]]*\])?\s*(?:(==|>=)([0-9][^,;\s]*))?", line)
         assert match, line
         if match[1] != "kubeloop":
             assert match[4], f"{line} in extra {extra} has no lower bound"

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from kubeloop.config import Loop
+from kubeloop.delivery import installed as releases
 from kubeloop.delivery import pods as serving_pods
 from kubeloop.delivery.manifest import ModelRef, inference_service
 from tests.charts.conftest import CHART, LOOP, RELEASE, SECOND, VALUES, Object, kinds, named, pods
@@ -59,7 +60,7 @@ def present(plane: ControlPlane, namespace: str, kinds: str) -> set[str]:
 EVERYTHING = "deploy,sts,svc,cm,sa,role,rolebinding,netpol,pdb,hpa,servingruntimes,httproutes,scaledobjects,podmonitors"
 
 
-def test_install_upgrade_rollback_uninstall(control_plane, namespace, elsewhere, values_file):
+def test_install_upgrade_rollback_uninstall(control_plane, namespace, elsewhere, values_file, monkeypatch):
     plane = control_plane
     before = present(plane, namespace, EVERYTHING)
     # A volume's class cannot change, so that part stays as it is.
@@ -70,10 +71,12 @@ def test_install_upgrade_rollback_uninstall(control_plane, namespace, elsewhere,
     took = time.monotonic() - began
     assert took < 30
     assert "kubeloop submit" in told
-    (asks,) = (line for line in told.splitlines() if "get configmap" in line)
-    program, *arguments = shlex.split(asks.partition(" > ")[0])
-    assert program == "kubectl"
-    loop = Loop.parse(plane.kubectl(*arguments))
+    (asks,) = (line for line in told.splitlines() if "kubeloop schedule" in line)
+    program, *arguments = shlex.split(asks)
+    assert (program, arguments) == ("kubeloop", ["schedule", "--release", RELEASE, "--namespace", namespace])
+    # The client looks the variable up once, when it is imported.
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(plane.kubeconfig()))
+    loop = Loop.parse(releases.loop(RELEASE, namespace))
     assert (loop.name, loop.delivery.applier) == ("flight-delay", "cluster")
     for secret in ("kubeloop-ledger", "kubeloop-monitor", "kubeloop-mlflow", "kubeloop-features"):
         assert secret in told

@@ -258,7 +258,7 @@ def test_every_page_of_kubeflow_is_in_the_registry() -> None:
 
 
 def test_only_markup_is_not_escaped() -> None:
-    page = pages.render("validation", title=ALL, report=_Empty())
+    page = pages.render("validation", title=ALL, report=_Empty(), notes=())
     assert html.escape(ALL).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in page
 
 

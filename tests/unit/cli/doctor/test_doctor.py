@@ -145,9 +145,9 @@ def test_a_package_out_of_bounds_is_found_where_it_is_installed(
 
 def test_another_python_is_found(settings: Settings, python: Callable[[str], Path]) -> None:
     versions = dict.fromkeys(doctor.bounds("runtime"), "99.0")
-    answer = json.dumps({"python": "3.12.4", "packages": versions})
+    answer = json.dumps({"python": "3.14.1", "packages": versions})
     other = settings.model_copy(update={"runtime_python": python(f"#!/bin/sh\necho '{answer}'\n")})
-    assert wrong(other) == {"runtime environment: Python 3.12.4 is not <3.12,>=3.11": "make -B setup"}
+    assert wrong(other) == {"runtime environment: Python 3.14.1 is not <3.14,>=3.11": "make -B setup"}
 
 
 @pytest.mark.parametrize(
