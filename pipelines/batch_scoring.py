@@ -10,6 +10,12 @@ from kubeloop.config import Loop
 from pipelines import kubeflow, opening
 
 
+class Outputs(NamedTuple):
+    """How many events a run scored."""
+
+    rows: int
+
+
 def batch_scoring(config: Loop) -> BaseComponent:
     """Return the batch scoring pipeline of a use case."""
 
@@ -19,9 +25,7 @@ def batch_scoring(config: Loop) -> BaseComponent:
         display_name=f"{config.name}: score a batch",
         pipeline_config=kubeflow.run_config(config),
     )
-    def pipeline(as_of: str = "", since: str = "1d", run: str = "", loop: str = config.dump()) -> NamedTuple(
-        "Outputs", rows=int
-    ):
+    def pipeline(as_of: str = "", since: str = "1d", run: str = "", loop: str = config.dump()) -> Outputs:
         """Score the events of a span of time with the champion.
 
         Args:
@@ -36,7 +40,6 @@ def batch_scoring(config: Loop) -> BaseComponent:
         first = opening.data(loop, as_of, run)
         scored = score_batch(loop=first.loop, as_of=first.moment, since=since, clean=first.clean)
         kubeflow.settle(config, (*first.tasks, scored))
-        outputs = NamedTuple("Outputs", rows=int)  # type: ignore[misc]
-        return outputs(scored.outputs["rows"])  # type: ignore[call-arg]
+        return Outputs(scored.outputs["rows"])
 
     return pipeline

@@ -16,6 +16,14 @@ from kubeloop.config import Loop
 from pipelines import kubeflow, opening
 
 
+class Outputs(NamedTuple):
+    """What a run decided."""
+
+    promote: bool
+    reason: str
+    version: str
+
+
 def training(config: Loop) -> BaseComponent:
     """Return the training pipeline of a use case, which is the default of its parameter `loop`."""
 
@@ -27,7 +35,7 @@ def training(config: Loop) -> BaseComponent:
     )
     def pipeline(
         as_of: str = "", run: str = "", reason: str = "asked for by hand", loop: str = config.dump()
-    ) -> NamedTuple("Outputs", promote=bool, reason=str, version=str):
+    ) -> Outputs:
         """Validate, build features, train, evaluate, gate, register and, if the gate says so, deploy.
 
         Args:
@@ -60,7 +68,6 @@ def training(config: Loop) -> BaseComponent:
             deployed = deploy_model(loop=first.loop, version=registered.outputs["version"])
         steps = (*first.tasks, features, checked, trained, evaluated, gate, registered, deployed)
         kubeflow.settle(config, steps)
-        outputs = NamedTuple("Outputs", promote=bool, reason=str, version=str)  # type: ignore[misc]
-        return outputs(gate.outputs["Output"], gate.outputs["reason"], registered.outputs["version"])  # type: ignore[call-arg]
+        return Outputs(gate.outputs["Output"], gate.outputs["reason"], registered.outputs["version"])
 
     return pipeline

@@ -120,8 +120,8 @@ class Gates(Model):
         description="Rows of one block of time are resampled together, since they share weather and delays.",
     )
     min_gain: float = Field(default=0.0, ge=0, description="The interval's lower end must exceed this gain.")
-    floors: Mapping[str, float]
-    ceilings: Mapping[str, float]
+    floors: Mapping[Any, float]
+    ceilings: Mapping[Any, float]
     slices: tuple[str, ...] = ()
     slice_tolerance: float = Field(default=0.03, ge=0, description="Largest loss of the metric allowed in a slice.")
     slice_min_rows: int = Field(default=300, ge=1)

@@ -238,7 +238,7 @@ def _activity(table: Table, label: Label, moment: Moment, unit: str) -> Activity
         FROM moments GROUP BY 1 ORDER BY 1"""
     with sources.connect({table.name: table.parquet}) as db:
         found: dict[str, Any] = db.execute(query).fetchnumpy()
-    return Activity(**found)
+    return Activity(**found, classed=label.task != "regression")
 
 
 def _calendar(table: Table, moment: Moment, plan: Timeline) -> tuple[str, ...]:

@@ -29,6 +29,8 @@ _WINDOWS = 40
 _LEAST_WINDOWS = 6
 _WINDOW_ROWS = 300
 _HOLDOUT_ROWS = 300
+_TRAINED, _JUDGED = 30, 20
+"""Rows of each class that a first model learns from, and that its hold-out has."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Activity:
         negatives: labelled rows on the other side.
         moments: different timestamps.
         largest: rows of the step's fullest moment.
+        classed: whether a model can be judged only where there are both sides.
     """
 
     starts: npt.NDArray[np.datetime64]
@@ -68,6 +71,12 @@ class Activity:
     negatives: npt.NDArray[np.int64]
     moments: npt.NDArray[np.int64]
     largest: npt.NDArray[np.int64]
+    classed: bool = True
+
+    def enough(self, start: datetime, end: datetime, rows: int, each: int) -> bool:
+        """Return whether [start, end) has so many labelled rows, and so many on each side where that matters."""
+        sides = self.total("positives", start, end), self.total("negatives", start, end)
+        return sum(sides) >= rows and (not self.classed or min(sides) >= each)
 
     def between(self, start: datetime, end: datetime) -> npt.NDArray[np.bool_]:
         """Return which steps begin in [start, end)."""
@@ -219,12 +228,11 @@ def _train_to(activity: Activity, begin: datetime, until: datetime, chosen: Scal
     """Return the end of the first training data: 40 % of the time, later where that holds too few labels."""
     for share in (TRAIN_SHARE, 0.5, 0.6, 0.7):
         moment = _floor(begin + share * (until - begin), chosen.step)
-        known = moment - delay
-        classes = activity.total("positives", begin, known), activity.total("negatives", begin, known)
-        if min(classes) >= 30 and sum(classes) >= 2 * _HOLDOUT_ROWS:
+        if activity.enough(begin, moment - delay, 2 * _HOLDOUT_ROWS, _TRAINED):
             return moment
+    classes = f", or fewer than {_TRAINED} of a class" if activity.classed else ""
     raise ScaffoldError(
-        "the oldest 70 % of the time hold fewer than 600 labelled rows, or fewer than 30 of a class, so that no first "
+        f"the oldest 70 % of the time hold fewer than {2 * _HOLDOUT_ROWS} labelled rows{classes}, so that no first "
         "model can be trained; add rows, or cut the empty beginning off the table"
     )
 
@@ -241,15 +249,15 @@ def _holdout(
     for share in (0.15, 0.2, 0.3, 0.4, 0.48):
         holdout = max(chosen.step, _floor_span(share * window, chosen.step))
         start = newest - holdout
-        classes = activity.total("positives", start, newest), activity.total("negatives", start, newest)
-        if min(classes) < 20 or sum(classes) < _HOLDOUT_ROWS:
+        if not activity.enough(start, newest, _HOLDOUT_ROWS, _JUDGED):
             continue
         for block in reversed(blocks):
             if activity.blocks(start, newest, block) >= MIN_BLOCKS + 1:
                 return holdout, block
     raise ScaffoldError(
         f"the newest part of the first {text(_round_up(window, chosen.step))} of training data cannot judge a model: "
-        f"it needs {_HOLDOUT_ROWS} labelled rows, 20 of each class and {MIN_BLOCKS + 1} different "
+        f"it needs {_HOLDOUT_ROWS} labelled rows{f', {_JUDGED} of each class' if activity.classed else ''} and "
+        f"{MIN_BLOCKS + 1} different "
         f"{chosen.unit}s with rows. Use a table that is longer or has more rows"
     )
 

@@ -269,7 +269,7 @@ def evaluate(loop: Loop, model: Path, training_set: Path, out: Path, report: Pat
     card = model_folder.read(model)
     answers = model_folder.predict(kind.task, model, holdout)
     y = training.truths(kind.task, holdout, "the hold-out")
-    metrics = {name: value for name, value in card.metrics.items() if value is not None}
+    metrics = card.known_metrics()
     parts = slices.measure(
         kind.task,
         slice_columns(holdout, loop.gates.slices),
@@ -280,7 +280,7 @@ def evaluate(loop: Loop, model: Path, training_set: Path, out: Path, report: Pat
     )
     out.mkdir(parents=True, exist_ok=True)
     moments = holdout["event_timestamp"].dt.tz_localize(None).to_numpy()
-    shown = kind.show(f"{loop.name}: the hold-out", card, y, answers, moments, parts, out)
+    shown = kind.show(f"{loop.name}: the hold-out", card, maker.HoldOut(y, answers, moments, parts), out)
     for target in (out / "evaluation.html", report):
         target.write_text(shown.page)
     columns = dict(zip(kind.task.columns, answers.T if answers.ndim > 1 else [answers], strict=True))

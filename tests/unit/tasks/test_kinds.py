@@ -191,7 +191,7 @@ def test_a_model_is_exported_measured_and_judged(
         assert card.metrics["coverage"] == pytest.approx(ours.task.coverage, abs=0.06)
     parts = slices.measure(ours.task, holdout, y, answers, ["shop"], 50)
     moments = holdout["event_timestamp"].dt.tz_localize(None).to_numpy()
-    shown = ours.show("x", card, y, answers, moments, parts, tmp_path)
+    shown = ours.show("x", card, maker.HoldOut(y, answers, moments, parts), tmp_path)
     assert "shop = missing" in shown.page
     scored = ours.scored(answers)
     assert all(column.shape == (len(holdout),) for column in scored.values())

@@ -1,21 +1,19 @@
 """Makes models of tables that say whether something happens."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from kubeloop.config import Training
 from kubeloop.tasks.binary import curves, page
 from kubeloop.tasks.binary.task import Binary
 from kubeloop.tasks.port import Floats
-from kubeloop.tasks.slices import Slice
 from kubeloop.tasks.tabular import algorithms, leaks
 from kubeloop.tasks.tabular.graph import Graph, Output
-from kubeloop.tasks.tabular.maker import Draft, Fit, Heads, Maker, Rows, Shown
+from kubeloop.tasks.tabular.maker import Draft, Fit, Heads, HoldOut, Maker, Rows, Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,19 +93,10 @@ class BinaryMaker(Maker):
             else None,
         )
 
-    def show(
-        self,
-        title: str,
-        card: "Card",
-        y: Floats,
-        answers: Floats,
-        moments: npt.NDArray[np.datetime64],  # noqa: ARG002 - nothing here is drawn over time
-        parts: Sequence[Slice],
-        out: Path,
-    ) -> Shown:
+    def show(self, title: str, card: "Card", holdout: HoldOut, out: Path) -> Shown:
         """See `Maker`."""
-        metrics = {name: value for name, value in card.metrics.items() if value is not None}
-        drawn = curves.draw(y, answers)
+        metrics = card.known_metrics()
+        drawn = curves.draw(holdout.y, holdout.answers)
         for name, figure in curves.figures(drawn, metrics).items():
             figure.savefig(out / f"{name}.png", dpi=110)
         found = page.html(
@@ -115,7 +104,7 @@ class BinaryMaker(Maker):
             title,
             metrics,
             drawn,
-            parts,
+            holdout.slices,
             importance=card.importance,
             facts=card.facts(),
             warnings=card.warnings,

@@ -21,5 +21,5 @@ class Gates(loop.Gates):
     """When a challenger may become the champion."""
 
     metric: Literal["auc", "pr_auc", "log_loss", "brier"] = "auc"
-    floors: Mapping[Literal["auc", "pr_auc"], Share] = Field(default={"auc": 0.6})  # type: ignore[assignment] # fewer names than any
-    ceilings: Mapping[Literal["log_loss", "brier", "ece"], float] = Field(default={"ece": 0.15})  # type: ignore[assignment] # fewer names than any
+    floors: Mapping[Literal["auc", "pr_auc"], Share] = Field(default={"auc": 0.6})
+    ceilings: Mapping[Literal["log_loss", "brier", "ece"], float] = Field(default={"ece": 0.15})

@@ -1,7 +1,7 @@
 """Makes models of tables that say which of several classes a row is of."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,9 @@ from kubeloop.tasks.multiclass import evaluation, page
 from kubeloop.tasks.multiclass.settings import Training
 from kubeloop.tasks.multiclass.task import Multiclass
 from kubeloop.tasks.port import Floats
-from kubeloop.tasks.slices import Slice
 from kubeloop.tasks.tabular import algorithms, leaks
 from kubeloop.tasks.tabular.graph import Graph, Output
-from kubeloop.tasks.tabular.maker import Draft, Fit, Heads, Maker, Rows, Shown
+from kubeloop.tasks.tabular.maker import Draft, Fit, Heads, HoldOut, Maker, Rows, Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,21 +131,10 @@ class MulticlassMaker(Maker):
             else None,
         )
 
-    def show(
-        self,
-        title: str,
-        card: "Card",
-        y: Floats,
-        answers: Floats,
-        moments: npt.NDArray[np.datetime64],  # noqa: ARG002 - nothing here is drawn over time
-        parts: Sequence[Slice],
-        out: Path,  # noqa: ARG002 - the page has all figures
-    ) -> Shown:
+    def show(self, title: str, card: "Card", holdout: HoldOut, out: Path) -> Shown:  # noqa: ARG002 - no figures
         """See `Maker`."""
-        truths, answers = self.task.checked(y, answers)
-        counts = evaluation.confusion(truths, answers)
-        found = page.html(self.task, title, card, truths, answers, counts, parts)
-        return Shown(found, None, list(self.task.classes), counts.tolist())
+        counts = evaluation.confusion(holdout.y, holdout.answers)
+        return Shown(page.html(self.task, title, card, holdout, counts), None, list(self.task.classes), counts.tolist())
 
     def scored(self, answers: Floats) -> dict[str, npt.NDArray[Any]]:
         """See `Maker`: the likeliest class, and a column a class."""

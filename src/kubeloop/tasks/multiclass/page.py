@@ -1,6 +1,5 @@
 """Render the evaluation of a multiclass model: calibration, recall by class and confusion."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,9 +7,8 @@ import numpy.typing as npt
 
 from kubeloop.tasks.binary import curves
 from kubeloop.tasks.multiclass.task import Multiclass
-from kubeloop.tasks.port import Floats
-from kubeloop.tasks.slices import Slice
 from kubeloop.tasks.tabular import page
+from kubeloop.tasks.tabular.maker import HoldOut
 from kubeloop.tasks.tabular.page import Matrix, Plot
 
 if TYPE_CHECKING:
@@ -20,28 +18,17 @@ _WHOLE = (0.0, 1.0)
 _MOST_NAMED = 12
 
 
-def html(
-    task: Multiclass,
-    title: str,
-    card: "Card",
-    y: Floats,
-    answers: Floats,
-    counts: npt.NDArray[np.int64],
-    parts: Sequence[Slice],
-) -> str:
+def html(task: Multiclass, title: str, card: "Card", holdout: HoldOut, counts: npt.NDArray[np.int64]) -> str:
     """Return a complete page.
 
     Args:
         task: the loop's.
         title: of the page.
         card: the model's.
-        y: truths [n].
-        answers: the model's [n, K].
+        holdout: what it is measured on.
         counts: the confusion [K, K].
-        parts: the slices.
     """
-    metrics = {name: value for name, value in card.metrics.items() if value is not None}
-    right, sure = task.confidence(y, answers)
+    right, sure = task.confidence(holdout.y, holdout.answers)
     line = curves.calibration(right, sure)
     rows = counts.sum(axis=1)
     recall = [(float(code), float(counts[code, code] / rows[code])) for code in np.flatnonzero(rows)]
@@ -71,10 +58,10 @@ def html(
     return page.html(
         task,
         title,
-        f"{task.support(y)}, on the hold-out",
-        metrics,
+        f"{task.support(holdout.y)}, on the hold-out",
+        card.known_metrics(),
         plots,
-        parts,
+        holdout.slices,
         matrix=Matrix(
             "Confusion",
             task.classes,

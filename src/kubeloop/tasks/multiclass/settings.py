@@ -33,5 +33,5 @@ class Gates(loop.Gates):
     """When a challenger may become the champion."""
 
     metric: Literal["log_loss", "macro_f1", "balanced_accuracy", "accuracy", "top_k"] = "log_loss"
-    floors: Mapping[Literal["macro_f1", "balanced_accuracy", "accuracy", "top_k"], Share] = Field(default={})  # type: ignore[assignment] # fewer names than any
-    ceilings: Mapping[Literal["log_loss", "ece"], float] = Field(default={"ece": 0.15})  # type: ignore[assignment] # fewer names than any
+    floors: Mapping[Literal["macro_f1", "balanced_accuracy", "accuracy", "top_k"], Share] = Field(default={})
+    ceilings: Mapping[Literal["log_loss", "ece"], float] = Field(default={"ece": 0.15})

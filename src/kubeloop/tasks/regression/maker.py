@@ -14,10 +14,9 @@ from kubeloop.tasks.port import Floats
 from kubeloop.tasks.regression import page
 from kubeloop.tasks.regression.settings import Interval, Training
 from kubeloop.tasks.regression.task import Regression
-from kubeloop.tasks.slices import Slice
 from kubeloop.tasks.tabular import algorithms, encoding
 from kubeloop.tasks.tabular.graph import Graph, Output
-from kubeloop.tasks.tabular.maker import Draft, Fit, Heads, Maker, Rows, Shown
+from kubeloop.tasks.tabular.maker import Draft, Fit, Heads, HoldOut, Maker, Rows, Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +28,7 @@ CALIBRATION_SHARE = 0.25
 GIVEAWAY = 0.99
 """Rank correlation from which on a single column seems to know the label, and R² from which on a model does."""
 _LEAST_KNOWN = 30
-_POOR, _MARGIN = 0.98, 0.15
+_POOR, _MARGIN, _LEAST_COVERAGE = 0.98, 0.15, 0.5
 _MIDDLE, _SPREAD, _LOW, _HIGH = "middle", "spread", "low", "high"
 
 
@@ -157,8 +156,9 @@ class RegressionMaker(Maker):
         error, chance = metrics[name], self.task.headline.value(y, middle)
         ceiling = float(f"{(error + max(chance, error)) / 2:.3g}")
         inside = metrics["coverage"]
+        least = math.floor((min(inside, self.interval.coverage) - _MARGIN) * 100) / 100
         return Draft(
-            {"coverage": math.floor(max(0.0, min(inside, self.interval.coverage) - _MARGIN) * 100) / 100},
+            {"coverage": least} if least >= _LEAST_COVERAGE else {},
             {name: ceiling},
             {"limit": ceiling},
             f"a first model has an {title} of {error:.4g} on its hold-out, where {inside:.0%} of the true values lie "
@@ -169,19 +169,9 @@ class RegressionMaker(Maker):
             else None,
         )
 
-    def show(
-        self,
-        title: str,
-        card: "Card",
-        y: Floats,
-        answers: Floats,
-        moments: npt.NDArray[np.datetime64],
-        parts: Sequence[Slice],
-        out: Path,  # noqa: ARG002 - the page has all figures
-    ) -> Shown:
+    def show(self, title: str, card: "Card", holdout: HoldOut, out: Path) -> Shown:  # noqa: ARG002 - no figures
         """See `Maker`."""
-        truths, answers = self.task.checked(y, answers)
-        return Shown(page.html(self.task, self.interval, title, card, truths, answers, moments, parts))
+        return Shown(page.html(self.task, self.interval, title, card, holdout))
 
 
 def of(training: Training, metric: str) -> RegressionMaker:

@@ -1,6 +1,5 @@
 """Render the evaluation of a regression model: prediction against truth, residuals over time, and the interval."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,8 +9,8 @@ from kubeloop.tasks.port import Floats
 from kubeloop.tasks.regression import evaluation
 from kubeloop.tasks.regression.settings import Interval
 from kubeloop.tasks.regression.task import Regression
-from kubeloop.tasks.slices import Slice
 from kubeloop.tasks.tabular import page
+from kubeloop.tasks.tabular.maker import HoldOut
 from kubeloop.tasks.tabular.page import Plot
 
 if TYPE_CHECKING:
@@ -22,16 +21,7 @@ _DOTS = 400
 _METHODS = {"conformal": "conformal", "quantile": "conformalized quantile models"}
 
 
-def html(
-    task: Regression,
-    interval: Interval,
-    title: str,
-    card: "Card",
-    y: Floats,
-    answers: Floats,
-    moments: npt.NDArray[np.datetime64],
-    parts: Sequence[Slice],
-) -> str:
+def html(task: Regression, interval: Interval, title: str, card: "Card", holdout: HoldOut) -> str:
     """Return a complete page.
 
     Args:
@@ -39,12 +29,9 @@ def html(
         interval: how the prediction interval is made.
         title: of the page.
         card: the model's.
-        y: truths [n].
-        answers: the model's [n, 3].
-        moments: event time of each row [n].
-        parts: the slices.
+        holdout: what it is measured on.
     """
-    metrics = {name: value for name, value in card.metrics.items() if value is not None}
+    y, answers, moments = holdout.y, holdout.answers, holdout.moments
     value = answers[:, evaluation.VALUE]
     ends = _reach(np.concatenate([y, value]))
     chosen = np.linspace(0, len(y) - 1, min(len(y), _DOTS)).astype(np.intp)
@@ -97,9 +84,9 @@ def html(
         task,
         title,
         f"{task.support(y)} of the hold-out",
-        metrics,
+        card.known_metrics(),
         plots,
-        parts,
+        holdout.slices,
         importance=card.importance,
         facts=facts,
         warnings=card.warnings,

@@ -44,8 +44,8 @@ class Gates(loop.Gates):
     """When a challenger may become the champion."""
 
     metric: Literal["rmse", "mae", "r2", "pinball"] = "rmse"
-    floors: Mapping[Literal["r2", "coverage"], float] = Field(default={})  # type: ignore[assignment] # fewer names than any
-    ceilings: Mapping[Literal["rmse", "mae", "pinball"], float] = Field(default={})  # type: ignore[assignment] # fewer names than any
+    floors: Mapping[Literal["r2", "coverage"], float] = Field(default={})
+    ceilings: Mapping[Literal["rmse", "mae", "pinball"], float] = Field(default={})
     slice_tolerance: float = Field(
         default=0.1,
         ge=0,

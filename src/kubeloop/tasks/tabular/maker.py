@@ -33,6 +33,16 @@ class Heads:
     numbers: Mapping[str, float]
 
 
+@dataclass(frozen=True, eq=False)
+class HoldOut:
+    """What a model is shown with: truths [n], answers [n] or [n, k], event times [n] and slices."""
+
+    y: Floats
+    answers: Floats
+    moments: npt.NDArray[np.datetime64]
+    slices: Sequence[Slice]
+
+
 @dataclass(frozen=True)
 class Shown:
     """What the hold-out says of a model, as pages and Kubeflow's artifacts take it.
@@ -134,26 +144,14 @@ class Maker(ABC):
         """Return the limits that `init` writes, from truths [n] and metrics of a first model's hold-out."""
 
     @abstractmethod
-    def show(
-        self,
-        title: str,
-        card: "Card",
-        y: Floats,
-        answers: Floats,
-        moments: npt.NDArray[np.datetime64],
-        parts: Sequence[Slice],
-        out: Path,
-    ) -> Shown:
-        """Draw the evaluation of a model; figures go into the folder `out`.
+    def show(self, title: str, card: "Card", holdout: HoldOut, out: Path) -> Shown:
+        """Draw the evaluation of a model.
 
         Args:
             title: of the page.
             card: the model's.
-            y: truths of the hold-out [n].
-            answers: the model's [n] or [n, k].
-            moments: event time of each row [n].
-            parts: the slices.
-            out: folder of the figures.
+            holdout: what it is measured on.
+            out: folder for figures that the page does not hold.
         """
 
     def scored(self, answers: Floats) -> dict[str, npt.NDArray[Any]]:

@@ -52,6 +52,10 @@ class Card:
     warnings: list[str] = field(default_factory=list)
     task: str = "binary"
 
+    def known_metrics(self) -> dict[str, float]:
+        """Return the metrics that are defined."""
+        return {name: value for name, value in self.metrics.items() if value is not None}
+
     def facts(self) -> dict[str, object]:
         """Return what a page says about the model beside its numbers."""
         return {"algorithm": self.algorithm, "trained from": self.trained_from, "trained to": self.trained_to}
