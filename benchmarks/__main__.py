@@ -15,6 +15,7 @@ BENCHMARKS = {
     "steps": Path(sys.executable),
     "collector": RUNTIME,
     "logger": Path(sys.executable),
+    "upstream": Path(sys.executable),
     "ledger": RUNTIME,
     "alarms": Path(sys.executable),
 }

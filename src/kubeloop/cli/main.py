@@ -310,6 +310,7 @@ def predict(
 def monitor(folder: Folder = HERE, as_json: Json = False) -> None:
     """Show what the monitor found: windows, drifted features, live performance, episodes."""
     from kubeloop.report import overview
+    from kubeloop.tasks import port
 
     loop, settings = _open(folder)
     found = overview.windows(loop, settings)
@@ -319,8 +320,9 @@ def monitor(folder: Folder = HERE, as_json: Json = False) -> None:
     if not found["windows"]:
         _out.print("No window has been judged yet; start with `kubeloop run`.")
         return
+    title = port.of(loop).headline.title
     table = Table(box=None, pad_edge=False)
-    for column in ("window", "version", "rows", "live metric", "verdict", "drifted features (effect)"):
+    for column in ("window", "version", "rows", title, "verdict", "drifted features (effect)"):
         table.add_column(column, no_wrap=column == "window")
     for row in found["windows"]:
         table.add_row(*overview.window_cells(row))

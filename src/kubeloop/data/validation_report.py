@@ -92,7 +92,7 @@ def held_back(report: Report) -> list[str]:
 
 
 def _held(name: str, table: TableReport) -> str:
-    reasons = ", ".join(f"{reason} {rows:,}" for reason, rows in table.reasons.items())
+    reasons = ", ".join(f"{rows:,} by {reason}" for reason, rows in table.reasons.items())
     said = f"{table.quarantined:,} of {table.rows:,} rows of {name}: {reasons}"
     return ". ".join(filter(None, (said, advice(table))))
 

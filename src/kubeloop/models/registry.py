@@ -314,26 +314,31 @@ def _move_in(settings: Settings, before: str) -> None:
 def _package(folder: Path, target: Path) -> Path:
     """Make an MLflow model of the folder: MLmodel with signature, input example and requirements."""
     import mlflow
+    import numpy as np
     import onnx
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-    from mlflow.types.schema import Array
 
     facts = kept.loads(folder / "model.json")
     kinds = {item["name"]: item["kind"] for item in facts["features"]}
-    inputs: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.float if kind == "numeric" else DataType.string, name) for name, kind in kinds.items()
-    ]
     graph = onnx.load(folder / "model.onnx")
-    outputs: list[ColSpec | TensorSpec] = []
-    for output in graph.graph.output:
-        tensor = output.type.tensor_type
-        kind = DataType.string if tensor.elem_type == onnx.TensorProto.STRING else DataType.float
-        outputs.append(ColSpec(kind if len(tensor.shape.dim) == 1 else Array(kind), output.name))
+    shapes = {value.name: (-1, *(size.dim_value for size in value.type.tensor_type.shape.dim[1:]))
+              for value in (*graph.graph.input, *graph.graph.output)}  # fmt: skip
+    # MLflow makes a data frame of what a model answers, and a frame holds no output of several numbers a row; with
+    # tensors in its signature it gives arrays by name, to a frame as well.
+    flat = all(len(shape) == 1 for shape in shapes.values())
+
+    def spec(value: onnx.ValueInfoProto) -> ColSpec | TensorSpec:
+        text = value.type.tensor_type.elem_type == onnx.TensorProto.STRING
+        if flat:
+            return ColSpec(DataType.string if text else DataType.float, value.name)
+        return TensorSpec(np.dtype("O") if text else np.dtype(np.float32), shapes[value.name], value.name)
+
+    asked, answered = (Schema([spec(value) for value in side]) for side in (graph.graph.input, graph.graph.output))
     mlflow.onnx.save_model(
         graph,
         target,
-        signature=ModelSignature(Schema(inputs), Schema(outputs)),
+        signature=ModelSignature(asked, answered),
         input_example=_example(folder)[list(kinds)],
         pip_requirements=_REQUIREMENTS,
         save_as_external_data=False,

@@ -12,8 +12,6 @@ from kubeloop.report.svg import Chart, Scale, Time, element, join, line, path, p
 from kubeloop.tasks.port import Task
 
 _LANE, _GAP, _AXIS = 26, 26, 26
-_LARGE = 10
-"""From which value on two digits after the point are too many."""
 _TRAFFIC, _METRIC, _DIFFERENCE, _LEVEL = 72, 150, 96, 60
 
 
@@ -74,7 +72,7 @@ def draw(
     _traffic(board, live, colours)
     _metric(board, task, live, colours, short)
     if any(part.difference is not None for part in live.bins):
-        _difference(board, live)
+        _difference(board, task, live)
     _level(board, task, live)
     bottom = board.y - _GAP + 8
     taken_over = [begin for begin, _ in list(live.served.values())[1:]]
@@ -146,7 +144,7 @@ def _metric(board: _Board, task: Task, live: Live, colours: Mapping[str, str], s
     known = [value for part in live.bins for value in (part.loop, part.frozen) if value is not None]
     known += [end for part in live.bins for end in part.loop_interval or ()]
     scale = Scale.around(known or [0.5, 1.0], board.y, _METRIC, ticks=8)
-    board.panel(scale, f"Live {task.headline.title}", "95% interval", ".2f" if scale.high < _LARGE else ",.4g")
+    board.panel(scale, f"Live {task.headline.title}", "95% interval", _form(scale))
     if not known:
         board.plot.append(text("50%", scale.top + scale.height / 2, "no window has enough labels yet", "mid"))
     _line(board, scale, ((_middle(part, board.time), part.frozen) for part in live.bins), "curve frozen")
@@ -166,10 +164,12 @@ def _metric(board: _Board, task: Task, live: Live, colours: Mapping[str, str], s
     board.y += _METRIC + _GAP
 
 
-def _difference(board: _Board, live: Live) -> None:
+def _difference(board: _Board, task: Task, live: Live) -> None:
     ends = [value for part in live.bins for value in (part.difference, *(part.interval or ())) if value is not None]
     scale = Scale.around([0, *ends], board.y, _DIFFERENCE, ticks=8)
-    board.panel(scale, "Loop − frozen", "more is better", "+.2f" if scale.high < _LARGE else "+,.4g")
+    # Either way round, what lies above zero is better.
+    name = "Loop − frozen" if task.headline.better > 0 else "Frozen − loop"
+    board.panel(scale, name, "95% interval", f"+{_form(scale)}")
     board.plot.append(line(0, scale.y(0), "100%", scale.y(0), "zero"))
     for part in live.bins:
         if part.difference is None:
@@ -190,6 +190,12 @@ def _level(board: _Board, task: Task, live: Live) -> None:
     _line(board, scale, ((_middle(part, board.time), part.score) for part in live.bins), "curve predicted")
     _line(board, scale, ((_middle(part, board.time), part.share) for part in live.bins), "curve actual")
     board.y += _LEVEL + _GAP
+
+
+def _form(scale: Scale) -> str:
+    """Return how the values of a panel are written: two digits after the point, where they suit."""
+    largest = max(abs(scale.low), abs(scale.high))
+    return ".2f" if 0.1 <= largest < 10 else ",.3g"
 
 
 def _line(board: _Board, scale: Scale, values: Iterable[tuple[float, float | None]], class_: str) -> None:

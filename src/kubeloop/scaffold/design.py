@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from kubeloop import config
 from kubeloop.data import sources
-from kubeloop.scaffold import giveaways, growth, render, suites, timing
+from kubeloop.scaffold import giveaways, growth, labels, render, suites, timing
 from kubeloop.scaffold import roles as scaffold_columns
 from kubeloop.scaffold.advice import option
+from kubeloop.scaffold.labels import Label
 from kubeloop.scaffold.names import dns
 from kubeloop.scaffold.render import Case
-from kubeloop.scaffold.roles import Label, Moment
+from kubeloop.scaffold.roles import Moment
 from kubeloop.scaffold.table import ScaffoldError, Table, quote
 from kubeloop.scaffold.timing import Activity, Quality, Scale, Timeline
 
@@ -133,7 +134,7 @@ def design(table: Table, wish: Wish, *, look: bool = True) -> tuple[Case, Activi
     if wish.task is not None and wish.task not in config.kinds.names():
         raise ScaffoldError(f"--task {wish.task!r} is none of {', '.join(config.kinds.names())}")
     taken = {table.name}
-    label = scaffold_columns.label(table, wish.label, wish.positive, wish.task)
+    label = labels.label(table, wish.label, wish.positive, wish.task)
     keys = scaffold_columns.keys(table, wish.keys, taken)
     moment = scaffold_columns.moment(table, wish.timestamp, taken)
     known = scaffold_columns.known(table, wish.label_known_at, label, moment) if wish.label_known_at else None

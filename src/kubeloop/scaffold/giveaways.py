@@ -5,8 +5,9 @@ import re
 from collections.abc import Sequence
 
 from kubeloop.data import sources
+from kubeloop.scaffold.labels import Label
 from kubeloop.scaffold.names import safe
-from kubeloop.scaffold.roles import Input, Label
+from kubeloop.scaffold.roles import Input
 from kubeloop.scaffold.table import Table
 from kubeloop.tasks.tabular import leaks
 from kubeloop.tasks.tabular.maker import Maker

@@ -11,7 +11,8 @@ from typing import Any, get_args
 import yaml
 
 from kubeloop.config import Table, Training, kinds
-from kubeloop.scaffold.roles import EventId, Input, Key, Known, Label, LeftOut, Moment
+from kubeloop.scaffold.labels import Label
+from kubeloop.scaffold.roles import EventId, Input, Key, Known, LeftOut, Moment
 from kubeloop.scaffold.table import quote
 from kubeloop.scaffold.timing import Quality, Timeline, text
 from kubeloop.tasks.tabular import maker

@@ -285,6 +285,13 @@ class Table:
         return found[0].name if found and (found[0].like_id or found[0].distinct > 20) else None
 
 
+def as_id(table: Table, column: Column) -> str:
+    """Return SQL for an identifier as text; 7 and 7.0 are the same one, since pandas makes floats of ids with gaps."""
+    if table.whole(column) and column.kind not in ("HUGEINT", "UHUGEINT", "UBIGINT"):
+        return f"{quote(column.name)}::BIGINT::VARCHAR"
+    return quote(column.name) if column.kind == "VARCHAR" else f"{quote(column.name)}::VARCHAR"
+
+
 def quote(name: str) -> str:
     """Quote a column for SQL where it must be."""
     return name if re.fullmatch(r"[a-z][a-z0-9_]*", name) and safe(name) == name else identifier(name)

@@ -15,7 +15,7 @@ from kubeloop import errors
 from kubeloop.cli.main import app
 from kubeloop.data import sources
 from kubeloop.scaffold import design as scaffold
-from kubeloop.scaffold import render, roles
+from kubeloop.scaffold import labels, render
 from kubeloop.scaffold.design import Wish
 from kubeloop.scaffold.render import Case
 from kubeloop.scaffold.table import ScaffoldError, Table
@@ -69,7 +69,7 @@ def test_yes_and_no_are_known_in_several_languages(readings: pd.DataFrame, folde
     readings.assign(failed=words).to_csv(folder / "t.csv", index=False)
     (folder / "raw").mkdir()
     found = Table(folder / "t.csv", folder / "raw")
-    label = roles.label(found, "failed", None)
+    label = labels.label(found, "failed", None)
     expected = readings["failed"].where(readings.index % 50 != 0)
     counts = (label.positives, label.negatives, label.unknown)
     assert counts == ((expected == 1).sum(), (expected == 0).sum(), expected.isna().sum())
@@ -84,7 +84,7 @@ def test_two_words_that_are_no_yes_and_no_are_asked_about(
     """Of `ja` and `yes` neither is the negative of the other."""
     words = readings["failed"].map(dict(enumerate(pair)))
     with pytest.raises(ScaffoldError, match=r"say which one is to be predicted, such as --positive (\w+)$"):
-        roles.label(table(readings.assign(failed=words), folder), "failed", None)
+        labels.label(table(readings.assign(failed=words), folder), "failed", None)
 
 
 def test_where_there_is_nobody_to_ask_the_candidates_are_named(readings: pd.DataFrame, folder: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kubeloop.scaffold import roles
+from kubeloop.scaffold import labels, roles
 from kubeloop.scaffold.table import ScaffoldError, Table
 
 ROWS = 3000
@@ -39,7 +39,7 @@ def table(label: Any, folder: Path) -> Table:
 )
 def test_a_label_says_which_kind_of_task_it_is(label: Any, task: str, classes: tuple[str, ...], tmp_path: Path) -> None:
     found = table(label, tmp_path)
-    known = roles.label(found, "y", None)
+    known = labels.label(found, "y", None)
     assert (known.task, tuple(sorted(known.classes))) == (task, classes)
     ((filled, ones, zeros),) = found.query(
         f"SELECT count({known.sql}), count_if({known.side} = 1), count_if({known.side} = 0) FROM {found.name}"  # noqa: S608
@@ -53,11 +53,11 @@ def test_a_label_says_which_kind_of_task_it_is(label: Any, task: str, classes: t
     ("task", "kind"), [("multiclass", "multiclass"), ("regression", "regression"), (None, "multiclass")]
 )
 def test_the_user_decides_where_numbers_could_be_either(task: str | None, kind: str, tmp_path: Path) -> None:
-    assert roles.label(table(np.arange(ROWS) % 5, tmp_path), "y", None, task).task == kind
+    assert labels.label(table(np.arange(ROWS) % 5, tmp_path), "y", None, task).task == kind
 
 
 def test_one_value_of_many_is_predicted_against_the_others(tmp_path: Path) -> None:
-    found = roles.label(table(np.array(["a", "b", "c"])[np.arange(ROWS) % 3], tmp_path), "y", "b")
+    found = labels.label(table(np.array(["a", "b", "c"])[np.arange(ROWS) % 3], tmp_path), "y", "b")
     assert (found.task, found.positives) == ("binary", 1000)
 
 
@@ -70,4 +70,4 @@ def test_a_key_that_is_called_like_an_answer_gets_another_name(tmp_path: Path) -
 
 def test_texts_that_differ_everywhere_are_no_label(tmp_path: Path) -> None:
     with pytest.raises(ScaffoldError, match="must have two values"):
-        roles.label(table([f"note {row}" for row in range(ROWS)], tmp_path), "y", None)
+        labels.label(table([f"note {row}" for row in range(ROWS)], tmp_path), "y", None)

@@ -1,5 +1,6 @@
 """Models of several classes and of numbers over every protocol, and the same answers read back from their events."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,6 +12,8 @@ import numpy as np
 import orjson
 import pandas as pd
 import pytest
+import tritonclient.http as triton
+from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
 
 from kubeloop.config import Loop
 from kubeloop.payloads.exchanges import Faults, Pair, predictions
@@ -86,6 +89,50 @@ def test_v2_v1_and_the_payload_log_agree(
     assert faults.count == 0, faults.reasons
     assert task.answers(logged) == pytest.approx(expected, abs=1e-6)
     assert logged["event_id"].to_pylist() == list("abcde")
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_tritons_client_reads_every_output(
+    trained: tuple[Loop, Path, pd.DataFrame], start: Callable[..., Any], binary: bool
+) -> None:
+    loop, folder, frame = trained
+    task = port.of(loop)
+    address = start(f"--model-dir={folder}", "--name=parcels").url.removeprefix("http://")
+    inputs = []
+    for name, kind, values in (
+        ("x", "FP32", frame["x"].to_numpy(np.float32)),
+        ("shop", "BYTES", frame["shop"].to_numpy(object)),
+    ):
+        inputs.append(triton.InferInput(name, [len(frame)], kind))
+        inputs[-1].set_data_from_numpy(values, binary_data=binary)
+    names = [tensor.name for tensor in task.tensors] + (["class"] if loop.task == "multiclass" else [])
+    wanted = [triton.InferRequestedOutput(name, binary_data=binary) for name in names]
+    with triton.InferenceServerClient(address) as client:
+        answer = client.infer("parcels", inputs, outputs=wanted)
+        outputs = {name: answer.as_numpy(name) for name in names}
+    expected = model_folder.predict(task, folder, frame)
+    assert task.read(outputs) == pytest.approx(expected, abs=1e-6)
+    if loop.task == "multiclass":
+        said = [name.decode() if isinstance(name, bytes) else name for name in outputs["class"].tolist()]
+        assert said == [loop.training.classes[code] for code in expected.argmax(axis=1)]  # type: ignore[attr-defined]
+
+
+def test_kserves_client_reads_every_output(trained: tuple[Loop, Path, pd.DataFrame], start: Callable[..., Any]) -> None:
+    loop, folder, frame = trained
+    task = port.of(loop)
+    url = start(f"--model-dir={folder}", "--name=parcels").url
+    inputs = [InferInput(**item) for item in question(frame)["inputs"]]
+
+    async def ask() -> Any:
+        client = InferenceRESTClient(RESTConfig(protocol="v2", timeout=20))
+        try:
+            return await client.infer(url, InferRequest("parcels", inputs), model_name="parcels")
+        finally:
+            await client.close()
+
+    answer = asyncio.run(ask())
+    outputs = {output.name: output.as_numpy() for output in answer.outputs}
+    assert task.read(outputs) == pytest.approx(model_folder.predict(task, folder, frame), abs=1e-6)
 
 
 def test_an_answer_that_lacks_an_output_is_counted(trained: tuple[Loop, Path, pd.DataFrame]) -> None:

@@ -41,6 +41,6 @@ def test_rows_that_share_an_id_are_said_with_what_to_do() -> None:
     assert says in html("t", found)
     assert says not in html("t", FOUND)
     (sentence,) = held_back(found)
-    assert sentence.startswith(f"Held back: 5 of 4,000 rows of training_set: {SHARED} 4, between(x) 1. {says}")
+    assert sentence.startswith(f"Held back: 5 of 4,000 rows of training_set: 4 by {SHARED}, 1 by between(x). {says}")
     assert "add the column that tells them apart to event_id" in sentence
-    assert held_back(FOUND) == ["Held back: 3 of 26,115 rows of weather: not_null <temp> 3"]
+    assert held_back(FOUND) == ["Held back: 3 of 26,115 rows of weather: 3 by not_null <temp>"]
