@@ -342,3 +342,11 @@ def test_a_loop_of_any_kind_goes_to_another_process(more: dict[str, Any]) -> Non
     assert again == loop
     assert again.dump() == loop.dump()
     assert type(again) is type(loop)
+
+
+@pytest.mark.parametrize(
+    "classes", [["a"], ["a", "a"], ["a", ""], ["a", "b\x00"], ["a", "b" * 201], [str(n) for n in range(51)]]
+)
+def test_classes_that_cannot_be_told_apart_or_kept_are_refused(classes: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"training\.classes"):
+        Loop.parse(yaml.safe_dump(SMALL | {"task": "multiclass", "training": {"classes": classes}}))

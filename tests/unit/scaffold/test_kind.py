@@ -1,5 +1,6 @@
 """Which kind of task `init` takes a label for."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from kubeloop.scaffold import labels, roles
+from kubeloop.scaffold import design, labels, roles
 from kubeloop.scaffold.table import ScaffoldError, Table
 
 ROWS = 3000
@@ -66,6 +67,16 @@ def test_a_key_that_is_called_like_an_answer_gets_another_name(tmp_path: Path) -
     pd.read_parquet(tmp_path / "t.parquet").assign(low=np.arange(ROWS) % 30).to_parquet(tmp_path / "u.parquet")
     (key,) = roles.keys(Table(tmp_path / "u.parquet", tmp_path / "raw"), ["low"], {found.name})
     assert (key.column, key.name) == ("low", "low_field")
+
+
+def test_a_number_may_lie_on_one_side_of_its_median_for_a_season(tmp_path: Path) -> None:
+    """As a temperature does: a hold-out of winter days has none above the median of the year."""
+    warm = 15 + 10 * np.sin(2 * np.pi * np.arange(ROWS) / ROWS) + RANDOM.normal(0, 0.1, ROWS)
+    wish = design.Wish("y", "at", (), tmp_path / "out", label_delay=timedelta(hours=1))
+    case, activity, _ = design.design(table(warm, tmp_path), wish)
+    start = case.timeline.train_to - case.timeline.holdout
+    assert activity.total("negatives", start, case.timeline.train_to) < 20
+    assert case.label.task == "regression"
 
 
 def test_texts_that_differ_everywhere_are_no_label(tmp_path: Path) -> None:

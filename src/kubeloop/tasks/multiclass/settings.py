@@ -9,7 +9,7 @@ from kubeloop.config import loop
 from kubeloop.config.types import Share
 
 Algorithm = Literal["lightgbm", "logistic_regression", "random_forest", "hist_gradient_boosting"]
-MOST_CLASSES = 50
+MOST_CLASSES, LONGEST = 50, 200
 
 
 class Training(loop.Training):
@@ -26,6 +26,9 @@ class Training(loop.Training):
     def _differ(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(classes)) < len(classes) or not all(classes):
             raise ValueError("training.classes must be different texts, and none of them empty")
+        # They are part of keys in the monitor's database, and labels that a client sends.
+        if wrong := [name for name in classes if len(name) > LONGEST or not name.isprintable()]:
+            raise ValueError(f"training.classes has {wrong[0]!r:.80}: at most {LONGEST} printable characters")
         return classes
 
 
