@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,12 @@ class Laptop:
         return f"http://127.0.0.1:{process['port']}"
 
     def state(self) -> dict[str, Any]:
-        """Return what an attack may not have changed; of the clock, the year that attacks would move."""
+        """Return what an attack may not have changed; of the clock, the year that attacks would move.
+
+        Earlier tests' predictions are logged in the background: until the queue is empty, the collector's count moves.
+        """
+        while HTTP.get(f"{self.urls['node']}/status").json()["queued"]:
+            time.sleep(0.01)
         trigger = HTTP.get(f"{self.urls['trigger']}/status").json()
         collector = HTTP.get(f"{self.urls['collector']}/status").json()
         node = HTTP.get(self.urls["node"] + "/status").json()
