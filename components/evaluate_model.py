@@ -9,7 +9,7 @@ from components._step import step
 def evaluate_model(
     loop: str,
     model: dsl.Input[dsl.Model],
-    training_set: dsl.Input[dsl.Dataset],
+    holdout: dsl.Input[dsl.Dataset],
     evaluation: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     curves: dsl.Output[dsl.ClassificationMetrics],
@@ -20,7 +20,7 @@ def evaluate_model(
     Args:
         loop: the use case, as JSON or a reference to it.
         model: model folder.
-        training_set: Parquet file, one row an event.
+        holdout: Parquet file, the newest rows with the model's answers.
         evaluation: folder with figures, the report and the hold-out's predictions.
         metrics: metrics of the hold-out.
         curves: ROC curve and confusion matrix, of the kinds of task that have them.
@@ -35,7 +35,7 @@ def evaluate_model(
     found = stages.evaluate(
         loops.read(loop, settings()),
         Path(model.path),
-        Path(training_set.path),
+        Path(holdout.path),
         Path(evaluation.path),
         Path(report.path),
     )

@@ -10,7 +10,7 @@ def gate_model(
     loop: str,
     run: str,
     model: dsl.Input[dsl.Model],
-    training_set: dsl.Input[dsl.Dataset],
+    holdout: dsl.Input[dsl.Dataset],
     gate: dsl.Output[dsl.Metrics],
     reason: dsl.OutputPath(str),
     verdict: dsl.Output[dsl.Artifact],
@@ -22,7 +22,7 @@ def gate_model(
         loop: the use case, as JSON or a reference to it.
         run: name of the run; a run that has promoted its model keeps its verdict when it is resumed.
         model: model folder of the challenger.
-        training_set: Parquet file, one row an event; its newest rows are the hold-out.
+        holdout: Parquet file, the newest rows with the challenger's answers.
         gate: the numbers the decision rests on.
         reason: why, in one sentence.
         verdict: the whole verdict, as JSON.
@@ -40,7 +40,7 @@ def gate_model(
     from kubeloop.steps import loops, promotion
 
     case = loops.read(loop, settings())
-    found = promotion.gate(case, settings(), run, Path(model.path), Path(training_set.path))
+    found = promotion.gate(case, settings(), run, Path(model.path), Path(holdout.path))
     for name, value in promotion.numbers(found).items():
         gate.log_metric(name, value)
     Path(gate.path).write_text(json.dumps(gate.metadata))

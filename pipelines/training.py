@@ -51,8 +51,9 @@ def training(config: Loop) -> BaseComponent:
         )
         training_set = checked.outputs["clean"]
         trained = train_model(loop=first.loop, training_set=training_set)
-        evaluated = evaluate_model(loop=first.loop, model=trained.outputs["model"], training_set=training_set)
-        gate = gate_model(loop=first.loop, run=first.run, model=trained.outputs["model"], training_set=training_set)
+        model, holdout = trained.outputs["model"], trained.outputs["holdout"]
+        evaluated = evaluate_model(loop=first.loop, model=model, holdout=holdout)
+        gate = gate_model(loop=first.loop, run=first.run, model=model, holdout=holdout)
         registered = register_model(
             loop=first.loop,
             as_of=first.moment,
@@ -60,7 +61,7 @@ def training(config: Loop) -> BaseComponent:
             reason=reason,
             snapshot=first.snapshot,
             verdict=gate.outputs["verdict"],
-            model=trained.outputs["model"],
+            model=model,
             training_set=training_set,
             evaluation=evaluated.outputs["evaluation"],
         )

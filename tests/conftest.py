@@ -144,14 +144,14 @@ def make_home(loop: Loop, repo: Path, weeks: Path) -> Home:
 def learned(
     loop: Loop, make_home: Home, as_of: datetime, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
-    """A training set (Parquet) and the model folder trained on it."""
+    """A training set (Parquet) and the model folder trained on it; the hold-out with its answers is next to them."""
     from kubeloop.steps import stages
 
     folder = tmp_path_factory.mktemp("learned")
     settings = make_home(folder)
     stages.extract(loop, settings, as_of, folder / "raw")
     stages.build_features(loop, settings, folder / "raw", as_of, folder / "training.parquet")
-    stages.train(loop, folder / "training.parquet", folder / "model")
+    stages.train(loop, folder / "training.parquet", folder / "model", folder / "holdout.parquet")
     return folder / "training.parquet", folder / "model"
 
 

@@ -5,10 +5,10 @@ import contextlib
 import socket
 from collections.abc import Awaitable, Callable
 
-from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from kubeloop.serving import bodies
 from kubeloop.serving.process import Server
 
 Work = Callable[[asyncio.Event], Awaitable[None]]
@@ -32,7 +32,7 @@ class _App:
             await PlainTextResponse("shutting down", 503)(scope, receive, send)
             return
         # A client that leaves before its request is whole is no error of ours, and no traceback.
-        with contextlib.suppress(ClientDisconnect):
+        with contextlib.suppress(bodies.ClientGoneError):
             await self._app(scope, receive, send)
 
 

@@ -52,8 +52,8 @@ _STEP = """
 import sys
 from pathlib import Path
 from kubeloop import config; from kubeloop.steps import stages
-loop, training_set, model = map(Path, sys.argv[1:])
-print(stages.train(config.load(loop), training_set, model, config.settings())["sha256"])
+loop, *files = map(Path, sys.argv[1:])
+print(stages.train(config.load(loop), *files, config.settings())["sha256"])
 """
 
 
@@ -289,7 +289,7 @@ def test_the_training_step_hands_its_work_to_a_job_and_takes_the_model(
     (tmp_path / "loop.json").write_text(ours.dump())
     # In a process of its own, as in a pod: the Kubernetes client reads KUBECONFIG when it is imported.
     done = subprocess.run(
-        [sys.executable, "-c", _STEP, str(tmp_path / "loop.json"), str(learned[0]), str(tmp_path / "model")],
+        [sys.executable, "-c", _STEP, tmp_path / "loop.json", learned[0], tmp_path / "model", tmp_path / "holdout"],
         capture_output=True,
         text=True,
         check=False,
@@ -300,6 +300,7 @@ def test_the_training_step_hands_its_work_to_a_job_and_takes_the_model(
     card = model_folder.read(tmp_path / "model")
     assert card.sha256 in done.stdout
     assert card.sha256 == model_folder.read(learned[1]).sha256, "one node learns what the step itself would"
+    assert (tmp_path / "holdout").read_bytes() == learned[0].with_name("holdout.parquet").read_bytes()
 
 
 def test_the_job_fails_as_its_node_did() -> None:

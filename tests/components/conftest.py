@@ -116,7 +116,13 @@ def trained(checked: Bench) -> Bench:
     from components.train_model import train_model
 
     bench = checked
-    bench.call(train_model, bench.loop, bench.made["training_set"], bench.new(dsl.Model, "model"))
+    bench.call(
+        train_model,
+        bench.loop,
+        bench.made["training_set"],
+        bench.new(dsl.Model, "model"),
+        bench.new(dsl.Dataset, "holdout"),
+    )
     return bench
 
 
@@ -129,7 +135,7 @@ def evaluated(trained: Bench) -> Bench:
         evaluate_model,
         bench.loop,
         bench.made["model"],
-        bench.made["training_set"],
+        bench.made["holdout"],
         bench.new(dsl.Artifact, "evaluation"),
         bench.new(dsl.Metrics, "metrics"),
         bench.new(dsl.ClassificationMetrics, "curves"),
@@ -148,7 +154,7 @@ def judged(trained: Bench) -> Bench:
         bench.loop,
         "r1",
         bench.made["model"],
-        bench.made["training_set"],
+        bench.made["holdout"],
         bench.new(dsl.Metrics, "gate"),
         str(bench.folder / "reason"),
         bench.new(dsl.Artifact, "verdict"),

@@ -255,7 +255,7 @@ def test_a_resumed_run_keeps_its_verdict(deployed: Any, tmp_path: Path) -> None:
             deployed.loop,
             run,
             deployed.made["model"],
-            deployed.made["training_set"],
+            deployed.made["holdout"],
             dsl.Metrics(name="gate", uri=str(tmp_path / run), metadata={}),
             str(tmp_path / "reason"),
             dsl.Artifact(name="verdict", uri=str(tmp_path / "verdict"), metadata={}),

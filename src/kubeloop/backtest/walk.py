@@ -34,6 +34,7 @@ from kubeloop.steps import promotion, stages
 from kubeloop.tasks.port import EvaluationError
 from kubeloop.tasks.reference import Reference
 from kubeloop.tasks.tabular import training
+from kubeloop.tasks.tabular.holdout import Answered
 from kubeloop.trigger.event import DriftEvent
 from kubeloop.trigger.ledger import Ledger
 from kubeloop.trigger.store import Outcome
@@ -298,7 +299,9 @@ class _Walker:
             def scores(model: Model) -> Any:
                 return lambda frame: model.scores[[place[event] for event in frame["event_id"]]]
 
-            verdict = promotion.compare(loop, holdout, old.trained_to, champion, scores(old), scores(challenger))
+            truths = training.truths(history.task, holdout, "the hold-out")
+            answered = Answered(holdout, truths, scores(challenger)(holdout))
+            verdict = promotion.compare(loop, answered, old.trained_to, champion, scores(old))
             verdict = gates.warned(verdict, challenger.warnings, loop.gates)
             return {"verdict": verdict.to_dict()}
 

@@ -89,8 +89,8 @@ def _patch(pipelines: Pipelines, job: TrainJob) -> Object:
     return {"template": {"spec": {"replicatedJobs": [nodes]}}}
 
 
-def train(loop: Loop, settings: Settings, name: str, training_set: Path, out: Path) -> None:
-    """Put the training set where the nodes find it, run the job, and fetch the model folder.
+def train(loop: Loop, settings: Settings, name: str, training_set: Path, out: Path, holdout: Path | None) -> None:
+    """Put the training set where the nodes find it, run the job, and fetch the model folder and the hold-out.
 
     Raises:
         TrainJobError: the TrainJob fails.
@@ -110,6 +110,11 @@ def train(loop: Loop, settings: Settings, name: str, training_set: Path, out: Pa
     except TrainJobError as error:
         raise error.because(failures.look(bucket, f"{place}/failure.json")) from None
     bucket.pull(f"{place}/model", out)
+    if holdout is not None:
+        found = bucket.get(f"{place}/holdout.parquet")
+        if found is None:
+            raise TrainJobError(f"the TrainJob {name} left no hold-out in {bucket.root}/{place}; start the run again")
+        holdout.write_bytes(found)
 
 
 def run(manifest: Object, timeout_s: float, cluster: Cluster | None = None) -> None:

@@ -29,7 +29,7 @@ from kubeloop.monitoring.store import Store, StoreConflictError
 from kubeloop.monitoring.versions import NodeError, Versions
 from kubeloop.monitoring.windows import MONDAY, Grid
 from kubeloop.payloads.segments import LogError, stored
-from kubeloop.serving import guard, metrics_port
+from kubeloop.serving import bodies, guard, metrics_port
 from kubeloop.stores import database
 
 _log = logging.getLogger("kubeloop.monitor")
@@ -37,6 +37,7 @@ _log = logging.getLogger("kubeloop.monitor")
 WAIT = (AheadError, LogError, NodeError, port.DetectorError, StoreConflictError, OperationalError, httpx.HTTPError)
 """What a round fails with when something it needs does not answer; the next round tries again."""
 
+_MAX_BODY = 64 * 1024
 _LONGEST_PAUSE_S = 30.0
 _FOLLOW_S = 0.2
 _FETCH_S = 60.0
@@ -119,7 +120,9 @@ def create_app(status: Status, watch: Watch) -> Starlette:
 
     async def post_advance(request: Request) -> Response:
         try:
-            until = moments.past(moments.read(orjson.loads(await request.body())["until"]), watch.skew)
+            until = moments.past(moments.read(orjson.loads(await bodies.of(request, _MAX_BODY))["until"]), watch.skew)
+        except bodies.BodyError as error:
+            return _json({"error": str(error)}, error.status)
         except (ValueError, KeyError, TypeError) as error:
             return _json({"error": f'send {{"until": "2013-04-08T00:00:00Z"}} ({error})'}, 400)
         try:

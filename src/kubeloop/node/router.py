@@ -16,8 +16,9 @@ from kubeloop.delivery.manifest import GROWTH
 from kubeloop.node.metrics import Metrics
 from kubeloop.node.payload_events import EventLog, Pair
 from kubeloop.node.processes import Backend
+from kubeloop.serving.bodies import ClientGoneError
 from kubeloop.serving.calls import JSON_SIZE
-from kubeloop.serving.http import ClientGoneError, Limits, Receive, Scope, Send, read_body
+from kubeloop.serving.http import Limits, Receive, Scope, Send, read_body
 from kubeloop.serving.tensors import ProtocolError
 from kubeloop.serving.upstream import Answer, Client, Headers, UpstreamError
 

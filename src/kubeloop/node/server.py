@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -28,7 +28,7 @@ from kubeloop.node.desired import Commands, ManifestError
 from kubeloop.node.metrics import Metrics
 from kubeloop.node.payload_events import EventLog
 from kubeloop.node.router import PREDICTOR_ENTRY, Router
-from kubeloop.serving import guard
+from kubeloop.serving import bodies, guard
 from kubeloop.serving.http import Receive, Scope, Send
 from kubeloop.serving.process import Server, log_to_stderr, run
 
@@ -136,19 +136,17 @@ def _api(node: Node) -> Starlette:
     controller = node.controller
 
     async def put(request: Request) -> Response:
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_MANIFEST_BYTES:
-                return _failure(413, "RequestEntityTooLarge", f"a manifest has at most {MAX_MANIFEST_BYTES} bytes")
         try:
-            manifest = json.loads(body)
+            manifest = json.loads(await bodies.of(request, MAX_MANIFEST_BYTES))
             applied = controller.put(request.path_params["namespace"], request.path_params["name"], manifest)
         except ValueError as error:
             if isinstance(error, ConflictError):
                 return _failure(409, "Conflict", str(error))
             reason = "" if isinstance(error, ManifestError) else "the body is not JSON: "
             return _failure(400, "BadRequest", f"{reason}{error}")
+        except bodies.BodyError as error:
+            reason = "RequestEntityTooLarge" if error.status == 413 else "Timeout"
+            return _failure(error.status, reason, str(error))
         except OSError as error:
             return _failure(503, "ServiceUnavailable", f"{error.filename} cannot be written: {error.strerror}")
         return _json(applied, 202)
@@ -185,7 +183,7 @@ def _api(node: Node) -> Starlette:
     async def gone(_request: Request, _error: Exception) -> Response:
         return _failure(400, "BadRequest", "the request was not whole")
 
-    return Starlette(routes=routes, exception_handlers={ClientDisconnect: gone})
+    return Starlette(routes=routes, exception_handlers={bodies.ClientGoneError: gone})
 
 
 def _status(node: Node) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from kubeloop.payloads import labels
 from kubeloop.payloads.cloudevents import Event, EventError, parse
 from kubeloop.payloads.flusher import OVERHEAD
 from kubeloop.payloads.journal import REASONS, Journal, Limits, Refusal
-from kubeloop.serving import guard, metrics_port
+from kubeloop.serving import bodies, guard, metrics_port
 from kubeloop.serving.process import Server, run
 
 logger = logging.getLogger(__name__)
@@ -44,12 +44,6 @@ _INLINE_BYTES = 64 * 1024
 _FINISH_S = 5.0
 _DRAIN_S = 0.2
 """There is one collector: nobody else takes the events that come while it stops."""
-
-
-class _TooLargeError(KubeloopError):
-    """The body exceeds --max-body-bytes."""
-
-    lasting = True
 
 
 class _RefusedError(KubeloopError):
@@ -117,12 +111,15 @@ class Collector:
             for event in events:
                 self._kinds[_KINDS.get(event.type, _OTHER)] += 1
             refusal = await self._journal.submit(events)
-        except EventError as error:
+        except (EventError, bodies.ClientGoneError) as error:
             self._rejected["bad_event"] += 1
             await _reply(send, 400, str(error))
-        except _TooLargeError as error:
+        except bodies.TooLargeError as error:
             self._rejected["too_large"] += 1
-            await _reply(send, 413, str(error))
+            await _reply(send, error.status, f"{error}; raise --max-body-bytes")
+        except bodies.TooSlowError as error:
+            self._rejected["bad_event"] += 1
+            await _reply(send, error.status, str(error))
         except _RefusedError as error:
             self._journal.turn_away(error.refusal)
             await _refuse(send, error.refusal)
@@ -137,32 +134,24 @@ class Collector:
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """Read the body, whose bytes count as held while they come in."""
         declared = headers.get(b"content-length", b"")
-        self._admit(int(declared) if declared.isdigit() else 0)
-        message = await receive()
-        if message["type"] == "http.request" and not message.get("more_body"):
-            body: bytes = message.get("body", b"")
-            self._admit(len(body))
-            return body
-        parts: list[bytes] = []
+        expected = int(declared) if declared.isdigit() else 0
+        # One that is too large in itself is not refused for want of room.
+        if expected <= self._max_body_bytes:
+            self._admit(expected)
         size = 0
+
+        def grow(part: int) -> None:
+            nonlocal size
+            self._admit(part + size)
+            self._journal.held += part
+            size += part
+
         try:
-            while True:
-                part = message.get("body", b"")
-                self._admit(len(part), size)
-                self._journal.held += len(part)
-                size += len(part)
-                parts.append(part)
-                if message["type"] == "http.disconnect":
-                    raise EventError("the client went away before the end of the body")
-                if not message.get("more_body"):
-                    return b"".join(parts)
-                message = await receive()
+            return await bodies.read(headers, receive, self._max_body_bytes, grow=grow)
         finally:
             self._journal.held -= size
 
-    def _admit(self, size: int, before: int = 0) -> None:
-        if size + before > self._max_body_bytes:
-            raise _TooLargeError(f"the body has more than {self._max_body_bytes} bytes; raise --max-body-bytes")
+    def _admit(self, size: int) -> None:
         refusal = self._journal.refuses(size + OVERHEAD)
         if refusal is not None:
             raise _RefusedError(refusal)

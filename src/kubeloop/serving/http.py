@@ -17,8 +17,7 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from kubeloop import __version__
-from kubeloop.errors import KubeloopError
-from kubeloop.serving import metrics_port
+from kubeloop.serving import bodies, metrics_port
 from kubeloop.serving.bounds import Post
 from kubeloop.serving.metrics import INFER, PREDICT, Metrics
 from kubeloop.serving.tensors import ProtocolError
@@ -206,7 +205,7 @@ class App:
                 response = await route[2](Request(body, incoming, version))
             except ProtocolError as error:
                 response = error_response(error)
-            except ClientGoneError:
+            except bodies.ClientGoneError:
                 return
             except Exception:  # the last resort of a server: say so in the log and in the answer
                 log.exception("%s %s failed", scope["method"], scope["path"])
@@ -304,44 +303,19 @@ class App:
         return Response(generate_latest(self._metrics.registry), media=CONTENT_TYPE_LATEST.encode())
 
 
-class ClientGoneError(KubeloopError):
-    """The client closed the connection before its request was complete."""
-
-    lasting = False
-
-
 async def read_body(headers: dict[bytes, bytes], receive: Receive, limits: Limits) -> bytes:
-    """Read a whole request body, counting bytes as they come, whatever Content-Length claims.
+    """Read a whole request body; see `bodies.read`.
 
     Raises:
         ProtocolError: too large (413) or too slow (408).
-        ClientGoneError: the client went away.
+        bodies.ClientGoneError: the client went away.
     """
-    length = headers.get(b"content-length", b"")
-    # The parser has refused a length that is no number; one that is too large need not be read to be refused.
-    if length and int(length) > limits.max_body_bytes:
-        raise _too_large(limits)
     try:
-        async with asyncio.timeout(limits.timeout_s):
-            message = await receive()
-            if message["type"] == "http.request" and not message.get("more_body"):
-                body: bytes = message.get("body", b"")
-                if len(body) > limits.max_body_bytes:
-                    raise _too_large(limits)
-                return body
-            chunks, size = [], 0
-            while message["type"] == "http.request":
-                chunk = message.get("body", b"")
-                size += len(chunk)
-                if size > limits.max_body_bytes:
-                    raise _too_large(limits)
-                chunks.append(chunk)
-                if not message.get("more_body"):
-                    return b"".join(chunks)
-                message = await receive()
-            raise ClientGoneError
-    except TimeoutError:
-        raise ProtocolError(f"the body did not arrive within {limits.timeout_s:g} s; send it faster", 408) from None
+        return await bodies.read(headers, receive, limits.max_body_bytes, limits.timeout_s)
+    except bodies.TooLargeError as error:
+        raise ProtocolError(f"{error}; send fewer rows a request", error.status) from None
+    except bodies.TooSlowError as error:
+        raise ProtocolError(str(error), error.status) from None
 
 
 def check_media(headers: dict[bytes, bytes]) -> None:
@@ -359,10 +333,6 @@ def check_media(headers: dict[bytes, bytes]) -> None:
         raise ProtocolError(f"{expected}, not {media[:80].decode('latin-1')!r}", 415)
     if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
         raise ProtocolError("compressed bodies are not supported; send the body as it is", 415)
-
-
-def _too_large(limits: Limits) -> ProtocolError:
-    return ProtocolError(f"the body has more than {limits.max_body_bytes} bytes; send fewer rows a request", 413)
 
 
 async def _linger(body: bytes, receive: Receive, send: Send) -> None:

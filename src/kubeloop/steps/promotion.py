@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from kubeloop.delivery import Applied
     from kubeloop.models.gates import Verdict
     from kubeloop.models.registry import Version
+    from kubeloop.tasks.tabular.holdout import Answered
 
 _log = logging.getLogger(__name__)
 
 
-def gate(loop: Loop, settings: Settings, run: str, model: Path, training_set: Path) -> "Verdict":
+def gate(loop: Loop, settings: Settings, run: str, model: Path, holdout: Path) -> "Verdict":
     """Compare the new model with the champion on the same newest hold-out.
 
     Rows that the champion was trained on are left out, or it would be judged on its own lessons. A run that is
@@ -38,7 +39,7 @@ def gate(loop: Loop, settings: Settings, run: str, model: Path, training_set: Pa
     from kubeloop.models import gates
     from kubeloop.tasks.tabular import model_folder
 
-    found = _judge(loop, settings, run, model, training_set)
+    found = _judge(loop, settings, run, holdout)
     # A verdict that was registered holds them already.
     if not found.warnings:
         found = gates.warned(found, model_folder.read(model).warnings, loop.gates)
@@ -49,10 +50,11 @@ def gate(loop: Loop, settings: Settings, run: str, model: Path, training_set: Pa
     return found
 
 
-def _judge(loop: Loop, settings: Settings, run: str, model: Path, training_set: Path) -> "Verdict":
+def _judge(loop: Loop, settings: Settings, run: str, holdout: Path) -> "Verdict":
     from kubeloop.models import gates, registry
     from kubeloop.tasks import port
-    from kubeloop.tasks.tabular import model_folder, training
+    from kubeloop.tasks.tabular import holdout as answered
+    from kubeloop.tasks.tabular import model_folder
 
     task = port.of(loop)
 
@@ -60,59 +62,54 @@ def _judge(loop: Loop, settings: Settings, run: str, model: Path, training_set: 
     ours = next((version for version in known if version.run == run), None)
     if ours is not None:
         return gates.Verdict.from_dict(json.loads(ours.tags["kubeloop.gate"]))
-    holdout = training.newest(task, training_set, loop.training.holdout)
+    found = answered.read(holdout, task)
     champion = current_champion(loop, settings)
     if champion is None:
-        y = training.truths(task, holdout, "the hold-out")
-        return gates.first(task, y, model_folder.predict(task, model, holdout), loop.gates)
+        return gates.first(task, found.truths, found.answers, loop.gates)
     folder = registry.folder(settings, champion)
     return compare(
         loop,
-        holdout,
+        found,
         model_folder.read(folder).trained_to,
         champion.version,
         lambda unseen: model_folder.predict(task, folder, unseen),
-        lambda unseen: model_folder.predict(task, model, unseen),
     )
 
 
 def compare(
     loop: Loop,
-    holdout: "pd.DataFrame",
+    holdout: "Answered",
     trained_to: str,
     champion: str,
     old: Callable[["pd.DataFrame"], "npt.ArrayLike"],
-    new: Callable[["pd.DataFrame"], "npt.ArrayLike"],
 ) -> "Verdict":
     """Judge a challenger against the champion on the rows of the hold-out that are newer than the champion's lessons.
 
     Args:
         loop: the use case.
-        holdout: rows of the newest hold-out.
+        holdout: the newest rows with the challenger's answers.
         trained_to: newest moment that the champion learned from, ISO 8601.
         champion: its version.
         old: gives the champion's answers to rows.
-        new: gives the challenger's.
 
     Raises:
         StageError: too few rows are newer than the champion's training data.
     """
     from kubeloop.models import gates
     from kubeloop.tasks import port
-    from kubeloop.tasks.tabular import training
 
-    unseen = holdout[holdout["event_timestamp"] > moments.read(trained_to)]
+    newer = (holdout.rows["event_timestamp"] > moments.read(trained_to)).to_numpy()
+    unseen = holdout.rows[newer]
     if len(unseen) < loop.gates.slice_min_rows:
         raise StageError(
             f"only {len(unseen)} of the hold-out's rows are newer than the data that champion {champion} was "
             f"trained on ({trained_to}); retrain later, or with a longer training.holdout"
         )
-    task = port.of(loop)
     return gates.compare(
-        task,
-        training.truths(task, unseen, "the hold-out"),
+        port.of(loop),
+        holdout.truths[newer],
         old(unseen),
-        new(unseen),
+        holdout.answers[newer],
         loop.gates,
         blocks=gates.time_blocks(unseen["event_timestamp"].dt.tz_localize(None), loop.gates.block),
         slices=slice_columns(unseen, loop.gates.slices),

@@ -211,27 +211,35 @@ def build_features(loop: Loop, settings: Settings, raw: Path, as_of: datetime, o
     return int(table.num_rows)
 
 
-def train(loop: Loop, training_set: Path, out: Path, settings: Settings | None = None) -> dict[str, Any]:
+def train(
+    loop: Loop, training_set: Path, out: Path, holdout: Path | None = None, settings: Settings | None = None
+) -> dict[str, Any]:
     """Fit, export, prove on the hold-out that both predict the same, and write the model folder; return its card.
 
-    Where `pipelines.train_job` says so, a TrainJob does it on a cluster, and the folder is fetched from the bucket.
+    Where `pipelines.train_job` says so, a TrainJob does it on a cluster, and its files are fetched from the bucket.
+
+    Args:
+        loop: the use case.
+        training_set: Parquet file.
+        out: folder of the model.
+        holdout: file of the newest rows with the model's answers, for evaluation and gate; not written if left out.
+        settings: of the installation, for a TrainJob.
 
     Raises:
         DeliveryError: the TrainJob is refused, fails or takes too long.
     """
-    from kubeloop.tasks.tabular import export, maker, model_folder, training
+    from kubeloop.tasks.tabular import candidate, model_folder
 
     if loop.pipelines.train_job and settings and loop.delivery.applier != "local":
         from kubeloop.delivery import train_job
 
         # The same data and use case are the same job: a step that is repeated finds what it has begun.
         name = f"{loop.name[:40]}-{digest(training_set)[:8]}{loop.digest()[:8]}"
-        train_job.train(loop, settings, name, training_set, out)
+        train_job.train(loop, settings, name, training_set, out, holdout)
         return _told(model_folder.read(out))
-    kind = maker.of(loop)
-    learn, holdout = training.split(kind.task, training.read(training_set), loop.training.holdout)
-    fitted = training.fit(kind, learn, loop.training)
-    return _told(model_folder.write(out, fitted, export.to_onnx(fitted), learn, holdout, name=loop.name))
+    card = candidate.build(loop, training_set, out, holdout)
+    assert card  # noqa: S101 - the only machine is the first one
+    return _told(card)
 
 
 def _told(card: "Card") -> dict[str, Any]:
@@ -251,41 +259,40 @@ class Evaluation:
     confusion: list[list[int]] | None
 
 
-def evaluate(loop: Loop, model: Path, training_set: Path, out: Path, report: Path) -> Evaluation:
+def evaluate(loop: Loop, model: Path, holdout: Path, out: Path, report: Path) -> Evaluation:
     """Measure the model on the hold-out.
 
     Args:
         loop: the use case.
         model: model folder.
-        training_set: Parquet file of the training set.
+        holdout: the newest rows with the model's answers, as `train` writes them.
         out: folder for the figures, the report and the hold-out's predictions.
         report: the report once more, as one HTML file.
     """
     from kubeloop.tasks import slices
-    from kubeloop.tasks.tabular import maker, model_folder, training
+    from kubeloop.tasks.tabular import holdout as answered
+    from kubeloop.tasks.tabular import maker, model_folder
 
     kind = maker.of(loop)
-    holdout = training.newest(kind.task, training_set, loop.training.holdout)
+    rows, y, answers = answered.read(holdout, kind.task)
     card = model_folder.read(model)
-    answers = model_folder.predict(kind.task, model, holdout)
-    y = training.truths(kind.task, holdout, "the hold-out")
     metrics = card.known_metrics()
     parts = slices.measure(
         kind.task,
-        slice_columns(holdout, loop.gates.slices),
+        slice_columns(rows, loop.gates.slices),
         y,
         answers,
         loop.gates.slices,
         loop.gates.slice_min_rows,
     )
     out.mkdir(parents=True, exist_ok=True)
-    moments = holdout["event_timestamp"].dt.tz_localize(None).to_numpy()
+    moments = rows["event_timestamp"].dt.tz_localize(None).to_numpy()
     shown = kind.show(f"{loop.name}: the hold-out", card, maker.HoldOut(y, answers, moments, parts), out)
     for target in (out / "evaluation.html", report):
         target.write_text(shown.page)
     columns = dict(zip(kind.task.columns, answers.T if answers.ndim > 1 else [answers], strict=True))
     pq.write_table(
-        pa.table({"event_id": holdout["event_id"], "label": holdout["label"].to_numpy(), **columns}),
+        pa.table({"event_id": rows["event_id"], "label": rows["label"].to_numpy(), **columns}),
         out / "holdout.parquet",
     )
     _log.info("hold-out: %s", ", ".join(f"{name} {metrics[name]:.4f}" for name in kind.task.metrics if name in metrics))

@@ -28,7 +28,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from kubeloop import background, config, errors, names, state
-from kubeloop.serving import guard, metrics_port
+from kubeloop.serving import bodies, guard, metrics_port
 from kubeloop.stores import database
 from kubeloop.trigger.event import DriftEvent
 from kubeloop.trigger.ledger import Ledger
@@ -80,13 +80,10 @@ def create_app(ledger: Ledger, service: str) -> Starlette:
     ProcessCollector(registry=registry)
 
     async def post_event(request: Request) -> Response:
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > _MAX_BODY:
-                return _json({"error": f"an event has at most {_MAX_BODY} bytes"}, 413)
         try:
-            event = DriftEvent.parse(request.headers, body)
+            event = DriftEvent.parse(request.headers, await bodies.of(request, _MAX_BODY))
+        except bodies.BodyError as error:
+            return _json({"error": str(error)}, error.status)
         except ValueError as error:
             return _json({"error": str(error)}, 400)
         if event.service != service:

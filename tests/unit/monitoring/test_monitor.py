@@ -139,6 +139,8 @@ def test_a_request_to_advance_that_names_no_moment_is_refused(run: Callable[...,
     for body in ("", "[]", "{}", '{"until": "soon"}', '{"until": 5}'):
         answer = httpx.post(f"{url}/advance", content=body)
         assert (answer.status_code, "until" in answer.json()["error"]) == (400, True), body
+    large = httpx.post(f"{url}/advance", content=b" " * 100_000)
+    assert large.status_code == 413
 
 
 def test_one_round_on_the_command_line(world: ModuleType, tmp_path: Path, references: Path, python: Path) -> None:

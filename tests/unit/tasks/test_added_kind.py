@@ -80,18 +80,18 @@ def test_an_added_kind_trains_is_judged_and_watched(tmp_path: Path) -> None:
     assert '"const": "count"' in json.dumps(Loop.model_json_schema()), "editors know it"
     with pytest.raises(ConfigError, match=r"gates.metric: Input should be 'deviance'"):
         Loop.parse(LOOP, {"gates": {"metric": "auc"}})
-    rows, model, out = tmp_path / "rows.parquet", tmp_path / "model", tmp_path / "out"
+    rows, model, held, out = (tmp_path / name for name in ("rows.parquet", "model", "holdout.parquet", "out"))
     calls().to_parquet(rows)
 
-    card = stages.train(loop, rows, model)
+    card = stages.train(loop, rows, model, held)
     assert card["task"] == "count"
     assert card["metrics"]["parity_max_abs_difference"] < 1e-4
-    found = stages.evaluate(loop, model, rows, out, tmp_path / "report.html")
+    found = stages.evaluate(loop, model, held, out, tmp_path / "report.html")
     assert found.roc is found.confusion is None
     assert "Poisson deviance" in (out / "evaluation.html").read_text()
 
     place = config.settings(tmp_path, tmp_path / "state")
-    verdict = promotion.gate(loop, place, "first", model, rows)
+    verdict = promotion.gate(loop, place, "first", model, held)
     assert verdict.promote, verdict.reason
     task, holdout = port.of(loop), calls().tail(500)
     y, ours = task.truths(holdout["label"]), model_folder.predict(port.of(loop), model, holdout)

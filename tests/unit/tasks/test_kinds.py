@@ -18,6 +18,7 @@ from kubeloop.tasks.multiclass.task import Multiclass
 from kubeloop.tasks.port import EvaluationError, Task
 from kubeloop.tasks.regression.task import Regression
 from kubeloop.tasks.tabular import export, maker, model_folder, training
+from kubeloop.tasks.tabular import holdout as held_out
 
 ROWS = 400
 CLASSES = ("low", "mid", "high", "never")
@@ -180,9 +181,14 @@ def test_a_model_is_exported_measured_and_judged(
     ours, frame = maker.of(loop), table(kind)
     learn, holdout = training.split(ours.task, frame, timedelta(days=20))
     fitted = training.fit(ours, learn, loop.training)
-    card = model_folder.write(tmp_path, fitted, export.to_onnx(fitted), learn, holdout, name="x")
+    card, answers = model_folder.write(tmp_path, fitted, export.to_onnx(fitted), learn, holdout, name="x")
     y = ours.task.truths(holdout["label"])
-    answers = model_folder.predict(ours.task, tmp_path, holdout)
+    assert np.array_equal(answers, model_folder.predict(ours.task, tmp_path, holdout), equal_nan=True)
+    held_out.write(tmp_path / "holdout.parquet", ours.task, holdout, answers)
+    kept = held_out.read(tmp_path / "holdout.parquet", ours.task)
+    assert np.array_equal(kept.answers, answers)
+    assert np.array_equal(kept.truths, y)
+    pd.testing.assert_frame_equal(kept.rows, holdout.reset_index(drop=True))
     if kind == "multiclass":
         assert card.metrics["log_loss"] < 0.75, "chance is 1.1"
         assert (answers[:, CLASSES.index("never")] == 0).all(), "a class that no row has"

@@ -20,7 +20,7 @@ from kubeloop.tasks.tabular.training import Fitted
 _WORST = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Parity:
     """How far the ONNX model's predictions were from the trained model's."""
 
@@ -28,6 +28,8 @@ class Parity:
     max_abs_difference: float
     mean_abs_difference: float
     tolerance: float
+    answers: Floats
+    """What the graph predicts for the rows [n], or [n, k]."""
 
 
 def to_onnx(fitted: Fitted) -> onnx.ModelProto:
@@ -106,7 +108,7 @@ def parity(model: onnx.ModelProto, fitted: Fitted, frame: pd.DataFrame, toleranc
             f"{int((~(gaps <= tolerance)).sum())} of {len(gaps)} rows differ by more than {tolerance:g} between the "
             f"trained {fitted.algorithm} and its ONNX graph; the worst:\n{shown.to_string()}"
         )
-    return Parity(len(gaps), float(gaps.max()), float(gaps.mean()), tolerance)
+    return Parity(len(gaps), float(gaps.max()), float(gaps.mean()), tolerance, got)
 
 
 def latency(

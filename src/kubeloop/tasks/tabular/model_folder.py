@@ -71,8 +71,10 @@ def write(
     name: str,
     max_rows: int = 10_000,
     seed: int = 7,
-) -> Card:
+) -> tuple[Card, Floats]:
     """Check the graph against the trained model on the hold-out, then write the folder; model.json comes last.
+
+    Returns its card, and its answers to the hold-out [n], or [n, k].
 
     Args:
         folder: made if need be.
@@ -89,7 +91,7 @@ def write(
     """
     checked = export.parity(model, fitted, holdout)
     content, kinds, task = model.SerializeToString(deterministic=True), fitted.encoder.kinds, fitted.maker.task
-    answers = export.predict(task, content, kinds, holdout)
+    answers = checked.answers
     y = truths(task, holdout, "the hold-out")
     metrics = {
         **task.score(y, answers),
@@ -132,7 +134,7 @@ def write(
     ).save(folder / REFERENCE)
     features = [{"name": key, "kind": kind} for key, kind in kinds.items()]
     (folder / CARD).write_text(kept.dumps({**asdict(card), "features": features}))
-    return card
+    return card, answers
 
 
 def doubts(

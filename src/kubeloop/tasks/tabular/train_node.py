@@ -15,7 +15,7 @@ from kubeloop.config import Loop, Node
 from kubeloop.errors import KubeloopError
 from kubeloop.failures import Failure
 from kubeloop.stores.bucket import Bucket
-from kubeloop.tasks.tabular import export, maker, model_folder, training
+from kubeloop.tasks.tabular import candidate
 from kubeloop.tasks.tabular.training import Network
 
 PORT = 12400
@@ -68,7 +68,7 @@ def meet(node: Node) -> Network:
 
 
 def train(bucket: Bucket, job: str, network: Network) -> None:
-    """Train what lies under the job's name; the first node writes the model folder beside it.
+    """Train what lies under the job's name; the first node writes the model folder and the hold-out next to it.
 
     Raises:
         NodeError: the job's data are not in the bucket.
@@ -79,16 +79,12 @@ def train(bucket: Bucket, job: str, network: Network) -> None:
     if text is None or rows is None:
         raise NodeError(f"{bucket.root}/{place} holds no job; the training step puts it there")
     loop = Loop.parse(text.decode())
-    kind = maker.of(loop)
-    learn, holdout = training.split(kind.task, training.read(io.BytesIO(rows)), loop.training.holdout)
-    log.info("node %d of %d trains its share of %d rows", network.rank, len(network.machines), len(learn))
-    fitted = training.fit(kind, learn, loop.training, network=network)
-    if network.rank == 0:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "model"
-            model_folder.write(folder, fitted, export.to_onnx(fitted), learn, holdout, name=loop.name)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, holdout = Path(scratch) / "model", Path(scratch) / "holdout.parquet"
+        if candidate.build(loop, io.BytesIO(rows), folder, holdout, network):
+            bucket.put(f"{place}/holdout.parquet", holdout.read_bytes())
             bucket.push(folder, f"{place}/model")
-        log.info("the model is in %s/%s/model", bucket.root, place)
+            log.info("the model is in %s/%s/model", bucket.root, place)
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kubeloop import config
@@ -75,20 +74,6 @@ def read(source: Path | BinaryIO) -> pd.DataFrame:
     names = [name for name in file.schema_arrow.names if name != EVENT_ID]
     texts = [name for name in names if pa.types.is_string(file.schema_arrow.field(name).type)]
     found: pd.DataFrame = pq.ParquetFile(source, read_dictionary=texts).read(names).to_pandas()
-    return found
-
-
-def newest(task: Task, path: Path, holdout: timedelta) -> pd.DataFrame:
-    """Read the hold-out of a training set, all columns of it, as `split` cuts it.
-
-    Raises:
-        TrainingError: its labels are all the same, or one is none of the task, or a timestamp is missing.
-    """
-    moments = pq.read_table(path, columns=[TIMESTAMP])[TIMESTAMP]
-    _demand_moments(moments.null_count)
-    begin = pa.scalar(pc.max(moments).as_py() - holdout, moments.type)
-    found: pd.DataFrame = pq.read_table(path, filters=pc.field(TIMESTAMP) > begin).to_pandas()
-    _demand_variety(task, found, "hold-out", holdout, found[TIMESTAMP])
     return found
 
 

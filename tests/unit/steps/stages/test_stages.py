@@ -18,7 +18,9 @@ from kubeloop.data import sources
 from kubeloop.models import gates, gates_page, registry
 from kubeloop.steps import promotion, stages
 from kubeloop.tasks.binary.task import BINARY
-from kubeloop.tasks.tabular import model_folder
+from kubeloop.tasks.regression.settings import Training
+from kubeloop.tasks.tabular import holdout as answered
+from kubeloop.tasks.tabular import maker, model_folder, training
 
 Learned = tuple[Path, Path]
 DAY = timedelta(days=1)
@@ -109,6 +111,27 @@ def test_the_same_data_make_the_same_model(learned: Learned, loop: Loop, tmp_pat
     assert stages.train(loop, learned[0], tmp_path / "model")["sha256"] == model_folder.read(learned[1]).sha256
 
 
+def held(learned: Learned) -> Path:
+    """Return the hold-out with the answers of the model."""
+    return learned[0].with_name("holdout.parquet")
+
+
+def test_the_hold_out_is_the_newest_rows_with_the_models_answers(learned: Learned, loop: Loop) -> None:
+    rows, truths, answers = answered.read(held(learned), BINARY)
+    _, expected = training.split(BINARY, pq.read_table(learned[0]).to_pandas(), loop.training.holdout)
+    assert rows["event_id"].tolist() == expected["event_id"].tolist()
+    assert truths.tolist() == expected["label"].tolist()
+    assert np.array_equal(answers, model_folder.predict(BINARY, learned[1], expected))
+
+
+def test_a_hold_out_of_another_kind_or_a_damaged_one_is_refused(learned: Learned, tmp_path: Path) -> None:
+    with pytest.raises(answered.HoldOutError, match="low"):
+        answered.read(held(learned), maker.make("regression", Training(), "rmse").task)
+    (tmp_path / "half.parquet").write_bytes(held(learned).read_bytes()[:-100])
+    with pytest.raises(answered.HoldOutError, match=r"half\.parquet"):
+        answered.read(tmp_path / "half.parquet", BINARY)
+
+
 def part(training_set: Path, out: Path, *, until: datetime, shuffle: bool = False) -> Path:
     """Write the rows of a training set before a moment, with labels that say nothing where `shuffle`."""
     table = pq.read_table(training_set)
@@ -126,7 +149,7 @@ def crown(loop: Loop, settings: Settings, model: Path, run: str = "r1", verdict:
 
 
 def test_a_first_model_is_promoted(loop: Loop, settings: Settings, learned: Learned) -> None:
-    verdict = promotion.gate(loop, settings, "r1", learned[1], learned[0])
+    verdict = promotion.gate(loop, settings, "r1", learned[1], held(learned))
     assert verdict.promote
     assert verdict.champion is None
     assert promotion.numbers(verdict) == {"auc_challenger": verdict.challenger}
@@ -139,21 +162,21 @@ def test_a_model_with_a_feature_that_knows_the_label_is_not_promoted_without_a_w
     table = pq.read_table(learned[0])
     noted = pa.array([float(label) for label in table["label"].to_pylist()], pa.float32())
     pq.write_table(table.append_column("claim", noted), tmp_path / "training.parquet")
-    training_set, model = tmp_path / "training.parquet", tmp_path / "model"
-    card = stages.train(loop, training_set, model)
+    model, holdout = tmp_path / "model", tmp_path / "holdout.parquet"
+    card = stages.train(loop, tmp_path / "training.parquet", model, holdout)
     (warning,) = card["warnings"]
     assert warning.startswith("'claim' alone predicts the label almost perfectly (AUC 1.000)")
     assert warning in caplog.text
     assert model_folder.read(model).warnings == [warning]
-    stages.evaluate(loop, model, training_set, tmp_path / "evaluation", tmp_path / "page.html")
+    stages.evaluate(loop, model, holdout, tmp_path / "evaluation", tmp_path / "page.html")
     assert "claim&#39; alone predicts the label" in (tmp_path / "page.html").read_text()
-    verdict = promotion.gate(loop, settings, "r1", model, training_set)
+    verdict = promotion.gate(loop, settings, "r1", model, holdout)
     assert verdict.promote, "some tables are that easy"
     assert verdict.reason.endswith(f"Warning: {warning}.")
     crown(loop, settings, model, verdict=json.dumps(verdict.to_dict()))
-    assert promotion.gate(loop, settings, "r1", model, training_set) == verdict, "a run that is resumed says it once"
+    assert promotion.gate(loop, settings, "r1", model, holdout) == verdict, "a run that is resumed says it once"
     strict = loop.model_copy(update={"gates": loop.gates.model_copy(update={"refuse_on_warning": True})})
-    refused = promotion.gate(strict, settings, "r2", model, training_set)
+    refused = promotion.gate(strict, settings, "r2", model, holdout)
     assert not refused.promote
     assert gates_page.html("m", refused).count("Warnings about the model") == 1
 
@@ -162,16 +185,18 @@ def test_the_gate_says_that_a_run_is_not_what_is_installed(loop: Loop, settings:
     """Its reason is what the ledger, the report and `kubeloop submit` show."""
     newer = loop.model_copy(update={"description": "Other words."})
     cluster = settings.model_copy(update={"installed_loop": newer.dump(), "release": "ml/blue"})
-    verdict = promotion.gate(loop, cluster, "r1", learned[1], learned[0])
+    verdict = promotion.gate(loop, cluster, "r1", learned[1], held(learned))
     assert "another `description` than the installed loop" in verdict.reason
     assert "`kubeloop schedule --release blue --namespace ml`" in verdict.reason
     crown(loop, settings, learned[1], verdict=json.dumps(verdict.to_dict()))
-    assert promotion.gate(loop, cluster, "r1", learned[1], learned[0]) == verdict, "a run that is resumed says it once"
+    assert promotion.gate(loop, cluster, "r1", learned[1], held(learned)) == verdict, (
+        "a run that is resumed says it once"
+    )
 
 
 def test_a_first_model_must_reach_the_floor(loop: Loop, settings: Settings, learned: Learned) -> None:
     strict = loop.model_copy(update={"gates": loop.gates.model_copy(update={"floors": {"auc": 0.99}})})
-    verdict = promotion.gate(strict, settings, "r1", learned[1], learned[0])
+    verdict = promotion.gate(strict, settings, "r1", learned[1], held(learned))
     assert not verdict.promote
     assert "auc" in verdict.reason
 
@@ -181,7 +206,7 @@ def test_a_better_model_is_promoted(
 ) -> None:
     stages.train(loop, part(learned[0], tmp_path / "t", until=as_of, shuffle=True), tmp_path / "blind")
     crown(loop, settings, tmp_path / "blind")
-    verdict = promotion.gate(loop, settings, "r2", learned[1], learned[0])
+    verdict = promotion.gate(loop, settings, "r2", learned[1], held(learned))
     assert verdict.promote
     assert verdict.challenger is not None
     assert verdict.champion is not None
@@ -200,11 +225,13 @@ def test_a_model_that_is_not_better_is_rejected(
     loop: Loop, settings: Settings, learned: Learned, as_of: datetime, tmp_path: Path, same: bool
 ) -> None:
     crown(loop, settings, learned[1])
-    challenger = learned[1]
+    challenger, holdout = learned[1], held(learned)
     if not same:
-        challenger = tmp_path / "blind"
+        challenger, holdout = tmp_path / "blind", tmp_path / "holdout.parquet"
         stages.train(loop, part(learned[0], tmp_path / "t", until=as_of, shuffle=True), challenger)
-    verdict = promotion.gate(loop, settings, "r2", challenger, learned[0])
+        rows = answered.read(held(learned), BINARY).rows
+        answered.write(holdout, BINARY, rows, model_folder.predict(BINARY, challenger, rows))
+    verdict = promotion.gate(loop, settings, "r2", challenger, holdout)
     assert not verdict.promote
     assert verdict.difference is not None
     assert verdict.difference == 0 if same else verdict.difference < -0.1
@@ -217,7 +244,7 @@ def test_the_champions_own_lessons_are_left_out(
     longer = loop.model_copy(update={"training": loop.training.model_copy(update={"holdout": 2 * DAY})})
     stages.train(longer, learned[0], tmp_path / "champion")
     crown(loop, settings, tmp_path / "champion")
-    verdict = promotion.gate(loop, settings, "r2", learned[1], learned[0])
+    verdict = promotion.gate(loop, settings, "r2", learned[1], held(learned))
     (blocks,) = (check for check in verdict.checks if check.name == "blocks")
     assert (blocks.value, blocks.passed, verdict.promote) == (3, False, False)
 
@@ -233,21 +260,21 @@ def test_too_few_new_rows_are_an_error(loop: Loop, settings: Settings, learned: 
     stages.train(loop.model_copy(update={"training": training}), learned[0], tmp_path / "champion")
     crown(loop, settings, tmp_path / "champion")
     with pytest.raises(stages.StageError, match="of the hold-out's rows are newer than the data that champion 1 was"):
-        promotion.gate(loop, settings, "r2", learned[1], learned[0])
+        promotion.gate(loop, settings, "r2", learned[1], held(learned))
 
 
 def test_a_resumed_run_keeps_its_verdict(loop: Loop, settings: Settings, learned: Learned) -> None:
-    first = promotion.gate(loop, settings, "r1", learned[1], learned[0])
+    first = promotion.gate(loop, settings, "r1", learned[1], held(learned))
     crown(loop, settings, learned[1], verdict=json.dumps(first.to_dict()))
-    assert promotion.gate(loop, settings, "r1", learned[1], learned[0]) == first
-    assert not promotion.gate(loop, settings, "r2", learned[1], learned[0]).promote
+    assert promotion.gate(loop, settings, "r1", learned[1], held(learned)) == first
+    assert not promotion.gate(loop, settings, "r2", learned[1], held(learned)).promote
 
 
 def test_slices_must_be_features(loop: Loop, settings: Settings, learned: Learned, tmp_path: Path) -> None:
     crown(loop, settings, learned[1])
     wrong = loop.model_copy(update={"gates": loop.gates.model_copy(update={"slices": ("origin", "pilot")})})
     with pytest.raises(stages.StageError, match=r"gates\.slices names pilot, which the training set does not have"):
-        promotion.gate(wrong, settings, "r2", learned[1], learned[0])
+        promotion.gate(wrong, settings, "r2", learned[1], held(learned))
 
 
 def test_a_late_resumption_does_not_depose_a_newer_champion(loop: Loop, settings: Settings, learned: Learned) -> None:

@@ -52,14 +52,14 @@ def test_the_folder_is_what_the_architecture_says(folder: Path, small: training.
 
 
 def test_what_is_written_is_read(small: training.Fitted, parts: Parts, tmp_path: Path) -> None:
-    written = model_folder.write(tmp_path, small, export.to_onnx(small), *parts, name="flights")
+    written, _ = model_folder.write(tmp_path, small, export.to_onnx(small), *parts, name="flights")
     assert model_folder.read(tmp_path) == written
 
 
 def test_the_same_model_has_the_same_digest(small: training.Fitted, parts: Parts, tmp_path: Path) -> None:
     again = training.fit(MAKER, parts[0], binary.Training(parameters={"n_estimators": 20}, threads=1))
     digests = {
-        model_folder.write(tmp_path, fitted, export.to_onnx(fitted), *parts, name="flights").sha256
+        model_folder.write(tmp_path, fitted, export.to_onnx(fitted), *parts, name="flights")[0].sha256
         for fitted in (small, again)
     }
     assert len(digests) == 1
@@ -91,7 +91,7 @@ def test_the_reference_remembers_the_training_rows(folder: Path, small: training
 
 def test_an_undefined_metric_is_null_in_the_card(small: training.Fitted, parts: Parts, tmp_path: Path) -> None:
     quiet = parts[1].query("label == 0")
-    card = model_folder.write(tmp_path, small, export.to_onnx(small), parts[0], quiet, name="flights")
+    card, _ = model_folder.write(tmp_path, small, export.to_onnx(small), parts[0], quiet, name="flights")
     assert card.metrics["auc"] is None
     assert json.loads((tmp_path / "model.json").read_text())["metrics"]["auc"] is None
     assert math.isfinite(card.metrics["brier"] or math.nan)
