@@ -99,7 +99,8 @@ class _Direct(outbox.Outbox):
         """Record every episode that waits."""
         for row in outbox.waiting(self._store, self._service):
             names = [field.name for field in fields(DriftEvent) if field.name != "episode"]
-            values = {name: row[name] for name in names} | {"features": tuple(row["features"])}
+            known: dict[str, Any] = {**row, "features": tuple(row["features"])}
+            values = {name: known[name] for name in names}
             decision = self._ledger.record(DriftEvent(**values, episode=row["id"]))
             self._settle(row, decision.accepted, asdict(decision))
 

@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 
 from kubeloop import access
-from kubeloop.monitoring.store import Row, Store
+from kubeloop.monitoring.rows import EpisodeRow
+from kubeloop.monitoring.store import Store
 from kubeloop.payloads import cloudevents
 
 _log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Outbox:
             self._pause = _FIRST_PAUSE_S
             self._settle(row, accepted, decision)
 
-    def _settle(self, row: Row, accepted: bool, decision: dict[str, Any]) -> None:
+    def _settle(self, row: EpisodeRow, accepted: bool, decision: dict[str, Any]) -> None:
         over = {} if accepted else {"closed_at": row["opened_at"], "outcome": "refused"}
         self._store.update_episode(
             row["id"],
@@ -74,12 +75,12 @@ class Outbox:
 _HEADERS = {"content-type": cloudevents.STRUCTURED}
 
 
-def waiting(store: Store, service: str) -> list[Row]:
+def waiting(store: Store, service: str) -> list[EpisodeRow]:
     """Return the open episodes that the trigger has not answered."""
     return [row for row in store.episodes(service) if row["emitted_at"] is None and row["closed_at"] is None]
 
 
-def event(row: Row) -> dict[str, Any]:
+def event(row: EpisodeRow) -> dict[str, Any]:
     """Return the CloudEvent of an episode."""
     return cloudevents.drift_event(
         source=f"/kubeloop/monitor/{row['service']}",

@@ -1,12 +1,13 @@
 """How well a model does on live traffic, once the labels are in."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kubeloop.monitoring.rows import Measured, PerformanceRow, PerformanceStatus
 from kubeloop.monitoring.windows import Micros
 from kubeloop.tasks import intervals
 from kubeloop.tasks.intervals import Estimate
@@ -65,7 +66,7 @@ def join(task: Task, predictions: pa.Table, arrived: Sequence[pa.Table], before:
     return np.asarray(y.to_numpy(), dtype=np.float64), task.answers(predictions.filter(found))
 
 
-def measure(task: Task, y: Floats, p: Floats, min_rows: int) -> tuple[str, dict[str, float] | None]:
+def measure(task: Task, y: Floats, p: Floats, min_rows: int) -> tuple[PerformanceStatus, dict[str, float] | None]:
     """Return a status and, when it is `judged` or `few`, the metrics of `Task.score`.
 
     The others say why there is nothing to judge: `small` (fewer labels than `min_rows`) or `one_class` (all labels are
@@ -79,22 +80,22 @@ def measure(task: Task, y: Floats, p: Floats, min_rows: int) -> tuple[str, dict[
     return "few" if task.few(y) else "judged", task.score(y, p)
 
 
-def measured(task: Task, y: Floats, metrics: Mapping[str, float] | None) -> dict[str, Any]:
+def measured(task: Task, y: Floats, metrics: Mapping[str, float] | None) -> Measured:
     """Return what a row of `performance` says of a window's truths [m] and the `metrics` of `measure`."""
     name = task.headline.name
-    rests = {
+    return {
         "labelled": len(y),
         "positives": task.positives(y),
         "scarce": task.scarce(y) if len(y) else None,
         "metric": name,
+        "value": metrics[name] if metrics else None,
+        "low": metrics[f"{name}_low"] if metrics else None,
+        "high": metrics[f"{name}_high"] if metrics else None,
+        "metrics": {one: metrics[one] for one in task.metrics if metrics[one] == metrics[one]} if metrics else None,
     }
-    if metrics is None:
-        return rests | dict.fromkeys(("value", "low", "high", "metrics"))
-    sure = {"value": metrics[name], "low": metrics[f"{name}_low"], "high": metrics[f"{name}_high"]}
-    return rests | sure | {"metrics": {one: metrics[one] for one in task.metrics if metrics[one] == metrics[one]}}
 
 
-def together(task: Task, windows: Sequence[Mapping[str, Any]]) -> tuple[Estimate, int | None, int] | None:
+def together(task: Task, windows: Sequence[PerformanceRow]) -> tuple[Estimate, int | None, int] | None:
     """Return the headline of windows that are each too few to judge, taken together, their positives and their number.
 
     Where positives are rare no single window would ever be judged, so the newest of them are, once they have enough.
@@ -111,11 +112,17 @@ def together(task: Task, windows: Sequence[Mapping[str, Any]]) -> tuple[Estimate
     name = task.headline.name
     few = [row for row in windows[since:] if row["status"] == "few" and row["metric"] == name]
     few = [row for row in few if row["scarce"] is not None and row["value"] is not None]
-    if sum(row["scarce"] for row in few) < intervals.FEW:
+    if sum(row["scarce"] or 0 for row in few) < intervals.FEW:
         return None
-    parts = [(Estimate(row["value"], row["low"], row["high"]), row["labelled"], row["positives"]) for row in few]
+    parts = [(_estimate(row), row["labelled"], row["positives"]) for row in few]
     positives = [row["positives"] for row in few if row["positives"] is not None]
     return task.pooled(parts), sum(positives) if positives else None, len(parts)
+
+
+def _estimate(row: PerformanceRow) -> Estimate:
+    value, low, high = row["value"], row["low"], row["high"]
+    assert value is not None  # noqa: S101 - `together` left the others out
+    return Estimate(value, math.nan if low is None else low, math.nan if high is None else high)
 
 
 def _last(table: pa.Table) -> pa.Table:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import orjson
@@ -22,7 +22,8 @@ from kubeloop.monitoring.detector.port import MOST_ROWS, Detector, UntestableErr
 from kubeloop.monitoring.held import Part
 from kubeloop.monitoring.outbox import Outbox
 from kubeloop.monitoring.policy import Episode, Kind, Vote
-from kubeloop.monitoring.store import Due, Progress, Row, Store
+from kubeloop.monitoring.rows import EpisodeRow, PerformanceRow, ScoreRow, WindowKey, WindowRow
+from kubeloop.monitoring.store import Due, Progress, Store
 from kubeloop.monitoring.versions import NodeError, VersionError, Versions
 from kubeloop.monitoring.windows import Grid, micros
 from kubeloop.payloads import decode
@@ -186,11 +187,11 @@ class Monitor:
     def _close_window(self, now: Progress, due: Due) -> None:
         parts = self.store.parts(self.service, due)
         live = max((p for p in parts if p.newest), key=lambda p: (p.newest, p.version), default=None)
-        windows: list[Row] = []
-        scores: list[Row] = []
+        windows: list[WindowRow] = []
+        scores: list[ScoreRow] = []
         for part in parts:
-            row, found = self._judge(part)
-            windows.append(row | {"live": part is live})
+            row, found = self._judge(part, live=part is live)
+            windows.append(row)
             scores += found
         episode = None
         newest = next((row for row in windows if row["live"] and row["status"] == "judged"), None)
@@ -213,12 +214,13 @@ class Monitor:
                 f" ({row['note']})" if row["note"] else "",
             )
 
-    def _judge(self, part: Part) -> tuple[Row, list[Row]]:
-        """Return the row of `windows`, without `live`, and the rows of `window_scores`."""
-        key = {"service": self.service, "start": part.start, "version": part.version, "end": part.end}
-        row: Row = key | {
+    def _judge(self, part: Part, *, live: bool) -> tuple[WindowRow, list[ScoreRow]]:
+        key = self._key(part)
+        row: WindowRow = {
+            **key,
             "rows": len(part.table),
             "status": "small",
+            "live": live,
             "drifted": None,
             "importance": None,
             "prediction_drifted": None,
@@ -238,58 +240,74 @@ class Monitor:
             return row | {"status": "unreadable", "note": str(error)}, []
         verdict = policy.judge(found, reference.importance, self.drift)
         scores = [
-            key | asdict(j.score) | {"p_adjusted": j.p_adjusted, "importance": j.importance, "drifted": j.drifted}
+            cast(
+                "ScoreRow",
+                {
+                    **key,
+                    **asdict(j.score),
+                    "p_adjusted": j.p_adjusted,
+                    "importance": j.importance,
+                    "drifted": j.drifted,
+                },
+            )
             for j in verdict.judged
         ]
-        judged = {
+        row |= {
             "status": "judged",
             "drifted": verdict.drifted,
             "importance": verdict.importance,
             "prediction_drifted": verdict.prediction_drifted,
         }
-        return row | judged, scores
+        return row, scores
+
+    def _key(self, part: Part) -> WindowKey:
+        return {"service": self.service, "start": part.start, "version": part.version, "end": part.end}
 
     def _close_performance(self, now: Progress, due: Due) -> None:
         deadline = due.end + self.drift.label_wait
         arrived = self.store.labels(self.service, due.start - self.grid.length)
         live = {w["version"] for w in self.store.windows(self.service) if w["start"] == due.start and w["live"]}
-        rows: list[Row] = []
+        rows: list[PerformanceRow] = []
         episode = None
         for part in self.store.parts(self.service, due):
-            row = self._measure(part, arrived, micros(deadline)) | {"live": part.version in live}
+            row = self._measure(part, arrived, micros(deadline), live=part.version in live)
             rows.append(row)
             if row["live"] and row["status"] == "judged":
                 votes = [*self._votes(part.version, "performance"), _vote(row, ())]
                 episode = self._propose(part.version, "performance", votes, deadline, now)
         self.store.close_performance(now, due, rows, episode, slack=self.grid.length)
 
-    def _measure(self, part: Part, arrived: Sequence[pa.Table], before: int) -> Row:
-        """Return the row of `performance`, without `live`."""
+    def _measure(self, part: Part, arrived: Sequence[pa.Table], before: int, *, live: bool) -> PerformanceRow:
         metric = self.task.headline
         y, p = performance.join(self.task, part.table, arrived, before)
-        row: Row = {
-            "service": self.service,
-            "start": part.start,
-            "version": part.version,
-            "end": part.end,
+        row: PerformanceRow = {
+            **self._key(part),
             "rows": len(part.table),
+            "live": live,
+            "status": "unreadable",
             **performance.measured(self.task, y, None),
-            **dict.fromkeys(("windows", "drifted", "reference", "note")),
+            "windows": None,
+            "drifted": None,
+            "reference": None,
+            "note": None,
         }
         try:
             status, metrics = performance.measure(self.task, y, p, self.drift.min_rows)
         except EvaluationError as error:
-            return row | {"status": "unreadable", "note": str(error)}
+            row["note"] = str(error)
+            return row
+        row["status"] = status
         if metrics is None:
-            return row | {"status": status}
-        row |= {"status": status, "windows": 1} | performance.measured(self.task, y, metrics)
-        sure = Estimate(row["value"], row["low"], row["high"])
+            return row
+        row = {**row, **performance.measured(self.task, y, metrics)}
+        row["windows"] = 1
+        sure = Estimate(*(metrics[f"{metric.name}{end}"] for end in ("", "_low", "_high")))
         if status == "few":
             found = performance.together(self.task, [*self._unjudged(part.version), row])
             if found is None:
                 return row | {"note": self.task.few(y)}
             sure, row["positives"], row["windows"] = found
-            row |= {"status": "judged"} | sure._asdict()
+            row |= {"status": "judged", "value": sure.value, "low": sure.low, "high": sure.high}
         try:
             known = self._versions.reference(part.version).measured
         except VersionError as error:
@@ -301,7 +319,7 @@ class Monitor:
         row |= {"drifted": verdict.drifted, "reference": reference.value if reference else None}
         return row | ({"note": verdict.reason} if verdict.drifted else {})
 
-    def _unjudged(self, version: str) -> list[Row]:
+    def _unjudged(self, version: str) -> list[PerformanceRow]:
         """Return the performance of a version's windows since the last episode ended."""
         ended = [row["closed_at"] for row in self.store.episodes(self.service) if row["closed_at"] is not None]
         rows = [row for row in self.store.performance(self.service) if row["version"] == version and row["live"]]
@@ -309,23 +327,27 @@ class Monitor:
 
     def _votes(self, version: str, kind: Kind) -> list[Vote]:
         """Return the votes of the last windows that were judged so far, as many as can count."""
-        rows = self.store.performance(self.service) if kind == "performance" else self.store.windows(self.service)
-        rows = [row for row in rows if row["version"] == version and row["live"] and row["status"] == "judged"]
+        known: Sequence[WindowRow | PerformanceRow] = (
+            self.store.performance(self.service) if kind == "performance" else self.store.windows(self.service)
+        )
+        rows = [row for row in known if row["version"] == version and row["live"] and row["status"] == "judged"]
         return [
             _vote(row, self.store.scores(self.service, row["start"]) if kind == "drift" else ())
             for row in rows[-self.drift.of :]
         ]
 
-    def _scheduled(self, version: str, due: Due, now: Progress) -> Row | None:
+    def _scheduled(self, version: str, due: Due, now: Progress) -> EpisodeRow | None:
         past = [_episode(row) for row in self.store.episodes(self.service)]
         since = min((row["start"] for row in self.store.windows(self.service)), default=due.start)
         episode = schedule.propose(self.service, version, due.end, since, past, self.drift)
         if episode is None:
             return None
         _log.info("episode %s opens: %s", episode.id, episode.reason)
-        return asdict(episode) | {"features": [], "as_of": now.watermark}
+        return _opened(episode, now)
 
-    def _propose(self, version: str, kind: Kind, votes: list[Vote], opened_at: datetime, now: Progress) -> Row | None:
+    def _propose(
+        self, version: str, kind: Kind, votes: list[Vote], opened_at: datetime, now: Progress
+    ) -> EpisodeRow | None:
         if kind not in self.drift.retrain_on:
             return None
         past = [_episode(row) for row in self.store.episodes(self.service)]
@@ -333,7 +355,7 @@ class Monitor:
         if episode is None:
             return None
         _log.warning("episode %s opens: %s", episode.id, episode.reason)
-        return asdict(episode) | {"features": list(episode.features), "as_of": now.watermark}
+        return _opened(episode, now)
 
     def _end_episodes(self, at: datetime) -> None:
         for row in self.store.episodes(self.service):
@@ -356,20 +378,26 @@ def _quarantine(path: Path, early: pa.Table) -> None:
         file.writelines(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows)
 
 
-def _vote(row: Row, scores: Sequence[Row]) -> Vote:
+def _vote(row: WindowRow | PerformanceRow, scores: Sequence[ScoreRow]) -> Vote:
     found = [s for s in scores if s["version"] == row["version"] and s["drifted"]]
     return Vote(
         start=row["start"],
         end=row["end"],
-        drifted=row["drifted"],
+        drifted=bool(row["drifted"]),
         features=tuple((s["feature"], s["effect"], s["importance"]) for s in found),
         reason=row["note"] or "",
     )
 
 
-def _episode(row: Row) -> Episode:
-    values = {field.name: row[field.name] for field in fields(Episode)}
-    return Episode(**values | {"features": tuple(row["features"])})
+def _episode(row: EpisodeRow) -> Episode:
+    found: dict[str, Any] = {**row, "features": tuple(row["features"])}
+    return Episode(**{field.name: found[field.name] for field in fields(Episode)})
+
+
+def _opened(episode: Episode, now: Progress) -> EpisodeRow:
+    """Return the row of an episode that the trigger has not heard of yet."""
+    answer = dict.fromkeys(("emitted_at", "accepted", "run_name", "decision"))
+    return cast("EpisodeRow", asdict(episode) | {"features": list(episode.features), "as_of": now.watermark} | answer)
 
 
 def _sample(table: pa.Table) -> tuple[pa.Table, str | None]:

@@ -11,7 +11,8 @@ from prometheus_client.registry import Collector
 
 from kubeloop.config import Drift
 from kubeloop.monitoring.outbox import waiting
-from kubeloop.monitoring.store import Row, Store
+from kubeloop.monitoring.rows import ScoreRow, ShownWindow
+from kubeloop.monitoring.store import Store
 from kubeloop.monitoring.windows import Grid
 from kubeloop.payloads import decode
 
@@ -59,15 +60,15 @@ class Status:
             "undelivered": len(waiting(self.store, self.service)),
         }
 
-    def windows(self) -> list[Row]:
+    def windows(self) -> list[ShownWindow]:
         """Return the closed windows with the scores of their features and, once labels are in, their performance."""
         measured = {(row["start"], row["version"]): row for row in self.store.performance(self.service)}
-        scores: dict[tuple[Any, str], list[Row]] = {}
+        scores: dict[tuple[datetime, str], list[ScoreRow]] = {}
         for row in self.store.scores(self.service):
             scores.setdefault((row["start"], row["version"]), []).append(row)
         return [
-            row
-            | {
+            {
+                **row,
                 "scores": scores.get((row["start"], row["version"]), []),
                 "performance": measured.get((row["start"], row["version"])),
             }
@@ -99,8 +100,8 @@ class Metrics(Collector):
             labels=["service", "version", "feature", "kind"],
         )
         last = [row for row in windows if row["live"] and row["status"] == "judged"][-1:]
-        for row in (s for w in last for s in store.scores(name, w["start"]) if s["version"] == w["version"]):
-            effect.add_metric([name, row["version"], row["feature"], row["kind"]], row["effect"])
+        for score in (s for w in last for s in store.scores(name, w["start"]) if s["version"] == w["version"]):
+            effect.add_metric([name, score["version"], score["feature"], score["kind"]], score["effect"])
         yield effect
         quality = GaugeMetricFamily(
             "kubeloop_monitor_metric",
@@ -112,10 +113,14 @@ class Metrics(Collector):
             "Ends of the 95 % interval of kubeloop_monitor_metric.",
             labels=["service", "version", "metric", "end"],
         )
-        for row in [row for row in store.performance(name) if row["live"] and row["status"] == "judged"][-1:]:
-            quality.add_metric([name, row["version"], row["metric"]], row["value"])
-            for end in (end for end in ("low", "high") if row[end] is not None):
-                bound.add_metric([name, row["version"], row["metric"], end], row[end])
+        performance = [row for row in store.performance(name) if row["live"]]
+        for row in [row for row in performance if row["status"] == "judged"][-1:]:
+            labels = [name, row["version"], row["metric"] or ""]
+            if row["value"] is not None:
+                quality.add_metric(labels, row["value"])
+            for end, value in (("low", row["low"]), ("high", row["high"])):
+                if value is not None:
+                    bound.add_metric([*labels, end], value)
         yield quality
         yield bound
         share = GaugeMetricFamily(
@@ -123,7 +128,7 @@ class Metrics(Collector):
             "Share of the predictions that had a label in time, of the last window whose wait is over.",
             labels=["service"],
         )
-        for row in [row for row in store.performance(name) if row["live"] and row["rows"]][-1:]:
+        for row in [row for row in performance if row["rows"]][-1:]:
             share.add_metric([name], row["labelled"] / row["rows"])
         yield share
         rows = CounterMetricFamily(

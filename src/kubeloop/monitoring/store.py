@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pyarrow as pa
 import sqlalchemy as sa
@@ -18,9 +18,8 @@ import sqlalchemy as sa
 from kubeloop.errors import KubeloopError
 from kubeloop.monitoring import held, schema
 from kubeloop.monitoring.held import Part
+from kubeloop.monitoring.rows import EpisodeRow, FillingRow, PerformanceRow, ScoreRow, VersionRow, WindowRow
 from kubeloop.stores import database
-
-Row = dict[str, Any]
 
 
 class StoreConflictError(KubeloopError):
@@ -151,10 +150,10 @@ class Store:
         self,
         now: Progress,
         due: Due,
-        windows: Sequence[Row],
-        scores: Sequence[Row],
+        windows: Sequence[WindowRow],
+        scores: Sequence[ScoreRow],
         scored: Sequence[Part],
-        episode: Row | None,
+        episode: EpisodeRow | None,
     ) -> Progress:
         """Commit the verdict on a window: its rows leave, and what its labels will be held against stays.
 
@@ -176,7 +175,7 @@ class Store:
         return replace(now, revision=now.revision + 1)
 
     def close_performance(
-        self, now: Progress, due: Due, rows: Sequence[Row], episode: Row | None, slack: timedelta
+        self, now: Progress, due: Due, rows: Sequence[PerformanceRow], episode: EpisodeRow | None, slack: timedelta
     ) -> Progress:
         """Commit the performance of a window, and drop the labels that no window needs any more.
 
@@ -198,9 +197,10 @@ class Store:
             connection.execute(used)
         return replace(now, revision=now.revision + 1)
 
-    def versions(self, service: str) -> dict[str, Row]:
+    def versions(self, service: str) -> dict[str, VersionRow]:
         """Return what is known of each model version: its `uri`, and `live_since` in event time."""
-        return {row["version"]: row for row in self._select(schema.versions, service)}
+        found = cast("list[VersionRow]", self._select(schema.versions, service))
+        return {row["version"]: row for row in found}
 
     def remember(self, service: str, version: str, uri: str) -> None:
         """Keep where a version's model lies, for the time when it is no longer served."""
@@ -212,32 +212,33 @@ class Store:
         with self._engine.begin() as connection:
             connection.execute(sa.update(schema.episodes).filter_by(id=episode).values(values))
 
-    def windows(self, service: str) -> list[Row]:
+    def windows(self, service: str) -> list[WindowRow]:
         """Return the windows that have closed, in order of time, one row a version."""
-        return self._select(schema.windows, service, "start", "version")
+        return cast("list[WindowRow]", self._select(schema.windows, service, "start", "version"))
 
-    def scores(self, service: str, start: datetime | None = None) -> list[Row]:
+    def scores(self, service: str, start: datetime | None = None) -> list[ScoreRow]:
         """Return the scores of every feature in every tested window, or in the one that starts at `start`."""
         one = {} if start is None else {"start": start}
-        return self._select(schema.window_scores, service, "start", "version", "kind", "feature", **one)
+        found = self._select(schema.window_scores, service, "start", "version", "kind", "feature", **one)
+        return cast("list[ScoreRow]", found)
 
-    def performance(self, service: str) -> list[Row]:
+    def performance(self, service: str) -> list[PerformanceRow]:
         """Return the live performance of windows whose labels are in, in order of time, one row a version."""
-        return self._select(schema.performance, service, "start", "version")
+        return cast("list[PerformanceRow]", self._select(schema.performance, service, "start", "version"))
 
-    def episodes(self, service: str) -> list[Row]:
+    def episodes(self, service: str) -> list[EpisodeRow]:
         """Return the episodes in the order in which they opened."""
-        return self._select(schema.episodes, service, "opened_at", "id")
+        return cast("list[EpisodeRow]", self._select(schema.episodes, service, "opened_at", "id"))
 
-    def open_windows(self, service: str) -> list[Row]:
+    def open_windows(self, service: str) -> list[FillingRow]:
         """Return `start`, `end`, `version` and `rows` of the windows that are filling."""
         c = schema.held.c
         part = (c.start, c.end, c.version)
         query = sa.select(*part, sa.func.sum(c.rows).label("rows")).where(c.service == service, c.kind == "features")
         with self._engine.connect() as connection:
-            return _plain(connection.execute(query.group_by(*part).order_by(*part)))
+            return cast("list[FillingRow]", _plain(connection.execute(query.group_by(*part).order_by(*part))))
 
-    def _select(self, table: sa.Table, service: str, *order: str, **where: Any) -> list[Row]:
+    def _select(self, table: sa.Table, service: str, *order: str, **where: Any) -> list[dict[str, Any]]:
         query = sa.select(table).filter_by(service=service, **where).order_by(*(table.c[name] for name in order))
         with self._engine.connect() as connection:
             return _plain(connection.execute(query))
@@ -258,7 +259,7 @@ class Store:
             yield connection
 
 
-def _plain(result: sa.Result[Any]) -> list[Row]:
+def _plain(result: sa.Result[Any]) -> list[dict[str, Any]]:
     # SQLAlchemy's keys can be its own kind of str, which JSON writers refuse.
     return [{str(name): value for name, value in row.items()} for row in result.mappings()]
 
@@ -268,12 +269,12 @@ def _of(service: str, due: Due) -> list[sa.ColumnElement[bool]]:
     return [c.service == service, c.kind == due.kind, c.start == due.start, c.end == due.end]
 
 
-def _insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Row]) -> None:
+def _insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
     if rows:
-        connection.execute(sa.insert(table), rows)
+        connection.execute(sa.insert(table), [dict(row) for row in rows])
 
 
-def _put(connection: sa.Connection, table: sa.Table, key: Row, values: Row) -> None:
+def _put(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Set columns of a row, making it when it is not there."""
     if connection.execute(sa.select(sa.func.count()).select_from(table).filter_by(**key)).scalar() == 0:
         connection.execute(sa.insert(table).values({**key, **values}))

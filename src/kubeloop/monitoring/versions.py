@@ -103,10 +103,10 @@ class Versions:
         if self._address is None:
             return
         known = self._store.versions(self._service)
-        if all(known.get(version, {}).get("uri") for version in versions):
+        if all(version in known and known[version]["uri"] for version in versions):
             return
         for version, uri in served(self._manifest()).items():
-            if known.get(version, {}).get("uri") != uri:
+            if version not in known or known[version]["uri"] != uri:
                 self._store.remember(self._service, version, uri)
 
     def reference(self, version: str) -> Reference:
@@ -131,7 +131,8 @@ class Versions:
                 if here.is_dir():
                     return here
         self.meet([version])
-        uri = self._store.versions(self._service).get(version, {}).get("uri")
+        known = self._store.versions(self._service).get(version)
+        uri = known["uri"] if known else None
         if not uri:
             raise VersionError(f"nobody says where version {version} lies; pass --node-url or --references")
         return folder(paths.rehome(uri, self._state) if self._state else uri)

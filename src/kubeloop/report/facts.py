@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from kubeloop.config import Loop, Settings
 from kubeloop.models import registry
 from kubeloop.models.registry import Version
-from kubeloop.monitoring.store import Row, Store
+from kubeloop.monitoring.rows import EpisodeRow, FillingRow, PerformanceRow, ScoreRow, WindowRow
+from kubeloop.monitoring.store import Store
 from kubeloop.steps import promotion
 from kubeloop.trigger.ledger import Ledger
 from kubeloop.trigger.store import Cooldown, Received, Run
@@ -33,11 +34,11 @@ class Facts:
     """
 
     versions: list[Version] = field(default_factory=list)
-    windows: list[Row] = field(default_factory=list)
-    filling: list[Row] = field(default_factory=list)
-    scores: list[Row] = field(default_factory=list)
-    performance: list[Row] = field(default_factory=list)
-    episodes: list[Row] = field(default_factory=list)
+    windows: list[WindowRow] = field(default_factory=list)
+    filling: list[FillingRow] = field(default_factory=list)
+    scores: list[ScoreRow] = field(default_factory=list)
+    performance: list[PerformanceRow] = field(default_factory=list)
+    episodes: list[EpisodeRow] = field(default_factory=list)
     watermark: datetime | None = None
     runs: list[Run] = field(default_factory=list)
     events: list[Received] = field(default_factory=list)

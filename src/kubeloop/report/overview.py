@@ -10,7 +10,7 @@ from rich.markup import escape
 from kubeloop import access, state
 from kubeloop.config import Loop, Settings, duration_text
 from kubeloop.models.registry import Version
-from kubeloop.monitoring.store import Row
+from kubeloop.monitoring.rows import EpisodeRow, PerformanceRow, ScoreRow
 from kubeloop.report import facts, words
 from kubeloop.report.facts import Facts
 from kubeloop.tasks import port
@@ -42,7 +42,7 @@ def read(loop: Loop, settings: Settings) -> dict[str, Any]:
             "windows": len(known.windows),
             "windows_drifted": sum(1 for row in known.windows if row["drifted"]),
             "episodes": len(known.episodes),
-            **{name: judged[-1][name] if judged else None for name in _MEASURED},
+            **_measured(judged[-1] if judged else None),
             "title": port.of(loop).headline.title,
             "metric_window": judged[-1]["start"] if judged else None,
         },
@@ -74,7 +74,7 @@ def windows(loop: Loop, settings: Settings) -> dict[str, Any]:
     `metric_status`, which is `few` where they are too few to judge.
     """
     known = facts.read(loop, settings)
-    drifted: dict[tuple[Any, str], list[Row]] = {}
+    drifted: dict[tuple[Any, str], list[ScoreRow]] = {}
     for score in known.scores:
         if score["drifted"]:
             drifted.setdefault((score["start"], score["version"]), []).append(score)
@@ -85,13 +85,24 @@ def windows(loop: Loop, settings: Settings) -> dict[str, Any]:
         performance = measured.get(key)
         worst = sorted(drifted.get(key, []), key=lambda score: -score["importance"] * score["effect"])
         features = [
-            {name: score[name] for name in ("feature", "effect", "effect_low", "effect_high")} for score in worst
+            {
+                "feature": score["feature"],
+                "effect": score["effect"],
+                "effect_low": score["effect_low"],
+                "effect_high": score["effect_high"],
+            }
+            for score in worst
         ]
         short = bool(performance and performance["drifted"])
-        measured_here = {name: performance[name] if performance else None for name in _MEASURED}
         status = performance["status"] if performance else None
-        found.append(row | measured_here | {"features": features, "metric_status": status, "metric_drifted": short})
+        told = {"features": features, "metric_status": status, "metric_drifted": short}
+        found.append({**row, **_measured(performance), **told})
     return {"windows": found, "episodes": known.episodes}
+
+
+def _measured(row: PerformanceRow | None) -> dict[str, Any]:
+    known: Mapping[str, Any] = row or {}
+    return {name: known.get(name) for name in _MEASURED}
 
 
 def window_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -184,7 +195,7 @@ def _last_decision(known: Facts) -> dict[str, Any] | None:
     }
 
 
-def _episode(row: Row) -> dict[str, Any]:
+def _episode(row: EpisodeRow) -> dict[str, Any]:
     return {
         key: row[key] for key in ("id", "kind", "version", "opened_at", "features", "reason", "decision", "run_name")
     }

@@ -88,7 +88,7 @@ def _episodes(loop: Loop, store: Store, runs: Mapping[str, Run]) -> dict[str, li
         if row["accepted"] is False:
             absorbed.append(told | {"decision": row["decision"]})
             continue
-        run = runs.get(row["run_name"])
+        run = runs.get(row["run_name"] or "")
         outcome, reason = (run.outcome, run.detail) if run and run.outcome else ("running", None)
         episodes.append(told | {"run_id": row["run_name"], "outcome": outcome, "reason": reason})
     return {"episodes": episodes, "absorbed": absorbed}

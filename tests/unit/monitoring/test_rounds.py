@@ -37,8 +37,10 @@ def brief(monitor: Monitor) -> list[tuple[int, str, int, str, bool | None, bool]
     """Day, version, rows, status, drifted and live of every window."""
     found = monitor.store.windows("flights")
     first = found[0]["start"]
-    keys = ("version", "rows", "status", "drifted", "live")
-    return [((row["start"] - first).days, *(row[key] for key in keys)) for row in found]
+    return [
+        ((row["start"] - first).days, row["version"], row["rows"], row["status"], row["drifted"], row["live"])
+        for row in found
+    ]
 
 
 def outcome(monitor: Monitor) -> dict[str, Any]:
