@@ -1,7 +1,7 @@
-"""The token of the services of one machine: whoever can read its file may change what they do.
+"""The token of the services of one machine. Any user who can read its file can change what the services do.
 
-`services` makes a token at each start and keeps it in the state folder, which is the owner's alone. The services are
-told where it is, and `serving.guard` asks for it; our own clients read it there and send it.
+`services` makes a token at each start and keeps it in the state folder, which only the owner can read. The services
+are told where it is, and `serving.guard` asks for it; our own clients read it there and send it.
 """
 
 import secrets
@@ -15,13 +15,13 @@ _BYTES = 32
 
 
 class AccessError(KubeloopError):
-    """The token or its folder is not as it must be; the message says what to do."""
+    """The token cannot be read, or its folder is not safe; the message says what to do."""
 
     lasting = True
 
 
 def private(folder: Path) -> None:
-    """Make a folder that only its owner can enter, and take others' rights to one that is there.
+    """Make a folder that only its owner can enter; if it exists, remove the rights of others.
 
     Raises:
         AccessError: it belongs to someone else.
@@ -37,7 +37,7 @@ def private(folder: Path) -> None:
 
 
 def make(path: Path) -> str:
-    """Write a new token in place of the last one, for the owner's eyes only, and return it."""
+    """Replace the token with a new one that only the owner can read, and return it."""
     token = secrets.token_urlsafe(_BYTES)
     whole.write(path, token, mode=0o600, sync=True)
     return token
@@ -47,7 +47,7 @@ def read(path: Path) -> str:
     """Return the token in a file.
 
     Raises:
-        AccessError: the file cannot be read, or holds none.
+        AccessError: the file cannot be read or is empty.
     """
     try:
         token = path.read_text().strip()
@@ -59,9 +59,9 @@ def read(path: Path) -> str:
 
 
 def services(path: Path) -> dict[str, dict[str, Any]]:
-    """Return `url` and `pid` of each service that a session has written down; none where no session did.
+    """Return `url` and `pid` of each service that a session has recorded; an empty mapping if none has.
 
-    In a copy of a state folder the file still tells of the services of the original, which are not the copy's to ask.
+    In a copied state folder the file still names the services of the original, which the copy must not call.
 
     Raises:
         DamagedError: the file is not what was written.
@@ -78,14 +78,14 @@ def services(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def header(path: Path) -> dict[str, str]:
-    """Return the header that a client of ours sends; none where there is no token, as in a cluster.
+    """Return the header that our clients send; empty if there is no token, as in a cluster.
 
     Raises:
-        AccessError: there is one, and it is not for this user.
+        AccessError: there is a token, and this user cannot read it.
     """
     return bearer(read(path)) if path.exists() else {}
 
 
 def bearer(token: str) -> dict[str, str]:
-    """Return the header that carries a token (RFC 6750, 2.1); none for an empty text."""
+    """Return the header that carries a token (RFC 6750, 2.1); empty for an empty token."""
     return {"authorization": f"Bearer {token}"} if token else {}

@@ -1,4 +1,4 @@
-"""Serve HTTP while a worker goes on beside it, and end both together."""
+"""Serve HTTP while a worker runs in the background, and end both together."""
 
 import asyncio
 import contextlib
@@ -14,9 +14,9 @@ from kubeloop.serving.process import Server
 Work = Callable[[asyncio.Event], Awaitable[None]]
 
 _FINISH_S = 25.0
-"""What requests in flight get at the end; a pod has 30 s."""
+"""Time that requests in flight have to finish; a pod has 30 s."""
 _DRAIN_S = 0.2
-"""Nobody else takes what comes while one stops, or, with two triggers, the monitor's outbox asks again."""
+"""No wait: no other pod takes the requests, or, with two triggers, the monitor's outbox sends them again."""
 
 
 class _App:
@@ -31,7 +31,7 @@ class _App:
         if self.draining and scope.get("path") == "/readyz":
             await PlainTextResponse("shutting down", 503)(scope, receive, send)
             return
-        # A client that leaves before its request is whole is no error of ours, and no traceback.
+        # A client that leaves before its request is complete is not our error, so we log no traceback.
         with contextlib.suppress(bodies.ClientGoneError):
             await self._app(scope, receive, send)
 
@@ -43,8 +43,8 @@ async def serve(app: ASGIApp, host: str, port: int, work: Work, metrics_port: in
         app: the application, behind its guard.
         host: address to bind.
         port: port to bind; 0 lets the system pick one.
-        work: the worker; it ends soon after the event that it is given is set. What it raises is raised here, since
-            a service that answers but does nothing would hide its failure.
+        work: the worker; it ends soon after its event is set. Its exception is raised here, since a service that
+            answers but does nothing would hide the failure.
         metrics_port: a second port, of `metrics_port.MetricsPort`.
     """
     with socket.create_server((host, port)) as listener:

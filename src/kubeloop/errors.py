@@ -1,32 +1,32 @@
-"""The one family of kubeloop's errors, and how a program that fails with one of them ends."""
+"""The base class of kubeloop's errors, and the exit codes of a program that fails with one of them."""
 
 import contextlib
 import sys
 from collections.abc import Iterator
 
 LASTING = 65
-"""Exit code of a program whose error another attempt would meet again (EX_DATAERR of sysexits.h)."""
+"""Exit code of a program that would fail again if it were restarted (EX_DATAERR of sysexits.h)."""
 PASSING = 75
-"""Exit code of a program that may succeed when it is started again (EX_TEMPFAIL of sysexits.h).
+"""Exit code of a program that may succeed if it is restarted (EX_TEMPFAIL of sysexits.h).
 
-Neither is used by others for themselves: 1 is an error that Python did not expect, 2 a command line that cannot be
-read, 64 argoexec's own failure, and 126 to 165 come from shells, kubelets and signals.
+No other program uses these two: 1 is an unexpected Python error, 2 a wrong command line, 64 a failure of argoexec, and
+126 to 165 come from shells, kubelets and signals.
 """
 
 
 class KubeloopError(Exception):
-    """What kubeloop itself raises; its message is a sentence for a person, who need not see a traceback.
+    """An error that kubeloop raises; its message is a sentence for a person, so no traceback is shown.
 
-    Every class says whether its errors are `lasting`: data, configuration and decisions make errors that another
-    attempt would meet again, while a server that is away may be back. Where a class has both, the error says it
-    itself; where that is not known it counts as passing, since an attempt too many costs less than a run given up.
+    Every class says whether its errors are `lasting`. An error of data, configuration or a decision would happen
+    again on the next attempt; a server that is down may come back. If a class has both, each error sets it. If we
+    do not know, the error counts as passing: one attempt too many costs less than a run that was given up.
     """
 
     lasting: bool
 
 
 def exit_code(error: BaseException) -> int:
-    """Return the exit code of a program that fails with an error: 1 where the error is not ours."""
+    """Return the exit code of a program that fails with this error; 1 if the error is not ours."""
     if not isinstance(error, KubeloopError):
         return 1
     return LASTING if error.lasting else PASSING
@@ -34,7 +34,7 @@ def exit_code(error: BaseException) -> int:
 
 @contextlib.contextmanager
 def program() -> Iterator[None]:
-    """Be a program: an error of ours ends it with its sentence on stderr and its exit code."""
+    """Run as a program: one of our errors ends it with its message on stderr and its exit code."""
     try:
         yield
     except KubeloopError as error:

@@ -1,4 +1,4 @@
-"""Why a step failed, kept where others look for it: the pipelines API tells no more than which pod it was."""
+"""Keep why a step failed in the bucket, since the pipelines API only says which pod failed."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ _LONGEST = 4000
 
 
 class Failure(NamedTuple):
-    """Why a run failed, whether another attempt would meet it again, and in which step it was."""
+    """Why a run failed, in which step, and whether another attempt would fail again."""
 
     error: str
     lasting: bool
@@ -23,7 +23,7 @@ class Failure(NamedTuple):
 
     @classmethod
     def of(cls, error: BaseException, step: str = "") -> "Failure":
-        """Return what is known of an error; those that are not ours may pass."""
+        """Return the failure for an error; one that is not ours may pass."""
         lasting = isinstance(error, KubeloopError) and error.lasting
         return cls(str(error) or type(error).__name__, lasting, step)
 
@@ -35,21 +35,21 @@ class Failure(NamedTuple):
     def parse(cls, text: str | bytes) -> "Failure":
         """Read what `dump` returns."""
         content = json.loads(text)
-        # A step whose image is older than this says `final`.
+        # A step with an older image writes `final`.
         return cls(content["error"], bool(content.get("lasting", content.get("final"))), content.get("step", ""))
 
 
 def tell(settings: Settings, failure: Failure) -> None:
-    """Put why a step failed into the bucket, under the run that it is part of.
+    """Put why a step failed into the bucket, under its run.
 
-    Nothing is put where there is no bucket, or no run of Kubeflow Pipelines, as on a laptop.
+    Does nothing without a bucket or without a run of Kubeflow Pipelines, as on a laptop.
     """
     if settings.bucket and settings.run_id:
         keep(settings, names.failure(settings.run_id), failure)
 
 
 def read(bucket: Bucket, run_id: str) -> Failure | None:
-    """Return why a run of Kubeflow Pipelines failed; None when no step said.
+    """Return why a run of Kubeflow Pipelines failed; None if no step recorded it.
 
     Raises:
         BucketError: the bucket does not answer.
@@ -58,15 +58,15 @@ def read(bucket: Bucket, run_id: str) -> Failure | None:
 
 
 def keep(settings: Settings, name: str, failure: Failure) -> None:
-    """Put a failure into the bucket; a bucket that is away is logged, since the failure itself matters more."""
+    """Put a failure into the bucket; if the bucket does not answer, log that, since the failure matters more."""
     try:
         Bucket.open(settings).put(name, failure.dump().encode())
     except KubeloopError as away:
-        _log.error("the reason is told here alone: %s", away)
+        _log.error("the reason is only in this log: %s", away)
 
 
 def look(bucket: Bucket, name: str) -> Failure | None:
-    """Return the failure of a name; None when there is none.
+    """Return the failure stored under a name; None if there is none.
 
     Raises:
         BucketError: the bucket does not answer.

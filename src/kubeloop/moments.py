@@ -1,4 +1,4 @@
-"""Moments as text: one reader for all of them, and the bound that keeps a wrong clock from moving time on for good."""
+"""Read moments from text, and refuse moments in the future, so that one wrong clock cannot move time forward."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,17 +8,17 @@ SKEW = timedelta(minutes=10)
 """How far another machine's clock may run ahead of this one's."""
 
 MOST = timedelta(hours=1)
-"""The largest skew that a loop may set, and so the bound for who does not know the loop."""
+"""The largest skew that a loop may set; the bound where the loop is not known."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
 def read(text: Any, zone: str = "UTC") -> datetime:
-    """Read an ISO 8601 time; one without an offset is of a time zone.
+    """Read an ISO 8601 time; one without an offset is in the given time zone.
 
     Raises:
-        ValueError: the text is no time, or one that UTC has no year for.
+        ValueError: the text is not a time, or its year in UTC is out of range.
     """
     try:
         value = datetime.fromisoformat(text)
@@ -31,32 +31,32 @@ def micros(text: Any) -> int:
     """Read an ISO 8601 time as microseconds since 1970; one without an offset is UTC.
 
     Raises:
-        ValueError: the text is no time, or lies before 1970.
+        ValueError: the text is not a time, or is before 1970.
     """
     value = (read(text) - _EPOCH) // _MICROSECOND
     if value < 0:
-        raise ValueError(f"{text} lies before 1970")
+        raise ValueError(f"{text} is before 1970")
     return value
 
 
 def local(value: datetime, zone: str) -> datetime:
     """Return the moment at which clocks of a zone show a time.
 
-    A time that they skip, or show twice, is the later of its two readings: what DuckDB makes of the tables (see
-    `reading.cells`).
+    If the clocks skip the time or show it twice, it is the later of its two readings, as DuckDB reads the tables
+    (see `reading.cells`).
     """
     place = UTC if zone == "UTC" else ZoneInfo(zone)
     return max(value.replace(tzinfo=place, fold=fold).astimezone(UTC) for fold in (0, 1))
 
 
 def past(moment: datetime, skew: timedelta = SKEW) -> datetime:
-    """Return a moment that has come, give or take the skew of clocks.
+    """Return a moment that is not in the future, apart from the skew of clocks.
 
     Raises:
-        ValueError: it lies ahead of that, or before 1970.
+        ValueError: it is later than that, or before 1970.
     """
     if moment < _EPOCH:
-        raise ValueError(f"{moment.isoformat()} lies before 1970")
+        raise ValueError(f"{moment.isoformat()} is before 1970")
     if moment > datetime.now(UTC) + skew:
-        raise ValueError(f"{moment.isoformat()} is in the future; name a moment whose data are there")
+        raise ValueError(f"{moment.isoformat()} is in the future; give a moment for which data exist")
     return moment

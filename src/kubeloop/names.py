@@ -1,4 +1,4 @@
-"""Every Kubernetes name, label and annotation, every CloudEvent type, and what else parts must agree on."""
+"""Every Kubernetes name, label, annotation and CloudEvent type, and the other names that parts must share."""
 
 from typing import Literal, get_args
 
@@ -26,19 +26,19 @@ DECISION_EVENT = "io.kubeloop.decision"
 ENDPOINT = "endpoint"
 """The label of a predictor's pod that KServe's agent reports as `ce-endpoint` (kserve, agent_injector.go)."""
 EVENT_SOURCE = "http://localhost:9081/"
-"""`ce-source` of payload events: KServe's agent takes its pod's name, which is not known yet when it is injected."""
+"""`ce-source` of payload events: KServe's agent takes its pod's name, which is not known when it is injected."""
 
 RUNTIMES = "kubeloop"
-"""First part of the names of the chart's ServingRuntimes, in a release of this name."""
+"""First part of the names of the chart's ServingRuntimes in a release called `kubeloop`."""
 
 
 def runtime(release: str, server: Literal["onnx", "onnx-gpu", "triton", "vllm"]) -> str:
-    """Return the name of a ServingRuntime of the chart: ours on CPUs or GPUs, or one of another project's server."""
+    """Return the name of one of the chart's ServingRuntimes: ours on CPUs or GPUs, or another project's server."""
     return f"{release}-{server}"
 
 
 RUNTIME = runtime(RUNTIMES, "onnx")
-"""The one that a laptop's node plays."""
+"""The runtime that the node on a laptop imitates."""
 
 PAYLOADS = "payloads"
 REFERENCES = "references"
@@ -51,7 +51,7 @@ def reference(service: str, version: str) -> str:
 
 
 def outcome(run: str) -> str:
-    """Return the name of the object that says what a pipeline run decided."""
+    """Return the name of the object that holds the decision of a pipeline run."""
     return f"outcomes/{run}.json"
 
 
@@ -91,4 +91,4 @@ def model_format() -> dict[str, str]:
 
 
 IDLE_CONNECTION_S = 4.0
-"""Seconds that a transformer keeps an idle connection to a predictor, which must go on listening for longer."""
+"""Seconds that a transformer keeps an idle connection to a predictor, which must keep listening for longer."""

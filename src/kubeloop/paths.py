@@ -1,4 +1,4 @@
-"""Paths that others name: parts of them (a request's, a manifest's, an event's, an object's), and addresses."""
+"""Paths and addresses that come from outside: from a request, a manifest, an event or an object."""
 
 import re
 from pathlib import Path
@@ -10,24 +10,24 @@ _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,199}")
 
 
 class PathError(KubeloopError, ValueError):
-    """A text is no name, so no path is made of it."""
+    """A text is not a name, so it cannot be part of a path."""
 
     lasting = True
 
 
 def part(text: object, what: str) -> str:
-    """Return a text that can be one part of a path, and can lead nowhere else.
+    """Return a text that can be one part of a path and cannot lead to another folder.
 
     Args:
-        text: as it was given.
-        what: it names, the subject of the error's sentence.
+        text: the text to check.
+        what: what it names; the subject of the error's sentence.
 
     Raises:
-        PathError: it is no name.
+        PathError: it is not a name.
     """
     if not isinstance(text, str) or not _PART.fullmatch(text):
         shown = repr(text)[:80]
-        raise PathError(f"{what} {shown} is no name: use letters, digits, and . _ + = @ - after the first of these")
+        raise PathError(f"{what} {shown} is not a name: use letters, digits, and . _ + = @ - after the first of these")
     return text
 
 
@@ -35,13 +35,13 @@ def inside(folder: Path, *parts: str, what: str = "the name") -> Path:
     """Return the path under a folder that names lead to.
 
     Raises:
-        PathError: one of them is no name.
+        PathError: one of them is not a name.
     """
     return folder.joinpath(*(part(each, what) for each in parts))
 
 
 def local(address: str) -> Path | None:
-    """Return the path that an address names on this machine: a path, or a file:// URI; None where it is elsewhere."""
+    """Return the local path of an address, which is a path or a file:// URI; None if it is on another machine."""
     if "://" not in address:
         return Path(address)
     parts = urlsplit(address)
@@ -49,7 +49,7 @@ def local(address: str) -> Path | None:
 
 
 def rehome(uri: str, state: Path) -> str:
-    """Return where a local model lies now: in a state folder that was copied or moved, addresses name its old place."""
+    """Return where a local model is now; in a state folder that was copied or moved, addresses name the old place."""
     found = re.fullmatch(r"(?:file://)?/(?:.*/)?mlartifacts/(.+)", uri)
     here = state / "mlartifacts" / unquote(found[1]) if found else None
     return here.as_uri() if here is not None and here.exists() else uri

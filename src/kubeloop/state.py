@@ -1,4 +1,4 @@
-"""What is wrong with the state folder: found by `kubeloop doctor`, and named when a program fails because of it."""
+"""Find what is wrong with the state folder, for `kubeloop doctor` and for a program that fails because of it."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ from kubeloop.stores.kept import Kind
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DENIED = (errno.EACCES, errno.EPERM)
 _UNCHECKED = ("pipeline", "pipeline-cache", "data-docs", "logs")
-"""Folders that nothing is read from again, or by a library that does its work again where it cannot."""
+"""Folders that are not read again, or only by a library that can make their content again."""
 _MODEL = ("model.onnx", "model.json", "reference/reference.toml", "reference/numeric.npy")
 
 
@@ -31,18 +31,18 @@ class StateError(KubeloopError):
 
 
 class FullError(StateError):
-    """There is no room on the disk."""
+    """The disk is full."""
 
     lasting = False
 
 
 def faults(settings: Settings, *, whole: bool = True) -> Iterator[StateError]:
-    """Yield what is wrong with the state, as one sentence a file; nothing is changed.
+    """Yield what is wrong with the state, one sentence per file; change nothing.
 
     Args:
         settings: the place.
-        whole: read every file to its end; otherwise only what is small, for the start of a program, and not what this
-            makes again.
+        whole: read every file to its end; otherwise only the small files, for the start of a program, and not those
+            that the program makes again.
     """
     if not settings.state.is_dir():
         return
@@ -100,7 +100,7 @@ def _check(path: Path, kind: Kind, whole: bool) -> None:
     if check := checks.get(kind.pattern):
         check(path)
     elif path.suffix == ".db" and path.name != "registry.db":
-        # One that a kill left empty at its very beginning is a new one.
+        # A file that a kill left empty right after it was made counts as new.
         new = not path.stat().st_size and kind.beside and not any(path.parent.glob(kind.beside))
         if not new and (reason := kept.sqlite_fault(path, whole=whole)):
             raise kept.DamagedError(path, reason)
@@ -108,14 +108,14 @@ def _check(path: Path, kind: Kind, whole: bool) -> None:
 
 def _use_case(path: Path) -> None:
     if hashlib.sha256(path.read_bytes()).hexdigest() != path.stem:
-        raise kept.DamagedError(path, "its content is not what its name says")
+        raise kept.DamagedError(path, "its content does not match the digest in its name")
 
 
 def _segment(path: Path) -> None:
     from kubeloop.payloads import segments
 
     if found := segments.segment(path):
-        # The collector may have merged it meanwhile.
+        # The collector may have merged it since.
         with contextlib.suppress(FileNotFoundError):
             segments.load(found)
 
@@ -139,7 +139,7 @@ def _write_ahead(path: Path) -> None:
 
 
 def _model(path: Path) -> None:
-    """Check a version once, by way of its card."""
+    """Check a version once, through its card."""
     from kubeloop.tasks.reference import Reference
 
     if path.name != "model.json":
@@ -149,12 +149,12 @@ def _model(path: Path) -> None:
         raise kept.MissingError(folder / lost[0])
     graph = folder / "model.onnx"
     if hashlib.sha256(graph.read_bytes()).hexdigest() != kept.loads(path).get("sha256"):
-        raise kept.DamagedError(graph, "its SHA-256 is not that of model.json")
+        raise kept.DamagedError(graph, "its SHA-256 differs from the one in model.json")
     Reference.load(folder / "reference")
 
 
 def _missing(settings: Settings, databases: list[Path]) -> Iterator[StateError]:
-    """Yield what must be there because something else is."""
+    """Yield files that are missing although another file needs them."""
     for kind in kept.KINDS:
         place = settings.state / kind.pattern
         elsewhere = place.suffix == ".db" and place not in databases
@@ -168,16 +168,16 @@ def _missing(settings: Settings, databases: list[Path]) -> Iterator[StateError]:
 
 
 def _together(settings: Settings) -> Iterator[StateError]:
-    """Yield what only several files together tell."""
+    """Yield faults that show only when several files are compared."""
     from kubeloop.payloads import segments
 
     for folder in (settings.raw, settings.features):
         for name in kept.changed(folder):
             if (folder / name).is_file():
-                yield StateError(str(kept.DamagedError(folder / name, "it is not what was written")))
+                yield StateError(str(kept.DamagedError(folder / name, "its content was changed after it was written")))
             else:
                 yield StateError(str(kept.MissingError(folder / name)))
-    # A mark that cannot be read is named already.
+    # A mark that cannot be read has been reported already.
     with contextlib.suppress(segments.LogError):
         for first, last in segments.gaps(settings.payloads, _cursor(settings), oldest=not settings.bucket):
             yield StateError(
@@ -214,16 +214,16 @@ def _writable(path: Path) -> str:
         read_only = 0
     if read_only:
         return "its file system is read-only: mount it writable, or set KUBELOOP_STATE to another folder"
-    return "run as its owner, or give yourself the right (chmod u+rw, chown, chattr -i)"
+    return "run as its owner, or give yourself permission (chmod u+rw, chown, chattr -i)"
 
 
 # ---- errors
 
 
 def explain(error: BaseException, settings: Settings) -> KubeloopError | None:
-    """Return the sentence about the state that an unexpected error comes of; None where the state is well.
+    """Return the sentence about the fault of the state that caused an unexpected error; None if the state is sound.
 
-    A library may lose the name of the file that it stumbled over, so where the error has none, the state is looked at.
+    A library may lose the name of the file that it failed on. If the error has no name, the state is checked.
     """
     for each in _chain(error):
         if isinstance(each, KubeloopError):
@@ -237,16 +237,16 @@ def explain(error: BaseException, settings: Settings) -> KubeloopError | None:
             return _os_error(each, path)
         if path is None and each.errno in _FULL:
             return _os_error(each, settings.state)
-    # Who has not imported pyarrow has no error of its.
+    # A program that has not imported pyarrow has no error from it.
     arrow = (module.ArrowException,) if (module := sys.modules.get("pyarrow")) else ()
     broken = (OSError, sqlite3.Error, sa.exc.DBAPIError, *arrow, ValueError, EOFError)
-    # Of other kinds are our own mistakes, which a fault of the state must not hide.
+    # Errors of other types are our own mistakes, which a fault of the state must not hide.
     return next(faults(settings), None) if isinstance(error, broken) else None
 
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Turn an unexpected error that comes of the state into its sentence; see `explain`."""
+    """Turn an unexpected error that the state caused into a sentence; see `explain`."""
     try:
         yield
     except KubeloopError:
@@ -266,7 +266,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         for inner in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
             yield from _chain(inner)
         before = error.__context__
-        # What was being handled may have nothing to do with it, unless it is of a file.
+        # The exception in progress may be unrelated, unless it is about a file.
         error = error.__cause__ or (before if isinstance(before, OSError | sqlite3.Error) else None)
 
 

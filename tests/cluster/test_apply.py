@@ -134,8 +134,8 @@ def test_a_model_that_ends_its_server_fails_with_its_last_words(namespace, kserv
     with meanwhile(play), pytest.raises(DeliveryError) as error:
         cluster.apply([build(namespace)], 20, admin)
     assert str(error.value) == (
-        "flights is not ready: kserve-container of pod flights-predictor-x ends whenever it starts: digest mismatch: "
-        "model.onnx is bbbb, the manifest says aaaa; mend that and deploy again"
+        "flights is not ready: kserve-container of pod flights-predictor-x ends each time it starts: digest mismatch: "
+        "model.onnx is bbbb, the manifest says aaaa; fix that and deploy again"
     )
 
 
@@ -207,7 +207,7 @@ def test_nobody_plays_kserve(namespace, admin):
 def test_a_failed_version_says_that_the_one_before_still_serves(namespace, kserve, admin):
     with meanwhile(kserve.serve):
         cluster.apply([build(namespace)], 20, admin)
-    with pytest.raises(DeliveryError, match="what was served before still is"):
+    with pytest.raises(DeliveryError, match="; the earlier version is still served"):
         cluster.apply([build(namespace, "8")], 0.5, admin)
 
 
@@ -377,7 +377,9 @@ def test_a_wrong_manifest_is_refused_with_the_servers_words(control_plane, names
 
 def test_nothing_is_changed_when_one_object_of_many_is_refused(control_plane, namespace, admin):
     wrong = budget(namespace, minAvailable=1)
-    with pytest.raises(DeliveryError, match=r"refuses PodDisruptionBudget flights: .*maxUnavailable.*; mend"):
+    with pytest.raises(
+        DeliveryError, match=r"refuses PodDisruptionBudget flights: .*maxUnavailable.*; correct the manifest"
+    ):
         cluster.apply([build(namespace), hpa(namespace), wrong], 20, admin)
     assert not exists(control_plane, namespace)
 
@@ -413,7 +415,7 @@ def test_admission_refuses(control_plane, namespace, admin):
                 cluster.apply([build(namespace)], 0, admin)
             if "freeze" in str(error.value):
                 break
-        assert "no flights before the freeze ends; mend the manifest or what forbids it" in str(error.value)
+        assert "no flights before the freeze ends; correct the manifest" in str(error.value)
     finally:
         control_plane.kubectl("delete", "validatingadmissionpolicies,validatingadmissionpolicybindings", namespace)
 

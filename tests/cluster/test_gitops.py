@@ -137,7 +137,7 @@ def test_a_commit_that_nobody_brings(environment):
         environment.promote(timeout_s=0.3)
     assert str(error.value) == (
         f"version 7 of flights did not arrive within 0.3 s, namespace {environment.namespace} has version 6; see that "
-        "Argo CD or Flux follows the branch and is in sync, and start the step again, or give it more time with "
+        "Argo CD or Flux follows the branch and is in sync, and start the step again, or allow more time with "
         "delivery.ready_timeout"
     )
 
@@ -168,7 +168,7 @@ def test_a_version_that_does_not_start_says_why(environment, kserve):
         kserve.pod("predictor", {"restartCount": 1, "state": {"terminated": ended}})
 
     grant_pods(environment)
-    with meanwhile(play), pytest.raises(DeliveryError, match="ends whenever it starts: digest mismatch"):
+    with meanwhile(play), pytest.raises(DeliveryError, match="each time it starts: digest mismatch"):
         environment.promote()
 
 
@@ -185,7 +185,7 @@ def test_a_newer_version_overtakes(environment):
         environment.git.commit(environment.clone, {PATCH: overlay(environment.namespace, "8")[PATCH]}, "Newer")
         environment.sync("8")
 
-    with meanwhile(play), pytest.raises(DeliveryError, match="version 8 took the place of version 7 before that one"):
+    with meanwhile(play), pytest.raises(DeliveryError, match="version 8 replaced version 7 "):
         environment.promote()
 
 
@@ -202,7 +202,7 @@ def test_a_revert_ends_the_wait_and_stands(environment, kserve):
 
     with meanwhile(play), pytest.raises(DeliveryError, match="another manifest was applied while this one was being"):
         environment.promote()
-    with pytest.raises(DeliveryError, match="version 7 of flights was taken back on branch main"):
+    with pytest.raises(DeliveryError, match="version 7 of flights was reverted on branch main"):
         environment.promote()
     assert kserve.service()["spec"]["predictor"]["model"]["storageUri"] == "s3://models/6"
 

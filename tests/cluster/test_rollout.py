@@ -90,7 +90,7 @@ def service() -> dict[str, Any]:
     [
         (PARTS, {}, ""),
         (PARTS[:2], {}, "KServe has not made a Deployment of the canary canary"),
-        (PARTS, {"observedGeneration": 1}, "the Deployment of the predictor was not looked at yet"),
+        (PARTS, {"observedGeneration": 1}, "Kubernetes has not processed the Deployment of the predictor yet"),
         (PARTS, {"updatedReplicas": 1}, "1 of 2 new pods of the predictor are available"),
         (PARTS, {"availableReplicas": 0}, "0 of 2 new pods of the predictor are available"),
         (PARTS, {"replicas": 3}, "1 old pods of the predictor still serve"),
@@ -102,7 +102,7 @@ def test_a_rollout_is_over_when_every_component_is_replaced(service, parts, stat
 
 def test_a_rollout_is_not_over_before_kserve_says_so(service):
     service["status"]["conditions"][0]["status"] = "False"
-    assert waiting_for(Observed(service, deployed(service, *PARTS), [])) == "KServe does not call it ready"
+    assert waiting_for(Observed(service, deployed(service, *PARTS), [])) == "KServe does not report it ready"
 
 
 def test_old_complaints_in_the_status_are_not_about_this_manifest(service):

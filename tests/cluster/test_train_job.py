@@ -208,7 +208,9 @@ def test_a_failed_job_says_why_and_the_next_attempt_is_a_new_one(
         DeliveryError, match=r"TrainJob job-1 failed \(NodeLost: node 2 went away\); kubectl -n .* logs"
     ):
         train_job.run(manifest, 30, cluster)
-    with pytest.raises(DeliveryError, match=r"job-1-2 took longer than 1 s .*train_job.timeout.*; no job of it"):
+    with pytest.raises(
+        DeliveryError, match=r"job-1-2 took longer than 1 s .*train_job.timeout.*; its job has not started"
+    ):
         train_job.run(manifest, 1, cluster)
     play("Complete", "Fine", "done", "job-1-2")
     train_job.run(manifest, 30, cluster)

@@ -158,5 +158,5 @@ def test_what_the_owner_may_ask_runs_nothing_of_others(laptop: Laptop) -> None:
     assert (answer.status_code, "--feature-dir may not be '/tmp/theirs'" in answer.text) == (400, True)
     predictor = made["spec"]["predictor"] | {"annotations": {names.VERSION: "/../../../outside"}}
     answer = HTTP.put(laptop.urls["node"] + OBJECT, json=made | {"spec": {"predictor": predictor}}, headers=login)
-    assert (answer.status_code, "is no name" in answer.text) == (400, True)
+    assert (answer.status_code, "is not a name" in answer.text) == (400, True)
     assert laptop.state() == before

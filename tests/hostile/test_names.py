@@ -54,7 +54,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.mark.parametrize("text", WRONG)
 def test_what_is_no_name_is_refused(text: str, tmp_path: Path) -> None:
-    with pytest.raises(paths.PathError, match=r"the run .* is no name"):
+    with pytest.raises(paths.PathError, match=r"the run .* is not a name"):
         paths.inside(tmp_path, text, what="the run")
 
 

@@ -66,7 +66,7 @@ def test_a_lost_answer_leaves_one_of_each(
     ("status", "error", "says"),
     [
         (401, DeniedError, "KUBELOOP_KFP_TOKEN_FILE must name a service account token"),
-        (302, DeniedError, "wants to know who asks"),
+        (302, DeniedError, "needs to know the caller"),
         (403, DeniedError, "needs a role for pipelines in the namespace"),
         (400, RefusedError, "told to fail"),
         (503, NoAnswerError, "it may work later"),

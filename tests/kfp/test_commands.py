@@ -131,10 +131,7 @@ def test_a_failed_run_is_a_failure_that_names_its_step(
     scripted(fail)
     done = kubeloop("submit", "--name", NAME)
     assert done.exit_code == 1
-    assert (
-        done.output.splitlines()[-1]
-        == "failed in extract-data; the Kubeflow UI has the logs, another --name starts anew"
-    )
+    assert done.output.splitlines()[-1].startswith("failed in extract-data; ")
 
 
 def test_json_is_one_object_whatever_was_shown(
@@ -248,7 +245,7 @@ def test_interrupted_before_a_start_it_does_not_speak_of_a_run(server: Any, home
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert "stopped before the run was seen to start" in said.decode()
+    assert "stopped before the run had started" in said.decode()
     assert server.store.runs == {}
 
 
@@ -277,7 +274,7 @@ def test_schedule_shows_and_then_does_what_is_left(server: Any, kubeloop: Callab
     assert json.loads(done.stdout)["changes"] == json.loads(shown.stdout)["changes"]
     assert len(server.store.recurring) == 3
     again = kubeloop("schedule", "--dry-run")
-    assert again.output == "3 recurring runs, all as in loop.yaml\n"
+    assert again.output == "3 recurring runs; all match loop.yaml\n"
     server.store.recurring.popitem()
     assert "create flight-delay-scores: new" in kubeloop("schedule").output
     assert len(server.store.versions) == 3

@@ -131,7 +131,7 @@ def test_after_an_upgrade_the_recurring_runs_follow(
         (("--release", "two", "--loop-name", "x"), "release two has no loop x; choose with --loop-name: "),
         (("--release", "one", "--context", "away"), "no cluster is known"),
         (("--release", "one", "--loop", "loop.yaml"), "give --release or --loop, not both"),
-        (("--loop-name", "fraud"), "go with --release NAME"),
+        (("--loop-name", "fraud"), "--loop-name need --release NAME"),
     ],
 )
 @pytest.mark.parametrize("command", ["schedule", "submit"])

@@ -1,4 +1,4 @@
-"""Write a policy into loop.yaml: only its settings change, and every other character stays, comments included."""
+"""Write a policy into loop.yaml: change only its settings and keep every other character, including comments."""
 
 import json
 from collections.abc import Mapping
@@ -14,23 +14,23 @@ _MARK = "# kubeloop backtest: "
 
 @dataclass(frozen=True)
 class Edit:
-    """The new text of loop.yaml, and what changed in it, one setting a line."""
+    """The new text of loop.yaml, and what changed in it, one line per setting."""
 
     text: str
     changes: list[str]
 
 
 def apply(text: str, settings: Mapping[str, Mapping[str, Any]], evidence: str) -> Edit:
-    """Return loop.yaml with other settings in its sections.
+    """Return loop.yaml with new settings in its sections.
 
     Args:
         text: the file.
-        settings: by section and name; a setting that is None is taken out.
-        evidence: one sentence, written as a comment over the first section that the policy sets, in place of an
+        settings: by section and name; a setting that is None is removed.
+        evidence: one sentence, written as a comment above the first section that the policy sets; it replaces an
             earlier one.
 
     Raises:
-        ConfigError: the file is written in a way that cannot be changed so; the message says what to write by hand.
+        ConfigError: the file's form does not allow this change; the message says what to write by hand.
     """
     before = Loop.parse(text)
     lines = [line for line in text.splitlines(keepends=True) if not line.lstrip().startswith(_MARK)]
@@ -47,11 +47,11 @@ def apply(text: str, settings: Mapping[str, Mapping[str, Any]], evidence: str) -
     for section in settings:
         new = _comment(new, section, evidence)
         break
-    # What was asked for, and nothing else, must be in what was written.
+    # The new text must hold exactly the requested changes.
     wanted = _merged(before, settings)
     if Loop.parse(new) != wanted:
         raise ConfigError(
-            f"loop.yaml cannot be changed without touching more of it; write {_by_hand(settings)} yourself"
+            f"loop.yaml cannot be changed without touching other settings; write {_by_hand(settings)} yourself"
         )
     return Edit(new, changes)
 
@@ -66,7 +66,7 @@ def _merged(loop: Loop, settings: Mapping[str, Mapping[str, Any]]) -> Loop:
 
 
 def _set(text: str, section: str, name: str, value: Any) -> str:
-    """Return the text with one setting of one section set, or taken out."""
+    """Return the text with one setting of one section set or removed."""
     node = _section(text, section)
     if node is None:
         if value is None:
@@ -79,7 +79,7 @@ def _set(text: str, section: str, name: str, value: Any) -> str:
     if found is not None and value is not None:
         head = text[: found[1].start_mark.index]
         if isinstance(found[1], yaml.CollectionNode) and not found[1].flow_style:
-            # A list in lines of its own becomes one behind its name.
+            # A list on separate lines becomes a list on the line of its name.
             head = f"{text[: found[0].end_mark.index]}: "
         return f"{head}{_dumped(value)}{text[_end(found[1]) :]}"
     if found is not None:
@@ -94,7 +94,7 @@ def _set(text: str, section: str, name: str, value: Any) -> str:
 
 
 def _end(node: yaml.Node) -> int:
-    """Return where a node's text ends; PyYAML lets a block end where the next one begins, comments included."""
+    """Return where a node's text ends; in PyYAML a block ends where the next one begins, after the comments."""
     if isinstance(node, yaml.CollectionNode) and not node.flow_style and node.value:
         last = node.value[-1]
         return _end(last[1] if isinstance(last, tuple) else last)
@@ -127,10 +127,10 @@ def _comment(text: str, section: str, evidence: str) -> str:
 def _section(text: str, section: str) -> yaml.MappingNode | None:
     root = yaml.compose(text)
     if not isinstance(root, yaml.MappingNode) or root.flow_style:
-        raise ConfigError("loop.yaml is not written in lines of YAML, so nothing can be changed in place")
+        raise ConfigError("loop.yaml is not in YAML's block style, so its settings cannot be changed in place")
     node = next((value for key, value in root.value if key.value == section), None)
     if node is not None and (not isinstance(node, yaml.MappingNode) or not node.value):
-        raise ConfigError(f"{section} of loop.yaml holds no settings yet; take the empty section out first")
+        raise ConfigError(f"section {section} of loop.yaml is empty; remove it first")
     return node
 
 

@@ -1,7 +1,8 @@
-"""What was known when: the rows of the whole history with their features, and a model for each moment that asks.
+"""What was known when: the rows of the whole history with their features, and a model for each requested moment.
 
-Everything lies under `backtest/<digest>/` of the state folder, each piece written whole and renamed: what a killed
-backtest has made, the next one finds. The digest is of what shapes a model; a policy's settings are none of that.
+Everything is stored under `backtest/<digest>/` of the state folder. Each file is written completely and then renamed,
+so that the next backtest can use what a killed one has made. The digest covers the settings that shape a model, which
+a policy's settings do not.
 """
 
 import functools
@@ -45,17 +46,17 @@ _KNOWN = "label_available_at"
 _MAKERS = [
     Path(kubeloop.__file__).parent / name for name in ("data/sources.py", "features", "steps/stages.py", "tasks")
 ]
-"""The code that makes rows and models: what another version of it has made is not taken."""
+"""The version of the code that makes rows and models; results of other versions are not used."""
 _OWN = ("event_id", "event_timestamp", "label", _KNOWN)
 
 
 class FailedError(BacktestError):
-    """A run at this moment would have failed; the message is the run's."""
+    """A run at this moment would have failed; the message is that of the run."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """The first model is made of what was known at `start`; from there to `until` it is served."""
+    """The first model learns from what was known at `start`; it is served from then to `until`."""
 
     start: datetime
     until: datetime
@@ -67,7 +68,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Model:
-    """A model of what was known at a moment; its `scores` [n] or [n, k] are NaN for rows it learned from."""
+    """A model of what was known at a moment; its `scores` [n] or [n, k] are NaN for rows that it learned from."""
 
     version: str
     trained_to: str
@@ -93,12 +94,12 @@ class History:
 
     @functools.cached_property
     def moments(self) -> npt.NDArray[np.int64]:
-        """When each row was asked for, in microseconds [n]."""
+        """When each row was requested, in microseconds [n]."""
         return _micros(self.table["event_timestamp"])
 
     @functools.cached_property
     def labels(self) -> npt.NDArray[np.float64]:
-        """Truth of each row [n], NaN where there is no label."""
+        """Label of each row [n]; NaN if there is none."""
         column = self.table["label"]
         found, known = np.full(len(column), np.nan), np.asarray(pc.is_valid(column))
         found[known] = self.task.truths(column.filter(pa.array(known)).to_numpy())
@@ -106,7 +107,7 @@ class History:
 
     @functools.cached_property
     def known(self) -> npt.NDArray[np.int64]:
-        """When each label was known, in microseconds [n]; the largest integer where there is none."""
+        """When each label became known, in microseconds [n]; the largest integer if there is none."""
         found = _micros(pc.fill_null(self.table[_KNOWN].cast(pa.timestamp("us", tz="UTC")), _never()))
         return np.where(np.isnan(self.labels), np.iinfo(np.int64).max, found)
 
@@ -116,7 +117,7 @@ class History:
         return slice(int(first), int(last))
 
     def training_set(self, settings: Settings, loop: Loop, moment: datetime) -> pa.Table:
-        """Return the training set of a run at a moment: what had a label by then, with features as known by then."""
+        """Return the training set of a run at a moment: rows with a label by then, with features as known then."""
         if not self.whole:
             with scratch(self.folder) as folder:
                 stages.extract(loop, settings, moment, folder / "raw")
@@ -126,7 +127,7 @@ class History:
         return cut(self, loop, moment)
 
     def has(self, version: str) -> bool:
-        """Return whether a model is there."""
+        """Return whether a model exists."""
         return (self.models / version).is_dir()
 
     @property
@@ -135,7 +136,7 @@ class History:
         return self.folder / "models"
 
     def model(self, version: str) -> Model:
-        """Return a model that is there."""
+        """Return an existing model."""
         from kubeloop.tasks.tabular import model_folder
 
         folder = self.models / version
@@ -143,12 +144,12 @@ class History:
         return Model(version, card.trained_to, tuple(card.warnings), np.load(folder / _SCORES, mmap_mode="r"))
 
     def failure(self, version: str) -> str:
-        """Return why a run could not make this model; empty where nothing is known of that."""
+        """Return why a run could not make this model; empty if no failure is known."""
         path = self.folder / "failed" / f"{version}.json"
         return str(kept.loads(path)["reason"]) if path.is_file() else ""
 
     def train(self, settings: Settings, loop: Loop, moment: datetime) -> None:
-        """Make the model of a moment as a run would, and let it predict all later rows, or keep why a run would fail.
+        """Make the model of a moment as a run would and predict all later rows, or record why a run would fail.
 
         Raises:
             KubeloopError: it failed for a reason that may pass.
@@ -172,7 +173,7 @@ class History:
             part = folder / "model"
             pq.write_table(self.training_set(settings, loop, moment), folder / "rows.parquet")
             card = stages.train(loop, folder / "rows.parquet", part)
-            # Its own hold-out comes before the moment, and the gate asks for it.
+            # The model's hold-out comes before the moment, and the gate needs it.
             first = int(np.searchsorted(self.moments, micros(moments.read(card["trained_to"])), side="right"))
             answers = model_folder.predict(self.task, part, self.frame(slice(first, None)))
             scores = np.full((len(self.moments), *answers.shape[1:]), np.nan, dtype=np.float32)
@@ -188,7 +189,7 @@ class History:
 
 
 def version(loop: Loop, moment: datetime) -> str:
-    """Return the name of the model of a moment; another training window has other models."""
+    """Return the name of the model of a moment; each training window has its own models."""
     return f"{moment:%Y%m%dT%H%M%S}-{duration_text(loop.training.window)}"
 
 
@@ -205,18 +206,18 @@ def cut(history: History, loop: Loop, moment: datetime) -> pa.Table:
 
 
 def _whole_labels(table: pa.Table) -> pa.Table:
-    """Return a training set whose integer labels have one type, however many of them a query saw."""
+    """Return a training set whose integer labels have one type, whichever rows the query returned."""
     kind = table["label"].type
     whole = pa.types.is_integer(kind) or pa.types.is_boolean(kind)
     return table.set_column(2, "label", table["label"].cast(pa.int64())) if whole else table
 
 
 def open_history(loop: Loop, settings: Settings, span: Span, say: Callable[[str], None]) -> History:
-    """Return the history of a span, built where it is not there yet.
+    """Return the history of a span; build it if it does not exist.
 
-    Features are built once for the whole span where that gives the rows that a run's own point-in-time cut gives: it is
-    tried at two moments. Where it does not, as where a query reads all of a table whatever the moment, each
-    training set and each window's rows are built from a cut of their own.
+    Features are built once for the whole span if that gives the same rows as a run's point-in-time cut, which is
+    checked at two moments. If it does not, for example because a query reads all of a table at any moment, each
+    training set and each window's rows are built from their own cut.
 
     Raises:
         BacktestError: the span is too short, or no label is known.
@@ -226,8 +227,8 @@ def open_history(loop: Loop, settings: Settings, span: Span, say: Callable[[str]
     if len(ends) < MIN_BLOCKS:
         raise BacktestError(
             f"from {span.start:%Y-%m-%d} to {span.until:%Y-%m-%d} there are {len(ends)} whole windows of "
-            f"{duration_text(loop.drift.window)}, and nothing can be said of fewer than {MIN_BLOCKS}: give a longer "
-            "table, an earlier --from, or a shorter drift.window"
+            f"{duration_text(loop.drift.window)}, and a backtest needs {MIN_BLOCKS}: give a longer table, an earlier "
+            "--from, or a shorter drift.window"
         )
     folder = settings.state / FOLDER / digest(loop, settings, span)[:16]
     if not (folder / _ABOUT).is_file():
@@ -242,9 +243,7 @@ def open_history(loop: Loop, settings: Settings, span: Span, say: Callable[[str]
     served = history.labels[history.rows(span.start, span.until)]
     known = served[~np.isnan(served)]
     if not len(known):
-        raise BacktestError(
-            f"no event from {span.start:%Y-%m-%d} on has a label yet, so that no policy can be measured"
-        )
+        raise BacktestError(f"no event since {span.start:%Y-%m-%d} has a label yet, so no policy can be measured")
     if reason := history.task.undefined(known):
         raise BacktestError(
             f"from {span.start:%Y-%m-%d} to {span.until:%Y-%m-%d}, {reason}: models can be told apart only where "
@@ -263,7 +262,7 @@ def _build(
     probes = (span.start, ends[len(ends) // 2])
     if all(cut(whole, loop, moment).equals(by_cut.training_set(settings, loop, moment)) for moment in probes):
         return whole
-    say("A feature knows more than was known at its moment, so every window is built from a cut of its own.")
+    say("A feature holds more than was known at its moment, so every window is built from its own cut.")
     bounds = [oldest, span.start, *ends]
     parts = [_rows(loop, settings, folder, start, end, end) for start, end in pairwise(bounds)]
     labels = _labels(loop, settings, folder, oldest, span.until)
@@ -287,7 +286,7 @@ def _rows(loop: Loop, settings: Settings, folder: Path, start: datetime, end: da
         features.build(repo, part / "raw", part / "features")
         table = features.training_set(part / "features", loop.features.service, events)
     if not events["event_id"].equals(table["event_id"]):
-        raise BacktestError("two events have one event_id; sql/events.sql must give each its own")
+        raise BacktestError("two events have the same event_id; sql/events.sql must return unique ones")
     table = table.set_column(2, "label", events["label"])
     return table.add_column(3, _KNOWN, events[_KNOWN].cast(pa.timestamp("us", tz="UTC")))
 
@@ -303,16 +302,16 @@ def _labels(loop: Loop, settings: Settings, folder: Path, start: datetime, end: 
 
 
 def plan(loop: Loop, settings: Settings, start: datetime | None, until: datetime | None) -> Span:
-    """Return the span to replay: that of `replay`, or from two fifths of the table on to its newest label.
+    """Return the span to replay: that of `replay`, or from two fifths of the table to its newest label.
 
     Raises:
-        BacktestError: nothing says when it begins or ends.
+        BacktestError: its beginning or end is unknown.
     """
     if start is None or until is None:
         if loop.replay:
             start, until = start or loop.replay.train_to, until or loop.replay.until
         elif loop.source.live:
-            raise BacktestError("source.live has no end of its own: give --from and --until")
+            raise BacktestError("source.live has no last row: give --from and --until")
         else:
             first, last = _ends(loop, settings)
             until = until or last
@@ -332,10 +331,10 @@ def _ends(loop: Loop, settings: Settings) -> tuple[datetime, datetime]:
     repo = settings.home / loop.features.repo
     last = features.newest_label(repo, settings.raw)
     if last is None:
-        raise BacktestError("no event has a label yet, so that no policy can be measured")
+        raise BacktestError("no event has a label yet, so no policy can be measured")
     events = features.events(repo, settings.raw, start=datetime(1970, 1, 1, tzinfo=UTC), end=last)
     if not events.num_rows:
-        raise BacktestError("no event came before the newest label; sql/events.sql lists the events")
+        raise BacktestError("no event is older than the newest label; check sql/events.sql, which lists the events")
     first: datetime = pc.min(events["event_timestamp"]).as_py()
     return first.astimezone(UTC), last
 
@@ -358,7 +357,7 @@ def digest(loop: Loop, settings: Settings, span: Span) -> str:
 
 
 def remembered(folder: Path, key: Any, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what was made for a key before, or make and keep it."""
+    """Return the stored result for a key, or make and store it."""
     name = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:32]
     path = folder / f"{name}.json"
     if path.is_file():
@@ -379,7 +378,7 @@ def content(array: npt.NDArray[Any]) -> str:
 
 @contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
-    """Yield a folder in a folder of the backtest; what a killed one leaves, the next one clears away."""
+    """Yield a temporary folder in a folder of the backtest; the next backtest removes one that a kill left."""
     with tempfile.TemporaryDirectory(prefix=".part-", dir=folder, ignore_cleanup_errors=True) as name:
         yield Path(name)
 

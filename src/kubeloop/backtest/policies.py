@@ -1,4 +1,4 @@
-"""The policies that are held against each other, as data."""
+"""The policies that a backtest compares, as data."""
 
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -17,7 +17,7 @@ EITHER = "on drift or performance"
 
 @dataclass(frozen=True)
 class Policy:
-    """One way to decide when to retrain; `settings` are those of loop.yaml that it sets, by section."""
+    """A rule for when to retrain; `settings` are the settings of loop.yaml that it changes, by section."""
 
     name: str
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -37,10 +37,10 @@ class Policy:
 
 
 def known(loop: Loop) -> list[Policy]:
-    """Return the policies, the first of which the others are held against.
+    """Return the policies; the others are compared with the first.
 
-    Calendars are spans on the grid of the windows' ends, so that all policies share their models: "every month" is the
-    first window's end in each 30 days.
+    Calendars follow the windows' ends, so that all policies share their models: "every month" is the first end of a
+    window in each 30 days.
     """
     drift = loop.drift
     found = [Policy(FROZEN, _drift(retrain_on=[], retrain_every=None))]
@@ -74,7 +74,7 @@ def _drift(**settings: Any) -> dict[str, dict[str, Any]]:
 
 
 def _text(span: timedelta) -> str:
-    """Write a span in whole days where it has some, as a person would choose it."""
+    """Write a span in whole days if it has any, as a person would choose it."""
     return duration_text(
         max(span // _DAY, 1) * _DAY if span >= _DAY else span // timedelta(seconds=1) * timedelta(seconds=1)
     )

@@ -1,4 +1,4 @@
-"""The whole backtest: models and walks in parallel processes, then the table and what it says."""
+"""Run the whole backtest: models and walks in parallel processes, then the table and its conclusion."""
 
 import atexit
 import fcntl
@@ -29,7 +29,7 @@ from kubeloop.stores import kept, whole
 RESULT = "result.json"
 
 Progress = Callable[[str, int, int], None]
-"""Is told what is done, how much of it, and of how much."""
+"""Called with the current task, the amount done and the whole amount."""
 
 
 def run(
@@ -42,19 +42,19 @@ def run(
     say: Callable[[str], None],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Take every policy through the history and return what came of it, as it is kept in `backtest/result.json`.
+    """Take every policy through the history; return the results as they are stored in `backtest/result.json`.
 
     Args:
         loop: the use case.
         settings: the place.
-        wanted: the policies; the others are held against the first.
+        wanted: the policies; the others are compared with the first.
         span: the time to replay.
         workers: processes.
-        say: is told what happens.
-        progress: is told how far it is.
+        say: called with a sentence about each event.
+        progress: called with the progress.
 
     Raises:
-        BacktestError: there is nothing to learn from this history.
+        BacktestError: this history is not enough for a backtest.
     """
     with _alone(settings.state / history.FOLDER):
         return _run(loop, settings, wanted, span, workers, say, progress)
@@ -62,13 +62,13 @@ def run(
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which ends with the process however it ends."""
+    """Hold the folder's lock, which is released when the process ends, even if it is killed."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BacktestError(f"another backtest is under way in {folder}; wait for it, or stop it") from None
+            raise BacktestError(f"another backtest is running in {folder}; wait for it, or stop it") from None
         yield
 
 
@@ -97,7 +97,7 @@ def _run(
 
 
 def _walks(pool: ProcessPoolExecutor, past: History, wanted: Sequence[Policy], progress: Progress) -> dict[str, Walk]:
-    """Walk every policy; what one needs and nobody has made is made in between."""
+    """Walk every policy; make missing models when a walk needs them."""
     needs = {Need(past.span.start, policy.apply(past.loop).training.window) for policy in wanted}
     for policy in wanted:
         needs |= set(_foreseen(past, policy))
@@ -118,7 +118,7 @@ def _walks(pool: ProcessPoolExecutor, past: History, wanted: Sequence[Policy], p
 
 
 def _foreseen(past: History, policy: Policy) -> Iterator[Need]:
-    """Yield the models that a policy will ask for whatever happens: those of its calendar, all for the oracle."""
+    """Yield the models that a policy will need in any case: those of its calendar, all for the oracle."""
     loop = policy.apply(past.loop)
     ends = past.span.ends(past.loop.drift.window)[:-1]
     every = timedelta(0) if policy.oracle else loop.drift.retrain_every
@@ -155,12 +155,12 @@ def _all(
 
 
 class _Worker:
-    """What a process of the pool holds."""
+    """The state of a process of the pool."""
 
     def __init__(self, loop: Loop, folder: Path, whole: bool, span: Span, settings: Settings, alone: bool) -> None:
         self.history = History(loop, folder, whole, span)
         self.settings = settings
-        # Several that train at once share the cores; LightGBM gives the same model on any number of threads.
+        # Processes that train at the same time share the cores; LightGBM's model is the same with any number of threads.
         self.threads = loop.training.threads if alone else 1
 
     @functools.cached_property
@@ -175,9 +175,9 @@ _worker: _Worker
 
 def _start(*about: Any) -> None:
     global _worker
-    # Ctrl-C reaches every process of a terminal; this one's parent ends it.
+    # Ctrl-C reaches every process of a terminal; the parent ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What the monitor of every walk would warn of is in the result.
+    # The warnings of the monitor in every walk are in the result.
     logging.getLogger("kubeloop").setLevel(logging.ERROR)
     config.adopt(about[4])
     threading.Thread(target=_leave_with_parent, daemon=True).start()
@@ -185,7 +185,7 @@ def _start(*about: Any) -> None:
 
 
 def _leave_with_parent() -> None:
-    """End with the process that began this one, however it ended: a pool's workers would wait forever."""
+    """End when the parent process ends, even if it was killed: a pool's workers would wait forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -220,7 +220,7 @@ def _pool(past: History, settings: Settings, workers: int) -> Iterator[ProcessPo
     try:
         yield pool
     except BaseException:
-        # What they are at is not kept, and nobody waits for it.
+        # Their unfinished work is not stored, and no one waits for it.
         for child in multiprocessing.active_children():
             child.terminate()
         raise

@@ -1,4 +1,4 @@
-"""What a policy's models were worth on the rows they served, with intervals over blocks of time."""
+"""Measure the models of a policy on the rows that they served, with intervals over blocks of time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _CELLS = 2_000_000
 
 @dataclass(frozen=True)
 class Worst:
-    """The window in which a policy did worst, of those that hold `drift.min_rows` labels that differ."""
+    """The worst window of a policy, among those with `drift.min_rows` labels that differ."""
 
     start: datetime
     value: float
@@ -27,7 +27,7 @@ class Worst:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A policy's live metric, the same of each draw of blocks, and its worst window."""
+    """A policy's live metric, its value in each draw of blocks, and its worst window."""
 
     walk: Walk
     value: float
@@ -38,9 +38,9 @@ class Measured:
 def measure(walk: Walk, history: History) -> Measured:
     """Measure what a policy served.
 
-    Whole windows are drawn with replacement, since what a week has is shared by its rows: the same draws for every
-    policy, so that two are compared pair by pair. One block less than there are
-    is drawn, as `gates.difference_interval` does.
+    Whole windows are drawn with replacement, since the rows of a week are not independent. Every policy gets the same
+    draws, so that two policies are compared pair by pair. A draw has one block less than there are, as in
+    `gates.difference_interval`.
     """
     y, p, codes = _labelled(history, served_scores(walk, history))
     loop = history.loop
@@ -56,14 +56,14 @@ def measure(walk: Walk, history: History) -> Measured:
 
 
 def interval(draws: npt.NDArray[np.float64], blocks: int, confidence: float) -> tuple[float, float]:
-    """Return the percentile interval of draws, as wide as Student's t asks for where blocks are few."""
+    """Return the percentile interval of draws, widened by Student's t for few blocks."""
     tail = float(ndtr(stdtrit(blocks - 1, (1 - confidence) / 2)))
     low, high = np.nanquantile(draws, [tail, 1 - tail])
     return float(low), float(high)
 
 
 def served_scores(walk: Walk, history: History) -> npt.NDArray[np.float32]:
-    """Return what each row of the history was answered with [n] or [n, k]; NaN before the first model served."""
+    """Return the prediction for each row of the history [n] or [n, k]; NaN before the first model served."""
     models = [(since, history.model(name).scores) for since, name in walk.served]
     scores = np.full_like(models[0][1], np.nan)
     for since, answers in models:
@@ -73,10 +73,10 @@ def served_scores(walk: Walk, history: History) -> npt.NDArray[np.float32]:
 
 
 def oracle(history: History, name: str) -> Walk:
-    """Return what would have served had the best model of each window been known at its beginning.
+    """Return the predictions if the best model of each window had been known at the window's beginning.
 
-    The models are those of the windows' ends up to it, so no policy that retrains at these moments chooses among more.
-    It is told the labels of the very rows it is measured on: part of its lead is chance.
+    The candidates are the models of all earlier windows' ends, so no policy that retrains at these moments has more to
+    choose from. The choice uses the labels of the rows that it is measured on, so part of its lead is chance.
     """
     loop, span = history.loop, history.span
     starts = [span.start, *span.ends(loop.drift.window)[:-1]]
@@ -143,12 +143,12 @@ def _value(history: History, y: npt.ArrayLike, p: npt.ArrayLike) -> float:
 
 
 def better(of: Measured, than: Measured, direction: float) -> tuple[float, npt.NDArray[np.float64]]:
-    """Return by how much one policy is better than another, and the same of each draw; positive is better."""
+    """Return by how much one policy is better than another, in total and in each draw; positive is better."""
     return direction * (of.value - than.value), direction * (of.draws - than.draws)
 
 
 def chosen(measured: Sequence[Measured], direction: float, blocks: int, confidence: float) -> Measured:
-    """Return the policy with the fewest retrainings among those that are not shown to be worse than the best."""
+    """Return the policy with the fewest retrainings among those that are not significantly worse than the best."""
     best = max(measured, key=lambda one: direction * one.value)
     as_good = [
         one for one in measured if one is best or interval(better(one, best, direction)[1], blocks, confidence)[1] >= 0

@@ -1,8 +1,8 @@
-"""One policy through the history, in virtual time: the monitor, the trigger's ledger and the gate are the loop's own.
+"""Take one policy through the history in virtual time, with the loop's own monitor, ledger and gate.
 
-What the payload log would bring is put into the monitor's store, window by window; what the trigger would be told
-over HTTP goes to its ledger. The model of a retraining is taken from the history. It serves from the moment it
-was asked for: training takes minutes, and windows last days.
+The rows that the payload log would bring are put into the monitor's store, window by window; events that the trigger
+would get over HTTP are put into its ledger. The model of a retraining comes from the history. It serves from the
+moment at which it was requested: training takes minutes, and windows last days.
 """
 
 import contextlib
@@ -40,13 +40,13 @@ from kubeloop.trigger.ledger import Ledger
 from kubeloop.trigger.store import Outcome
 
 _FAILURES = (past.FailedError, stages.StageError, training.TrainingError, gates.GateError, EvaluationError)
-"""What a run fails with; anything else is the backtest's own trouble."""
+"""The errors with which a run can fail; any other is an error of the backtest itself."""
 _LEASE = timedelta(days=1)
 
 
 @dataclass(frozen=True)
 class Retraining:
-    """One run: when it was asked for, why, which model it made, and what became of it."""
+    """One run: when and why it was requested, which model it made, and its outcome."""
 
     moment: datetime
     kind: str
@@ -58,7 +58,7 @@ class Retraining:
 
 @dataclass(frozen=True)
 class Walk:
-    """What a policy did: which model served from when on, and every retraining."""
+    """The actions of a policy: which model served from which moment, and every retraining."""
 
     policy: str
     served: tuple[tuple[datetime, str], ...]
@@ -66,20 +66,20 @@ class Walk:
 
     @property
     def promotions(self) -> int:
-        """Retrainings whose model took over."""
+        """Retrainings whose model was promoted."""
         return sum(one.outcome == "promoted" for one in self.retrainings)
 
 
 @dataclass(frozen=True)
 class Need:
-    """A model that a policy asks for and that is not there yet."""
+    """A model that a policy needs and that does not exist yet."""
 
     moment: datetime
     window: timedelta
 
 
 class _NeedError(KubeloopError):
-    """A model is needed that is not there yet; caught where the walk begins."""
+    """A needed model does not exist yet; caught at the beginning of the walk."""
 
     lasting = False
 
@@ -89,14 +89,14 @@ class _NeedError(KubeloopError):
 
 
 class _Direct(outbox.Outbox):
-    """Tells the ledger of this walk what the trigger would be told over HTTP."""
+    """Puts the events that the trigger would get over HTTP into the ledger of this walk."""
 
     def __init__(self, store: Store, service: str, ledger: Ledger) -> None:
         super().__init__(store, service)
         self._ledger = ledger
 
     def deliver(self) -> None:
-        """Record every episode that waits."""
+        """Record every waiting episode."""
         for row in outbox.waiting(self._store, self._service):
             names = [field.name for field in fields(DriftEvent) if field.name != "episode"]
             known: dict[str, Any] = {**row, "features": tuple(row["features"])}
@@ -106,7 +106,7 @@ class _Direct(outbox.Outbox):
 
 
 class Holder(Protocol):
-    """Opens a detector when it is asked for it first."""
+    """Opens a detector on first use."""
 
     @property
     def detector(self) -> Detector:
@@ -114,7 +114,7 @@ class Holder(Protocol):
 
 
 class Remembered:
-    """A detector that has been asked before: the same window against the same model has the same scores."""
+    """A detector with a cache: the same window against the same model has the same scores."""
 
     def __init__(self, inner: Holder | None, engine: str, history: History) -> None:
         self._inner = inner
@@ -130,11 +130,11 @@ class Remembered:
         """Return the scores of a window.
 
         Raises:
-            UntestableError: the policy does not look at drift.
+            UntestableError: the policy does not test drift.
         """
         inner = self._inner
         if inner is None:
-            raise UntestableError("this policy does not look")
+            raise UntestableError("this policy does not test drift")
 
         def make() -> dict[str, Any]:
             detector = inner.detector
@@ -146,7 +146,7 @@ class Remembered:
         return [Score(**score) for score in found["scores"]]
 
     def close(self) -> None:
-        """Leave the detector to whom it belongs."""
+        """Do nothing: the detector belongs to the caller."""
 
 
 def walk(policy: Policy, history: History, holder: Holder) -> Walk | Need:
@@ -155,10 +155,10 @@ def walk(policy: Policy, history: History, holder: Holder) -> Walk | Need:
     Args:
         policy: the policy.
         history: rows and models.
-        holder: has what tests windows, for a policy that looks at drift.
+        holder: holds the detector, for a policy that tests drift.
 
     Returns:
-        What it did, or the model that it asked for first among those that are not there.
+        The policy's actions, or the first model that it needs and that does not exist.
     """
     loop = policy.apply(history.loop)
     with past.scratch(history.folder) as folder:
@@ -205,7 +205,7 @@ class _Walker:
         yield from sorted({moment for end in ends for moment in (end, end + drift.label_wait) if moment <= until})
 
     def _bring(self, store: Store, grid: Grid, start: datetime, end: datetime) -> None:
-        """Put what happened between two moments into the monitor's store, as it stands after reading the log."""
+        """Put the events between two moments into the monitor's store, as if it had read them from the log."""
         history, model = self._history, self._history.model(self._served[-1][1])
         rows = history.rows(start, end)
         stamps = history.moments[rows]
@@ -230,12 +230,12 @@ class _Walker:
         store.ingest(replace(now, watermark=end), parts, live)
 
     def _labels(self, grid: Grid, start: datetime, end: datetime) -> Iterator[Part]:
-        """Yield the labels that came between two moments: a label is in time up to the moment, not at it."""
+        """Yield the labels that came between two moments: before the later one, not at it."""
         history = self._history
         first = history.rows(history.span.start, history.span.until).start
         known = history.known[first:]
         came = first + np.flatnonzero((known >= micros(start)) & (known < micros(end)))
-        # A label that came before the first row was asked for is of no served row.
+        # A label that came before the first request belongs to no served row.
         if not len(came):
             return
         table = pa.table(
@@ -251,15 +251,15 @@ class _Walker:
             yield _part("labels", "", begin, grid, table.filter(pa.array(starts == begin)), None)
 
     def _retrain(self, ledger: Ledger) -> None:
-        """Do what the trigger's runner does, where the ledger has a run that waits."""
+        """Do the work of the trigger's runner if a run waits in the ledger."""
         if self._now >= self._base[-1]:
-            # What is trained now serves no row that counts.
+            # A model that is trained now would serve no row that counts.
             return
         run = ledger.claim(self._loop.name, "backtest", _LEASE)
         if run is None:
             return
         run = ledger.mark_started(run)
-        # All policies share the models of the windows' ends; what a run a day later learns more is little.
+        # All policies share the models of the windows' ends; a run one day later would learn little more.
         moment = max(end for end in [self._history.span.start, *self._base] if end <= self._now)
         champion = self._served[-1][1]
         name = past.version(self._loop, moment)

@@ -1,1 +1,1 @@
-"""What the Helm chart is written from: its values, their schema, and the loops that it installs."""
+"""Write the Helm chart's values, their schema, and the values of the loops that it installs."""

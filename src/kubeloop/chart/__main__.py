@@ -1,4 +1,4 @@
-"""`python -m kubeloop.chart` writes what the chart is made of."""
+"""`python -m kubeloop.chart` writes the chart's values and their schema."""
 
 from kubeloop.chart.write import main
 

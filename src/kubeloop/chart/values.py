@@ -1,4 +1,4 @@
-"""The values of the Helm chart as a typed model: what can be set, what it means and its default."""
+"""The values of the Helm chart as a typed model: their names, meanings and defaults."""
 
 from typing import Annotated, Any, Literal
 
@@ -22,7 +22,7 @@ class Part(Model):
 
 
 class ChartImages(Part, Images):
-    """Images by full version tag or digest; they are the pipeline steps' too, unless a loop names its own."""
+    """Images by full version tag or digest; pipeline steps use them too, unless a loop names its own."""
 
     registry: str = Field(
         default="",
@@ -32,7 +32,7 @@ class ChartImages(Part, Images):
 
 
 class SecretKey(Part):
-    """A key of a Secret that exists; the chart makes none."""
+    """A key of an existing Secret; the chart creates none."""
 
     name: SecretName = ""
     key: str = Field(default="url", pattern=r"^[\w.-]+$")
@@ -43,30 +43,30 @@ class Env(Part):
 
     name: EnvName
     value: str | None = None
-    value_from: dict[str, Any] | None = Field(default=None, description="As in a container of Kubernetes.")
+    value_from: dict[str, Any] | None = Field(default=None, description="valueFrom, as in a Kubernetes container.")
 
 
 class Resources(Part):
-    """What a container asks for, and what it cannot exceed."""
+    """Requests and limits of a container."""
 
     requests: dict[str, Quantity] = Field(default={})
     limits: dict[str, Quantity] = Field(default={})
 
 
 def _resources(cpu: str, memory: str) -> Resources:
-    # No limit of CPU: it would throttle an idle node's only pod. Memory is limited at what is asked for.
+    # No CPU limit, since it would throttle the only pod of an idle node. The memory limit equals the request.
     return Resources(requests={"cpu": cpu, "memory": memory}, limits={"memory": memory})
 
 
 class Pods(Part):
-    """Where pods run, and what all of them carry."""
+    """Where pods run, and the settings that all of them share."""
 
     node_selector: dict[str, str] = Field(default={})
     tolerations: tuple[dict[str, Any], ...] = ()
     affinity: dict[str, Any] = Field(default={})
     topology_key: str = Field(
         default="kubernetes.io/hostname",
-        description="Replicas are spread over this label's values; not at all if empty.",
+        description="Label whose values replicas are spread over; not spread if empty.",
     )
     priority_class_name: SecretName = ""
     annotations: dict[str, str] = Field(default={})
@@ -74,7 +74,7 @@ class Pods(Part):
 
 
 class PodChanges(Part):
-    """What is different for one part; what is left out is as in `pods`."""
+    """Settings of one part's pods; those left out are as in `pods`."""
 
     node_selector: dict[str, str] | None = None
     tolerations: tuple[dict[str, Any], ...] | None = None
@@ -96,15 +96,16 @@ class Storage(Part):
     owner: str = Field(
         default="",
         pattern=r"^([\w.:/-]{1,200})?$",
-        description="Name under which this installation owns the bucket, which refuses others; "
-        "<namespace>/<release> when empty.",
+        description="Name of this installation in the bucket, which only one installation may use; "
+        "<namespace>/<release> if empty.",
     )
     secret: SecretName = Field(
         default="",
-        description="Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; empty with a workload identity.",
+        description="Secret with AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; leave empty with a workload identity.",
     )
     identity_annotations: dict[str, str] = Field(
-        default={}, description="Of every service account that reads the store, such as eks.amazonaws.com/role-arn."
+        default={},
+        description="Annotations of service accounts that use the store, such as eks.amazonaws.com/role-arn.",
     )
 
 
@@ -112,49 +113,51 @@ class Kubeflow(Part):
     """Kubeflow Pipelines."""
 
     url: str = Field(default="http://ml-pipeline.kubeflow:8888", pattern=r"^https?://\S+$")
-    ui: str = Field(default="", description="Where people open it; for links alone.")
-    system_namespace: Namespace = Field(default="kubeflow", description="Where its API server runs.")
-    namespace: Namespace = Field(default="", description="Where pipeline steps run; the release's when empty.")
+    ui: str = Field(default="", description="Address of the Kubeflow UI for people; only used in links.")
+    system_namespace: Namespace = Field(default="kubeflow", description="Namespace of its API server.")
+    namespace: Namespace = Field(default="", description="Namespace of pipeline steps; the release's if empty.")
     artifact_secret: SecretName = Field(
         default="mlpipeline-minio-artifact",
-        description="Secret that Kubeflow's launcher reads for its own store; may be empty.",
+        description="Secret that Kubeflow's launcher reads for its store; may be empty.",
     )
 
 
 class Collector(Part):
-    """Takes the payload events of every inference service; one pod."""
+    """Collects the payload events of every inference service; one pod."""
 
     resources: Resources = _resources("250m", "1Gi")
     mirror_resources: Resources = _resources("50m", "256Mi")
     volume_size: Quantity = "20Gi"
     storage_class: str | None = Field(
-        default=None, description="Storage class of its volume; the cluster's own when left out."
+        default=None, description="Storage class of its volume; the cluster's default if left out."
     )
     max_disk_bytes: int = Field(
-        default=16 * 2**30, ge=2**20, description="Size of the log at which it refuses; under the volume's."
+        default=16 * 2**30,
+        ge=2**20,
+        description="The collector refuses events when the log has this size; keep it below volumeSize.",
     )
     pod: PodChanges = PodChanges()
 
 
 class Monitor(Part):
-    """Watches one loop; one pod a loop."""
+    """Watches a loop; one pod per loop."""
 
     database: SecretKey = SecretKey(name="kubeloop-monitor")
     resources: Resources = Field(
         default=_resources("250m", "1Gi"),
-        description="70 MiB at rest, 250 while it judges windows of 100,000 predictions of three features.",
+        description="It uses 70 MiB when idle; 250 MiB to judge windows of 100,000 predictions with three features.",
     )
     mirror_resources: Resources = _resources("50m", "256Mi")
     detector_resources: Resources = Field(
         default=_resources("250m", "1Gi"),
-        description="10 MiB at rest, 135 for Alibi Detect, and while it tests three copies of a window's rows.",
+        description="It uses 10 MiB when idle; in a test, 135 MiB for Alibi Detect plus three copies of a window.",
     )
-    volume_size: Quantity = Field(default="20Gi", description="Largest copy of the payload log that it may keep.")
+    volume_size: Quantity = Field(default="20Gi", description="Largest size of its copy of the payload log.")
     pod: PodChanges = PodChanges()
 
 
 class Trigger(Part):
-    """Keeps the ledger of one loop's runs and starts them."""
+    """Keeps the ledger of a loop's runs and starts the runs."""
 
     ledger: SecretKey = SecretKey(name="kubeloop-ledger")
     replicas: Replicas = 2
@@ -170,7 +173,7 @@ class Migrations(Part):
 
 
 class LoopResources(Part):
-    """Resources of one loop's containers, in place of everyone's."""
+    """Resources of one loop's containers, in place of the general ones."""
 
     monitor: Resources | None = None
     detector: Resources | None = None
@@ -180,13 +183,13 @@ class LoopResources(Part):
 class LoopEntry(Part):
     """One loop."""
 
-    config: Loop | str = Field(description="What is in loop.yaml, as a mapping, or as text (helm --set-file).")
-    replicas: Replicas | None = Field(default=None, description="Triggers of this loop.")
+    config: Loop | str = Field(description="The content of loop.yaml, as a mapping or as text (helm --set-file).")
+    replicas: Replicas | None = Field(default=None, description="Number of triggers of this loop.")
     resources: LoopResources = LoopResources()
 
 
 class Scaling(Part):
-    """Replicas that follow the load; KEDA scales when `keda.enabled` is set, an HPA otherwise."""
+    """Number of replicas that follows the load; KEDA scales if `keda.enabled` is set, else an HPA does."""
 
     enabled: bool = False
     min_replicas: Replicas = 2
@@ -195,15 +198,15 @@ class Scaling(Part):
 
 
 class Login(Part):
-    """Names and passwords for MLflow (its `basic-auth`); whoever reaches it may do everything when both are empty."""
+    """Names and passwords for MLflow (its `basic-auth`); if both are empty, every client may do everything."""
 
     server: SecretName = Field(
         default="",
-        description="Secret of the chart's server: auth.ini, as MLflow documents it, and session-key, a random text.",
+        description="Secret of the chart's server with auth.ini (see MLflow's docs) and session-key, a random text.",
     )
     clients: SecretName = Field(
         default="",
-        description="Secret with username and password of pipeline steps, where they run; for any MLflow.",
+        description="Secret with username and password of pipeline steps, in their namespace; for any MLflow server.",
     )
 
 
@@ -212,12 +215,14 @@ class Mlflow(Part):
 
     enabled: bool = True
     uri: str = Field(
-        default="", pattern=r"^(https?://\S+)?$", description="The one elsewhere; needed when not enabled."
+        default="",
+        pattern=r"^(https?://\S+)?$",
+        description="Address of another MLflow server; needed if enabled is false.",
     )
     backend_store: SecretKey = SecretKey(name="kubeloop-mlflow")
-    artifact_root: str = Field(default="", pattern=r"^(s3://\S+)?$", description="<storage.bucket>/mlflow when empty.")
+    artifact_root: str = Field(default="", pattern=r"^(s3://\S+)?$", description="<storage.bucket>/mlflow if empty.")
     login: Login = Login()
-    allowed_hosts: tuple[str, ...] = Field(default=(), description="More names that people open it under.")
+    allowed_hosts: tuple[str, ...] = Field(default=(), description="More host names that people use for it.")
     replicas: Replicas = 1
     resources: Resources = _resources("250m", "1Gi")
     autoscaling: Scaling = Scaling()
@@ -273,17 +278,17 @@ class Runtimes(Part):
     """KServe's serving runtimes."""
 
     cluster_wide: bool = Field(
-        default=False, description="One ClusterServingRuntime each, in place of one a namespace."
+        default=False, description="Create ClusterServingRuntimes instead of a ServingRuntime per namespace."
     )
     onnx: Runtime = Runtime()
     onnx_gpu: OurGpuRuntime = OurGpuRuntime()
     triton: OtherRuntime = Field(
         default=OtherRuntime(image="nvcr.io/nvidia/tritonserver:25.04-py3"),
-        description="For the models of loops that name it as delivery.runtime: kubeloop-triton.",
+        description="For loops that set delivery.runtime: kubeloop-triton.",
     )
     vllm: OtherRuntime = Field(
         default=OtherRuntime(image="docker.io/vllm/vllm-openai:v0.10.2"),
-        description="For InferenceServices of language models that you write; no loop makes one.",
+        description="For your own InferenceServices of language models; loops do not use it.",
     )
 
 
@@ -292,28 +297,26 @@ class Metrics(Part):
 
     enabled: bool = False
     interval: str = Field(default="30s", pattern=r"^[0-9]+(s|m)$")
-    labels: dict[str, str] = Field(default={}, description="That the operator selects them by.")
+    labels: dict[str, str] = Field(default={}, description="Labels by which the operator selects them.")
 
 
 class Alerts(Part):
     """The PrometheusRule."""
 
     enabled: bool = False
-    labels: dict[str, str] = Field(default={}, description="That the operator selects it by.")
+    labels: dict[str, str] = Field(default={}, description="Labels by which the operator selects it.")
     runbook_url: str = Field(
         default="https://github.com/kubeloop/kubeloop/blob/main/docs/operations.md",
         pattern=r"^https?://[^#\s]+$",
         description="The page whose anchors are the runbooks.",
     )
     drift_open_for: str = Field(
-        default="6h", pattern=r"^[0-9]+(m|h|d)$", description="How long an episode may stay open."
+        default="6h", pattern=r"^[0-9]+(m|h|d)$", description="How long an episode may stay open before the alert."
     )
     missing_share: float = Field(
-        default=0.3, gt=0, le=1, description="Share of a feature's values that may be missing."
+        default=0.3, gt=0, le=1, description="Largest share of a feature's values that may be missing."
     )
-    rejections: int = Field(
-        default=3, ge=1, description="Challengers turned down in two weeks without one that passed."
-    )
+    rejections: int = Field(default=3, ge=1, description="Rejected challengers in two weeks without a promotion.")
 
 
 class Dashboard(Part):
@@ -324,69 +327,73 @@ class Dashboard(Part):
 
 
 class Destination(Part):
-    """Where pods may connect to."""
+    """A destination that pods may connect to."""
 
     ports: tuple[Port, ...]
-    namespaces: tuple[Namespace, ...] = Field(default=(), description="Namespaces of the pods that answer there.")
+    namespaces: tuple[Namespace, ...] = Field(default=(), description="Namespaces of the destination's pods.")
     to: tuple[dict[str, Any], ...] = Field(
         default=(), description="More peers of a NetworkPolicy, such as {ipBlock: {cidr: 10.9.0.0/16}}."
     )
 
 
 class NetworkPolicies(Part):
-    """Default deny for every pod of kubeloop, and what each part needs."""
+    """Deny every connection of kubeloop's pods, except those that each part needs."""
 
     enabled: bool = True
     blocked: tuple[str, ...] = Field(
         default=("169.254.169.254/32", "fd00:ec2::254/128"),
-        description="Addresses that no pod reaches: the cloud's metadata.",
+        description="Addresses that no pod may reach, such as the cloud's metadata service.",
     )
     dns: Destination = Destination(
         ports=(53,), namespaces=("kube-system",), to=({"ipBlock": {"cidr": "169.254.20.10/32"}},)
     )
     database: Destination = Field(
-        default=Destination(ports=(5432,)), description="The release's own namespace when none is named."
+        default=Destination(ports=(5432,)), description="If no namespace is listed: the release's namespace."
     )
     object_store: Destination = Field(
         default=Destination(ports=(443, 8333, 9000)),
-        description="The namespace in storage.endpoint when none is named; any address but the blocked for a store "
-        "outside the cluster.",
+        description="If no namespace is listed: the namespace in storage.endpoint or, for a store outside the "
+        "cluster, every address that is not blocked.",
     )
     online_store: Destination = Field(
-        default=Destination(ports=(6379, 5432)), description="The release's own namespace when none is named."
+        default=Destination(ports=(6379, 5432)), description="If no namespace is listed: the release's namespace."
     )
     kubernetes: Destination = Field(
         default=Destination(ports=(443, 6443)),
-        description="The API server, which the monitor asks and which no selector names: any address but the blocked "
-        "when none is named.",
+        description="The API server, which the monitor calls and which no selector can name. If nothing is listed: "
+        "every address that is not blocked.",
     )
     sources: Destination = Field(
         default=Destination(ports=()),
-        description="What pipeline steps read beyond kubeloop, Kubeflow, databases and store, on all ports when no "
-        "port is listed: anywhere but the blocked addresses when none is named.",
+        description="Other sources that pipeline steps read. If no port is listed: all ports. If nothing else is "
+        "listed: every address that is not blocked.",
     )
-    prometheus_namespace: Namespace = Field(default="monitoring", description="May read /metrics; nobody when empty.")
+    prometheus_namespace: Namespace = Field(
+        default="monitoring", description="Namespace that may read /metrics; none if empty."
+    )
     clients: tuple[Namespace, ...] = Field(
-        default=(), description="Namespaces that ask for predictions, the gateway's too."
+        default=(), description="Namespaces that request predictions, including the gateway's."
     )
     labellers: tuple[Namespace, ...] = Field(default=(), description="Namespaces that post labels to the collector.")
     event_sources: tuple[Namespace, ...] = Field(
         default=(), description="Namespaces that post events to triggers: Knative, Argo Events."
     )
     mlflow_clients: tuple[Namespace, ...] = Field(
-        default=(), description="Namespaces that open MLflow, such as notebooks'."
+        default=(), description="Namespaces that use MLflow, such as those of notebooks."
     )
 
 
 class Gateway(Part):
-    """An HTTPRoute that lets labels and events in from outside; the gateway must authenticate its clients."""
+    """An HTTPRoute for labels and events from outside the cluster; the gateway must authenticate its clients."""
 
     enabled: bool = False
     name: DnsName = "kubeloop"
-    namespace: Namespace = Field(default="gateway-system", description="The gateway's; its pods may connect.")
+    namespace: Namespace = Field(
+        default="gateway-system", description="Namespace of the gateway; its pods may connect."
+    )
     section_name: str = ""
-    hostname: str = Field(default="", description="Of /labels and /loops/<name>/events; any when empty.")
-    mlflow_hostname: str = Field(default="", description="Of MLflow; no route when empty.")
+    hostname: str = Field(default="", description="Host name of /labels and /loops/<name>/events; any if empty.")
+    mlflow_hostname: str = Field(default="", description="Host name of MLflow; no route if empty.")
 
 
 class Switch(Part):
@@ -398,19 +405,19 @@ class Switch(Part):
 class Values(Part):
     """The values of the chart."""
 
-    # Helm adds this key where the chart is another chart's dependency.
-    globals_: dict[str, Any] = Field(default={}, alias="global", description="Of a parent chart; not read.")
+    # Helm adds this key if the chart is a dependency of another chart.
+    globals_: dict[str, Any] = Field(default={}, alias="global", description="Values of a parent chart; not used.")
     fullname_override: str = Field(
         default="",
         pattern=r"^([a-z]([a-z0-9-]{0,10}[a-z0-9])?)?$",
-        description="Start of the names, in place of the release's.",
+        description="Prefix of the names, instead of the release's name.",
     )
     images: ChartImages = ChartImages()
     storage: Storage = Storage()
     kubeflow: Kubeflow = Kubeflow()
     pods: Pods = Pods()
     loops: dict[DnsName, LoopEntry] = Field(
-        default={}, description="The loops by name: {flight-delay: {config: <what loop.yaml says>}}."
+        default={}, description="The loops by name: {flight-delay: {config: <content of loop.yaml>}}."
     )
     collector: Collector = Collector()
     monitor: Monitor = Monitor()
@@ -425,7 +432,7 @@ class Values(Part):
     network_policy: NetworkPolicies = NetworkPolicies()
     pod_disruption_budgets: Switch = Switch(enabled=True)
     keda: Switch = Field(
-        default=Switch(), description="KEDA's ScaledObjects where a part's autoscaling is enabled, not HPAs."
+        default=Switch(), description="For parts with autoscaling, create KEDA's ScaledObjects instead of HPAs."
     )
     gateway: Gateway = Gateway()
 

@@ -1,4 +1,4 @@
-"""Writes the Helm chart's values.yaml and values.schema.json from the typed model of the values."""
+"""Write the Helm chart's values.yaml and values.schema.json from the typed model of the values."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ def schema() -> str:
 
 
 def _plain(node: Any) -> Any:
-    """Leave out titles, which repeat the names, and formats, which are not ours: `7d` is no ISO 8601 duration."""
+    """Leave out titles, which repeat the names, and formats, which do not fit: `7d` is not an ISO 8601 duration."""
     if isinstance(node, list):
         return [_plain(item) for item in node]
     if not isinstance(node, dict):
@@ -45,7 +45,7 @@ def _plain(node: Any) -> Any:
 
 def values() -> str:
     """Return values.yaml: every value with its meaning and default."""
-    head = "# Written by `python -m kubeloop.chart values`; change src/kubeloop/chart/values.py and write it anew.\n"
+    head = "# Written by `python -m kubeloop.chart values`; change src/kubeloop/chart/values.py and run make schema.\n"
     return head + "\n".join(_lines(Values(), "")) + "\n"
 
 
@@ -70,13 +70,13 @@ def _lines(section: BaseModel, indent: str) -> Iterator[str]:
 
 
 def loop_values(paths: Sequence[Path]) -> str:
-    """Return values with what some loop.yaml files say, for installations that Git describes.
+    """Return chart values with the loops of some loop.yaml files, for an installation from Git.
 
     Raises:
         ConfigError: a file is missing or not valid.
     """
     files = " ".join(str(path) for path in paths)
-    head = f"# Written by `python -m kubeloop.chart loop {files}`; change what that reads and write it anew.\n"
+    head = f"# Written by `python -m kubeloop.chart loop {files}`; change that file and run the command again.\n"
     loops = {
         loop.name: {"config": loop.model_dump(mode="json", exclude_unset=True)} for loop in map(config.load, paths)
     }
@@ -87,7 +87,9 @@ def main() -> None:
     """Print the schema, the values, or the values of loops."""
     parser = argparse.ArgumentParser(prog="python -m kubeloop.chart", description=__doc__)
     parser.add_argument("what", choices=["schema", "values", "loop"], nargs="?", default="schema")
-    parser.add_argument("files", type=Path, nargs="*", help="the loop.yaml files of `loop`; the one here if left out")
+    parser.add_argument(
+        "files", type=Path, nargs="*", help="for `loop`: the loop.yaml files; if left out, the one in this folder"
+    )
     args = parser.parse_args()
     with errors.program():
         sys.stdout.write(

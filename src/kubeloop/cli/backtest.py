@@ -1,4 +1,4 @@
-"""The command `kubeloop backtest`: hold policies against each other on the history that is there."""
+"""The command `kubeloop backtest`: compare retraining policies on your own history."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from kubeloop.config import ConfigError
 
 _OUT = Console(highlight=False)
 _WIDE = 170
-"""Columns of what is written to a file or a pipe, which wraps nothing."""
+"""Width of the output to a file or a pipe, where lines are not wrapped."""
 _ERR = Console(stderr=True, highlight=False)
 
 
@@ -34,29 +34,29 @@ def backtest(
         str | None,
         typer.Option(
             "--from",
-            help="Where serving begins: the first model learns from what was known then.",
-            show_default="replay.train_to, or two fifths of the table",
+            help="When serving begins; the first model learns from what was known then.",
+            show_default="replay.train_to, or after two fifths of the table",
         ),
     ] = None,
     until: Annotated[
-        str | None, typer.Option(help="Where it ends.", show_default="replay.until, or the newest label")
+        str | None, typer.Option(help="When the backtest ends.", show_default="replay.until, or the newest label")
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option("--policy", help="Policy to try; repeat for more.", show_default="all")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes.", min=1, show_default="one a core")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes.", min=1, show_default="one per core")] = None,
     apply: Annotated[
         str | None,
-        typer.Option(help="Write this policy into loop.yaml; `suggested` takes the one that the result suggests."),
+        typer.Option(help="Write this policy into loop.yaml; `suggested` writes the one that the backtest suggests."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text.")] = False,
 ) -> None:
-    """Try ways to decide about retraining on your own history, without serving anything.
+    """Compare retraining policies on your own history, without serving anything.
 
-    Each policy goes through the history in virtual time and sees at each moment only what was known then: the loop's
-    own monitor, cooldowns and gate decide. The first line of the table is a model that is never retrained; a policy is
-    worth its retrainings where its difference to that line is above zero with its whole interval. Stopped with Ctrl-C
-    or killed, the same command goes on where it was.
+    Each policy runs through the history in virtual time. At each moment it sees only what was known then; the loop's
+    own monitor, cooldowns and gate decide. The first line of the table is a model that is never retrained. A policy
+    is worth its retrainings if the whole interval of its difference to that line is above zero. If you stop the
+    command, run it again to continue.
     """
     from kubeloop.backtest import history, policies, run
 
@@ -72,7 +72,7 @@ def backtest(
                 loop, settings, wanted, span, workers=workers or os.cpu_count() or 1, say=bar.say, progress=bar.progress
             )
     except KeyboardInterrupt:
-        _ERR.print("[red]stopped:[/] what was made is kept; run the same command again to go on")
+        _ERR.print("[red]stopped:[/] finished work is kept; run the same command again to continue")
         raise typer.Exit(130) from None
     changes = _apply(settings.loop_file, wanted, found, apply) if apply else None
     if as_json:
@@ -82,7 +82,7 @@ def backtest(
     for line in changes or []:
         _OUT.print(f"[green]loop.yaml[/] {escape(line)}")
     if changes == []:
-        _OUT.print("loop.yaml has these settings already.")
+        _OUT.print("loop.yaml already has these settings.")
 
 
 def _apply(path: Path, wanted: list[Any], found: dict[str, Any], name: str) -> list[str]:
@@ -94,7 +94,7 @@ def _apply(path: Path, wanted: list[Any], found: dict[str, Any], name: str) -> l
     name = found["suggested"] if name == "suggested" else name
     policy = next((policy for policy in wanted if policy.name == name and not policy.oracle), None)
     if policy is None:
-        raise ConfigError(f"--apply {name!r} is none of the policies that were tried, or none that can be followed")
+        raise ConfigError(f"--apply {name!r} is not a policy that was tried, or the loop cannot follow it")
     edit = apply.apply(path.read_text(), policy.settings, tradeoff_words.evidence(found, name))
     if edit.changes:
         whole.write(path, edit.text)
@@ -116,7 +116,7 @@ def _moment(text: str | None) -> Any:
 
 
 class _Bar:
-    """Shows what is under way and how much is left; plain lines where there is no terminal."""
+    """Shows the current work and how much is left; prints plain lines if there is no terminal."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -145,7 +145,7 @@ class _Bar:
         self._console.print(f"[dim]{escape(text)}[/]", soft_wrap=True)
 
     def progress(self, what: str, done: int, whole: int) -> None:
-        """Show how far something is."""
+        """Show the progress of one task."""
         if not self._console.is_terminal:
             if done in (0, whole) or done % max(1, whole // 5) == 0:
                 self.say(f"{what}: {done} of {whole}")
@@ -171,4 +171,4 @@ def _tell(found: dict[str, Any], applied: str) -> None:
     (_OUT if _OUT.is_terminal else Console(width=_WIDE, highlight=False)).print(table)
     for sentence in tradeoff_words.sentences(found, applied):
         _OUT.print(f"\n{escape(sentence)}", soft_wrap=not _OUT.is_terminal)
-    _OUT.print("\n`kubeloop report --open` shows it as a picture; docs/backtest.md says how to read it.\n")
+    _OUT.print("\n`kubeloop report --open` shows the result as a chart; docs/backtest.md says how to read it.\n")

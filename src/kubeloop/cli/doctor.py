@@ -1,4 +1,4 @@
-"""Find what is missing, wrong or too old, and name the command that mends it."""
+"""Find what is missing, wrong or too old, and name the command that fixes it."""
 
 import contextlib
 import importlib.metadata
@@ -24,10 +24,10 @@ from kubeloop.stores.bucket import Bucket, BucketError, OwnerError
 FREE_BYTES = 2 * 1024**3
 ANSWER_S = 60.0
 SETUP = "make -B setup"
-"""`make setup` alone would find that pyproject.toml and uv.lock have not changed, and do nothing."""
+"""Without -B, make would do nothing, because pyproject.toml and uv.lock have not changed."""
 
 _ENVIRONMENTS = {"core": "feast", "runtime": "onnxruntime", "detector": "alibi-detect"}
-"""The environments, each with the package that it is there for; their extras have the same names."""
+"""The environments, each with its main package; their extras have the same names."""
 _VERSIONS = """
 import importlib.metadata, json, sys
 found = {}
@@ -42,14 +42,14 @@ print(json.dumps({"python": "%d.%d.%d" % sys.version_info[:3], "packages": found
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; `mend` is the command that puts it right, where the text does not say it."""
+    """The result of one check; `fix` is the command that repairs it, if the text does not name it."""
 
     what: str
     ok: bool
-    mend: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
-        return f"{self.what}; mend it: {self.mend}" if self.mend else self.what
+        return f"{self.what}; fix: {self.fix}" if self.fix else self.what
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -57,7 +57,7 @@ class Finding:
 
 
 def examine(settings: Settings) -> list[Finding]:
-    """Look at everything a run needs; takes a second or two, and as long as it takes to read the state once."""
+    """Check everything that a run needs; takes a second or two, plus the time to read the whole state once."""
     return [
         *_state(settings),
         *quick(settings, state=False),
@@ -69,7 +69,7 @@ def examine(settings: Settings) -> list[Finding]:
 
 
 def quick(settings: Settings, *, state: bool = True) -> list[Finding]:
-    """Look at what fails a run at once: the three interpreters and, unless it is to be forgotten, the state."""
+    """Check what would fail a run at once: the three interpreters and, with `state`, the state folder."""
     found = [Finding(str(fault), ok=False) for fault in faults(settings, whole=False)] if state else []
     for name in _ENVIRONMENTS:
         python = _python(settings, name)
@@ -83,12 +83,12 @@ def _state(settings: Settings) -> Iterator[Finding]:
     broken = [Finding(str(fault), ok=False) for fault in faults(settings)]
     yield from broken
     if not broken and settings.state.is_dir():
-        yield Finding(f"{settings.state} is whole, as far as its checksums reach", True)
+        yield Finding(f"{settings.state} is undamaged, as far as its checksums can tell", True)
 
 
 def bounds(extra: str) -> dict[str, SpecifierSet]:
-    """Return the versions that this project asks for in an extra, by package name."""
-    # Its packages are for Python 3.11 alone, whichever Python asks.
+    """Return the versions that this project requires in an extra, by package name."""
+    # The detector's packages are for Python 3.11 only, whatever Python runs this.
     asker = {"python_version": "3.11", "python_full_version": "3.11.0"} if extra == "detector" else {}
     found = {}
     for line in importlib.metadata.requires("kubeloop") or []:
@@ -104,11 +104,11 @@ def _python(settings: Settings, name: str) -> Path:
 
 
 def _environments(settings: Settings) -> Iterator[Finding]:
-    """Ask each interpreter for its own packages, since the same one has other bounds in another environment."""
+    """Ask each interpreter for its packages, since each environment has its own version bounds."""
     pythons = SpecifierSet(importlib.metadata.metadata("kubeloop")["Requires-Python"])
     for name, probe in _ENVIRONMENTS.items():
         python, asked = _python(settings, name), bounds(name)
-        # `quick` has said so.
+        # `quick` reports this.
         if not os.access(python, os.X_OK):
             continue
         try:
@@ -123,18 +123,18 @@ def _environments(settings: Settings) -> Iterator[Finding]:
                 wrong.append(f"{package} is missing")
             elif has not in bound:
                 wrong.append(f"{package} {has} is not {bound}")
-        fine = f"Python {version}, {probe} {packages[probe]} and {len(asked) - 1} others as the project asks"
+        fine = f"Python {version}, {probe} {packages[probe]} and {len(asked) - 1} others as the project requires"
         yield Finding(f"{name} environment: {'; '.join(wrong) or fine}", not wrong, SETUP)
 
 
 class _NoAnswerError(KubeloopError):
-    """An interpreter did not say what it has; the message ends a sentence that begins with its path."""
+    """An interpreter did not list its packages; the message completes a sentence that begins with its path."""
 
     lasting = False
 
 
 def _ask(python: Path, packages: Iterable[str]) -> tuple[str, dict[str, str | None]]:
-    """Return the version of an interpreter, and those that it finds of these packages."""
+    """Return the version of an interpreter, and the versions of these packages in it."""
     try:
         done = subprocess.run(
             [python, "-c", _VERSIONS, *packages], capture_output=True, text=True, timeout=ANSWER_S, check=True
@@ -144,19 +144,21 @@ def _ask(python: Path, packages: Iterable[str]) -> tuple[str, dict[str, str | No
     except subprocess.TimeoutExpired:
         raise _NoAnswerError(f"did not answer within {ANSWER_S:g} s") from None
     except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip() or "no word").splitlines()[-1]
+        last = (error.stderr.strip() or "no message").splitlines()[-1]
         raise _NoAnswerError(f"ended with {error.returncode}: {last}") from None
     except OSError as error:
         raise _NoAnswerError(f"does not start: {error.strerror}") from None
     except (ValueError, KeyError, TypeError):
-        raise _NoAnswerError("answered something else than its packages; it is no Python") from None
+        raise _NoAnswerError("did not answer with its packages; it is not a Python interpreter") from None
 
 
 def _loop(settings: Settings) -> Iterator[Finding]:
     try:
         loop = config.load(settings.loop_file)
     except ConfigError as error:
-        yield Finding(str(error), False, "kubeloop init TABLE, or mend loop.yaml; `kubeloop config` explains it")
+        yield Finding(
+            str(error), False, "kubeloop init TABLE, or correct loop.yaml; `kubeloop config` explains every setting"
+        )
         return
     yield Finding(f"{settings.loop_file} is valid: {loop.name}", True)
     repo = settings.home / loop.features.repo
@@ -190,11 +192,11 @@ def _bucket(settings: Settings) -> Iterator[Finding]:
 def _space(settings: Settings) -> Iterator[Finding]:
     folder = next(parent for parent in (settings.state, *settings.state.parents) if parent.exists())
     if not os.access(folder, os.W_OK):
-        yield Finding(f"{folder} cannot be written", False, "set KUBELOOP_STATE to a folder of yours")
+        yield Finding(f"{folder} cannot be written", False, "set KUBELOOP_STATE to a folder that you can write to")
         return
     free = shutil.disk_usage(folder).free
     yield Finding(f"{free / 1024**3:.1f} GiB free in {folder}", free > FREE_BYTES, "free at least 2 GiB")
-    # A file that cannot be read is among what is wrong with the state.
+    # `_state` reports a file that cannot be read.
     with contextlib.suppress(KubeloopError, OSError):
         gone = [
             name
@@ -203,7 +205,7 @@ def _space(settings: Settings) -> Iterator[Finding]:
         ]
         if gone:
             yield Finding(
-                f"{', '.join(gone)} ended without a word; the state is kept",
+                f"{', '.join(gone)} ended unexpectedly; the state is kept",
                 False,
                 f"rm {shlex.quote(str(settings.services_file))}",
             )

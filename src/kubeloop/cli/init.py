@@ -1,4 +1,4 @@
-"""The command `kubeloop init`: ask what is missing, write the use case, say what was chosen."""
+"""The command `kubeloop init`: ask for what is missing, write the use case, print what was chosen."""
 
 import json
 import os
@@ -34,32 +34,38 @@ def register(app: typer.Typer) -> None:
 
 def init(
     table: Annotated[Path, typer.Argument(help="Parquet, Feather, CSV, JSON or Excel file: one row per prediction.")],
-    label: Annotated[str | None, typer.Option(help="Column to predict; empty while unknown.")] = None,
-    timestamp: Annotated[
-        str | None, typer.Option(help="Column with the moment of a prediction; DATE+TIME if it has two.")
+    label: Annotated[
+        str | None, typer.Option(help="Column to predict; its cells are empty until the label is known.")
     ] = None,
-    key: Annotated[list[str] | None, typer.Option(help="Column that says whom it is about; repeat for more.")] = None,
-    no_key: Annotated[bool, typer.Option("--no-key", help="The table is about one thing: it has no key.")] = False,
+    timestamp: Annotated[
+        str | None, typer.Option(help="Column with the moment of the prediction; DATE+TIME for two columns.")
+    ] = None,
+    key: Annotated[list[str] | None, typer.Option(help="Entity key, e.g. customer_id; repeat for more.")] = None,
+    no_key: Annotated[
+        bool, typer.Option("--no-key", help="The table is about a single entity, so it has no key.")
+    ] = False,
     into: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="the table's name")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the loop.", show_default="the table's name")] = None,
     label_delay: Annotated[
-        str | None, typer.Option(help="How long after its moment a label is known, such as 1d.")
+        str | None, typer.Option(help="How long after the prediction its label is known, such as 1d.")
     ] = None,
     label_known_at: Annotated[
-        str | None, typer.Option(help="Column that says when each label became known, instead of --label-delay.")
+        str | None, typer.Option(help="Column with the time at which each label became known; replaces --label-delay.")
     ] = None,
-    where: Annotated[str, typer.Option(help="SQL condition; other rows are not used, now and later.")] = "",
+    where: Annotated[str, typer.Option(help="SQL condition; rows that do not meet it are never used.")] = "",
     exclude: Annotated[list[str] | None, typer.Option(help="Column to leave out; repeat for more.")] = None,
     task: Annotated[
         str | None,
         typer.Option(
             metavar="binary|multiclass|regression",
-            help="What kind of label it is.",
-            show_default="two values, up to fifty classes, or a number",
+            help="Kind of label.",
+            show_default="found from the label: two values, up to fifty classes, or a number",
         ),
     ] = None,
-    positive: Annotated[str | None, typer.Option(help="The label's value to predict, where it is not 1.")] = None,
-    event_id: Annotated[str | None, typer.Option("--id", help="Column that names a row, if there is one.")] = None,
+    positive: Annotated[
+        str | None, typer.Option(help="The label's value that counts as positive, if it is not 1.")
+    ] = None,
+    event_id: Annotated[str | None, typer.Option("--id", help="Column with a unique row ID, if there is one.")] = None,
     date_format: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,30 +73,30 @@ def init(
         ),
     ] = None,
     timezone: Annotated[
-        str | None, typer.Option(help="Where the clock of times without an offset hung.", show_default="UTC")
+        str | None, typer.Option(help="Time zone of times without an offset.", show_default="UTC")
     ] = None,
     decimal: Annotated[
         list[str] | None,
-        typer.Option(metavar="[COLUMN=]point|comma", help="What stands before the decimals; repeat for more."),
+        typer.Option(metavar="[COLUMN=]point|comma", help="Decimal separator; repeat for more columns."),
     ] = None,
     missing: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="[COLUMN=]WORD", help="Word for a missing value; nothing after = for none. Repeat for more."
+            metavar="[COLUMN=]WORD", help="Word for a missing value; COLUMN= for no such word. Repeat for more."
         ),
     ] = None,
     encoding: Annotated[str | None, typer.Option(help="Encoding of a text file.", show_default="UTF-8")] = None,
-    delimiter: Annotated[str | None, typer.Option(help="What separates the fields of a CSV file.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Field separator of a CSV file.")] = None,
     skip_rows: Annotated[int | None, typer.Option(help="Lines before the names of the columns.")] = None,
     sheet: Annotated[str | None, typer.Option(help="Sheet of a workbook.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Take the likely columns without asking.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Use the likely columns without asking.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a machine instead of text.")] = False,
 ) -> None:
     """Write a working use case for your own table.
 
-    It needs a label, a timestamp and, where it is about more than one thing, keys. Names that are left out are
-    proposed in a terminal.
+    The table needs a label, a timestamp and, if it is about more than one entity, keys. In a terminal, the command
+    proposes the names that you leave out.
     """
     from kubeloop.reading import infer
     from kubeloop.scaffold import design
@@ -167,7 +173,7 @@ def _read(
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Split COLUMN=VALUE; the column is empty where only a value was said."""
+    """Split COLUMN=VALUE; the column is empty if only a value was given."""
     column, found, value = text.rpartition("=")
     return (column, value) if found else ("", text)
 
@@ -188,7 +194,7 @@ def _decimals(said: Sequence[str]) -> dict[str, Literal[".", ","]]:
     found = {}
     for column, value in map(_split, said):
         if value not in signs:
-            raise ConfigError(f"--decimal takes point or comma, alone or after COLUMN=, not {value!r}")
+            raise ConfigError(f"--decimal is {value!r}; write point or comma, or COLUMN=point or COLUMN=comma")
         found[column] = signs[value]
     return found
 
@@ -201,33 +207,35 @@ def _words(said: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _ask_delay(columns: Collection[str], likely: timedelta) -> tuple[timedelta | None, str | None]:
-    """Ask when labels become known; return how long it takes, or the column that says it."""
-    question = "How long after its moment is a label known? Such as 1d, or the column that says when"
+    """Ask when labels become known; return the delay, or the column with the time."""
+    question = "How long after a prediction is its label known? A duration such as 1d, or a column with the time"
     answer: str = typer.prompt(question, default=config.duration_text(likely))
     return (None, answer) if answer in columns else (_duration(answer), None)
 
 
 def _keys(likely: str | None, candidates: Sequence[str], ask: bool, yes: bool) -> list[str]:
-    """Return the key, or none where nothing in the table could be one.
+    """Return the key, or none if no column could be one.
 
     Raises:
-        ConfigError: there is nobody to ask, and there are candidates.
+        ConfigError: there are candidates, and the command may not ask.
     """
     if ask:
         if candidates:
             _OUT.print(f"Candidates for the key: {escape(_listed(candidates))}")
-        answer: str = typer.prompt("Which column is the key? Empty where the table is about one thing", likely or "")
+        answer: str = typer.prompt(
+            "Which column is the key? Leave empty if the table is about a single entity", likely or ""
+        )
         return [answer] if answer else []
     if yes or not candidates:
         return [likely] if likely else []
-    raise ConfigError(f"name the key with --key (candidates: {_listed(candidates)}), or say --no-key")
+    raise ConfigError(f"name the key with --key (candidates: {_listed(candidates)}), or give --no-key")
 
 
 def _choose(role: str, likely: str | None, candidates: Sequence[str], ask: bool, yes: bool) -> str:
-    """Return the column for a role, from the user or, with --yes, the likely one.
+    """Return the column for a role: the user's answer or, with --yes, the likely one.
 
     Raises:
-        ConfigError: there is nobody to ask.
+        ConfigError: the command may not ask.
     """
     if ask:
         if candidates:
@@ -257,6 +265,8 @@ def _tell(result: "Result") -> None:
         _OUT.print(f"[yellow]assumed:[/] {escape(text)}", soft_wrap=True)
     for text in result.warnings:
         _OUT.print(f"[yellow]look:[/] {escape(text)}", soft_wrap=True)
-    _OUT.print(f"\n{len(result.files)} files in {escape(str(result.folder))}, README.md and loop.yaml first. Next:\n")
+    _OUT.print(
+        f"\n{len(result.files)} files in {escape(str(result.folder))}; read README.md and loop.yaml first. Next:\n"
+    )
     for line in result.next:
         _OUT.print(f"    {escape(line)}", soft_wrap=True)

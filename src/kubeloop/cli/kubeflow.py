@@ -57,9 +57,9 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command()(submit)
     app.command()(schedule)
-    pipelines = typer.Typer(help="What Kubeflow Pipelines is given.", no_args_is_help=True)
+    pipelines = typer.Typer(help="Print what kubeloop gives to Kubeflow Pipelines.", no_args_is_help=True)
     pipelines.command()(objects)
-    # With one command alone, typer would leave its name out.
+    # With only one command, typer would leave out its name.
     pipelines.callback()(_nothing)
     app.add_typer(pipelines, name="pipelines")
 
@@ -79,10 +79,10 @@ def submit(
     loop_name: LoopName = None,
     as_json: Json = False,
 ) -> None:
-    """Run a pipeline on Kubeflow Pipelines, once a name.
+    """Run a pipeline on Kubeflow Pipelines; each name runs once.
 
-    Compiles, uploads what changed, starts the run and follows its steps. The same name again starts nothing: it
-    follows the run that is there, also one that the trigger started.
+    The command compiles the pipelines, uploads what changed, starts the run and follows its steps. If a run with this
+    name exists, even one that the trigger started, the command follows it and starts nothing.
     """
     from kubeloop.kubeflow import submission
     from kubeloop.kubeflow.api import Api
@@ -93,11 +93,11 @@ def submit(
     source = Source(installed, release, namespace, context, loop_name)
     loop = source.read(settings)
     if pipeline not in names.PIPELINES:
-        _fail(f"there is no pipeline {pipeline}; there are {', '.join(names.PIPELINES)}")
+        _fail(f"there is no pipeline {pipeline}; the pipelines are {', '.join(names.PIPELINES)}")
     stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
     run_name = name or f"{loop.name[:27]}-{pipeline}-{stamp}"
     if not _NAME.fullmatch(run_name):
-        _fail(f"--name {run_name}: write lower-case letters, digits and dashes, a letter first, at most 63 characters")
+        _fail(f"--name {run_name}: use at most 63 lower-case letters, digits and dashes, and start with a letter")
     attempt = None
     again = f"`kubeloop submit {pipeline}{source.options()} --name {run_name}`"
     try:
@@ -111,10 +111,10 @@ def submit(
         run = _watch(api, runs, run_name, as_json) if follow else attempt.run
         decided = verdict(Bucket.open(settings), run_name) if run.state == "SUCCEEDED" and settings.bucket else None
     except KeyboardInterrupt:
-        stopped = "no longer following; the run goes on" if attempt else "stopped before the run was seen to start"
+        stopped = "no longer following; the run continues" if attempt else "stopped before the run had started"
         _fail(f"{stopped}. {again} follows it again", 130)
     except OSError as error:
-        _fail(f"{error}\n{again} looks for the run and goes on from there", errors.exit_code(error))
+        _fail(f"{error}\n{again} finds the run and continues from there", errors.exit_code(error))
     if as_json:
         print(json.dumps(_record(run, address, decided), indent=2, default=str))
     elif follow:
@@ -137,8 +137,8 @@ def schedule(
 ) -> None:
     """Bring the recurring runs of Kubeflow Pipelines in line with `pipelines.recurring` of loop.yaml.
 
-    Uploads the training pipeline, of which the trigger starts the newest version, and every pipeline that recurs.
-    Recurring runs that others made stay as they are.
+    The command uploads the training pipeline, whose newest version the trigger starts, and every recurring pipeline.
+    It does not touch recurring runs that others made.
     """
     from kubeloop.kubeflow import recurring, submission
     from kubeloop.kubeflow.api import Api
@@ -163,7 +163,7 @@ def schedule(
         if not dry_run:
             recurring.apply(api, loop, versions, changes)
     except OSError as error:
-        _fail(f"{error}\nRun {again} again: it does what is left", errors.exit_code(error))
+        _fail(f"{error}\nRun {again} again to finish", errors.exit_code(error))
     if as_json:
         rows = [{"action": item.action, "name": item.name, "reason": item.reason} for item in changes]
         print(json.dumps({"applied": not dry_run, "changes": rows}, indent=2))
@@ -172,9 +172,9 @@ def schedule(
         colour = {"create": "green", "delete": "red"}[item.action]
         _OUT.print(f"[{colour}]{item.action}[/] {item.name}: {item.reason}")
     if not changes:
-        _OUT.print(f"{len(loop.pipelines.recurring)} recurring runs, all as in loop.yaml")
+        _OUT.print(f"{len(loop.pipelines.recurring)} recurring runs; all match loop.yaml")
     elif dry_run:
-        _OUT.print(escape(f"Nothing was changed; {again} does this."), soft_wrap=True)
+        _OUT.print(escape(f"Nothing was changed; {again} applies these changes."), soft_wrap=True)
 
 
 def objects(
@@ -184,7 +184,9 @@ def objects(
     release_namespace: ReleaseNamespace = None,
     context: Context = None,
     loop_name: LoopName = None,
-    namespace: Annotated[str | None, typer.Option(help="Their namespace.", show_default="KUBELOOP_NAMESPACE")] = None,
+    namespace: Annotated[
+        str | None, typer.Option(help="Namespace of the objects.", show_default="KUBELOOP_NAMESPACE")
+    ] = None,
 ) -> None:
     """Print Pipeline and PipelineVersion objects as YAML, for an installation that keeps pipelines in Git."""
     from kubeloop.kubeflow import resources, submission
@@ -199,7 +201,7 @@ def objects(
 
 
 def _nothing() -> None:
-    """What Kubeflow Pipelines is given."""
+    """Print what kubeloop gives to Kubeflow Pipelines."""
 
 
 def _start(
@@ -228,7 +230,7 @@ def _watch(api: "Api", runs: "Runs", run_name: str, quiet: bool) -> "Run":
 
 @contextmanager
 def _screen(console: Console) -> Iterator[Any]:
-    """Yield what shows a run: a table that lives in a terminal, elsewhere a line for each step that changes."""
+    """Yield a function that shows a run: as a live table in a terminal, else as one line per changed step."""
     if console.is_terminal:
         with Live(console=console, refresh_per_second=4) as live:
             yield lambda run: live.update(_table(run))
@@ -283,7 +285,7 @@ def _tell(run: "Run", decided: dict[str, Any] | None) -> None:
     failed = [step.name for step in run.steps if step.state == "FAILED"]
     where = f" in {', '.join(failed)}" if failed else ""
     word = _WORDS.get(run.state, run.state.lower())
-    advice = "the Kubeflow UI has the logs, another --name starts anew"
+    advice = "the Kubeflow UI has the logs; a new --name starts another run"
     _OUT.print(f"[red]{word}[/]{escape(where)}; {advice}", soft_wrap=True)
 
 

@@ -22,10 +22,10 @@ from kubeloop.errors import KubeloopError
 
 
 class _Commands(TyperGroup):
-    """The commands; what kubeloop raises itself is a sentence and an exit code, and no traceback."""
+    """The commands; an error of kubeloop ends one with a sentence and an exit code, not a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was asked for."""
+        """Run the command of the command line."""
         try:
             return super().invoke(ctx)
         except KubeloopError as error:
@@ -60,7 +60,7 @@ def _open(folder: Path) -> tuple[Loop, Settings]:
 
 
 def _fail(message: object, code: int = errors.LASTING) -> NoReturn:
-    # Not wrapped, since some messages hold a line to copy.
+    # Not wrapped, since some messages contain a line to copy.
     _err.print(f"[red]error:[/] {escape(str(message))}", soft_wrap=True)
     raise typer.Exit(code)
 
@@ -70,7 +70,7 @@ def _print(content: Any) -> None:
 
 
 class _Screen:
-    """Shows a replay: what happened as lines, how far it is as a bar; plain lines where there is no terminal."""
+    """Shows a replay: events as lines and progress as a bar; prints plain lines if there is no terminal."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -103,7 +103,7 @@ class _Screen:
         )
 
     def progress(self, progress: Any) -> None:
-        """Show how far the replay is."""
+        """Show the progress of the replay."""
         whole = (progress.until - progress.begin).total_seconds()
         done = (progress.moment - progress.begin).total_seconds() / whole
         facts = (
@@ -123,13 +123,13 @@ class _Screen:
 def run(
     folder: Folder = HERE,
     fast: Annotated[bool, typer.Option("--fast", help="Replay a smaller sample of fewer months.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget everything of earlier runs first.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete everything from earlier runs first.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run the whole loop on the table of loop.yaml.
 
-    Trains the first model, serves it, replays the rest of the table as traffic, watches for drift and
-    retrains. Interrupted with Ctrl-C, it goes on where it stopped when it is run again.
+    The command trains the first model, serves it, replays the rest of the table as traffic, watches for drift and
+    retrains. If you stop it with Ctrl-C, run it again to continue.
     """
     from kubeloop import report
     from kubeloop.session import run as session
@@ -142,7 +142,7 @@ def run(
             summary = session.run(loop, settings, config.inherited(), screen, plan=session.Plan(fast), fresh=fresh)
             page = report.write(loop, settings, summary)
     except KeyboardInterrupt:
-        _fail("stopped; the services have ended and nothing is lost. Run the same command again to go on.", 130)
+        _fail("stopped; the services have ended and nothing is lost. Run the same command again to continue.", 130)
     if as_json:
         _print(summary)
         return
@@ -154,12 +154,12 @@ def run(
 
 
 def _crash(error: Exception) -> NoReturn:
-    """End an error that is not ours: by what is wrong with the state, or with its trace in a file."""
+    """End after an unexpected error: name the fault of the state that caused it, or write the trace to a file."""
     import traceback
 
     from kubeloop import state
 
-    # The place that the command has adopted.
+    # The settings that the command has adopted.
     settings = config.settings()
     found = state.explain(error, settings)
     trace = settings.logs / "kubeloop.log"
@@ -177,7 +177,7 @@ def _crash(error: Exception) -> NoReturn:
 
 
 def _tell(summary: dict[str, Any]) -> None:
-    """Print what came of a run."""
+    """Print the result of a run."""
     from kubeloop.report import words
 
     predictions, found = summary["predictions"], summary["quality"]
@@ -206,7 +206,7 @@ def _tell(summary: dict[str, Any]) -> None:
 
 @app.command()
 def status(folder: Folder = HERE, as_json: Json = False) -> None:
-    """Show the champion, the open episode, the active run and which services are up."""
+    """Show the champion, the open episode, the active run and the running services."""
     from kubeloop.report import overview
 
     loop, settings = _open(folder)
@@ -226,7 +226,7 @@ def report(
     show: Annotated[bool, typer.Option("--open", help="Open the report in the browser.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the HTML report anew from the kept state, and say where it is."""
+    """Write the HTML report from the stored state and print its path."""
     from kubeloop import report as page
     from kubeloop.session import summary
 
@@ -244,7 +244,7 @@ def report(
 
 @app.command()
 def serve(folder: Folder = HERE) -> None:
-    """Serve the kept champion until Ctrl-C, with collector, monitor and trigger."""
+    """Serve the stored champion until Ctrl-C, with collector, monitor and trigger."""
     from kubeloop.features.online import Materializer
     from kubeloop.models import registry
     from kubeloop.session import client
@@ -261,12 +261,12 @@ def serve(folder: Folder = HERE) -> None:
             session.prepare(loop, settings, _out.print)
             stands = client.present(loop, settings)
             rows = Materializer(settings.features, loop.features.service).advance(stands or datetime.now(UTC))
-            where = f"at {stands:%Y-%m-%d %H:%M} UTC, where the replay stands" if stands else "now"
-            _out.print(f"Online store: {rows:,} rows, the newest of every key {where}.")
+            where = f"at {stands:%Y-%m-%d %H:%M} UTC, the replay's position" if stands else "now"
+            _out.print(f"Online store: {rows:,} rows, the newest row of every key {where}.")
             session.start(loop, services)
             session.resume_serving(loop, settings, _out.print)
             base = f"{services.url('node')}/v2/models/{loop.name}"
-            _out.print(f"Send requests to {base}/infer; {base} says what they hold. Ctrl-C ends it.")
+            _out.print(f"Send requests to {base}/infer; GET {base} describes their inputs. Press Ctrl-C to stop.")
             while True:
                 services.check()
                 time.sleep(0.5)
@@ -276,20 +276,20 @@ def serve(folder: Folder = HERE) -> None:
 
 @app.command()
 def predict(
-    rows: Annotated[str, typer.Argument(help="JSON: one object or a list of them, one a prediction; `-` reads stdin.")],
+    rows: Annotated[str, typer.Argument(help="JSON: one object per prediction, or a list of them; `-` reads stdin.")],
     folder: Folder = HERE,
     at: Annotated[
         str | None,
         typer.Option(
             help="Moment of the prediction, ISO 8601. Features that became known later count as missing.",
-            show_default="now, or where the replay stands",
+            show_default="now, or the replay's position",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Ask the running inference service for predictions.
 
-    A row holds the entity keys and request-time fields; `kubeloop predict '{}'` says which.
+    A row holds the entity keys and request-time fields; `kubeloop predict '{}'` lists them.
     """
     from kubeloop.session import client
     from kubeloop.tasks import port
@@ -334,13 +334,13 @@ def monitor(folder: Folder = HERE, as_json: Json = False) -> None:
 @app.command()
 def retrain(
     folder: Folder = HERE,
-    reason: Annotated[str, typer.Option(help="Why; it is kept with the version.")] = "asked for by hand",
+    reason: Annotated[str, typer.Option(help="Reason; stored with the version.")] = "asked for by hand",
     as_of: Annotated[
-        str | None, typer.Option(help="Moment whose knowledge to use.", show_default="the newest label")
+        str | None, typer.Option(help="Use only what was known at this moment.", show_default="the newest label")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Retrain now; the gate decides as always. A cooldown does not hold it back, an active run does."""
+    """Retrain now; the gate decides as always. A cooldown does not prevent it, but an active run does."""
     from kubeloop.session import retraining
 
     loop, settings = _open(folder)
@@ -361,7 +361,7 @@ def retrain(
 
 @app.command()
 def doctor(folder: Folder = HERE, as_json: Json = False) -> None:
-    """Say what is missing, wrong or too old, and the command that mends it."""
+    """Find what is missing, wrong or too old, and print the command that fixes it."""
     from kubeloop.cli import doctor as check
 
     found = check.examine(config.settings(folder))
@@ -370,8 +370,8 @@ def doctor(folder: Folder = HERE, as_json: Json = False) -> None:
     else:
         for finding in found:
             mark = "[green]ok[/]     " if finding.ok else "[red]problem[/]"
-            mend = f"\n        mend it: {finding.mend}" if finding.mend and not finding.ok else ""
-            _out.print(f"{mark} {escape(finding.what)}{mend}", soft_wrap=True)
+            fix = f"\n        fix: {finding.fix}" if finding.fix and not finding.ok else ""
+            _out.print(f"{mark} {escape(finding.what)}{fix}", soft_wrap=True)
     if not all(finding.ok for finding in found):
         raise typer.Exit(1)
 
@@ -385,7 +385,7 @@ def _doctor_or_fail(settings: Settings, *, state: bool = True) -> None:
 
 @app.command()
 def migrate(folder: Folder = HERE) -> None:
-    """Bring the ledger's and the monitor's database to the schema of this version; `kubeloop run` does so itself."""
+    """Migrate the ledger's and the monitor's database to the schema of this version, as `kubeloop run` does."""
     from kubeloop.session import migration
 
     for sentence in migration.upgrade_all(config.settings(folder)):
@@ -393,7 +393,7 @@ def migrate(folder: Folder = HERE) -> None:
 
 
 def _migrate(settings: Settings) -> None:
-    """Migrate databases on a server; files are migrated by those that open them."""
+    """Migrate databases on a server; the program that opens a file migrates it."""
     from kubeloop.session import migration
 
     for _ in migration.upgrade_all(settings, sqlite=False):

@@ -1,6 +1,6 @@
-"""The one reader of settings: the use case (`loop.yaml`) and where this installation keeps things.
+"""Read all settings: the use case (`loop.yaml`) and the places where this installation keeps things.
 
-Two objects, because they change for different reasons. `Loop` is the use case: it travels with a pipeline run as a
+They are two objects, because they change for different reasons. `Loop` is the use case: a pipeline run gets it as a
 parameter, and its digest is part of a model's lineage. `Settings` is the place: folders, ports, interpreters; it comes
 from `KUBELOOP_*` variables and never changes what is learned.
 """

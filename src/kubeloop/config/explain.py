@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 from kubeloop.config import Loop
 
 _EMPTY: dict[str, Any] = {"object": {}, "array": []}
-"""What a factory makes where the schema tells no default."""
+"""Defaults that a factory makes, since the schema does not hold them."""
 
 
 class _Section(NamedTuple):
-    """Settings of one model: how their path goes on, and whether there may be many of them."""
+    """The settings below a field: the rest of their path, and their model."""
 
     definition: dict[str, Any]
     suffix: str
@@ -22,7 +22,7 @@ class _Section(NamedTuple):
 
 
 def text() -> str:
-    """Return one line for each setting: name, type, default and meaning; first those of a binary task."""
+    """Return one line per setting: name, type, default and meaning; those of a binary task come first."""
     schema = Loop.model_json_schema(mode="serialization")
     definitions = schema["$defs"]
     first, *others = (definitions[choice["$ref"].rsplit("/", 1)[-1]] for choice in schema["oneOf"])
@@ -36,7 +36,7 @@ def text() -> str:
 
 
 def _lines(node: dict[str, Any], definitions: dict[str, Any], prefix: str, given: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of a section's settings; `given` holds the defaults that the section around it has for them."""
+    """Yield the lines of a section's settings; `given` holds the defaults from the enclosing section."""
     required = set(node.get("required", ()))
     for name, field in node["properties"].items():
         path = f"{prefix}{name}"
@@ -56,7 +56,7 @@ def _lines(node: dict[str, Any], definitions: dict[str, Any], prefix: str, given
 
 
 def _section(field: dict[str, Any], definitions: dict[str, Any]) -> _Section | None:
-    """Return the settings that a field holds once, by name or in a list; None for a plain value."""
+    """Return the settings that a field holds, once, by name or in a list; None for a plain value."""
     for choice in (field, *field.get("anyOf", ()), *field.get("allOf", ())):
         named = [choice.get("additionalProperties"), *choice.get("patternProperties", {}).values()]
         for place, suffix in ((choice, ""), (choice.get("items"), "[]"), *((item, ".<name>") for item in named)):

@@ -1,7 +1,7 @@
 """Find the kinds of task by name, and the settings that each of them adds to loop.yaml.
 
-A kind is a package with the module `settings`: a folder of `kubeloop.tasks`, or a package that somebody else installed
-with the entry point group `kubeloop.kinds`. docs/kinds.md says what else is in it.
+A kind is a package with the module `settings`: a folder of `kubeloop.tasks`, or an installed package of another
+project with the entry point group `kubeloop.kinds`. docs/kinds.md describes the rest of such a package.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The use case: `loop.yaml`. It travels with a pipeline run, and its digest is part of a model's lineage."""
+"""The use case: `loop.yaml`. A pipeline run gets it as a parameter, and its digest is part of a model's lineage."""
 
 import functools
 import hashlib
@@ -40,66 +40,68 @@ from kubeloop.config.types import (
 )
 
 TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,199}$")]
-"""A table is a file of its name; see `paths.part`."""
+"""Each table is stored in a file with this name; see `paths.part`."""
 
 
 class Table(Model):
     """One raw table of the source."""
 
-    available_at: str = Field(description="Column with the moment (UTC) from which a row was known.")
-    static: bool = Field(default=False, description="Facts without a history: never too old for a training window.")
+    available_at: str = Field(description="Column with the moment (UTC) at which a row became known.")
+    static: bool = Field(
+        default=False, description="Facts without a history, which are never too old for a training window."
+    )
     path: str | None = Field(
         default=None,
         description="Parquet, Feather, CSV, JSON or Excel file, relative to loop.yaml; leave out when `source.entry` "
         "writes the table.",
     )
-    read: Read = Field(default=Read(), description="How the file is opened, where it does not say so itself.")
+    read: Read = Field(default=Read(), description="How to open the file, if this cannot be found from the file.")
     columns: Columns = Field(
         default={},
-        description="How texts are read, by column: a kind, or a kind with more. A row that does not fit is "
-        "quarantined. Where nothing is said of a file without types, kinds are found whenever it is read.",
+        description="How to read text, by column: a kind, or a kind with options. A row that does not fit is "
+        "quarantined. For a file without types, kinds that are not given are found each time it is read.",
     )
-    where: str = Field(default="", description="SQL condition; rows of `path` for which it does not hold are not used.")
+    where: str = Field(default="", description="SQL condition; rows of `path` that do not meet it are not used.")
 
 
 class Source(Model):
-    """Where raw data come from."""
+    """The source of raw data."""
 
     entry: str | None = Field(
         default=None,
         pattern=r"^[\w.]+:\w+$",
-        description="module:function in the feature repo; called with a folder, writes one Parquet file a table.",
+        description="module:function in the feature repo; it gets a folder and writes one Parquet file per table.",
     )
     live: str | None = Field(
         default=None,
         pattern=r"^[\w.]+:\w+$",
         description="module:function in the feature repo for runs after `replay.until`, or for all runs without a "
-        "`replay`; called with a folder and the moments `since` and `until` between which the run needs rows, writes "
-        "what `entry` writes. The same moments must give the same rows, and later ones the same rows and more.",
+        "`replay`; it gets a folder and the moments `since` and `until` between which the run needs rows, and writes "
+        "what `entry` writes. The same moments must give the same rows; a later `until` may only add rows.",
     )
     tables: dict[TableName, Table] = Field(min_length=1)
 
 
 class Features(Model):
-    """Which features the model reads."""
+    """The features that the model reads."""
 
     repo: str = Field(default="feature_repo", description="Feature repo folder, relative to loop.yaml.")
-    service: str = Field(description="The Feast feature service, with its version in the name.")
+    service: str = Field(description="The Feast feature service; its name contains its version.")
     history: Duration = Field(
         default=timedelta(days=14),
-        description="Raw data before the training window that rolling features look back on.",
+        description="Raw data before the training window, for rolling features.",
     )
 
 
 class Training(Model):
-    """How a model is made; a kind of task adds its algorithms and settings."""
+    """How a model is trained; a kind of task adds its algorithms and settings."""
 
     algorithm: str
     parameters: dict[str, Annotated[int | float | str | bool, BeforeValidator(number)]] = Field(default_factory=dict)
-    trials: int = Field(default=0, ge=0, le=500, description="Optuna trials; 0 takes `parameters` as they are.")
+    trials: int = Field(default=0, ge=0, le=500, description="Optuna trials; 0 uses `parameters` unchanged.")
     seed: int = Field(default=7, ge=0)
-    window: Duration = Field(default=timedelta(days=90), description="Labelled data a run trains and tests on.")
-    holdout: Duration = Field(default=timedelta(days=14), description="Newest part of the window, kept for the gate.")
+    window: Duration = Field(default=timedelta(days=90), description="Labelled data that a run trains and tests on.")
+    holdout: Duration = Field(default=timedelta(days=14), description="Newest part of the window, used by the gate.")
     threads: int = Field(default=2, ge=1)
 
     @model_validator(mode="after")
@@ -117,23 +119,23 @@ class Gates(Model):
     resamples: int = Field(default=1000, ge=100)
     block: Duration = Field(
         default=timedelta(days=1),
-        description="Rows of one block of time are resampled together, since they share weather and delays.",
+        description="Rows of one block of time are resampled together, since they are not independent.",
     )
-    min_gain: float = Field(default=0.0, ge=0, description="The interval's lower end must exceed this gain.")
+    min_gain: float = Field(default=0.0, ge=0, description="The lower end of the gain's interval must exceed this.")
     floors: Mapping[Any, float]
     ceilings: Mapping[Any, float]
     slices: tuple[str, ...] = ()
-    slice_tolerance: float = Field(default=0.03, ge=0, description="Largest loss of the metric allowed in a slice.")
+    slice_tolerance: float = Field(default=0.03, ge=0, description="Largest allowed loss of the metric in a slice.")
     slice_min_rows: int = Field(default=300, ge=1)
     refuse_on_warning: bool = Field(
         default=False,
-        description="Refuse a model that training warned of, such as one with a feature that alone predicts the label. "
-        "Left off, it is promoted with the warning in its reason: some tables are that easy.",
+        description="Reject a model if training gave a warning, for example that a single feature predicts the label. "
+        "If false, the model can be promoted, and its reason holds the warning.",
     )
 
 
 class Drift(Model):
-    """What counts as drift, and when it becomes an episode."""
+    """What counts as drift, and when drift opens an episode."""
 
     engine: Literal["alibi", "builtin"] = "alibi"
     window: Duration = timedelta(days=7)
@@ -141,44 +143,46 @@ class Drift(Model):
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.01
     min_effect: Share = Field(
         default=0.2,
-        description="Kolmogorov-Smirnov D (numeric) or Cramér's V (categorical) under which a change is too small.",
+        description="Smallest change that counts: Kolmogorov-Smirnov D (numeric) or Cramér's V (categorical).",
     )
     min_importance: Share = Field(
-        default=0.1, description="Share of the model's importance that the drifted features must carry."
+        default=0.1, description="Share of the model's feature importance that the drifted features must have."
     )
-    votes: int = Field(default=2, ge=1, description="Drifted windows (k) of the last `of` (m) that open an episode.")
+    votes: int = Field(default=2, ge=1, description="Drifted windows among the last `of` that open an episode.")
     of: int = Field(default=3, ge=1)
     min_auc: Share = Field(
         default=0.6,
-        description="Where gates.metric is auc: live AUC under which a window counts as drifted by itself.",
+        description="If gates.metric is auc: a window with a live AUC below this counts as drifted in any case.",
     )
     max_auc_drop: Share = Field(
-        default=0.05, description="Where gates.metric is auc: largest live AUC loss against the gate's hold-out."
+        default=0.05, description="If gates.metric is auc: largest loss of live AUC against the gate's hold-out."
     )
     limit: float | None = Field(
         default=None,
-        description="Live gates.metric beyond which a window counts as drifted by itself: a floor where more is "
-        "better, a ceiling where less is. Left out, it is min_auc for auc, and none for other metrics.",
+        description="A window whose live gates.metric is worse than this counts as drifted in any case. "
+        "If left out: min_auc for auc, no limit for other metrics.",
     )
     max_drop: Annotated[float, Field(ge=0)] | None = Field(
         default=None,
-        description="By how much gates.metric may be worse than on the gate's hold-out. Left out, it is max_auc_drop "
+        description="By how much live gates.metric may be worse than on the gate's hold-out. If left out: max_auc_drop "
         "for auc, 0.05 for other shares, and a tenth of the hold-out's value for losses.",
     )
     skew: Annotated[Duration, Field(ge=timedelta(0), le=moments.MOST)] = Field(
         default=moments.SKEW,
-        description="How far a client's clock may run ahead; events beyond are counted, and in no window.",
+        description="How far a client's clock may run ahead; later events are counted but are not in any window.",
     )
     label_wait: Duration = Field(default=timedelta(days=1), description="How long a window waits for its labels.")
     retrain_on: tuple[Literal["drift", "performance"], ...] = Field(
         default=("drift", "performance"),
-        description="Which findings open an episode, and so a retraining; [] shows them and retrains on none.",
+        description="Findings that open an episode, and so start a retraining; with [] they are only shown.",
     )
     retrain_every: Duration | None = Field(
         default=None,
-        description="Retrain at least once in every such span, at the end of a window, whatever was found.",
+        description="Retrain at least this often, at the end of a window, whatever was found.",
     )
-    cooldown: Duration = Field(default=timedelta(days=14), description="Rest after an episode; doubles on rejection.")
+    cooldown: Duration = Field(
+        default=timedelta(days=14), description="Pause after an episode; doubles after a rejection."
+    )
     max_cooldown: Duration = timedelta(days=56)
 
     @model_validator(mode="after")
@@ -186,7 +190,7 @@ class Drift(Model):
         if self.votes > self.of:
             raise ValueError(f"drift.votes ({self.votes}) cannot exceed drift.of ({self.of})")
         if self.cooldown > self.max_cooldown:
-            raise ValueError("drift.cooldown cannot exceed drift.max_cooldown, to which it doubles")
+            raise ValueError("drift.cooldown cannot exceed drift.max_cooldown")
         return self
 
 
@@ -194,19 +198,21 @@ class Serving(Model):
     """The limits of the inference service."""
 
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
-    max_rows: int = Field(default=10_000, ge=1, description="Most rows one request may carry.")
+    max_rows: int = Field(default=10_000, ge=1, description="Largest number of rows in a request.")
     timeout_s: float = Field(default=10.0, gt=0)
     grpc: bool = Field(
         default=False,
-        description="On a cluster, the transformer speaks gRPC as well (inference.GRPCInferenceService), on port 9000.",
+        description="On a cluster, let the transformer also serve gRPC (inference.GRPCInferenceService) on port 9000.",
     )
-    log_queue: int = Field(default=10_000, ge=1, description="Payload events held for a slow collector before drops.")
+    log_queue: int = Field(
+        default=10_000, ge=1, description="Payload events that wait for a slow collector; more are dropped."
+    )
 
 
 class Replay(Model):
     """The part of the table that trains the first model, and the part that is replayed as traffic."""
 
-    train_from: Instant = Field(description="No run learns from anything older, however long `training.window` is.")
+    train_from: Instant = Field(description="No run learns from older data, however long `training.window` is.")
     train_to: Instant
     until: Instant
     sample: Annotated[float, Field(gt=0, le=1)] = 0.25
@@ -214,7 +220,7 @@ class Replay(Model):
     fast_until: Instant | None = None
     group_by: str | None = Field(
         default=None,
-        description="Events of one moment go out as one request; with a column here, as one request a value.",
+        description="Events of one moment are sent as one request; with a column here, as one request per value.",
     )
     seed: int = 7
 
@@ -226,13 +232,13 @@ class Replay(Model):
 
 
 _DNS_LABEL = 63
-"""Characters of one part of a host name."""
+"""Most characters in one part of a host name."""
 
 
 class Loop(Model):
     """The use case: one loop.yaml."""
 
-    # What is refused may be an address with a password in it.
+    # A refused value may be an address that contains a password.
     model_config = ConfigDict(hide_input_in_errors=True)
 
     task: str = Field(
@@ -240,10 +246,10 @@ class Loop(Model):
         description="Kind of what is predicted: whether something happens (binary), which of several classes "
         "(multiclass), or how much (regression). It selects the settings of training and gates.",
     )
-    name: DnsName = Field(description="Names the model, the inference service and the pipelines.")
+    name: DnsName = Field(description="Name of the loop, its model, its inference service and its pipelines.")
     description: str = ""
     assumptions: tuple[str, ...] = Field(
-        default=(), description="What nobody has confirmed yet, one sentence each; the report shows them."
+        default=(), description="Assumptions that nobody has confirmed yet, one sentence each; the report shows them."
     )
     source: Source
     features: Features
@@ -263,7 +269,7 @@ class Loop(Model):
             return settle(data)
         named = data.get("task", kinds.DEFAULT) if isinstance(data, Mapping) else "binary"
         if named not in kinds.names():
-            raise ValueError(f"task {named!r} is none of {', '.join(kinds.names())}")
+            raise ValueError(f"task {named!r} is unknown; write one of {', '.join(kinds.names())}")
         return _of_kind(named).model_validate(data)
 
     @classmethod
@@ -288,28 +294,28 @@ class Loop(Model):
         if self.delivery.applier != "local" and len(host) > _DNS_LABEL:
             raise ValueError(
                 f"name {self.name} and delivery.namespace {self.delivery.namespace} are too long together: KServe "
-                f"makes the host name {host} of them, which may have {_DNS_LABEL} characters, not {len(host)}"
+                f"combines them into the host name {host} with {len(host)} characters; {_DNS_LABEL} are allowed"
             )
         return self
 
     def dump(self) -> str:
-        """Write as JSON what was said, without the defaults; `Loop.parse` reads it back unchanged.
+        """Return the given settings as JSON, without the defaults; `Loop.parse` reads it back unchanged.
 
-        What is said stays said, also where it is the default. What was left out is the default of the version that
-        reads it, as in loop.yaml. `digest`, and what `loops.keep` writes, hold every default.
+        A given setting is kept even if it equals the default. A setting that was left out gets the default of the
+        version that reads it, as in loop.yaml. `digest`, and what `loops.keep` writes, include every default.
         """
         return self.model_dump_json(exclude_unset=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The type of a kind is made when it is first asked for, so another process does not find it by name.
+        # The type of a kind is made when it is first used, so another process does not find it by name.
         return Loop.parse, (self.dump(),)
 
     def digest(self) -> str:
-        """Return the SHA-256 hex digest of what shapes a model: neither the traffic nor where things run."""
+        """Return the SHA-256 hex digest of the settings that shape a model, not those of traffic or places."""
         content = self.model_dump(mode="json", exclude={"assumptions", "replay", "delivery", "pipelines"})
         if self.replay:
             content["train_from"] = self.replay.train_from.isoformat()
-        # Sorted, since the order of a mapping says nothing and a chart's values have another one.
+        # Sorted, since the order of a mapping has no meaning and a chart's values have another order.
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @classmethod
@@ -317,12 +323,12 @@ class Loop(Model):
         """Read YAML or JSON text; the settings in `over` replace the text's, section by section.
 
         Raises:
-            ConfigError: the text is no mapping, or a setting is missing, wrong or unknown.
+            ConfigError: the text is not a mapping, or a setting is missing, wrong or unknown.
         """
         try:
             data = json.loads(text)
         except ValueError:
-            # Not every JSON text means the same to a YAML reader: 1e-5 is a string to PyYAML.
+            # JSON is tried first, since PyYAML reads some JSON differently: 1e-5 is a string to it.
             try:
                 data = yaml.safe_load(text)
             except yaml.YAMLError as error:
@@ -341,7 +347,7 @@ def _of_kind(name: str) -> type[Loop]:
     """Return the type of a loop of one kind."""
     found, about = kinds.settings(name), Loop.model_fields["task"].description
     fields: dict[str, Any] = {
-        # Only one kind may be left out, or a schema could not tell which of them is meant.
+        # Only one kind can be the default, or a schema could not tell which kind is meant.
         "task": (Literal[name], Field(default=name if name == kinds.DEFAULT else ..., description=about)),
         "training": (found.Training, _section(found.Training)),
         "gates": (found.Gates, _section(found.Gates)),
@@ -350,7 +356,7 @@ def _of_kind(name: str) -> type[Loop]:
 
 
 def _section(kind: type[Model]) -> Any:
-    """Return the field of a section that may be left out where all of its settings have a default."""
+    """Return the field of a section, which may be left out if all of its settings have a default."""
     needed = any(field.is_required() for field in kind.model_fields.values())
     return Field() if needed else kind()
 
@@ -378,5 +384,7 @@ def load(path: Path) -> Loop:
         ConfigError: the file is missing or not valid.
     """
     if not path.is_file():
-        raise ConfigError(f"{path} does not exist; run in the folder with loop.yaml, or `kubeloop init` makes one")
+        raise ConfigError(
+            f"{path} does not exist; run the command in the folder with loop.yaml, or write one with `kubeloop init`"
+        )
     return Loop.parse(path.read_text())

@@ -1,6 +1,6 @@
-"""Where this installation keeps things: folders, addresses, interpreters, from `KUBELOOP_*` variables.
+"""The places of this installation: folders, addresses, interpreters, from `KUBELOOP_*` variables.
 
-The only reader of the environment.
+Only this module reads the environment.
 """
 
 import os
@@ -19,34 +19,37 @@ class Settings(Model):
     model_config = ConfigDict(hide_input_in_errors=True)
 
     home: Path = Field(description="Folder of loop.yaml and the feature repo.")
-    state: Path = Field(description="Folder with everything a run leaves; deleting it starts over.")
+    state: Path = Field(description="Folder with everything that runs store; delete it to start over.")
     mlflow_uri: str = Field(description="MLflow's tracking and registry server.")
-    mlflow_run_id: str = Field(default="", description="MLflow run to log to; empty makes a run of our own.")
+    mlflow_run_id: str = Field(default="", description="MLflow run to log to; a new run if empty.")
     core_python: Path
     runtime_python: Path
     detector_python: Path
-    code: str = Field(default="", description="Commit that an image was built from; asked of git when empty.")
+    code: str = Field(default="", description="Commit that an image was built from; if empty, git is asked.")
     ledger_db: str = Field(description="SQLAlchemy URL of the trigger ledger.", repr=False)
     monitor_db: str = Field(description="SQLAlchemy URL of the monitor's state.", repr=False)
     feature_registry: str = Field(default="", repr=False, description="SQLAlchemy URL of a shared Feast registry.")
     online_store: str = Field(default="", repr=False, description="redis:// or postgresql:// URL of the online store.")
-    bucket: str = Field(default="", description="s3:// address under which the payload log and references are kept.")
+    bucket: str = Field(default="", description="s3:// address of the payload log and the references.")
     s3_endpoint: str = Field(default="", description="Address of an S3 store that is not AWS.")
     owner: str = Field(
         default="", description="This installation's name in the bucket's owner.json; not compared when empty."
     )
     loop: Path | None = Field(
-        default=None, description="The loop as the chart installed it, for what is sent to Kubeflow; else loop.yaml."
+        default=None,
+        description="File with the loop as the chart installed it, for commands that use Kubeflow; else loop.yaml.",
     )
-    collector_url: str = Field(default="", description="The collector, where it is no process of this machine.")
-    monitor_url: str = Field(default="", description="The monitor, likewise; {loop} stands for the loop's name.")
+    collector_url: str = Field(default="", description="Address of the collector, if it does not run on this machine.")
+    monitor_url: str = Field(
+        default="", description="Address of the monitor, in the same case; {loop} is replaced by the loop's name."
+    )
     hosts: str = Field(
         default="",
-        description="Names beyond localhost by which clients of this machine call its services, separated by commas.",
+        description="Host names besides localhost that clients use for this machine's services, separated by commas.",
     )
     namespace: str = Field(default="kubeflow", description="Namespace of the pipeline's steps and of their TrainJobs.")
     installed_loop: str = Field(
-        default="", description="Text of the loop as the chart has it now; a run of another one says so."
+        default="", description="Text of the loop that the chart has now; a run of another loop reports that."
     )
     compiled: str = Field(default="", description="Digest of the settings that a step's pod was compiled with.")
     release: str = Field(default="", description="Namespace and name of the Helm release, `kubeloop/kubeloop`.")
@@ -54,7 +57,7 @@ class Settings(Model):
     kfp_url: str = Field(
         default="", description="The Kubeflow Pipelines API, such as http://ml-pipeline.kubeflow:8888."
     )
-    kfp_ui: str = Field(default="", description="Where people open the Kubeflow UI; for links alone.")
+    kfp_ui: str = Field(default="", description="Address of the Kubeflow UI for people; only used in links.")
     kfp_token_file: Path | None = Field(default=None, description="Service account token for the pipelines API.")
     git_user: str = Field(default="x-access-token", description="User name that goes with the token for Git.")
     git_token: SecretStr = Field(default=SecretStr(""), description="Token, or password, for `delivery.git`.")
@@ -86,12 +89,12 @@ class Settings(Model):
 
     @property
     def runs(self) -> Path:
-        """One folder a pipeline run."""
+        """One folder per pipeline run."""
         return self.state / "runs"
 
     @property
     def logs(self) -> Path:
-        """One log file a service."""
+        """One log file per service."""
         return self.state / "logs"
 
     @property
@@ -101,12 +104,12 @@ class Settings(Model):
 
     @property
     def services_file(self) -> Path:
-        """Addresses and process ids of the services that are up."""
+        """Addresses and process IDs of the running services."""
         return self.state / "services.json"
 
     def environ(self) -> dict[str, str]:
         """Return the variables from which a child process reads these same settings."""
-        # What follows from the state folder is left out, or it would outlive a change of that folder.
+        # Settings that follow from the state folder are left out, or a change of that folder would not affect them.
         usual = {name: field.default for name, field in Settings.model_fields.items()} | _databases(self.state)
         found = {name: getattr(self, name) for name in Settings.model_fields if name not in _OTHERS}
         return {f"KUBELOOP_{name.upper()}": _text(value) for name, value in found.items() if value != usual[name]}
@@ -125,14 +128,14 @@ PUBLIC = (
     *("KUBELOOP_MLFLOW_URI", "KUBELOOP_BUCKET", "KUBELOOP_COLLECTOR_URL", "KUBELOOP_MONITOR_URL"),
     *("KUBELOOP_NAMESPACE", "KUBELOOP_OWNER", "AWS_ENDPOINT_URL", "AWS_REGION"),
 )
-"""Variables of a pipeline step that are no secret; the chart's ConfigMap holds them."""
+"""Variables of a pipeline step that are not secret; the chart's ConfigMap holds them."""
 
 # Settings whose variables are not ours to name.
 _OTHERS = {"mlflow_run_id": "MLFLOW_RUN_ID", "s3_endpoint": "AWS_ENDPOINT_URL"}
 
 
 class Node(NamedTuple):
-    """Which of the nodes of a TrainJob this process is; Kubeflow Trainer's variables say it."""
+    """This process's position among the nodes of a TrainJob, from Kubeflow Trainer's variables."""
 
     rank: int
     nodes: int
@@ -140,7 +143,7 @@ class Node(NamedTuple):
 
 
 def node() -> Node:
-    """Return this process's place among the nodes of its TrainJob; alone where nothing says otherwise."""
+    """Return this process's position among the nodes of its TrainJob; one node without Trainer's variables."""
     env = os.environ
     rank = env.get("PET_NODE_RANK") or env.get("JOB_COMPLETION_INDEX") or "0"
     return Node(int(rank), int(env.get("PET_NNODES") or "1"), env.get("PET_MASTER_ADDR", ""))
@@ -152,15 +155,15 @@ QUIET = {
     "GX_ANALYTICS_ENABLED": "false",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    # A minute without an answer, not four: the step is repeated anyway.
+    # Give up after one minute without an answer, not four: the step is repeated anyway.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    # Eight processes of 250 MB for jobs that nobody asks for.
+    # These would be eight processes of 250 MB for jobs that nobody uses.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     # Training shares the cores with serving: its threads must sleep while they wait, not spin.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
-"""Variables that keep the libraries from calling home, loading pickles, and waiting or working for nothing."""
+"""Variables that stop the libraries from sending usage data, loading pickles, and waiting or working needlessly."""
 
 
 def adopt(settings: Settings) -> None:
@@ -177,8 +180,8 @@ def settings(home: Path | None = None, state: Path | None = None) -> Settings:
     """Read the settings from `KUBELOOP_*` variables, with the laptop's defaults.
 
     Args:
-        home: folder of loop.yaml; the variable `KUBELOOP_HOME`, else the current folder, when left out.
-        state: state folder; the variable `KUBELOOP_STATE`, else `.kubeloop` in `home`, when left out.
+        home: folder of loop.yaml; if left out, the variable `KUBELOOP_HOME`, else the current folder.
+        state: state folder; if left out, the variable `KUBELOOP_STATE`, else `.kubeloop` in `home`.
     """
     env = os.environ
     home = (home or Path(env.get("KUBELOOP_HOME", "."))).resolve()

@@ -46,10 +46,10 @@ WORDS = (
 )
 """Words for a missing value, in lower case; no number, time or truth value is written like that."""
 EXACT = ("NA", "N/A", "#N/A", "<NA>", "NULL", "null", "None", "NaN", "nan", "NaT", "\\N", "?", "-", "--")
-"""Those that `init` takes for one among texts too: what programs write, and not what people say, as in `none`."""
+"""Words that `init` takes for a missing value in texts too: programs write them; `none` could be a person's answer."""
 
 EPOCHS = {"epoch_s": 1_000_000, "epoch_ms": 1_000, "epoch_us": 1, "epoch_ns": 0}
-"""Formats of times that count from 1970 on: microseconds a unit, 0 for nanoseconds."""
+"""Formats of times that count from 1970: microseconds per unit, 0 for nanoseconds."""
 NAMED = ("iso", "excel", "quarter", "week", *EPOCHS)
 """Formats of times that are not written with % signs."""
 
@@ -64,7 +64,7 @@ def _zone(text: str) -> str:
 
 def _format(text: str) -> str:
     if text not in NAMED and not re.search(r"%[a-zA-Z]", text):
-        raise ValueError(f"{text!r} is not a format of times; write one such as %d/%m/%Y, or one of {', '.join(NAMED)}")
+        raise ValueError(f"{text!r} is not a time format; write one such as %d/%m/%Y, or one of {', '.join(NAMED)}")
     return text
 
 
@@ -73,38 +73,38 @@ TimeFormat = Annotated[str, AfterValidator(_format)]
 
 
 class Read(Model):
-    """How a file is opened; what is left out is found in the file."""
+    """How to open a file; settings that are left out are found from the file."""
 
     encoding: str | None = Field(default=None, description="Encoding of a text file, such as cp1252; else UTF-8.")
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
-        default=None, description="What separates the fields of a CSV file."
+        default=None, description="Field separator of a CSV file."
     )
     skip: int | None = Field(default=None, ge=0, description="Lines before the one with the names of the columns.")
     sheet: str | None = Field(default=None, description="Sheet of a workbook.")
     timezone: TimeZone = Field(
         default="UTC",
-        description="Where the clock hung that wrote the times without an offset. A local time that the clock skipped "
-        "or showed twice is the later of its two readings.",
+        description="Time zone of times without an offset. A local time that the clock skipped or showed twice is read "
+        "as the later of its two readings.",
     )
 
 
 class Column(Model):
-    """How the texts of a column are read."""
+    """How to read the texts of a column."""
 
     kind: Literal["text", "integer", "number", "boolean", "time"]
     missing: tuple[str, ...] = Field(
-        default=(), description="Words for a missing value; NA, NULL, ? and the like are, except among texts."
+        default=(), description="Words for a missing value; if left out, NA, NULL, ? and the like, except in text."
     )
     decimal: Literal[".", ","] = "."
     thousands: Literal["", ".", ",", " ", "'"] = ""
-    sign: str = Field(default="", description="Currency or % before or after the number, which is left out.")
+    sign: str = Field(default="", description="Currency or % before or after the number; it is removed.")
     format: TimeFormat = Field(
         default="iso",
         description="Of times: as strptime has it, or iso, excel, quarter, week, epoch_s, epoch_ms, "
         "epoch_us, epoch_ns.",
     )
     of: tuple[str, ...] = Field(
-        default=(), description="The columns with date and time of day that this time is made of, in this order."
+        default=(), description="The columns with the date and the time of day that make up this time, in this order."
     )
 
     @model_validator(mode="after")
@@ -114,7 +114,7 @@ class Column(Model):
         return self
 
     def brief(self) -> str | dict[str, Any]:
-        """Return what loop.yaml says: the kind alone where nothing else was said."""
+        """Return the setting as loop.yaml holds it: only the kind if nothing else was given."""
         said = self.model_dump(mode="json", exclude_defaults=True)
         return self.kind if set(said) == {"kind"} else said
 

@@ -1,4 +1,4 @@
-"""The types that the configuration is made of: durations, moments, names, image references, quantities."""
+"""The types of the settings: durations, moments, names, image references, quantities."""
 
 import re
 from datetime import datetime, timedelta
@@ -33,7 +33,7 @@ def duration(text: str | timedelta) -> timedelta:
 
 
 def duration_text(value: timedelta) -> str:
-    """Write a duration the way `duration` reads it, in the largest unit that stays whole."""
+    """Write a duration as `duration` reads it, in the largest unit that gives a whole number."""
     seconds = int(value.total_seconds())
     for unit, size in (("w", 604800), ("d", 86400), ("h", 3600), ("m", 60)):
         if seconds and seconds % size == 0:
@@ -51,7 +51,7 @@ def instant(text: str) -> datetime:
     """Read an ISO 8601 moment; one without an offset is UTC.
 
     Raises:
-        ConfigError: the text is no moment.
+        ConfigError: the text is not a moment.
     """
     try:
         value: datetime = _utc(text)
@@ -61,10 +61,10 @@ def instant(text: str) -> datetime:
 
 
 def past(text: str) -> datetime:
-    """Read a moment that has come, as `instant` does.
+    """Read a moment that is not in the future, as `instant` does.
 
     Raises:
-        ConfigError: the text is no moment, or lies in the future or before 1970.
+        ConfigError: the text is not a moment, or is in the future or before 1970.
     """
     try:
         return moments.past(instant(text))
@@ -75,7 +75,7 @@ def past(text: str) -> datetime:
 
 
 def number(value: Any) -> Any:
-    """Read `1e-5` as the number it is to everyone but YAML 1.1, which wants `1.0e-5`."""
+    """Read `1e-5` as a number; YAML 1.1 wants `1.0e-5`."""
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
         return float(value)
     return value

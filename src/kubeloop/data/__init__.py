@@ -1,1 +1,1 @@
-"""Raw tables: taken in, validated, and shown as they were known at a moment."""
+"""Raw tables: read them, validate them, and show what was known at a moment."""

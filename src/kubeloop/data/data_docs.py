@@ -1,9 +1,9 @@
-"""Turn what Great Expectations wants to show into pages that are safe to publish; the library calls `View`.
+"""Render Great Expectations' documents as pages that are safe to publish; the library calls `View`.
 
-The library's own templates put some values of the data into the page as markup. They build tables and charts by
-scripts, which five other sites serve. Here every text of a document is veiled before the templates see it, what they
-make is sanitized, and the result is put into a page of ours. Folded parts are <details>, charts are tables, and the
-filter for failed expectations is a style.
+The library's own templates put some values of the data into the page as markup. They build tables and charts with
+scripts from five other sites. Here every text of a document is masked before the templates see it, their output is
+sanitized, and the result is put into one of our pages. Folded parts are <details>, charts are tables, and the filter
+for failed expectations is a style.
 """
 
 import html
@@ -68,9 +68,9 @@ class View:
 
 
 def _veiled(value: Any) -> Any:
-    """Return a document in which no text has a sign that HTML gives a meaning to.
+    """Return a document whose texts contain no character with a meaning in HTML.
 
-    Escaping is no way: some of the library's templates escape once more.
+    Escaping would not work, because some of the library's templates escape again.
     """
     if isinstance(value, str):
         return value.translate(_VEIL)
@@ -82,7 +82,7 @@ def _veiled(value: Any) -> Any:
 
 
 def _home(content: Mapping[str, Any]) -> str | None:
-    """Return the way from a page to the site's index, which itself has none."""
+    """Return the relative path from a page to the site's index; empty for the index."""
     up = {"ExpectationSuitePageRenderer": 1, "ValidationResultsPageRenderer": 4}.get(content["renderer_type"])
     if up is None:
         return None

@@ -1,4 +1,4 @@
-"""Expectation suites as data: one YAML file a table, read and resolved without Great Expectations.
+"""Expectation suites as data: one YAML file per table, read and resolved without Great Expectations.
 
 A file is a list; each entry is the name of a native expectation with its arguments:
 
@@ -6,10 +6,10 @@ A file is a list; each entry is the name of a native expectation with its argume
     - expect_column_values_to_be_in_set: {column: tailnum, value_set: {from: planes.tailnum}, mostly: 0.8}
     - expect_column_max_to_be_between: {column: published_at, min_value: {as_of: -2d}}
 
-Two kinds of references stand for values that only a run knows: `{from: table.column}` is the set of a column's
-values, `{as_of: -2d}` the run's moment plus an offset. Two native keys say what a miss means: `severity`
-(critical, the default, fails the run; warning and info are only reported) and `meta: {rows: keep}`, which leaves
-rows that miss within the `mostly` tolerance in the table. Without it they go to the quarantine.
+Two kinds of references are replaced by values that only a run knows: `{from: table.column}` by the set of a column's
+values, `{as_of: -2d}` by the run's moment plus an offset. Two native keys say what a miss means: `severity`
+(critical, the default, fails the run; warning and info are only reported) and `meta: {rows: keep}`, which keeps rows
+that miss within the `mostly` tolerance in the table. Without it they go to the quarantine.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,7 +54,7 @@ class Entry:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns whose values are looked at; empty when the expectation is about the whole table."""
+        """The columns that are checked; empty if the expectation is about the whole table."""
         if self.name.startswith("expect_table_"):
             return ()
         single = [self.arguments[key] for key in _COLUMN_ARGUMENTS if key in self.arguments]
@@ -62,7 +62,7 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """Name and columns, the reason that a quarantined row carries."""
+        """Name and columns: the reason that is written with a quarantined row."""
         return f"{self.name}({', '.join(self.columns)})"
 
     @property
@@ -81,7 +81,7 @@ def load(folder: Path, tables: Sequence[str]) -> dict[str, tuple[Entry, ...]]:
 
 
 def dump(suite: Sequence[Mapping[str, Mapping[str, Any]]]) -> str:
-    """Write a suite, one expectation a line, as `load` reads it."""
+    """Write a suite, one expectation per line, as `load` reads it."""
     lines = []
     for item in suite:
         ((name, arguments),) = item.items()
@@ -95,18 +95,18 @@ def dump(suite: Sequence[Mapping[str, Mapping[str, Any]]]) -> str:
 def resolve(
     suites: Mapping[str, Sequence[Entry]], tables: Mapping[str, Path], as_of: datetime
 ) -> dict[str, list[Entry]]:
-    """Put values in the place of every reference.
+    """Replace every reference by its values.
 
-    "Every value is in the other table's column" runs as "no value is among those that the column lacks". It is the
-    same check, but the library copies a value set some hundred times, and the strangers are few where keys are many.
+    "Every value is in the other table's column" runs as "no value is among those that the column lacks". This is the
+    same check, but the library copies a value set about a hundred times, and the lacking values are few.
 
     Args:
-        suites: entries a table.
-        tables: Parquet file a table, for `from` references.
+        suites: the entries of each table.
+        tables: the Parquet file of each table, for `from` references.
         as_of: the run's moment, for `as_of` references; timezone-aware.
 
     Raises:
-        SuiteError: a reference names no known table or column, or its offset is no duration.
+        SuiteError: a reference names an unknown table or column, or its offset is not a duration.
         ValueError: `as_of` has no time zone.
     """
     if as_of.tzinfo is None:
@@ -173,7 +173,7 @@ class _Values:
             return value, value
         if len(value) != 1:
             raise SuiteError(
-                f"{origin}: {value} is no reference; write either {{from: table.column}} or {{as_of: -2d}} alone"
+                f"{origin}: {value} is not a reference; write only {{from: table.column}} or only {{as_of: -2d}}"
             )
         ((kind, text),) = value.items()
         if kind == "as_of":

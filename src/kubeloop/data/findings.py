@@ -1,6 +1,6 @@
-"""What validation leaves of a run, its Data Docs and its quarantine, is removed when it is old enough.
+"""Remove old results of validations: the Data Docs and the quarantined rows of a run.
 
-`stages` calls it after each validation, so that neither a bucket nor a laptop's state folder grows without end.
+`stages` calls it after each validation, so that neither the bucket nor the state folder of a laptop grows forever.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 def expire_on_disk(state: Path, loop: Loop, now: datetime) -> int:
-    """Remove the folders of runs that nothing was written to for `pipelines.findings_ttl`; return how many."""
+    """Remove the folders of runs that have not changed for `pipelines.findings_ttl`; return how many."""
     limit = (now - loop.pipelines.findings_ttl).timestamp()
     removed = 0
     for run in (run for kind in KINDS for run in (state / kind).glob("*")):
@@ -34,8 +34,8 @@ def expire_on_disk(state: Path, loop: Loop, now: datetime) -> int:
 def expire_in_bucket(bucket: Bucket, loop: Loop, now: datetime) -> int:
     """Remove the loop's objects that are older than `pipelines.findings_ttl`, and return how many.
 
-    A store that refuses, as one may that only lets steps write, costs no run: what is old stays for the next, or for a
-    lifecycle rule.
+    If the store refuses to delete, for example because steps may only write, the run does not fail. Old objects then
+    stay until the next run, or until a lifecycle rule removes them.
     """
     removed = 0
     try:
@@ -45,5 +45,5 @@ def expire_in_bucket(bucket: Bucket, loop: Loop, now: datetime) -> int:
                 bucket.delete(f"{prefix}/{name}")
                 removed += 1
     except BucketError as error:
-        _log.warning("Findings older than %s stay in the bucket: %s", loop.pipelines.findings_ttl, error)
+        _log.warning("could not remove findings older than %s from the bucket: %s", loop.pipelines.findings_ttl, error)
     return removed

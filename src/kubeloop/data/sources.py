@@ -1,4 +1,4 @@
-"""Raw tables: take them in, again when their source changed, and show only what was known at a given moment."""
+"""Read raw tables, again if their source changed, and show only what was known at a given moment."""
 
 import contextlib
 import hashlib
@@ -23,13 +23,13 @@ from kubeloop.reading.cells import literal as literal
 from kubeloop.stores import kept, whole
 
 MOMENT = "TIMESTAMP WITH TIME ZONE"
-"""DuckDB's type of a moment, in microseconds; every other kind of time is made one when it is taken in."""
+"""DuckDB's type of a moment, in microseconds; other types of time are converted to it on reading."""
 RECORD = "taken.json"
-"""Beside the raw tables: what each was taken from."""
+"""File next to the raw tables that records the source of each."""
 MISFITS = "misfits"
-"""Folder beside the raw tables, or beside what was cut of them: rows that do not fit, with their reasons."""
+"""Folder next to the raw tables, or next to a cut of them, with the rows that do not fit and the reasons."""
 _MEMORY = "50%"
-"""Of the memory that the machine, or the pod, has; what does not fit goes to disk."""
+"""Share of the memory of the machine or the pod; what does not fit is written to disk."""
 
 
 class SourceError(KubeloopError):
@@ -40,7 +40,7 @@ class SourceError(KubeloopError):
 
 @contextlib.contextmanager
 def connect(tables: dict[str, Path] | None = None) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open an in-memory database in UTC with one view a Parquet file.
+    """Open an in-memory database in UTC with one view per Parquet file.
 
     Raises:
         SourceError: a query needs more memory than there is.
@@ -48,8 +48,8 @@ def connect(tables: dict[str, Path] | None = None) -> Iterator[duckdb.DuckDBPyCo
     with duckdb.connect() as db:
         db.execute("SET TimeZone = 'UTC'")
         db.execute("SET enable_progress_bar = false")
-        # Left alone, each of several processes takes four fifths of the memory, and what does not fit goes to a folder
-        # in the current one, which in a pod nobody can write to.
+        # By default, each of several processes takes four fifths of the memory, and what does not fit is written to a
+        # folder in the current one, which is read-only in a pod.
         db.execute(f"SET memory_limit = {literal(_MEMORY)}")
         db.execute(f"SET temp_directory = {literal(Path(tempfile.gettempdir()) / f'kubeloop-duckdb-{uuid4().hex}')}")
         for name, path in (tables or {}).items():
@@ -74,14 +74,14 @@ def take_in(
 ) -> dict[str, int]:
     """Write the raw tables to `settings.raw` and return their row counts.
 
-    A table that is there already is taken in again when its file has another size or time than when it was, or when
-    the module of `source.entry` changed. A half-written table is never left behind.
+    An existing table is read again if the size or time of its file has changed, or if the module of `source.entry`
+    has changed. A half-written table is never left behind.
 
     Args:
         loop: the use case.
         settings: where the raw tables go.
-        keep: leave every table that is there as it is, for the steps of a run that share them.
-        say: is told which tables changed.
+        keep: do not read existing tables again, for the steps of a run that share them.
+        say: called with a sentence on the tables that changed.
 
     Raises:
         ConfigError: `source` names neither an entry nor a path for a table.
@@ -91,17 +91,19 @@ def take_in(
     record = settings.raw / RECORD
     broken = kept.changed(settings.raw)
     if broken and keep:
-        raise SourceError(f"{settings.raw / broken[0]} is damaged or missing; `kubeloop run` takes it in again")
+        raise SourceError(
+            f"{settings.raw / broken[0]} is damaged or missing; `kubeloop run` reads it again from its source"
+        )
     known = {} if RECORD in broken or not record.is_file() else kept.loads(record)
     before = {name: rows for name, path in tables(settings.raw).items() if (rows := _rows(path)) is not None}
-    # Looked at before anything is read: what changes meanwhile is taken in the next time.
+    # Taken before anything is read, so that a later change is read the next time.
     origins = _origins(loop, settings)
     wanted = {
         name
         for name, table in loop.source.tables.items()
         if name not in before
         or {f"{name}.parquet", RECORD, kept.MADE} & set(broken)
-        # Tables that are there without a note, put there by hand, are nothing that an entry wrote.
+        # Existing tables without a record were put there by hand, not written by an entry.
         or (not keep and origins[name] and known.get(name, None if table.path else origins[name]) != origins[name])
     }
     if loop.source.entry and any(not loop.source.tables[name].path for name in wanted):
@@ -122,14 +124,14 @@ def take_in(
         whole.write(record, kept.dumps({**known, **{name: origins[name] for name in wanted}}))
         kept.remember(settings.raw, [record, *tables(settings.raw).values()])
     for name in broken:
-        say(f"Raw data: {settings.raw / name} was damaged or missing and is made again.")
+        say(f"Raw data: {settings.raw / name} was damaged or missing and was read again.")
     if news := [f"{name} changed, {_change(counts[name] - before[name])}" for name in sorted(wanted & set(before))]:
         say(f"Raw data: {'; '.join(news)}.")
     return counts
 
 
 def _rows(path: Path) -> int | None:
-    """Return a table's row count, None where the file is no Parquet."""
+    """Return a table's row count; None if the file is not Parquet."""
     try:
         return int(pq.read_metadata(path).num_rows)
     except pa.ArrowException:
@@ -140,7 +142,7 @@ def _rows(path: Path) -> int | None:
 def of_run(loop: Loop, settings: Settings, *, since: datetime, as_of: datetime) -> Iterator[Path]:
     """Yield the folder of the raw tables that a run at `as_of` reads.
 
-    Those of `source.live` are written for this run alone and go with it: they are as many as there are moments.
+    The tables of `source.live` are written only for this run and are removed after it, since each run has its own.
 
     Raises:
         ConfigError: `source` names neither an entry nor a path for a table.
@@ -165,7 +167,7 @@ def of_run(loop: Loop, settings: Settings, *, since: datetime, as_of: datetime) 
 
 
 def _origins(loop: Loop, settings: Settings) -> dict[str, str]:
-    """Return by table what tells whether its source is still the one that was taken in; empty where there is none."""
+    """Return a fingerprint of each table's source, to see whether it has changed; empty if there is no source."""
     found = {}
     for name, table in loop.source.tables.items():
         if table.path:
@@ -188,7 +190,7 @@ def _change(rows: int) -> str:
 
 
 def _checked(loop: Loop, raw: Path, writer: str | None) -> dict[str, int]:
-    """Return the row count of every table of the use case; each must say when its rows were known."""
+    """Return the row count of every table of the use case; each must have a column of times for `available_at`."""
     found = tables(raw)
     counts = {}
     with connect(found) as db:
@@ -211,7 +213,7 @@ def _checked(loop: Loop, raw: Path, writer: str | None) -> dict[str, int]:
 
 
 def cut(loop: Loop, raw: Path, out: Path, *, since: datetime, as_of: datetime) -> dict[str, int]:
-    """Write what was known at `as_of`, from `since` on, to `out`; return the row counts.
+    """Write to `out` what was known at `as_of`, since `since`; return the row counts.
 
     A static table (no history of its own) keeps every row known at `as_of`.
     """
@@ -229,7 +231,7 @@ def cut(loop: Loop, raw: Path, out: Path, *, since: datetime, as_of: datetime) -
             counts[name] = _count(db, query)
             misfits = raw / MISFITS / f"{name}.parquet"
             if misfits.is_file():
-                # When a row without a moment was known, nobody can tell: every run has it in its quarantine.
+                # It is unknown when a row without a moment became known, so every run quarantines it.
                 (out / MISFITS).mkdir(exist_ok=True)
                 query = f"FROM read_parquet({literal(misfits)}) WHERE {when} IS NULL OR ({bounds})"
                 db.execute(f"COPY ({query}) TO {literal(out / MISFITS / misfits.name)} (FORMAT parquet)")
@@ -244,7 +246,7 @@ def _count(db: duckdb.DuckDBPyConnection, query: str) -> int:
 def copy(path: Path, target: Path, table: Table) -> dict[str, tuple[int, str]]:
     """Write a table's file as Parquet, read as loop.yaml says, with every time as a moment in UTC.
 
-    Rows that do not fit go to a file of the target's name in the folder `MISFITS`.
+    Rows that do not fit are written to a file with the target's name in the folder `MISFITS`.
 
     Args:
         path: the file.
@@ -252,7 +254,7 @@ def copy(path: Path, target: Path, table: Table) -> dict[str, tuple[int, str]]:
         table: how it is read.
 
     Returns:
-        Why rows do not fit: how many of them, and an example, by reason.
+        The number of rows that do not fit and an example, by reason.
 
     Raises:
         SourceError: the file is missing or cannot be read, or no row of it fits.
@@ -262,7 +264,7 @@ def copy(path: Path, target: Path, table: Table) -> dict[str, tuple[int, str]]:
     setting = f"source.tables.{target.stem}"
     misfits = target.parent / MISFITS / target.name
     misfits.parent.mkdir(exist_ok=True)
-    # Where `init` wrote how columns are read, it left out what is plain: a comma, and names in the first line.
+    # If `init` wrote how columns are read, it left out the defaults: a comma, and names in the first line.
     plain = {"delimiter": table.read.delimiter or ",", "skip": table.read.skip or 0}
     read = table.read.model_copy(update=plain) if table.columns else table.read
     try:
@@ -289,10 +291,10 @@ def copy(path: Path, target: Path, table: Table) -> dict[str, tuple[int, str]]:
 def _columns(
     db: duckdb.DuckDBPyConnection, opened: files.Opened, table: Table, path: Path, setting: str
 ) -> dict[str, Column]:
-    """Return how the columns are read where loop.yaml says nothing of it.
+    """Return how the columns are read if loop.yaml does not say.
 
     Raises:
-        SourceError: the moment is not written as a time, or in a way that could be two.
+        SourceError: the moment is not written as a time, or can be read as two different times.
     """
     moment = table.available_at
     if not opened.texts:
@@ -300,7 +302,7 @@ def _columns(
     decided = infer.columns(db, opened, infer.Asked(read=table.read))
     if moment in opened.columns and moment not in decided.columns:
         ((example,),) = db.execute(f"SELECT min({identifier(moment)}) FROM {opened.relation}").fetchall()
-        why = decided.unclear.get(moment, f"{example!r} in {moment!r} is no time that is known").partition(": say")[0]
+        why = decided.unclear.get(moment, f"{example!r} in {moment!r} is not a known time format").partition(": say")[0]
         raise SourceError(f"{path} cannot be read: {why}; name its format in {setting}.columns")
     return decided.columns
 
@@ -310,12 +312,12 @@ def told(name: str, misfits: Mapping[str, tuple[int, str]]) -> list[str]:
     found = []
     for count, example in misfits.values():
         many = f"{count:,} rows" if count > 1 else "1 row"
-        found.append(f"Raw data: {many} of {name} went into the quarantine, {example:.200}")
+        found.append(f"Raw data: {many} of {name} went to the quarantine, {example:.200}")
     return found
 
 
 def _read_again(loop: Loop, folder: Path) -> None:
-    """Read the columns of tables that a function wrote as loop.yaml says, where it says so."""
+    """Convert the columns of tables that a function wrote, if loop.yaml says how to read them."""
     for name, table in loop.source.tables.items():
         path = folder / f"{name}.parquet"
         if table.columns and not table.path and path.is_file():
@@ -323,7 +325,7 @@ def _read_again(loop: Loop, folder: Path) -> None:
 
 
 def choose(target: Path, where: str, setting: str = "") -> None:
-    """Leave out of a Parquet file the rows for which a condition in SQL does not hold.
+    """Remove from a Parquet file the rows that do not meet an SQL condition.
 
     Raises:
         SourceError: the condition fails on the table, or leaves no row.

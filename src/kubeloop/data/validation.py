@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["REASONS", "Failure", "Report", "TableReport", "ValidationFailed", "require", "validate"]
 
 REASONS = "reasons"
-"""The column of a quarantine file that names the expectations a row missed."""
+"""The column of a quarantine file that names the expectations that a row missed."""
 
-# Indices of every missed row feed the quarantine. A query string that names them all would only cost time.
+# The quarantine needs the index of every missed row. A query string with all of them would only cost time.
 _RESULT_FORMAT = {
     "result_format": "COMPLETE",
     "partial_unexpected_count": 20,
@@ -60,14 +60,14 @@ def validate(
     zone in the file; the files that are written keep the types of the source.
 
     Args:
-        tables: Parquet file a table.
-        suites: folder with `<table>.yaml` a table; see `kubeloop.data.expectations` for the format.
+        tables: the Parquet file of each table.
+        suites: folder with a `<table>.yaml` for each table; see `kubeloop.data.expectations` for the format.
         as_of: the run's moment, timezone-aware.
         docs: folder for the static site; its `index.html` links to every result.
         quarantine: folder for the rows that missed.
         clean: folder for the good rows.
         misfits: Parquet files of rows that could not be read, with their `reasons`, by table; they count as rows of
-            the table and go to its quarantine. What follows `): ` in a reason is the value, and is not counted apart.
+            the table and go to its quarantine. Reasons that differ only after `): `, in the value, count as one.
 
     Raises:
         SuiteError: a suite is missing or wrong; raised before any table is validated.
@@ -84,7 +84,9 @@ def validate(
     for table, path in tables.items():
         data = pq.read_table(path)
         if REASONS in data.column_names:
-            raise ValueError(f"table {table} has a column {REASONS!r}, a name that the quarantine needs; rename it")
+            raise ValueError(
+                f"table {table} has a column {REASONS!r}, but the quarantine needs this name; rename the column"
+            )
         outcome = _run(context, built[table], data)
         failed = _failures(table, entries[table], outcome)
         usable = not any(failure.severity == CRITICAL for failure in failed)
@@ -98,18 +100,18 @@ def validate(
         reports[table] = TableReport(data.num_rows + more, len(reasons) + more, len(entries[table]), dict(counts))
         failures += failed
         _publish(context, entries[table], outcome, as_of)
-    # The library's own cleaning would delete every file under the folder, also those that are not its pages.
+    # The library's own cleaning would delete every file under the folder, including files that are not its pages.
     for pages in ("expectations", "validations"):
         shutil.rmtree(docs / pages, ignore_errors=True)
     context.build_data_docs()
-    # Images and fonts of 4 MB that none of our pages shows.
+    # Remove 4 MB of images and fonts that our pages do not use.
     shutil.rmtree(docs / "static", ignore_errors=True)
     passed = not any(failure.severity == CRITICAL for failure in failures)
     return Report(passed, as_of.astimezone(UTC), reports, tuple(failures), docs, quarantine)
 
 
 def _context(docs: Path) -> "EphemeralDataContext":
-    """Open a context in memory whose one Data Docs site is the folder `docs`."""
+    """Open a context in memory with one Data Docs site, in the folder `docs`."""
     import great_expectations as gx
     from great_expectations.data_context.types.base import (
         DataContextConfig,
@@ -135,7 +137,7 @@ def _context(docs: Path) -> "EphemeralDataContext":
 
 
 def _suite(table: str, entries: Sequence[Entry], *, shown: bool = False) -> "ExpectationSuite":
-    """Build the native suite; an expectation's `meta.entry` is its place in the file."""
+    """Build the native suite; an expectation's `meta.entry` is its position in the file."""
     from great_expectations.core import ExpectationSuite
     from great_expectations.exceptions.exceptions import ExpectationNotFoundError
     from great_expectations.expectations.registry import get_expectation_impl
@@ -148,7 +150,7 @@ def _suite(table: str, entries: Sequence[Entry], *, shown: bool = False) -> "Exp
             expectation = implementation(**arguments | {"meta": {**arguments.get("meta", {}), "entry": place}})
         except ExpectationNotFoundError as error:
             raise SuiteError(
-                f"{entry.origin}: Great Expectations has no such expectation; "
+                f"{entry.origin}: Great Expectations does not have this expectation; "
                 "https://greatexpectations.io/expectations lists the names"
             ) from error
         except ValueError as error:
@@ -170,10 +172,10 @@ def _run(
 
 
 def _widen(data: pa.Table) -> pa.Table:
-    """Give numbers and moments one type each.
+    """Convert all numbers to one type, and all moments to one type.
 
-    A suite then need not name the file's width or unit, and comparisons are fast: on narrower numbers the library
-    compares value by value, in Python.
+    Then a suite does not have to name the file's width or unit, and comparisons are fast: with narrower numbers, the
+    library compares value by value in Python.
     """
 
     def wide(kind: pa.DataType) -> pa.DataType:
@@ -191,7 +193,7 @@ def _place(result: "ExpectationValidationResult") -> int:
 
 
 def _config(result: "ExpectationValidationResult") -> Any:
-    """Return the configuration, which the type allows to be missing but a validated suite always has."""
+    """Return the configuration; its type allows None, but a validated suite always has one."""
     return result.expectation_config
 
 
@@ -259,7 +261,7 @@ def _publish(
     outcome: "ExpectationSuiteValidationResult",
     as_of: datetime,
 ) -> None:
-    """Put suite and result where Data Docs are built from, without row positions and other tables' values."""
+    """Store suite and result for the Data Docs, without row positions and values of other tables."""
     from great_expectations.core.run_identifier import RunIdentifier
     from great_expectations.data_context.types.resource_identifiers import (
         ExpectationSuiteIdentifier,
@@ -271,7 +273,7 @@ def _publish(
         result.expectation_config = expectation.configuration
         for detail in ("unexpected_list", "unexpected_index_list", "partial_unexpected_index_list"):
             result.result.pop(detail, None)
-    # The run's moment names it, so that the same run on the same data writes the same site.
+    # It is named after the run's moment, so that the same run on the same data writes the same site.
     run = RunIdentifier(run_name=f"as-of-{as_of:%Y-%m-%d}", run_time=as_of)
     outcome.meta |= {"run_id": run, "validation_time": as_of}
     key = ValidationResultIdentifier(ExpectationSuiteIdentifier(suite.name), run, batch_identifier=suite.name)
@@ -279,7 +281,7 @@ def _publish(
 
 
 def _observed(result: "ExpectationValidationResult") -> str:
-    """Say what the data hold, from the result's own figures."""
+    """Describe the observed data with the result's own figures."""
     problem = _exception(result.exception_info)
     if problem:
         return problem
@@ -312,7 +314,7 @@ def _expected(entry: Entry) -> str:
 
 
 def _plain(value: Any) -> str | int | float | bool | None:
-    """Return a value that JSON can hold and a person can read."""
+    """Return a value that fits JSON and that a person can read."""
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and value != value:

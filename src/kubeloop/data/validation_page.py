@@ -1,4 +1,4 @@
-"""Render what a validation found as one HTML page that needs nothing beside itself."""
+"""Render the results of a validation as one self-contained HTML page."""
 
 from kubeloop import pages
 from kubeloop.data.validation_report import Report, advice
@@ -8,8 +8,8 @@ def html(title: str, report: Report) -> str:
     """Return a complete page; it loads nothing, runs no script and follows the reader's light or dark scheme.
 
     Args:
-        title: such as the model's name and what was validated.
-        report: of `validation.validate`.
+        title: for example the model's name and what was validated.
+        report: the report of `validation.validate`.
     """
     notes = [f"{name}: {said}." for name, table in report.tables.items() if (said := advice(table))]
     return pages.render("validation", title=title, report=report, notes=notes)

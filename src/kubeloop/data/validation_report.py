@@ -1,4 +1,4 @@
-"""What a validation found: the report that a pipeline keeps, and the error that stops it."""
+"""The results of a validation: the report that a pipeline keeps, and the error that stops it."""
 
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -9,9 +9,9 @@ from kubeloop.errors import KubeloopError
 
 CRITICAL = "critical"
 HELD = "Held back:"
-"""How the sentences of `held_back` begin: `kubeloop run` finds them by it in the log of a run."""
+"""The beginning of the sentences of `held_back`, by which `kubeloop run` finds them in the log of a run."""
 SHARED = "expect_column_values_to_be_unique(event_id)"
-"""The reason of rows that share their id, as an event whose key and moment a later row has as well."""
+"""The reason for rows with the same ID, for example events with the same key and moment."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Failure:
     Attributes:
         table: the table's name.
         expectation: native name of the expectation.
-        column: its columns, joined by a comma; empty when it is about the whole table.
+        column: its columns, joined by a comma; empty if it is about the whole table.
         observed: what the data hold, in words.
         expected: the expectation's arguments, in words.
-        share: missed share of the values it looked at, in [0, 1]; None when it does not look at single values.
+        share: share of the checked values that miss, in [0, 1]; None if it does not check single values.
         examples: some missed values, most frequent first.
         severity: critical (fails the report), warning or info.
     """
@@ -47,7 +47,7 @@ class TableReport:
         rows: rows of the raw table.
         quarantined: rows written to the quarantine.
         expectations: expectations that ran.
-        reasons: quarantined rows a reason; a row may have several.
+        reasons: quarantined rows by reason; a row may have several reasons.
     """
 
     rows: int
@@ -63,8 +63,8 @@ class Report:
     Attributes:
         passed: whether every critical expectation holds.
         as_of: the run's moment.
-        tables: a report a table.
-        failures: every expectation that does not hold, also those below critical.
+        tables: a report for each table.
+        failures: every expectation that does not hold, including those that are not critical.
         docs: folder of the Data Docs site, or its s3:// address.
         quarantine: folder of the quarantined rows, or its s3:// address.
     """
@@ -87,7 +87,7 @@ class Report:
 
 
 def held_back(report: Report) -> list[str]:
-    """Return a sentence for each table of which rows went into the quarantine; they begin with `HELD`."""
+    """Return a sentence for each table with quarantined rows; each begins with `HELD`."""
     return [f"{HELD} {_held(name, table)}" for name, table in report.tables.items() if table.quarantined]
 
 
@@ -98,13 +98,13 @@ def _held(name: str, table: TableReport) -> str:
 
 
 def advice(table: TableReport) -> str:
-    """Return what to do about rows that share their id; empty where none do."""
+    """Return what to do about rows with the same ID; empty if there are none."""
     shared = table.reasons.get(SHARED)
     return (
         shared
         and (
-            f"{shared:,} rows have the event_id of another row, and nobody can tell to which of them a label belongs: "
-            "in sql/events.sql, add the column that tells them apart to event_id"
+            f"{shared:,} rows have the event_id of another row, so their labels cannot be assigned: in "
+            "sql/events.sql, add the column that tells them apart to event_id"
         )
     ) or ""
 
@@ -133,5 +133,5 @@ def require(report: Report) -> None:
     raise ValidationFailed(
         f"{count} on the data as of {report.as_of.isoformat()}:\n" + "\n".join(lines) + "\n"
         f"See every result in {report.docs}/index.html and the rows with their reasons in {report.quarantine}; "
-        "then mend the source, or change the suite if the world has changed."
+        "then fix the source or, if the new data are right, change the suite."
     )

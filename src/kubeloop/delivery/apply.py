@@ -1,4 +1,4 @@
-"""Choose the applier that `delivery.applier` names and hand it the manifest."""
+"""Apply a manifest with the applier that `delivery.applier` names."""
 
 from typing import Any, cast
 
@@ -11,16 +11,16 @@ TIMEOUT_S = 180.0
 
 
 def apply(loop: Loop, manifest: dict[str, Any], settings: Settings, *, why: str = "") -> Applied:
-    """Bring a manifest into service and wait until it is; by GitOps it may be proposed only.
+    """Apply a manifest and wait until it serves; with GitOps this may only open a proposal.
 
     Args:
         loop: names the applier.
         manifest: an InferenceService, as `serving.manifest` builds it.
-        settings: where the address of the local node is found, and the credentials for Git.
+        settings: hold the address of the local node and the credentials for Git.
         why: why this version is promoted, for the record that Git keeps.
 
     Raises:
-        DeliveryError: it does not serve; the message says why and what to do.
+        DeliveryError: it is not served; the message says why and what to do.
     """
     delivery = loop.delivery
     timeout_s = delivery.ready_timeout.total_seconds()
@@ -42,17 +42,19 @@ def _token(settings: Settings) -> str:
     try:
         return access.read(settings.token_file)
     except access.AccessError as error:
-        raise DeliveryError(f"the local node wants the token of whoever started it: {error}") from error
+        raise DeliveryError(f"the local node needs the token of the user who started it: {error}") from error
 
 
 def node_url(settings: Settings) -> str:
     """Return the address of the local node.
 
     Raises:
-        DeliveryError: no node is up.
+        DeliveryError: the node is not running.
     """
     path = settings.services_file
     try:
         return str(access.services(path)["node"]["url"])
     except (OSError, KeyError) as error:
-        raise DeliveryError(f"no local node is up ({path} names none); start it with `kubeloop serve`") from error
+        raise DeliveryError(
+            f"the local node is not running ({path} does not list it); start it with `kubeloop serve`"
+        ) from error

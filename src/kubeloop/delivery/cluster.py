@@ -22,10 +22,10 @@ from kubeloop.errors import KubeloopError
 FIELD_MANAGER = "kubeloop"
 
 AWAY_S = 60.0
-"""How long an API server may be away before we give up on it; every request can be repeated."""
+"""How long to retry when the API server does not answer; every request can be repeated."""
 
 SETTLE_S = 10.0
-"""How long KServe gets to look at a manifest before a complaint in its status is taken to be about this one."""
+"""Time for KServe to read a manifest; later errors in its status are taken to be about this manifest."""
 
 _FIRST_POLL_S, _LAST_POLL_S = 0.1, 2.0
 _CONNECT_S, _READ_S = 5.0, 60.0
@@ -42,10 +42,10 @@ LOG = logging.getLogger(__name__)
 def apply(manifests: Sequence[Object], timeout_s: float, client: kubernetes.ApiClient | None = None) -> Applied:
     """Apply an InferenceService and what goes with it, and wait until all of it serves, and nothing else.
 
-    Every object is tried without effect first, so that either all are accepted or nothing is changed. Objects are only
-    ever applied, never deleted. It needs the verbs get, create and patch on what it applies, list on Deployments, and
-    takes list on pods to name causes sooner. Three kinds tell how a rollout goes, so they are read every two seconds:
-    a watch of each would need one more verb and show no more.
+    Every object is applied as a dry run first, so that either all are accepted or nothing is changed. Objects are
+    never deleted. It needs the verbs get, create and patch on what it applies, list on Deployments and, to name causes
+    sooner, list on pods. The rollout shows in three kinds, which are read every two seconds: a watch of each would
+    need one more verb and show no more.
 
     Args:
         manifests: exactly one InferenceService, and other objects, in the order in which they are applied.
@@ -53,13 +53,13 @@ def apply(manifests: Sequence[Object], timeout_s: float, client: kubernetes.ApiC
         client: the cluster; by default that of this pod, or else of the kubeconfig file.
 
     Raises:
-        DeliveryError: it is refused, fails, is not ready in time or is overtaken by another; the message says why and
+        DeliveryError: it is refused, fails, is not ready in time or is replaced by another; the message says why and
             what to do.
     """
     began = time.monotonic()
     services = [m for m in manifests if (m.get("apiVersion"), m.get("kind")) == (API_VERSION, KIND)]
     if len(services) != 1:
-        raise RejectedError(f"a delivery needs one {KIND} of {API_VERSION}, not {len(services)}; mend the manifests")
+        raise RejectedError(f"a delivery needs one {KIND} of {API_VERSION}, not {len(services)}; correct the manifests")
     service = stamped(services[0])
     objects = [service if manifest is services[0] else manifest for manifest in manifests]
     cluster = Cluster(client or connect())
@@ -73,10 +73,10 @@ def apply(manifests: Sequence[Object], timeout_s: float, client: kubernetes.ApiC
 
 
 def follow(cluster: "Cluster", manifest: Object, timeout_s: float) -> Applied:
-    """Wait until the cluster serves an InferenceService that something else applies, such as Argo CD or Flux.
+    """Wait until the cluster serves an InferenceService that another program applies, such as Argo CD or Flux.
 
-    Until its stamp arrives, the service may be missing or carry an older one. It needs the verbs get on
-    InferenceServices and list on Deployments, and takes list on pods to name causes sooner.
+    Until its stamp arrives, the service may be missing or have an older one. It needs the verbs get on
+    InferenceServices, list on Deployments and, to name causes sooner, list on pods.
 
     Args:
         cluster: where it is applied.
@@ -84,7 +84,7 @@ def follow(cluster: "Cluster", manifest: Object, timeout_s: float) -> Applied:
         timeout_s: how long it may take until it is ready.
 
     Raises:
-        DeliveryError: it does not arrive, fails, is not ready in time or is overtaken by another; the message says why
+        DeliveryError: it does not arrive, fails, is not ready in time or is replaced by another; the message says why
             and what to do.
     """
     began, path = time.monotonic(), cluster.path(manifest)
@@ -97,12 +97,12 @@ def follow(cluster: "Cluster", manifest: Object, timeout_s: float) -> Applied:
         if (stamp(found), served) == (stamp(manifest), wanted):
             break
         if served > wanted:
-            raise DeliveryError(f"{name}: version {served} took the place of version {wanted} before that one arrived")
+            raise DeliveryError(f"{name}: version {served} replaced version {wanted} before it arrived")
         if time.monotonic() - began > timeout_s:
             state = f"namespace {metadata['namespace']} has " + (f"version {served}" if served else "none")
             raise DeliveryError(
-                f"version {wanted} of {name} did not arrive within {timeout_s:g} s, {state}; see that Argo CD or Flux "
-                "follows the branch and is in sync, and start the step again, or give it more time with "
+                f"version {wanted} of {name} did not arrive within {timeout_s:g} s, {state}; check that Argo CD or "
+                "Flux follows the branch and is in sync, and start the step again, or allow more time with "
                 "delivery.ready_timeout"
             )
         time.sleep(pause)
@@ -133,17 +133,17 @@ def _wait(cluster: "Cluster", path: str, manifest: Object, began: float, timeout
                 namespace,
                 found.service["metadata"]["generation"],
                 found.service["spec"]["predictor"].get("model", {}).get("storageUri", ""),
-                # `url` is where a gateway would answer: a name of KServe's own domain, example.com unless it is set.
+                # `url` is an address for a gateway, in KServe's own domain, which is example.com unless it is set.
                 status.get("address", {}).get("url") or status.get("url", ""),
                 time.monotonic() - began,
             )
-        kept = "; what was served before still is" if ready(found.service) else ""
+        kept = "; the earlier version is still served" if ready(found.service) else ""
         if reason := failure(found, settled=time.monotonic() - applied > SETTLE_S):
-            raise DeliveryError(f"{name} is not ready: {reason}{kept}; mend that and deploy again")
+            raise DeliveryError(f"{name} is not ready: {reason}{kept}; fix that and deploy again")
         if time.monotonic() - began > timeout_s:
             reasons = "; ".join([lacks, *troubles(found)])
             raise DeliveryError(
-                f"{name} was not ready within {timeout_s:g} s: {reasons}{kept}; mend that and deploy again, or give it "
+                f"{name} was not ready within {timeout_s:g} s: {reasons}{kept}; fix that and deploy again, or allow "
                 "more time with delivery.ready_timeout"
             )
         time.sleep(pause)
@@ -154,10 +154,10 @@ def connect(context: str = "") -> kubernetes.ApiClient:
     """Return a client of this pod's cluster, or of the one that the kubeconfig file names.
 
     Args:
-        context: a context of the kubeconfig file, which then counts also in a pod; its current one when empty.
+        context: a context of the kubeconfig file, which is then also used in a pod; its current one if empty.
 
     Raises:
-        DeliveryError: neither is there.
+        DeliveryError: neither exists.
     """
     configuration = kubernetes.Configuration()
     configuration.retries = False
@@ -174,7 +174,7 @@ def connect(context: str = "") -> kubernetes.ApiClient:
 
 
 def current_namespace(context: str = "") -> str:
-    """Return the namespace that kubectl and helm take when none is given: this pod's, or the context's.
+    """Return the default namespace of kubectl and helm: this pod's, or the context's.
 
     Raises:
         DeliveryError: no cluster is known.
@@ -194,7 +194,7 @@ def _unknown(error: Exception) -> RejectedError:
 
 
 class Cluster:
-    """Requests to one API server that survive its absence for a moment."""
+    """Requests to an API server, repeated if it does not answer for a moment."""
 
     def __init__(self, client: kubernetes.ApiClient, patience_s: float | None = None) -> None:
         self._client = client
@@ -220,7 +220,7 @@ class Cluster:
         return f"{root}{within}/{served['name']}/{metadata['name']}"
 
     def apply(self, path: str, manifest: Object, *, dry: bool) -> None:
-        """Apply one object server-side; a dry run has all the answers of a real one, and no effect."""
+        """Apply one object server-side; a dry run gives the same answers and has no effect."""
         query = [("fieldManager", FIELD_MANAGER), ("fieldValidation", "Strict")] + [("dryRun", "All")] * dry
         what = f"{manifest['kind']} {manifest['metadata']['name']}"
         for race in range(_RACES):
@@ -228,9 +228,7 @@ class Cluster:
                 self._ask("PATCH", path, what, query=query, body=manifest, content_type=_APPLY)
             except _RaceError as error:
                 if race == _RACES - 1:
-                    raise DeliveryError(
-                        f"{what} is being changed by others all the time ({error}); {_AGAIN}"
-                    ) from error
+                    raise DeliveryError(f"others keep changing {what} ({error}); {_AGAIN}") from error
             else:
                 return
 
@@ -242,7 +240,7 @@ class Cluster:
         return items
 
     def observe(self, path: str, metadata: Mapping[str, Any]) -> Observed | None:
-        """Return the inference service as it is now; None when it is gone, or going."""
+        """Return the current inference service; None if it is deleted or being deleted."""
         service = self._ask("GET", path, f"{KIND} {metadata['name']}", missing=True)
         if service is None or service["metadata"].get("deletionTimestamp"):
             return None
@@ -259,7 +257,7 @@ class Cluster:
         return items
 
     def get(self, path: str, what: str) -> Object | None:
-        """Return an object, or None when there is none."""
+        """Return an object, or None if it does not exist."""
         return self._ask("GET", path, what, missing=True)
 
     def _ask(
@@ -274,7 +272,7 @@ class Cluster:
         missing: bool = False,
         forbidden: bool = False,
     ) -> Object | None:
-        """Return the answer; None where it is missing or forbidden, and may be."""
+        """Return the answer; None if the object is missing or forbidden and the caller allows that."""
         began, pause = time.monotonic(), _FIRST_POLL_S
         while True:
             try:
@@ -302,7 +300,7 @@ class Cluster:
             if time.monotonic() - began > self._patience_s:
                 host = self._client.configuration.host
                 raise DeliveryError(
-                    f"the API server at {host} does not answer ({problem}); see that it is up and that KUBECONFIG "
+                    f"the API server at {host} does not answer ({problem}); check that it is running and that KUBECONFIG "
                     "names the right one"
                 ) from problem
             time.sleep(pause)
@@ -310,7 +308,7 @@ class Cluster:
 
 
 class _RaceError(KubeloopError):
-    """Someone changed the object between our reading and writing, inside the API server; again is enough."""
+    """The object changed inside the API server between reading and writing; a repeated request succeeds."""
 
     lasting = False
 
@@ -324,12 +322,12 @@ def _status(error: kubernetes.ApiException) -> Object:
 
 
 def _passing(error: kubernetes.ApiException) -> bool:
-    """Return whether a refusal may be gone in a moment; a manifest of the wrong shape is a 500 without a reason."""
+    """Return whether a refusal may pass in a moment; a manifest of the wrong shape gives a 500 without a reason."""
     return error.status in _BUSY or (error.status == 500 and bool(_status(error).get("reason")))
 
 
 def _refusal(error: kubernetes.ApiException, what: str) -> Exception:
-    """Return what a refusal means, in one sentence that says what to do."""
+    """Explain a refusal in one sentence that says what to do."""
     status = _status(error)
     message = " ".join(str(status.get("message") or error.reason).split())
     causes = (status.get("details") or {}).get("causes") or []
@@ -347,14 +345,14 @@ def _refusal(error: kubernetes.ApiException, what: str) -> Exception:
         case 409 if conflicts := [c for c in causes if c.get("reason") == "FieldManagerConflict"]:
             owners = "; ".join(f"{c['field']} is owned by {_owner(c['message'])}" for c in conflicts)
             text = (
-                f"{what} has fields that another field manager set: {owners}; take them out there, or hand them over "
+                f"{what} has fields that another field manager set: {owners}; remove them there, or hand them over "
                 f'as docs/operations.md says under "Hand fields over"'
             )
         case 409:
             return _RaceError(message)
         case _:
-            text = f"the cluster refuses {what}: {message}; mend the manifest or what forbids it"
-    # What remains a server error after all that waiting may pass; the others are answers.
+            text = f"the cluster refuses {what}: {message}; correct the manifest, or the policy that forbids it"
+    # A server error that remains after all retries may still pass; the others are final answers.
     return DeliveryError(text) if _passing(error) else RejectedError(text)
 
 

@@ -1,4 +1,4 @@
-"""What the containers that we describe to Kubernetes have in common: variables, resources, privileges, placement."""
+"""The common fields of our containers on Kubernetes: variables, resources, privileges, placement."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,17 +9,17 @@ from kubeloop.config.cluster import Gpu, Resources, SecretEnv, Toleration
 HOME = "/tmp"  # noqa: S108 - the pod's own, on a read-only root file system
 
 LEAN = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072", "ARROW_DEFAULT_MEMORY_POOL": "system"}
-"""Variables with which a process that stays gives freed memory back: glibc keeps an arena for each thread, and Arrow's
-own allocator what it once had. The chart's pods have them too (charts/kubeloop/templates/_pods.tpl)."""
+"""Variables that make a long-running process return freed memory: glibc keeps an arena for each thread, and Arrow's
+own allocator keeps all that it ever had. The chart's pods have them too (charts/kubeloop/templates/_pods.tpl)."""
 
 
 def unprivileged(user: int) -> dict[str, Any]:
-    """Return a pod's `securityContext`; with `confined` containers it is what Pod Security calls restricted."""
+    """Return a pod's `securityContext`; with `confined` containers it meets the restricted Pod Security standard."""
     return {"runAsNonRoot": True, "runAsUser": user, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
 def confined() -> dict[str, Any]:
-    """Return the fields of a container that takes no privileges and writes to the pod's volume `tmp` alone."""
+    """Return the fields of a container that has no privileges and writes only to the pod's volume `tmp`."""
     return {
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -34,7 +34,7 @@ def confined() -> dict[str, Any]:
 def placement(
     node_selector: Mapping[str, str], tolerations: Sequence[Toleration], gpu: Gpu | None = None
 ) -> dict[str, Any]:
-    """Return the fields of a pod that say which nodes take it; those of its accelerators come on top."""
+    """Return the fields of a pod that select its nodes; those for its accelerators are added."""
     accepted = [*tolerations, *(gpu.tolerations if gpu else ())]
     found: dict[str, Any] = {
         "nodeSelector": dict(node_selector) | (gpu.node_selector if gpu else {}),
@@ -44,7 +44,7 @@ def placement(
 
 
 def pull_secrets(names: Sequence[str]) -> dict[str, Any]:
-    """Return the field of a pod that names the Secrets to pull images with; nothing where there are none."""
+    """Return the field of a pod that names the Secrets for pulling images; empty if there are none."""
     return {"imagePullSecrets": [{"name": name} for name in names]} if names else {}
 
 

@@ -1,4 +1,4 @@
-"""Promote by a commit: write a version into the patch that Argo CD or Flux applies, and wait until it serves."""
+"""Promote with a commit: write a version into the patch that Argo CD or Flux applies, and wait until it serves."""
 
 import logging
 import random
@@ -15,10 +15,10 @@ from kubeloop.delivery.cluster import Cluster, connect, follow
 from kubeloop.delivery.repository import CommitId, MovedError, RefusedError, Remote, Snapshot
 
 RACES = 20
-"""How often a commit is made anew because somebody else was faster."""
+"""How often a commit is repeated because another push came first."""
 
 REFUSALS = 3
-"""How often a push may be refused while the branch stands still: another push may hold its lock for a moment."""
+"""How often a push may be refused while the branch does not move: another push may hold its lock for a moment."""
 
 _FIRST_PAUSE_S, _LAST_PAUSE_S = 0.05, 2.0
 _COMPONENTS = ("predictor", "transformer", "explainer")
@@ -32,26 +32,27 @@ def apply(
 ) -> Applied:
     """Commit the version of an InferenceService to the patch of its environment, and wait until the cluster serves it.
 
-    Only what names the version is written; what else a manifest says comes to the environment through
-    `manifests/write.py`. A patch that names the version already is left alone, so a step that is repeated makes one
-    commit. The branch is never forced: when others push meanwhile, their commits stay and ours is made anew on top.
+    Only the fields that name the version are written; the other fields of a manifest come to the environment through
+    `manifests/write.py`. If the patch already names the version, nothing is written, so a repeated step makes one
+    commit. The branch is never forced: if others push at the same time, their commits stay, and ours is made again on
+    top of them.
 
     Args:
         manifest: an InferenceService, as `serving.manifest` builds it.
-        git: where the patch is, and whether to wait.
+        git: the place of the patch, and whether to wait.
         timeout_s: how long the cluster may take to serve the version, from the commit.
         settings: the credentials for the repository.
         why: why this version is promoted; for the commit's message.
         cluster: by default that of this pod, or else of the kubeconfig file; none is needed without waiting.
 
     Raises:
-        DeliveryError: the commit cannot be made, would take back a newer version or bring back one that was taken
-            back, or the cluster does not serve it in time; the message says why and what to do.
+        DeliveryError: the commit cannot be made, would replace a newer version or bring back a reverted one, or the
+            cluster does not serve it in time; the message says why and what to do.
     """
     began = time.monotonic()
     metadata = manifest["metadata"]
     if _waits(git):
-        # What could not be followed, for want of a right or a cluster, is not committed either.
+        # If the rollout could not be followed, because a right or a cluster is missing, nothing is committed.
         cluster = cluster or Cluster(connect())
         cluster.observe(cluster.path(manifest), metadata)
     landed = _Promotion(manifest, git, settings, why).land()
@@ -65,7 +66,7 @@ def apply(
 
 
 def named(git: Git, settings: Settings, service: str) -> dict[str, str]:
-    """Return the lineage (version, digest, run) of the model that the branch gives an environment; empty without one.
+    """Return the lineage (version, digest, run) of the model on the branch; empty if there is none.
 
     Raises:
         DeliveryError: the server cannot be read; the message says why and what to do.
@@ -86,14 +87,14 @@ def _waits(git: Git) -> bool:
 
 @dataclass(frozen=True)
 class _Landed:
-    """What a branch holds: the patch that names the version, and where it waits for a review, if it does."""
+    """The content of a branch: the patch that names the version, and the proposal that waits for a review, if any."""
 
     patch: Object
     proposal: str = ""
 
 
 class _Promotion:
-    """One version on its way into one file."""
+    """Writes one version into one file."""
 
     def __init__(self, manifest: Object, git: Git, settings: Settings, why: str) -> None:
         self._manifest = manifest
@@ -114,14 +115,14 @@ class _Promotion:
             try:
                 return self._try()
             except MovedError:
-                LOG.info("%s: somebody else pushed meanwhile; trying again", self._name)
+                LOG.info("%s: another push came first; trying again", self._name)
             except RefusedError as error:
                 LOG.info("%s: the push was refused (%s)", self._name, error)
             time.sleep(random.uniform(0, pause))  # noqa: S311 - to keep two that race apart
             pause = min(2 * pause, _LAST_PAUSE_S)
         raise DeliveryError(
-            f"{self._target} was pushed to by others {RACES} times while version {self._version} of {self._name} was "
-            "being committed; start the step again when it is calmer"
+            f"others pushed to {self._target} {RACES} times while version {self._version} of {self._name} was being "
+            "committed; start the step again later"
         )
 
     @property
@@ -139,7 +140,7 @@ class _Promotion:
                 )
             current = self._read(found, tip)
             if self._named(current, self._branch):
-                LOG.info("%s: branch %s names version %s already", self._name, self._branch, self._version)
+                LOG.info("%s: branch %s already names version %s", self._name, self._branch, self._version)
                 return _Landed(current)
             self._never_taken_back(found, tip, current)
             old = found.tips.get(self._review) if self._review else tip
@@ -163,7 +164,7 @@ class _Promotion:
         if content is None:
             raise RejectedError(
                 f"branch {self._branch} of {self._git.repository} has no file {self._path}; begin with "
-                f"`python manifests/write.py {self._name}` and commit what it writes, or mend delivery.git.path"
+                f"`python manifests/write.py {self._name}` and commit what it writes, or correct delivery.git.path"
             )
         try:
             return patch.read(content, self._name)
@@ -171,28 +172,28 @@ class _Promotion:
             raise self._unusable(error) from error
 
     def _unusable(self, error: patch.PatchError) -> RejectedError:
-        return RejectedError(f"{self._path} {error}; write it anew with `python manifests/write.py {self._name}`")
+        return RejectedError(f"{self._path} {error}; write it again with `python manifests/write.py {self._name}`")
 
     def _patch(self, content: bytes | None) -> Object | None:
-        """Return a patch of another day or branch; None where the file is not there or something else."""
+        """Return the patch of another commit or branch; None if the file is missing or not a patch."""
         try:
             return patch.read(content or b"", self._name)
         except patch.PatchError:
             return None
 
     def _named(self, current: Object, branch: str) -> bool:
-        """Return whether a patch names our version; it must not name a newer one."""
+        """Return whether a patch names our version; a newer version is an error."""
         if patch.version(current) > self._version:
             raise SupersededError(
                 f"branch {branch} names version {patch.version(current)} of {self._name}, which is newer than version "
                 f"{self._version} and stays; to go back, revert the commit that promoted it"
             )
-        # A patch that was written by hand has no stamp, by which its rollout could be followed.
+        # A patch that was written by hand has no stamp, so its rollout could not be followed.
         followed = rollout.stamp(current) is not None or not _waits(self._git)
         return followed and patch.lineage(current) == patch.lineage(self._manifest)
 
     def _never_taken_back(self, found: Snapshot, tip: CommitId, current: Object) -> None:
-        """A person's revert stands: a step that is repeated after it must not bring the version back."""
+        """Keep a person's revert: a step that is repeated after it must not bring the version back."""
         ours = patch.lineage(self._manifest)
         if patch.lineage(current) == ours:
             return
@@ -200,15 +201,15 @@ class _Promotion:
             was = self._patch(content)
             if was and patch.lineage(was) == ours:
                 raise SupersededError(
-                    f"version {self._version} of {self._name} was taken back on branch {self._branch}, which names "
-                    f"version {patch.version(current)} now; revert that, or start a new run"
+                    f"version {self._version} of {self._name} was reverted on branch {self._branch}, which now names "
+                    f"version {patch.version(current)}; undo that revert, or start a new run"
                 )
 
     def _proposed(self, found: Snapshot, tip: CommitId, review: str) -> _Landed | None:
-        """Return our proposal if it is there already; None where an older one of ours may be replaced."""
+        """Return our proposal if it exists; None if an older one of ours may be replaced."""
         current = self._patch(found.read(tip, self._path))
         if current and self._named(current, review):
-            LOG.info("%s: version %s is proposed on branch %s already", self._name, self._version, review)
+            LOG.info("%s: version %s is already proposed on branch %s", self._name, self._version, review)
             return _Landed(current, _proposal(tip.decode(), review))
         if (who := found.committer(tip)) != self._git.author:
             raise RejectedError(
@@ -225,7 +226,7 @@ class _Promotion:
             raise self._unusable(error) from error
 
     def _not_refused(self, old: CommitId | None) -> None:
-        """Give up where the branch stands still and the server refuses all the same."""
+        """Raise an error if the branch does not move and the server still refuses the push."""
         told = [words for tip, words in self._refused if tip == old]
         if len(told) >= REFUSALS:
             raise RejectedError(

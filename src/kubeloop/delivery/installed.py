@@ -1,4 +1,4 @@
-"""The loops of a Helm release, as its ConfigMaps hold them; `kubeloop submit` and `kubeloop schedule` ask."""
+"""Read the loops of a Helm release from its ConfigMaps, for `kubeloop submit` and `kubeloop schedule`."""
 
 from kubeloop import names
 from kubeloop.delivery import RejectedError
@@ -6,7 +6,7 @@ from kubeloop.delivery.cluster import Cluster, connect, current_namespace
 from kubeloop.delivery.rollout import Object
 
 _PATIENCE_S = 10.0
-"""How long the API server may be silent: somebody waits at a terminal."""
+"""How long to wait for the API server, since a person waits at a terminal."""
 
 
 def loop(release: str, namespace: str, name: str = "", *, context: str = "") -> str:
@@ -16,12 +16,12 @@ def loop(release: str, namespace: str, name: str = "", *, context: str = "") -> 
 
     Args:
         release: the Helm release.
-        namespace: its namespace; the kube context's own when empty, as for kubectl and helm.
-        name: the loop's name; may be empty where the release has a single loop.
-        context: context of the kubeconfig file; the current one when empty.
+        namespace: its namespace; the kube context's if empty, as for kubectl and helm.
+        name: the loop's name; may be empty if the release has a single loop.
+        context: context of the kubeconfig file; the current one if empty.
 
     Raises:
-        DeliveryError: there is no such release, loop or right, or no cluster; the message says what to do.
+        DeliveryError: the release, the loop, a right or the cluster is missing; the message says what to do.
     """
     namespace = namespace or current_namespace(context)
     cluster = Cluster(connect(context), patience_s=_PATIENCE_S)

@@ -1,4 +1,4 @@
-"""Hand a manifest to the local node and wait until it serves."""
+"""Apply a manifest to the local node and wait until it serves."""
 
 import time
 from typing import Any
@@ -15,17 +15,17 @@ _START = "start it with `kubeloop serve`"
 
 
 def apply(manifest: dict[str, Any], address: str, timeout_s: float, token: str = "") -> Applied:
-    """Put a manifest and wait until the node serves this very generation of it.
+    """Put a manifest and wait until the node serves exactly this generation of it.
 
     Args:
         manifest: an InferenceService.
         address: the node, such as `http://127.0.0.1:8080`.
         timeout_s: how long to wait.
-        token: of whoever started the node.
+        token: the token of the user who started the node.
 
     Raises:
-        DeliveryError: the node is away, refuses the manifest, cannot start what it asks for, was given a newer
-            one meanwhile, or is not ready in time.
+        DeliveryError: the node does not answer, refuses the manifest, cannot start the model, got a newer manifest
+            meanwhile, or is not ready in time.
     """
     began = time.monotonic()
     metadata = manifest.get("metadata") or {}
@@ -60,7 +60,7 @@ def status(namespace: str, name: str, address: str) -> dict[str, Any]:
     """Return an InferenceService with its status.
 
     Raises:
-        DeliveryError: the node is away, or does not have it.
+        DeliveryError: the node does not answer, or does not have it.
     """
     with httpx.Client(base_url=address, timeout=_HTTP_S, trust_env=False) as client:
         return _call(client, "GET", _path(namespace, name))

@@ -1,4 +1,4 @@
-"""The InferenceService of a model version, as a plain dict that every applier understands."""
+"""Build the InferenceService of a model version as a plain dict for every applier."""
 
 import math
 from dataclasses import dataclass
@@ -18,16 +18,16 @@ CANARY = "canary"
 TRANSFORMER_COMMAND = ("python", "-m", "kubeloop.serving.transformer")
 
 IDENTITY = ("--name=", "--version=", "--sha256=")
-"""What the arguments of a predictor say about its model, whichever server it is."""
+"""The fields of a model in the arguments of a predictor, for any server."""
 
 _CONTAINER = "kserve-container"
 """The name that KServe gives the main container."""
 
 _ONE = 1
-"""KServe takes a canary's missing `minReplicas` for its share of the predictor's, which is 0 pods at 0 %."""
+"""If a canary has no `minReplicas`, KServe gives it its share of the predictor's, which is 0 pods at 0 %."""
 
 GROWTH = 4
-"""How much larger a predictor's requests may be than a client's: a few keys a row become all the model's features."""
+"""How much larger a predictor's requests may be than a client's: a few keys per row become all the model's features."""
 
 _PREDICTOR_RESOURCES = {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}}
 _TRANSFORMER_RESOURCES = {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}}
@@ -39,9 +39,9 @@ class ModelRef:
 
     Attributes:
         version: version in the registry, such as `7`.
-        uri: where the model folder lies; immutable, never an alias.
+        uri: address of the model folder; immutable, never an alias.
         sha256: hex digest of its model.onnx; the server refuses any other file.
-        run: id of the run that made it.
+        run: ID of the run that made it.
     """
 
     version: str
@@ -60,23 +60,23 @@ def inference_service(
     canary_percent: int = 0,
     image: str = "kubeloop-core",
 ) -> dict[str, Any]:
-    """Build the InferenceService that serves `version`, and `canary` beside it.
+    """Build the InferenceService that serves `version` and, if given, `canary`.
 
-    The split is written as `spec.canary[].trafficPercent`: Standard mode ignores `canaryTrafficPercent`. What names
-    the version stands on the predictors alone: KServe hands the service's own annotations to every component's pods,
-    and a promotion would replace the transformer's as well.
+    The split is written as `spec.canary[].trafficPercent`, since Standard mode ignores `canaryTrafficPercent`. Only
+    the predictors name the version: KServe copies the service's own annotations to every component's pods, so a
+    promotion would also replace the transformer's pods.
 
     Args:
         loop: the use case; its name is the service's and the model's.
-        version: the model that takes the traffic that the canary does not.
-        logger_url: where the payload events of the predictors go.
+        version: the model that gets the traffic that the canary does not.
+        logger_url: address for the payload events of the predictors.
         feature_dir: folder with the Feast registry and online store that the transformer reads.
         canary: a second model.
         canary_percent: share of the traffic for the canary, 0 to 100; 0 starts it without traffic.
         image: image of the transformer.
 
     Raises:
-        ValueError: the percentage is out of range, or there is one without a canary.
+        ValueError: the percentage is out of range, or is given without a canary.
     """
     if not 0 <= canary_percent <= 100:
         raise ValueError(f"canary_percent must be between 0 and 100, not {canary_percent}")

@@ -1,6 +1,6 @@
-"""The patch of an environment that names the model version it serves: read it, carry a version into it, write it.
+"""Read and write an environment's patch, which names the model version that it serves, and copy a version into it.
 
-Needs PyYAML alone, since the workflow that promotes between environments installs nothing else.
+It needs only PyYAML, since the workflow that promotes between environments installs nothing else.
 """
 
 from collections.abc import Iterable
@@ -28,14 +28,14 @@ def read(text: str | bytes, service: str) -> Object:
     """Return the patch of an inference service.
 
     Raises:
-        PatchError: it is the patch of something else, or not whole.
+        PatchError: it is the patch of something else, or incomplete.
     """
     try:
         found = _unshared(yaml.safe_load(text))
     except yaml.YAMLError as error:
         raise PatchError(f"is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict) or found.get("kind") != "InferenceService":
-        raise PatchError("is no patch of an InferenceService")
+        raise PatchError("is not a patch of an InferenceService")
     name = _at(found, "metadata").get("name")
     if name != service:
         raise PatchError(f"is the patch of {name}, not of {service}")
@@ -48,7 +48,7 @@ def read(text: str | bytes, service: str) -> Object:
 
 
 def _unshared(content: Any) -> Any:
-    """Return content in which nothing is there twice, as it is behind a YAML alias: a change would change both."""
+    """Return content without shared parts, such as YAML aliases make: a change to one would change the other."""
     if isinstance(content, dict):
         return {key: _unshared(value) for key, value in content.items()}
     return [_unshared(value) for value in content] if isinstance(content, list) else content
@@ -63,14 +63,14 @@ def _at(patch: Object, *path: str) -> Object:
 
 
 def dump(patch: Object) -> str:
-    """Write a patch the way `read` reads it."""
+    """Write a patch as `read` reads it."""
     return yaml.safe_dump(patch, sort_keys=False, width=120)
 
 
 def lineage(patch: Object) -> dict[str, str]:
-    """Return what says of a patch or an InferenceService which model it serves: version, digest and run.
+    """Return the lineage of the model in a patch or an InferenceService: version, digest and run.
 
-    It stands on the predictor. Older releases wrote it on the service as well, and it is still read there.
+    It is on the predictor. Older releases also wrote it on the service, so it is read there too.
     """
     predictor = (patch.get("spec") or {}).get("predictor") or {}
     found = (patch["metadata"].get("annotations") or {}) | (predictor.get("annotations") or {})
@@ -78,26 +78,27 @@ def lineage(patch: Object) -> dict[str, str]:
 
 
 def version(patch: Object) -> int:
-    """Return the number of the model version that a patch names; 0 where it names none.
+    """Return the number of the model version that a patch names; 0 if it names none.
 
     Raises:
-        PatchError: that is no number.
+        PatchError: it is not a number.
     """
     text = lineage(patch).get(names.VERSION, "0")
     if not text.isdecimal():
-        raise PatchError(f"has {names.VERSION}: {text!r}, which is no number")
+        raise PatchError(f"has {names.VERSION}: {text!r}, which is not a number")
     return int(text)
 
 
 def carry(source: Object, target: Object) -> Object:
-    """Return `target` with the model of `source`; both are patches of one InferenceService, or the whole of it.
+    """Return `target` with the model of `source`; both are patches of one InferenceService, or complete ones.
 
-    Only what names the version is carried over: the lineage, the address, the digest. Scaling, addresses of services
-    and everything else of the target stay as they are, but for the lineage that older releases wrote on the service
-    itself: it goes, since there it replaces the transformer's pods as well. A target that is stamped gets a new stamp.
+    Only the fields that name the version are copied: the lineage, the address, the digest. Scaling, addresses of
+    services and everything else of the target are kept. One exception is the lineage that older releases wrote on the
+    service itself: it is removed, since a change there also replaces the transformer's pods. A stamped target gets a
+    new stamp.
 
     Raises:
-        PatchError: the target does not say with which arguments its server starts.
+        PatchError: the target does not hold the arguments of its server.
     """
     metadata = dict(target["metadata"])
     annotations = metadata.pop("annotations", None) or {}
@@ -111,7 +112,7 @@ def carry(source: Object, target: Object) -> Object:
             raise PatchError("has no spec.predictor.model.args, which name the version")
         model["args"] = [*kept[:1], *flags, *kept[1:]]
     predictor = theirs | {"annotations": (theirs.get("annotations") or {}) | lineage(source), "model": model}
-    # A canary of the environment was judged against the version that goes.
+    # A canary of the environment was judged against the version that is replaced.
     spec = {key: value for key, value in target["spec"].items() if key != "canary"}
     carried = target | {"metadata": metadata, "spec": spec | {"predictor": predictor}}
     return rollout.stamped(carried) if rollout.stamp(target) else carried

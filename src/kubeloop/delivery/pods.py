@@ -1,4 +1,4 @@
-"""What an InferenceService says about its pods on a cluster: images, resources, identity, scaling, privileges."""
+"""Add the fields for pods on a cluster to an InferenceService: images, resources, identity, scaling, privileges."""
 
 import copy
 import math
@@ -20,19 +20,19 @@ _METRICS = "prometheus.kserve.io/port"
 AUTOSCALER = "serving.kserve.io/autoscalerClass"
 
 _GPU = "nvidia.com/gpu"
-"""What the chart's runtimes for accelerators ask for."""
+"""The accelerator that the chart's runtimes request."""
 
 
 def place(loop: Loop, manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return an InferenceService with what its pods need on a cluster.
+    """Return an InferenceService with the fields that its pods need on a cluster.
 
-    KServe makes the autoscaler, from the annotation and the replicas: an HPA or, with `scaler: keda`, a ScaledObject.
-    A canary has none: KServe refuses its bounds and metrics, would make a ScaledObject without triggers, and leaves
-    its HPA behind when the canary goes.
+    KServe makes the autoscaler from the annotation and the replicas: an HPA or, with `scaler: keda`, a ScaledObject.
+    A canary has none: KServe refuses its bounds and metrics, would make a ScaledObject without triggers, and keeps
+    its HPA when the canary is removed.
 
     Args:
         loop: the use case; its `delivery` says how the pods run.
-        manifest: as `manifest.inference_service` builds it; it is left as it is.
+        manifest: as `manifest.inference_service` builds it; it is not changed.
     """
     found = copy.deepcopy(manifest)
     delivery = loop.delivery
@@ -58,7 +58,7 @@ def place(loop: Loop, manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model(loop: Loop, model: dict[str, Any]) -> dict[str, Any]:
-    """Return a predictor's model as its runtime takes it; KServe appends the arguments to the runtime's own."""
+    """Return a predictor's model in the form of its runtime; KServe appends the arguments to the runtime's own."""
     delivery = loop.delivery
     ours, ours_gpu = (names.runtime(delivery.runtimes, server) for server in ("onnx", "onnx-gpu"))
     triton = names.runtime(delivery.runtimes, "triton")
@@ -66,7 +66,7 @@ def _model(loop: Loop, model: dict[str, Any]) -> dict[str, Any]:
     resources = containers.resources(delivery.predictor)
     gpu = delivery.predictor.gpu
     if gpu and gpu.resource != _GPU and runtime in (ours_gpu, triton):
-        # KServe merges the limits: the pod would ask for the runtime's usual accelerator as well.
+        # KServe merges the limits, so the pod would also request the runtime's usual accelerator.
         resources["limits"][_GPU] = "0"
     found = model | {"runtime": runtime, "resources": resources}
     if runtime in (ours, ours_gpu):
@@ -74,7 +74,7 @@ def _model(loop: Loop, model: dict[str, Any]) -> dict[str, Any]:
     elif runtime == triton:
         found["args"] = [arg for arg in model["args"] if arg.startswith(IDENTITY)]
     else:
-        # Another server's flags are not ours to give; it checks no digest either.
+        # We do not know another server's flags, and it does not check digests.
         del found["args"]
     return found
 
@@ -105,7 +105,7 @@ def _pod(loop: Loop, component: str, resources: Resources) -> dict[str, Any]:
 
 
 def _scaling(scaling: Autoscaling) -> dict[str, Any]:
-    """Return what KServe makes a component's autoscaler from, in the fields that its webhook takes for this one."""
+    """Return the fields from which KServe makes a component's autoscaler, as its webhook accepts them."""
     bounds = {"minReplicas": scaling.min_replicas, "maxReplicas": scaling.max_replicas}
     if scaling.scaler != "keda":
         return bounds | {"scaleMetric": "cpu", "scaleTarget": scaling.cpu_percent}
@@ -116,7 +116,7 @@ def _scaling(scaling: Autoscaling) -> dict[str, Any]:
 def _limited(resources: dict[str, Any]) -> dict[str, Any]:
     """Return resources that limit the processor.
 
-    KServe adds its own limit of one to a transformer that has none, and a pod that asks for more is refused.
+    KServe adds a limit of one to a transformer that has none, and a pod that requests more is refused.
     """
     asked = resources["requests"]["cpu"]
     return resources | {"limits": {"cpu": asked if _cores(asked) > 1 else "1"} | resources["limits"]}
@@ -158,7 +158,7 @@ def _transformer(loop: Loop, container: dict[str, Any]) -> dict[str, Any]:
         "startupProbe": _probe("/v2/health/live", failureThreshold=60, periodSeconds=2),
         "readinessProbe": _probe("/v2/health/ready", periodSeconds=5),
         "livenessProbe": _probe("/v2/health/live", periodSeconds=10, failureThreshold=6),
-        # Or nobody could say why a pod ended without reading its log.
+        # So that the reason why a pod ended is in its status, not only in its log.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         **containers.confined(),
     }

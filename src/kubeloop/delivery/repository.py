@@ -24,29 +24,29 @@ from kubeloop.errors import KubeloopError
 CommitId = ObjectID
 
 HISTORY = 50
-"""Commits of a branch that are fetched: enough to see what was taken back while a step was being repeated."""
+"""Commits of a branch that are fetched: enough to see a revert while a step was being repeated."""
 
 ANSWER_S = 30.0
-"""How long an HTTP server may take to connect, and to go on with an answer."""
+"""How long to wait for a connection to an HTTP server, and for the next part of an answer."""
 
 _REASON_CHARS = 300
 
 
 class MovedError(KubeloopError):
-    """The branch is no longer where it was read."""
+    """The branch has moved since it was read."""
 
     lasting = False
 
 
 class RefusedError(KubeloopError):
-    """The server does not take the commit; the message is its own."""
+    """The server refuses the commit; the message is the server's."""
 
     lasting = False
 
 
 @dataclass(frozen=True)
 class Change:
-    """A commit that nobody else has yet, with the objects that only it needs."""
+    """A commit that is not on the server yet, with its new objects."""
 
     commit: Commit
     objects: tuple[ShaFile, ...]
@@ -60,7 +60,7 @@ class Snapshot:
         self._store = repo.object_store
 
     def read(self, commit: ObjectID, path: str) -> bytes | None:
-        """Return a file as a commit has it; None where there is none."""
+        """Return a file of a commit; None if the commit does not have it."""
         entry = self._entry(self._commit(commit).tree, path)
         found = entry and self._store[entry[1]]
         return found.data if isinstance(found, Blob) else None
@@ -103,7 +103,7 @@ class Snapshot:
     def _commit(self, commit: ObjectID) -> Commit:
         found = self._store[commit]
         if not isinstance(found, Commit):
-            raise RejectedError(f"{commit.decode()} is no commit; delivery.git names something that is no branch")
+            raise RejectedError(f"{commit.decode()} is not a commit; delivery.git must name a branch")
         return found
 
     def _entry(self, tree: ObjectID, path: str) -> tuple[int, ObjectID] | None:
@@ -119,7 +119,7 @@ class Snapshot:
     def _replaced(self, tree: ObjectID, path: list[bytes], blob: ObjectID, objects: list[ShaFile]) -> ObjectID:
         found = self._store[tree]
         if not isinstance(found, Tree):
-            raise RejectedError(f"{b'/'.join(path).decode()} is in no folder; mend delivery.git.path")
+            raise RejectedError(f"the folder of {b'/'.join(path).decode()} does not exist; correct delivery.git.path")
         folder = Tree.from_string(found.as_raw_string())
         mode, below = folder[path[0]]
         folder[path[0]] = (mode, self._replaced(below, path[1:], blob, objects) if path[1:] else blob)
@@ -128,7 +128,7 @@ class Snapshot:
 
 
 class Remote:
-    """A repository on a server; nothing of it is kept between two calls."""
+    """A repository on a server; nothing is kept between two calls."""
 
     def __init__(self, address: str, settings: Settings) -> None:
         self._address = address
@@ -158,8 +158,8 @@ class Remote:
         """Move a branch from one commit, or from nothing, to another one.
 
         Raises:
-            MovedError: the branch is elsewhere by now.
-            RefusedError: the server does not want it to move.
+            MovedError: the branch has moved.
+            RefusedError: the server refuses the push.
             DeliveryError: the server cannot be written to; the message says why and what to do.
         """
         ref, words = _ref(branch), list[bytes]()
@@ -192,7 +192,7 @@ class Remote:
             yield client, path
 
     def _clean(self, text: object) -> str:
-        """Return a server's words on one line, without the token, and not too many of them."""
+        """Return a server's message on one line, shortened and without the token."""
         line = " ".join(str(text).split())
         if self._token:
             line = line.replace(self._token, "***")
@@ -200,19 +200,19 @@ class Remote:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """Say in one sentence what a failure means, and what to do."""
+        """Explain a failure in one sentence that says what to do."""
         at = self._address
         try:
             yield
         except (dulwich.HTTPUnauthorized, dulwich.HTTPProxyUnauthorized) as error:
             raise RejectedError(
                 f"the Git server does not accept the credentials for {at}; put a token that may write there into the "
-                "Secret behind KUBELOOP_GIT_TOKEN, and its user into KUBELOOP_GIT_USER if the server wants to know"
+                "Secret behind KUBELOOP_GIT_TOKEN and, if the server needs it, its user into KUBELOOP_GIT_USER"
             ) from error
         except NotGitRepository as error:
             raise RejectedError(
-                f"there is no repository at {at}, or KUBELOOP_GIT_TOKEN may not see it; mend delivery.git.repository "
-                "or the token's rights"
+                f"there is no repository at {at}, or KUBELOOP_GIT_TOKEN may not see it; correct "
+                "delivery.git.repository, or the token's rights"
             ) from error
         except GitProtocolError as error:
             raise DeliveryError(self._protocol(error)) from error
@@ -223,29 +223,29 @@ class Remote:
         except OSError as error:
             raise DeliveryError(self._away(error)) from error
         except (ValueError, NotImplementedError) as error:  # an answer that is not Git's
-            raise RejectedError(f"{at} is no Git repository; mend delivery.git.repository") from error
+            raise RejectedError(f"{at} is not a Git repository; correct delivery.git.repository") from error
 
     def _protocol(self, error: GitProtocolError) -> str:
         at, cause = self._address, error.__cause__
         if isinstance(error, HangupException):
             return (
-                f"the Git server ended the connection to {at} ({self._clean(error)}); see that it is up and that the "
-                "key may be used"
+                f"the Git server closed the connection to {at} ({self._clean(error)}); check that it is running and "
+                "that it accepts the key"
             )
         if cause is not None:  # of urllib3, which wraps the reason in the tale of its attempts
             return self._away(getattr(cause, "reason", None) or cause)
         if status := re.search(r"http resp (\d+)", str(error)):
             if status[1] == "403":
                 return f"KUBELOOP_GIT_TOKEN has no right to write to {at}; give the token that right"
-            return f"the Git server answers {status[1]} for {at}; see that delivery.git.repository is a Git address"
-        return f"the Git server refuses {at}: {self._clean(error)}; mend delivery.git.repository or what forbids it"
+            return f"the Git server answers {status[1]} for {at}; check that delivery.git.repository is a Git address"
+        return f"the Git server refuses {at}: {self._clean(error)}; correct delivery.git.repository, or allow the push"
 
     def _away(self, error: object) -> str:
         # urllib3 begins a reason with the object that it is about.
         reason = re.sub(r"^<?[\w.]+(\(.*?\))?( object at 0x\w+>)?: ", "", self._clean(error))
         return (
-            f"the Git server of {self._address} does not answer ({reason}); see that delivery.git.repository is right "
-            "and that the pipeline's pods may reach it"
+            f"the Git server of {self._address} does not answer ({reason}); check that delivery.git.repository is "
+            "right and that the pipeline's pods can reach it"
         )
 
 

@@ -1,8 +1,8 @@
-"""What KServe's status, the Deployments and the pods say about the rollout of one manifest.
+"""Read the rollout of a manifest from KServe's status, the Deployments and the pods.
 
 In Standard mode an InferenceService stays Ready while its pods are replaced, and its `observedGeneration` is that of a
-Deployment. So a manifest is stamped before it is applied: KServe hands a component's annotations to its pods, and a
-Deployment that carries the stamp was made from this very component.
+Deployment. So a manifest is stamped before it is applied: KServe copies a component's annotations to its pods, and a
+Deployment with the stamp was made from exactly this component.
 """
 
 import copy
@@ -19,7 +19,7 @@ SERVICE = "serving.kserve.io/inferenceservice"
 
 Object = dict[str, Any]
 
-# They shape the Deployment or its autoscaler; a new stamp would replace pods that need no replacing.
+# They shape the Deployment or its autoscaler; a new stamp would replace pods without need.
 _NOT_IN_PODS = ("minReplicas", "maxReplicas", "scaleTarget", "scaleMetric", "scaleMetricType", "autoScaling")
 _STARTING = ("ContainerCreating", "PodInitializing")
 _MESSAGE_CHARS = 500
@@ -32,7 +32,7 @@ class Observed:
     Attributes:
         service: the InferenceService.
         deployments: those of its name.
-        pods: those of its name; None where they may not be read.
+        pods: those of its name; None without the right to read them.
     """
 
     service: Object
@@ -43,7 +43,7 @@ class Observed:
 def stamped(manifest: Object) -> Object:
     """Return an InferenceService with the digest of the whole on itself, and each component's own on its pods.
 
-    A patch of one is stamped alike: KServe hands its annotations to the pods together with those it is merged with.
+    A patch is stamped in the same way: it is merged with the rest, and KServe copies the annotations to the pods.
     """
     result = unstamped(manifest)
     metadata, spec = result.setdefault("metadata", {}), result.get("spec", {})
@@ -76,7 +76,7 @@ def stamp(service: Object) -> str | None:
 
 
 def waiting_for(found: Observed) -> str:
-    """Return what the manifest's rollout still lacks, as a clause; empty when all of it serves, and nothing else."""
+    """Return what the rollout still lacks, as a clause; empty if all of the manifest serves and nothing else does."""
     for label, component in _components(found.service["spec"]):
         mine = [d for d in found.deployments if _from(component, d["spec"]["template"])]
         if not mine:
@@ -85,25 +85,25 @@ def waiting_for(found: Observed) -> str:
             status, wanted = deployment.get("status", {}), deployment["spec"].get("replicas", 1)
             updated, available = status.get("updatedReplicas", 0), status.get("availableReplicas", 0)
             if status.get("observedGeneration", 0) < deployment["metadata"]["generation"]:
-                return f"the Deployment of the {label} was not looked at yet"
+                return f"Kubernetes has not processed the Deployment of the {label} yet"
             if min(updated, available) < wanted:
                 return f"{min(updated, available)} of {wanted} new pods of the {label} are available"
             if status.get("replicas", 0) > updated:
                 return f"{status['replicas'] - updated} old pods of the {label} still serve"
-    return "" if ready(found.service) else "KServe does not call it ready"
+    return "" if ready(found.service) else "KServe does not report it ready"
 
 
 def ready(service: Object) -> bool:
-    """Return whether KServe calls the service ready, which it also is while its pods are being replaced."""
+    """Return whether KServe reports the service ready, which it also does while pods are being replaced."""
     return any(c["type"] == "Ready" and c["status"] == "True" for c in _conditions(service))
 
 
 def failure(found: Observed, *, settled: bool) -> str:
-    """Return why the rollout cannot succeed, as a clause; empty as long as it may.
+    """Return why the rollout cannot succeed, as a clause; empty while it still can.
 
     Args:
         found: the service now.
-        settled: whether KServe has had the time to look at the manifest, so that its status is about this one.
+        settled: whether KServe has had time to read the manifest, so that its status is about this one.
     """
     model = found.service.get("status", {}).get("modelStatus", {})
     info = model.get("lastFailureInfo", {})
@@ -111,7 +111,7 @@ def failure(found: Observed, *, settled: bool) -> str:
     if model.get("transitionStatus") == "InvalidSpec" and settled and not _deployed(found):
         return f"KServe cannot serve the manifest: {told}"
     for name, container in _crashing(found):
-        return f"{container['name']} of pod {name} ends whenever it starts: {_last_words(container)}"
+        return f"{container['name']} of pod {name} ends each time it starts: {_last_words(container)}"
     for deployment in _own(found):
         for condition in deployment.get("status", {}).get("conditions", []):
             if condition["type"] == "Progressing" and condition.get("reason") == "ProgressDeadlineExceeded":
@@ -122,7 +122,7 @@ def failure(found: Observed, *, settled: bool) -> str:
 
 
 def troubles(found: Observed) -> list[str]:
-    """Return what conditions and pods complain about, as clauses, the nearest to the cause last."""
+    """Return the errors in conditions and pods, as clauses; the closest to the cause comes last."""
     clauses = [
         f"{condition['type']} is {condition['status']}"
         + (f" ({told})" if (told := _clause(condition.get("reason", ""), condition.get("message", ""))) else "")
@@ -179,7 +179,7 @@ def _deployed(found: Observed) -> bool:
 
 
 def _alone(found: Observed) -> bool:
-    """Return whether all pods there are were made from this manifest."""
+    """Return whether all existing pods were made from this manifest."""
     return len(_own(found)) == len(found.deployments) > 0 and all(
         d.get("status", {}).get("replicas", 0) == d.get("status", {}).get("updatedReplicas", 0)
         for d in found.deployments
@@ -197,7 +197,7 @@ def _containers(pod: Object) -> list[Object]:
 
 
 def _crashing(found: Observed) -> Iterator[tuple[str, Object]]:
-    """Yield containers that failed again after a restart; a first failure may be a hiccup of a store."""
+    """Yield containers that failed again after a restart; a first failure may come from a store that was down."""
     for pod in _own_pods(found):
         for container in _containers(pod):
             state = container.get("state", {})
@@ -210,7 +210,7 @@ def _crashing(found: Observed) -> Iterator[tuple[str, Object]]:
 
 def _last_words(container: Object) -> str:
     ended = container.get("state", {}).get("terminated") or container.get("lastState", {}).get("terminated") or {}
-    # Where a container leaves no message, the kubelet takes the end of its log; the reason is in the last line.
+    # If a container leaves no message, the kubelet takes the end of its log; the reason is in the last line.
     line = next((line for line in reversed(ended.get("message", "").splitlines()) if line.strip()), "")
     return _clause("", line) or f"exit code {ended.get('exitCode', 'unknown')}"
 
@@ -226,5 +226,5 @@ def _pod_troubles(pod: Object) -> Iterator[str]:
 
 
 def _clause(reason: str, message: str) -> str:
-    """Join reason and message on one line; of a long message the end, where programs say what went wrong."""
+    """Join reason and message on one line; keep the end of a long message, where programs name the error."""
     return ": ".join(filter(None, (reason, " ".join(message.split())[-_MESSAGE_CHARS:].rstrip("."))))

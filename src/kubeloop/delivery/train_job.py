@@ -1,4 +1,4 @@
-"""A TrainJob of Kubeflow Trainer: built as a plain dict, applied, and awaited."""
+"""Build a TrainJob of Kubeflow Trainer as a plain dict, apply it, and wait for it."""
 
 import itertools
 import time
@@ -17,17 +17,17 @@ API_VERSION = "trainer.kubeflow.org/v1alpha1"
 KIND = "TrainJob"
 COMMAND = ("python", "-m", "kubeloop.tasks.tabular.train_node")
 NODE = "node"
-"""What a training runtime calls the replicated job of its nodes, and their container."""
+"""The name, in a training runtime, of the replicated job of its nodes and of their container."""
 _POLL_S = 2.0
 
 Object = dict[str, Any]
 
 
 class TrainJobError(DeliveryError):
-    """The TrainJob failed; whether it would again is what its nodes said about it."""
+    """The TrainJob failed; its nodes report whether it would fail again."""
 
     def because(self, said: Failure | None) -> "TrainJobError":
-        """Return the error with what a node said, if one did."""
+        """Return the error with the message of a node, if there is one."""
         if said is None:
             return self
         found = TrainJobError(f"{said.error} ({self})")
@@ -36,7 +36,7 @@ class TrainJobError(DeliveryError):
 
 
 def build(loop: Loop, name: str, namespace: str) -> Object:
-    """Build the TrainJob that trains what lies under `jobs/<name>` in the bucket.
+    """Build the TrainJob that trains on the data under `jobs/<name>` in the bucket.
 
     Its nodes run under the steps' account, unprivileged, where `pipelines.defaults` and their GPU place them.
     A TrainJob has no field for `images.pull_policy`: the training runtime's container says it.
@@ -44,8 +44,8 @@ def build(loop: Loop, name: str, namespace: str) -> Object:
     Source: the TrainJob API of Kubeflow Trainer 2 (trainer.kubeflow.org/v1alpha1); `runtimePatches` came with 2.2.
 
     Args:
-        loop: its `pipelines.train_job` says on how many nodes, with what.
-        name: the job's name; the same data and use case have the same one.
+        loop: its `pipelines.train_job` sets the number of nodes and their resources.
+        name: the job's name; the same data and use case give the same name.
         namespace: where the pipeline's steps run.
 
     Raises:
@@ -75,7 +75,7 @@ def build(loop: Loop, name: str, namespace: str) -> Object:
 
 
 def _patch(pipelines: Pipelines, job: TrainJob) -> Object:
-    """Return the patch of the training runtime: what its nodes' pods are besides image, command and resources."""
+    """Return the patch of the training runtime: the fields of its pods besides image, command and resources."""
     pod = {
         "serviceAccountName": pipelines.service_account,
         "securityContext": containers.unprivileged(pipelines.run_as_user),
@@ -90,7 +90,7 @@ def _patch(pipelines: Pipelines, job: TrainJob) -> Object:
 
 
 def train(loop: Loop, settings: Settings, name: str, training_set: Path, out: Path, holdout: Path | None) -> None:
-    """Put the training set where the nodes find it, run the job, and fetch the model folder and the hold-out.
+    """Upload the training set for the nodes, run the job, and fetch the model folder and the hold-out.
 
     Raises:
         TrainJobError: the TrainJob fails.
@@ -118,7 +118,7 @@ def train(loop: Loop, settings: Settings, name: str, training_set: Path, out: Pa
 
 
 def run(manifest: Object, timeout_s: float, cluster: Cluster | None = None) -> None:
-    """Apply a TrainJob and wait until it is complete; one that runs or is complete is taken as it is.
+    """Apply a TrainJob and wait until it is complete; one that runs or is complete is not applied again.
 
     Args:
         manifest: as `build` makes it.
@@ -133,7 +133,7 @@ def run(manifest: Object, timeout_s: float, cluster: Cluster | None = None) -> N
     manifest, path, known = _attempt(cluster, manifest)
     name = manifest["metadata"]["name"]
     what = f"{KIND} {name}"
-    # Nothing of a job may change once it runs, so that other images or nodes would be refused.
+    # A running job cannot be changed, so other images or nodes would be refused.
     for dry in () if known else (True, False):
         cluster.apply(path, manifest, dry=dry)
     began = time.monotonic()
@@ -148,7 +148,7 @@ def run(manifest: Object, timeout_s: float, cluster: Cluster | None = None) -> N
             raise TrainJobError(f"{what} failed ({failed.get('reason')}: {failed.get('message')}); {look}")
         if time.monotonic() - began > timeout_s:
             jobs = found.get("status", {}).get("jobsStatus")
-            state = f"its jobs: {jobs}" if jobs else "no job of it began, so see that the runtime exists"
+            state = f"its jobs: {jobs}" if jobs else "its job has not started, so check that the runtime exists"
             raise DeliveryError(
                 f"{what} took longer than {timeout_s:g} s (pipelines.train_job.timeout); {state}; {look}"
             )
@@ -156,7 +156,7 @@ def run(manifest: Object, timeout_s: float, cluster: Cluster | None = None) -> N
 
 
 def _attempt(cluster: Cluster, manifest: Object) -> tuple[Object, str, bool]:
-    """Return the first attempt that has not failed, its path, and whether it is there.
+    """Return the first attempt that has not failed, its path, and whether it exists.
 
     Failed is the end of a TrainJob, not of its work.
     """

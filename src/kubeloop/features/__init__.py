@@ -1,4 +1,4 @@
-"""Features: the tables from raw data, Feast's store over them, the point-in-time join, and values online."""
+"""Features: tables from raw data, Feast's store over them, the point-in-time join, and online values."""
 
 from kubeloop.features.events import EVENT_COLUMNS, FeatureError, events, moments, newest_label
 from kubeloop.features.store import (

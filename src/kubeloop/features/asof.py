@@ -1,9 +1,9 @@
 """A point-in-time join for Feast that DuckDB runs as ASOF joins: an offline store, which Feast imports by its name.
 
 `feature_store.yaml` chooses it with `offline_store: {type: kubeloop.features.asof.AsofOfflineStore}`. Feast's own store
-on DuckDB joins every event with every earlier value of its key, and then drops all but one. An ASOF join finds that one
-by sorting. What is read from local Parquet files is joined here; for every other source, and for everything that is
-written, Feast's own store does the work, so this one is a subclass of it.
+on DuckDB joins every event with every earlier value of its key and then drops all but one. An ASOF join finds that one
+by sorting. This store joins local Parquet files. It is a subclass of Feast's own store, which handles every other
+source and all writing.
 """
 
 import contextlib
@@ -32,19 +32,19 @@ from kubeloop.data.sources import MOMENT, connect, identifier, literal
 
 _AT, _ROW = "__at", "__row"
 _PIECE = 100_000
-"""Rows that on-demand views see at once: Feast gives them to Python functions as lists."""
+"""Rows that an on-demand view gets at a time: Feast passes them to Python functions as lists."""
 _LONGEST = timedelta(days=100_000_000)
-"""A TTL that is longer cannot be told from none: 64 bits hold the microseconds of 292,000 years."""
+"""A longer TTL has the same effect as none: 64 bits hold the microseconds of 292,000 years."""
 
 
 class AsofOfflineStoreConfig(DuckDBOfflineStoreConfig):
-    """What `offline_store` in `feature_store.yaml` may say.
+    """The settings of `offline_store` in `feature_store.yaml`.
 
     Attributes:
         type: the name by which Feast imports the store.
-        memory_limit: memory for DuckDB's own work, such as `4GB` or `50%`; what does not fit goes to disk. The events
-            and the result are Arrow tables outside it.
-        temp_directory: where that goes; the system's folder for temporary files where nothing is said.
+        memory_limit: memory for DuckDB's own work, such as `4GB` or `50%`; what does not fit is written to disk. The
+            events and the result are Arrow tables, which do not count.
+        temp_directory: folder for that; the system's folder for temporary files if left out.
     """
 
     type: str = "kubeloop.features.asof.AsofOfflineStore"
@@ -81,7 +81,7 @@ class _Query:
 
 
 class AsofRetrievalJob(RetrievalJob):
-    """A query that runs when its result is asked for."""
+    """A query that runs when its result is requested."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class AsofRetrievalJob(RetrievalJob):
         self._query, self._full, self._on_demand, self._metadata = query, full_feature_names, list(on_demand), metadata
 
     def to_arrow(self, validation_reference: Any = None, timeout: int | None = None) -> pa.Table:
-        """Return the result; on-demand views compute piece by piece, as online they compute request by request."""
+        """Return the result; on-demand views compute it in pieces, as they compute online per request."""
         if not self._on_demand or validation_reference is not None:
             return super().to_arrow(validation_reference, timeout)
         with self._query.run() as rows:
@@ -101,15 +101,15 @@ class AsofRetrievalJob(RetrievalJob):
             pieces = (pa.Table.from_batches([batch]) for batch in reader if batch.num_rows)
             found = [_Piece(self, piece).to_arrow() for piece in pieces]
             found = found or [_Piece(self, reader.schema.empty_table()).to_arrow()]
-        # A piece without any value has no type of its own, and one of whole numbers another one.
+        # A piece without values has no type, and a piece of whole numbers has another type than the rest.
         return pa.concat_tables(found, promote_options="permissive")
 
     def to_sql(self) -> str:
-        """Return the query; what it calls `entities` are the rows that were asked for."""
+        """Return the query; `entities` in it are the requested rows."""
         return self._query.sql
 
     def persist(self, storage: Any, allow_overwrite: bool = False, timeout: int | None = None) -> None:
-        """Write the result where a saved dataset keeps it."""
+        """Write the result to the storage of a saved dataset."""
         table, repo = ibis.memtable(self.to_arrow(timeout=timeout)), str(self._query.config.repo_path)
         _write_data_source(table, storage.to_data_source(), repo, "overwrite", allow_overwrite)
 
@@ -128,19 +128,19 @@ class AsofRetrievalJob(RetrievalJob):
 
     @property
     def metadata(self) -> RetrievalMetadata | None:
-        """What was asked for; None where Feast reads a table alone."""
+        """The request; None if Feast only reads a table."""
         return self._metadata
 
 
 class _Piece(AsofRetrievalJob):
-    """Some rows of a result, to which Feast adds what on-demand views compute."""
+    """Some rows of a result, to which Feast adds the columns of on-demand views."""
 
     def __init__(self, whole: AsofRetrievalJob, rows: pa.Table) -> None:
         super().__init__(whole._query, whole._full, whole._on_demand, whole._metadata)
         self._rows = rows
 
     def to_arrow(self, validation_reference: Any = None, timeout: int | None = None) -> pa.Table:
-        """Return the rows with what on-demand views compute."""
+        """Return the rows with the columns of on-demand views."""
         return RetrievalJob.to_arrow(self, validation_reference, timeout)
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:  # noqa: ARG002
@@ -167,7 +167,7 @@ class AsofOfflineStore(DuckDBOfflineStore):
 
         Args:
             config: of the feature store.
-            feature_views: what is joined.
+            feature_views: the views to join.
             feature_refs: `view:feature`, in the order of the result.
             entity_df: keys and moments as a frame, an Arrow table or DuckDB's SQL; a moment without a zone is in UTC.
                 None for every key that has a value between the dates, as it was known at the end.
@@ -175,8 +175,8 @@ class AsofOfflineStore(DuckDBOfflineStore):
             project: of the feature store.
             full_feature_names: names the features `view__feature`.
             filter_by_created_timestamp: leaves out values that were created after the row's moment.
-            start_date: without rows alone; the longest TTL before the end where nothing is said.
-            end_date: without rows alone; now where nothing is said.
+            start_date: only without rows; if left out, the longest TTL before the end.
+            end_date: only without rows; if left out, now.
 
         Returns:
             All rows in their order.
@@ -217,7 +217,7 @@ class AsofOfflineStore(DuckDBOfflineStore):
             raise FeastEntityDFMissingColumnsError(wanted, wanted - set(schema.names))  # type: ignore[no-untyped-call]
         names = [*schema.names, *(name for view in views for name in view.features.values())]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"{', '.join(twice)} would be there twice; ask with full_feature_names=True")
+            raise ValueError(f"{', '.join(twice)} would occur twice; set full_feature_names=True")
         moment = _moment(at)
         first, last = entities.over(f"SELECT min({moment}), max({moment}) FROM this").table().to_pydict().values()
         return AsofRetrievalJob(
@@ -277,7 +277,7 @@ class AsofOfflineStore(DuckDBOfflineStore):
 
 @dataclass(frozen=True)
 class _Source:
-    """A FileSource of local Parquet: what reads it, and its columns by the names that the views know them by."""
+    """A FileSource of local Parquet: the SQL that reads it, and its columns by their names in the views."""
 
     sql: str
     mapping: dict[str, str]
@@ -285,7 +285,7 @@ class _Source:
 
     @classmethod
     def of(cls, source: Any, config: RepoConfig) -> "_Source | None":
-        """Return None for what Feast's own store has to read."""
+        """Return None for a source that Feast's own store has to read."""
         if not isinstance(source, FileSource) or not isinstance(source.file_format, ParquetFormat | None):
             return None
         path = FileSource.get_uri_for_file_path(config.repo_path, source.path)
@@ -299,20 +299,20 @@ class _Source:
         return cls(sql, mapping, columns)
 
     def column(self, name: str) -> str:
-        """Quote the column that a view knows by a name."""
+        """Return, quoted, the column with this name in a view."""
         return identifier(self.mapping.get(name, name))
 
 
 @dataclass(frozen=True)
 class _View:
-    """A feature view as it is joined.
+    """A feature view for the join.
 
     Attributes:
         source: its table.
         keys: the events' column by the table's.
         features: the result's name by the table's.
         at: the table's column of moments.
-        created: that of the moments at which rows were created.
+        created: the table's column of the moments at which rows were created.
         ttl: how old a value may be; None for any age.
     """
 

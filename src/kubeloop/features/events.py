@@ -1,4 +1,4 @@
-"""The moments to predict, with what clients send and the labels: what `sql/events.sql` of a feature repo returns."""
+"""Read the events of a feature repo from `sql/events.sql`: moments to predict, request-time fields and labels."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,13 +15,13 @@ _MOMENTS = "kubeloop_moments"
 
 
 class FeatureError(KubeloopError):
-    """The feature repo or a feature table does not fit; the message says what to change."""
+    """The feature repo or a feature table is wrong; the message says what to change."""
 
     lasting = True
 
 
 def body(query: Path) -> str:
-    """Return a file's query as it may stand within another."""
+    """Return a file's query in a form that can be part of another query."""
     return query.read_text().strip().rstrip(";")
 
 
@@ -35,7 +35,7 @@ def events(
     most: int | None = None,
     at: npt.NDArray[np.datetime64] | None = None,
 ) -> pa.Table:
-    """Return the events (one row a prediction) with `start <= event_timestamp < end`, oldest first.
+    """Return the events (one row per prediction) with `start <= event_timestamp < end`, oldest first.
 
     Args:
         repo: feature repo with `sql/events.sql`.
@@ -43,11 +43,11 @@ def events(
         start: first moment, inclusive.
         end: last moment, exclusive.
         labelled_by: keep only rows whose label was known at that moment.
-        most: of more labelled rows than these, return every second, third and so on, and none without a label.
+        most: return at most about this many rows, evenly spaced, all with a label.
         at: keep only rows of these moments, in UTC.
 
     Raises:
-        FeatureError: the query is missing, fails or lacks a column that every event has.
+        FeatureError: the query is missing or fails, or its result lacks a column that every event has.
     """
     condition = _between(start, end)
     if labelled_by is not None:
@@ -64,7 +64,7 @@ def events(
 
 
 def moments(repo: Path, raw: Path, *, start: datetime, end: datetime) -> npt.NDArray[np.datetime64]:
-    """Return the different moments of the events of `start <= event_timestamp < end` [n], oldest first, in UTC.
+    """Return the distinct moments of the events with `start <= event_timestamp < end` [n], oldest first, in UTC.
 
     Raises:
         FeatureError: as `events`.
@@ -74,7 +74,7 @@ def moments(repo: Path, raw: Path, *, start: datetime, end: datetime) -> npt.NDA
 
 
 def newest_label(repo: Path, raw: Path) -> datetime | None:
-    """Return the moment at which the newest label was known, or None when there is none; one in the future is none."""
+    """Return the moment at which the newest label became known, or None; labels in the future do not count."""
     with sources.connect(sources.tables(raw)) as db:
         query = f"SELECT max(label_available_at) FROM ({body(repo / 'sql' / 'events.sql')}) WHERE label IS NOT NULL "
         query += "AND label_available_at <= now()"
@@ -89,7 +89,7 @@ def _between(start: datetime, end: datetime) -> str:
 
 
 def _run(repo: Path, raw: Path, columns: str, clauses: str, tables: dict[str, pa.Table] | None = None) -> pa.Table:
-    """Select from the events; `tables` are what the clauses name beside them.
+    """Select from the events; `tables` are further tables that the clauses name.
 
     Raises:
         FeatureError: see `events`.
@@ -98,7 +98,7 @@ def _run(repo: Path, raw: Path, columns: str, clauses: str, tables: dict[str, pa
 
     query = repo / "sql" / "events.sql"
     if not query.is_file():
-        raise FeatureError(f"{query} is missing: it lists the moments to predict, with their labels")
+        raise FeatureError(f"{query} is missing; write a query for the moments to predict, with their labels")
     with sources.connect(sources.tables(raw)) as db:
         for name, table in (tables or {}).items():
             db.register(name, table)

@@ -1,4 +1,4 @@
-"""The online store: from entity keys to features at the moment of a prediction, and what keeps it up to date."""
+"""The online store: read features for entity keys at the moment of a prediction, and keep the store up to date."""
 
 import logging
 import warnings
@@ -26,14 +26,14 @@ _MARK = "materialized-to"
 _AT = "event_timestamp"
 _ASKED = "asked"
 _WRITTEN = 100_000
-"""Rows that go to the online store at once."""
+"""Rows that are written to the online store at a time."""
 
 
 class OnlineFeatures:
-    """The online side: from entity keys and request-time fields to the features of a service.
+    """Get the features of a service for entity keys and request-time fields.
 
-    Stored values are read through Feast without the views that are derived on demand, and those are computed here,
-    through Feast too: it would derive them from values that are older than their TTL.
+    Stored values are read through Feast without the on-demand views. These are computed here, also through Feast,
+    because Feast alone would derive them from values that are older than their TTL.
     """
 
     def __init__(self, store: "FeatureStore", service: str) -> None:
@@ -63,7 +63,7 @@ class OnlineFeatures:
         """Open the online store of a folder of feature tables, or the one that the settings name.
 
         Raises:
-            features.FeatureError: nothing was built there yet, or a shared registry does not know the service.
+            features.FeatureError: no tables were built there yet, or a shared registry does not know the service.
         """
         from feast.errors import FeatureServiceNotFoundException
 
@@ -75,15 +75,15 @@ class OnlineFeatures:
             ) from error
 
     def read(self, columns: Mapping[str, Sequence[Any]], at: datetime) -> dict[str, list[Any]]:
-        """Return one list a feature, in the order of the rows asked for.
+        """Return one list per feature, in the order of the requested rows.
 
         Args:
             columns: a list of n values for each of `fields`; times as ISO 8601 strings, numbers None where missing.
-            at: the moment of prediction; a value older than its view's TTL at that moment is None, and so is one that
-                became known later: the store holds only the newest, and what was known before it is gone.
+            at: the moment of prediction; a value that is older than its view's TTL at that moment is None. So is a
+                value that became known later, since the store holds only the newest value.
 
         Raises:
-            ValueError: a value is not of its field's type, or one that a view cannot derive its features from.
+            ValueError: a value does not have its field's type, or a view cannot derive its features from it.
             ConnectionError: the store does not answer.
         """
         known = {field.name: _checked(field, columns[field.name]) for field in self.fields}
@@ -98,16 +98,16 @@ class OnlineFeatures:
             for feature in self.features
         }
         if any(len(values) != rows for values in answer.values()):
-            raise features.FeatureError(f"Feast answered another number of rows than the {rows} asked for")
+            raise features.FeatureError(f"Feast did not answer with the {rows} requested rows")
         return answer
 
     def _read(self, keys: dict[str, list[Any]], now: int) -> dict[str, list[Any]]:
-        """Return the stored values of `now`, in seconds since the epoch, as Feast tells times; others are None."""
+        """Return the stored values at `now`, in seconds since the epoch like Feast's times; others are None."""
         try:
             response = self._store.get_online_features(self._stored, keys)
         except self._errors as error:
             log.warning("the online store cannot be read: %s: %s", type(error).__name__, error)
-            # Feast keeps a connection to PostgreSQL that broke, and would never make another.
+            # Feast keeps a broken connection to PostgreSQL and would never open another.
             self._store._provider = None
             raise ConnectionError("the online store cannot be read; try again later") from error
         values = response.to_dict()
@@ -124,8 +124,8 @@ class OnlineFeatures:
 def _derive(view: Any, known: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """Run an on-demand view on one request.
 
-    The function has run on the rows that the model learned from, so what it fails on here is what the client sent.
-    The log keeps the traceback, in case it is not.
+    The function has run on the rows that the model learned from, so an error here comes from the client's values. The
+    log holds the traceback, in case it does not.
 
     Raises:
         ValueError: the function raised; the message names the view.
@@ -154,23 +154,23 @@ def _checked(field: features.Field, values: Sequence[Any]) -> list[Any]:
 
 
 def stands(folder: Path) -> datetime | None:
-    """Return the moment up to which the online store of a folder of feature tables was written; None for never."""
+    """Return the moment up to which the online store of a folder of feature tables was written; None if never."""
     mark = folder / _MARK
     return moments.read(kept.unseal(mark)) if mark.is_file() else None
 
 
 class Materializer:
-    """Brings the online store up to a moment, row by row as they became known.
+    """Writes rows to the online store up to a moment, in the order in which they became known.
 
-    Feast's own `materialize` reads each table from the start; a replay of months advances thousands of times, so the
-    moments stay in memory, and the rows that come next are read ahead.
+    Feast's own `materialize` reads each table from the start. A replay of months advances thousands of times, so the
+    moments are kept in memory, and the next rows are read ahead.
 
     Args:
         folder: of feature tables.
-        service: whose views are written.
-        shared: names the stores that many pods share.
-        asked: rows with the keys that anybody will ask for; other keys are then left out. A sample of a large table
-            asks for few of its keys, and Feast writes some ten thousand rows a second.
+        service: the feature service whose views are written.
+        shared: settings that name the stores that many pods share.
+        asked: rows with the keys that will be requested; other keys are left out. A sample of a large table has few
+            of its keys, and Feast writes only about ten thousand rows per second.
     """
 
     def __init__(
@@ -187,9 +187,9 @@ class Materializer:
         self._position: datetime | None = None
 
     def advance(self, to: datetime) -> int:
-        """Write what became known since the last call, up to and including `to`; return the rows written.
+        """Write the rows that became known since the last call, up to and including `to`; return their number.
 
-        The first call writes the newest row of every key, so that a restart needs no memory of the last.
+        The first call writes the newest row of every key, so that a restart needs no stored position.
         """
         written = 0
         for table in self._tables:
@@ -204,7 +204,7 @@ class Materializer:
 
 
 class _Table:
-    """The feature table of a view, by the order of its moments; of its rows only those that come next are in memory."""
+    """The feature table of a view, ordered by moment; only the next rows are in memory."""
 
     def __init__(self, name: str, keys: list[str], path: Path) -> None:
         self.name = name
@@ -214,7 +214,7 @@ class _Table:
         self._stamps = np.sort(stamps.astype("datetime64[us]"))
         self._ahead: pd.DataFrame | None = None
         self._begin = 0
-        """Place of the first row in `_ahead`."""
+        """Position of the first row in `_ahead`."""
 
     def news(self, since: datetime | None, to: datetime) -> "Iterator[pd.DataFrame]":
         """Yield the newest row of each key that became known after one moment and up to another, some at a time."""
@@ -247,7 +247,7 @@ class _Table:
 
 
 def _only(path: Path, keys: list[str], asked: pa.Table) -> Path:
-    """Write a feature table's rows of the keys that are asked for, in a folder of their own; return the file."""
+    """Write the rows of a feature table with the requested keys to a separate folder; return the file."""
     target = path.parent / _ASKED / path.name
     target.parent.mkdir(exist_ok=True)
     names = ", ".join(map(sources.identifier, keys))

@@ -1,4 +1,4 @@
-"""An online store's URL, as Feast's configuration of it: addresses, credentials, timeouts and TLS."""
+"""Convert an online store's URL to Feast's configuration: addresses, credentials, timeouts and TLS."""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 _ANSWERING = {"socket_connect_timeout": 1.0, "socket_timeout": 2.0, "retry": None}
-"""For who answers requests: a silent server costs one of them this long, and the client tries again, not redis-py."""
+"""For servers: a request waits this long for a silent store, and the client tries again, not redis-py."""
 
 _WRITING = {"socket_connect_timeout": 5.0, "socket_timeout": 30.0}
 """For jobs, which can wait; redis-py tries three times more."""
@@ -35,18 +35,18 @@ def config(text: str, *, answering: bool) -> dict[str, Any]:
 
     Args:
         text: a redis://, rediss:// or postgresql:// URL; special characters of its password are percent-encoded.
-        answering: for who answers requests and must not wait long for the store.
+        answering: for a server, which must not wait long for the store.
 
     Raises:
-        ValueError: the URL is none of these, or has an option that is not known. The message quotes nothing of what
-            follows the scheme: a password with a / in it can land in any part.
+        ValueError: the URL is not one of these, or has an unknown option. The message quotes nothing after the
+            scheme, since a password with a / in it can end up in any part.
     """
     try:
         url = urlsplit(text)
         port = url.port
     except ValueError:
-        # Its own message quotes the URL.
-        raise ValueError("it is no URL; write special characters of the password as %2F for / and so on") from None
+        # The library's message quotes the URL.
+        raise ValueError("it is not a URL; percent-encode special characters of the password: %2F for /") from None
     redis = url.scheme in ("redis", "rediss")
     if not redis and url.scheme.partition("+")[0] != "postgresql":
         raise ValueError(f"it starts with {url.scheme}://; write redis://, rediss:// or postgresql://")
@@ -64,8 +64,8 @@ def _redis(url: SplitResult, port: int, answering: bool) -> dict[str, Any]:
         options["db"] = int(url.path.strip("/") or 0)
         options |= {name: _REDIS[name](value) for name, value in asked}
     except ValueError:
-        raise ValueError("its path is the number of a database, and timeouts are numbers of seconds") from None
-    # Feast cuts at every comma, and reads as JSON what can be read so: a password 1e5 would become a number.
+        raise ValueError("its path must be the number of a database, and timeouts must be numbers of seconds") from None
+    # Feast splits at every comma, and parses each value as JSON if it can: a password 1e5 would become a number.
     words = [name + "=" + json.dumps(value).replace(",", "\\u002c") for name, value in options.items()]
     return {"type": "redis", "connection_string": ",".join([f"{url.hostname}:{port}", *words])}
 
@@ -78,7 +78,7 @@ def _postgres(url: SplitResult, port: int) -> dict[str, Any]:
         "database": url.path.strip("/"),
         "user": unquote(url.username or ""),
         "password": unquote(url.password or ""),
-        # Feast asks for TLS unless it is told otherwise, as `?sslmode=` does.
+        # Feast requires TLS unless it is told otherwise, for example with `?sslmode=`.
         **{_POSTGRES[name]: value for name, value in _query(url, _POSTGRES)},
     }
 
@@ -86,5 +86,5 @@ def _postgres(url: SplitResult, port: int) -> dict[str, Any]:
 def _query(url: SplitResult, known: Mapping[str, Any]) -> list[tuple[str, str]]:
     found = parse_qsl(url.query)
     if {name for name, _ in found} - known.keys():
-        raise ValueError(f"it has an option that is not known; there are {', '.join(known)}")
+        raise ValueError(f"it has an unknown option; the options are {', '.join(known)}")
     return found

@@ -1,7 +1,7 @@
 """Features: SQL tables from raw data, the Feast registry over them, and the point-in-time join.
 
 The package is the only importer of Feast; `online` reads and writes through the stores that are opened here. A folder
-of feature tables is also Feast's repository path: it holds one Parquet file a view, the registry and the online
+of feature tables is also Feast's repository path: it holds one Parquet file per view, the registry and the online
 store, so that a pipeline run has its own and the serving side has its own, from the same definitions.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 STORE_FILE = "feature_store.yaml"
 OFFLINE_STORE = "kubeloop.features.asof.AsofOfflineStore"
-"""Takes Arrow tables; Feast's own stores take frames."""
+"""This store takes Arrow tables; Feast's own stores take frames."""
 _DATATYPES = {"STRING": "BYTES", "UNIX_TIMESTAMP": "BYTES", "BOOL": "BOOL", "INT32": "INT64", "INT64": "INT64"}
 
 
@@ -37,7 +37,7 @@ _DATATYPES = {"STRING": "BYTES", "UNIX_TIMESTAMP": "BYTES", "BOOL": "BOOL", "INT
 class Field:
     """A named column with its Open Inference Protocol datatype; times are ISO 8601 strings.
 
-    Without an offset they are of `zone`, which the field's tag `timezone` in the feature repo names.
+    Times without an offset are in `zone`, from the field's tag `timezone` in the feature repo.
     """
 
     name: str
@@ -69,7 +69,7 @@ def definitions(repo: Path) -> list[Any]:
 
 @contextlib.contextmanager
 def _importing(repo: Path) -> Iterator[list[str]]:
-    """Put a repo on the import path for a moment; its modules do not stay, so that two repos can follow."""
+    """Put a repo on the import path for a moment, and then unload its modules, so that another repo can follow."""
     modules = [path.stem for path in sorted(repo.glob("*.py")) if path.stem != "__init__"]
     hidden = {name: sys.modules.pop(name) for name in modules if name in sys.modules}
     sys.path.insert(0, str(repo))
@@ -89,7 +89,7 @@ def build(repo: Path, raw: Path, out: Path, shared: Settings | None = None) -> d
         repo: feature repo; `sql/<view>.sql` computes the table of each feature view.
         raw: folder of raw tables.
         out: folder of feature tables; tables in it are replaced, the online store is kept.
-        shared: names the registry that the definitions go to, if not the folder's own.
+        shared: settings that name the registry for the definitions, if it is not the folder's own.
 
     Returns:
         Rows by view.
@@ -109,8 +109,8 @@ def build(repo: Path, raw: Path, out: Path, shared: Settings | None = None) -> d
             if lost := [name for name in view.entities if name not in keys]:
                 raise FeatureError(
                     f"feature view {view.name} has {f'the entity {lost[0]}' if lost[0] != '__dummy' else 'no entity'}: "
-                    "give it one that the repo defines; for a table about one thing, let events.sql return a constant "
-                    "as its key"
+                    "give it one that the repo defines; for a table about a single entity, let events.sql return a "
+                    "constant as its key"
                 )
             query = repo / "sql" / f"{view.name}.sql"
             if not query.is_file():
@@ -130,9 +130,9 @@ def build(repo: Path, raw: Path, out: Path, shared: Settings | None = None) -> d
                 raise
             except duckdb.Error as error:
                 raise FeatureError(
-                    f"{query} does not give the columns of its view ({', '.join(columns)}): {error}"
+                    f"{query} does not return the columns of its view ({', '.join(columns)}): {error}"
                 ) from error
-            # Feast's own stores read a relative path from the process's folder, not from the repository's.
+            # Feast's own stores resolve a relative path against the process's folder, not the repository's.
             table = str(out.resolve() / f"{view.name}.parquet")
             if isinstance(view.batch_source, FileSource):
                 view.batch_source.file_options.uri = table
@@ -148,7 +148,7 @@ def build(repo: Path, raw: Path, out: Path, shared: Settings | None = None) -> d
 
 
 def register(repo: Path, shared: Settings) -> None:
-    """Put a repo's definitions into the registry that many pods share; tables and values come with materialization.
+    """Put a repo's definitions into the shared registry; materialization writes the tables and values.
 
     Args:
         repo: feature repo.
@@ -164,11 +164,11 @@ def open_store(folder: Path, shared: Settings | None = None, *, once: bool = Fal
 
     Args:
         folder: where the tables and `feature_store.yaml` are.
-        shared: names the registry and the online store that many pods share, in place of the folder's own.
-        once: for who answers requests: read a shared registry now and never again, and wait for neither store long.
+        shared: settings that name the registry and online store that many pods share, instead of the folder's own.
+        once: for a server: read a shared registry only now, and do not wait long for either store.
 
     Raises:
-        FeatureError: nothing was built there yet, or a setting names a store that is not known.
+        FeatureError: no tables were built there yet, or a setting names an unknown store.
     """
     import yaml
 
@@ -192,7 +192,7 @@ def open_store(folder: Path, shared: Settings | None = None, *, once: bool = Fal
 
 
 def _shared(settings: Settings, once: bool) -> dict[str, Any]:
-    """Return the parts of Feast's configuration that the settings' URLs stand for."""
+    """Return the parts of Feast's configuration that come from the settings' URLs."""
     found: dict[str, Any] = {}
     if settings.feature_registry:
         # Feast takes 0 for "never expires".
@@ -208,7 +208,7 @@ def _shared(settings: Settings, once: bool) -> dict[str, Any]:
 
 
 def store_errors() -> tuple[type[Exception], ...]:
-    """Return what Feast raises where a shared online store does not answer, or not well."""
+    """Return the exceptions of Feast for a shared online store that does not answer or answers with an error."""
     import psycopg
     import redis
 
@@ -230,7 +230,7 @@ def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
         (event_timestamp, event_id); numeric features float32, categorical ones strings.
 
     Raises:
-        FeatureError: the join lost or doubled a row, or the store that was named cannot read a TTL.
+        FeatureError: the join lost or doubled a row, or the chosen store cannot read a TTL.
     """
     store = open_store(folder)
     fields = features(store, service)
@@ -243,19 +243,19 @@ def training_set(folder: Path, service: str, rows: pa.Table) -> pa.Table:
         warnings.simplefilter("ignore")
         joined = store.get_historical_features(asked, store.get_feature_service(service)).to_arrow()
     if joined.num_rows != rows.num_rows:
-        raise FeatureError(f"the point-in-time join made {joined.num_rows} rows of {rows.num_rows}")
+        raise FeatureError(f"the point-in-time join turned {rows.num_rows} rows into {joined.num_rows}")
     columns = {name: joined[name] for name in ("event_id", "event_timestamp", "label")}
     # Spark's store returns it without a zone.
     columns["event_timestamp"] = joined["event_timestamp"].cast(rows["event_timestamp"].type)
     for field in fields:
         kind = pa.string() if field.kind == "categorical" else pa.float32()
-        # A whole number beyond 2^24 loses digits, which training warns of, and is no reason to stop.
+        # A whole number beyond 2^24 loses digits; training warns of that, so it is not an error here.
         columns[field.name] = joined[field.name].cast(kind, safe=False)
     return pa.table(columns).sort_by([("event_timestamp", "ascending"), ("event_id", "ascending")])
 
 
 def _check_ttls(found: list[Any]) -> None:
-    """Refuse what Feast 0.67's DuckDB store hands to Ibis as an interval of two units, which is a TypeError there."""
+    """Refuse a TTL that Feast 0.67's DuckDB store passes to Ibis as an interval of two units, which is a TypeError."""
     for view in found:
         if view.ttl and view.ttl.days and view.ttl.seconds:
             raise FeatureError(

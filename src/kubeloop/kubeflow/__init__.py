@@ -1,1 +1,1 @@
-"""Kubeflow Pipelines: its API, what is submitted to it, and what it says of a run."""
+"""Kubeflow Pipelines: its API, submitting pipelines to it, and reading runs from it."""

@@ -1,4 +1,4 @@
-"""The Kubeflow Pipelines API, version v2beta1: the few calls that kubeloop makes, as plain values and clear errors."""
+"""Call the Kubeflow Pipelines API, version v2beta1, with plain values and clear errors."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,19 +20,19 @@ from kubeloop.kubeflow.values import Run, Schedule, Version, where
 _TIMEOUT_S = (3.05, 30)
 _PAGE = 100
 DESCRIPTION_LIMIT = 255
-"""Characters that a description may have where the API keeps it in MySQL."""
+"""Most characters of a description, if the API stores it in MySQL."""
 
 
 def described(text: str, mark: str) -> str:
-    """Return a description that people read from its start, and that ends with a mark on a line of its own."""
+    """Return a description for people that ends with a mark on a separate line."""
     return f"{text[: DESCRIPTION_LIMIT - len(mark) - 1]}\n{mark}"
 
 
 class Api:
-    """Asks one Kubeflow Pipelines API.
+    """A client of one Kubeflow Pipelines API.
 
-    Nothing is asked twice: whether a lost request may be repeated is for the caller to know. Every method raises a
-    `KfpError`, which is an OSError, when there is no usable answer.
+    No request is repeated: only the caller knows whether a lost request may be repeated. Every method raises a
+    `KfpError`, which is an OSError, if there is no usable answer.
     """
 
     def __init__(self, url: str, *, token_file: Path | None = None, namespace: str = "") -> None:
@@ -43,7 +43,7 @@ class Api:
         self._token_file = token_file
         self._kfp = kfp
         configuration = kfp.Configuration(host=self.url)
-        # Neither lost requests nor the way to a login page are followed.
+        # Neither repeat lost requests nor follow redirects to a login page.
         configuration.retries = False
         if token_file:
             configuration.api_key_prefix["authorization"] = "Bearer"
@@ -62,8 +62,8 @@ class Api:
     def open(cls, settings: Settings) -> "Api":
         """Return the API that the settings name; nothing is sent yet.
 
-        With a token file it is taken as one of many users' and asked about the namespace of the pipeline's steps; an
-        API that keeps no users apart does not look at it.
+        With a token file, requests name the namespace of the pipeline's steps, as an API with many users needs; an
+        API with a single user ignores it.
 
         Raises:
             ConfigError: KUBELOOP_KFP_URL is not set.
@@ -76,7 +76,7 @@ class Api:
         return cls(settings.kfp_url, token_file=settings.kfp_token_file, namespace=namespace)
 
     def experiment(self, name: str, description: str = "") -> str:
-        """Return the id of the experiment of this name, which is made, with a description, if it is missing."""
+        """Return the ID of the experiment of this name; create it, with a description, if it is missing."""
         found = self._experiment(name)
         if found is None:
             body = self._kfp.V2beta1Experiment(
@@ -86,14 +86,14 @@ class Api:
                 made = self._ask("make an experiment", self._experiments.experiment_service_create_experiment, body)
                 return str(made.experiment_id)
             except (ExistsError, NoAnswerError):
-                # Somebody else was faster, or it was we and the answer got lost.
+                # Another client created it first, or our own request succeeded and its answer was lost.
                 found = self._experiment(name)
                 if found is None:
                     raise
         return found
 
     def pipeline(self, name: str) -> str | None:
-        """Return the id of the pipeline of this name; None when there is none."""
+        """Return the ID of the pipeline of this name; None if there is none."""
         options = {"namespace": self.namespace} if self.namespace else {}
         try:
             found = self._ask(
@@ -105,7 +105,7 @@ class Api:
         return str(found.pipeline_id)
 
     def create_pipeline(self, name: str, description: str) -> str:
-        """Make a pipeline without a version, or find the one that is there, and return its id."""
+        """Create a pipeline without a version, or find the existing one, and return its ID."""
         body = self._kfp.V2beta1Pipeline(
             name=name, display_name=name, description=description, namespace=self.namespace or None
         )
@@ -119,7 +119,7 @@ class Api:
             return found
 
     def version(self, pipeline_id: str, name: str | None = None) -> Version | None:
-        """Return the version of this name, or the newest; None when there is none."""
+        """Return the version of this name, or the newest; None if there is none."""
         options = {"filter": where("name", "EQUALS", name)} if name else {}
         listing = self._pipelines.pipeline_service_list_pipeline_versions
         page = self._ask(
@@ -128,7 +128,7 @@ class Api:
         return values.version(page.pipeline_versions[0]) if page.pipeline_versions else None
 
     def upload(self, pipeline_id: str, name: str, package: Path, description: str) -> Version:
-        """Upload a compiled pipeline as a version, unless there is one of that name, and return it."""
+        """Upload a compiled pipeline as a version, unless that name exists, and return it."""
         if found := self.version(pipeline_id, name):
             return found
         try:
@@ -155,7 +155,7 @@ class Api:
         return [values.run(item) for page in pages for item in page.runs or ()]
 
     def run(self, run_id: str) -> Run | None:
-        """Return a run with its tasks; None when there is none."""
+        """Return a run with its tasks; None if there is none."""
         try:
             return values.run(self._ask("look a run up", self._runs.run_service_get_run, run_id))
         except MissingError:
@@ -172,10 +172,10 @@ class Api:
         parameters: Mapping[str, Any],
         service_account: str,
     ) -> Run:
-        """Start a run. Asking again starts another: see `kfp_runs.Runs`.
+        """Start a run. A repeated call starts another: see `runs.Runs`.
 
-        The API would take a run's id from us, but makes the workflow before it sees that the id is taken: the second
-        of two equal requests would leave a workflow that no run shows and nobody can end.
+        The API accepts a run ID from us, but it makes the workflow before it checks that the ID is unused: the second
+        of two equal requests would leave a workflow that no run shows and that nobody can end.
         """
         body = self._kfp.V2beta1Run(
             display_name=name,
@@ -188,7 +188,7 @@ class Api:
         return values.run(self._ask("start a run", self._runs.run_service_create_run, body))
 
     def terminate(self, run_id: str) -> None:
-        """End a run that is going on; one that is over stays as it is."""
+        """End a running run; one that is over does not change."""
         try:
             self._ask("end a run", self._runs.run_service_terminate_run, run_id)
         except KfpError:
@@ -215,9 +215,9 @@ class Api:
         max_concurrency: int,
         enabled: bool,
     ) -> Schedule:
-        """Make a recurring run, whose runs take the newest version. Asking again makes another: see `recurring`.
+        """Create a recurring run, whose runs use the newest version. A repeated call makes another: see `recurring`.
 
-        Kubeflow Pipelines gives a name to the runs of those alone that are pinned to no version: with one it keeps a
+        Kubeflow Pipelines only names the runs of recurring runs without a fixed version. With a version, it keeps a
         workflow that every run copies, in which the name is empty and all parameters are fixed. (Source:
         kubeflow/pipelines 2.17.0, apiserver/resource/resource_manager.go CreateJob, v2/compiler/argocompiler/dag.go.)
         """
@@ -230,16 +230,16 @@ class Api:
             service_account=service_account,
             trigger=self._kfp.V2beta1Trigger(cron_schedule=self._kfp.V2beta1CronSchedule(cron=cron)),
             max_concurrency=str(max_concurrency),
-            # Each run takes the moment at which it starts: those that were missed would all do the same, all at once.
+            # Each run uses the moment at which it starts, so all missed runs would do the same work at once.
             no_catchup=True,
-            # No namespace: it is the experiment's, and where there is one user alone another one is refused.
+            # No namespace: it is the experiment's, and an API with a single user refuses another one.
             mode="ENABLE" if enabled else "DISABLE",
         )
         made = self._ask("make a recurring run", self._recurring.recurring_run_service_create_recurring_run, body)
         return values.schedule(made)
 
     def delete_schedule(self, schedule_id: str) -> None:
-        """Delete a recurring run, if it is there; runs that it started go on."""
+        """Delete a recurring run, if it exists; runs that it started continue."""
         deletion = self._recurring.recurring_run_service_delete_recurring_run
         try:
             self._ask("delete a recurring run", deletion, schedule_id, propagation_policy="ORPHAN")
@@ -288,15 +288,15 @@ class Api:
         if "json" not in kind:
             raise DeniedError(
                 f"cannot {what}: {self.url} answers with {kind or 'something'} instead of JSON; KUBELOOP_KFP_URL must "
-                "name the pipelines API itself, and KUBELOOP_KFP_TOKEN_FILE a token where it wants one"
+                "name the pipelines API itself, and KUBELOOP_KFP_TOKEN_FILE a token if it needs one"
             )
         return answer
 
     def _check(self) -> None:
-        """Tell an API that misses something from an address at which there is no such API.
+        """Check that the address has this API, after an answer that something is missing.
 
         Raises:
-            TooOldError: there is none.
+            TooOldError: the address does not have this API.
         """
         try:
             self._ask("ask for its health", self._health.healthz_service_get_healthz)

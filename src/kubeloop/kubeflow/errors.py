@@ -1,4 +1,4 @@
-"""What can go wrong between kubeloop and the Kubeflow Pipelines API, each as one sentence that says what to do."""
+"""The errors of calls to the Kubeflow Pipelines API, each as one sentence that says what to do."""
 
 import json
 
@@ -6,35 +6,35 @@ from kubeloop.errors import KubeloopError
 
 
 class KfpError(KubeloopError, OSError):
-    """The pipelines API gave no usable answer. A request that it should carry out may or may not have been."""
+    """The pipelines API gave no usable answer. It may or may not have carried out the request."""
 
     lasting = False
 
 
 class NoAnswerError(KfpError, ConnectionError):
-    """It is away, or the answer was lost on the way."""
+    """It does not answer, or the answer was lost."""
 
 
 class DeniedError(KfpError, PermissionError):
-    """It does not accept who asks."""
+    """It does not accept the caller."""
 
     lasting = True
 
 
 class RefusedError(KfpError):
-    """It cannot carry the request out as it is; nothing was done."""
+    """It refuses this request; nothing was done."""
 
     lasting = True
 
 
 class MissingError(KfpError):
-    """There is no such thing."""
+    """The object does not exist."""
 
     lasting = True
 
 
 class ExistsError(KfpError):
-    """There is one of that name already."""
+    """The name already exists."""
 
     lasting = True
 
@@ -50,7 +50,7 @@ def meaning(url: str, what: str, status: int, body: bytes | str | None) -> KfpEr
 
     Args:
         url: the API's address.
-        what: what was asked for, as in "cannot <what>".
+        what: the requested action, as in "cannot <what>".
         status: the status; 0 when the connection could not be secured.
         body: the answer; its message is quoted.
     """
@@ -58,7 +58,7 @@ def meaning(url: str, what: str, status: int, body: bytes | str | None) -> KfpEr
     # A login page is where an authenticating proxy sends those that it does not know.
     if status == 401 or status in range(300, 400):
         return DeniedError(
-            f"cannot {what}: {url} wants to know who asks (status {status}); KUBELOOP_KFP_TOKEN_FILE must name a "
+            f"cannot {what}: {url} needs to know the caller (status {status}); KUBELOOP_KFP_TOKEN_FILE must name a "
             "service account token for the audience pipelines.kubeflow.org"
         )
     if status == 403:

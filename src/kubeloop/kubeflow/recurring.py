@@ -18,7 +18,7 @@ _MARK = f"{names.LABEL_DOMAIN}/schedule"
 
 @dataclass(frozen=True)
 class Change:
-    """One thing to do: a recurring run to make, or one to delete."""
+    """One change: a recurring run to create, or one to delete."""
 
     action: Literal["create", "delete"]
     name: str
@@ -32,8 +32,8 @@ class Change:
 def plan(api: Api, loop: Loop, versions: Mapping[str, Version]) -> list[Change]:
     """Return what differs between loop.yaml and Kubeflow Pipelines, deletions first.
 
-    Only recurring runs that carry this loop's mark, and the name that goes with it, are considered: others belong to
-    somebody else. The API cannot change a recurring run, so a change is a deletion and a creation.
+    Only recurring runs with this loop's mark and the matching name are considered; the others are not ours. The API
+    cannot change a recurring run, so a change is a deletion and a creation.
 
     Args:
         api: the pipelines API.
@@ -68,9 +68,9 @@ def plan(api: Api, loop: Loop, versions: Mapping[str, Version]) -> list[Change]:
 
 
 def apply(api: Api, loop: Loop, versions: Mapping[str, Version], changes: list[Change]) -> None:
-    """Carry a plan out. After an error the next plan holds what is left.
+    """Carry out a plan. After an error, the next plan holds the remaining changes.
 
-    An answer that is lost leaves a recurring run that the next plan finds by its mark; two of one name become one.
+    If an answer is lost, the next plan finds the recurring run by its mark; two of one name become one.
 
     Raises:
         KfpError: no usable answer.
@@ -112,7 +112,7 @@ def _title(loop: Loop, name: str) -> str:
 
 
 def _digest(loop: Loop, item: Recurring, version: Version) -> str:
-    """Return what tells a recurring run of other settings: hex, 16 characters."""
+    """Return a digest of a recurring run's settings: hex, 16 characters."""
     content: dict[str, Any] = {
         "item": item.model_dump(),
         "version": version.name,

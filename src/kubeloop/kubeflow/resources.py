@@ -1,4 +1,4 @@
-"""Pipelines and their versions as Kubernetes objects, for installations where Git says what is there."""
+"""Pipelines and their versions as Kubernetes objects, for installations that are described in Git."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,8 +13,8 @@ _API = "pipelines.kubeflow.org/v2beta1"
 def build(loop: Loop, packages: Iterable[Package], namespace: str) -> list[dict[str, Any]]:
     """Return a Pipeline and a PipelineVersion for each package, in that order.
 
-    Kubeflow Pipelines reads them where its API server keeps pipelines in Kubernetes (`--pipelinesStoreKubernetes`).
-    A version is named after the bytes of its package and never changes: other bytes are another object.
+    Kubeflow Pipelines reads them if its API server stores pipelines in Kubernetes (`--pipelinesStoreKubernetes`).
+    A version is named after the bytes of its package and never changes: other bytes make another object.
     """
     labels = names.labels(loop.name, "pipeline")
     objects: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""One run a name: Kubeflow Pipelines starts a run for every request, so ours are found by a mark before and after."""
+"""Start one run per name: Kubeflow Pipelines starts a run for every request, so we find ours by a mark."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ _LOOKS_S = (0.0, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class Attempt:
-    """The run that counts for a name, and its number from 1 on."""
+    """The run that counts for a name, and the number of its attempt, from 1."""
 
     run: Run
     number: int
@@ -30,14 +30,14 @@ class Attempt:
 class Runs:
     """The runs of one use case by name and attempt.
 
-    The API has no idempotency key and its run names are not unique. A run carries its key in its description, which
-    can be filtered: `kubeloop.io/run: <loop>/<name>/<attempt>`. Before a start the key is searched for, and again
-    after one, whether its answer came or not. Where two starts crossed, or a lost one came through late, each
-    onlooker picks the same run of those found and ends the others, so that one goes on. What a second run does before
-    it is ended is harmless: the gate and the registry know a run by its name and answer it as they did the first.
+    The API has no idempotency key, and its run names are not unique. So a run has its key in its description, which
+    can be filtered: `kubeloop.io/run: <loop>/<name>/<attempt>`. The key is searched before a start and after it,
+    whether an answer came or not. If two starts crossed, or a lost one arrived late, every client picks the same one of
+    the runs and ends the others. A second run does no harm before it is ended: the gate and the registry identify a
+    run by its name and give it the same answer as the first.
 
-    All attempts have one name in KFP as well: it is an input of the first step, so that an attempt finds in KFP's cache
-    what those before it have finished.
+    All attempts also have one name in KFP: it is an input of the first step, so that an attempt finds the finished
+    work of earlier attempts in KFP's cache.
     """
 
     def __init__(self, api: Api, loop: Loop, looks_s: Sequence[float] = _LOOKS_S) -> None:
@@ -46,7 +46,7 @@ class Runs:
         self._looks_s = looks_s
 
     def find(self, name: str) -> Attempt | None:
-        """Return the run that counts for a name, after ending those that do not; None when there is none.
+        """End the runs of a name that do not count, and return the one that does; None if there is none.
 
         Raises:
             KfpError: no usable answer.
@@ -56,7 +56,7 @@ class Runs:
         found = [
             Attempt(run, int(match[1]))
             for run in self._api.runs(prefix)
-            # Whoever clones a run in the Kubeflow UI copies its description as well, but not its name.
+            # A clone of a run in the Kubeflow UI has the same description but another name.
             if (match := pattern.search(run.description)) and run.name in (name, _older_title(name, match[1]))
         ]
         if not found:
@@ -70,11 +70,11 @@ class Runs:
     def start(
         self, name: str, attempt: int, version: Version, parameters: Mapping[str, Any], reason: str = ""
     ) -> Attempt:
-        """Start an attempt, unless the name's run is going on, has succeeded or has had this attempt or a later one.
+        """Start an attempt, unless the name's run is running, has succeeded or has had this attempt or a later one.
 
         Raises:
-            RefusedError: the run cannot be started as it is.
-            KfpError: no usable answer; the run may have started all the same, which `find` tells.
+            RefusedError: the run cannot be started with these parameters.
+            KfpError: no usable answer; the run may have started nevertheless, so check with `find`.
         """
         found = self.find(name)
         if found and (not found.run.is_over or found.run.state == "SUCCEEDED" or found.number >= attempt):
@@ -101,7 +101,7 @@ class Runs:
 
 
 def verdict(bucket: Bucket, name: str) -> dict[str, Any] | None:
-    """Return what a run of the training pipeline decided (promote, reason, version); None when it said nothing.
+    """Return the decision of a training run (promote, reason, version); None if it recorded none.
 
     Raises:
         BucketError: the bucket does not answer.
@@ -114,21 +114,21 @@ def verdict(bucket: Bucket, name: str) -> dict[str, Any] | None:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        _log.error("%s in the bucket is no JSON object", names.outcome(name))
+        _log.error("%s in the bucket is not a JSON object", names.outcome(name))
         return None
     return found
 
 
 def _older_title(name: str, attempt: str) -> str:
-    """Return what an older release called an attempt: one that runs during an upgrade is still ours."""
+    """Return the name that an older release gave an attempt, since one that runs during an upgrade is still ours."""
     return f"{name} (attempt {attempt})"
 
 
 def _rank(attempt: Attempt) -> tuple[int, int, object, str]:
-    """Order the runs of a name: the one that counts comes first, and stays first while states go on.
+    """Order the runs of a name: the one that counts comes first, and stays first when states change.
 
-    A success counts most, then what goes on, oldest first; of those that failed the newest attempt, and an end of its
-    own before one that was ordered.
+    A success comes first, then running runs, oldest first, then failed runs, newest attempt first; a failure comes
+    before a run that was ended on request.
     """
     run = attempt.run
     if run.state == "SUCCEEDED":

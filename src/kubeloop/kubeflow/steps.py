@@ -1,7 +1,7 @@
-"""The steps of a run among its task details, which are all the nodes of an Argo workflow.
+"""Find the steps of a run in its task details, which are all the nodes of an Argo workflow.
 
-A step `x` is several of them: `x-driver` prepares its pod, `x` stands for it, `x(0)` for an attempt at it, `executor`
-for its pod, `executor(0)`, `executor(1)` for the attempts at that. The pipeline and its branches have drivers, too.
+A step `x` has several nodes: `x-driver` prepares its pod, `x` is the step, `x(0)` an attempt at it, `executor` its
+pod, and `executor(0)`, `executor(1)` are the attempts at that. The pipeline and its branches have drivers too.
 """
 
 import re
@@ -14,7 +14,7 @@ OVER = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 _ATTEMPT = re.compile(r"(.+)\(\d+\)")
 _DRIVER = "-driver"
 _BRANCH = re.compile(r"root|(condition|condition-branches|for-loop|exit-handler)-\d+|iteration.*")
-"""What has a driver as well but is not a step: the pipeline itself, and what kfp calls its branches."""
+"""Nodes that have a driver but are not steps: the pipeline itself, and kfp's names for its branches."""
 _UNKNOWN = "RUNTIME_STATE_UNSPECIFIED"
 
 
@@ -23,11 +23,11 @@ class Step:
     """A step of a run.
 
     Attributes:
-        name: as the pipeline calls it.
-        state: one of KFP's runtime states; UNKNOWN when the run is over and nobody said how the step ended.
-        started: when its pod was asked for, UTC.
+        name: its name in the pipeline.
+        state: one of KFP's runtime states; UNKNOWN if the run is over and the end of the step was not reported.
+        started: when its pod was requested, UTC.
         finished: when its last attempt ended, UTC.
-        attempt: number of its newest attempt, from 1 on.
+        attempt: number of its newest attempt, from 1.
     """
 
     name: str
@@ -38,11 +38,11 @@ class Step:
 
 
 def read(tasks: Iterable[Any], run_is_over: bool) -> tuple[Step, ...]:
-    """Return the steps of a run, in the order in which they began, those that wait last.
+    """Return the steps of a run in the order in which they began; waiting steps come last.
 
     Args:
         tasks: the run's task details, as the API's client reads them.
-        run_is_over: whether the run has ended; what still runs then is out of date.
+        run_is_over: whether the run has ended; a step that still runs then is out of date.
     """
     whole: dict[str, Any] = {}
     attempts: dict[str, list[Any]] = {}
@@ -71,7 +71,7 @@ def read(tasks: Iterable[Any], run_is_over: bool) -> tuple[Step, ...]:
 
 
 def moment(value: datetime | None) -> datetime | None:
-    """Return a time in UTC; what has not happened yet is told as 1970 or as year 1."""
+    """Return a time in UTC; None for 1970 or year 1, which mean that it has not happened yet."""
     if value is None or value.timestamp() <= 0:
         return None
     return value.astimezone(UTC)
@@ -79,7 +79,7 @@ def moment(value: datetime | None) -> datetime | None:
 
 def _step(name: str, driver: Any, task: Any) -> Step:
     if task is None:
-        # Until its driver is done, nothing else tells of the step.
+        # Until its driver is done, only the driver shows the step.
         state = _state(driver)
         if state != "FAILED":
             return Step(name, state if state == "SKIPPED" else "PENDING", None, None)
@@ -89,7 +89,7 @@ def _step(name: str, driver: Any, task: Any) -> Step:
 
 def _state(task: Any) -> str:
     state = str(task.state or "PENDING")
-    # Argo omits what waits for something that failed, which is a word that Kubeflow Pipelines does not know.
+    # Argo's "Omitted" is for a node that waits for a failed one; Kubeflow Pipelines does not know this state.
     return "SKIPPED" if state == _UNKNOWN else state
 
 

@@ -24,7 +24,7 @@ _PATIENCE_S = 300.0
 
 
 class SubmissionError(KubeloopError):
-    """A pipeline cannot be compiled or started as asked; the message says what to change."""
+    """A pipeline cannot be compiled or started as requested; the message says what to change."""
 
     lasting = True
 
@@ -76,21 +76,21 @@ def compile_all(loop: Loop, settings: Settings, folder: Path) -> dict[str, Packa
 
 
 def check(loop: Loop) -> None:
-    """Refuse a use case whose pipelines could not serve what they train.
+    """Refuse a use case whose pipelines could not serve their models.
 
     Raises:
-        SubmissionError: it delivers to the processes of one machine, which no step in a cluster can reach.
+        SubmissionError: it delivers to processes of one machine, which a step in a cluster cannot reach.
     """
     if loop.delivery.applier == "local":
         raise SubmissionError(
             "this loop.yaml serves on one machine (`delivery.applier: local`), which a step in the cluster cannot "
-            "reach. Take it as the chart installed it, with the cluster's images and Secrets: add `--release kubeloop "
-            "--namespace kubeloop`, the Helm release and its namespace"
+            "reach. Use the loop that the chart installed, with the cluster's images and Secrets: add "
+            "`--release kubeloop --namespace kubeloop`, the Helm release and its namespace"
         )
 
 
 def upload(api: Api, loop: Loop, package: Package) -> Version:
-    """Upload a package as a version of its pipeline, unless the same bytes are there, and return the version.
+    """Upload a package as a version of its pipeline, unless the same bytes exist, and return the version.
 
     Raises:
         KfpError: no usable answer, or the package is not valid.
@@ -102,12 +102,12 @@ def upload(api: Api, loop: Loop, package: Package) -> Version:
 
 
 def edition(loop: Loop) -> str:
-    """Return what tells a version of a pipeline from the others, whose names are digests."""
+    """Return the description of a pipeline's version, whose name is only a digest."""
     return f"Image {loop.pipelines.images.core}, configuration {loop.digest()[:12]}"
 
 
 def arguments(package: Package, given: Sequence[str], run_name: str) -> dict[str, Any]:
-    """Return a run's parameters from `name=value` texts, each value as its parameter's type.
+    """Return a run's parameters from `name=value` texts, each value with its parameter's type.
 
     Raises:
         SubmissionError: a text is not of that form, names no parameter, or has a value of another type.
@@ -135,18 +135,18 @@ def follow(
     poll_s: float = 2.0,
     patience_s: float = _PATIENCE_S,
 ) -> Iterator[Run]:
-    """Yield a run's state again and again, and at last when it is over.
+    """Yield a run's state repeatedly, the last time when it is over.
 
     Args:
         api: the pipelines API.
         runs: the use case's runs.
         name: the run's name.
-        say: is told when there is no answer, and when there is one again.
-        poll_s: seconds between two looks.
-        patience_s: seconds without an answer after which the following ends.
+        say: called when the API stops answering and when it answers again.
+        poll_s: seconds between two requests.
+        patience_s: seconds without an answer after which this ends with an error.
 
     Raises:
-        KfpError: no usable answer for too long; the run goes on.
+        KfpError: no usable answer for too long; the run continues.
     """
     run_id, silent_since = "", None
     while True:

@@ -1,4 +1,4 @@
-"""What the Kubeflow Pipelines API tells, as plain values."""
+"""The answers of the Kubeflow Pipelines API as plain values."""
 
 import json
 from collections.abc import Mapping
@@ -34,13 +34,13 @@ class Run:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing will happen to it any more."""
+        """Whether it has ended."""
         return self.state in kfp_steps.OVER
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A recurring run; it cannot be changed, only deleted and made again."""
+    """A recurring run; it cannot be changed, only deleted and created again."""
 
     schedule_id: str
     name: str
@@ -54,7 +54,7 @@ def version(model: Any) -> Version:
 
 
 def run(model: Any) -> Run:
-    """Read a run, with the steps that people know."""
+    """Read a run with the pipeline's own steps."""
     tasks = (model.run_details.task_details if model.run_details else None) or ()
     state = str(model.state or "RUNTIME_STATE_UNSPECIFIED")
     return Run(

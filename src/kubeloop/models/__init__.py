@@ -1,1 +1,1 @@
-"""Model versions: registered, compared, and made the champion."""
+"""Register model versions, compare them, and make one the champion."""

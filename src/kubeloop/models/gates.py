@@ -17,13 +17,13 @@ from kubeloop.tasks import slices as cuts
 from kubeloop.tasks.port import Floats, Task
 
 MIN_BLOCKS = 5
-"""With fewer blocks the interval says more about the draw than about the models."""
+"""With fewer blocks, the interval depends more on the draw than on the models."""
 
 _CELLS = 1_000_000
 _ERRORS = 400
-"""Draws for a standard error: its own is then under 4 %."""
+"""Draws for a standard error, whose own error is then below 4 %."""
 _TOLD = 3
-"""Warnings that a reason repeats in full: it stands in logs, tags and commits."""
+"""Most warnings that a reason repeats in full, since it is written to logs, tags and commits."""
 
 
 class GateError(KubeloopError, ValueError):
@@ -34,10 +34,10 @@ class GateError(KubeloopError, ValueError):
 
 @dataclass(frozen=True)
 class Check:
-    """One condition of a verdict; `value` is None where it is undefined, which fails.
+    """One condition of a verdict; an undefined `value` is None, which fails.
 
-    `interval` is the value's, where it has one; `positives` counts the rows of class 1 that it rests on, None where
-    there is no such class; `note` says why a slice was not judged.
+    `interval` is that of the value, if it has one; `positives` counts its rows of class 1, None if there is no such
+    class; `note` says why a slice was not judged.
     """
 
     name: str
@@ -50,18 +50,18 @@ class Check:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Check":
-        """Read a check of `Verdict.to_dict`, also one that was written before checks had intervals."""
+        """Read a check of `Verdict.to_dict`, including one from before checks had intervals."""
         return cls(**{**data, "interval": _pair(data.get("interval"))})
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The decision, with what it rests on.
+    """The decision and its evidence.
 
     `difference` and `interval` are oriented so that positive means that the challenger is better; they and `champion`
-    are None when there was no champion. `champion_interval` and `challenger_interval` are the metric's 95 % intervals,
-    None in verdicts from before they were measured. `rows` and `positives` count what it was judged on.
-    `warnings` are the challenger's own, see `warned`.
+    are None if there was no champion. `champion_interval` and `challenger_interval` are the metric's 95 % intervals,
+    None in verdicts from before they were measured. `rows` and `positives` count the rows that were judged.
+    `warnings` are the challenger's, see `warned`.
     """
 
     promote: bool
@@ -85,7 +85,7 @@ class Verdict:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Verdict":
-        """Read what `to_dict` wrote, also after a trip through JSON."""
+        """Read the result of `to_dict`, also after a round trip through JSON."""
         pairs = {name: _pair(data.get(name)) for name in ("interval", "champion_interval", "challenger_interval")}
         checks = tuple(Check.from_dict(check) for check in data["checks"])
         return cls(**{**data, **pairs, "checks": checks, "warnings": tuple(data.get("warnings", ()))})
@@ -111,7 +111,7 @@ def compare(
         task: the loop's.
         y: truths [n].
         champion: its answers [n], or [n, k].
-        challenger: its answers, likewise.
+        challenger: its answers, of the same shape.
         gates: the policy.
         blocks: block of each row [n], see `time_blocks`.
         slices: data frame or mapping with the columns that `gates.slices` names, [n] each.
@@ -192,7 +192,7 @@ def first(task: Task, y: npt.ArrayLike, challenger: npt.ArrayLike, gates: config
 
 
 def warned(verdict: Verdict, warnings: Sequence[str], gates: config.Gates) -> Verdict:
-    """Repeat what to look at before the challenger is believed; it is refused for that only if the policy says so."""
+    """Repeat the challenger's warnings in the reason; reject it for them only if the policy says so."""
     if not warnings:
         return verdict
     told = " ".join(f"Warning: {text}." for text in warnings[:_TOLD])
@@ -202,7 +202,7 @@ def warned(verdict: Verdict, warnings: Sequence[str], gates: config.Gates) -> Ve
     if gates.refuse_on_warning:
         checks = (*checks, Check("warnings", False, len(warnings), 0))
         if verdict.promote:
-            reason = f"Rejected: gates.refuse_on_warning is set. But for that: {reason}"
+            reason = f"Rejected: gates.refuse_on_warning is set. Without it: {reason}"
     return replace(
         verdict,
         promote=verdict.promote and not gates.refuse_on_warning,
@@ -235,7 +235,7 @@ def difference_interval(
         task: the loop's.
         y: truths [n].
         a: answers [n], or [n, k].
-        b: answers, likewise.
+        b: answers, of the same shape.
         metric: one of the task's with a weighted form.
         blocks: block of each row [n].
         resamples: draws.
@@ -313,8 +313,8 @@ def _draws(count: int, rows: int, resamples: int, seed: int) -> Iterator[npt.NDA
 def _limits(task: Task, y: Floats, p: Floats, gates: config.Gates) -> Iterator[Check]:
     """Yield the checks that need one model alone.
 
-    Floors and ceilings hold for the best estimate: a limit is what the user asks of the model, so whoever wants a
-    margin puts it into the limit. Too few rows of a class fail outright, since then the estimate says nothing.
+    Floors and ceilings apply to the best estimate. A limit is the user's requirement, so a margin belongs in the
+    limit. Too few rows of a class fail at once, since the estimate then says nothing.
     """
     positives, scarce = task.positives(y), task.scarce(y)
     if scarce is not None:
@@ -338,15 +338,15 @@ def _slice_checks(
     frame: Mapping[str, Any],
     seed: int,
 ) -> Iterator[Check]:
-    """Yield a check for each slice: it fails where a loss beyond the tolerance is shown.
+    """Yield a check for each slice, which fails if a loss beyond the tolerance is proven.
 
-    The burden of proof lies here on who says that a slice loses. The other way round a challenger would have to prove
-    for each of perhaps fifty small slices that it loses less than the tolerance, which no hold-out is large enough
-    for, and the gain as a whole is proven by another check. Of S slices that can be judged each has an interval of
-    confidence 1 - (1 - gates.confidence) / S (Bonferroni): the chance to fail a challenger of which no slice loses too
-    much is at most (1 - gates.confidence) / 2, however many there are. Such tails are out of a percentile bootstrap's
-    reach: the interval is Student's t with the standard error of the draws and one degree of freedom less than the
-    slice has blocks (Efron & Tibshirani 1993, ch. 12).
+    The loss has to be proven, not its absence. Otherwise a challenger would have to prove for each of perhaps fifty
+    small slices that it loses less than the tolerance, and no hold-out is large enough for that. Another check proves
+    the gain as a whole. Each of S slices that can be judged has an interval of confidence
+    1 - (1 - gates.confidence) / S (Bonferroni): the chance to reject a challenger whose slices do not lose too much is
+    at most (1 - gates.confidence) / 2, for any S. A percentile bootstrap cannot reach such tails, so the interval is
+    Student's t with the standard error of the draws and one degree of freedom less than the slice has blocks (Efron &
+    Tibshirani 1993, ch. 12).
     """
     found = list(cuts.members(frame, gates.slices, gates.slice_min_rows))
     measured = [_slice_change(task, y[rows], old[rows], new[rows], gates, blocks[rows], seed) for _, _, rows in found]
@@ -375,7 +375,7 @@ def _slice_change(
     count = len(np.unique(blocks))
     reason = (task.undefined(y) or task.few(y)) if task.headline.scale == "share" else None
     if reason is None and count < MIN_BLOCKS:
-        reason = f"too few to judge: {count} blocks of time, and {MIN_BLOCKS} are needed"
+        reason = f"too few to judge: {count} blocks of time, but {MIN_BLOCKS} are needed"
     if reason is None:
         try:
             change, draws, _ = _differences(
@@ -403,9 +403,9 @@ def _complaint(check: Check) -> str:
         "blocks": f"the hold-out spans {check.value:.0f} blocks of time and the gate needs {check.limit:.0f}",
         "class": f"the hold-out has {check.value:.0f} rows outside its most frequent class and the gate needs "
         f"{check.limit:.0f}",
-        "gain": f"the gain is not proven, its lower end {value} does not exceed {limit}",
-        "floor": f"{name} {value} is under its floor {limit}",
-        "ceiling": f"{name} {value} is over its ceiling {limit}",
+        "gain": f"the gain is not proven: the lower end {value} of its interval does not exceed {limit}",
+        "floor": f"{name} {value} is below its floor {limit}",
+        "ceiling": f"{name} {value} is above its ceiling {limit}",
         "slice": f"slice {name} changes by {value}{_between(check)}, shown to be more than {limit} allows",
     }[kind]
 

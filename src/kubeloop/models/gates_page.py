@@ -10,7 +10,7 @@ def html(title: str, verdict: Verdict) -> str:
     """Return a complete page; it loads nothing, runs no script and follows the reader's light or dark scheme.
 
     Args:
-        title: such as the model's name.
+        title: for example the model's name.
         verdict: of `gates.compare` or `gates.first`.
     """
     return pages.render(

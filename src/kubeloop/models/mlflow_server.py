@@ -1,9 +1,9 @@
-"""The MLflow server in one process: `python -m kubeloop.models.mlflow_server` takes what `mlflow server` takes.
+"""The MLflow server in one process: `python -m kubeloop.models.mlflow_server` has the options of `mlflow server`.
 
-`mlflow server` checks its options, prepares the database, starts uvicorn as a child, and waits: with 180 MiB, as much
-as the child. Here uvicorn takes its place. Command, variables and their meaning stay MLflow's own. Python's audit
-events (PEP 578) tell that a child is about to start; an MLflow that starts its server in another way runs as it does
-without this module, in two processes.
+`mlflow server` checks its options, prepares the database, starts uvicorn as a child, and waits. It then uses 180 MiB,
+as much as the child. Here uvicorn replaces it. The command, the variables and their meaning are MLflow's own. Python's
+audit events (PEP 578) announce that a child is about to start. If MLflow starts its server in another way, it runs in
+two processes, as without this module.
 """
 
 import os
@@ -14,11 +14,11 @@ from typing import Any
 
 
 def serve(arguments: Sequence[str], factory: str = "") -> None:
-    """Run `mlflow server` until uvicorn takes over.
+    """Run `mlflow server` until uvicorn replaces it.
 
     Args:
         arguments: of `mlflow server`.
-        factory: `module:function` that makes the application to serve; MLflow's own when left out.
+        factory: `module:function` that makes the application to serve; MLflow's own if left out.
     """
 
     def become(event: str, args: tuple[Any, ...]) -> None:

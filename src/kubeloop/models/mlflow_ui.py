@@ -1,7 +1,7 @@
-"""MLflow's UI on a laptop, for its owner alone: `make mlflow`.
+"""MLflow's UI on a laptop, only for its owner: `make mlflow`.
 
-MLflow asks nobody who calls, and a port of loopback is open to every user of the machine, who could move the champion's
-alias. As Jupyter does, each start makes a token: the link that it prints carries it and leaves a cookie. MLflow's own
+MLflow does not authenticate callers, and a loopback port is open to every user of the machine, who could move the
+champion's alias. As in Jupyter, each start makes a token: the printed link contains it and sets a cookie. MLflow's own
 clients send it as MLFLOW_TRACKING_TOKEN.
 """
 
@@ -18,11 +18,11 @@ from kubeloop.config import Settings
 from kubeloop.models import mlflow_server
 
 _COOKIE = "kubeloop-mlflow"
-_HINT = b"This is its owner's: open the link that `make mlflow` printed, or send its token as MLFLOW_TRACKING_TOKEN.\n"
+_HINT = b"A token is needed: open the link that `make mlflow` printed, or send its token as MLFLOW_TRACKING_TOKEN.\n"
 
 
 class Door:
-    """An ASGI application that lets those through who have the token."""
+    """An ASGI application that passes on requests with the token."""
 
     def __init__(self, app: Any, token: str) -> None:
         self._app = app
@@ -69,7 +69,7 @@ async def _answer(send: Any, status: int, body: bytes, *headers: tuple[bytes, by
 
 
 def create_app() -> Door:
-    """Return MLflow's application behind its door; uvicorn calls this."""
+    """Return MLflow's application behind the token check; uvicorn calls this."""
     return Door(importlib.import_module("mlflow.server.fastapi_app").app, access.read(_token_file(config.settings())))
 
 
@@ -80,7 +80,7 @@ def _token_file(settings: Settings) -> Path:
 def main() -> None:
     """Serve until Ctrl-C."""
     parser = argparse.ArgumentParser(
-        prog="python -m kubeloop.models.mlflow_ui", description="MLflow's UI, for its owner alone."
+        prog="python -m kubeloop.models.mlflow_ui", description="MLflow's UI, only for its owner."
     )
     parser.add_argument("--port", type=int, default=5000, help="port of 127.0.0.1 (default: 5000)")
     port = parser.parse_args().port

@@ -1,7 +1,7 @@
-"""MLflow: model versions, their aliases, and the lineage that each version carries.
+"""MLflow: model versions, their aliases, and the lineage of each version.
 
-The only importer of mlflow. A version's source is the model folder itself, made an MLflow model by
-adding `MLmodel`, so that KServe, MLflow and kubeloop read the same immutable files.
+Only this module imports mlflow. A version's source is the model folder itself, which becomes an MLflow model with the
+file `MLmodel`, so that KServe, MLflow and kubeloop read the same immutable files.
 """
 
 import functools
@@ -40,7 +40,7 @@ _ADDRESSES = (
     *(("experiments", "artifact_location"), ("runs", "artifact_uri"), ("model_versions", "source")),
     *(("model_versions", "storage_location"), ("logged_models", "artifact_location")),
 )
-"""Where MLflow's database holds addresses of artifacts."""
+"""Tables and columns of MLflow's database that hold addresses of artifacts."""
 log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
@@ -48,7 +48,7 @@ R = TypeVar("R")
 
 
 class RegistryError(KubeloopError):
-    """The registry does not hold what was asked for; the message says what to do."""
+    """The registry does not hold the requested version; the message says what to do."""
 
     lasting = True
 
@@ -60,7 +60,7 @@ class RegistryAwayError(RegistryError):
 
 
 def _asks(call: Callable[Concatenate[Settings, P], R]) -> Callable[Concatenate[Settings, P], R]:
-    """Wrap what speaks to MLflow: a server that does not answer the client's own retries is a RegistryAwayError."""
+    """Wrap calls to MLflow: if a server does not answer the client's own retries, raise RegistryAwayError."""
 
     @functools.wraps(call)
     def wrapped(settings: Settings, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -75,7 +75,7 @@ def _asks(call: Callable[Concatenate[Settings, P], R]) -> Callable[Concatenate[S
             if not settings.mlflow_uri.startswith("http"):
                 raise
             raise RegistryAwayError(
-                f"MLflow at {settings.mlflow_uri} does not answer; see that it is up, and that KUBELOOP_MLFLOW_URI "
+                f"MLflow at {settings.mlflow_uri} does not answer; check that it runs and that KUBELOOP_MLFLOW_URI "
                 f"names it ({str(error)[:300]})"
             ) from error
 
@@ -114,8 +114,8 @@ def register(
 ) -> Version:
     """Register a model folder as the next version and make it the challenger.
 
-    A second call for the same pipeline run returns the version that the first one made: an interrupted
-    run that starts again never leaves two versions of one model.
+    A second call for the same pipeline run returns the version of the first call, so an interrupted run that starts
+    again never leaves two versions of one model.
 
     Args:
         settings: where MLflow is.
@@ -123,7 +123,7 @@ def register(
         folder: the model folder, with `model.onnx` and `model.json`.
         run: name of the pipeline run.
         tags: lineage: which data, features, code and gate decision made this version.
-        artifacts: folder with figures and reports to keep beside the model.
+        artifacts: folder with figures and reports to store with the model.
     """
     import mlflow
 
@@ -164,7 +164,7 @@ def register(
 
 @_asks
 def promote(settings: Settings, version: Version) -> None:
-    """Move the champion alias to a version; the challenger alias is free again."""
+    """Move the champion alias to a version and remove the challenger alias."""
     client = _client(settings)
     _alias(client, version, CHAMPION)
     current = client.get_registered_model(version.name).aliases
@@ -174,7 +174,7 @@ def promote(settings: Settings, version: Version) -> None:
 
 @_asks
 def tag(settings: Settings, version: Version, tags: Mapping[str, str]) -> None:
-    """Add lineage that is known only after registration, such as where a version is served."""
+    """Add lineage that is known only after registration, such as the address where a version is served."""
     client = _client(settings)
     for name, value in tags.items():
         client.set_model_version_tag(version.name, version.version, name, value)
@@ -187,7 +187,7 @@ def champion(settings: Settings, name: str) -> Version | None:
 
 @_asks
 def versions(settings: Settings, name: str) -> list[Version]:
-    """Return every version of a model, oldest first; none when the model was never registered."""
+    """Return every version of a model, oldest first; none if the model was never registered."""
     client = _client(settings)
     names = {model.name: model for model in client.search_registered_models(f"name = '{name}'")}
     if name not in names:
@@ -204,7 +204,7 @@ def versions(settings: Settings, name: str) -> list[Version]:
 
 @_asks
 def folder(settings: Settings, version: Version) -> Path:
-    """Return a version's model folder, fetched where its artifacts are not on this machine."""
+    """Return a version's model folder; fetch it if its artifacts are not on this machine."""
     if (here := paths.local(version.uri)) is not None:
         return here
     import mlflow
@@ -218,14 +218,14 @@ def folder(settings: Settings, version: Version) -> Path:
 
 
 def storage_uri(version: Version) -> str:
-    """Return where KServe reads a version from; it never changes, unlike an alias.
+    """Return the address from which KServe reads a version; unlike an alias, it never changes.
 
     Raises:
-        RegistryError: MLflow keeps the model where only its own server, or only this machine, can read it.
+        RegistryError: MLflow stores the model where only its own server, or only this machine, can read it.
     """
     if version.uri.partition("://")[0] not in _KSERVE_READS:
         raise RegistryError(
-            f"version {version.version} of {version.name} lies at {version.uri}, which KServe cannot read; start the "
+            f"version {version.version} of {version.name} is at {version.uri}, which KServe cannot read; start the "
             "MLflow server with --default-artifact-root s3://... and --no-serve-artifacts, and train again"
         )
     return version.uri
@@ -247,7 +247,7 @@ def get(settings: Settings, name: str, number: str) -> Version:
 def _client(settings: Settings) -> "MlflowClient":
     import mlflow
 
-    # What MLflow tells of its database and its environment is of no use to someone who follows a run.
+    # MLflow's messages on its database and its environment do not help a person who follows a run.
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="mlflow")
     return mlflow.MlflowClient(tracking_uri=settings.mlflow_uri, registry_uri=settings.mlflow_uri)
@@ -255,7 +255,7 @@ def _client(settings: Settings) -> "MlflowClient":
 
 @contextmanager
 def _run(client: "MlflowClient", settings: Settings, loop: Loop, run: str) -> Iterator[str]:
-    """Log to the MLflow run that the pipeline gave us, or to one of our own when there is none."""
+    """Log to the MLflow run of the pipeline, or to a new run if there is none."""
     import mlflow
 
     if settings.mlflow_run_id:
@@ -269,7 +269,7 @@ def _run(client: "MlflowClient", settings: Settings, loop: Loop, run: str) -> It
         experiment_id = client.create_experiment(loop.name, artifact_location=location)
     else:
         experiment_id = experiment.experiment_id
-    # An attempt that was killed in the middle has left its run open; this one goes on with it.
+    # An attempt that was killed has left its run open; this attempt continues it.
     query = f"attributes.status = 'RUNNING' and tags.`{_RUN_TAG}` = '{run}'"
     opened = client.search_runs([experiment_id], query) or [
         client.create_run(experiment_id, run_name=run, tags={_RUN_TAG: run})
@@ -278,7 +278,7 @@ def _run(client: "MlflowClient", settings: Settings, loop: Loop, run: str) -> It
     try:
         yield run_id
     except BaseException:
-        # Where MLflow is gone its run stays open, and the next attempt goes on with it.
+        # If MLflow does not answer, its run stays open, and the next attempt continues it.
         with suppress(mlflow.exceptions.MlflowException):
             client.set_terminated(run_id, "FAILED")
         raise
@@ -295,7 +295,7 @@ def _artifacts(settings: Settings) -> str:
 
 
 def _move_in(settings: Settings, before: str) -> None:
-    """In a state folder that was copied or moved, have MLflow write here what it would write to the old place."""
+    """In a state folder that was copied or moved, let MLflow write to the new place instead of the old one."""
     here = _artifacts(settings)
     if before == here or not before.endswith("/mlartifacts"):
         return
@@ -324,8 +324,8 @@ def _package(folder: Path, target: Path) -> Path:
     graph = onnx.load(folder / "model.onnx")
     shapes = {value.name: (-1, *(size.dim_value for size in value.type.tensor_type.shape.dim[1:]))
               for value in (*graph.graph.input, *graph.graph.output)}  # fmt: skip
-    # MLflow makes a data frame of what a model answers, and a frame holds no output of several numbers a row; with
-    # tensors in its signature it gives arrays by name, to a frame as well.
+    # MLflow puts a model's answers into a data frame, which cannot hold several numbers per row; with tensors in the
+    # signature it returns arrays by name, also for a frame.
     flat = all(len(shape) == 1 for shape in shapes.values())
 
     def spec(value: onnx.ValueInfoProto) -> ColSpec | TensorSpec:
@@ -344,16 +344,17 @@ def _package(folder: Path, target: Path) -> Path:
         save_as_external_data=False,
         onnx_execution_providers=["CPUExecutionProvider"],
     )
-    # MLflow writes the graph anew; the digest is of the file we checked.
+    # MLflow writes the graph again; the digest is that of the file that we checked.
     shutil.copytree(folder, target, dirs_exist_ok=True)
     return target
 
 
 def _example(folder: Path) -> "pd.DataFrame":
-    """Return a few real rows of the training data, from the sample of them that the folder holds as its reference.
+    """Return a few real rows of the training data, from the sample that the folder holds as its reference.
 
-    Whoever may read the model may read these rows, as that sample: what must not be seen is no feature. Rows without a
-    missing value come first; elsewhere a missing number is NaN and a missing category the empty string.
+    Everyone who may read the model may also read these rows and that sample, so data that must stay private cannot be
+    a feature. Rows without missing values come first; in others, a missing number is NaN and a missing category is the
+    empty string.
     """
     import numpy as np
     import pandas as pd

@@ -168,7 +168,7 @@ def _parse(pair: Pair, task: Task) -> _Exchange:
     if version is not None and type(version) is not str:
         raise MalformedError("model_version is no string")
     if version is not None and (len(version) > _LONGEST_VERSION or not version.isprintable()):
-        raise MalformedError(f"model_version is no name of up to {_LONGEST_VERSION} characters: {version!r:.80}")
+        raise MalformedError(f"model_version is not a name of up to {_LONGEST_VERSION} characters: {version!r:.80}")
     if request.get("id") and response.get("id") and request["id"] != response["id"]:
         raise MalformedError("the response answers another request: the ids in the bodies differ")
     try:

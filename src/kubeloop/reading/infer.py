@@ -294,7 +294,7 @@ def _run(db: "duckdb.DuckDBPyConnection", form: str, query: str) -> list[Any]:
     try:
         return db.execute(query).fetchall()
     except duckdb.InvalidInputException as error:
-        raise ReadingError(f"--date-format {form!r} is not a format of times; write one such as %d/%m/%Y") from error
+        raise ReadingError(f"--date-format {form!r} is not a time format; write one such as %d/%m/%Y") from error
 
 
 def _measured(db: "duckdb.DuckDBPyConnection", opened: "Opened", names: list[str], asked: Asked) -> list[_Text]:

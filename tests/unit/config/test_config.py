@@ -196,15 +196,12 @@ def test_a_refusal_names_the_setting(setting: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("delivery", "message"),
     [
-        (
-            {"runtime": "kubeloop-vllm"},
-            "runtime: kubeloop-vllm serves language models alone, .* write kubeloop-triton",
-        ),
-        ({"autoscaling": {"scaler": "keda", "min_replicas": 0}}, "min_replicas: .*at least 1: pods scale by CPU"),
+        ({"runtime": "kubeloop-vllm"}, "runtime: kubeloop-vllm .*ONNX.* kubeloop-triton"),
+        ({"autoscaling": {"scaler": "keda", "min_replicas": 0}}, "min_replicas: .*at least 1: .*CPU"),
         ({"autoscaling": {"min_replicas": -1}}, "min_replicas: .* greater than or equal to 1"),
         ({"autoscaling": {"min_replicas": 5}}, "min_replicas cannot exceed max_replicas"),
-        ({"applier": "gitops"}, "write its address"),
-        ({"applier": "cluster", "drain_s": 4}, "a transformer keeps an idle connection for 4 s; write more than that"),
+        ({"applier": "gitops"}, "`applier: gitops` .*`git: {repository: "),
+        ({"applier": "cluster", "drain_s": 4}, "`drain_s: 4` .* for 4 s; write more"),
     ],
 )
 def test_what_a_cluster_could_not_run_is_refused(delivery: dict[str, Any], message: str) -> None:
@@ -216,7 +213,7 @@ def test_a_host_name_that_kserve_could_not_make_is_refused() -> None:
     fits = SMALL | {"name": "l" * 25, "delivery": {"applier": "cluster", "namespace": "n" * 25}}
     assert Loop.model_validate(fits).name == "l" * 25
     longer = fits | {"name": "l" * 26}
-    with pytest.raises(ValueError, match=r"too long together: KServe makes the host name l+-transformer-n+ of them"):
+    with pytest.raises(ValueError, match=r"host name l{26}-transformer-n{25} with 64 characters; 63 "):
         Loop.model_validate(longer)
     assert Loop.model_validate(longer | {"delivery": {"namespace": "n" * 25}})
 
@@ -236,7 +233,7 @@ def test_what_is_no_loop_is_refused(text: str, message: str) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"loop\.yaml does not exist; run in the folder with loop\.yaml"):
+    with pytest.raises(ConfigError, match=r"loop\.yaml does not exist; .*`kubeloop init`"):
         config.load(tmp_path / "loop.yaml")
 
 

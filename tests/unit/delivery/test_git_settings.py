@@ -55,14 +55,14 @@ def test_an_address_with_a_secret_is_refused_and_not_repeated(address):
         parse(repository=address)
     assert "s3cret" not in "".join(traceback.format_exception(error.value))
     if "@" in address:
-        assert "leave them out and put the token into KUBELOOP_GIT_TOKEN" in str(error.value)
+        assert "KUBELOOP_GIT_TOKEN" in str(error.value)
 
 
 @pytest.mark.parametrize(
     "address", ["git@github.com:acme/loops.git", "http://git.acme.io/x", "https://", "https://git.acme.io", "loops", ""]
 )
 def test_other_addresses_are_refused_with_one_that_is_right(address):
-    with pytest.raises(ConfigError, match=r"write an address such as https://git\.example\.org/team/loops or ssh://"):
+    with pytest.raises(ConfigError, match=r"repository: .*https://git\.example\.org/team/loops or ssh://"):
         parse(repository=address)
 
 
@@ -94,7 +94,7 @@ def test_branches(branch):
 
 
 def test_gitops_needs_a_repository():
-    with pytest.raises(ConfigError, match=r"write its address, such as `git: \{repository: https://"):
+    with pytest.raises(ConfigError, match=r"`applier: gitops` .*`git: \{repository: https://"):
         Loop.parse(yaml.safe_dump(LOOP | {"delivery": {"applier": "gitops"}}))
 
 

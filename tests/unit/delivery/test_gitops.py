@@ -173,7 +173,7 @@ def test_every_commit_of_everybody_survives(git, server, alice, seed):
 def test_a_race_that_does_not_end_does(git, server, alice, monkeypatch):
     monkeypatch.setattr(gitops, "RACES", 3)
     server.before_push = lambda: git.commit(alice, {"x": str(time.monotonic())})
-    with pytest.raises(DeliveryError, match="was pushed to by others 3 times while version 7 of flights was"):
+    with pytest.raises(DeliveryError, match=r" 3 times while version 7 of flights "):
         promote(server)
     assert len(git.log()) == 4
 
@@ -198,9 +198,7 @@ def test_a_revert_stands(git, server, alice):
     run(alice, "pull", "-q")
     run(alice, "revert", "--no-edit", "HEAD")
     run(alice, "push", "-q")
-    with pytest.raises(
-        DeliveryError, match="version 7 of flights was taken back on branch main, which names version 6"
-    ):
+    with pytest.raises(DeliveryError, match="version 7 of flights was reverted on branch main, .* version 6"):
         promote(server)
     assert patch.version(git.named()) == 6
     promote(server, "8")

@@ -97,7 +97,7 @@ def test_a_page_is_no_repository(tmp_path):
     pages = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
     with served(http.server.ThreadingHTTPServer(("127.0.0.1", 0), pages)) as server:
         address = f"http://127.0.0.1:{server.server_address[1]}/site"
-        assert refusal(tmp_path, address) == f"{address} is no Git repository; mend delivery.git.repository"
+        assert refusal(tmp_path, address) == f"{address} is not a Git repository; correct delivery.git.repository"
 
 
 def test_a_protected_branch_says_why(git, web):
@@ -133,10 +133,10 @@ def test_a_file_that_is_not_there(git, web, path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (OTHERS["README.md"], "is no patch of an InferenceService"),
+        (OTHERS["README.md"], "is not a patch of an InferenceService"),
         ("a: [", "is not valid YAML"),
         (overlay("ml")[PATCH].replace("name: flights", "name: fraud", 1), "is the patch of fraud, not of flights"),
-        (overlay("ml")[PATCH].replace("version: '6'", "version: six"), "model-version: 'six', which is no number"),
+        (overlay("ml")[PATCH].replace("version: '6'", "version: six"), "model-version: 'six', which is not a number"),
         (overlay("ml")[PATCH].partition("spec:")[0] + "spec: {}", "has no spec"),
         (overlay("ml")[PATCH].replace("      args:\n", "      other:\n"), "has no spec.predictor.model.args"),
     ],
@@ -160,7 +160,7 @@ def test_nobody_is_there(tmp_path):
             assert told.startswith(f"the Git server of {address} does not answer (")
             assert "Connection refused" in told
             assert "HTTPConnection" not in told
-            assert told.endswith("see that delivery.git.repository is right and that the pipeline's pods may reach it")
+            assert "check that delivery.git.repository is right" in told
 
 
 def test_a_name_that_nobody_knows(tmp_path):

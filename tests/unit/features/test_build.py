@@ -96,8 +96,8 @@ def test_two_repos_with_modules_of_one_name_do_not_mix(shop: Path, repo: Path) -
     [
         ("feature_store.yaml", None, "is not a feature repo: it has no feature_store.yaml"),
         ("sql/stock.sql", None, r"feature view stock has no query: write .*sql/stock\.sql"),
-        ("sql/stock.sql", "SELECT sku, seen AS event_timestamp FROM stock", "does not give the columns.*units"),
-        ("sql/stock.sql", "SELECT FROM", r"stock\.sql does not give the columns"),
+        ("sql/stock.sql", "SELECT sku, seen AS event_timestamp FROM stock", "does not return the columns.*units"),
+        ("sql/stock.sql", "SELECT FROM", r"stock\.sql does not return the columns"),
         ("sql/stock.sql", "FROM away", r"stock\.sql does not give .*away"),
     ],
 )
@@ -145,7 +145,7 @@ def test_events_are_of_a_span_and_labelled_by_a_moment(
 @pytest.mark.parametrize(
     ("query", "message"),
     [
-        (None, r"events\.sql is missing: it lists the moments to predict"),
+        (None, r"events\.sql is missing"),
         (
             "SELECT id AS event_id, label FROM orders",
             r"events\.sql must also return event_timestamp, label_available_at",

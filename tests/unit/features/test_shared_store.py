@@ -135,14 +135,14 @@ SECRET = "hunter2"  # noqa: S105
 @pytest.mark.parametrize(
     ("address", "says"),
     [
-        (f"redis://:{SECRET}/x@127.0.0.1/0", "write special characters of the password as %2F"),
+        (f"redis://:{SECRET}/x@127.0.0.1/0", "special characters of the password: %2F"),
         (f"redis://user:123/{SECRET}@127.0.0.1/0", "number of a database"),
         (f"redis://:{SECRET}[@127.0.0.1/0", "write special characters"),
         (f"redis://:{SECRET}@/0", "no host name"),
         (f"redis://:{SECRET}@[::1]/0", "IPv6"),
-        (f"redis://:{SECRET}@127.0.0.1/0?retries=3", "option that is not known; there are socket_timeout,"),
+        (f"redis://:{SECRET}@127.0.0.1/0?retries=3", "unknown option; the options are socket_timeout,"),
         (f"redis://:{SECRET}@127.0.0.1/0?socket_timeout=soon", "numbers of seconds"),
-        (f"postgresql://u:{SECRET}@127.0.0.1/x?connect_timeout=1", "option that is not known; there are sslmode"),
+        (f"postgresql://u:{SECRET}@127.0.0.1/x?connect_timeout=1", "unknown option; the options are sslmode"),
     ],
 )
 def test_an_address_that_cannot_be_used_is_refused_without_its_secret(

@@ -263,7 +263,7 @@ def test_an_option_decides_and_one_that_does_not_fit_is_refused(tmp_path: Path, 
         decide(path, formats={"ts": "%d-%m-%Y"})
     with pytest.raises(infer.ReadingError, match="names the column 'tz', but the file has 'ts', 'who', 'seen'"):
         decide(path, formats={"tz": "%d-%m-%Y"})
-    with pytest.raises(infer.ReadingError, match="'%q' is not a format of times"):
+    with pytest.raises(infer.ReadingError, match="'%q' is not a time format"):
         decide(path, formats={"ts": "%q"})
 
 

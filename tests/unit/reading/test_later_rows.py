@@ -51,8 +51,8 @@ def test_a_row_that_does_not_fit_is_in_the_quarantine_of_the_run(place: tuple[Lo
     )
     said: list[str] = []
     assert sources.take_in(loop, settings, say=said.append) == {"t": 3}
-    assert "Raw data: 2 rows of t went into the quarantine, read_as_number(amount): 12.5x" in said
-    assert "Raw data: 1 row of t went into the quarantine, missing(ts)" in said
+    assert "Raw data: 2 rows of t went to the quarantine, read_as_number(amount): 12.5x" in said
+    assert "Raw data: 1 row of t went to the quarantine, missing(ts)" in said
 
     raw, clean = settings.home / "raw", settings.home / "clean"
     stages.extract(loop, settings, AS_OF, raw)

@@ -15,10 +15,10 @@ ROLES = ["--label", "bought", "--timestamp", "ts", "--key", "who"]
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--decimal", "dot"], "--decimal takes point or comma, alone or after COLUMN=, not 'dot'"),
+        (["--decimal", "dot"], "--decimal is 'dot'; write point or comma"),
         (
             ["--date-format", "dd/mm/yyyy"],
-            "--date-format 'dd/mm/yyyy' is not a format of times; write one such as %d/%m/%Y",
+            "--date-format 'dd/mm/yyyy' is not a time format; write one such as %d/%m/%Y",
         ),
         (["--date-format", "ts=%d.%m.%Y"], "--date-format %d.%m.%Y does not fit 300 of 300 values of 'ts', such as '"),
         (["--timezone", "Mars/Base"], "--timezone: 'Mars/Base' is not a time zone; write one such as Europe/Berlin"),

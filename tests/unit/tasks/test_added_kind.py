@@ -69,7 +69,7 @@ def calls(rows: int = 3000) -> pd.DataFrame:
 
 
 def test_a_kind_that_nobody_installed_is_named_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="task 'count' is none of binary, multiclass, regression"):
+    with pytest.raises(ConfigError, match=r"task 'count' .*binary, multiclass, regression"):
         Loop.parse(LOOP)
 
 

@@ -177,8 +177,8 @@ def test_versions_with_other_features_share_a_table_in_order() -> None:
         (request(), response(scores=("high",)), "'high' is no number"),
         (request(), response(version=3), "model_version"),  # type: ignore[arg-type]
         (request(), response(version="3\0"), r"no name of up to 200 characters: '3\x00'"),
-        (request(), response(version="3\n4"), "model_version is no name"),
-        (request(), response(version="3" * 201), "model_version is no name"),
+        (request(), response(version="3\n4"), "model_version is not a name"),
+        (request(), response(version="3" * 201), "model_version is not a name"),
         (request("a", tensor("x", "FP32", ["1"])), response(), "'1' is no number"),
         (request("a", tensor("x", "BYTES", [1])), response(), "1 is no text"),
         (request("a", tensor("x", "FP32", [[1, 2]])), response(), "more than one value a row"),

@@ -163,7 +163,7 @@ def test_a_service_that_ended_by_itself_is_noticed(demo: Loop, settings: Setting
 def test_an_unknown_address_is_an_error(settings: Settings, content: str | None) -> None:
     if content is not None:
         settings.services_file.write_text(content)
-    with pytest.raises(ServiceError, match="no node is up; start the services with `kubeloop serve`"):
+    with pytest.raises(ServiceError, match=r"the node is not running; .*`kubeloop serve`"):
         addresses.address(settings, "node")
 
 

@@ -339,7 +339,7 @@ def test_a_verdict_repeats_what_training_warned_of(refuse: bool, promote: bool) 
     verdict = gates.warned(plain, ["'closed' alone predicts the label", "b", "c", "d"], policy)
     assert verdict.promote is promote
     assert verdict.warnings == ("'closed' alone predicts the label", "b", "c", "d")
-    start = "Promoted: first model" if promote else "Rejected: gates.refuse_on_warning is set. But for that: Promoted: "
+    start = "Promoted: first model" if promote else "Rejected: gates.refuse_on_warning is set. Without it: Promoted: "
     assert verdict.reason.startswith(start)
     end = "Warning: 'closed' alone predicts the label. Warning: b. Warning: c. Warnings in the model's card: 4."
     assert verdict.reason.endswith(end)
