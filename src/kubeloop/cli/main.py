@@ -59,6 +59,11 @@ def _open(folder: Path) -> tuple[Loop, Settings]:
     return config.load(settings.loop_file), settings
 
 
+def _say(text: str) -> None:
+    # On stderr, since stdout may be for a machine.
+    _err.print(f"[dim]{escape(text)}[/]", soft_wrap=True)
+
+
 def _fail(message: object, code: int = errors.LASTING) -> NoReturn:
     # Not wrapped, since some messages hold a line to copy.
     _err.print(f"[red]error:[/] {escape(str(message))}", soft_wrap=True)
@@ -135,7 +140,7 @@ def run(
     from kubeloop.session import run as session
 
     loop, settings = _open(folder)
-    _doctor_or_fail(settings, state=not fresh)
+    _ready_or_fail(loop, settings, state=not fresh)
     _migrate(settings)
     try:
         with _Screen(_err if as_json else _out) as screen:
@@ -252,7 +257,7 @@ def serve(folder: Folder = HERE) -> None:
     from kubeloop.session.services import Services
 
     loop, settings = _open(folder)
-    _doctor_or_fail(settings)
+    _ready_or_fail(loop, settings)
     if registry.champion(settings, loop.name) is None:
         _fail("there is no champion to serve yet; `kubeloop run` trains one")
     _migrate(settings)
@@ -344,7 +349,7 @@ def retrain(
     from kubeloop.session import retraining
 
     loop, settings = _open(folder)
-    _doctor_or_fail(settings)
+    _ready_or_fail(loop, settings)
     _migrate(settings)
     try:
         with _Screen(_err if as_json else _out) as screen:
@@ -376,9 +381,15 @@ def doctor(folder: Folder = HERE, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _doctor_or_fail(settings: Settings, *, state: bool = True) -> None:
+def _ready_or_fail(loop: Loop, settings: Settings, *, state: bool = True) -> None:
+    """Make the environments that are made at their first use, then look at what would fail at once."""
     from kubeloop.cli import doctor as check
+    from kubeloop.session import environments
 
+    try:
+        environments.ensure(loop, settings, _say)
+    except KeyboardInterrupt:
+        _fail("stopped; run the same command again, and the environment is made", 130)
     if wrong := [str(finding) for finding in check.quick(settings, state=state) if not finding.ok]:
         _fail("\n".join(wrong))
 
