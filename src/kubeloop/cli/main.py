@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from kubeloop import config, errors
-from kubeloop.cli import backtest, init, kubeflow
+from kubeloop.cli import backtest, extras, init, kubeflow
 from kubeloop.config import Loop, Settings
 from kubeloop.errors import KubeloopError
 
@@ -154,7 +154,7 @@ def run(
     _tell(summary)
     _out.print(f"\nReport: {page}\nSummary: {settings.state / 'summary.json'}")
     _out.print(
-        "Next: `kubeloop report --open`, `kubeloop status`, `make mlflow`; your own table: `kubeloop init --help`."
+        "Next: `kubeloop report --open`, `kubeloop status`, `kubeloop mlflow`; your own table: `kubeloop init --help`."
     )
 
 
@@ -425,6 +425,7 @@ def show_config(as_json: Json = False) -> None:
 backtest.register(app)
 backtest.register(app)
 init.register(app)
+extras.register(app)
 kubeflow.register(app)
 
 

@@ -378,5 +378,8 @@ def load(path: Path) -> Loop:
         ConfigError: the file is missing or not valid.
     """
     if not path.is_file():
-        raise ConfigError(f"{path} does not exist; run in the folder with loop.yaml, or `kubeloop init` makes one")
+        raise ConfigError(
+            f"{path} does not exist; run in the folder with loop.yaml, or let `kubeloop init TABLE` write "
+            "one for a table of yours, or `kubeloop demo` the demo's"
+        )
     return Loop.parse(path.read_text())
