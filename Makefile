@@ -212,7 +212,7 @@ report: setup ## Write the report anew and open it
 
 .PHONY: mlflow
 mlflow: setup ## Open the MLflow UI on port 5000, by the link that it prints
-	$(BIN)/python -m kubeloop.models.mlflow_ui
+	$(BIN)/kubeloop mlflow
 
 .PHONY: doctor
 doctor: setup ## Say what is missing, wrong or too old

@@ -5,7 +5,8 @@ set -eu
 export UV_LINK_MODE=copy UV_NO_PROGRESS=1 UV_NO_CACHE=1 UV_PYTHON_DOWNLOADS=never
 PATH=/opt/tools/bin:$PATH
 
-python -m hatchling build --target wheel --directory dist
+# What the hook adds is for those who have no clone; an image has the demo at /project, and an environment of its own.
+HATCH_BUILD_NO_HOOKS=true python -m hatchling build --target wheel --directory dist
 uv venv --quiet --python "$(command -v python3.11)" /opt/venv
 uv pip install --quiet --python /opt/venv --prefix /install --no-deps --no-index --find-links dist kubeloop
 # uv's notes name the moment of the installation.

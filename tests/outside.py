@@ -6,6 +6,7 @@ uses one of them as `outside` and prints each reason once, and `.ci/bare` runs t
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,12 +20,12 @@ FIXTURES = frozenset(
     {
         *("archives", "assets", "browser", "builder", "crds", "flux_crds", "java"),
         *("postgres", "postgres_server", "prometheus", "promtool", "redis", "redis_server"),
-        *("small_disk", "spark", "stranger"),
+        *("small_disk", "spark", "stranger", "wheel"),
     }
 )
 """The fixtures that want something; what uses them is marked through them. The S3 server comes with the environment."""
 
-Group = Literal["BACKENDS", "CLIENTS", "CONTROL_PLANE", "IMAGES", "NODE", "SPARK"]
+Group = Literal["BACKENDS", "CLIENTS", "CONTROL_PLANE", "IMAGES", "INSTALL", "NODE", "SPARK"]
 
 
 def lack(what: str, advice: str, group: Group) -> NoReturn:
@@ -130,6 +131,21 @@ def spark() -> Path:
     if not (folder / "ready").is_file() or not shutil.which("java"):
         lack("PySpark or Java is not installed", "`make spark` installs both on Debian and Ubuntu", "SPARK")
     return folder
+
+
+def uv() -> str:
+    """Return the path of uv, where a package index answers it."""
+    found = shutil.which("uv", path=os.pathsep.join([os.environ["PATH"], str(PROJECT / ".uv" / "bin")]))
+    if not found:
+        lack("uv is not installed", "`make setup` installs it where it is missing", "INSTALL")
+    ask = [found, "pip", "compile", "--quiet", "--no-cache", "-"]
+    patience = {"UV_HTTP_TIMEOUT": "10", "UV_HTTP_RETRIES": "0"}
+    done = subprocess.run(
+        ask, input="packaging", env={**os.environ, **patience}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        lack("no package index answers", "connect this machine to one, as `make setup` needs it", "INSTALL")
+    return found
 
 
 def _shown(path: Path) -> Path:

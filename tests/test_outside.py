@@ -25,9 +25,10 @@ def test_nothing_else_skips_or_looks_outside() -> None:
 
 
 def test_every_reason_names_what_brings_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("CONTROL_PLANE", "BACKENDS", "IMAGES", "NODE", "SPARK"):
+    for name in ("CONTROL_PLANE", "BACKENDS", "IMAGES", "INSTALL", "NODE", "SPARK"):
         monkeypatch.delenv(f"KUBELOOP_REQUIRE_{name}", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(outside, "PROJECT", tmp_path)
     monkeypatch.setattr(os, "getuid", lambda: 1000)
     monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path))
     monkeypatch.delenv("KUBELOOP_NODE", raising=False)
@@ -41,6 +42,7 @@ def test_every_reason_names_what_brings_it(monkeypatch: pytest.MonkeyPatch, tmp_
         outside.stranger,
         outside.node,
         outside.spark,
+        outside.uv,
     ):
         with pytest.raises(pytest.skip.Exception) as skipped:
             ask()

@@ -59,6 +59,7 @@ def backtest(
     command, run it again to continue.
     """
     from kubeloop.backtest import history, policies, run
+    from kubeloop.session import environments
 
     settings = config.settings(folder)
     config.adopt(settings)
@@ -67,6 +68,7 @@ def backtest(
     settings.state.mkdir(parents=True, exist_ok=True)
     span = history.plan(loop, settings, _moment(start), _moment(until))
     try:
+        environments.ensure(loop, settings, lambda text: _ERR.print(f"[dim]{escape(text)}[/]", soft_wrap=True))
         with _Bar(_ERR) as bar:
             found = run.run(
                 loop, settings, wanted, span, workers=workers or os.cpu_count() or 1, say=bar.say, progress=bar.progress

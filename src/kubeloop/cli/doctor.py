@@ -16,17 +16,18 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from kubeloop import access, config
-from kubeloop.config import ConfigError, Settings
+from kubeloop.config import ConfigError, Settings, environments
+from kubeloop.config.environments import Name
 from kubeloop.errors import KubeloopError
 from kubeloop.state import faults
 from kubeloop.stores.bucket import Bucket, BucketError, OwnerError
 
 FREE_BYTES = 2 * 1024**3
 ANSWER_S = 60.0
-SETUP = "make -B setup"
-"""Without -B, make would do nothing, because pyproject.toml and uv.lock have not changed."""
+_SETUP = "make -B setup"
+"""In a clone: without -B, make would do nothing, because pyproject.toml and uv.lock have not changed."""
 
-_ENVIRONMENTS = {"core": "feast", "runtime": "onnxruntime", "detector": "alibi-detect"}
+_ENVIRONMENTS: dict[Name, str] = {"core": "feast", "runtime": "onnxruntime", "detector": "alibi-detect"}
 """The environments, each with its main package; their extras have the same names."""
 _VERSIONS = """
 import importlib.metadata, json, sys
@@ -73,10 +74,21 @@ def quick(settings: Settings, *, state: bool = True) -> list[Finding]:
     found = [Finding(str(fault), ok=False) for fault in faults(settings, whole=False)] if state else []
     for name in _ENVIRONMENTS:
         python = _python(settings, name)
+        own = config.own(settings, name)
+        if own and not own.folder.exists():
+            found.append(Finding(f"{name} environment: {own.folder} is made when it is first needed", True))
+            continue
         ok = os.access(python, os.X_OK)
         wrong = "" if ok else " is not executable" if python.exists() else " is missing"
-        found.append(Finding(f"{name} environment: {python}{wrong}", ok, SETUP))
+        found.append(Finding(f"{name} environment: {python}{wrong}", ok, _setup(settings, name)))
     return found
+
+
+def _setup(settings: Settings, name: Name) -> str:
+    """Return the command that makes an environment anew."""
+    if own := config.own(settings, name):
+        return f"rm -r {shlex.quote(str(own.folder))}, and the next `kubeloop run` makes it again"
+    return "install the wheel again" if environments.carried() and name == "core" else _SETUP
 
 
 def _state(settings: Settings) -> Iterator[Finding]:
@@ -93,12 +105,14 @@ def bounds(extra: str) -> dict[str, SpecifierSet]:
     found = {}
     for line in importlib.metadata.requires("kubeloop") or []:
         requirement = Requirement(line)
-        if requirement.marker and requirement.marker.evaluate({"extra": extra, **asker}):
+        # A wheel also asks for all of core, as the lock has it.
+        asked = requirement.marker
+        if asked and asked.evaluate({"extra": extra, **asker}) and not asked.evaluate({"extra": "", **asker}):
             found[requirement.name] = requirement.specifier
     return found
 
 
-def _python(settings: Settings, name: str) -> Path:
+def _python(settings: Settings, name: Name) -> Path:
     python: Path = getattr(settings, f"{name}_python")
     return python
 
@@ -114,7 +128,7 @@ def _environments(settings: Settings) -> Iterator[Finding]:
         try:
             version, packages = _ask(python, asked)
         except _NoAnswerError as error:
-            yield Finding(f"{name} environment: {python} {error}", False, SETUP)
+            yield Finding(f"{name} environment: {python} {error}", False, _setup(settings, name))
             continue
         wrong = [] if version in pythons else [f"Python {version} is not {pythons}"]
         for package, bound in asked.items():
@@ -124,7 +138,7 @@ def _environments(settings: Settings) -> Iterator[Finding]:
             elif has not in bound:
                 wrong.append(f"{package} {has} is not {bound}")
         fine = f"Python {version}, {probe} {packages[probe]} and {len(asked) - 1} others as the project requires"
-        yield Finding(f"{name} environment: {'; '.join(wrong) or fine}", not wrong, SETUP)
+        yield Finding(f"{name} environment: {'; '.join(wrong) or fine}", not wrong, _setup(settings, name))
 
 
 class _NoAnswerError(KubeloopError):

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from kubeloop import config, errors
-from kubeloop.cli import backtest, init, kubeflow
+from kubeloop.cli import backtest, extras, init, kubeflow
 from kubeloop.config import Loop, Settings
 from kubeloop.errors import KubeloopError
 
@@ -57,6 +57,11 @@ def _open(folder: Path) -> tuple[Loop, Settings]:
     settings = config.settings(folder)
     config.adopt(settings)
     return config.load(settings.loop_file), settings
+
+
+def _say(text: str) -> None:
+    # On stderr, since stdout may be for a machine.
+    _err.print(f"[dim]{escape(text)}[/]", soft_wrap=True)
 
 
 def _fail(message: object, code: int = errors.LASTING) -> NoReturn:
@@ -135,7 +140,7 @@ def run(
     from kubeloop.session import run as session
 
     loop, settings = _open(folder)
-    _doctor_or_fail(settings, state=not fresh)
+    _ready_or_fail(loop, settings, state=not fresh)
     _migrate(settings)
     try:
         with _Screen(_err if as_json else _out) as screen:
@@ -149,7 +154,7 @@ def run(
     _tell(summary)
     _out.print(f"\nReport: {page}\nSummary: {settings.state / 'summary.json'}")
     _out.print(
-        "Next: `kubeloop report --open`, `kubeloop status`, `make mlflow`; your own table: `kubeloop init --help`."
+        "Next: `kubeloop report --open`, `kubeloop status`, `kubeloop mlflow`; your own table: `kubeloop init --help`."
     )
 
 
@@ -252,7 +257,7 @@ def serve(folder: Folder = HERE) -> None:
     from kubeloop.session.services import Services
 
     loop, settings = _open(folder)
-    _doctor_or_fail(settings)
+    _ready_or_fail(loop, settings)
     if registry.champion(settings, loop.name) is None:
         _fail("there is no champion to serve yet; `kubeloop run` trains one")
     _migrate(settings)
@@ -344,7 +349,7 @@ def retrain(
     from kubeloop.session import retraining
 
     loop, settings = _open(folder)
-    _doctor_or_fail(settings)
+    _ready_or_fail(loop, settings)
     _migrate(settings)
     try:
         with _Screen(_err if as_json else _out) as screen:
@@ -376,9 +381,15 @@ def doctor(folder: Folder = HERE, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _doctor_or_fail(settings: Settings, *, state: bool = True) -> None:
+def _ready_or_fail(loop: Loop, settings: Settings, *, state: bool = True) -> None:
+    """Make the environments that are made at their first use, then look at what would fail at once."""
     from kubeloop.cli import doctor as check
+    from kubeloop.session import environments
 
+    try:
+        environments.ensure(loop, settings, _say)
+    except KeyboardInterrupt:
+        _fail("stopped; run the same command again, and the environment is made", 130)
     if wrong := [str(finding) for finding in check.quick(settings, state=state) if not finding.ok]:
         _fail("\n".join(wrong))
 
@@ -414,6 +425,7 @@ def show_config(as_json: Json = False) -> None:
 backtest.register(app)
 backtest.register(app)
 init.register(app)
+extras.register(app)
 kubeflow.register(app)
 
 

@@ -6,8 +6,9 @@ from `KUBELOOP_*` variables and never changes what is learned.
 """
 
 from kubeloop.config import kinds
+from kubeloop.config.environments import Environment
 from kubeloop.config.loop import Drift, Features, Gates, Loop, Replay, Serving, Source, Table, Training, load
-from kubeloop.config.place import PUBLIC, QUIET, Node, Settings, adopt, inherited, node, settings
+from kubeloop.config.place import PUBLIC, QUIET, Node, Settings, adopt, inherited, node, own, settings
 from kubeloop.config.types import ConfigError, DnsName, duration, duration_text, instant, past
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "ConfigError",
     "DnsName",
     "Drift",
+    "Environment",
     "Features",
     "Gates",
     "Loop",
@@ -34,6 +36,7 @@ __all__ = [
     "kinds",
     "load",
     "node",
+    "own",
     "past",
     "settings",
 ]

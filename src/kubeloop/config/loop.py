@@ -385,6 +385,7 @@ def load(path: Path) -> Loop:
     """
     if not path.is_file():
         raise ConfigError(
-            f"{path} does not exist; run the command in the folder with loop.yaml, or write one with `kubeloop init`"
+            f"{path} does not exist; run the command in the folder with loop.yaml, or write one with "
+            "`kubeloop init TABLE` for your own table, or with `kubeloop demo` for the demo"
         )
     return Loop.parse(path.read_text())

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ConfigDict, Field, SecretStr, model_validator
 
+from kubeloop.config import environments
 from kubeloop.config.types import Model
 
 
@@ -124,6 +125,17 @@ def _databases(state: Path | str) -> dict[str, str]:
     return {field: f"sqlite:///{state}/{name}.db" for field, name in names.items()}
 
 
+def _cache() -> Path:
+    """Return the folder for what can be made again, by the XDG Base Directory Specification."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "kubeloop" / "environments"
+
+
+def own(settings: Settings, name: environments.Name) -> environments.Environment | None:
+    """Return the environment that this installation makes for itself; None where the interpreter is another one."""
+    made = environments.made(name, _cache()) if environments.carried() else None
+    return made if made and made.python == getattr(settings, f"{name}_python") else None
+
+
 PUBLIC = (
     *("KUBELOOP_MLFLOW_URI", "KUBELOOP_BUCKET", "KUBELOOP_COLLECTOR_URL", "KUBELOOP_MONITOR_URL"),
     *("KUBELOOP_NAMESPACE", "KUBELOOP_OWNER", "AWS_ENDPOINT_URL", "AWS_REGION"),
@@ -188,15 +200,21 @@ def settings(home: Path | None = None, state: Path | None = None) -> Settings:
     state = (state or Path(env.get("KUBELOOP_STATE", home / ".kubeloop"))).resolve()
     project = Path(sys.prefix).parent
 
-    def python(name: str, folder: str) -> Path:
-        return Path(env.get(name, project / folder / "bin" / "python")).absolute()
+    def python(name: environments.Name, folder: str) -> Path:
+        beside = project / folder / "bin" / "python"
+        if given := env.get(f"KUBELOOP_{name.upper()}_PYTHON"):
+            return Path(given).absolute()
+        if not environments.carried() or beside.exists():
+            return beside.absolute()
+        made = environments.made(name, _cache())
+        return made.python if made else Path(sys.executable).absolute()
 
     given = {field: env.get(_OTHERS.get(field, f"KUBELOOP_{field.upper()}")) for field in Settings.model_fields}
     place = {
         "home": home,
         "state": state,
-        "core_python": python("KUBELOOP_CORE_PYTHON", ".venv"),
-        "runtime_python": python("KUBELOOP_RUNTIME_PYTHON", ".venv-runtime"),
-        "detector_python": python("KUBELOOP_DETECTOR_PYTHON", ".venv-detector"),
+        "core_python": python("core", ".venv"),
+        "runtime_python": python("runtime", ".venv-runtime"),
+        "detector_python": python("detector", ".venv-detector"),
     }
     return Settings.model_validate({**{name: value for name, value in given.items() if value}, **place})

@@ -1,11 +1,10 @@
-"""MLflow's UI on a laptop, only for its owner: `make mlflow`.
+"""MLflow's UI on a laptop, only for its owner: `kubeloop mlflow`.
 
 MLflow does not authenticate callers, and a loopback port is open to every user of the machine, who could move the
 champion's alias. As in Jupyter, each start makes a token: the printed link contains it and sets a cookie. MLflow's own
 clients send it as MLFLOW_TRACKING_TOKEN.
 """
 
-import argparse
 import hmac
 import importlib
 from http.cookies import CookieError, SimpleCookie
@@ -18,7 +17,7 @@ from kubeloop.config import Settings
 from kubeloop.models import mlflow_server
 
 _COOKIE = "kubeloop-mlflow"
-_HINT = b"A token is needed: open the link that `make mlflow` printed, or send its token as MLFLOW_TRACKING_TOKEN.\n"
+_HINT = b"A token is needed: open the link that `kubeloop mlflow` printed, or send its token as MLFLOW_TRACKING_TOKEN.\n"
 
 
 class Door:
@@ -77,33 +76,14 @@ def _token_file(settings: Settings) -> Path:
     return settings.state / "mlflow-token"
 
 
-def main() -> None:
-    """Serve until Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        prog="python -m kubeloop.models.mlflow_ui", description="MLflow's UI, only for its owner."
-    )
-    parser.add_argument("--port", type=int, default=5000, help="port of 127.0.0.1 (default: 5000)")
-    port = parser.parse_args().port
-    settings = config.settings()
-    config.adopt(settings)
-    try:
-        access.private(settings.state)
-        token = access.make(_token_file(settings))
-    except access.AccessError as error:
-        parser.exit(1, f"{error}\n")
+def serve(settings: Settings, port: int) -> None:
+    """Serve until Ctrl-C, behind a token that the printed link holds.
+
+    Raises:
+        AccessError: the state folder cannot be kept from others.
+    """
+    access.private(settings.state)
+    token = access.make(_token_file(settings))
     print(f"Open http://127.0.0.1:{port}/?token={token}", flush=True)
-    arguments = [
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-        "--backend-store-uri",
-        settings.mlflow_uri,
-    ]
-    mlflow_server.serve(arguments, "kubeloop.models.mlflow_ui:create_app")
-
-
-if __name__ == "__main__":
-    main()
+    where = ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    mlflow_server.serve([*where, "--backend-store-uri", settings.mlflow_uri], "kubeloop.models.mlflow_ui:create_app")

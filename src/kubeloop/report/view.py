@@ -30,7 +30,7 @@ _DIGESTS = {
 _FEATURES_SHOWN = 6
 
 MLFLOW_UI = "http://127.0.0.1:5000/"
-"""Where `make mlflow` shows the registry of this machine."""
+"""Where `kubeloop mlflow` shows the registry of this machine."""
 
 
 def build(loop: Loop, settings: Settings, facts: Facts, log: Log, summary: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The page: what it says, that it says it safely, and that it says something when there is nothing to say."""
 
+import inspect
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -11,6 +11,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from kubeloop import report
+from kubeloop.cli import extras
 from kubeloop.models import registry
 from kubeloop.monitoring.store import Store
 from kubeloop.payloads import table
@@ -182,10 +183,8 @@ def test_links_lead_to_files_beside_the_page(world: Any, page: Any) -> None:
 
 def test_the_last_link_leads_to_the_registry(world: Any, page: Any, parse: Any) -> None:
     (link,) = [known["href"] for tag, known in page.tags if tag == "a" and known["href"].startswith("http")]
-    assert "the MLflow UI , which make mlflow starts" in page.text
-    command = (Path(__file__).parents[3] / "Makefile").read_text().partition("\nmlflow:")[2].partition("\n\n")[0]
-    assert "kubeloop.models.mlflow_ui" in command
-    assert f"port {urlsplit(link).port}" in command
+    assert "the MLflow UI , which kubeloop mlflow starts" in page.text
+    assert inspect.signature(extras.mlflow).parameters["port"].default == urlsplit(link).port
     assert urlsplit(link).hostname == "127.0.0.1"
     shared = world.settings.model_copy(update={"mlflow_uri": "http://registry.example"})
     content = view.build(

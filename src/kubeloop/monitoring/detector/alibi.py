@@ -35,7 +35,7 @@ class WorkerProcess:
     def __init__(self, python: Path, log_dir: Path, token_file: Path | None = None) -> None:
         if not python.is_file():
             raise DetectorError(
-                f"{python} does not exist; make the detector environment with `make -B setup`, point "
+                f"{python} does not exist; `kubeloop doctor` says how to make the detector environment; or point "
                 "KUBELOOP_DETECTOR_PYTHON at it, or set drift.engine to builtin"
             )
         log_dir.mkdir(parents=True, exist_ok=True)

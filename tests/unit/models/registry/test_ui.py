@@ -25,7 +25,7 @@ def ui(blank_mlflow: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     shutil.copy(blank_mlflow, state / "mlflow.db")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "kubeloop.models.mlflow_ui", "--port", str(port)]
+    command = [sys.executable, "-m", "kubeloop.cli", "mlflow", "--port", str(port)]
     with (state / "log").open("w") as log:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, "KUBELOOP_STATE": str(state)}
