@@ -1,6 +1,7 @@
 """The documentation: links and anchors of every Markdown file lead somewhere; the site is whole and loads nothing."""
 
 import html.parser
+import importlib
 import os
 import re
 import subprocess
@@ -141,3 +142,57 @@ def test_the_site_explains_every_command(site: dict[str, Reader]) -> None:
     assert len(names) > 10
     for name in names:
         assert f"kubeloop {name}" in told
+
+
+ARCHITECTURE = (PROJECT / "docs" / "architecture.md").read_text()
+_WALKS = ARCHITECTURE.partition("## Three walks")[2].partition("\n## ")[0]
+_ROOMS = ARCHITECTURE.partition("## Rooms")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`([a-z_]+(?:\.\w+)+)`", _WALKS)) - {"loop.yaml"}))
+def test_what_the_walks_name_exists(name: str) -> None:
+    # A setting of loop.yaml, and a module with what is in it, look the same.
+    if name in {row.path for row in explain.rows()["binary"]}:
+        return
+    head, *rest = name.split(".")
+    found = importlib.import_module(f"kubeloop.{head}")
+    for part in rest:
+        if not hasattr(found, part):
+            found = importlib.import_module(f"{found.__name__}.{part}")
+        else:
+            found = getattr(found, part)
+
+
+def rooms() -> dict[str, set[str]]:
+    """Return the modules that the tables of rooms name, by folder."""
+    rows = re.findall(r"^\| ((?:`[\w/]+/`(?:, )?)+) \| (.*) \|$", _ROOMS, re.MULTILINE)
+    return {
+        folder: set(re.findall(r"`(\w+/?)(?:\.py)?`", told))
+        for each, told in rows
+        for folder in re.findall(r"`(.+?)`", each)
+    }
+
+
+def test_every_module_has_a_place_in_the_table_of_rooms() -> None:
+    source = PROJECT / "src" / "kubeloop"
+    told = rooms()
+    folders = {path for path in source.rglob("*/") if (path / "__init__.py").is_file()} - {source}
+    named = {folder for folder in told if (source / folder).is_dir()}
+    # What is in migrations/ has a table of its own.
+    there = {f"{path.relative_to(source).as_posix()}/" for path in folders if "migrations" not in path.parts}
+    assert named == there
+    for folder in sorted(named - {"report/"}):
+        modules = {path.stem for path in (source / folder).glob("*.py") if not path.stem.startswith("__")}
+        assert modules <= told[folder], folder
+        gone = {name for name in told[folder] - modules if not name.endswith("/")}
+        assert gone <= {"status", "monitor", "Settings", "curves"}, folder
+    alone = {path.stem for path in source.glob("*.py")} - {"__init__"}
+    assert alone <= set(re.findall(r"\| `(\w+)` \|", _ROOMS))
+
+
+def test_what_the_table_of_places_names_exists() -> None:
+    table = ARCHITECTURE.partition("## Where do I put")[2].partition("\n## ")[0]
+    found = [path for path in re.findall(r"`([\w/]+(?:/|\.py))`", table) if "/" in path]
+    assert len(found) > 20
+    for path in found:
+        assert (PROJECT / "src" / "kubeloop" / path).exists() or (PROJECT / path).exists(), path
