@@ -4,6 +4,8 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
+__all__ = ["KubeloopError"]
+
 LASTING = 65
 """Exit code of a program whose error another attempt would meet again (EX_DATAERR of sysexits.h)."""
 PASSING = 75

@@ -39,6 +39,8 @@ from kubeloop.config.types import (
     number,
 )
 
+__all__ = ["Gates", "Loop", "Training", "load"]
+
 TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,199}$")]
 """A table is a file of its name; see `paths.part`."""
 
