@@ -22,7 +22,7 @@ setup: .venv/ready ## Install uv if it is missing, and the three environments fr
 	  || { rm -rf .uv; echo "could not install uv; see https://docs.astral.sh/uv and run make again" >&2; exit 1; }
 
 .venv/ready: pyproject.toml uv.lock $(if $(findstring .uv/,$(UV)),.uv/bin/uv)
-	$(UV) sync --quiet --frozen --extra core --group dev
+	$(UV) sync --quiet --frozen --extra core --group dev --group docs
 	UV_PROJECT_ENVIRONMENT=.venv-runtime $(UV) sync --quiet --frozen --extra runtime
 	UV_PROJECT_ENVIRONMENT=.venv-detector $(UV) sync --quiet --frozen --extra detector
 	@touch $@
@@ -75,6 +75,16 @@ schema: setup ## Write what comes from the configuration: schemas, the chart's v
 	$(BIN)/python -m kubeloop.chart schema > charts/kubeloop/values.schema.json
 	$(BIN)/python -m kubeloop.chart values > charts/kubeloop/values.yaml
 	$(BIN)/python -m kubeloop.chart loop > manifests/base/loops.yaml
+
+# The theme's notice of its own end of life is for those who choose it.
+.PHONY: docs
+docs: setup ## Build the documentation site into build/docs, and check its links
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "build/docs/index.html"
+
+.PHONY: docs-serve
+docs-serve: setup ## Show the documentation site on port 8000 while you write it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve $(ARGS)
 
 .PHONY: compile
 compile: setup ## Write every pipeline to build/ as KFP IR YAML

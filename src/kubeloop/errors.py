@@ -4,6 +4,8 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
+__all__ = ["KubeloopError"]
+
 LASTING = 65
 """Exit code of a program that would fail again if it were restarted (EX_DATAERR of sysexits.h)."""
 PASSING = 75

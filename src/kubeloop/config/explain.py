@@ -1,4 +1,4 @@
-"""Explain every setting of loop.yaml from the configuration model itself."""
+"""Explain every setting of loop.yaml from the configuration model, for a terminal and for the documentation."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -10,10 +10,36 @@ _EMPTY: dict[str, Any] = {"object": {}, "array": []}
 """Defaults that a factory makes, since the schema does not hold them."""
 
 
-class _Section(NamedTuple):
-    """The settings below a field: the rest of their path, and their model."""
+class Setting(NamedTuple):
+    """A plain value: its path in loop.yaml, its type, its default as JSON or `required`, and what it means."""
 
-    definition: dict[str, Any]
+    path: str
+    kind: str
+    default: str
+    meaning: str
+
+
+class Section(NamedTuple):
+    """Settings that belong together; the rows that follow are in it.
+
+    Attributes:
+        path: `x`, `x.<name>` where there is one by name, or `x[]` where it is a list.
+        default: JSON of what it is when left out, None where its own settings say that.
+        meaning: what it is for.
+    """
+
+    path: str
+    default: str | None
+    meaning: str
+
+
+Row = Setting | Section
+
+
+class _Definition(NamedTuple):
+    """Settings of one model: how their path goes on, and whether there may be many of them."""
+
+    content: dict[str, Any]
     suffix: str
 
     @property
@@ -21,48 +47,57 @@ class _Section(NamedTuple):
         return bool(self.suffix)
 
 
-def text() -> str:
-    """Return one line per setting: name, type, default and meaning; those of a binary task come first."""
+def rows() -> dict[str, list[Row]]:
+    """Return all settings and sections in the order of loop.yaml, by kind of task, binary first."""
     schema = Loop.model_json_schema(mode="serialization")
     definitions = schema["$defs"]
-    first, *others = (definitions[choice["$ref"].rsplit("/", 1)[-1]] for choice in schema["oneOf"])
-    told = list(_lines(first, definitions, "", {}))
-    for other in others:
-        told.append(f"\n[bold]Where task is {other['properties']['task']['const']}[/]")
-        told += [
-            line for line in _lines(other, definitions, "", {}) if line not in told and "[cyan]task[/]" not in line
-        ]
+    choices = [definitions[choice["$ref"].rsplit("/", 1)[-1]] for choice in schema["oneOf"]]
+    return {choice["properties"]["task"]["const"]: list(_rows(choice, definitions, "", {})) for choice in choices}
+
+
+def text() -> str:
+    """Return one line for each setting: name, type, default and meaning; first those of a binary task."""
+    (_, first), *others = rows().items()
+    told = [_line(row) for row in first]
+    for kind, more in others:
+        told.append(f"\n[bold]Where task is {kind}[/]")
+        told += [line for row in more if (line := _line(row)) not in told and row.path != "task"]
     return "\n".join(told)
 
 
-def _lines(node: dict[str, Any], definitions: dict[str, Any], prefix: str, given: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the lines of a section's settings; `given` holds the defaults from the enclosing section."""
+def _line(row: Row) -> str:
+    if isinstance(row, Setting):
+        return f"  [cyan]{row.path}[/] [dim]{row.kind}, {row.default}[/]  {row.meaning}".rstrip()
+    left_out = "" if row.default is None else f"[dim]{row.default} when left out[/]  "
+    return f"\n[bold]{row.path}[/]  {left_out}{row.meaning}"
+
+
+def _rows(node: dict[str, Any], definitions: dict[str, Any], prefix: str, given: Mapping[str, Any]) -> Iterator[Row]:
+    """Yield a section's settings; `given` holds the defaults from the enclosing section."""
     required = set(node.get("required", ()))
     for name, field in node["properties"].items():
         path = f"{prefix}{name}"
         default = given.get(name, field.get("default", _EMPTY.get(field.get("type", ""))))
         needed = name in required and name not in given and "default" not in field
         meaning = field.get("description", "")
-        if (section := _section(field, definitions)) is None:
-            said = "required" if needed else json.dumps(default)
-            yield f"  [cyan]{path}[/] [dim]{_kind(field)}, {said}[/]  {meaning}".rstrip()
+        if (found := _definition(field, definitions)) is None:
+            yield Setting(path, _kind(field), "required" if needed else json.dumps(default), meaning)
             continue
-        whole = meaning or section.definition.get("description", "")
-        if not needed and (section.many or default is None):
-            whole = f"[dim]{json.dumps(default)} when left out[/]  {whole}"
-        yield f"\n[bold]{path}{section.suffix}[/]  {whole}"
-        inner = {} if section.many else default or {}
-        yield from _lines(section.definition, definitions, f"{path}{section.suffix}.", inner)
+        told = not needed and (found.many or default is None)
+        whole = meaning or found.content.get("description", "")
+        yield Section(f"{path}{found.suffix}", json.dumps(default) if told else None, whole)
+        inner = {} if found.many else default or {}
+        yield from _rows(found.content, definitions, f"{path}{found.suffix}.", inner)
 
 
-def _section(field: dict[str, Any], definitions: dict[str, Any]) -> _Section | None:
-    """Return the settings that a field holds, once, by name or in a list; None for a plain value."""
+def _definition(field: dict[str, Any], definitions: dict[str, Any]) -> _Definition | None:
+    """Return the settings that a field holds once, by name or in a list; None for a plain value."""
     for choice in (field, *field.get("anyOf", ()), *field.get("allOf", ())):
         named = [choice.get("additionalProperties"), *choice.get("patternProperties", {}).values()]
         for place, suffix in ((choice, ""), (choice.get("items"), "[]"), *((item, ".<name>") for item in named)):
             if isinstance(place, dict) and "$ref" in place:
                 found = definitions[place["$ref"].rsplit("/", 1)[-1]]
-                return _Section(found, suffix) if "properties" in found else None
+                return _Definition(found, suffix) if "properties" in found else None
     return None
 
 

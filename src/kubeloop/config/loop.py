@@ -39,6 +39,8 @@ from kubeloop.config.types import (
     number,
 )
 
+__all__ = ["Gates", "Loop", "Training", "load"]
+
 TableName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+=@-]{0,199}$")]
 """Each table is stored in a file with this name; see `paths.part`."""
 

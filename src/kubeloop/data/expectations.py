@@ -24,6 +24,8 @@ import yaml
 
 from kubeloop.config import ConfigError, duration
 
+__all__ = ["dump"]
+
 REFERENCES = ("from", "as_of")
 _COLUMN_ARGUMENTS = ("column", "column_A", "column_B")
 _MEMBER = "expect_column_values_to_be_in_set"

@@ -15,6 +15,8 @@ import pandas as pd
 
 from kubeloop.config import duration_text
 
+__all__ = ["profile"]
+
 CATEGORIES = 200
 """Strings with at most this many distinct values are treated as categories."""
 

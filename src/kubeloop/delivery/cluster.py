@@ -300,8 +300,8 @@ class Cluster:
             if time.monotonic() - began > self._patience_s:
                 host = self._client.configuration.host
                 raise DeliveryError(
-                    f"the API server at {host} does not answer ({problem}); check that it is running and that KUBECONFIG "
-                    "names the right one"
+                    f"the API server at {host} does not answer ({problem}); check that it is running and "
+                    "that KUBECONFIG names the right one"
                 ) from problem
             time.sleep(pause)
             pause = min(pause * 1.5, _LAST_POLL_S)

@@ -5,6 +5,8 @@ import numpy.typing as npt
 
 from kubeloop.tasks.port import Floats, Groups, Weighted
 
+__all__ = ["mean"]
+
 
 def mean(losses: Floats, groups: Groups) -> Weighted:
     """Return the mean of a loss [n] as a function of group weights [r, g]."""

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+__all__ = ["FEW", "Estimate", "bootstrap", "mean"]
+
 Floats = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.95

@@ -19,6 +19,8 @@ from kubeloop.errors import KubeloopError
 from kubeloop.tasks import intervals
 from kubeloop.tasks.intervals import Estimate
 
+__all__ = ["EvaluationError", "Floats", "Groups", "Level", "Metric", "Task", "Tensor", "Weighted"]
+
 Floats = npt.NDArray[np.float64]
 Groups = npt.NDArray[np.intp]
 Weighted = Callable[[npt.ArrayLike], Floats]

@@ -11,6 +11,8 @@ from kubeloop.errors import KubeloopError
 if TYPE_CHECKING:
     import optuna
 
+__all__ = ["Estimator", "regressor"]
+
 Parameters = dict[str, int | float | str | bool]
 Rows = npt.NDArray[np.float64]
 

@@ -11,6 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from kubeloop.errors import KubeloopError
 from kubeloop.tasks.tabular import algorithms, convert, encoding
 
+__all__ = ["Graph", "Output"]
+
 BATCH = "batch"
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from kubeloop.tasks.tabular.graph import Graph, Output
     from kubeloop.tasks.tabular.model_folder import Card
 
+__all__ = ["Draft", "Fit", "Heads", "HoldOut", "Maker", "Rows", "Shown"]
+
 Rows = algorithms.Rows
 Fit = Callable[[algorithms.Estimator, Rows, npt.NDArray[Any]], algorithms.Estimator]
 """Fits an estimator on rows and labels, on this machine's share of them where several train together."""

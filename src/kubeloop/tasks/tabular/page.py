@@ -9,6 +9,8 @@ from kubeloop import pages
 from kubeloop.tasks.port import Task
 from kubeloop.tasks.slices import Slice
 
+__all__ = ["Matrix", "Plot", "html"]
+
 _LEFT, _TOP, _WIDTH, _HEIGHT = 40.0, 10.0, 270.0, 240.0
 _MOST_FEATURES = 20
 _TICKS = 5
