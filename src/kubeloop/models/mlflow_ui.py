@@ -17,9 +17,7 @@ from kubeloop.config import Settings
 from kubeloop.models import mlflow_server
 
 _COOKIE = "kubeloop-mlflow"
-_HINT = (
-    b"A token is needed: open the link of `kubeloop mlflow`, or send its token as MLFLOW_TRACKING_TOKEN.\n"
-)
+_HINT = b"A token is needed: open the link of `kubeloop mlflow`, or send its token as MLFLOW_TRACKING_TOKEN.\n"
 
 
 class Door:
