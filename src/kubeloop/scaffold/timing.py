@@ -180,7 +180,7 @@ def timeline(
     span = until - begin
     if delay > span / 5:
         raise ScaffoldError(
-            f"labels that take {text(delay)} leave too little of a table that spans {text(_round_up(span, _HOUR))}; "
+            f"labels that take {text(delay)} leave too little of a table that spans {about(span)}; "
             "use a longer table, or give a shorter --label-delay if they do not take as long"
         )
     train_to = _train_to(activity, begin, until, chosen, delay)
@@ -254,12 +254,22 @@ def _holdout(
         for block in reversed(blocks):
             if activity.blocks(start, newest, block) >= MIN_BLOCKS + 1:
                 return holdout, block
+    # `start` is that of the longest hold-out.
+    labelled = sum(activity.total(name, start, newest) for name in ("positives", "negatives"))
     raise ScaffoldError(
-        f"the newest part of the first {text(_round_up(window, chosen.step))} of training data cannot judge a model: "
-        f"it needs {_HOLDOUT_ROWS} labelled rows{f', {_JUDGED} of each class' if activity.classed else ''} and "
-        f"{MIN_BLOCKS + 1} different "
-        f"{chosen.unit}s with rows. Use a table that is longer or has more rows"
+        f"no part of the first {about(window)} of training data can judge a model: the hold-out needs {_HOLDOUT_ROWS} "
+        f"labelled rows{f', {_JUDGED} of each class,' if activity.classed else ''} in {MIN_BLOCKS + 1} different "
+        f"{chosen.unit}s, and its newest half has {labelled:,.0f} in {activity.blocks(start, newest, chosen.step)}. "
+        "Use a table that is longer or has more rows"
     )
+
+
+def about(span: timedelta) -> str:
+    """Say how long a span is to a person: in its largest unit of which it has at least two."""
+    for unit, size in (("years", 365.25 * _DAY), ("days", _DAY), ("hours", _HOUR), ("minutes", _MINUTE)):
+        if span >= 2 * size:
+            return f"{span / size:.0f} {unit}"
+    return f"{math.ceil(span / timedelta(seconds=1))} seconds"
 
 
 def _window(activity: Activity, start: datetime, until: datetime, chosen: Scale) -> timedelta:

@@ -19,6 +19,7 @@ from kubeloop.scaffold.timing import (
     Activity,
     Scale,
     Timeline,
+    about,
     default_delay,
     scale,
     text,
@@ -125,13 +126,21 @@ def test_a_holdout_spans_enough_blocks_where_moments_are_rare() -> None:
     [
         (lambda: scale(START, START + timedelta(hours=5), "t.csv"), "t.csv spans only 5h"),
         (lambda: plan(200, 3000, 3000, 0.3, timedelta(days=90)), "give a shorter --label-delay"),
-        (lambda: plan(200, 9, 9000, 0.3), "different days with rows"),
+        (lambda: plan(200, 9, 9000, 0.3), "6 different days, and its newest half has 0 in 0"),
         (lambda: plan(200, 500, 500, 0.3), "fewer than 600 labelled rows"),
     ],
 )
 def test_a_table_that_cannot_work_is_refused_with_a_reason(call: object, message: str) -> None:
     with pytest.raises(ScaffoldError, match=message):
         call()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("hours", "told"),
+    [(0.01, "36 seconds"), (1.5, "90 minutes"), (30, "30 hours"), (425, "18 days"), (20_000, "2 years")],
+)
+def test_a_person_reads_a_span_in_one_unit(hours: float, told: str) -> None:
+    assert about(timedelta(hours=hours)) == told
 
 
 @given(auc=st.floats(0.3, 1), ece=st.floats(0, 1))
