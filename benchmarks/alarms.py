@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from alarms_gates import decisions
+from alarms_kinds import table as of_kinds
 from alarms_streams import CHANGE, WEEKS, Scenario, scenarios, year
 
 from kubeloop.config import Drift
@@ -41,6 +42,8 @@ HERE = Path(__file__).parent
 OUT = HERE.parent / "build" / "alarms"
 START = datetime(2024, 1, 1, tzinfo=UTC)
 WEEK = timedelta(weeks=1)
+KINDS_YEARS = 20
+"""Streams of each kind of task but the binary one; they are cheap, since no peer judges them."""
 COOLDOWN = 3
 """Windows that an episode lasts where nobody retrains, as `init` writes it."""
 
@@ -214,10 +217,10 @@ def _cell(row: dict[str, Any]) -> str:
     return f"{after}{row['caught']:.0%} caught, {row['false a year']:.1f} false"
 
 
-def document(path: Path, years: int, rows: Sequence[dict[str, Any]], gates: str) -> None:
+def document(path: Path, **tables: str) -> None:
     """Replace the tables of a page, between its marks."""
     text = path.read_text()
-    for name, content in {"years": f"{years} years of each kind.", "alarms": table(rows), "gates": gates}.items():
+    for name, content in tables.items():
         text = re.sub(
             rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, c=content: f"{m[1]}{c}\n{m[2]}", text, flags=re.S
         )
@@ -229,9 +232,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="False alarms, delays and wrong gates.")
     parser.add_argument("--years", type=int, default=6, help="streams of each kind")
     parser.add_argument("--trials", type=int, default=40, help="gates of each kind")
+    parser.add_argument("--kinds-only", action="store_true", help="only the table of the other kinds of task")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument("--docs", type=Path, help="also write the tables into this page")
     options = parser.parse_args()
+    others = of_kinds(KINDS_YEARS)
+    print(others)
+    if options.docs:
+        document(options.docs, kinds=others)
+    if options.kinds_only:
+        return
     OUT.mkdir(parents=True, exist_ok=True)
     kinds = scenarios()
     paths = {}
@@ -268,7 +278,8 @@ def main() -> None:
     gates = decisions(options.trials)
     print(table(rows), gates, sep="\n\n")
     if options.docs:
-        document(options.docs, options.years, rows, gates)
+        years_told = f"{options.years} years of each kind."
+        document(options.docs, years=years_told, alarms=table(rows), gates=gates)
     if options.json:
         options.json.write_text(json.dumps({"alarms": rows, "gates": gates}, indent=2))
 

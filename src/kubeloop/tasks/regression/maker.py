@@ -154,18 +154,21 @@ class RegressionMaker(Maker):
         name, title = self.task.headline.name, self.task.headline.title
         middle = np.full((len(y), 3), np.median(y) if name == "mae" else y.mean())
         error, chance = metrics[name], self.task.headline.value(y, middle)
-        ceiling = float(f"{(error + max(chance, error)) / 2:.3g}")
+        loss = self.task.headline.better < 0
+        limit = float(f"{(error + (max if loss else min)(chance, error)) / 2:.3g}")
+        hopeless = error > _POOR * chance if loss else error < chance + 1 - _POOR
         inside = metrics["coverage"]
         least = math.floor((min(inside, self.interval.coverage) - _MARGIN) * 100) / 100
+        floors = {"coverage": least} if least >= _LEAST_COVERAGE else {}
         return Draft(
-            {"coverage": least} if least >= _LEAST_COVERAGE else {},
-            {name: ceiling},
-            {"limit": ceiling},
+            floors if loss else floors | {name: limit},
+            {name: limit} if loss else {},
+            {"limit": limit},
             f"a first model has an {title} of {error:.4g} on its hold-out, where {inside:.0%} of the true values lie "
-            f"in their intervals; the ceiling is halfway to saying the same number always ({chance:.4g})",
+            f"in their intervals; the limit is halfway to saying the same number always ({chance:.4g})",
             f"A first model is hardly better than the same number always ({title} {error:.4g} against {chance:.4g}), "
-            "so the ceiling is loose"
-            if error > _POOR * chance
+            "so the limit is loose"
+            if hopeless
             else None,
         )
 
