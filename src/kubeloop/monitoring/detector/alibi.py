@@ -1,7 +1,7 @@
-"""The Alibi Detect engine: the client of the worker, and the child process that it usually is.
+"""The Alibi Detect engine: the client of the worker, and the worker as a child process.
 
-Whatever happens to the worker, the client can start over: it keeps the references, and sends one again
-when the worker does not know it.
+The client can recover from any failure of the worker: it keeps the references and sends one again if the worker does
+not know it.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class WorkerProcess:
     def __init__(self, python: Path, log_dir: Path, token_file: Path | None = None) -> None:
         if not python.is_file():
             raise DetectorError(
-                f"{python} does not exist; make the detector environment with `make -B setup`, point "
+                f"{python} does not exist; create the detector environment with `make -B setup`, point "
                 "KUBELOOP_DETECTOR_PYTHON at it, or set drift.engine to builtin"
             )
         log_dir.mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ class AlibiDetector:
                 self.seconds = float(answer["seconds"])
                 return baseline.scores(sample, list(zip(answer["statistic"], answer["p_value"], strict=True)))
             self._send(key, self._bodies[key])
-        raise DetectorError(f"the detector worker loses its reference again and again{self._log()}")
+        raise DetectorError(f"the detector worker keeps losing its reference{self._log()}")
 
     def close(self) -> None:
         """Close the connection and end the child process."""
