@@ -1,4 +1,4 @@
-"""The payload log as one table: every logged prediction, with its label where that has arrived."""
+"""The payload log as one table: every logged prediction, with its label if it has arrived."""
 
 from dataclasses import dataclass
 
