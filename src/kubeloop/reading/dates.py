@@ -1,4 +1,4 @@
-"""Find the one format of a column of times, from all of its values; where two fit, both are named."""
+"""Find the format of a column of times from all of its values; if two formats fit, name both."""
 
 import re
 from dataclasses import dataclass
