@@ -1,4 +1,4 @@
-"""What a loop has left in its stores, read without making or changing any of them."""
+"""Read the stores of a loop, without creating or changing any of them."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
