@@ -1,4 +1,4 @@
-"""The settings that depend on how long, how dense and how predictable a table is: pure functions, all in one place."""
+"""Choose the settings that depend on a table's time span, density and predictability, with pure functions."""
 
 import math
 from dataclasses import dataclass
@@ -232,8 +232,8 @@ def _train_to(activity: Activity, begin: datetime, until: datetime, chosen: Scal
             return moment
     classes = f", or fewer than {_TRAINED} of a class" if activity.classed else ""
     raise ScaffoldError(
-        f"the oldest 70 % of the time hold fewer than {2 * _HOLDOUT_ROWS} labelled rows{classes}, so that no first "
-        "model can be trained; add rows, or cut the empty beginning off the table"
+        f"the oldest 70 % of the time have fewer than {2 * _HOLDOUT_ROWS} labelled rows{classes}, so no first "
+        "model can be trained; add rows, or remove the empty beginning of the table"
     )
 
 
