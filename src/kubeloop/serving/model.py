@@ -111,7 +111,7 @@ def load(folder: str | Path, *, sha256: str | None = None, threads: int = 1, dev
         raise ModelError(f"cannot read {path}: {error.strerror}; --model-dir names a folder with model.onnx") from error
     digest = hashlib.sha256(content).hexdigest()
     if sha256 is not None and digest != sha256.lower():
-        raise ModelError(f"{path} has SHA-256 {digest}, not the demanded {sha256}; refusing to serve it")
+        raise ModelError(f"{path} has SHA-256 {digest}, not the requested {sha256}; refusing to serve it")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

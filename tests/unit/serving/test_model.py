@@ -88,7 +88,7 @@ def test_a_broken_folder_is_refused(models: Path, tmp_path: Path, damage: Any, w
 
 
 def test_another_digest_than_demanded_is_refused(models: Path) -> None:
-    with pytest.raises(ModelError, match="not the demanded abc; refusing"):
+    with pytest.raises(ModelError, match="not the requested abc; refusing"):
         load(models / "columns", sha256="abc")
 
 
