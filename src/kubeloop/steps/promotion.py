@@ -1,4 +1,4 @@
-"""What becomes of a model that was trained: compared with the champion, registered, served, made the champion."""
+"""Compare a trained model with the champion, register it, serve it, and make it the champion."""
 
 import json
 import logging
@@ -246,7 +246,7 @@ def deploy(loop: Loop, settings: Settings, version: str) -> "Applied":
 
 
 def resume(loop: Loop, settings: Settings, champion: "Version") -> "Applied":
-    """Serve a champion anew, with the features it was trained on, and keep where that is.
+    """Serve a champion again, with the features that it was trained on, and record its address.
 
     Its features stay its own also where loop.yaml names a newer feature service by now.
 
@@ -263,7 +263,7 @@ def resume(loop: Loop, settings: Settings, champion: "Version") -> "Applied":
 
 
 def serve(loop: Loop, settings: Settings, version: "Version") -> "Applied":
-    """Apply the InferenceService of a version and wait until it answers; by GitOps it may be proposed only.
+    """Apply the InferenceService of a version and wait until it answers; with GitOps this may only open a proposal.
 
     Raises:
         DeliveryError: the version does not become ready.

@@ -1,4 +1,4 @@
-"""The steps from raw data to an evaluated model, as functions over files: what a component calls, nothing of kfp.
+"""The steps from raw data to an evaluated model as functions over files, which the components call; no kfp here.
 
 Each reads and writes only the paths it is given and the services that `Settings` names, so that a step
 can be repeated after an interruption and cached by its inputs.
@@ -36,7 +36,7 @@ TRAINING_SET = "training"
 
 
 class StageError(KubeloopError):
-    """A step cannot go on; the message says what to change."""
+    """A step cannot continue; the message says what to change."""
 
     lasting = True
 
@@ -81,7 +81,7 @@ def begin(settings: Settings, loop: str, as_of: str, run: str, job: str) -> Begu
     """
     if not run and not job:
         # What is cached for no name would be found by every such run.
-        raise StageError("the run has no name, as one of a recurring run with a fixed version: use `kubeloop schedule`")
+        raise StageError("the run has no name, like a recurring run with a fixed version: use `kubeloop schedule`")
     moment = past(as_of) if as_of else datetime.now(UTC)
     snapshot = digest(settings.raw) if sources.tables(settings.raw) else ""
     known = loops.read(loop, settings)
