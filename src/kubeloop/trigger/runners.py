@@ -1,4 +1,4 @@
-"""Where a pipeline run takes place: the port that the trigger ledger drives, and the runner of one machine."""
+"""Run pipelines: the port that the trigger ledger uses, and the runner of one machine."""
 
 import fcntl
 import os
