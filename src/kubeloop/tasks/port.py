@@ -1,4 +1,4 @@
-"""The port behind which every kind of task lies, as far as monitor, gates and report need it.
+"""The port of every kind of task, as monitor, gates and report need it.
 
 *Cases* get *answers* from a candidate, and their *truths* arrive later. A *metric* compares both; it has a weighted
 form, so that blocks of time can be resampled, and an interval. What makes candidates is the kind's `maker`, which

@@ -80,10 +80,10 @@ def test_a_gain_must_exceed_the_minimum() -> None:
 @pytest.mark.parametrize(
     ("limits", "name", "told"),
     [
-        ({"floors": {"auc": 0.99}}, "floor auc", "under its floor 0.9900"),
-        ({"floors": {"auc": 0.5, "pr_auc": 0.99}}, "floor pr_auc", "under its floor 0.9900"),
-        ({"ceilings": {"ece": 0.001}}, "ceiling ece", "over its ceiling 0.0010"),
-        ({"ceilings": {"log_loss": 0.1}}, "ceiling log_loss", "over its ceiling 0.1000"),
+        ({"floors": {"auc": 0.99}}, "floor auc", "below its floor 0.9900"),
+        ({"floors": {"auc": 0.5, "pr_auc": 0.99}}, "floor pr_auc", "below its floor 0.9900"),
+        ({"ceilings": {"ece": 0.001}}, "ceiling ece", "above its ceiling 0.0010"),
+        ({"ceilings": {"log_loss": 0.1}}, "ceiling log_loss", "above its ceiling 0.1000"),
     ],
 )
 @pytest.mark.parametrize("is_first", [True, False])

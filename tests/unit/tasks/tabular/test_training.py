@@ -246,8 +246,8 @@ def test_strings_are_categorical_and_all_others_numeric(column: "pd.Series[str]"
     ("column", "message"),
     [
         (pd.Series(pd.to_datetime(["2024-01-01", "2024-01-02"])), "'x' is a time"),
-        (pd.Series([[1], [2]]), "'x' is no number throughout"),
-        (pd.Series(["a", 1]), "'x' is no number throughout"),
+        (pd.Series([[1], [2]]), "'x' is not a number in every row"),
+        (pd.Series(["a", 1]), "'x' is not a number in every row"),
     ],
 )
 def test_a_column_that_is_neither_is_named(column: "pd.Series[str]", message: str) -> None:
@@ -258,7 +258,7 @@ def test_a_column_that_is_neither_is_named(column: "pd.Series[str]", message: st
 def test_a_frame_that_does_not_fit_the_model_is_named(fitted: training.Fitted, parts: Parts) -> None:
     with pytest.raises(encoding.EncodingError, match="'distance' is not among"):
         fitted.predict(parts[1].drop(columns="distance"))
-    with pytest.raises(encoding.EncodingError, match="'seats' is no number throughout"):
+    with pytest.raises(encoding.EncodingError, match="'seats' is not a number in every row"):
         fitted.predict(parts[1].assign(seats="many"))
 
 
