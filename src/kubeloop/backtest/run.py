@@ -160,7 +160,7 @@ class _Worker:
     def __init__(self, loop: Loop, folder: Path, whole: bool, span: Span, settings: Settings, alone: bool) -> None:
         self.history = History(loop, folder, whole, span)
         self.settings = settings
-        # Processes that train at the same time share the cores; LightGBM's model is the same with any number of threads.
+        # Processes that train at the same time share the cores; LightGBM's model does not depend on the threads.
         self.threads = loop.training.threads if alone else 1
 
     @functools.cached_property

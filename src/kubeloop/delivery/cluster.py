@@ -300,7 +300,7 @@ class Cluster:
             if time.monotonic() - began > self._patience_s:
                 host = self._client.configuration.host
                 raise DeliveryError(
-                    f"the API server at {host} does not answer ({problem}); check that it is running and that KUBECONFIG "
+                    f"the API server at {host} does not answer ({problem}); check that it runs and that KUBECONFIG "
                     "names the right one"
                 ) from problem
             time.sleep(pause)

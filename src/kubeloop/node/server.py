@@ -183,7 +183,7 @@ def _api(node: Node) -> Starlette:
     ]
 
     async def gone(_request: Request, _error: Exception) -> Response:
-        return _failure(400, "BadRequest", "the request was not whole")
+        return _failure(400, "BadRequest", "the request was incomplete")
 
     return Starlette(routes=routes, exception_handlers={ClientDisconnect: gone})
 
@@ -233,7 +233,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--log-queue", type=int, default=Serving().log_queue, help="payload events held at most")
     parser.add_argument("--max-body-bytes", type=int, default=Serving().max_body_bytes)
     parser.add_argument("--ready-s", type=float, default=READY_S, help="time a program gets to become ready")
-    parser.add_argument("--collector-url", help="the collector of the same owner, which wants the same token")
+    parser.add_argument(
+        "--collector-url", help="address of the collector of the same owner, which needs the same token"
+    )
     guard.add_arguments(parser)
     args = parser.parse_args(argv)
     log_to_stderr()

@@ -98,7 +98,7 @@ def test_two_repos_with_modules_of_one_name_do_not_mix(shop: Path, repo: Path) -
         ("sql/stock.sql", None, r"feature view stock has no query: write .*sql/stock\.sql"),
         ("sql/stock.sql", "SELECT sku, seen AS event_timestamp FROM stock", "does not return the columns.*units"),
         ("sql/stock.sql", "SELECT FROM", r"stock\.sql does not return the columns"),
-        ("sql/stock.sql", "FROM away", r"stock\.sql does not give .*away"),
+        ("sql/stock.sql", "FROM away", r"stock\.sql does not return .*away"),
     ],
 )
 def test_what_is_missing_is_named(
