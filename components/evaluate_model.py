@@ -20,7 +20,7 @@ def evaluate_model(
     Args:
         loop: the use case, as JSON or a reference to it.
         model: model folder.
-        training_set: Parquet file, one row an event.
+        training_set: Parquet file, one row per event.
         evaluation: folder with figures, the report and the hold-out's predictions.
         metrics: metrics of the hold-out.
         curves: ROC curve and confusion matrix, of the kinds of task that have them.

@@ -22,7 +22,7 @@ def gate_model(
         loop: the use case, as JSON or a reference to it.
         run: name of the run; a run that has promoted its model keeps its verdict when it is resumed.
         model: model folder of the challenger.
-        training_set: Parquet file, one row an event; its newest rows are the hold-out.
+        training_set: Parquet file, one row per event; its newest rows are the hold-out.
         gate: the numbers the decision rests on.
         reason: why, in one sentence.
         verdict: the whole verdict, as JSON.

@@ -11,7 +11,7 @@ def train_model(loop: str, training_set: dsl.Input[dsl.Dataset], model: dsl.Outp
 
     Args:
         loop: the use case, as JSON or a reference to it.
-        training_set: Parquet file, one row an event.
+        training_set: Parquet file, one row per event.
         model: model folder: model.onnx, model.json and the reference for drift.
     """
     from pathlib import Path

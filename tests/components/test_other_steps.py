@@ -103,7 +103,7 @@ def test_score_batch_needs_a_champion(
     from kubeloop.steps import batch
 
     settings = make_home(tmp_path)
-    with pytest.raises(stages.StageError, match="flight-delay has no champion to score with"):
+    with pytest.raises(stages.StageError, match="flight-delay has no champion "):
         batch.score(loop, settings, Path(validated.made["clean"].path), as_of, "1d", tmp_path / "scores.parquet")
 
 

@@ -29,7 +29,7 @@ def schema(task: Task) -> pa.Schema:
 
 
 def scored(task: Task, predictions: pa.Table) -> pa.Table:
-    """Return what labels can be held against, `schema`: one row an event id, the last one that was predicted."""
+    """Return the predictions for the labels, `schema`: one row per event ID, the last prediction."""
     kept = predictions.select(schema(task).names).filter(pc.is_valid(predictions["event_id"]))
     for name in task.columns:
         kept = kept.filter(pc.invert(pc.is_nan(pc.fill_null(kept[name], float("nan")))))

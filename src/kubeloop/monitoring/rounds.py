@@ -348,7 +348,7 @@ class Monitor:
 
 
 def _quarantine(path: Path, early: pa.Table) -> None:
-    """Keep early rows up to a size: whoever sends one sends many, and the log has them all."""
+    """Keep early rows up to a size: a client sends many, and the log has them all."""
     if not len(early) or (path.exists() and path.stat().st_size > _QUARANTINED_BYTES):
         return
     rows = early.select(["event_id", "model_version", "event_time", "received_at"]).slice(0, 1000).to_pylist()

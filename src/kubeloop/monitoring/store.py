@@ -213,7 +213,7 @@ class Store:
             connection.execute(sa.update(schema.episodes).filter_by(id=episode).values(values))
 
     def windows(self, service: str) -> list[Row]:
-        """Return the windows that have closed, in order of time, one row a version."""
+        """Return the windows that have closed, in order of time, one row per version."""
         return self._select(schema.windows, service, "start", "version")
 
     def scores(self, service: str, start: datetime | None = None) -> list[Row]:
@@ -222,7 +222,7 @@ class Store:
         return self._select(schema.window_scores, service, "start", "version", "kind", "feature", **one)
 
     def performance(self, service: str) -> list[Row]:
-        """Return the live performance of windows whose labels are in, in order of time, one row a version."""
+        """Return the live performance of windows whose labels are in, in order of time, one row per version."""
         return self._select(schema.performance, service, "start", "version")
 
     def episodes(self, service: str) -> list[Row]:

@@ -26,7 +26,7 @@ PREDICTOR_ENTRY = "/_predictor"
 
 _PREDICTOR_PREFIX = f"{PREDICTOR_ENTRY}/".encode()
 _INFERENCE = re.compile(rb"^/v(?:2/models/[^/]+(?:/versions/[^/]+)?/infer|1/models/[^/]+:predict)$")
-# RFC 9110, section 7.6.1, and what is set anew for the next hop. Compression would only hide the payload.
+# RFC 9110, section 7.6.1, and headers that are set again for the next hop. Compression would only hide the payload.
 _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer transfer-encoding "
     b"upgrade host content-length date expect accept-encoding".split()
@@ -148,7 +148,7 @@ class Router:
         headers = _forwarded(scope["headers"])
         tried: Backend | None = None
         while True:
-            # Read anew each time: the second attempt meets the switch that took the first one's backend away.
+            # Read for each attempt: the second one must see a switch that removed the first one's backend.
             route = self.routes.get(service)
             choice = route.choose(component, tried) if route else None
             if route is None or choice is None:

@@ -45,7 +45,7 @@ class Node:
     """The ASGI application of a node: inference goes to the router, everything else to the API.
 
     API, in the paths and forms of Kubernetes: PUT, GET and DELETE
-    `/apis/serving.kserve.io/v1beta1/namespaces/<ns>/inferenceservices/<name>`, GET of the list. Beside it
+    `/apis/serving.kserve.io/v1beta1/namespaces/<ns>/inferenceservices/<name>`, GET of the list. Also
     `GET /status` (JSON) and `GET /metrics` (Prometheus).
 
     Args:

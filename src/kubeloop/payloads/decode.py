@@ -78,8 +78,8 @@ class Decoded:
     """Some events, decoded.
 
     Attributes:
-        predictions: one row a prediction: `schema`, then one column a feature.
-        labels: `LABEL`, one row a label, as truths of the task.
+        predictions: one row per prediction: `schema`, then one column per feature.
+        labels: `LABEL`, one row per label, as truths of the task.
         carry: hand it to the next call.
         duplicates: events dropped because their identity and type came before.
         ambiguous: identities that two different requests (or responses) share, so that no pair is certain.

@@ -95,7 +95,7 @@ def schema(task: Task) -> pa.Schema:
 
 
 def predictions(pairs: Iterable[Pair], faults: Faults, task: Task) -> pa.Table:
-    """Return one row a prediction, in the order of the pairs.
+    """Return one row per prediction, in the order of the pairs.
 
     Pairs with different inputs (model versions) are decoded apart; a feature that some lack is null there, and one
     that is numeric in some and text in others becomes text.
@@ -179,7 +179,7 @@ def _parse(pair: Pair, task: Task) -> _Exchange:
 
 
 def _spread(data: list[Any], tensor: Tensor) -> list[list[Any]]:
-    """Return an output's numbers as one list a column; the protocol allows both flat and nested data."""
+    """Return an output's numbers as one list per column; the protocol allows both flat and nested data."""
     if tensor.width == 1:
         return [data]
     if data and type(data[0]) is list:

@@ -16,7 +16,7 @@ from kubeloop.stores import whole
 logger = logging.getLogger(__name__)
 
 OVERHEAD = 1024
-"""Memory of an event beside its body, rounded up."""
+"""Memory of an event besides its body, rounded up."""
 SEGMENT_BYTES = 32 * 2**20
 """Bodies that make a segment, however few they are."""
 _RETRY_S = 1.0

@@ -138,7 +138,7 @@ class Journal:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes that the folder may come to: a write-ahead file's segment has to fit beside it."""
+        """Largest size of the folder (bytes), including a write-ahead file and its segment at the same time."""
         return self.flusher.segment_bytes + 2 * self.wal_bytes
 
     def start(self) -> None:
@@ -158,7 +158,7 @@ class Journal:
         return None
 
     async def ready(self) -> Refusal | None:
-        """Say why the next events would be refused: beside `refuses`, by a try whether the disk takes any."""
+        """Say why the next events would be refused: check `refuses`, then try to write to the disk."""
         refusal = self.refuses(OVERHEAD)
         if refusal is not None:
             return refusal

@@ -124,7 +124,7 @@ def pull(bucket: Bucket, folder: Path, references: Path, most: int = ROUND) -> i
     superseded = covered(there)
     # References first: a segment may hold the first answers of a version.
     fetched = bucket.pull(names.REFERENCES, references)
-    # Nothing that came since: a reader that is past the mark takes the log for one that began anew.
+    # Nothing that came since: a reader that is past the mark would think that the log was reset.
     fetched += bucket.pull(
         names.PAYLOADS, folder, lambda name: done < last_event(name) <= end and name not in superseded, most
     )
@@ -272,7 +272,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m kubeloop.payloads.mirror", description=__doc__)
     parser.add_argument("direction", choices=["push", "pull"], help="push from the collector, pull to the monitor")
     parser.add_argument("--dir", type=Path, required=True, help="folder of the payload log")
-    parser.add_argument("--references", type=Path, help="folder of the references that pull fetches (default: beside)")
+    parser.add_argument(
+        "--references", type=Path, help="folder of the references that pull fetches (default: next to it)"
+    )
     parser.add_argument("--once", action="store_true", help="make one round and exit")
     parser.add_argument("--port", type=int, default=0, help="0 lets the system pick one")
     parser.add_argument("--host", default="127.0.0.1")

@@ -124,7 +124,7 @@ def newest(directory: Path) -> int:
 
 
 def last_event(name: str) -> int:
-    """Return the last event of the segment with this file name; 0 when it is no segment's."""
+    """Return the last event of the segment with this file name; 0 if it is not a segment's."""
     return _spans([name]).get(name, (0, 0))[1]
 
 

@@ -327,7 +327,7 @@ def _has(name: str, asked: Asked) -> str:
 def _tests(name: str, asked: Asked) -> list[str]:
     text, has = cells.text(name, "VARCHAR"), _has(name, asked)
     kinds: tuple[Literal["integer", "number", "boolean", "time"], ...] = ("integer", "number", "boolean", "time")
-    # The words that are known are no values of these kinds; one that the user named may be.
+    # The known words are never values of these kinds; one that the user named may be.
     named = f"{has} AND " if asked.words(name) else ""
     fits = [f"{named}({cells.value(text, Column(kind=kind), 'UTC')}) IS NOT NULL" for kind in kinds]
     return [has, *fits, rf"regexp_full_match({text}, '[+-]?0\d+')", rf"regexp_full_match({text}, '\+\d+')"]

@@ -21,7 +21,7 @@ class Facts:
 
     Attributes:
         versions: model versions, oldest first.
-        windows: closed windows, one row a version.
+        windows: closed windows, one row per version.
         filling: windows that are not closed yet.
         scores: drift scores of every feature in every judged window.
         performance: live performance of windows whose labels are in.

@@ -254,9 +254,11 @@ def _traffic_lines(monitor: Mapping[str, Any]) -> list[str]:
     found = [f"Traffic     {seen} up to {until}, {cut}, {monitor['windows_drifted']:,} drifted"]
     if monitor["value"] is not None:
         reference = monitor["reference"]
-        beside = f", {reference:.3f} on its hold-out" if reference is not None else ""
+        held_out = f", {reference:.3f} on its hold-out" if reference is not None else ""
         title = f"Live {monitor['title']}"
-        found.append(f"{title:<11} {_quality(monitor)} in the window from {monitor['metric_window']:%Y-%m-%d}{beside}")
+        found.append(
+            f"{title:<11} {_quality(monitor)} in the window from {monitor['metric_window']:%Y-%m-%d}{held_out}"
+        )
     return found
 
 

@@ -132,7 +132,7 @@ def moment(table: Table, name: str, taken: set[str]) -> Moment:
     """Check the timestamp; texts and numbers that are times are read as such from then on.
 
     Raises:
-        ReadingError: it is no time, or could be read in two ways.
+        ReadingError: it is not a time, or could be read in two ways.
         ScaffoldError: it is the same everywhere, or has stray values.
     """
     column = table.column(table.take_moment(name), "the timestamp")

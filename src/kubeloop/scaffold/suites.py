@@ -27,7 +27,7 @@ class Runs:
 
     @classmethod
     def of(cls, activity: Activity, plan: Timeline) -> "Runs":
-        """Look at one run a drift window, from the first model to the end of the replay."""
+        """Look at one run per drift window, from the first model to the end of the replay."""
         raw, labelled, share = [], [], []
         as_of = plan.train_to
         while as_of <= plan.until:

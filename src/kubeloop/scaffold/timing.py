@@ -35,7 +35,7 @@ _TRAINED, _JUDGED = 30, 20
 
 @dataclass(frozen=True)
 class Scale:
-    """How often histories are counted anew, over which spans, for tables that span at least `least`."""
+    """How often histories are counted, and over which spans, for tables that span at least `least`."""
 
     unit: str
     step: timedelta
@@ -266,7 +266,7 @@ def _window(activity: Activity, start: datetime, until: datetime, chosen: Scale)
     """Return the shortest round drift window that holds enough rows, but no more than fit six times into the replay."""
     span = until - start
     fitting = [size for size in _NICE if chosen.step <= size <= span / _LEAST_WINDOWS] or [chosen.step]
-    # Habits of the week, or of the day, are no drift.
+    # Weekly or daily patterns are not drift.
     cycle = 7 * _DAY if chosen.step == _DAY else _DAY
     fitting = [size for size in fitting if not size % cycle] or fitting
     rows = activity.total("rows", start, until) / (span / _HOUR)

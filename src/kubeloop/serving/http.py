@@ -75,7 +75,7 @@ class Response:
     status: int = 200
     media: bytes = _JSON
     headers: tuple[tuple[bytes, bytes], ...] = ()
-    """What goes with it, beside its type and length."""
+    """Its headers besides type and length."""
 
 
 class Service(Protocol):
@@ -318,7 +318,7 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, limits: Limit
         ClientGoneError: the client went away.
     """
     length = headers.get(b"content-length", b"")
-    # The parser has refused a length that is no number; one that is too large need not be read to be refused.
+    # The parser has refused a length that is not a number; one that is too large need not be read to be refused.
     if length and int(length) > limits.max_body_bytes:
         raise _too_large(limits)
     try:

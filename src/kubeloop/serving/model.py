@@ -185,7 +185,7 @@ def _check_card(path: Path, digest: str, inputs: Mapping[str, TensorSpec]) -> No
 
 
 def _warm_up(path: Path, session: onnxruntime.InferenceSession, inputs: Mapping[str, TensorSpec]) -> float:
-    """Run one row a few times, since the first call allocates, and return the fastest in seconds.
+    """Run a row several times, since the first call allocates, and return the fastest in seconds.
 
     Where inner dimensions are free, an example may not fit; then nothing is known of the time.
     """

@@ -31,7 +31,7 @@ _FRESH = {
 
 @dataclass
 class Memory:
-    """The counts of `session.json`, and the notes of the session under way beside it.
+    """The counts of `session.json`, and the notes of the current session in a file next to it.
 
     Counts are of predictions: `served` those the clients got, `errors` those they got an error for, `dropped` those
     that the payload log is known to lack, `uncertain` those that were settled after a session was cut off.

@@ -32,7 +32,7 @@ def run(
     Args:
         loop: the use case.
         settings: the place.
-        environment: variables for the services, beside the settings.
+        environment: variables for the services, besides the settings.
         say: is told what happens.
         reason: kept with the version.
         as_of: moment whose knowledge to use, ISO 8601; the newest label in the raw data when left out.

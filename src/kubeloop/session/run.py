@@ -84,7 +84,7 @@ def run(
     Args:
         loop: the use case.
         settings: the place.
-        environment: variables for the services, beside the settings.
+        environment: variables for the services, besides the settings.
         observer: is told what happens.
         plan: what to replay.
         fresh: forget everything of earlier runs first.

@@ -56,7 +56,7 @@ class Services:
     Args:
         loop: the use case.
         settings: the place.
-        environment: variables for the services, beside the settings.
+        environment: variables for the services, besides the settings.
         say: is told that the services drain.
     """
 
@@ -123,7 +123,7 @@ class Services:
 
     @property
     def login(self) -> dict[str, str]:
-        """The header that a service wants from whoever changes something."""
+        """The header that a service requires for changes."""
         return access.bearer(self._token)
 
     def post(self, name: str, path: str, json: Any = None) -> None:
@@ -268,7 +268,7 @@ class _Signals:
         self._before: dict[signal.Signals, Any] = {}
 
     def take(self) -> None:
-        """Make them KeyboardInterrupt; one that whoever started the program ignores, as nohup does, stays ignored."""
+        """Make them KeyboardInterrupt; one that was ignored at the start, as with nohup, stays ignored."""
         if threading.current_thread() is not threading.main_thread():
             return
         self._before = {number: signal.getsignal(number) for number in _ENDING}

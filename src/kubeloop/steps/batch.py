@@ -54,7 +54,7 @@ def score(loop: Loop, settings: Settings, raw: Path, as_of: datetime, since: str
         raw: folder of validated raw tables.
         as_of: end of the span, exclusive.
         since: length of the span, such as `1d`.
-        out: Parquet file: event_id, event_timestamp, what the model answers, version; one row an event.
+        out: Parquet file: event_id, event_timestamp, the model's answer, version; one row per event.
 
     Raises:
         StageError: there is no champion yet, or no event in the span.

@@ -146,7 +146,7 @@ def current_champion(loop: Loop, settings: Settings) -> "Version | None":
 def promoted(version: "Version") -> bool:
     """Return whether a version has ever been the champion: deployed, and the alias moved.
 
-    The gate's word (`kubeloop.promoted`) is no proof: a version may not have become ready, or wait for a review.
+    The gate's word (`kubeloop.promoted`) is not a proof: a version may not have become ready, or wait for a review.
     """
     from kubeloop.models import registry
 
@@ -217,7 +217,7 @@ def _tell(loop: Loop, settings: Settings, model: Path, verdict: str, run: str, v
 def deploy(loop: Loop, settings: Settings, version: str) -> "Applied":
     """Serve a registered version and, once it answers, make it the champion.
 
-    The alias moves last: whoever reads it finds a model that serves. A version that waits for a review does not, and
+    The alias moves last, so that it always names a model that serves. A version that waits for a review does not, and
     stays the challenger.
 
     Raises:

@@ -191,7 +191,7 @@ def build_features(loop: Loop, settings: Settings, raw: Path, as_of: datetime, o
         settings: where the feature repo is.
         raw: folder of validated raw tables.
         as_of: the run's moment.
-        out: Parquet file of the training set; the feature tables lie beside it while they are needed.
+        out: Parquet file of the training set; the feature tables are next to it while they are needed.
 
     Raises:
         StageError: no event of the window has a label yet.
@@ -303,7 +303,7 @@ def slice_columns(frame: "pd.DataFrame", names: Sequence[str]) -> dict[str, Any]
     """Return the columns that a model is judged by slice of.
 
     Raises:
-        StageError: one of them is no feature.
+        StageError: one of them is not a feature.
     """
     missing = [name for name in names if name not in frame]
     if missing:

@@ -34,14 +34,14 @@ class Kind(NamedTuple):
         what: they are, and who writes them.
         advice: what to do when one is damaged or missing.
         grows: it is written in place, so it must be writable; others are replaced whole.
-        beside: where there are files of this pattern, one of this kind is missing if there is none.
+        sibling: where there are files of this pattern, one of this kind is missing if there is none.
     """
 
     pattern: str
     what: str
     advice: str
     grows: bool = False
-    beside: str = ""
+    sibling: str = ""
 
 
 _RESTORE = "restore it from a backup, or start over with `kubeloop run --fresh`"
@@ -54,7 +54,7 @@ KINDS = (
     Kind("ledger.db", "drift events and runs, of the trigger", _RESTORE, True, "runs/*/attempt.json"),
     Kind("monitor.db", "windows, verdicts and episodes, of the monitor", _RESTORE, True, "payloads/events-*.parquet"),
     Kind("mlflow.db", "model versions and their runs, of MLflow", _RESTORE, True, "mlartifacts/*"),
-    Kind("session.json", "the answers that the replay's clients got", _RESTORE, beside="summary.json"),
+    Kind("session.json", "the answers that the replay's clients got", _RESTORE, sibling="summary.json"),
     Kind("answers-*.jsonl", "the same, of the current session", _RESTORE, True),
     Kind("summary.json", "what came of the last run", "remove it; the next `kubeloop run` writes it again"),
     Kind("report.html", "the report", "remove it; `kubeloop report` writes it again"),

@@ -62,7 +62,7 @@ class Metric:
     pooled: Callable[[Sequence[tuple[float, int, int]]], Estimate] | None = None
 
     def value(self, y: Floats, p: Floats) -> float:
-        """Return the metric of all rows alike."""
+        """Return the metric with the same weight for all rows."""
         if self.plain is not None:
             return self.plain(y, p)
         return float(self.prepare(y, p)(np.ones((1, len(y))))[0])
@@ -131,7 +131,7 @@ class Task(ABC):
         """Return one label, as a client sends it, as the number that truths hold.
 
         Raises:
-            ValueError: it is no label of this task; the message says what one is.
+            ValueError: it is not a label of this task; the message says what one is.
         """
 
     @abstractmethod
@@ -160,7 +160,7 @@ class Task(ABC):
 
     @abstractmethod
     def scarce(self, y: npt.ArrayLike) -> int | None:
-        """Return how many truths there are beside the most frequent one, None where that says nothing."""
+        """Return how many truths differ from the most frequent one; None if that has no meaning."""
 
     @abstractmethod
     def positives(self, y: npt.ArrayLike) -> int | None:

@@ -147,7 +147,7 @@ class Reference:
             numeric [m, Fn] float32 and categorical [m, Fc] int32.
 
         Raises:
-            BrokenReferenceError: a feature is absent, a value is no number, or the columns differ in length.
+            BrokenReferenceError: a feature is absent, a value is not a number, or the columns differ in length.
         """
         return _encode(columns, self.numeric_names, self.categorical_names, self.categories)
 

@@ -65,7 +65,7 @@ class DriftEvent:
         """Read a CloudEvents 1.0 HTTP message, in binary or structured mode.
 
         Raises:
-            ValueError: it is no drift event; the message names what is wrong.
+            ValueError: it is not a drift event; the message names what is wrong.
         """
         given = {name.lower().encode("latin-1"): value.encode("latin-1", "replace") for name, value in headers.items()}
         media = given.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")

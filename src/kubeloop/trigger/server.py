@@ -94,7 +94,7 @@ def create_app(ledger: Ledger, service: str) -> Starlette:
         decision = await run_in_threadpool(ledger.record, event)
         if not decision.duplicate:
             _log.info("event %s: %s", event.episode, decision.reason)
-        # A broker of Knative takes an answer that is no CloudEvent for a failed delivery, and sends the event again.
+        # A broker of Knative treats an answer that is not a CloudEvent as a failed delivery, and sends the event again.
         attributes = {"specversion": "1.0", "type": names.DECISION_EVENT, "source": f"/kubeloop/trigger/{service}"}
         attributes["id"] = hashlib.sha256(event.episode.encode()).hexdigest()
         return _json(decision, 202, {f"ce-{name}": value for name, value in attributes.items()})

@@ -66,7 +66,7 @@ def read(body: bytes, limit: int) -> Arrays:
     """Read the three arrays of an .npz body.
 
     Raises:
-        RefusedError: the body is no such archive, unpacks to more than `limit` bytes, or holds other arrays.
+        RefusedError: the body is not such an archive, unpacks to more than `limit` bytes, or holds other arrays.
     """
     import numpy as np
 
@@ -132,7 +132,7 @@ class Reference:
                 results.append((0.0, 1.0))
                 continue
             p_value, statistic = detector.score(values)
-            # SciPy has no p-value for one row against one: that is no evidence.
+            # SciPy has no p-value for one row against one, which proves nothing.
             results.append((float(statistic[0]), 1.0 if math.isnan(p_value[0]) else float(p_value[0])))
         return {
             "statistic": [statistic for statistic, _ in results],
@@ -288,7 +288,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
-        """Log refusals only; one line a window would bury them."""
+        """Log only refusals; a line for every window would bury them."""
         if len(args) > 1 and str(args[1]) >= "400":
             super().log_message(format, *args)
 

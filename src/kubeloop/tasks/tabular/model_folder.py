@@ -57,7 +57,7 @@ class Card:
         return {name: value for name, value in self.metrics.items() if value is not None}
 
     def facts(self) -> dict[str, object]:
-        """Return what a page says about the model beside its numbers."""
+        """Return the facts about the model for a page, besides its numbers."""
         return {"algorithm": self.algorithm, "trained from": self.trained_from, "trained to": self.trained_to}
 
 

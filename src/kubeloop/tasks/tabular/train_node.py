@@ -68,7 +68,7 @@ def meet(node: Node) -> Network:
 
 
 def train(bucket: Bucket, job: str, network: Network) -> None:
-    """Train what lies under the job's name; the first node writes the model folder beside it.
+    """Train on the data under the job's name; the first node writes the model folder next to them.
 
     Raises:
         NodeError: the job's data are not in the bucket.
