@@ -217,7 +217,7 @@ bench: setup ## Measure against peers, side by side; writes build/bench.json (AR
 	$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: report
-report: setup ## Write the report anew and open it
+report: setup ## Write the report and open it
 	$(BIN)/kubeloop report --open
 
 .PHONY: mlflow

@@ -1,4 +1,4 @@
-"""How long the chart takes on a real API server beside kubectl with the same objects, and how long pipelines compile.
+"""Time the chart on a real API server, against kubectl with the same objects, and the compilation of pipelines.
 
 Needs `make control-plane crds`. Nothing is scheduled on that server: these are the times of the requests alone.
 
@@ -64,7 +64,7 @@ def chart(plane: ControlPlane, values: dict[str, Any], rounds: int) -> dict[str,
 
 
 def compiling(rounds: int) -> dict[str, float]:
-    """Compile every pipeline in a new process, beside a process that imports kfp and does nothing."""
+    """Compile every pipeline in a new process, and compare it with a process that imports kfp and does nothing."""
     imports = [sys.executable, "-c", "import kfp.compiler, kfp.kubernetes"]
     with tempfile.TemporaryDirectory() as folder:
         ours = [sys.executable, "-m", "pipelines", "compile", "--out", folder]

@@ -119,7 +119,7 @@ def asof(folder: Path) -> "pa.Table":
 
 
 def with_function(folder: Path) -> "pa.Table":
-    """Join likewise, and give the columns of the view in Python to its function, as lists."""
+    """Join in the same way, and pass the columns of the view in Python to its function, as lists."""
     import pyarrow as pa
 
     table = asof(folder)

@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     results = measure(options.rate, options.seconds, options.rounds)
-    print(f"one row a request, {options.rate:g} requests a second\n")
+    print(f"one row per request, {options.rate:g} requests a second\n")
     for kind, row in results["loggers"].items():
         print(f"logger: {kind:<12}" + "".join(f"{name:>12} {value:>6.2f}" for name, value in row.items()))
     if options.json:

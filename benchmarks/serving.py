@@ -1,6 +1,6 @@
-"""Requests a second of our model server beside stock KServe and MLServer, all with one model, in one run.
+"""Requests per second of our model server, stock KServe and MLServer, all with one model, in one run.
 
-A LightGBM of 200 trees and 30 features; every server on one core, the load on another; one row a request over
+A LightGBM of 200 trees and 30 features; every server on one core, the load on another; one row per request over
 persistent connections; the servers take turns in every round, so that a busy machine is busy for all of them. Ours is
 asked with binary tensors and by gRPC as well, against its own V2 in JSON. Two servers that check nothing show the
 limits: one sends the body back, one asks the model besides. gRPC's client in Python costs more than the
@@ -442,7 +442,8 @@ def _results(targets: list[Target]) -> list[dict[str, Any]]:
 
 def _print(results: list[dict[str, Any]], missing: dict[str, str], args: argparse.Namespace) -> None:
     print(
-        f"LightGBM, {TREES} trees x {FEATURES} features, one row a request, {args.connections} connections, one core; "
+        f"LightGBM, {TREES} trees x {FEATURES} features, one row per request, {args.connections} connections, one "
+        "core; "
         f"median of {args.rounds} rounds of {args.seconds:g} s\n"
     )
     columns = ("requests/s", "x kserve", "p50 ms", "p99 ms", "CPU us/req", "x kserve", "x own JSON")

@@ -1,4 +1,4 @@
-"""What a step costs beyond its work: kfp's local runner, cold and warm, beside the same function without it."""
+"""What a step costs beyond its work: kfp's local runner, cold and warm, compared with the same function without it."""
 
 import argparse
 import contextlib

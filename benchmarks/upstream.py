@@ -30,7 +30,7 @@ Ask = Callable[[], Awaitable[None]]
 
 
 class Bare(asyncio.Protocol):
-    """Answers every request of this benchmark alike, and reads no more of it than its length."""
+    """Gives every request of this benchmark the same answer, and reads no more of it than its length."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""

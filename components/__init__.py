@@ -1,1 +1,1 @@
-"""The steps of kubeloop's pipelines: one KFP component a file, ten lines over the library."""
+"""The steps of kubeloop's pipelines: one KFP component per file, a few lines over the library."""

@@ -13,7 +13,7 @@ def build_features(loop: str, as_of: str, clean: dsl.Input[dsl.Dataset], trainin
         loop: the use case, as JSON or a reference to it.
         as_of: the run's moment, ISO 8601.
         clean: folder of validated raw tables.
-        training_set: Parquet file, one row an event.
+        training_set: Parquet file, one row per event.
     """
     from pathlib import Path
 

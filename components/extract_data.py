@@ -17,7 +17,7 @@ def extract_data(loop: str, as_of: str, snapshot: str, raw: dsl.Output[dsl.Datas
         loop: the use case, as JSON or a reference to it.
         as_of: the moment, ISO 8601.
         snapshot: digest of the raw data, so that a cached result is of the same data; empty when it is not known.
-        raw: folder with one Parquet file a table.
+        raw: folder with one Parquet file per table.
 
     Returns:
         Digest of the raw data.

@@ -28,7 +28,7 @@ def register_model(
         reason: why the run was started.
         snapshot: digest of the raw data.
         model: model folder.
-        training_set: Parquet file, one row an event.
+        training_set: Parquet file, one row per event.
         evaluation: folder with figures and reports.
         verdict: the gate's verdict, as JSON.
 

@@ -18,7 +18,7 @@ def score_batch(
         as_of: end of the span, ISO 8601.
         since: length of the span, such as 1d.
         clean: folder of validated raw tables.
-        scores: Parquet file, one row an event: event_id, event_timestamp, the model's answer, version.
+        scores: Parquet file, one row per event: event_id, event_timestamp, the model's answer, version.
 
     Returns:
         Events scored.

@@ -16,7 +16,7 @@ def train_model(
 
     Args:
         loop: the use case, as JSON or a reference to it.
-        training_set: Parquet file, one row an event.
+        training_set: Parquet file, one row per event.
         model: model folder: model.onnx, model.json and the reference for drift.
         holdout: Parquet file, the newest rows with the model's answers.
     """

@@ -20,7 +20,7 @@ def validate_features(
         loop: the use case, as JSON or a reference to it.
         as_of: the run's moment, ISO 8601.
         run: name of the run; Data Docs and quarantine are kept under it.
-        training_set: Parquet file, one row an event.
+        training_set: Parquet file, one row per event.
         clean: the same file without quarantined rows.
         report: what was checked and found.
     """

@@ -45,7 +45,7 @@ class Built:
 
 
 def build(engine: Engine, image: str, options: argparse.Namespace) -> Built:
-    """Build one target, keep its bill of materials beside images.json, and push it if asked.
+    """Build one target, write its bill of materials next to images.json, and push it if asked.
 
     Raises:
         EngineError: the engine failed; it has said why.

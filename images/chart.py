@@ -75,7 +75,7 @@ def main() -> int:
     """Write the chart that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path, help="files of images/build.py")
-    parser.add_argument("--out", required=True, type=Path, help="folder of the chart; made anew")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the chart; it is replaced")
     options = parser.parse_args()
     try:
         wanted = values([image for path in options.images for image in json.loads(path.read_text())])

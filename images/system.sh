@@ -11,7 +11,7 @@ fi
 printf 'kubeloop:x:65532:65532::/tmp:/usr/sbin/nologin\n' >>/etc/passwd
 printf 'kubeloop:x:65532:\n' >>/etc/group
 
-# The interpreter stays; what is installed beside it is pip and its like, since ours live in /opt/venv.
+# Keep the interpreter and remove pip and other packages: ours are in /opt/venv.
 python=$(command -v python3)
 stdlib=$("$python" -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 "$python" -c 'import site; print("\n".join(site.getsitepackages()))' | while read -r folder; do

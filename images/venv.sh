@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install the virtual environment of one image at /opt/venv from uv.lock, and its bill of materials beside it:
+# Install the virtual environment of one image at /opt/venv from uv.lock, and write its bill of materials next to it:
 #   venv.sh core|runtime|runtime-gpu|detector
 # The stage `tools` is mounted at /mnt and uv's cache at /media: folders that every base has, so that no trace is left.
 set -eu

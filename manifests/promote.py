@@ -15,7 +15,7 @@ from kubeloop.delivery import patch  # noqa: E402
 
 
 def main() -> None:
-    """Write the patch of the environment anew."""
+    """Write the patch of the environment."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help="name of the loop")
     parser.add_argument("source", help="environment that serves the version")
@@ -30,7 +30,7 @@ def main() -> None:
         try:
             found.append(patch.read(path.read_text(), args.model))
         except patch.PatchError as error:
-            sys.exit(f"{path} {error}; write it anew with manifests/write.py")
+            sys.exit(f"{path} {error}; write it again with manifests/write.py")
     if not patch.version(found[0]):
         sys.exit(f"{args.source} serves no version of {args.model} yet; its pipeline promotes the first")
     carried = patch.carry(*found)

@@ -1,4 +1,4 @@
-"""Writes the InferenceService of every environment anew, as base and patches, when the loop or its builder changed.
+"""Write the InferenceService of every environment, as base and patches, when the loop or its builder changed.
 
     .venv/bin/python manifests/write.py --helm <helm> [<loop>]
 
@@ -102,7 +102,7 @@ def enlist(folder: Path, section: str, entry: Any) -> None:
     listed = (yaml.safe_load(text) or {}).get(section, [])
     if entry not in listed:
         item = f"{section}:\n  - " + (entry if isinstance(entry, str) else f"path: {entry['path']}") + "\n"
-        # Comments stay, as they would not if the file were written anew.
+        # Change only these lines, so that comments stay.
         text = text.replace(f"{section}:\n", item, 1) if listed else text + item
         path.write_text(text)
 

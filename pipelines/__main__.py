@@ -19,12 +19,14 @@ def main() -> int:
     running = commands.add_parser("run", help="run a pipeline on this machine")
     running.add_argument("pipeline", choices=names.PIPELINES)
     running.add_argument("--run-name", required=True, help="unique name; the same name again resumes the run")
-    running.add_argument("--as-of", default="", help="moment whose knowledge the run uses, ISO 8601 (default: now)")
+    running.add_argument(
+        "--as-of", default="", help="the run uses only what was known at this moment, ISO 8601 (default: now)"
+    )
     running.add_argument("--reason", default="asked for by hand", help="why the run was started")
     running.add_argument("--since", default="1d", help="span that batch-scoring scores (default: 1d)")
     for command in (compiling, running):
         command.add_argument("--loop", type=Path, default=Path("loop.yaml"), help="the use case (default: loop.yaml)")
-    running.add_argument("--state", type=Path, help="state folder (default: .kubeloop beside loop.yaml)")
+    running.add_argument("--state", type=Path, help="state folder (default: .kubeloop next to loop.yaml)")
     options = parser.parse_args()
     with errors.program(), state.explained():
         loop = config.load(options.loop)

@@ -22,7 +22,7 @@ from pipelines import warm
 
 
 def run(pipeline: BaseComponent, arguments: Mapping[str, Any], *, name: str, settings: Settings) -> dict[str, Any]:
-    """Run a pipeline, one process a step, and return its outputs.
+    """Run a pipeline, one process per step, and return its outputs.
 
     A step that finished in an earlier attempt with the same inputs is not repeated. `run.json` in the run's
     folder holds the state at any moment, written in one piece.

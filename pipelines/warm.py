@@ -39,7 +39,7 @@ LIBRARIES = (
 )
 
 FAILURE = "failure.json"
-"""Beside what stands in for the interpreter: the error that ended the newest step that failed."""
+"""File next to the replacement of the interpreter: the error of the last step that failed."""
 
 _STAND_IN = """#!{python} -IS
 import json, os, socket, sys

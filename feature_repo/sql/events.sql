@@ -1,4 +1,4 @@
--- One row a prediction: on the hour, for every flight that is due out in the hour that begins one hour later.
+-- One row per prediction: on the hour, for every flight that is due out in the hour that begins one hour later.
 SELECT s.flight_id AS event_id,
        date_trunc('hour', s.sched_dep) - INTERVAL 1 HOUR AS event_timestamp,
        a.late::INTEGER AS label,

@@ -35,7 +35,7 @@ def main() -> None:
     # What a step's container runs, in the image's working folder.
     run("python3", "-m", "pipelines.pod", "--help")
     findings = json.loads(subprocess.run(["kubeloop", "doctor", "--json"], capture_output=True, check=False).stdout)
-    # A pod has no other image's environment beside it, and nobody makes one there.
+    # A pod does not have another image's environment, and nobody makes one there.
     wrong = [item["what"] for item in findings if not item["ok"] and "detector environment" not in item["what"]]
     assert not wrong, wrong
     run("python", "-m", "kubeloop.models.mlflow_server", "--help")

@@ -101,7 +101,7 @@ def _check(path: Path, kind: Kind, whole: bool) -> None:
         check(path)
     elif path.suffix == ".db" and path.name != "registry.db":
         # A file that a kill left empty right after it was made counts as new.
-        new = not path.stat().st_size and kind.beside and not any(path.parent.glob(kind.beside))
+        new = not path.stat().st_size and kind.sibling and not any(path.parent.glob(kind.sibling))
         if not new and (reason := kept.sqlite_fault(path, whole=whole)):
             raise kept.DamagedError(path, reason)
 
@@ -158,9 +158,9 @@ def _missing(settings: Settings, databases: list[Path]) -> Iterator[StateError]:
     for kind in kept.KINDS:
         place = settings.state / kind.pattern
         elsewhere = place.suffix == ".db" and place not in databases
-        if elsewhere or not kind.beside or place.is_file():
+        if elsewhere or not kind.sibling or place.is_file():
             continue
-        if any(settings.state.glob(kind.beside)):
+        if any(settings.state.glob(kind.sibling)):
             yield StateError(str(kept.MissingError(place)))
     for folder in settings.state.glob("mlartifacts/*/artifacts/model"):
         if not (folder / "model.json").is_file():

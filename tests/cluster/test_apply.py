@@ -200,14 +200,14 @@ def test_what_never_gets_ready_ends_with_what_conditions_and_pods_say(namespace,
 
 
 def test_nobody_plays_kserve(namespace, admin):
-    with pytest.raises(DeliveryError, match="KServe has not made a Deployment of the predictor"):
+    with pytest.raises(DeliveryError, match=r"KServe .* Deployment of the predictor"):
         cluster.apply([build(namespace)], 0.5, admin)
 
 
 def test_a_failed_version_says_that_the_one_before_still_serves(namespace, kserve, admin):
     with meanwhile(kserve.serve):
         cluster.apply([build(namespace)], 20, admin)
-    with pytest.raises(DeliveryError, match="; the earlier version is still served"):
+    with pytest.raises(DeliveryError, match="earlier version is still served"):
         cluster.apply([build(namespace, "8")], 0.5, admin)
 
 
@@ -292,7 +292,7 @@ def test_a_version_that_a_person_brought_back_gives_way_to_the_next_promotion(co
 def test_deleted_meanwhile(namespace, kserve, admin):
     with (
         meanwhile(lambda: kserve.service() and kserve.plane.request("DELETE", kserve.path)),
-        pytest.raises(DeliveryError, match="was deleted while it was being rolled out"),
+        pytest.raises(DeliveryError, match="flights was deleted "),
     ):
         cluster.apply([build(namespace)], 20, admin)
 

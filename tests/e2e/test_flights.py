@@ -185,7 +185,7 @@ def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dic
         assert json.loads(past.stdout)["probability"][0] != content["probability"][0]
         future = kubeloop(state, "predict", json.dumps(row), "--at", "2013-12-01")
         assert future.returncode == errors.LASTING
-        assert "the replay stands at 2013-06-29 22:00 UTC" in future.stderr
+        assert "the replay is at 2013-06-29 22:00 UTC" in future.stderr
         # A client that knows nothing of the replay sends no time, so its request is of today.
         services = json.loads((state / "services.json").read_text())
         assert status["champion"]["served_at"] == services["node"]["url"]

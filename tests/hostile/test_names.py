@@ -117,7 +117,7 @@ def test_the_monitor_looks_for_a_reference_nowhere_else(tmp_path: Path, version:
     references.mkdir()
     (tmp_path / "x" / "reference").mkdir(parents=True)
     store = Store(f"sqlite:///{tmp_path}/monitor.db")
-    with pytest.raises(VersionError, match="nobody says where version"):
+    with pytest.raises(VersionError, match="the folder of version"):
         Versions(store, "flights", "kubeloop", references=references).reference(version)
     store.close()
 

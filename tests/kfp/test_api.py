@@ -65,9 +65,9 @@ def test_a_lost_answer_leaves_one_of_each(
 @pytest.mark.parametrize(
     ("status", "error", "says"),
     [
-        (401, DeniedError, "KUBELOOP_KFP_TOKEN_FILE must name a service account token"),
+        (401, DeniedError, "KUBELOOP_KFP_TOKEN_FILE "),
         (302, DeniedError, "needs to know the caller"),
-        (403, DeniedError, "needs a role for pipelines in the namespace"),
+        (403, DeniedError, "forbids it .* needs a role "),
         (400, RefusedError, "told to fail"),
         (503, NoAnswerError, "it may work later"),
         (500, NoAnswerError, "status 500"),

@@ -120,7 +120,7 @@ def test_a_promotion_replaces_the_predictors_pods_alone() -> None:
     [
         (None, "RuntimeNotRecognized"),
         ({"disabled": True}, "RuntimeDisabled"),
-        ({"protocolVersions": ["v1"]}, "does not support specified protocol version"),
+        ({"protocolVersions": ["v1"]}, "not support specified protocol version"),
         ({"supportedModelFormats": [{"name": "onnx", "version": "2"}]}, "does not support specified framework/version"),
         ({"containers": [{"name": "server"}]}, "failed to find kserve-container"),
     ],

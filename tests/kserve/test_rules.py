@@ -159,7 +159,7 @@ def runtime(name: str = "ours", kind: str = "ServingRuntime", **formats: Any) ->
 def test_runtimes_share_a_format_where_only_one_is_taken_first() -> None:
     there = [runtime("theirs", priority=1), runtime("third", autoSelect=False), runtime()]
     runtimes.validate(runtime(), there)
-    with pytest.raises(RefusedError, match="same priority assigned for the model format onnx in the servingruntimes"):
+    with pytest.raises(RefusedError, match=r"same priority assigned .* onnx .*servingruntimes"):
         runtimes.validate(runtime(priority=1), there)
     disabled = runtime("theirs")
     disabled["spec"]["disabled"] = True
@@ -170,7 +170,7 @@ def test_a_runtime_is_refused_in_kserves_words() -> None:
     twice = runtime()
     twice["spec"]["supportedModelFormats"].append({"name": "onnx", "autoSelect": True, "priority": 3})
     runtimes.validate(twice)
-    with pytest.raises(RefusedError, match="different priorities assigned for the model format onnx under"):
+    with pytest.raises(RefusedError, match=r"different priorities assigned .* onnx "):
         runtimes.validate(twice, [runtime("theirs")])
     blocked = runtime()
     blocked["spec"]["containers"][0]["env"] = PYTHONPATH

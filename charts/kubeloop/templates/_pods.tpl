@@ -105,7 +105,7 @@ securityContext:
 {{- end }}
 {{- end -}}
 
-{{- /* Variables of whoever speaks to the S3 store. */ -}}
+{{- /* Variables for containers that use the S3 store. */ -}}
 {{- define "kubeloop.storageEnv" -}}
 {{- $storage := .root.Values.storage -}}
 - {name: KUBELOOP_BUCKET, value: {{ $storage.bucket | quote }}}
@@ -146,7 +146,7 @@ readinessProbe:
 {{- end }}
 {{- end -}}
 
-{{- /* The mirror beside a collector or a monitor: dict root, direction, args, resources, changes, state.
+{{- /* The mirror next to a collector or a monitor: dict root, direction, args, resources, changes, state.
 No readiness probe: a store that is down must not take the pod out of its Service. */ -}}
 {{- define "kubeloop.mirror" -}}
 name: mirror

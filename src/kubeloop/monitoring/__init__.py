@@ -1,1 +1,1 @@
-"""Watching a model in service: payload log, windows, performance, drift and episodes."""
+"""Watch a served model: read the payload log, judge windows, performance and drift, and open episodes."""

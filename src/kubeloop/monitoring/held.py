@@ -13,10 +13,10 @@ from kubeloop.monitoring.schema import held as _table
 Kind = Literal["features", "scored", "labels"]
 
 MERGE = 16
-"""Pieces of one level that become one of the next, so that a window polled a million times holds a few dozen."""
+"""Pieces of one level that are merged into one of the next, so that a million polls leave a few dozen pieces."""
 
 LARGEST = 64 * 2**20
-"""Bytes over which pieces stay apart: databases limit the size of one value."""
+"""Pieces larger than this (bytes) are not merged, since databases limit the size of a value."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +51,8 @@ def unpack(body: bytes) -> pa.Table:
 def concat(tables: Sequence[pa.Table]) -> pa.Table:
     """Put tables under each other; a column that one of them lacks is null there.
 
-    A column that is text in one table and numbers in another becomes text: what to make of it is for the
-    reference to say, and a client that changes its mind must not stop the monitor.
+    A column that is text in one table and numbers in another becomes text: the reference decides how to read it, and
+    a client that changes a type must not stop the monitor.
     """
     types: dict[str, set[pa.DataType]] = {}
     for table in tables:

@@ -1,4 +1,4 @@
-"""From a reading of the payload log to rows under their windows."""
+"""Assign the rows of a reading of the payload log to their windows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -42,15 +42,15 @@ def sort(
     skew: timedelta,
     now: datetime,
 ) -> Intake:
-    """Put a reading's rows under their windows, and count those that belong to none.
+    """Assign a reading's rows to their windows, and count those that belong to none.
 
-    The order of arrival (`received_at`) stands for the order of the log, so the outcome does not depend on how the
-    log was cut into readings.
+    Rows are processed in their order of arrival (`received_at`), so the outcome does not depend on how the log was
+    cut into readings.
 
     Args:
         decoded: the events, decoded.
-        cursor: the last event's place in the log.
-        before: where the service stood before them.
+        cursor: the last event's position in the log.
+        before: the service's progress before them.
         grid: the windows.
         until: end of the replay whose time the loop keeps. Before it is over, nothing that lies after it has happened:
             a request without an event time, which takes the clock on the wall, must not end the replay's windows.

@@ -35,7 +35,7 @@ from kubeloop.stores import database
 _log = logging.getLogger("kubeloop.monitor")
 
 WAIT = (AheadError, LogError, NodeError, port.DetectorError, StoreConflictError, OperationalError, httpx.HTTPError)
-"""What a round fails with when something it needs does not answer; the next round tries again."""
+"""Errors of a round if a service that it needs does not answer; the next round tries again."""
 
 _MAX_BODY = 64 * 1024
 _LONGEST_PAUSE_S = 30.0
@@ -45,7 +45,7 @@ _FETCH_S = 60.0
 
 
 class Watch:
-    """Rounds in the background, and what the last one failed with."""
+    """Rounds in the background, and the error of the last one."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Watch:
         self._flush = f"{collector_url.rstrip('/')}/flush" if collector_url else None
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Make rounds until `stop` is set; one that fails is tried again, after ever longer pauses."""
+        """Make rounds until `stop` is set; a failed round is repeated after pauses that grow."""
         pause = self._poll_seconds
         while not stop.is_set():
             try:
@@ -103,7 +103,7 @@ class Watch:
             if asked >= moment and self._monitor.store.progress(self._monitor.service).cursor >= last:
                 return
             if time.time() > deadline:
-                raise LogError("the mirror has not brought all that the S3 store has; its log says why")
+                raise LogError("the mirror has not copied everything from the S3 store; its log says why")
             time.sleep(_FOLLOW_S)
 
 
@@ -215,26 +215,32 @@ def main() -> None:
     parser.add_argument("--loop", type=Path, required=True, help="the loop.yaml to watch")
     parser.add_argument("--port", type=int, default=0, help="0 lets the system pick one")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--poll-seconds", type=float, default=0.5, help="between two looks at the log")
-    parser.add_argument("--once", action="store_true", help="make one round, print the status and leave")
+    parser.add_argument("--poll-seconds", type=float, default=0.5, help="seconds between two readings of the log")
+    parser.add_argument("--once", action="store_true", help="make one round, print the status and exit")
     parser.add_argument(
-        "--reset-watermark", action="store_true", help="drop what a wrong clock left ahead of now, and leave"
+        "--reset-watermark", action="store_true", help="delete what a wrong clock dated ahead of now, and exit"
     )
-    parser.add_argument("--trigger-url", help="gets the drift events; they wait in the store when left out")
-    parser.add_argument("--collector-url", help="is told to write what it holds before /advance")
+    parser.add_argument("--trigger-url", help="address for drift events; if left out, they wait in the store")
+    parser.add_argument("--collector-url", help="address of the collector, which writes its events before /advance")
     parser.add_argument(
         "--settle-seconds",
         type=float,
         help="with a mirror: how long an event may take to the S3 store; /advance waits for what comes until then",
     )
-    parser.add_argument("--node-url", help="says where the model versions lie")
-    parser.add_argument("--kubernetes", action="store_true", help="ask the API server of this pod in place of a node")
-    parser.add_argument("--references", type=Path, help="folder with <version>/reference, asked before the node")
-    parser.add_argument("--detector-url", help="a detector worker that runs already, such as a sidecar")
+    parser.add_argument("--node-url", help="address of the node, which knows the folders of model versions")
+    parser.add_argument("--kubernetes", action="store_true", help="ask the API server of this pod instead of a node")
     parser.add_argument(
-        "--replay", action="store_true", help="clients replay the past, as loop.yaml says: its time counts, not today"
+        "--references", type=Path, help="folder with <version>/reference, searched before the node is asked"
     )
-    parser.add_argument("--origin", type=_moment, default=MONDAY, help="a moment at which a window starts, ISO 8601")
+    parser.add_argument("--detector-url", help="address of a running detector worker, such as a sidecar")
+    parser.add_argument(
+        "--replay",
+        action="store_true",
+        help="clients replay the past, as loop.yaml says: use the replay's time, not the clock",
+    )
+    parser.add_argument(
+        "--origin", type=_moment, default=MONDAY, help="start of a window, ISO 8601; the others are aligned to it"
+    )
     guard.add_arguments(parser)
     metrics_port.add_arguments(parser)
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Tells the trigger about episodes: every one until it answers, always under the same id."""
+"""Send episodes to the trigger: each one until the trigger answers, always with the same ID."""
 
 import logging
 import time
@@ -19,7 +19,7 @@ _LAST_PAUSE_S = 60.0
 
 
 class Outbox:
-    """Delivers the episodes in the store that are open and were never answered; without a url it keeps them."""
+    """Sends the open episodes in the store that have no answer; without a URL they wait."""
 
     def __init__(
         self, store: Store, service: str, url: str | None = None, timeout_s: float = 10.0, token: str = ""
@@ -38,11 +38,11 @@ class Outbox:
         self._client.close()
 
     def hurry(self) -> None:
-        """Let the next delivery start at once, whatever failed before."""
+        """Let the next delivery start at once, even after failures."""
         self._not_before = 0.0
 
     def deliver(self) -> None:
-        """Send what waits. A trigger that cannot be reached is tried again by a later call, ever more rarely."""
+        """Send waiting episodes. If the trigger does not answer, later calls try again, at growing intervals."""
         if self._url is None or time.monotonic() < self._not_before:
             return
         for row in waiting(self._store, self._service):

@@ -1,4 +1,4 @@
-"""How well a model does on live traffic, once the labels are in."""
+"""Measure how well a model performs on live traffic, once the labels have arrived."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ def schema(task: Task) -> pa.Schema:
 
 
 def scored(task: Task, predictions: pa.Table) -> pa.Table:
-    """Return what labels can be held against, `schema`: one row an event id, the last one that was predicted."""
+    """Return the predictions for the labels, `schema`: one row per event ID, the last prediction."""
     kept = predictions.select(schema(task).names).filter(pc.is_valid(predictions["event_id"]))
     for name in task.columns:
         kept = kept.filter(pc.invert(pc.is_nan(pc.fill_null(kept[name], float("nan")))))
@@ -45,7 +45,7 @@ def labels(table: pa.Table, known: Micros) -> pa.Table:
 def join(task: Task, predictions: pa.Table, arrived: Sequence[pa.Table], before: int) -> tuple[Floats, Floats]:
     """Pair predictions with their labels.
 
-    Of several labels for one event the one observed last counts: it corrects the others.
+    If an event has several labels, the one observed last counts, since it corrects the others.
 
     Args:
         task: the loop's.
@@ -69,9 +69,8 @@ def join(task: Task, predictions: pa.Table, arrived: Sequence[pa.Table], before:
 def measure(task: Task, y: Floats, p: Floats, min_rows: int) -> tuple[PerformanceStatus, dict[str, float] | None]:
     """Return a status and, when it is `judged` or `few`, the metrics of `Task.score`.
 
-    The others say why there is nothing to judge: `small` (fewer labels than `min_rows`) or `one_class` (all labels are
-    the same). `few` is too few to judge, as the task says, so the window waits for others to be taken together with
-    (`together`).
+    The other statuses say why nothing can be judged: `small` (fewer labels than `min_rows`) or `one_class` (all labels
+    are the same). With `few`, the task needs more labels, so the window waits and is judged `together` with others.
     """
     if len(y) < max(min_rows, 1):
         return "small", None

@@ -1,4 +1,4 @@
-"""What the numbers mean: when a window drifted, and when drifted windows become an episode. No I/O."""
+"""The policy: decide when a window has drifted, and when drifted windows open an episode. No I/O."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class Judged:
-    """A detector's score with what the policy makes of it."""
+    """A detector's score and the policy's verdict on it."""
 
     score: Score
     p_adjusted: float
@@ -64,7 +64,7 @@ class Vote:
 
 @dataclass(frozen=True)
 class Episode:
-    """Drift that somebody, or a retraining, has to deal with.
+    """A period of drift that needs a retraining or a person's decision.
 
     `opened_at` is in event time. `closed_at` is None while it is open; `outcome` then says why it ended:
     `replaced` (another version took over), `refused` (the trigger would not start a run) or `expired`
@@ -117,14 +117,14 @@ def judge(scores: Sequence[Score], importance: Mapping[str, float], drift: Drift
 def performance(metric: Metric, found: Estimate, reference: Estimate | None, drift: Drift) -> PerformanceVerdict:
     """Judge one window's labelled rows by a metric, on its own and against the hold-out's where that is known.
 
-    The model falls short where chance does not explain it: where the whole interval lies beyond `limit`, or that of
-    the loss against the hold-out, whose value is not certain either, over `max_drop`. A model whose metric is at a
-    limit exactly is called short in 2.5 % of windows by each, and one that is better in fewer.
+    The model falls short if chance does not explain it: if the whole interval is beyond `limit`, or if the whole
+    interval of the loss against the hold-out, which is uncertain too, is above `max_drop`. A model whose metric is
+    exactly at a limit is reported in 2.5 % of windows for each limit; a better model is reported in fewer.
 
     Args:
         metric: the headline.
         found: the metric of the window, with its 95 % interval.
-        reference: of the hold-out, likewise.
+        reference: the metric of the hold-out, also with its interval.
         drift: the policy.
     """
     limit, under = drift.limit, "under the floor" if metric.better > 0 else "over the ceiling"

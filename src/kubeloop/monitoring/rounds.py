@@ -1,4 +1,4 @@
-"""The monitor's rounds: read the log, close the windows whose time has come, judge them, tell the trigger."""
+"""The monitor's rounds: read the log, close the windows that have ended, judge them, and notify the trigger."""
 
 import logging
 import threading
@@ -35,10 +35,10 @@ from kubeloop.tasks.reference import BrokenReferenceError, Reference
 _log = logging.getLogger(__name__)
 
 READING = 10_000
-"""Events taken from the log at once."""
+"""Events that are read from the log at a time."""
 
 QUARANTINE = "ahead-of-now.jsonl"
-"""Beside the log: predictions that claim a time that has not come, for a person to look at."""
+"""File next to the log with predictions that claim a time in the future, for a person to check."""
 
 _QUARANTINED_BYTES = 1 << 20
 
@@ -50,13 +50,13 @@ _SEED = 7
 
 
 class AheadError(KubeloopError):
-    """The stored watermark lies ahead of now: every row would be late, so none is taken until a person resets it."""
+    """The stored watermark is in the future: every row would be late, so nothing is read until a person resets it."""
 
     lasting = False
 
 
 class Monitor:
-    """Watches one inference service. `step` and `advance` may be called from several threads; they take turns."""
+    """Watches one inference service. `step` and `advance` may be called from several threads; a lock orders them."""
 
     def __init__(
         self,
@@ -87,11 +87,11 @@ class Monitor:
         self._silent_until = 0.0
 
     def step(self) -> None:
-        """Take in what the log has, judge what is due and deliver what the trigger has not heard.
+        """Read the log, judge the windows that are due, and send waiting episodes to the trigger.
 
         Raises:
-            LogError, DetectorError, NodeError, StoreConflictError, sqlalchemy.exc.OperationalError: what is needed
-                does not answer; nothing is lost, and a later step goes on from there.
+            LogError, DetectorError, NodeError, StoreConflictError, sqlalchemy.exc.OperationalError: a needed part does
+                not answer; nothing is lost, and a later step continues from there.
         """
         with self._turn:
             self._round(None)
@@ -111,7 +111,7 @@ class Monitor:
             self._close()
 
     def reset(self) -> None:
-        """Drop what a wrong clock left ahead of now, so that windows close again."""
+        """Delete what a wrong clock dated ahead of now, so that windows close again."""
         with self._turn:
             self.store.reset(self.store.progress(self.service), datetime.now(UTC))
 
@@ -144,7 +144,7 @@ class Monitor:
         taken = intake.sort(decoded, last, now, self.grid, self._until, skew=self.drift.skew, now=datetime.now(UTC))
         if early := taken.progress.early_rows - now.early_rows:
             _log.warning(
-                "%s predictions claim a time that has not come, and belong to no window; see %s",
+                "%s predictions claim a time in the future and belong to no window; see %s",
                 early,
                 self.log / QUARANTINE,
             )
@@ -159,7 +159,7 @@ class Monitor:
         return True
 
     def _warn(self, decoded: decode.Decoded) -> None:
-        """Say why events were not decoded, once in a while: who sends such events sends many."""
+        """Log why events were not decoded, but not each time, since a client sends many such events."""
         self._malformed += decoded.malformed
         if not decoded.malformed or time.monotonic() < self._silent_until:
             return
@@ -370,7 +370,7 @@ class Monitor:
 
 
 def _quarantine(path: Path, early: pa.Table) -> None:
-    """Keep early rows up to a size: whoever sends one sends many, and the log has them all."""
+    """Keep early rows up to a size: a client sends many, and the log has them all."""
     if not len(early) or (path.exists() and path.stat().st_size > _QUARANTINED_BYTES):
         return
     rows = early.select(["event_id", "model_version", "event_time", "received_at"]).slice(0, 1000).to_pylist()

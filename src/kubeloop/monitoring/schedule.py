@@ -17,9 +17,8 @@ def propose(
 ) -> Episode | None:
     """Return the episode that the calendar opens at a window's end, or None.
 
-    Spans of `drift.retrain_every` are counted from `since`. A span in which an episode started a run is served,
-    whatever kind it was; one that the trigger refused was none. So the
-    calendar keeps its dates, however late a window's end is.
+    Spans of `drift.retrain_every` are counted from `since`. A span is done if any kind of episode started a run in it;
+    an episode that the trigger refused does not count. So the calendar keeps its dates, however late a window ends.
 
     Args:
         service: the inference service.

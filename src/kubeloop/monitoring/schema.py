@@ -1,4 +1,4 @@
-"""The tables of the monitor's state, on SQLite and PostgreSQL alike."""
+"""The tables of the monitor's state, for SQLite and PostgreSQL."""
 
 from typing import Any
 

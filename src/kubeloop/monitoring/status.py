@@ -1,4 +1,4 @@
-"""What the monitor shows of itself: its status, and its metrics for Prometheus."""
+"""The monitor's status and its metrics for Prometheus."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from kubeloop.payloads import decode
 
 
 class Status:
-    """Reads the store and the log; safe to ask while the monitor works."""
+    """Reads the store and the log; safe to call while the monitor works."""
 
     def __init__(self, service: str, store: Store, log: Path, drift: Drift, grid: Grid) -> None:
         self.service = service
@@ -28,10 +28,10 @@ class Status:
         self._grid = grid
 
     def read(self) -> dict[str, Any]:
-        """Return where the monitor stands.
+        """Return the monitor's progress.
 
         `processed_until` is the end of the last window that is over and judged, by service; windows without rows count
-        as judged. `lag_events` are events in the log that were not read yet: all of one that began anew.
+        as judged. `lag_events` are events in the log that were not read yet; all events if the log was reset.
         """
         now = self.store.progress(self.service)
         counts = Counter(row["status"] for row in self.store.windows(self.service))
@@ -125,7 +125,7 @@ class Metrics(Collector):
         yield bound
         share = GaugeMetricFamily(
             "kubeloop_monitor_labelled_share",
-            "Share of the predictions that had a label in time, of the last window whose wait is over.",
+            "Share of predictions with a label in time, in the last window whose wait is over.",
             labels=["service"],
         )
         for row in [row for row in performance if row["rows"]][-1:]:
@@ -145,7 +145,7 @@ class Metrics(Collector):
         yield _gauge("kubeloop_monitor_open_episodes", "Open episodes.", name, status["open_episode"] is not None)
         yield _gauge("kubeloop_monitor_undelivered", "Episodes without an answer.", name, status["undelivered"])
         yield _gauge("kubeloop_monitor_lag_events", "Events in the log not read yet.", name, status["lag_events"])
-        help_text = "The stored watermark lies ahead of now; nothing is read until it is reset."
+        help_text = "Whether the stored watermark is in the future; then nothing is read until it is reset."
         yield _gauge("kubeloop_monitor_watermark_ahead", help_text, name, status["watermark_ahead"])
         if status["watermark"] is not None:
             help_text = "Newest event time, seconds since 1970."

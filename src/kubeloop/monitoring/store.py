@@ -1,7 +1,7 @@
-"""What the monitor remembers: where it stands in the payload log, its open windows, verdicts and episodes.
+"""The monitor's state: its position in the payload log, its open windows, verdicts and episodes.
 
-What a round took from the log and the place it read up to are committed together, and so are a window's verdict,
-the rows it consumed and the episode it opened. A process killed anywhere starts again as if it had been slow.
+The rows that a round read from the log and the position that it reached are committed together. So are a window's
+verdict, the rows that it used and the episode that it opened. A killed process starts again without loss.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,10 +30,10 @@ class StoreConflictError(KubeloopError):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a service's monitor stands in the log, and what it counted on the way.
+    """The position of a service's monitor in the log, and its counts.
 
-    `late_rows` came after their window had closed, `early_rows` claim a time that had not come when they arrived;
-    neither is in any window.
+    `late_rows` came after their window had closed; `early_rows` claimed a time in the future when they arrived.
+    Neither are in any window.
     """
 
     service: str
@@ -69,15 +69,15 @@ class Store:
 
     @property
     def engine(self) -> sa.Engine:
-        """The SQLAlchemy engine, for those who watch its transactions."""
+        """The SQLAlchemy engine, for observers of its transactions."""
         return self._engine
 
     def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         self._engine.dispose()
 
     def progress(self, service: str) -> Progress:
-        """Return where the service stands; a fresh start for a service that is not known."""
+        """Return the service's progress; for an unknown service, the beginning."""
         found = self._select(schema.progress, service)
         return Progress(**found[0]) if found else Progress(service)
 
@@ -213,7 +213,7 @@ class Store:
             connection.execute(sa.update(schema.episodes).filter_by(id=episode).values(values))
 
     def windows(self, service: str) -> list[WindowRow]:
-        """Return the windows that have closed, in order of time, one row a version."""
+        """Return the windows that have closed, in order of time, one row per version."""
         return cast("list[WindowRow]", self._select(schema.windows, service, "start", "version"))
 
     def scores(self, service: str, start: datetime | None = None) -> list[ScoreRow]:
@@ -223,7 +223,7 @@ class Store:
         return cast("list[ScoreRow]", found)
 
     def performance(self, service: str) -> list[PerformanceRow]:
-        """Return the live performance of windows whose labels are in, in order of time, one row a version."""
+        """Return the live performance of windows whose labels are in, in order of time, one row per version."""
         return cast("list[PerformanceRow]", self._select(schema.performance, service, "start", "version"))
 
     def episodes(self, service: str) -> list[EpisodeRow]:

@@ -1,4 +1,4 @@
-"""Where the model versions that answered lie, and the references in their folders."""
+"""Find the folders of the model versions that answered, and load the references in them."""
 
 import contextlib
 import ssl
@@ -14,20 +14,20 @@ from kubeloop.monitoring.store import Store
 from kubeloop.tasks.reference import BrokenReferenceError, Reference
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-"""Where a pod finds its service account's token and the API server's certificate authority."""
+"""Folder with a pod's service account token and the API server's certificate authority."""
 
 _FOLDER = "reference"
 _VERSION_FLAG = "--version="
 
 
 class VersionError(KubeloopError, LookupError):
-    """A version's reference cannot be had, and waiting would not help; the message says why."""
+    """A version's reference cannot be found, and waiting would not help; the message says why."""
 
     lasting = True
 
 
 class NodeError(KubeloopError):
-    """The node does not say what it serves; asking again later may help."""
+    """The node does not say what it serves; a later attempt may succeed."""
 
     lasting = False
 
@@ -113,7 +113,7 @@ class Versions:
         """Return a version's reference.
 
         Raises:
-            VersionError: there is none to be had.
+            VersionError: it cannot be found.
             NodeError: the version is new and the node does not answer.
         """
         if version not in self._loaded:
@@ -134,7 +134,7 @@ class Versions:
         known = self._store.versions(self._service).get(version)
         uri = known["uri"] if known else None
         if not uri:
-            raise VersionError(f"nobody says where version {version} lies; pass --node-url or --references")
+            raise VersionError(f"the folder of version {version} is unknown; pass --node-url or --references")
         return folder(paths.rehome(uri, self._state) if self._state else uri)
 
     def _manifest(self) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class Versions:
         except (OSError, httpx.HTTPError, ValueError) as error:
             raise NodeError(f"the node does not say which models it serves ({error}); check --node-url") from error
         if not isinstance(manifest, dict) or not isinstance(manifest.get("spec"), dict):
-            raise NodeError(f"{self._address} is no InferenceService; check --node-url")
+            raise NodeError(f"{self._address} is not an InferenceService; check --node-url")
         return manifest
 
 

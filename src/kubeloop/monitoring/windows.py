@@ -1,8 +1,8 @@
 """Tumbling windows in event time: which window a logged row belongs to, and when that window closes.
 
-Everything here follows from the order of the log alone, so the same log gives the same windows in whatever
-chunks it is read. The watermark is the largest event time among the predictions that stand earlier in the
-log; a row is late when the watermark before it had already reached the end of its window.
+Everything here depends only on the order of the log, so the same log gives the same windows, in whatever chunks it is
+read. The watermark is the largest event time among the earlier predictions in the log; a row is late if the watermark
+before it had already reached the end of its window.
 """
 
 from dataclasses import dataclass, field

@@ -1,1 +1,1 @@
-"""One machine in the place of a cluster: it serves a manifest with processes of its own, and routes to them."""
+"""The local node: one machine instead of a cluster, which serves manifests with child processes."""

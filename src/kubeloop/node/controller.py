@@ -1,4 +1,4 @@
-"""The inference services of this machine by name, kept on disk so that a restart brings them back."""
+"""The inference services of this machine by name, stored on disk so that a restart brings them back."""
 
 import asyncio
 import functools
@@ -22,7 +22,7 @@ LOG = logging.getLogger(__name__)
 
 
 class ConflictError(KubeloopError, ValueError):
-    """The name is taken by a service of another namespace."""
+    """A service of another namespace has this name."""
 
     lasting = True
 
@@ -57,7 +57,7 @@ class Controller:
             service.apply(manifest, desired, ready[1] if newest and ready else None)
 
     def _kept(self, path: Path) -> tuple[dict[str, Any], Desired] | None:
-        """Return a manifest of the last time; None where there is none, or none that can be applied."""
+        """Return a stored manifest; None if there is none, or it cannot be applied."""
         try:
             manifest = yaml.safe_load(kept.unseal(path))
             return manifest, self._read(manifest)
@@ -70,7 +70,7 @@ class Controller:
             return None
 
     def put(self, namespace: str, name: str, manifest: Any) -> dict[str, Any]:
-        """Apply a manifest and return it with its status; what follows happens in the background.
+        """Apply a manifest and return it with its status; the rollout runs in the background.
 
         Raises:
             ManifestError: it is malformed, or is not the object that the path names.
@@ -84,7 +84,7 @@ class Controller:
         service = self._services.get(name) or self._service(name)
         if service.generation and service.namespace != namespace:
             raise ConflictError(
-                f"{name} is served for namespace {service.namespace}; a model has one name on this machine, "
+                f"{name} is served for namespace {service.namespace}; a name can be used once on this machine, "
                 "so delete that service first"
             )
         changed = service.spec != manifest["spec"]

@@ -1,4 +1,4 @@
-"""What an InferenceService asks of one machine: which programs to run and how to share the traffic."""
+"""Read from an InferenceService which programs this machine must run, and how to share the traffic."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ _LOCAL = ("--port", "0", "--drain-s", "0")
 
 
 class ManifestError(KubeloopError, ValueError):
-    """The manifest is malformed or asks for what the local node cannot do; the message says which field."""
+    """The manifest is malformed, or the local node does not support it; the message names the field."""
 
     lasting = True
 
@@ -85,8 +85,8 @@ class Desired:
 def read(manifest: Any, commands: Commands, predictor_url: str) -> Desired:
     """Read an InferenceService.
 
-    Fields that only a cluster can honour (images, variables, resources, probes, replicas) are left aside; what would
-    change the answers of the service is refused when it is not understood.
+    Fields for a cluster (images, variables, resources, probes, replicas) are ignored; an unknown field that would
+    change the answers of the service is refused.
 
     Args:
         manifest: the object as it was sent.
@@ -187,7 +187,9 @@ def _arguments(where: str, given: Sequence[str], flags: Mapping[str, Check], nam
         if flag in _ASIDE:
             continue
         if not equals or flag not in known:
-            raise ManifestError(f"{where}: {word[:80]!r} is none of {', '.join(f'{each}=…' for each in sorted(known))}")
+            raise ManifestError(
+                f"{where}: {word[:80]!r} is not one of {', '.join(f'{each}=…' for each in sorted(known))}"
+            )
         if not known[flag](value):
             raise ManifestError(f"{where}: {flag} may not be {value[:200]!r} on this machine")
         found.append(word)
@@ -254,7 +256,7 @@ class _Container(_Part):
 
     @model_validator(mode="after")
     def _ours(self) -> "_Container":
-        # Whoever reaches the port may send a manifest: it chooses arguments, never what is run.
+        # Every client of the port may send a manifest, so it can choose arguments, but not the program.
         if self.command != TRANSFORMER_COMMAND:
             raise ValueError(f"the local node runs {list(TRANSFORMER_COMMAND)}, not {list(self.command)}")
         return self
@@ -276,7 +278,7 @@ class _Spec(_Part):
             raise ValueError(f"the canaries' trafficPercent add up to {total}, more than 100")
         named = [canary.predictor.name for canary in self.canary]
         if "" in named or len({*named, self.predictor.name}) <= len(named):
-            raise ValueError("every canary needs a predictor.name of its own")
+            raise ValueError("every canary needs its own predictor.name")
         return self
 
 

@@ -1,4 +1,4 @@
-"""What the node counts, for Prometheus and for its status page."""
+"""The node's counts, for Prometheus and for its status page."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Send what predictors were asked and answered to the payload log, without ever making inference wait."""
+"""Send the requests and responses of predictors to the payload log, without making inference wait."""
 
 import asyncio
 import logging
@@ -114,7 +114,7 @@ class EventLog:
         try:
             await asyncio.wait_for(self._idle.wait(), flush_s)
         except TimeoutError:
-            LOG.error("payload log: %d events are lost, the collector did not take them in time", self._pending)
+            LOG.error("payload log: %d events are lost: the collector did not take them in time", self._pending)
             self.dropped_events += self._pending
             self.dropped_predictions += self._pending_rows
         for worker in self._workers:
@@ -175,7 +175,7 @@ class EventLog:
                     return False
             if url not in self._failing:
                 self._failing.add(url)
-                LOG.warning("payload log: %s does not take events, trying on: %s", url, reason)
+                LOG.warning("payload log: %s does not take events; trying again: %s", url, reason)
             self.retries += 1
             await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311 - spreads retries, hides nothing
             pause = min(pause * 2, LAST_PAUSE_S)

@@ -29,7 +29,7 @@ _LIBC = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
 
 class StartError(KubeloopError):
-    """A program did not become ready; the message ends with the last lines it wrote to stderr."""
+    """A program did not become ready; the message ends with its last lines on stderr."""
 
     lasting = False
 

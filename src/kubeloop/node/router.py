@@ -1,6 +1,6 @@
-"""The way of a request: to the transformer, from there by weight to a predictor, and a copy to the payload log.
+"""Route a request to the transformer and from there, by weight, to a predictor, and copy it to the payload log.
 
-Raw ASGI and whole bodies: bytes are passed on unread, except for the number of rows in a predictor's answer.
+This is raw ASGI with whole bodies: bytes are passed on unread, except for the number of rows in a predictor's answer.
 """
 
 import random
@@ -27,7 +27,7 @@ PREDICTOR_ENTRY = "/_predictor"
 
 _PREDICTOR_PREFIX = f"{PREDICTOR_ENTRY}/".encode()
 _INFERENCE = re.compile(rb"^/v(?:2/models/[^/]+(?:/versions/[^/]+)?/infer|1/models/[^/]+:predict)$")
-# RFC 9110, section 7.6.1, and what is set anew for the next hop. Compression would only hide the payload.
+# RFC 9110, section 7.6.1, and headers that are set again for the next hop. Compression would only hide the payload.
 _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer transfer-encoding "
     b"upgrade host content-length date expect accept-encoding".split()
@@ -149,11 +149,11 @@ class Router:
         headers = _forwarded(scope["headers"])
         tried: Backend | None = None
         while True:
-            # Read anew each time: the second attempt meets the switch that took the first one's backend away.
+            # Read for each attempt: the second one must see a switch that removed the first one's backend.
             route = self.routes.get(service)
             choice = route.choose(component, tried) if route else None
             if route is None or choice is None:
-                raise ProtocolError(f"no {component} of {service} is up; see the service's conditions", 503)
+                raise ProtocolError(f"no {component} of {service} is running; see the service's conditions", 503)
             endpoint, backend = choice
             requested_at = time.time()
             backend.inflight += 1
@@ -162,12 +162,12 @@ class Router:
                     str(backend.url), method, target, headers, body, timeout_s=route.timeout_s, fresh=tried is not None
                 )
             except TimeoutError:
-                raise ProtocolError(f"the {component} of {service} took over {route.timeout_s:g} s", 504) from None
+                raise ProtocolError(f"the {component} of {service} took more than {route.timeout_s:g} s", 504) from None
             except UpstreamError:
                 if tried is None and (inference or method in ("GET", "HEAD")):
                     tried = backend
                     continue
-                raise ProtocolError(f"the {component} of {service} went away; try again", 503) from None
+                raise ProtocolError(f"the {component} of {service} closed the connection; try again", 503) from None
             finally:
                 backend.inflight -= 1
             if inference and 200 <= answer.status < 300 and (component == "predictor" or route.transformer is None):
@@ -204,7 +204,9 @@ class Router:
                 return name
             raise ProtocolError(f"there is no inference service {name[:80]!r} here", 404)
         if len(self.routes) > 1:
-            raise ProtocolError(f"say which model: /v2/models/<name>/…, one of {', '.join(self.routes)}", 404)
+            raise ProtocolError(
+                f"name the model in the path: /v2/models/<name>/…, one of {', '.join(self.routes)}", 404
+            )
         for name in self.routes:
             return name
         raise ProtocolError("there is no inference service here yet", 503)

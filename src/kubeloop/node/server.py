@@ -45,7 +45,7 @@ class Node:
     """The ASGI application of a node: inference goes to the router, everything else to the API.
 
     API, in the paths and forms of Kubernetes: PUT, GET and DELETE
-    `/apis/serving.kserve.io/v1beta1/namespaces/<ns>/inferenceservices/<name>`, GET of the list. Beside it
+    `/apis/serving.kserve.io/v1beta1/namespaces/<ns>/inferenceservices/<name>`, GET of the list. Also
     `GET /status` (JSON) and `GET /metrics` (Prometheus).
 
     Args:
@@ -181,7 +181,7 @@ def _api(node: Node) -> Starlette:
     ]
 
     async def gone(_request: Request, _error: Exception) -> Response:
-        return _failure(400, "BadRequest", "the request was not whole")
+        return _failure(400, "BadRequest", "the request was incomplete")
 
     return Starlette(routes=routes, exception_handlers={bodies.ClientGoneError: gone})
 
@@ -231,7 +231,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--log-queue", type=int, default=Serving().log_queue, help="payload events held at most")
     parser.add_argument("--max-body-bytes", type=int, default=Serving().max_body_bytes)
     parser.add_argument("--ready-s", type=float, default=READY_S, help="time a program gets to become ready")
-    parser.add_argument("--collector-url", help="the collector of the same owner, which wants the same token")
+    parser.add_argument(
+        "--collector-url", help="address of the collector of the same owner, which needs the same token"
+    )
     guard.add_arguments(parser)
     args = parser.parse_args(argv)
     log_to_stderr()

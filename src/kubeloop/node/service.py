@@ -1,4 +1,4 @@
-"""One inference service on this machine: from a manifest to processes and a route, and what has become of it."""
+"""One inference service on this machine: turn a manifest into processes and a route, and report their status."""
 
 import asyncio
 import contextlib
@@ -19,11 +19,11 @@ RETRY_LAST_S = 30.0
 
 
 class Service:
-    """Brings the processes of an inference service to what its newest manifest asks for.
+    """Brings the processes of an inference service in line with its newest manifest.
 
-    New programs are started beside the old ones; when all of them are ready the route is switched, and the old
-    ones finish their requests and end. A program that does not become ready changes nothing. As long as nothing
-    serves at all, starting is tried again, first with the newest manifest, then with the last that was ready.
+    New programs start while the old ones run. When all are ready, the route is switched, and the old ones finish their
+    requests and end. If a program does not become ready, nothing changes. While nothing serves, starting is repeated,
+    first with the newest manifest, then with the last one that was ready.
 
     Args:
         router: holds the route.
@@ -111,7 +111,9 @@ class Service:
                     try:
                         self._on_ready(manifest)
                     except OSError as error:
-                        LOG.error("%s serves, but that is not kept for a restart: %s", desired.name, error)
+                        LOG.error(
+                            "%s serves, but its manifest could not be stored for a restart: %s", desired.name, error
+                        )
                 if not self._replicas and self._fallback:
                     with contextlib.suppress(StartError):
                         await self._roll(self._fallback)

@@ -1,1 +1,1 @@
-"""The payload log: requests, answers and labels, from the event to the table."""
+"""The payload log: requests, responses and labels, from the event to the table."""

@@ -1,4 +1,4 @@
-"""CloudEvents 1.0 over HTTP: read in binary, structured and batched mode; the drift event is written here.
+"""Read CloudEvents 1.0 over HTTP in binary, structured and batched mode, and write the drift event.
 
 The collector reads payload events with `parse`, the trigger reads drift events with `messages`.
 """
@@ -27,7 +27,7 @@ _CONTROL = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)])
 
 
 class EventError(KubeloopError, ValueError):
-    """What was sent is no CloudEvent; the message names the attribute that is missing or wrong."""
+    """The message is not a CloudEvent; the text names the attribute that is missing or wrong."""
 
     lasting = True
 
@@ -65,7 +65,7 @@ def parse(headers: Mapping[bytes, bytes], body: bytes, received_at: int) -> list
         received_at: microseconds since 1970; also the time of an event that names none.
 
     Raises:
-        EventError: one of the events is none; then none of them counts.
+        EventError: one of them is not an event; then all are refused.
     """
     found = messages(headers, body)
     events = []
@@ -94,11 +94,11 @@ def messages(headers: Mapping[bytes, bytes], body: bytes) -> list[Message]:
         return [Message({name: value for name in _KNOWN if (value := _header(headers, name))}, body, "ce-")]
     if content_type not in (_SINGLE, _BATCH):
         known = f"{_SINGLE.decode()}, {_BATCH.decode()} or binary mode"
-        raise EventError(f"content type {content_type.decode('latin-1')!r} is none of {known}")
+        raise EventError(f"content type {content_type.decode('latin-1')!r} is not one of {known}")
     try:
         content = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise EventError(f"the body is no JSON: {error}") from error
+        raise EventError(f"the body is not JSON: {error}") from error
     if content_type == _SINGLE:
         return [_structured(content)]
     if not isinstance(content, list):
@@ -159,7 +159,7 @@ def _structured(content: Any) -> Message:
         try:
             body = base64.b64decode(content["data_base64"], validate=True)
         except (binascii.Error, TypeError, ValueError) as error:
-            raise EventError(f"data_base64 is no base64 text: {error}") from error
+            raise EventError(f"data_base64 is not base64 text: {error}") from error
     elif "data" not in content:
         body = b""
     elif isinstance(content["data"], str) and "json" not in str(content.get("datacontenttype", "json")):
@@ -180,13 +180,13 @@ def _event(message: Message, received_at: int) -> Event:
     for name in _TEXTS:
         value = attributes.get(name) or ""
         if not isinstance(value, str) or len(value) > _LONGEST or value.translate(_CONTROL) != value:
-            raise EventError(f"{prefix}{name} is no text of up to {_LONGEST} characters without control characters")
+            raise EventError(f"{prefix}{name} must be text of at most {_LONGEST} characters without control characters")
         texts[name] = value
     time = received_at
     if attributes.get("time"):
         try:
             time = moments.micros(attributes["time"])
         except ValueError as error:
-            raise EventError(f"{prefix}time is no RFC 3339 time: {attributes['time']!r:.80}") from error
+            raise EventError(f"{prefix}time is not an RFC 3339 time: {attributes['time']!r:.80}") from error
     texts["service"] = texts.pop("inferenceservicename")
     return Event(received_at=received_at, time=time, body=body, **texts)

@@ -1,4 +1,4 @@
-"""Takes payload events over HTTP (KServe's logger) and keeps them in the payload log; answers fast and always."""
+"""The collector: take payload events over HTTP from KServe's logger and write them to the payload log."""
 
 import argparse
 import asyncio
@@ -98,14 +98,14 @@ class Collector:
     async def _intake(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = time.perf_counter()
         if scope["method"] != "POST":
-            await _reply(send, 405, "events come with POST", (b"allow", b"POST"))
+            await _reply(send, 405, "send events with POST", (b"allow", b"POST"))
             return
         headers = dict(scope["headers"])
         received_at = time.time_ns() // 1000
         try:
             body = await self._body(headers, receive)
             if headers.get(b"content-encoding", b"identity") != b"identity":
-                raise EventError("content-encoding is not supported; send the body as it is")
+                raise EventError("content-encoding is not supported; send the body without it")
             events = parse(headers, body, received_at)
             await _check_labels(events)
             for event in events:
@@ -230,7 +230,9 @@ class Collector:
         prefix = "kubeloop_collector_"
         yield CounterMetricFamily(f"{prefix}events_received", "Events that were well formed.", numbers["received"])
         yield CounterMetricFamily(f"{prefix}events_written", "Events put into segments.", numbers["written"])
-        yield CounterMetricFamily(f"{prefix}flush_failures", "Segments that failed, tries.", numbers["flush_failures"])
+        yield CounterMetricFamily(
+            f"{prefix}flush_failures", "Failed attempts to write a segment.", numbers["flush_failures"]
+        )
         # A counter that appeared with its first event would have no increase that an alert could see.
         dropped = dict.fromkeys(REASONS, 0) | numbers["dropped"]
         rejected = dict.fromkeys(_REJECTIONS, 0) | numbers["rejected"]
@@ -238,7 +240,7 @@ class Collector:
         for name, label, text, counts in (
             ("events", "kind", "Events that were well formed and readable, by what they are.", kinds),
             ("events_dropped", "reason", "Events refused or lost, by reason.", dropped),
-            ("events_rejected", "reason", "Requests that are no event.", rejected),
+            ("events_rejected", "reason", "Requests that are not events.", rejected),
         ):
             family = CounterMetricFamily(prefix + name, text, labels=[label])
             for value, count in counts.items():
@@ -288,9 +290,18 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, required=True, help="0 lets the system pick one")
     parser.add_argument("--max-memory-bytes", type=int, default=Limits.memory_bytes, help="events held before 429")
     parser.add_argument("--max-body-bytes", type=int, default=32 * 2**20, help="largest request before 413")
-    parser.add_argument("--max-disk-bytes", type=int, default=Limits.disk_bytes, help="folder size before 503; 0: any")
-    parser.add_argument("--flush-rows", type=int, default=Limits.flush_rows, help="events that make a segment")
-    parser.add_argument("--flush-seconds", type=float, default=Limits.flush_seconds, help="age that makes a segment")
+    parser.add_argument(
+        "--max-disk-bytes", type=int, default=Limits.disk_bytes, help="folder size before 503; 0 for no limit"
+    )
+    parser.add_argument(
+        "--flush-rows", type=int, default=Limits.flush_rows, help="number of events after which a segment is written"
+    )
+    parser.add_argument(
+        "--flush-seconds",
+        type=float,
+        default=Limits.flush_seconds,
+        help="age of the oldest event after which a segment is written",
+    )
     guard.add_arguments(parser)
     metrics_port.add_arguments(parser)
     return parser.parse_args(arguments)

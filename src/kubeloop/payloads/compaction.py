@@ -1,4 +1,4 @@
-"""Merges small segments, so that a slow trickle of events does not leave a file a second."""
+"""Merge small segments, so that a slow stream of events does not leave one file per second."""
 
 import time
 from itertools import pairwise

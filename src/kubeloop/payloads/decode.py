@@ -78,8 +78,8 @@ class Decoded:
     """Some events, decoded.
 
     Attributes:
-        predictions: one row a prediction: `schema`, then one column a feature.
-        labels: `LABEL`, one row a label, as truths of the task.
+        predictions: one row per prediction: `schema`, then one column per feature.
+        labels: `LABEL`, one row per label, as truths of the task.
         carry: hand it to the next call.
         duplicates: events dropped because their identity and type came before.
         ambiguous: identities that two different requests (or responses) share, so that no pair is certain.
@@ -164,14 +164,14 @@ def resume(task: Task, directory: Path, last: int, service: str | None = None) -
 
 
 def check(directory: Path, last: int) -> None:
-    """Make sure that a log that was decoded up to `last` has not begun anew behind that.
+    """Check that a log that was decoded up to `last` has not been reset.
 
     Raises:
-        LogError: it has; what it holds would never be read.
+        LogError: it has been reset, so its events would never be read.
     """
     if 0 < (end := newest(directory)) < last:
         raise LogError(
-            f"the payload log ends at event {end}, and the monitor has read up to {last}: the log began anew. Stop "
+            f"the payload log ends at event {end}, but the monitor has read up to {last}: the log was reset. Stop "
             f"the collector, write {last} into {MIRRORED}.seq in its folder and start it, or give the monitor a new "
             "database"
         )
@@ -198,7 +198,7 @@ def _take(events: pa.Table, rows: list[int]) -> pa.Table:
 
 
 def _identities(events: pa.Table, rows: list[int]) -> list[str]:
-    """Return what names an event: the id alone is chosen by whoever sends it."""
+    """Return the identity of an event; its ID is not enough, since the sender chooses it."""
     chosen = _take(events.select(_IDENTITY), rows)
     keys: list[str] = pc.binary_join_element_wise(*chosen.columns, "\x1f").to_pylist()
     return keys

@@ -46,7 +46,7 @@ Signature = tuple[tuple[str, str], ...]
 
 
 class MalformedError(KubeloopError, ValueError):
-    """A body is no Open Inference Protocol payload; the message says why."""
+    """A body is not an Open Inference Protocol payload; the message says why."""
 
     lasting = True
 
@@ -95,7 +95,7 @@ def schema(task: Task) -> pa.Schema:
 
 
 def predictions(pairs: Iterable[Pair], faults: Faults, task: Task) -> pa.Table:
-    """Return one row a prediction, in the order of the pairs.
+    """Return one row per prediction, in the order of the pairs.
 
     Pairs with different inputs (model versions) are decoded apart; a feature that some lack is null there, and one
     that is numeric in some and text in others becomes text.
@@ -156,7 +156,7 @@ def _parse(pair: Pair, task: Task) -> _Exchange:
         outputs = {tensor["name"]: tensor["data"] for tensor in response["outputs"]}
         lost = [tensor.name for tensor in task.tensors if type(outputs.get(tensor.name)) is not list]
     except (ValueError, KeyError, TypeError, AttributeError, ProtocolError) as error:
-        raise MalformedError(f"the {what} is no V2 payload ({type(error).__name__}: {error})") from error
+        raise MalformedError(f"the {what} is not a V2 payload ({type(error).__name__}: {error})") from error
     if lost:
         raise MalformedError(f"the response has no output named {lost[0]}")
     scores = [column for tensor in task.tensors for column in _spread(outputs[tensor.name], tensor)]
@@ -164,30 +164,30 @@ def _parse(pair: Pair, task: Task) -> _Exchange:
     if set(map(len, scores)) != {rows}:
         raise MalformedError("the response's outputs have different sizes")
     if set(map(type, columns)) != {list} or set(map(len, columns)) != {rows}:
-        raise MalformedError(f"the response has {rows} scores, the request's inputs have other sizes")
+        raise MalformedError(f"the response has {rows} scores, but the request's inputs have other sizes")
     if version is not None and type(version) is not str:
-        raise MalformedError("model_version is no string")
+        raise MalformedError("model_version is not a string")
     if version is not None and (len(version) > _LONGEST_VERSION or not version.isprintable()):
         raise MalformedError(f"model_version is not a name of up to {_LONGEST_VERSION} characters: {version!r:.80}")
     if request.get("id") and response.get("id") and request["id"] != response["id"]:
-        raise MalformedError("the response answers another request: the ids in the bodies differ")
+        raise MalformedError("the response belongs to another request: the IDs in the bodies differ")
     try:
         moment = pair.time if event_time is None else moments.micros(event_time)
     except (ValueError, TypeError) as error:
-        raise MalformedError(f"parameters.event_time is no ISO 8601 time: {event_time!r:.80}") from error
+        raise MalformedError(f"parameters.event_time is not an ISO 8601 time: {event_time!r:.80}") from error
     return _Exchange(pair, moment, version, _event_ids(event_ids, rows), signature, columns, scores)
 
 
 def _spread(data: list[Any], tensor: Tensor) -> list[list[Any]]:
-    """Return an output's numbers as one list a column; the protocol allows both flat and nested data."""
+    """Return an output's numbers as one list per column; the protocol allows both flat and nested data."""
     if tensor.width == 1:
         return [data]
     if data and type(data[0]) is list:
         if {len(row) if type(row) is list else -1 for row in data} != {tensor.width}:
-            raise MalformedError(f"the output {tensor.name} must have {tensor.width} numbers a row")
+            raise MalformedError(f"the output {tensor.name} must have {tensor.width} numbers per row")
         return [list(column) for column in zip(*data, strict=True)]
     if len(data) % tensor.width:
-        raise MalformedError(f"the output {tensor.name} must have {tensor.width} numbers a row, and has {len(data)}")
+        raise MalformedError(f"the output {tensor.name} must have {tensor.width} numbers per row, but has {len(data)}")
     return [data[place :: tensor.width] for place in range(tensor.width)]
 
 
@@ -219,10 +219,10 @@ def _with_tensors(message: Any, tail: bytes) -> Any:
     tensors = [tensor for tensor in message.get("inputs") or message["outputs"] if "data" not in tensor]
     sizes = [tensor["parameters"]["binary_data_size"] for tensor in tensors]
     if set(map(type, sizes)) - {int} or any(size < 0 for size in sizes):
-        raise ValueError("a binary_data_size is no size")
+        raise ValueError("a binary_data_size is not a size")
     at = len(tail) - sum(sizes)
     if at < 0 or tail[:at].strip():
-        raise ValueError(f"{len(tail)} bytes follow the JSON, and its tensors have {sum(sizes)}")
+        raise ValueError(f"{len(tail)} bytes follow the JSON, but its tensors have {sum(sizes)}")
     for tensor, size in zip(tensors, sizes, strict=True):
         spec = TensorSpec(tensor["name"], tensor["datatype"], (-1,) * len(tensor["shape"]))
         array = array_of_raw(spec, memoryview(tail)[at : at + size], tensor["shape"])
@@ -239,7 +239,7 @@ def _event_ids(text: Any, rows: int) -> list[str] | list[None]:
     except (orjson.JSONDecodeError, TypeError):
         ids = None
     if type(ids) is not list or len(ids) != rows or not all(type(value) is str for value in ids):
-        raise MalformedError(f"parameters.event_ids is no JSON list of {rows} strings")
+        raise MalformedError(f"parameters.event_ids is not a JSON list of {rows} strings")
     return ids
 
 
@@ -248,9 +248,9 @@ def _kinds(signature: Signature, own: pa.Schema) -> list[tuple[str, pa.DataType]
     kinds: dict[str, pa.DataType] = {}
     for name, datatype in signature:
         if type(name) is not str or name in kinds:
-            raise MalformedError(f"the input {name!r:.80} has no name or comes twice")
+            raise MalformedError(f"the input {name!r:.80} has no name or occurs twice")
         if name in own.names:
-            raise MalformedError(f"the feature {name!r} has the name of a prediction's own column; rename it")
+            raise MalformedError(f"the feature {name!r} has the name of a column of predictions; rename it")
         if datatype != "BYTES" and datatype not in _NUMERIC:
             raise MalformedError(f"the input {name!r:.80} has the unknown datatype {datatype!r:.80}")
         kinds[name] = pa.string() if datatype == "BYTES" else pa.float32()
@@ -314,7 +314,7 @@ def _flatten(values: list[Any]) -> Iterator[Any]:
     for value in values:
         if type(value) is list:
             if len(value) != 1:
-                raise MalformedError("an input has more than one value a row")
+                raise MalformedError("an input has more than one value per row")
             yield value[0]
         else:
             yield value
@@ -322,7 +322,7 @@ def _flatten(values: list[Any]) -> Iterator[Any]:
 
 def _number(value: Any) -> float | None:
     if value is not None and not isinstance(value, int | float):
-        raise MalformedError(f"{value!r:.80} is no number")
+        raise MalformedError(f"{value!r:.80} is not a number")
     try:
         return None if value is None else float(value)
     except OverflowError as error:
@@ -331,7 +331,7 @@ def _number(value: Any) -> float | None:
 
 def _text(value: Any) -> str | None:
     if value is not None and type(value) is not str:
-        raise MalformedError(f"{value!r:.80} is no text")
+        raise MalformedError(f"{value!r:.80} is not text")
     return value
 
 

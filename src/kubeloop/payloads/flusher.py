@@ -1,4 +1,4 @@
-"""Turns sealed events into segments of the payload log, in a thread of its own."""
+"""Write sealed events as segments of the payload log, in a separate thread."""
 
 import asyncio
 import logging
@@ -16,7 +16,7 @@ from kubeloop.stores import whole
 logger = logging.getLogger(__name__)
 
 OVERHEAD = 1024
-"""Memory of an event beside its body, rounded up."""
+"""Memory of an event besides its body, rounded up."""
 SEGMENT_BYTES = 32 * 2**20
 """Bodies that make a segment, however few they are."""
 _RETRY_S = 1.0
@@ -54,7 +54,7 @@ class Flusher:
 
         Args:
             directory: the payload log.
-            keep_bytes: size of the segments beyond which the oldest go that an S3 store has too; 0 keeps all.
+            keep_bytes: size of all segments beyond which the oldest that are already in S3 are deleted; 0 keeps all.
             release: called in the flusher's thread with the memory that a segment gave free.
             wake: called in the flusher's thread after each job.
         """
@@ -129,7 +129,7 @@ class Flusher:
         return rows[count:]
 
     def _tidy(self) -> None:
-        """Remove the oldest segments that the store has too, down to `keep_bytes`; never the newest one."""
+        """Delete the oldest segments that are already in S3, down to `keep_bytes`; never the newest one."""
         if not self._keep_bytes or self.segment_bytes <= self._keep_bytes:
             return
         mirrored = marked(self._directory, MIRRORED)

@@ -1,7 +1,7 @@
-"""Takes events in for the payload log: acknowledged once they are in the write-ahead file, segments follow.
+"""Take events for the payload log: acknowledge them once they are in the write-ahead file, then write segments.
 
-Three parties, each with its own state and no locks: the event loop hands events over and answers; the writer thread
-appends them, many at once, to the write-ahead file; the flusher thread turns what the writer sealed into segments.
+Three parts work without locks, each with its own state. The event loop passes events on and answers. The writer thread
+appends them in groups to the write-ahead file. The flusher thread turns sealed files into segments.
 """
 
 import asyncio
@@ -38,8 +38,8 @@ class Limits:
 
     Attributes:
         memory_bytes: events held that are in no segment yet; more are refused.
-        disk_bytes: size of the folder beyond which events are refused; 0 for no limit. From half of it on, the oldest
-            segments go that an S3 store has too.
+        disk_bytes: size of the folder beyond which events are refused; 0 for no limit. From half of this size, the
+            oldest segments that are already in S3 are deleted.
         flush_rows: events that make a segment.
         flush_seconds: age of the oldest event that makes a segment.
         answer_seconds: how long an event waits for a stalled disk before it is refused.
@@ -62,9 +62,9 @@ class Refusal:
 
 
 _MEMORY = Refusal(429, "memory", "the flusher cannot keep up; try again later, or raise --max-memory-bytes")
-_DISK = Refusal(503, "disk_full", "the disk or --max-disk-bytes is used up; free space in the log's folder")
+_DISK = Refusal(503, "disk_full", "the disk is full or --max-disk-bytes is reached; free space in the log's folder")
 _STALLED = Refusal(503, "stalled", "the disk does not answer; try again later")
-_CLOSING = Refusal(503, "closing", "the collector is shutting down; try its successor")
+_CLOSING = Refusal(503, "closing", "the collector is shutting down; try again")
 _IO_ERROR = "io_error"
 _DAMAGED = "damaged"
 
@@ -96,7 +96,7 @@ class Journal:
     """Owns one folder of the payload log. Use from one event loop."""
 
     def __init__(self, directory: Path, limits: Limits) -> None:
-        """Take the folder over and read back what a predecessor acknowledged but did not get into a segment.
+        """Take over the folder and recover the acknowledged events of a predecessor that are not in a segment.
 
         Raises:
             folder.FolderTakenError: another collector owns the folder.
@@ -138,7 +138,7 @@ class Journal:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes that the folder may come to: a write-ahead file's segment has to fit beside it."""
+        """Largest size of the folder (bytes), including a write-ahead file and its segment at the same time."""
         return self.flusher.segment_bytes + 2 * self.wal_bytes
 
     def start(self) -> None:
@@ -158,7 +158,7 @@ class Journal:
         return None
 
     async def ready(self) -> Refusal | None:
-        """Say why the next events would be refused: beside `refuses`, by a try whether the disk takes any."""
+        """Say why the next events would be refused: check `refuses`, then try to write to the disk."""
         refusal = self.refuses(OVERHEAD)
         if refusal is not None:
             return refusal

@@ -1,6 +1,6 @@
-"""Reads the body of a label event: what became of predictions.
+"""Read the body of a label event, which holds the outcomes of predictions.
 
-The collector refuses a body that has a fault; the log may still hold some from before it did.
+The collector refuses a body with a fault; the log may hold some from older versions.
 """
 
 import math
@@ -14,7 +14,7 @@ from kubeloop import moments
 
 
 class Label(NamedTuple):
-    """What became of one prediction; `observed_at` in microseconds since 1970."""
+    """The outcome of one prediction; `observed_at` in microseconds since 1970."""
 
     event_id: str
     label: float
@@ -32,7 +32,7 @@ def early(told: Sequence[Label], received_at: int) -> list[str]:
     The label observed last counts, so one from a clock that is years ahead could never be corrected.
     """
     return [
-        f"label of {label.event_id!r:.80}: observed_at lies more than an hour in the future; set the sender's clock"
+        f"label of {label.event_id!r:.80}: observed_at is more than an hour in the future; set the sender's clock"
         for label in told
         if label.observed_at > received_at + _MOST_US
     ]
@@ -64,7 +64,7 @@ def read(body: bytes, label: Callable[[Any], float] = any_label) -> tuple[list[L
     try:
         items = orjson.loads(body)["labels"]
         if type(items) is not list:
-            raise TypeError("labels is no list")
+            raise TypeError("labels is not a list")
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         return [], [f"the label event has no list of labels ({error})"]
     found: list[Label] = []

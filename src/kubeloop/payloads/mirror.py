@@ -1,11 +1,10 @@
-"""Carries the payload log between a pod's disk and an S3 store, as a process beside the collector or the monitor.
+"""Copy the payload log between a pod's disk and an S3 store, in a process next to the collector or the monitor.
 
-Segments never change once they are written, so carrying them is listing two places and copying what one of them
-lacks. Neither the collector nor the monitor knows of the store: when it is down, segments wait on the collector's
-disk, and the monitor judges what it has.
+Segments never change, so the mirror lists both places and copies the missing ones. Neither the collector nor the
+monitor uses the store: if it is down, segments wait on the collector's disk, and the monitor judges what it has.
 
-Before its first round, and every half a minute, a mirror looks whose the store is (`bucket.Owner`): it may belong to
-another installation, or to another collector of the same name.
+Before its first round, and every half a minute, a mirror checks the owner of the store (`bucket.Owner`): it may belong
+to another installation, or to another collector of the same name.
 """
 
 import argparse
@@ -125,7 +124,7 @@ def pull(bucket: Bucket, folder: Path, references: Path, most: int = ROUND) -> i
     superseded = covered(there)
     # References first: a segment may hold the first answers of a version.
     fetched = bucket.pull(names.REFERENCES, references)
-    # Nothing that came since: a reader that is past the mark takes the log for one that began anew.
+    # Nothing that came since: a reader that is past the mark would think that the log was reset.
     fetched += bucket.pull(
         names.PAYLOADS, folder, lambda name: done < last_event(name) <= end and name not in superseded, most
     )
@@ -203,8 +202,8 @@ class Mirror(Collector):
         last = max(marked(self._folder, MIRRORED), *(segment.last for segment in here), 0)
         if here and end > last:
             raise OwnerError(
-                f"{self._bucket.address('')} has a log up to event {end}, and {self._folder} ends at {last}: it "
-                "is another log, or an old copy. Give this collector an empty volume, or a bucket of its own"
+                f"{self._bucket.address('')} has a log up to event {end}, but {self._folder} ends at {last}: it "
+                "is another log, or an old copy. Give this collector an empty volume or its own bucket"
             )
         self._there = None
 
@@ -269,12 +268,14 @@ def create_app(mirror: Mirror) -> Starlette:
 
 
 def main() -> None:
-    """Carry until SIGTERM or SIGINT, or make one round with --once."""
+    """Copy until SIGTERM or SIGINT, or make one round with --once."""
     parser = argparse.ArgumentParser(prog="python -m kubeloop.payloads.mirror", description=__doc__)
     parser.add_argument("direction", choices=["push", "pull"], help="push from the collector, pull to the monitor")
     parser.add_argument("--dir", type=Path, required=True, help="folder of the payload log")
-    parser.add_argument("--references", type=Path, help="folder of the references that pull fetches (default: beside)")
-    parser.add_argument("--once", action="store_true", help="make one round and leave")
+    parser.add_argument(
+        "--references", type=Path, help="folder of the references that pull fetches (default: next to it)"
+    )
+    parser.add_argument("--once", action="store_true", help="make one round and exit")
     parser.add_argument("--port", type=int, default=0, help="0 lets the system pick one")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--poll-seconds", type=float, default=5.0, help="between two rounds")

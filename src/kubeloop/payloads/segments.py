@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
         pa.field("body", pa.binary(), nullable=False),
     ]
 )
-"""One row an event. `seq` counts from 1, with a gap only where an event was lost; the times are UTC; `body` is the
+"""One row per event. `seq` counts from 1, with a gap only if an event was lost; the times are UTC; `body` is the
 payload as it was sent."""
 
 Row: TypeAlias = tuple[int, int, int, str, str, str, str, str, str, str, bytes]
@@ -124,7 +124,7 @@ def newest(directory: Path) -> int:
 
 
 def last_event(name: str) -> int:
-    """Return the last event of the segment with this file name; 0 when it is no segment's."""
+    """Return the last event of the segment with this file name; 0 if it is not a segment's."""
     return _spans([name]).get(name, (0, 0))[1]
 
 
@@ -156,7 +156,7 @@ def read(directory: Path, after: int = 0, max_rows: int | None = None) -> tuple[
         except FileNotFoundError as error:
             # The collector merged it after we listed the folder: list again, and find the merged one.
             if lost == segment.path:
-                raise LogError(f"{segment.path} is listed but missing; remove the name if it is a dead link") from error
+                raise LogError(f"{segment.path} is listed but missing; remove it if it is a broken link") from error
             lost = segment.path
             listing = iter(segments(directory))
             continue
@@ -202,7 +202,7 @@ def load(segment: Segment) -> pa.Table:
 
     Raises:
         FileNotFoundError: the file is gone.
-        LogError: the file is no segment.
+        LogError: the file is not a segment.
     """
     try:
         with pq.ParquetFile(segment.path, page_checksum_verification=True) as file:
@@ -219,7 +219,7 @@ def load(segment: Segment) -> pa.Table:
     seqs = table["seq"].to_numpy()
     # Page checksums leave the footer out, which says where the pages are.
     if not len(seqs) or (seqs[0], seqs[-1]) != segment[:2] or (np.diff(seqs) < 1).any():
-        raise LogError(f"{segment.path} does not hold the events that its name says; restore it or move it out")
+        raise LogError(f"{segment.path} does not hold the events in its name; restore it or move it out")
     return table
 
 

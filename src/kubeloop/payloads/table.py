@@ -1,4 +1,4 @@
-"""The payload log as one table: every logged prediction, with its label where that has arrived."""
+"""The payload log as one table: every logged prediction, with its label if it has arrived."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ class Log:
     """What the payload log of a service holds.
 
     Attributes:
-        predictions: one row an event that was asked for, in the order of the log: event_id, event_time,
+        predictions: one row per requested event, in the order of the log: event_id, event_time,
             model_version, `Task.columns` and the features. An event asked for twice counts once, with its first answer.
         labels: event_id and label, as truth of the task, the first of each event.
     """

@@ -1,4 +1,4 @@
-"""Find the one format of a column of times, from all of its values; where two fit, both are named."""
+"""Find the format of a column of times from all of its values; if two formats fit, name both."""
 
 import re
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _HEAD = 10_000
 _SHAPES = 3
 """Forms of values whose formats are tried: with and without a time of day, with and without a fraction."""
 _FIRST, _LAST = 1980, 2100
-"""Years in which a count of time may lie; with these no number of seconds is one of milliseconds as well."""
+"""Years of a count of time; within them, a number of seconds is never also a number of milliseconds."""
 _FIRST_DATE = 1800
 """The first year that digits may stand for, as in 19500103."""
 

@@ -40,7 +40,7 @@ RAGGED = 0.01
 
 
 class FileError(ConfigError):
-    """A file cannot be opened; the message names the place in it and the option that helps."""
+    """A file cannot be opened; the message names the place in the file and the option that helps."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,9 @@ def open_file(db: "duckdb.DuckDBPyConnection", path: Path, read: Read, scratch: 
         if head[:6] == b"ARROW1" or head[:4] == b"FEA1":
             return _feather(db, path, read)
         if path.suffix in (".parquet", ".feather", ".arrow"):
-            raise FileError(f"{origin} cannot be read: by its content it is no {path.suffix[1:].capitalize()} file")
+            raise FileError(
+                f"{origin} cannot be read: its content is not that of a {path.suffix[1:].capitalize()} file"
+            )
         if head[:4] in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"):
             path, read, said = _workbook(origin, path, read, scratch)
         else:
@@ -97,8 +99,8 @@ def open_file(db: "duckdb.DuckDBPyConnection", path: Path, read: Read, scratch: 
                 begin = lines.read(4096).lstrip()[:1]
             if begin == "<":
                 raise FileError(
-                    f"{origin} holds HTML or XML, which some programs call an Excel file; open it in a spreadsheet and "
-                    "save it as CSV or xlsx"
+                    f"{origin} holds HTML or XML, which some programs save as Excel files; open it in a spreadsheet "
+                    "and save it as CSV or xlsx"
                 )
             if begin in ("{", "["):
                 return _json(db, origin, path, read, first=first)
@@ -129,7 +131,7 @@ def _unpacked(path: Path, scratch: Path) -> Path:
                 if "[Content_Types].xml" in names:
                     return path
                 if len(names) != 1:
-                    raise FileError(f"{path} holds {len(names)} files; unpack it and name one")
+                    raise FileError(f"{path} holds {len(names)} files; unpack it and name one of them")
                 target = scratch / Path(names[0]).name
                 with archive.open(names[0]) as source, target.open("wb") as out:
                     while chunk := source.read(_CHUNK):
@@ -163,12 +165,12 @@ def _workbook(origin: Path, path: Path, read: Read, scratch: Path) -> tuple[Path
         book = calamine.CalamineWorkbook.from_path(path)
         sheets = {name: book.get_sheet_by_name(name).to_python(skip_empty_area=True) for name in book.sheet_names}
     except (calamine.CalamineError, ValueError) as error:
-        raise FileError(f"{origin} cannot be read: it is no workbook, or protected by a password") from error
+        raise FileError(f"{origin} cannot be read: it is not a workbook, or it is protected by a password") from error
     full = [name for name, rows in sheets.items() if len(rows) > 1]
     if read.sheet is not None and read.sheet not in sheets:
         raise FileError(f"{origin} has no sheet {read.sheet!r}; name one of its sheets: {_sheets(list(sheets))}")
     if read.sheet is None and len(full) > 1:
-        raise FileError(f"{origin} has several sheets with data; name one: {_sheets(full)}")
+        raise FileError(f"{origin} has several sheets with data; choose one: {_sheets(full)}")
     if read.sheet is None and not full:
         raise FileError(f"{origin} has no sheet with data")
     name = read.sheet or full[0]
@@ -211,9 +213,7 @@ def _text(origin: Path, path: Path, read: Read, scratch: Path, *, first: bool) -
     encoding = read.encoding or mark or "utf-8"
     if read.encoding is None and mark is None and head.count(b"\0") > len(head) // 4:
         side = "utf-16-le" if head[1:2] == b"\0" else "utf-16-be"
-        raise FileError(
-            f"{origin} has a null in every other byte; it is probably {side}: say so with --encoding {side}"
-        )
+        raise FileError(f"{origin} has a null in every other byte; it is probably {side}: give --encoding {side}")
     plain = encoding.lower().replace("_", "-") in ("utf-8", "utf8", "ascii")
     line = _not_in(path, encoding)
     if line is not None and first:
@@ -240,7 +240,7 @@ def _encodings(path: Path) -> str:
             if len(words) > _WORDS:
                 break
     if not words:
-        return "say which it is with --encoding"
+        return "give its encoding with --encoding"
     readings: dict[tuple[str, ...], str] = {}
     for name in ("cp1252", "cp1250", "cp1251", "latin-1"):
         if _not_in(path, name) is None:
@@ -248,7 +248,7 @@ def _encodings(path: Path) -> str:
     # The first word that tells most of them apart.
     telling = max(range(len(words)), key=lambda place: len({texts[place] for texts in readings}))
     shown = " or ".join(f"{texts[telling]!r} (--encoding {name})" for texts, name in readings.items())
-    return f"say which it is: {shown}"
+    return f"choose one: {shown}"
 
 
 def _not_in(path: Path, encoding: str) -> int | None:
@@ -256,7 +256,7 @@ def _not_in(path: Path, encoding: str) -> int | None:
     try:
         decoder = codecs.getincrementaldecoder(encoding)("strict")
     except LookupError:
-        raise FileError(f"--encoding {encoding!r} is not known; write one such as utf-8, cp1252 or latin-1") from None
+        raise FileError(f"--encoding {encoding!r} is unknown; write one such as utf-8, cp1252 or latin-1") from None
     line = 1
     with path.open("rb") as file:
         while True:
@@ -283,11 +283,11 @@ def _json(db: "duckdb.DuckDBPyConnection", origin: Path, path: Path, read: Read,
             raise FileError(f"{origin} cannot be read: {_broken_json(path)}") from error
         found = db.execute(f"DESCRIBE FROM {source}, ignore_errors=true)").fetchall()
     if [row[0] for row in found] == ["json"]:
-        raise FileError(f"{origin} cannot be read: it holds no JSON objects, one a line, or a list of them")
+        raise FileError(f"{origin} cannot be read: it must hold one JSON object per line, or a list of them")
     if first and len(db.execute(f"FROM {source}) LIMIT 2").fetchall()) < 2 and _nested(found):
         raise FileError(
-            f"{origin} is one JSON object with {_names([row[0] for row in found])} in it, not one a line or a list of "
-            "them; pandas writes that with to_json(orient='records', lines=True)"
+            f"{origin} is one JSON object with {_names([row[0] for row in found])} in it, not one per line or a list "
+            "of them; pandas writes that with to_json(orient='records', lines=True)"
         )
     listed = ", ".join(f"{literal(row[0])}: 'VARCHAR'" for row in found)
     skips = "" if first else ", ignore_errors=true"
@@ -306,8 +306,8 @@ def _broken_json(path: Path) -> str:
             try:
                 json.loads(line or "{}")
             except ValueError:
-                return f"line {number} is no JSON: {line.strip()[:60]!r}"
-    return "it holds no JSON objects, one a line, or a list of them"
+                return f"line {number} is not JSON: {line.strip()[:60]!r}"
+    return "it must hold one JSON object per line, or a list of them"
 
 
 @dataclass(frozen=True)
@@ -362,8 +362,8 @@ def _csv(
     if first and len(ragged) > max(5, RAGGED * rows):
         line, why, text = ragged[0]
         raise FileError(
-            f"line {line} of {origin} {why}, as {len(ragged) - 1:,} more: {text[:80]!r}; name what separates the "
-            "fields with --delimiter, or correct the file"
+            f"line {line} of {origin} {why}, as {len(ragged) - 1:,} more: {text[:80]!r}; give the field separator "
+            "with --delimiter, or correct the file"
         )
     if layout.delimiter != (read.delimiter or ","):
         kinds = {";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -420,8 +420,8 @@ def _layout(origin: Path, path: Path, read: Read, *, first: bool) -> _Layout:
     found = replace(found, guarded='="' in head or '"=""' in head)
     if first and _data(found.names):
         raise FileError(
-            f"the first line of {origin} holds data, such as {found.names[0]!r}, and no names of columns; add a line "
-            "with names, or say with --skip-rows how many lines come before it"
+            f"the first line of {origin} holds data, such as {found.names[0]!r}, not names of columns; add a line with "
+            "names, or give the number of lines before it with --skip-rows"
         )
     return found
 
@@ -468,7 +468,7 @@ def _ragged(db: "duckdb.DuckDBPyConnection", delimiter: str, width: int) -> list
         if kind == "LINE SIZE OVER MAXIMUM":
             why = "is longer than 16 MiB"
         elif kind == "UNQUOTED VALUE" or fields == width:
-            why = "has a quote within a value, or one that does not end"
+            why = "has a quote inside a value, or one that is not closed"
         else:
             why = f"has {fields} field{'s' * (fields != 1)}, the header {width}"
         found.append((int(line), why, whole[:500]))
@@ -484,7 +484,7 @@ def _count(db: "duckdb.DuckDBPyConnection", path: Path) -> int:
 def opened(
     db: "duckdb.DuckDBPyConnection", path: Path, read: Read, near: Path, *, first: bool = False
 ) -> Iterator[Opened]:
-    """Open a file, with what is written on the way in a folder that goes with it; what killed readers left goes too.
+    """Open a file, with a temporary folder that is removed afterwards, as are those of killed readers.
 
     Raises:
         FileError: it cannot be read.

@@ -1,4 +1,4 @@
-"""Decide once how each column of texts is read, from all of its values, and say what was decided."""
+"""Decide once how to read each column of texts, from all of its values, and report the decisions."""
 
 import re
 import shlex
@@ -27,12 +27,12 @@ _NEARLY = 0.8
 
 
 class ReadingError(ConfigError):
-    """A file or a column can be read in two ways or in none; the message names them and the option that decides."""
+    """A file or a column can be read in several ways or in none; the message names them and the deciding option."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the user said; mappings go by column, with "" for every column or, of formats, the timestamp.
+    """The user's options; mappings are by column, with "" for every column or, for formats, the timestamp.
 
     Attributes:
         read: of the file.
@@ -176,7 +176,7 @@ def timestamp(db: "duckdb.DuckDBPyConnection", opened: "Opened", name: str, aske
     found = dates.find_number(db, column.rows, column.sql, asked.read.timezone, filled)
     if found is None:
         raise ReadingError(
-            f"the timestamp {name!r} is written in no way that is known, such as {str(example)[:40]!r}; say how with "
+            f"the timestamp {name!r} has an unknown format, such as {str(example)[:40]!r}; give it with "
             "--date-format, such as '%d.%m.%Y %H:%M', epoch_s or excel"
         )
     if len(found.formats) > 1:
@@ -275,7 +275,9 @@ def together(
     if fits < dates.FITS * filled or not filled:
         found = None if named else dates.find(db, given, sql, asked.read.timezone, filled)
         if found is None:
-            raise ReadingError(f"{' and '.join(map(repr, parts))} are no date and time of day, such as {example!r}")
+            raise ReadingError(
+                f"{' and '.join(map(repr, parts))} are not a date and a time of day, such as {example!r}"
+            )
         day = asked.format(parts[0]) or asked.formats.get("") or ""
         if not day and parts[0] in decided.columns:
             day = decided.columns[parts[0]].format
@@ -325,7 +327,7 @@ def _has(name: str, asked: Asked) -> str:
 def _tests(name: str, asked: Asked) -> list[str]:
     text, has = cells.text(name, "VARCHAR"), _has(name, asked)
     kinds: tuple[Literal["integer", "number", "boolean", "time"], ...] = ("integer", "number", "boolean", "time")
-    # The words that are known are no values of these kinds; one that the user named may be.
+    # The known words are never values of these kinds; one that the user named may be.
     named = f"{has} AND " if asked.words(name) else ""
     fits = [f"{named}({cells.value(text, Column(kind=kind), 'UTC')}) IS NOT NULL" for kind in kinds]
     return [has, *fits, rf"regexp_full_match({text}, '[+-]?0\d+')", rf"regexp_full_match({text}, '\+\d+')"]
@@ -388,13 +390,13 @@ def _stays_text(db: "duckdb.DuckDBPyConnection", column: _Text) -> str:
         f"SELECT DISTINCT {column.sql} FROM {column.rows} WHERE {odd} ORDER BY 1 LIMIT {_FEW_WORDS + 1}"
     ).fetchall()
     said = (
-        f"{column.name!r} stays text, since {column.filled - column.numbers:,} of its {column.filled:,} values are no "
+        f"{column.name!r} stays text, since {column.filled - column.numbers:,} of its {column.filled:,} values are not "
         f"numbers, such as {strays[0][0]!r}"
     )
     if len(strays) > _FEW_WORDS or "=" in column.name:
         return said
     options = " ".join(f"--missing {shlex.quote(f'{column.name}={word}')}" for (word,) in strays)
-    return f"{said}; if that means a missing value, say {options}"
+    return f"{said}; if that means a missing value, give {options}"
 
 
 def _without_words(

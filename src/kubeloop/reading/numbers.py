@@ -35,10 +35,10 @@ def find(db: "duckdb.DuckDBPyConnection", rows: str, text: str, filled: int) -> 
         filled: number of these rows.
 
     Returns:
-        What fits all of them; else why they are no numbers, where they nearly are; else None.
+        The readings that fit all of them; else why they are not numbers, if they nearly are; else None.
     """
     residue = f"trim(regexp_replace({text}, '[-+−0-9.,()''’\\s\\x{{00A0}}\\x{{2009}}\\x{{202F}}]+', '', 'g'))"
-    # What is no number at all shows it at the beginning, and costs no look at the rest.
+    # Columns without any number show that at the beginning, so the rest is not read.
     head = f"(FROM {rows} LIMIT {_HEAD})"
     found = {word for (word,) in db.execute(f"SELECT DISTINCT {residue} FROM {head}").fetchall()}
     if not found <= {"", "e", "E", *_SIGNS} and not _measures(db, head, text):

@@ -1,4 +1,4 @@
-"""The report: one HTML page that says why a model changed, and needs nothing beside itself."""
+"""The report: one self-contained HTML page that says why a model changed."""
 
 from collections.abc import Mapping
 from pathlib import Path

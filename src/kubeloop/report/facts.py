@@ -1,4 +1,4 @@
-"""What a loop has left in its stores, read without making or changing any of them."""
+"""Read the stores of a loop, without creating or changing any of them."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,7 +22,7 @@ class Facts:
 
     Attributes:
         versions: model versions, oldest first.
-        windows: closed windows, one row a version.
+        windows: closed windows, one row per version.
         filling: windows that are not closed yet.
         scores: drift scores of every feature in every judged window.
         performance: live performance of windows whose labels are in.

@@ -77,7 +77,7 @@ def draw(
 
 
 def _one_a_stretch(windows: Sequence[Row]) -> list[Row]:
-    """Return one row a stretch of time: of the version that was live, or that judged most rows."""
+    """Return one row per stretch of time: that of the live version, or of the version with most rows."""
     best: dict[datetime, Row] = {}
     for row in windows:
         rank = (row["status"] == "judged", bool(row["live"]), row["rows"])

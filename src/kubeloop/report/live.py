@@ -1,4 +1,4 @@
-"""The payload log over time: traffic by version, and the loop beside its frozen first model on the same rows."""
+"""The payload log over time: traffic by version, and the loop against its frozen first model on the same rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -40,7 +40,7 @@ def episode(x: float, y: float, number: int, *, accepted: bool, tip: str) -> Mar
 
 
 def decision(x: float, y: float, outcome: str | None, label: str, tip: str) -> Markup:
-    """Return how a run ended, as a sign with the version's name beside it."""
+    """Return how a run ended, as a sign with the version's name next to it."""
     kind = outcome or "active"
     disc = element("circle", r=7, class_=f"decision {kind}")
     sign = element("path", d=_SIGNS[outcome], class_=f"sign {kind}") if outcome else Markup("")

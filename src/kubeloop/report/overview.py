@@ -1,4 +1,4 @@
-"""What an on-call wants to know of a loop, on one screen: read from its stores, whether or not it is up."""
+"""The state of a loop on one screen for the person on call, read from its stores, whether or not it is running."""
 
 import json
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _MEASURED = ("metric", "value", "low", "high", "positives", "reference")
 
 
 def read(loop: Loop, settings: Settings) -> dict[str, Any]:
-    """Return where the loop stands.
+    """Return the state of the loop.
 
     Times are datetimes: event time for champion.live_since, episode, cooldown and the monitor's, wall time for
     champion.promoted_at and the run's. What nothing has written yet is None or zero; nothing is made or changed.
@@ -253,8 +253,8 @@ def _run_line(run: Mapping[str, Any] | None, cooldown: Mapping[str, Any] | None)
             f"since {began:%Y-%m-%d %H:%M} UTC"
         )
     if cooldown is None or cooldown["over"]:
-        return "Run         none under way"
-    return f"Run         none under way; the loop rests until {cooldown['until']:%Y-%m-%d %H:%M} (event time)"
+        return "Run         none is running"
+    return f"Run         none is running; cooldown until {cooldown['until']:%Y-%m-%d %H:%M} (event time)"
 
 
 def _traffic_lines(monitor: Mapping[str, Any]) -> list[str]:
@@ -265,15 +265,17 @@ def _traffic_lines(monitor: Mapping[str, Any]) -> list[str]:
     found = [f"Traffic     {seen} up to {until}, {cut}, {monitor['windows_drifted']:,} drifted"]
     if monitor["value"] is not None:
         reference = monitor["reference"]
-        beside = f", {reference:.3f} on its hold-out" if reference is not None else ""
+        held_out = f", {reference:.3f} on its hold-out" if reference is not None else ""
         title = f"Live {monitor['title']}"
-        found.append(f"{title:<11} {_quality(monitor)} in the window from {monitor['metric_window']:%Y-%m-%d}{beside}")
+        found.append(
+            f"{title:<11} {_quality(monitor)} in the window from {monitor['metric_window']:%Y-%m-%d}{held_out}"
+        )
     return found
 
 
 def _service_lines(known: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if not known:
-        return ["Services    none is up; `kubeloop serve` starts them"]
+        return ["Services    none is running; `kubeloop serve` starts them"]
     return [
         f"{'Services' if place == 0 else '':<12}{name:<10} "
         + (f"[green]up[/]    {escape(service['url'])}" if service["up"] else f"[red]down[/]  {escape(service['url'])}")

@@ -1,4 +1,4 @@
-"""What validation held back in each run, and where its Data Docs lie."""
+"""The rows that validation quarantined in each run, and links to its Data Docs."""
 
 import os
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The story over time: who served how much, what was decided, and the loop beside its frozen first model."""
+"""The story over time: traffic by version, decisions, and the loop against its frozen first model."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a backtest found: how much better each policy is than the first, against how often it retrains."""
+"""The result of a backtest: how much better each policy is than the first, by how often it retrains."""
 
 from collections.abc import Mapping
 from typing import Any

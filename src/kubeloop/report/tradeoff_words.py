@@ -1,4 +1,4 @@
-"""What a backtest says, in cells of a table and in sentences."""
+"""The result of a backtest as cells of a table and as sentences."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -60,12 +60,12 @@ def answer(found: Mapping[str, Any]) -> list[str]:
     (low, high), value = difference["interval"], difference["value"]
     numbers = f"{found['metric']} {value:+.4f} ({low:+.4f} to {high:+.4f})"
     counts = f"{plural(ours['retrainings'], 'retraining')} against {theirs['retrainings']}"
-    question = "Is retraining on drift or performance better than simply retraining every month?"
+    question = "Is retraining on drift or performance better than retraining every month?"
     if low > 0:
         return [f"{question} Yes, on this history: {numbers}, with {counts}."]
     if high < 0:
         return [f"{question} No, every month is better on this history: {numbers}, with {counts}."]
-    return [f"{question} This history does not show it: {numbers}, and the interval holds zero; it took {counts}."]
+    return [f"{question} This history does not show it: {numbers}, and the interval includes zero; it took {counts}."]
 
 
 def suggestion(found: Mapping[str, Any], applied: str = "") -> str:
@@ -73,8 +73,8 @@ def suggestion(found: Mapping[str, Any], applied: str = "") -> str:
     rows = {row["policy"]: row for row in found["policies"]}
     row = rows[found["suggested"]]
     return (
-        f"Suggested: {found['suggested']}, with {plural(row['retrainings'], 'retraining')}. No policy is shown to be "
-        "better, and of those that are as good it retrains least."
+        f"Suggested: {found['suggested']}, with {plural(row['retrainings'], 'retraining')}. No policy is "
+        "significantly better, and of those that are as good it retrains least."
         + ("" if applied == found["suggested"] else " `kubeloop backtest --apply suggested` writes it into loop.yaml.")
     )
 

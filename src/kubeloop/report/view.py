@@ -164,7 +164,7 @@ def _changes(facts: Facts, traffic: Live) -> list[dict[str, Any]]:
                 "before": before,
                 "after": name,
                 "day": f"{since:%Y-%m-%d}",
-                "why": run.reason if run else "There is no record of the run that made it.",
+                "why": run.reason if run else "The run that made it was not recorded.",
                 "gate": words.gate(verdict_of(version) if version else None),
             }
         )
@@ -176,7 +176,7 @@ def _last_rejection(facts: Facts) -> str:
     last = next((run for run in reversed(facts.runs) if run.outcome in ("rejected", "failed")), None)
     if last is not None:
         return f"The newest run that could have changed it, of {last.as_of:%Y-%m-%d}, did not: {last.detail}"
-    return "No retraining has ended." if facts.versions else "There is no model yet."
+    return "No retraining has finished." if facts.versions else "There is no model yet."
 
 
 def _story(

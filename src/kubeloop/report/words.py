@@ -1,4 +1,4 @@
-"""What the numbers say, in plain sentences."""
+"""Explain the numbers of a run in plain sentences."""
 
 import re
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ _ISO = re.compile(r"\d{4}-\d{2}-\d{2}T[\d:.]+(?:[+-]\d{2}:\d{2}|Z)?")
 
 
 def verdict(facts: Facts, summary: Summary | None, logged: int) -> tuple[str, str]:
-    """Return what came of the loop in one sentence, and whether that is `good`, `bad` or neither (`open`)."""
+    """Return the result of the loop in one sentence, and whether that is `good`, `bad` or neither (`open`)."""
     if summary is None:
         if not facts.versions:
             return "The run has not finished: no model has been trained yet.", "open"
@@ -33,12 +33,12 @@ def verdict(facts: Facts, summary: Summary | None, logged: int) -> tuple[str, st
     if low > 0:
         return f"{start}; the loop's {name} is {numbers} ({interval}).", "good"
     if high < 0:
-        return f"{start}; the loop did worse than if nobody had retrained: its {name} is {numbers} ({interval}).", "bad"
+        return f"{start}; the loop did worse than without retraining: its {name} is {numbers} ({interval}).", "bad"
     return f"{start}; no gain is proven: the loop's {name} is {numbers} ({interval}, which includes zero).", "open"
 
 
 def counts(facts: Facts) -> str:
-    """Return how many episodes there were, and what the gate made of the retrained models."""
+    """Return how many episodes there were, and how many retrained models were promoted."""
     first = facts.first.version if facts.first else None
     again = [version for version in facts.versions if version.version != first]
     through = sum(1 for version in again if promoted(version))
@@ -54,14 +54,14 @@ def _unchanged(facts: Facts) -> str:
     if not facts.versions:
         return "no model has been trained yet"
     if facts.first is None:
-        return "no model has passed the gate and come up, so none serves"
+        return "no model has passed the gate and started, so none serves"
     if sum(promoted(version) for version in facts.versions) > 1:
         return "the promoted model has not answered a labelled prediction yet, so there is nothing to compare"
     return f"version {facts.first.version}, the first model, still serves, so there is nothing to compare it with"
 
 
 def compared(summary: Summary | None) -> str:
-    """Return what the comparison rests on."""
+    """Return the data of the comparison."""
     found = (summary or {}).get("quality") or {}
     if found.get("difference") is None:
         return ""
@@ -73,7 +73,7 @@ def compared(summary: Summary | None) -> str:
 
 
 def accounts(summary: Summary | None) -> list[str]:
-    """Return what to know of the counts of predictions: nothing where clients, log and drops agree."""
+    """Return warnings on the counts of predictions; none if clients, log and drops agree."""
     counts = (summary or {}).get("predictions") or {}
     if not counts:
         return []
@@ -81,23 +81,23 @@ def accounts(summary: Summary | None) -> list[str]:
     missing = counts["served"] - counts["logged"] - counts["dropped"]
     if missing > 0:
         said.append(
-            f"Warning: the payload log lacks {plural(missing, 'prediction')} that clients got, and nobody counted the "
-            "loss."
+            f"Warning: the payload log lacks {plural(missing, 'prediction')} that clients got, and the loss was not "
+            "counted."
         )
     if missing < 0:
         said.append(
             f"Warning: the payload log holds {plural(-missing, 'prediction')} more than clients of the replay got; an "
-            "answer was lost on its way to them, or another client named events."
+            "answer was lost on its way to them, or another client sent events."
         )
     if uncertain := counts.get("uncertain"):
-        said.append(f"{plural(uncertain, 'prediction')} of a session that was cut off: settled by the log, afterwards.")
+        said.append(f"{plural(uncertain, 'prediction')} of a session that was killed: settled later from the log.")
     return said
 
 
 def gate(verdict: Verdict | None) -> str:
     """Return the gate's decision in one sentence."""
     if verdict is None:
-        return "There is no record of the gate."
+        return "The gate's decision was not recorded."
     return verdict.reason
 
 
@@ -111,13 +111,13 @@ def gain(verdict: Verdict) -> str:
 
 
 def trigger(accepted: bool | None, decision: str | None) -> str:
-    """Return what the trigger said to an episode."""
+    """Return the trigger's answer to an episode."""
     if decision is None:
         return "The trigger has not answered yet."
     if accepted:
         return "The trigger started one run."
     why = _ISO.sub(lambda found: moment(found[0]).removesuffix(" 00:00"), decision.removeprefix("absorbed: "))
-    return f"The trigger started no run: {why}."
+    return f"The trigger did not start a run: {why}."
 
 
 def ended(outcome: str | None, closed_at: datetime | None) -> str:
@@ -126,7 +126,7 @@ def ended(outcome: str | None, closed_at: datetime | None) -> str:
         return "It is still open."
     return {
         "refused": "It ended at once, since no run was started.",
-        "replaced": f"It ended on {closed_at:%Y-%m-%d}, when another version took the traffic over.",
+        "replaced": f"It ended on {closed_at:%Y-%m-%d}, when another version took over the traffic.",
         "expired": f"It ended on {closed_at:%Y-%m-%d}: the cooldown had passed and the same version still served.",
     }.get(outcome or "", f"It ended on {closed_at:%Y-%m-%d}: {outcome}.")
 
@@ -149,7 +149,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def length(value: timedelta | float) -> str:
-    """Return a length of time as one reads it aloud."""
+    """Return a length of time as a person would say it."""
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     if seconds < 100:
         return f"{seconds:.0f} s"

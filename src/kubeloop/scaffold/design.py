@@ -31,7 +31,7 @@ REHEARSED = 200_000
 
 @dataclass(frozen=True)
 class Wish:
-    """What the user asked for; `label`, `label_known_at`, `timestamp` and `keys` name columns."""
+    """The user's choices; `label`, `label_known_at`, `timestamp` and `keys` name columns."""
 
     label: str
     timestamp: str
@@ -49,7 +49,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Result:
-    """What was written, what was chosen, what to look at and what to do next."""
+    """The files, the choices, the warnings and the next commands."""
 
     folder: Path
     files: tuple[str, ...]
@@ -128,11 +128,11 @@ def design(table: Table, wish: Wish, *, look: bool = True) -> tuple[Case, Activi
     """
     excluded = {table.column(name, "--exclude").name for name in wish.exclude}
     if wish.name and wish.name != dns(wish.name):
-        raise ScaffoldError(f"--name {wish.name!r} names Kubernetes objects: write it as {dns(wish.name)!r}")
+        raise ScaffoldError(f"--name {wish.name!r} is used for Kubernetes objects: write it as {dns(wish.name)!r}")
     if wish.label_delay is not None and wish.label_known_at is not None:
-        raise ScaffoldError("--label-delay and --label-known-at say the same thing in two ways: give one of them")
+        raise ScaffoldError("--label-delay and --label-known-at exclude each other: give one of them")
     if wish.task is not None and wish.task not in config.kinds.names():
-        raise ScaffoldError(f"--task {wish.task!r} is none of {', '.join(config.kinds.names())}")
+        raise ScaffoldError(f"--task {wish.task!r} is unknown; write one of {', '.join(config.kinds.names())}")
     taken = {table.name}
     label = labels.label(table, wish.label, wish.positive, wish.task)
     keys = scaffold_columns.keys(table, wish.keys, taken)
@@ -197,8 +197,8 @@ def _delay(wish: Wish, known: scaffold_columns.Known | None, scale: Scale) -> tu
         return wish.label_delay, ()
     delay = timing.default_delay(scale)
     assumed = (
-        f"A label is taken to be known {timing.text(delay)} after its row's moment. If it takes longer, every "
-        "number here is too good: say so with --label-delay, or name the column that holds the time with "
+        f"A label is assumed to be known {timing.text(delay)} after its row's moment. If it takes longer, every "
+        "number here is too good: set it with --label-delay, or name the column that holds the time with "
         "--label-known-at"
     )
     return delay, (assumed,)
@@ -347,12 +347,12 @@ def _example(case: Case, table: Table, repo: Path) -> dict[str, Any]:
 def _warnings(case: Case, quality: Quality, leaks: Sequence[tuple[str, str]], advised: str) -> list[str]:
     found = [f"{column!r} {why}" for column, why in leaks]
     if found:
-        found[-1] += ". What is not known when a prediction is asked for must go: "
+        found[-1] += ". Remove columns that are not known at the time of a prediction: "
         found[-1] += f"init again with {advised}" if advised else "without it nothing is left to predict from"
     if case.event_id.doubles:
         found.append(
             f"{case.event_id.doubles:,} {'rows have' if case.event_id.doubles > 1 else 'row has'} the timestamp, keys "
-            "and inputs of another row; each counts as a prediction of its own. If the table was loaded twice, remove "
+            "and inputs of another row; each counts as a separate prediction. If the table was loaded twice, remove "
             "the second copy"
         )
     if case.known and case.known.early:

@@ -1,4 +1,4 @@
-"""Find the columns that know the label, before a model is praised for it."""
+"""Find columns that give away the label, before they make a model look too good."""
 # ruff: noqa: S608 - DuckDB binds no column names; they are quoted by sources.identifier.
 
 import re
@@ -18,10 +18,10 @@ _AFTERWARDS = re.compile(
 
 
 def find(table: Table, target: Label, maker: Maker, found: Sequence[Input]) -> list[tuple[str, str]]:
-    """Return the columns that seem to know the label, with the reason.
+    """Return the columns that seem to give away the label, with the reason.
 
-    A column is suspicious when it alone, or the fact that it is filled, knows the label of a sample of the rows,
-    or when its name says that it came after.
+    A column is suspicious if its value, or the fact that it has one, predicts the label in a sample of the rows, or if
+    its name says that it came after the label.
     """
     if not found:
         return []
@@ -37,5 +37,5 @@ def find(table: Table, target: Label, maker: Maker, found: Sequence[Input]) -> l
         if item.name in known:
             suspicious.append((item.column, known[item.name]))
         elif _AFTERWARDS.search(item.name) or (len(stem) > 3 and stem in item.name):
-            suspicious.append((item.column, "has the name of something that is known only with the label"))
+            suspicious.append((item.column, "has a name for something that is known only with the label"))
     return suspicious

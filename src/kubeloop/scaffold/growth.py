@@ -1,4 +1,4 @@
-"""Find the columns that only grow or only fall, such as an age or an odometer: they drift by themselves."""
+"""Find columns that only grow or only fall, such as an age or an odometer, since they always drift."""
 # ruff: noqa: S608 - DuckDB binds no column names; they are quoted by sources.identifier.
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class Growth:
         where = f" for each {self.key!r}" if self.key else ""
         return (
             f"{self.column!r} only {'grows' if self.grows else 'falls'}{where}, so sooner or later every window "
-            "counts as drifted, and the model meets values that it never saw. Make it a difference or a rate"
+            "counts as drifted, and the model gets values that it never saw. Make it a difference or a rate"
         )
 
 

@@ -13,7 +13,7 @@ from kubeloop.tasks.multiclass.settings import MOST_CLASSES
 LEAST_ROWS = 1000
 LEAST_OF_A_CLASS = 50
 MOST_NUMBERED = 10
-"""Whole numbers of a label that are taken for classes; more are taken for amounts."""
+"""A label with at most this many whole numbers has classes; one with more is an amount."""
 _POSITIVE = (
     *("1", "1.0", "true", "yes", "y", "t", "ja", "wahr", "oui", "vrai", "sí", "si", "verdadero", "sì", "vero"),
     *("sim", "verdadeiro", "waar"),
@@ -102,7 +102,7 @@ def label(table: Table, name: str, positive: str | None, task: str | None = None
     if found == "binary":
         return _binary(table, column, positive)
     if positive is not None:
-        raise ScaffoldError(f"--positive says what a binary task predicts; leave it out with --task {found}")
+        raise ScaffoldError(f"--positive is for a binary task; leave it out with --task {found}")
     return _classes(table, column) if found == "multiclass" else _number(table, column)
 
 
@@ -127,7 +127,7 @@ def _classes(table: Table, column: Column) -> Label:
     if len(counts) < 2 or len(counts) > MOST_CLASSES:
         raise ScaffoldError(
             f"the label {column.name!r} has {shown or 'no value'}, but a multiclass task needs 2 to {MOST_CLASSES} "
-            "classes. Join rare ones in a column of their own and name that one, or predict a number with "
+            "classes. Join rare ones in a new column and name that one, or predict a number with "
             "--task regression"
         )
     most, *others = counts.values()
@@ -190,7 +190,7 @@ def _counted(table: Table, column: Column, text: str, most: int) -> dict[str, in
     counts: dict[str, int] = dict(table.query(f"{listed} LIMIT {most + 1}"))
     if twice := _alike(counts):
         raise ScaffoldError(
-            f"the label {column.name!r} has {twice[0]!r} and {twice[1]!r}, which differ in case or spaces alone; write "
+            f"the label {column.name!r} has {twice[0]!r} and {twice[1]!r}, which differ only in case or spaces; write "
             "them the same way"
         )
     return counts
@@ -223,12 +223,12 @@ def _binary(table: Table, column: Column, positive: str | None) -> Label:
     ):
         rarer = min(counts, key=lambda value: counts[value])
         raise ScaffoldError(
-            f"the label {column.name!r} has the values {shown}; say which one is to be predicted, such as "
+            f"the label {column.name!r} has the values {shown}; choose the one to predict, such as "
             + option("positive", rarer)
         )
     chosen = positive if positive is not None else yes[0]
     if chosen not in counts:
-        raise ScaffoldError(f"--positive {chosen!r} is no value of the label {column.name!r}; it has {shown}")
+        raise ScaffoldError(f"--positive {chosen!r} is not a value of the label {column.name!r}; it has {shown}")
     others = [value for value in counts if value != chosen]
     negatives = sum(counts[value] for value in others)
     if min(counts[chosen], negatives) < LEAST_OF_A_CLASS:
@@ -272,8 +272,8 @@ def _not_binary(name: str, counts: dict[str, int], shown: str) -> str:
     enough = [value for value, count in counts.items() if LEAST_OF_A_CLASS <= count <= rows - LEAST_OF_A_CLASS]
     if 2 < len(counts) <= MOST_CLASSES and enough and rows >= LEAST_ROWS:
         return (
-            f"{begin}Predict one of them against all others, such as {option('positive', enough[-1])}, or which of "
-            "them it is with --task multiclass"
+            f"{begin}Predict one of them against all others, such as with {option('positive', enough[-1])}, or "
+            "predict all of them with --task multiclass"
         )
     return (
         f"{begin}Add a column that is 1 where what you want to predict happened and 0 where it did not, and name that "

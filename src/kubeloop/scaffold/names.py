@@ -1,4 +1,4 @@
-"""Names that Python, SQL, Feast and Kubernetes all take, made from whatever a table calls its columns."""
+"""Make names that Python, SQL, Feast and Kubernetes all accept from the names of a table's columns."""
 
 import builtins
 import keyword

@@ -43,7 +43,7 @@ class Case:
         moment: when it is predicted.
         event_id: the id of a prediction.
         keys: what histories are kept of; may be none.
-        inputs: what a client sends beside the keys.
+        inputs: fields that a client sends besides the keys.
         left: columns that are not used.
         calendar: `hour` and `weekday`, where they are features.
         timeline: of `scaffold_plan.timeline`.

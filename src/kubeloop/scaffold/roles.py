@@ -1,4 +1,4 @@
-"""The part each column plays: timestamp, key, id, an input of the model, or none; the label has `labels`."""
+"""Assign a role to each column: timestamp, key, ID, input of the model, or none; `labels` handles the label."""
 # ruff: noqa: S608 - DuckDB binds no column names; they are quoted by sources.identifier.
 
 from collections.abc import Collection, Sequence
@@ -109,8 +109,8 @@ def known(table: Table, name: str, target: Label, when: Moment) -> Known:
     at = quote(column.name)
     if column.kind != MOMENT:
         raise ScaffoldError(
-            f"--label-known-at {column.name!r} holds {column.kind}, but must say when: name a time, or say with "
-            "--date-format how it is written"
+            f"--label-known-at {column.name!r} holds {column.kind}, but must hold times: name another column, or give "
+            "the format with --date-format"
         )
     took = f"date_diff('second', {quote(when.column)}, {at})"
     ((labelled, early, usual, longest),) = table.query(
@@ -132,7 +132,7 @@ def moment(table: Table, name: str, taken: set[str]) -> Moment:
     """Check the timestamp; texts and numbers that are times are read as such from then on.
 
     Raises:
-        ReadingError: it is no time, or could be read in two ways.
+        ReadingError: it is not a time, or could be read in two ways.
         ScaffoldError: it is the same everywhere, or has stray values.
     """
     column = table.column(table.take_moment(name), "the timestamp")
@@ -143,8 +143,8 @@ def moment(table: Table, name: str, taken: set[str]) -> Moment:
     )
     if start == end:
         raise ScaffoldError(
-            f"every row has the same {column.name!r}, {start}; name the column that says when a prediction would have "
-            "been asked for. Without one there is no past to learn from and no future to replay"
+            f"every row has the same {column.name!r}, {start}; name the column with the moment of each prediction. "
+            "Without one there is no past to learn from and no future to replay"
         )
     if end - start > 3 * (late - early) and early < late:
         raise ScaffoldError(
@@ -173,7 +173,7 @@ def keys(table: Table, names: Sequence[str], taken: set[str]) -> list[Key]:
             without = f"{value} IS NOT NULL" + ("" if column.finite else f" AND isfinite({value})")
             ((kept,),) = table.query(f"SELECT count_if({without}) FROM {table.name}")
             raise ScaffoldError(
-                f"{_some(table.rows - kept)} no {column.name!r}, but every prediction is about one. "
+                f"{_some(table.rows - kept)} no {column.name!r}, but every prediction needs one. "
                 + (advice.where(table, without) or "Give them a value")
             )
         name = safe(column.name, taken | _ANSWERS)
@@ -192,7 +192,7 @@ def id_column(table: Table, roles: Collection[str], given: str | None) -> Column
     if given is not None:
         column = table.column(given, "the id")
         if not _unique(table, f"{identifier(column.name)}::VARCHAR"):
-            raise ScaffoldError(f"--id {column.name!r} is not unique, or missing in some rows; leave --id out")
+            raise ScaffoldError(f"--id {column.name!r} is not unique, or missing in some rows; leave out --id")
         return column
     for column in table.columns.values():
         likely = column.like_id and column.filled == table.rows and column.distinct > 0.9 * table.rows
@@ -305,9 +305,9 @@ def _judge(
         if later:
             hint = f". Does it say when the label became known? Then {option('label-known-at', column.name)}"
             always = hint if later == column.filled and not known else ""
-            return f"lies after the row's own moment in {later:,} rows, so it was not known then{always}"
+            return f"is later than the row's own moment in {later:,} rows, so it was not known then{always}"
         return "number", f"date_diff('second', {name}, {moment_sql}) / 86400.0", f"{column.name} age"
-    return f"has the type {column.kind}, which no feature is made of"
+    return f"has the type {column.kind}, which cannot be a feature"
 
 
 def _repeats(table: Table, column: Column) -> bool:

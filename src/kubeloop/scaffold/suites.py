@@ -27,7 +27,7 @@ class Runs:
 
     @classmethod
     def of(cls, activity: Activity, plan: Timeline) -> "Runs":
-        """Look at one run a drift window, from the first model to the end of the replay."""
+        """Look at one run per drift window, from the first model to the end of the replay."""
         raw, labelled, share = [], [], []
         as_of = plan.train_to
         while as_of <= plan.until:
@@ -75,7 +75,7 @@ def raw(
             bounds |= {"mostly": round(max(0.5, 0.98 - 2 * share), 3), "meta": {"rows": "keep"}}
     if unique is not None:
         suite.append({"expect_column_values_to_be_unique": {"column": unique}})
-    head = "# The table as it comes in. Drafted from its own data: read it once, then it is yours.\n"
+    head = "# Checks of the raw table. Drafted from its data: read them once, then they are yours.\n"
     return head + expectations.dump(suite)
 
 
@@ -101,7 +101,7 @@ def training(frame: "pd.DataFrame", runs: Runs, gap: str, first: datetime, label
             fresh["severity"] = "warning"
     # A row that came twice goes to the quarantine, a table that was loaded twice does not pass.
     suite.append({"expect_column_values_to_be_unique": {"column": "event_id", "mostly": 0.99}})
-    head = "# The training set: what every model learns from. A feature without a line is not checked.\n"
+    head = "# Checks of the training set, from which every model learns. A feature without a line is not checked.\n"
     return head + expectations.dump(suite)
 
 

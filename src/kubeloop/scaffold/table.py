@@ -1,4 +1,4 @@
-"""What a table holds: its columns, and which of them could be label, timestamp and key."""
+"""Read a user's table: its columns, and which of them could be label, timestamp and key."""
 # ruff: noqa: S608 - DuckDB binds no column names; they are quoted by sources.identifier.
 
 import re
@@ -36,7 +36,7 @@ _LIKE_LABEL = re.compile(
 
 
 class ScaffoldError(ConfigError):
-    """A table cannot become a use case as it is; the message says what to do."""
+    """A table cannot become a use case; the message says what to change."""
 
 
 @dataclass(frozen=True)
@@ -183,8 +183,8 @@ class Table:
         found = self.query(f"DESCRIBE {self.name}")
         if len(found) < 3:
             raise ScaffoldError(
-                f"{self.path} has the columns {quoted([row[0] for row in found])} alone, but a use case needs a label, "
-                "a timestamp and what to predict from; if the file has more, name what separates them with --delimiter"
+                f"{self.path} has only the columns {quoted([row[0] for row in found])}, but a use case needs a label, "
+                "a timestamp and inputs; if the file has more, give its field separator with --delimiter"
             )
         measures = ", ".join(_measures(name, kind) for name, kind, *_ in found)
         counts = self.query(f"SELECT count(*), {measures} FROM {self.name}")[0]
@@ -327,9 +327,7 @@ def _left_out(
         more = f", as {len(opened.ragged) - 1:,} more" if len(opened.ragged) > 1 else ""
         found.append(f"line {line} of {path.name} {why}{more}, and is left out: {text[:80]!r}")
     if gone := misfits.get(f"missing({moment})"):
-        found.append(
-            f"{gone[0]:,} row{'s have' if gone[0] > 1 else ' has'} no {moment!r}, and nobody knows when: left out"
-        )
+        found.append(f"{gone[0]:,} row{'s have' if gone[0] > 1 else ' has'} no {moment!r} and are left out")
     return found
 
 

@@ -1,4 +1,4 @@
-"""The settings that depend on how long, how dense and how predictable a table is: pure functions, all in one place."""
+"""Choose the settings that depend on a table's time span, density and predictability, with pure functions."""
 
 import math
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ _TRAINED, _JUDGED = 30, 20
 
 @dataclass(frozen=True)
 class Scale:
-    """How often histories are counted anew, over which spans, for tables that span at least `least`."""
+    """How often histories are counted, and over which spans, for tables that span at least `least`."""
 
     unit: str
     step: timedelta
@@ -232,8 +232,8 @@ def _train_to(activity: Activity, begin: datetime, until: datetime, chosen: Scal
             return moment
     classes = f", or fewer than {_TRAINED} of a class" if activity.classed else ""
     raise ScaffoldError(
-        f"the oldest 70 % of the time hold fewer than {2 * _HOLDOUT_ROWS} labelled rows{classes}, so that no first "
-        "model can be trained; add rows, or cut the empty beginning off the table"
+        f"the oldest 70 % of the time have fewer than {2 * _HOLDOUT_ROWS} labelled rows{classes}, so no first "
+        "model can be trained; add rows, or remove the empty beginning of the table"
     )
 
 
@@ -276,7 +276,7 @@ def _window(activity: Activity, start: datetime, until: datetime, chosen: Scale)
     """Return the shortest round drift window that holds enough rows, but no more than fit six times into the replay."""
     span = until - start
     fitting = [size for size in _NICE if chosen.step <= size <= span / _LEAST_WINDOWS] or [chosen.step]
-    # Habits of the week, or of the day, are no drift.
+    # Weekly or daily patterns are not drift.
     cycle = 7 * _DAY if chosen.step == _DAY else _DAY
     fitting = [size for size in fitting if not size % cycle] or fitting
     rows = activity.total("rows", start, until) / (span / _HOUR)

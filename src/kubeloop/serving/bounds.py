@@ -1,4 +1,4 @@
-"""How much of everything the clients of one process may have, and who goes first when it is too much."""
+"""Limit the resources that the clients of one process may use, and choose which client is dropped first."""
 
 import ctypes
 import logging

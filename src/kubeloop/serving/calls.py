@@ -1,4 +1,4 @@
-"""One inference call in the terms of the protocol that it came in; model server and transformer answer it alike.
+"""An inference call in the terms of its protocol; model server and transformer answer it in the same way.
 
 A service's `answer` is the one way to a prediction, whichever protocol asks: V2 with or without binary tensors and V1
 here, gRPC in `rpc`.

@@ -1,4 +1,4 @@
-"""Who may ask a service, before anything else looks at the request: `Guard` stands before each of our applications.
+"""Check who may call a service before anything else reads the request: `Guard` wraps each of our applications.
 
 On loopback every user of the machine and every web page in the owner's browser can send requests, so what listens there
 
@@ -115,7 +115,7 @@ class Guard:
             given = _only(headers, b"authorization").encode("latin-1")
             if not hmac.compare_digest(given, b"Bearer " + self._token):
                 return 401, (
-                    "this takes the token of whoever started the service, from the file `token` of the state folder: "
+                    "this needs the token of the user who started the service, from the state folder's file `token`: "
                     "Authorization: Bearer <token>"
                 )
         return None
@@ -134,7 +134,7 @@ class Guard:
         if origin is not None and urlsplit(origin.decode("latin-1")).netloc != host:
             return 403, "a web page of another site may not ask this service"
         if _has_body(headers) and not _declared(headers):
-            return 415, "say what the body is: Content-Type: application/json"
+            return 415, "name the type of the body: Content-Type: application/json"
         if len(self._hosts) < _HOSTS:
             self._hosts.add(_first(headers, b"host") or b"")
         return None

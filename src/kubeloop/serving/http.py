@@ -74,7 +74,7 @@ class Response:
     status: int = 200
     media: bytes = _JSON
     headers: tuple[tuple[bytes, bytes], ...] = ()
-    """What goes with it, beside its type and length."""
+    """Its headers besides type and length."""
 
 
 class Service(Protocol):

@@ -34,7 +34,7 @@ class MetricsPort:
             await self._app(scope, receive, send)
             return
         # What was not read of a body must not be taken for the next request.
-        message = f"this port answers GET {', '.join(SHOWN)} alone\n"
+        message = f"this port answers only GET {', '.join(SHOWN)}\n"
         await PlainTextResponse(message, 404, {"connection": "close"})(scope, receive, send)
 
     def at_once(self, post: Post) -> Any:
@@ -51,5 +51,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics-port",
         type=int,
-        help="a second port, which answers GET of metrics and health alone (default: none)",
+        help="a second port, which answers only GET of metrics and health (default: none)",
     )

@@ -111,7 +111,7 @@ def load(folder: str | Path, *, sha256: str | None = None, threads: int = 1, dev
         raise ModelError(f"cannot read {path}: {error.strerror}; --model-dir names a folder with model.onnx") from error
     digest = hashlib.sha256(content).hexdigest()
     if sha256 is not None and digest != sha256.lower():
-        raise ModelError(f"{path} has SHA-256 {digest}, not the demanded {sha256}; refusing to serve it")
+        raise ModelError(f"{path} has SHA-256 {digest}, not the requested {sha256}; refusing to serve it")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -185,7 +185,7 @@ def _check_card(path: Path, digest: str, inputs: Mapping[str, TensorSpec]) -> No
 
 
 def _warm_up(path: Path, session: onnxruntime.InferenceSession, inputs: Mapping[str, TensorSpec]) -> float:
-    """Run one row a few times, since the first call allocates, and return the fastest in seconds.
+    """Run a row several times, since the first call allocates, and return the fastest in seconds.
 
     Where inner dimensions are free, an example may not fit; then nothing is known of the time.
     """

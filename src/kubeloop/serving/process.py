@@ -114,7 +114,7 @@ class Server(uvicorn.Server):
         """Start listening and print `ready <url>`."""
         self._look()
         if self._metrics_port is not None:
-            # uvicorn closes what it listens on, whoever bound it.
+            # uvicorn closes its sockets, even those that it did not bind.
             own = sockets or [_bind(self._host, self.config.port)]
             sockets = [*own, _bind(self._host, self._metrics_port)]
         await super().startup(sockets)
@@ -197,7 +197,7 @@ def run(server: Server, sockets: list[socket.socket] | None = None) -> None:
 
 
 def log_to_stderr() -> None:
-    """Write one line an event to standard error; of libraries, only their warnings."""
+    """Write one line per event to standard error; from libraries, only warnings."""
     form = "%(asctime)s %(levelname)s %(name)s %(message)s"
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format=form)
     logging.getLogger("kubeloop").setLevel(logging.INFO)

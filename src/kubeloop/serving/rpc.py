@@ -1,4 +1,4 @@
-"""`inference.GRPCInferenceService` and gRPC's health service, beside the HTTP endpoints of an inference process.
+"""`inference.GRPCInferenceService` and gRPC's health service, next to the HTTP endpoints of an inference process.
 
 Every call ends in the service's `answer`, as one over HTTP does: the same limits, features, metrics and payload log.
 Imported only where `--grpc-port` is set: grpc takes memory that a pod without it can save.
@@ -224,7 +224,7 @@ class Call:
         try:
             self._message = INFERENCE["ModelInferRequest"].FromString(body)
         except DecodeError:
-            raise ProtocolError("the request is no inference.ModelInferRequest") from None
+            raise ProtocolError("the request is not an inference.ModelInferRequest") from None
         self.size = len(body)
         self.version: str | None = self._message.model_version or None
         self.model: str = self._message.model_name

@@ -41,7 +41,7 @@ _WAITING_BODIES = 16
 _SHOWN_BYTES = 500
 """Of a predictor's refusal that does not say `error`."""
 _OVERHEAD = 16 * 1024
-"""Memory of a request beside its body, rounded up."""
+"""Memory of a request besides its body, rounded up."""
 
 
 class Field(Protocol):
@@ -66,7 +66,7 @@ class FeatureSource(Protocol):
         """What the model takes: FP32 or BYTES."""
 
     def read(self, columns: dict[str, list[Any]], at: datetime) -> Mapping[str, Sequence[Any]]:
-        """Return one column a feature, in the order of the rows asked for; called from several threads.
+        """Return one column per feature, in the order of the requested rows; called from several threads.
 
         Args:
             columns: one list of n values a field; floats are None where missing.

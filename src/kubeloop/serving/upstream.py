@@ -194,7 +194,7 @@ class _Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if self._waiter is None or self._waiter.done():
-            raise UpstreamError("an answer that nobody asked for")
+            raise UpstreamError("an answer without a request")
         self._headers, self._chunks = [], []
 
     def on_header(self, name: bytes, value: bytes) -> None:

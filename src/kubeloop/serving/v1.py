@@ -52,7 +52,7 @@ def encode(outputs: Mapping[str, Array]) -> bytes:
         columns = [array.tolist() for array in outputs.values()]
         predictions = [dict(zip(outputs, row, strict=True)) for row in zip(*columns, strict=True)]
     else:
-        raise ProtocolError("the model's outputs do not have one value a row, which V1 cannot say; use V2")
+        raise ProtocolError("the model's outputs do not have one value per row, which V1 needs; use V2")
     return orjson.dumps({"predictions": predictions}, option=orjson.OPT_SERIALIZE_NUMPY)
 
 

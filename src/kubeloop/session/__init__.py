@@ -1,1 +1,1 @@
-"""One `kubeloop run` on one machine, and those who talk to it."""
+"""One `kubeloop run` on one machine, and its clients."""

@@ -1,4 +1,4 @@
-"""A client of the inference service: rows in, answers out, over the Open Inference Protocol."""
+"""Ask the inference service for predictions over the Open Inference Protocol."""
 
 import json
 from datetime import datetime
@@ -14,7 +14,7 @@ from kubeloop.monitoring.store import Store
 
 
 class RequestError(KubeloopError):
-    """The rows or the service's answer are not right; the message says what is expected."""
+    """The rows or the service's answer are wrong; the message says what is expected."""
 
     lasting = True
 
@@ -51,7 +51,7 @@ def predict(loop: Loop, settings: Settings, text: str, at: str | None = None) ->
         raise RequestError(f"the rows are not valid JSON: {error}") from error
     rows = given if isinstance(given, list) else [given]
     if not rows or not all(isinstance(row, dict) for row in rows):
-        raise RequestError("write one JSON object, or a list of objects, one a prediction")
+        raise RequestError("write one JSON object per prediction, or a list of objects")
     with httpx.Client(timeout=30) as http:
         try:
             told = http.get(base)
@@ -74,11 +74,11 @@ def predict(loop: Loop, settings: Settings, text: str, at: str | None = None) ->
         except httpx.HTTPError as error:
             raise SilentError(f"the inference service does not answer: {error}") from error
     if answer.status_code != 200:
-        raise RequestError(f"the inference service says: {answer.json().get('error', answer.text)}")
+        raise RequestError(f"the inference service answers: {answer.json().get('error', answer.text)}")
     content = answer.json()
     note = None
     if at and now and instant(at) < now:
-        note = f"features that became known after --at are missing; the online store stands at {now:%Y-%m-%d %H:%M} UTC"
+        note = f"features that became known after --at are missing; the online store is at {now:%Y-%m-%d %H:%M} UTC"
     outputs = {item["name"]: _rows(item["data"], len(rows)) for item in content["outputs"]}
     return {**outputs, "version": content.get("model_version"), "note": note}
 
@@ -110,8 +110,8 @@ def _moment(loop: Loop, settings: Settings, at: str | None, now: datetime | None
         return now.isoformat()
     if instant(at) > now and not _over(loop, settings):
         raise RequestError(
-            f"the replay stands at {now:%Y-%m-%d %H:%M} UTC, and a prediction for a later moment would end its windows "
-            "early; leave --at out, or let `kubeloop run` go on first"
+            f"the replay is at {now:%Y-%m-%d %H:%M} UTC, and a prediction for a later moment would end its windows "
+            "early; leave out --at, or let `kubeloop run` continue first"
         )
     return at
 

@@ -1,9 +1,10 @@
-"""What a run keeps over its sessions beside the logs and stores: above all, what its clients were answered.
+"""Counts of a run across its sessions: above all, the answers that its clients got.
 
-Every answer is noted as it arrives, in a file that is only appended to. A session that ends by itself adds its notes
-up. One that was cut off is settled when the next begins: what the log holds and the clients did not note counts as
-served, since they were stopped between answer and note; what they noted and the log lacks died with the services, and
-counts as dropped. Both count as `uncertain`: only for the others do log and clients count independently.
+Every answer is noted when it arrives, in a file that is only appended to. A session that ends normally adds up its
+notes. A session that was killed is settled when the next one begins. A prediction that is in the log but was not noted
+counts as served, since the client was stopped before its note. A prediction that was noted but is not in the log was
+lost with the services and counts as dropped. Both count as `uncertain`: for the others, log and clients count
+independently.
 """
 
 import json
@@ -30,7 +31,7 @@ _FRESH = {
 
 @dataclass
 class Memory:
-    """The counts of `session.json`, and the notes of the session under way beside it.
+    """The counts of `session.json`, and the notes of the current session in a file next to it.
 
     Counts are of predictions: `served` those the clients got, `errors` those they got an error for, `dropped` those
     that the payload log is known to lack, `uncertain` those that were settled after a session was cut off.

@@ -1,7 +1,7 @@
-"""The world around the loop: clients that ask for predictions, labels that arrive later, and the clock.
+"""Simulate the world around the loop: clients that request predictions, labels that arrive later, and the clock.
 
-The payload log is the replay's memory. An event whose prediction is in the log was asked for, a label in
-the log was delivered; what is missing is sent, so a replay that was cut off goes on where it stopped.
+The payload log is the replay's memory. A prediction in the log was requested, and a label in the log was delivered;
+the missing ones are sent, so a replay that was killed continues where it stopped.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ _END_S = 15.0
 
 
 class ReplayError(KubeloopError):
-    """The replay cannot go on; the message says why."""
+    """The replay cannot continue; the message says why."""
 
     lasting = False
 

@@ -1,4 +1,4 @@
-"""Ask the trigger for a pipeline run, and follow the run step by step."""
+"""Request a pipeline run from the trigger, and follow it step by step."""
 
 import itertools
 import re
@@ -26,7 +26,7 @@ NOBODY: Mapping[str, str] = {}
 
 
 class RunError(KubeloopError):
-    """The trigger starts no run; the message says why."""
+    """The trigger does not start the run; the message says why."""
 
     lasting = False
 
@@ -36,8 +36,8 @@ def request(
 ) -> str:
     """Ask the trigger for one run of an episode, and return the run's name.
 
-    Asking again finds the same run. Where that one failed, or none was started because another was active, what stood
-    in its way may be mended or over by now: then it is asked for anew, as the episode's next request.
+    A repeated request finds the same run. If that run failed, or was refused because another one was active, a new run
+    is requested, as the episode's next request.
 
     Args:
         trigger: URL of the trigger.
@@ -56,7 +56,7 @@ def request(
         name = decision["run_name"]
         if not decision["duplicate"]:
             if not name:
-                raise RunError(f"the trigger starts no run: {decision['reason']}")
+                raise RunError(f"the trigger does not start a run: {decision['reason']}")
             return str(name)
         if name and record(trigger, name)["outcome"] != "failed":
             return str(name)

@@ -1,4 +1,4 @@
-"""Retrain by hand: one run of the training pipeline, through the ledger like any other."""
+"""Retrain by hand: run the training pipeline once, through the ledger like every run."""
 
 import contextlib
 import hashlib
@@ -24,15 +24,15 @@ def run(
 ) -> dict[str, Any]:
     """Run the training pipeline once, through the ledger, and return the run's record.
 
-    The same moment, data, features, configuration and reason are one run: asked for again, the one that goes on is
-    followed, and a verdict is told again. A run that failed is started anew.
+    The same moment, data, features, configuration and reason are one run: a repeated request follows the running one,
+    or reports its verdict again. A failed run is started again.
 
     It uses the services that are up, or starts them for the time of the run.
 
     Args:
         loop: the use case.
         settings: the place.
-        environment: variables for the services, beside the settings.
+        environment: variables for the services, besides the settings.
         say: is told what happens.
         reason: kept with the version.
         as_of: moment whose knowledge to use, ISO 8601; the newest label in the raw data when left out.
@@ -52,7 +52,7 @@ def run(
             trigger, check = own.url("trigger"), own.check
         name = requests.request(trigger, loop, episode, moment, reason, access.header(settings.token_file))
         if requests.record(trigger, name)["outcome"]:
-            say(f"Run {name} has answered this already: nothing changed since. Another --reason makes another run.")
+            say(f"Run {name} has already decided this, and nothing has changed. Give another --reason for a new run.")
         else:
             say(f"Run {name} with what was known on {moment:%Y-%m-%d %H:%M}.")
         return requests.follow(settings, trigger, name, say, check)

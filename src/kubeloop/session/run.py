@@ -1,7 +1,7 @@
-"""One `kubeloop run`: raw data, services, the first model, the replay, and what came of it.
+"""One `kubeloop run`: raw data, services, the first model, the replay, and the summary.
 
-Everything it does can be interrupted and done again: raw data and feature tables are kept, the first model
-and every retraining go through the ledger, and the payload log says what was replayed.
+Every part can be interrupted and repeated: raw data and feature tables are kept, the first model and every retraining
+go through the ledger, and the payload log says what was replayed.
 """
 
 import asyncio
@@ -84,7 +84,7 @@ def run(
     Args:
         loop: the use case.
         settings: the place.
-        environment: variables for the services, beside the settings.
+        environment: variables for the services, besides the settings.
         observer: is told what happens.
         plan: what to replay.
         fresh: forget everything of earlier runs first.
@@ -126,7 +126,7 @@ def prepare(loop: Loop, settings: Settings, say: Callable[[str], None]) -> None:
     state = f"{settings.features} {stages.digest(settings.raw)} {stages.digest(repo)}"
     say("Raw data: " + ", ".join(f"{rows:,} {name}" for name, rows in counts.items()) + ".")
     if broken := kept.changed(settings.features):
-        say(f"Feature tables: {', '.join(broken)} in {settings.features} were damaged or missing and are made again.")
+        say(f"Feature tables: {', '.join(broken)} in {settings.features} were damaged or missing and are built again.")
         for name in broken:
             (settings.features / name).unlink(missing_ok=True)
     if broken or not mark.is_file() or mark.read_text() != state:
@@ -189,10 +189,10 @@ def _remember(settings: Settings, plan: Plan) -> Memory:
     """
     memory = Memory.open(settings, fast=plan.fast)
     if not memory.known:
-        raise SessionError("the kept state is of an older kubeloop; add --fresh to start over")
+        raise SessionError("the state was written by an older kubeloop; add --fresh to start over")
     if memory.content["fast"] != plan.fast:
         kept, asked = ("the full replay", "--fast") if plan.fast else ("--fast", "the full replay")
-        raise SessionError(f"the kept state is of {kept}, not of {asked}; add --fresh to start over")
+        raise SessionError(f"the state is from {kept}, not from {asked}; add --fresh to start over")
     return memory
 
 
@@ -207,7 +207,7 @@ def _replay(loop: Loop, settings: Settings, services: Services, observer: Observ
     known = table.read(port.of(loop), settings, loop.name)
     sent = Sent(frozenset(known.event_ids), frozenset(known.labelled))
     if sent.predictions:
-        observer.say(f"Going on after {len(sent.predictions):,} predictions of an earlier session.")
+        observer.say(f"Continuing after {len(sent.predictions):,} predictions of an earlier session.")
     repo = settings.home / loop.features.repo
     moments = features.moments(repo, settings.raw, start=plan.train_to, end=plan.until)
     chosen = drawn(moments, plan.sample, plan.seed)
@@ -236,7 +236,7 @@ def _replay(loop: Loop, settings: Settings, services: Services, observer: Observ
     replay = Replay(loop, events, addresses, materializer.advance, sent, report, note)
     uncertain = memory.begin(_among(sent.predictions, events["event_id"]))
     if uncertain:
-        observer.say(f"The last session was cut off: {uncertain:,} of its predictions were settled by the log.")
+        observer.say(f"The last session was killed: {uncertain:,} of its predictions were settled from the log.")
     started = time.monotonic()
     progress = asyncio.run(replay.run())
     # The replay has waited until the node's queue was empty: all that will be dropped was dropped.
@@ -340,7 +340,7 @@ def _end_runs(settings: Settings, say: Callable[[str], None]) -> None:
     left = [name for name in names if _at_work(runner, name)]
     if not left:
         return
-    say(f"Ending {', '.join(left)}, which an earlier session left at work.")
+    say(f"Ending {', '.join(left)}, which an earlier session left running.")
     runner.stop()
     deadline = time.monotonic() + _END_S
     while left := [name for name in left if _at_work(runner, name)]:

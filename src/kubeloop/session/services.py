@@ -1,4 +1,4 @@
-"""The services of one machine: start them as processes, know their addresses, end them together."""
+"""The services of one machine: start them as processes, record their addresses, and end them together."""
 
 import contextlib
 import fcntl
@@ -56,7 +56,7 @@ class Services:
     Args:
         loop: the use case.
         settings: the place.
-        environment: variables for the services, beside the settings.
+        environment: variables for the services, besides the settings.
         say: is told that the services drain.
     """
 
@@ -96,7 +96,9 @@ class Services:
             if kind is KeyboardInterrupt and self._running:
                 # A terminal that was closed takes no text any more.
                 with contextlib.suppress(OSError):
-                    self._say("Draining: what was begun is answered and written down. Ctrl-C again ends all at once.")
+                    self._say(
+                        "Draining: open requests are answered and logged. Press Ctrl-C again to end everything at once."
+                    )
             # Who asks ends before who answers: a run may be at the node, and the node's queue goes to the collector.
             last = [name for name in _LAST if name in self._running]
             for names in ([name for name in self._running if name not in last], *([name] for name in last)):
@@ -121,7 +123,7 @@ class Services:
 
     @property
     def login(self) -> dict[str, str]:
-        """The header that a service wants from whoever changes something."""
+        """The header that a service requires for changes."""
         return access.bearer(self._token)
 
     def post(self, name: str, path: str, json: Any = None) -> None:
@@ -137,7 +139,7 @@ class Services:
             ).raise_for_status()
         except httpx.HTTPError as error:
             raise ServiceError(
-                f"the {name} does not do what it was told ({error}); its log is in the logs folder"
+                f"the {name} did not carry out a request ({error}); its log is in the logs folder"
             ) from error
 
     def start_all(self, origin: str) -> None:
@@ -266,7 +268,7 @@ class _Signals:
         self._before: dict[signal.Signals, Any] = {}
 
     def take(self) -> None:
-        """Make them KeyboardInterrupt; one that whoever started the program ignores, as nohup does, stays ignored."""
+        """Make them KeyboardInterrupt; one that was ignored at the start, as with nohup, stays ignored."""
         if threading.current_thread() is not threading.main_thread():
             return
         self._before = {number: signal.getsignal(number) for number in _ENDING}

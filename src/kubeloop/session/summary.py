@@ -1,4 +1,4 @@
-"""What came of a run, as plain values for a machine, a report or a test to read."""
+"""The summary of a run, as plain values for a machine, a report or a test."""
 
 import json
 from collections.abc import Mapping
@@ -121,8 +121,8 @@ def _why_not(version: registry.Version, verdict: Mapping[str, Any], run: Run | N
     if not verdict.get("promote"):
         return verdict.get("reason")
     if proposal := version.tags.get("kubeloop.proposal"):
-        return f"proposed as {proposal}; it is promoted once the branch names it"
-    return run.detail if run and run.outcome else "passed the gate and is not served yet"
+        return f"proposed as {proposal}; it is promoted when the branch names it"
+    return run.detail if run and run.outcome else "passed the gate but is not served yet"
 
 
 def _quality(loop: Loop, known: table.Log, versions: list[registry.Version]) -> dict[str, Any]:

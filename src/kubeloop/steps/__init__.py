@@ -1,1 +1,1 @@
-"""The steps of the pipelines, as functions over files: what a component calls, nothing of kfp."""
+"""The steps of the pipelines as functions over files, which the components call; no kfp here."""

@@ -1,4 +1,4 @@
-"""The steps of the pipelines beside training: bring the online store forward, score a batch, judge missed windows."""
+"""The steps of the other pipelines: update the online store, score a batch, judge missed windows."""
 
 import logging
 from datetime import datetime
@@ -54,7 +54,7 @@ def score(loop: Loop, settings: Settings, raw: Path, as_of: datetime, since: str
         raw: folder of validated raw tables.
         as_of: end of the span, exclusive.
         since: length of the span, such as `1d`.
-        out: Parquet file: event_id, event_timestamp, what the model answers, version; one row an event.
+        out: Parquet file: event_id, event_timestamp, the model's answer, version; one row per event.
 
     Raises:
         StageError: there is no champion yet, or no event in the span.
@@ -72,7 +72,7 @@ def score(loop: Loop, settings: Settings, raw: Path, as_of: datetime, since: str
     repo = settings.home / loop.features.repo
     rows = features.events(repo, raw, start=start, end=as_of)
     if not rows.num_rows:
-        raise StageError(f"no event lies between {start.isoformat()} and {as_of.isoformat()}; score a longer span")
+        raise StageError(f"there is no event between {start.isoformat()} and {as_of.isoformat()}; score a longer span")
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         features.build(repo, raw, Path(scratch))
         # A version reads the features that it was trained on.

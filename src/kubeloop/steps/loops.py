@@ -1,6 +1,6 @@
-"""The use case of a run, passed by reference: `begin-run` keeps it once under its digest, every later step reads it.
+"""Pass the use case of a run by reference: `begin-run` stores it once under its digest, and later steps read it.
 
-As text it would stand several times in the status of every step that Argo holds in one object of one megabyte.
+As text it would occur several times in every step's status, which Argo stores in one object of one megabyte.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ _NAMED = 5
 
 
 class LoopError(KubeloopError):
-    """The use case of a run is not where its reference says; a new run keeps it again."""
+    """The use case of a run is not at its reference; a new run stores it again."""
 
     lasting = True
 
 
 def keep(loop: Loop, settings: Settings) -> str:
-    """Keep a use case with all its defaults, and return the reference to it.
+    """Store a use case with all its defaults, and return the reference to it.
 
     It lies in the bucket where there is one, and otherwise in the state folder. Texts that mean the same have one
     reference, so that what was cached for one is found for the other.
@@ -69,9 +69,9 @@ def read(text: str, settings: Settings) -> Loop:
         path = settings.state / name
         content, place = path.read_bytes() if path.is_file() else None, str(path)
     if content is None:
-        raise LoopError(f"the use case of this run is no longer at {place}; start a new run, which keeps it again")
+        raise LoopError(f"the use case of this run is no longer at {place}; start a new run, which stores it again")
     if hashlib.sha256(content).hexdigest() != match[1]:
-        raise LoopError(f"{place} was changed after the run began; start a new run, which keeps it again")
+        raise LoopError(f"{place} was changed after the run began; start a new run, which stores it again")
     return Loop.parse(content.decode())
 
 

@@ -1,4 +1,4 @@
-"""What becomes of a model that was trained: compared with the champion, registered, served, made the champion."""
+"""Compare a trained model with the champion, register it, serve it, and make it the champion."""
 
 import json
 import logging
@@ -143,7 +143,7 @@ def current_champion(loop: Loop, settings: Settings) -> "Version | None":
 def promoted(version: "Version") -> bool:
     """Return whether a version has ever been the champion: deployed, and the alias moved.
 
-    The gate's word (`kubeloop.promoted`) is no proof: a version may not have become ready, or wait for a review.
+    The gate's word (`kubeloop.promoted`) is not a proof: a version may not have become ready, or wait for a review.
     """
     from kubeloop.models import registry
 
@@ -214,7 +214,7 @@ def _tell(loop: Loop, settings: Settings, model: Path, verdict: str, run: str, v
 def deploy(loop: Loop, settings: Settings, version: str) -> "Applied":
     """Serve a registered version and, once it answers, make it the champion.
 
-    The alias moves last: whoever reads it finds a model that serves. A version that waits for a review does not, and
+    The alias moves last, so that it always names a model that serves. A version that waits for a review does not, and
     stays the challenger.
 
     Raises:
@@ -243,7 +243,7 @@ def deploy(loop: Loop, settings: Settings, version: str) -> "Applied":
 
 
 def resume(loop: Loop, settings: Settings, champion: "Version") -> "Applied":
-    """Serve a champion anew, with the features it was trained on, and keep where that is.
+    """Serve a champion again, with the features that it was trained on, and record its address.
 
     Its features stay its own also where loop.yaml names a newer feature service by now.
 
@@ -260,7 +260,7 @@ def resume(loop: Loop, settings: Settings, champion: "Version") -> "Applied":
 
 
 def serve(loop: Loop, settings: Settings, version: "Version") -> "Applied":
-    """Apply the InferenceService of a version and wait until it answers; by GitOps it may be proposed only.
+    """Apply the InferenceService of a version and wait until it answers; with GitOps this may only open a proposal.
 
     Raises:
         DeliveryError: the version does not become ready.

@@ -1,4 +1,4 @@
-"""The steps from raw data to an evaluated model, as functions over files: what a component calls, nothing of kfp.
+"""The steps from raw data to an evaluated model as functions over files, which the components call; no kfp here.
 
 Each reads and writes only the paths it is given and the services that `Settings` names, so that a step
 can be repeated after an interruption and cached by its inputs.
@@ -36,7 +36,7 @@ TRAINING_SET = "training"
 
 
 class StageError(KubeloopError):
-    """A step cannot go on; the message says what to change."""
+    """A step cannot continue; the message says what to change."""
 
     lasting = True
 
@@ -81,7 +81,7 @@ def begin(settings: Settings, loop: str, as_of: str, run: str, job: str) -> Begu
     """
     if not run and not job:
         # What is cached for no name would be found by every such run.
-        raise StageError("the run has no name, as one of a recurring run with a fixed version: use `kubeloop schedule`")
+        raise StageError("the run has no name, like a recurring run with a fixed version: use `kubeloop schedule`")
     moment = past(as_of) if as_of else datetime.now(UTC)
     snapshot = digest(settings.raw) if sources.tables(settings.raw) else ""
     known = loops.read(loop, settings)
@@ -191,7 +191,7 @@ def build_features(loop: Loop, settings: Settings, raw: Path, as_of: datetime, o
         settings: where the feature repo is.
         raw: folder of validated raw tables.
         as_of: the run's moment.
-        out: Parquet file of the training set; the feature tables lie beside it while they are needed.
+        out: Parquet file of the training set; the feature tables are next to it while they are needed.
 
     Raises:
         StageError: no event of the window has a label yet.
@@ -310,7 +310,7 @@ def slice_columns(frame: "pd.DataFrame", names: Sequence[str]) -> dict[str, Any]
     """Return the columns that a model is judged by slice of.
 
     Raises:
-        StageError: one of them is no feature.
+        StageError: one of them is not a feature.
     """
     missing = [name for name in names if name not in frame]
     if missing:

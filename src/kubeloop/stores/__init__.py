@@ -1,1 +1,1 @@
-"""Where things are kept: files, a bucket, a database."""
+"""Storage: files, a bucket, a database."""

@@ -1,7 +1,7 @@
-"""Objects in an S3 store: small reads and writes, and folders of files that never change once they are there.
+"""Objects in an S3 store: small reads and writes, and folders of files that never change once they are written.
 
-An installation owns its bucket. The object `owner.json` names it, and whoever opens the bucket under another name is
-refused before it reads or writes anything else: two payload logs in one place would remove each other's segments.
+An installation owns its bucket. The object `owner.json` names the owner. An installation with another name is refused
+before it reads or writes anything else, since two payload logs in one place would remove each other's segments.
 """
 
 import json
@@ -28,19 +28,19 @@ _ATTEMPTS = 2
 
 
 class BucketError(KubeloopError, OSError):
-    """The store does not answer, or refuses; asking again later may help."""
+    """The store does not answer, or refuses; a later attempt may succeed."""
 
     lasting = False
 
 
 class OwnerError(BucketError):
-    """The bucket is another installation's, until a person says otherwise."""
+    """The bucket belongs to another installation, until a person changes that."""
 
     lasting = True
 
 
 class Owner(NamedTuple):
-    """Whose the bucket is.
+    """The owner of the bucket.
 
     Attributes:
         name: the installation's, see `Settings.owner`.
@@ -120,8 +120,8 @@ class Bucket:
         found = self.marked()
         if found and self.owner not in ("", found.name):
             raise OwnerError(
-                f"s3://{self.root} belongs to the installation {found.name}, and this is {self.owner}: give this one a "
-                f"bucket or prefix of its own, or, if it replaces the other, delete {OWNER} there"
+                f"s3://{self.root} belongs to the installation {found.name}, but this one is {self.owner}: give it its "
+                f"own bucket or prefix or, if it replaces the other one, delete {OWNER} there"
             )
         return found
 
@@ -140,7 +140,7 @@ class Bucket:
             return Owner(str(found["name"]), str(found.get("log", "")), str(found.get("beat", "")))
         except (ValueError, KeyError, TypeError, AttributeError):
             raise OwnerError(
-                f"s3://{self.root}/{OWNER} says nothing that can be read; delete it if nobody else uses this bucket"
+                f"s3://{self.root}/{OWNER} cannot be read; delete it if no other installation uses this bucket"
             ) from None
 
     def claim(self, owner: Owner) -> Owner | None:
@@ -161,7 +161,7 @@ class Bucket:
         """Open what `KUBELOOP_BUCKET` names; nothing is sent yet.
 
         Raises:
-            ConfigError: it names no s3:// address.
+            ConfigError: it is not an s3:// address.
         """
         url = urlsplit(settings.bucket)
         if url.scheme != "s3" or not url.netloc:

@@ -1,4 +1,4 @@
-"""What the stores on SQLAlchemy share: moments in UTC, tables that replicas make together, and their versions."""
+"""Common parts of the SQLAlchemy stores: moments in UTC, creating tables from several replicas, schema versions."""
 
 import logging
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ class AwayError(KubeloopError):
 
 @contextmanager
 def answering(whose: str, variable: str) -> Iterator[None]:
-    """Say in one sentence that a database does not answer: whose it is, and the variable that names it."""
+    """Explain in one sentence that a database does not answer, with its owner and the variable that names it."""
     try:
         yield
     except OperationalError as error:

@@ -1,6 +1,6 @@
-"""What the state folder holds, and its small files, which carry a checksum that finds a flipped bit.
+"""The files of the state folder; small ones have a checksum that finds a flipped bit.
 
-A file without a checksum was written by hand or by an older kubeloop, and is taken as it is.
+A file without a checksum was written by hand or by an older kubeloop, and is read without a check.
 """
 
 import contextlib
@@ -34,14 +34,14 @@ class Kind(NamedTuple):
         what: they are, and who writes them.
         advice: what to do when one is damaged or missing.
         grows: it is written in place, so it must be writable; others are replaced whole.
-        beside: where there are files of this pattern, one of this kind is missing if there is none.
+        sibling: where there are files of this pattern, one of this kind is missing if there is none.
     """
 
     pattern: str
     what: str
     advice: str
     grows: bool = False
-    beside: str = ""
+    sibling: str = ""
 
 
 _RESTORE = "restore it from a backup, or start over with `kubeloop run --fresh`"
@@ -54,34 +54,36 @@ KINDS = (
     Kind("ledger.db", "drift events and runs, of the trigger", _RESTORE, True, "runs/*/attempt.json"),
     Kind("monitor.db", "windows, verdicts and episodes, of the monitor", _RESTORE, True, "payloads/events-*.parquet"),
     Kind("mlflow.db", "model versions and their runs, of MLflow", _RESTORE, True, "mlartifacts/*"),
-    Kind("session.json", "what the clients of the replay were answered", _RESTORE, beside="summary.json"),
-    Kind("answers-*.jsonl", "the same, of the session under way", _RESTORE, True),
+    Kind("session.json", "the answers that the replay's clients got", _RESTORE, sibling="summary.json"),
+    Kind("answers-*.jsonl", "the same, of the current session", _RESTORE, True),
     Kind("summary.json", "what came of the last run", "remove it; the next `kubeloop run` writes it again"),
     Kind("report.html", "the report", "remove it; `kubeloop report` writes it again"),
-    Kind("services.json", "addresses of the services that are up", "remove it; `kubeloop serve` writes it again"),
-    Kind("token", "what those services ask for", "remove it; `kubeloop serve` writes it again"),
-    Kind("loops/*.json", "the use case of a run, under its digest", "remove it; a new run keeps it again"),
-    Kind("raw/**", "raw tables, and what they were taken from", AGAIN),
-    Kind("features/materialized-to", "where the online store stands, of the replay", AGAIN),
+    Kind("services.json", "addresses of the running services", "remove it; `kubeloop serve` writes it again"),
+    Kind("token", "token of those services", "remove it; `kubeloop serve` writes it again"),
+    Kind("loops/*.json", "the use case of a run, under its digest", "remove it; a new run writes it again"),
+    Kind("raw/**", "raw tables, and their sources", AGAIN),
+    Kind("features/materialized-to", "position of the online store, of the replay", AGAIN),
     Kind("features/*.db", "Feast's registry and online store", AGAIN, True),
-    Kind("features/*", "feature tables, and what they were built from", AGAIN),
+    Kind("features/*", "feature tables, and their sources", AGAIN),
     Kind("payloads/events-*.parquet", "the payload log, of the collector", "restore it from a backup, or move it out"),
-    Kind("payloads/wal-*.log", "the collector's write-ahead file", "start the collector: it keeps what is whole"),
-    Kind("payloads/wal-*.damaged", "one of which nothing could be read", "remove it once nobody wants to look"),
+    Kind(
+        "payloads/wal-*.log", "the collector's write-ahead file", "start the collector: it keeps the undamaged events"
+    ),
+    Kind("payloads/wal-*.damaged", "a write-ahead file that could not be read", "remove it when nobody needs it"),
     Kind("payloads/*.seq", "marks between collector, mirror and monitor", "remove it; it is written again"),
     Kind("payloads/ahead-of-now.jsonl", "events from a clock that is ahead, of the monitor", "remove it", True),
-    Kind("manifests/**.yaml", "what the node serves, and what it served last", AGAIN),
+    Kind("manifests/**.yaml", "current and last manifests of the node", AGAIN),
     Kind("mlartifacts/*/artifacts/model/**", "a model version, of MLflow", _MODEL),
     Kind("mlartifacts/**", "figures and reports of a version", _MODEL),
-    Kind("models/**", "model versions fetched from an MLflow elsewhere", "remove its folder; it is fetched again"),
+    Kind("models/**", "model versions fetched from another MLflow", "remove its folder; it is fetched again"),
     Kind("backtest/result.json", "what came of the last backtest", "remove it; `kubeloop backtest` writes it again"),
-    Kind("backtest/lock", "held while a backtest is under way", "remove it while none is under way", True),
+    Kind("backtest/lock", "held while a backtest runs", "remove it while none runs", True),
     Kind("backtest/**", "models and verdicts of backtests", "remove the folder; `kubeloop backtest` makes it again"),
     Kind("runs/*/*.json", "a pipeline run's attempt and report", "remove the run's folder; a new attempt makes it"),
     Kind("runs/*/*", "a pipeline run's log and lock", "remove it", True),
     Kind("services.lock", "held while services are up", "remove it while none is up", True),
     Kind("payloads/collector.lock", "held while the collector is up", "remove it while none is up", True),
-    Kind("runs/lock", "held while a run is started or looked up", "remove it while none is under way", True),
+    Kind("runs/lock", "held while a run is started or looked up", "remove it while none runs", True),
     Kind("logs/*", "logs of services", "remove it", True),
     Kind("pipeline-cache/**", "which steps of runs are done, of kfp", _STEPS),
     Kind("pipeline/**", "outputs of the steps of runs, of kfp", _STEPS),

@@ -1,4 +1,4 @@
-"""The port behind which every kind of task lies, as far as monitor, gates and report need it.
+"""The port of every kind of task, as monitor, gates and report need it.
 
 *Cases* get *answers* from a candidate, and their *truths* arrive later. A *metric* compares both; it has a weighted
 form, so that blocks of time can be resampled, and an interval. What makes candidates is the kind's `maker`, which
@@ -64,7 +64,7 @@ class Metric:
     pooled: Callable[[Sequence[tuple[float, int, int]]], Estimate] | None = None
 
     def value(self, y: Floats, p: Floats) -> float:
-        """Return the metric of all rows alike."""
+        """Return the metric with the same weight for all rows."""
         if self.plain is not None:
             return self.plain(y, p)
         return float(self.prepare(y, p)(np.ones((1, len(y))))[0])
@@ -133,7 +133,7 @@ class Task(ABC):
         """Return one label, as a client sends it, as the number that truths hold.
 
         Raises:
-            ValueError: it is no label of this task; the message says what one is.
+            ValueError: it is not a label of this task; the message says what one is.
         """
 
     @abstractmethod
@@ -162,7 +162,7 @@ class Task(ABC):
 
     @abstractmethod
     def scarce(self, y: npt.ArrayLike) -> int | None:
-        """Return how many truths there are beside the most frequent one, None where that says nothing."""
+        """Return how many truths differ from the most frequent one; None if that has no meaning."""
 
     @abstractmethod
     def positives(self, y: npt.ArrayLike) -> int | None:

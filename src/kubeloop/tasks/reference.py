@@ -1,4 +1,4 @@
-"""What a model version remembers of its training data, so that live traffic can be held against it."""
+"""The reference of a model version: a sample of its training data, with which live traffic is compared."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ _ARRAYS = ("numeric", "categorical", "score")
 
 
 class BrokenReferenceError(KubeloopError, ValueError):
-    """A reference is damaged, or data do not fit it; the message says which part and what to do."""
+    """A reference is damaged, or data do not fit it; the message names the part and says what to do."""
 
     lasting = True
 
@@ -147,7 +147,7 @@ class Reference:
             numeric [m, Fn] float32 and categorical [m, Fc] int32.
 
         Raises:
-            BrokenReferenceError: a feature is absent, a value is no number, or the columns differ in length.
+            BrokenReferenceError: a feature is absent, a value is not a number, or the columns differ in length.
         """
         return _encode(columns, self.numeric_names, self.categorical_names, self.categories)
 
@@ -238,7 +238,7 @@ def build(
     categorical_names = tuple(name for name, kind in kinds.items() if kind == "categorical")
     unknown = set(importance) - set(kinds)
     if unknown:
-        raise BrokenReferenceError(f"importance names {sorted(unknown)}, which are no features of this model")
+        raise BrokenReferenceError(f"importance names {sorted(unknown)}, which are not features of this model")
     categories = {name: _frequent(_texts(_column(columns, name))) for name in categorical_names}
     numeric, categorical = _encode(columns, numeric_names, categorical_names, categories)
     scores = _numbers("score", score)
@@ -281,7 +281,7 @@ def _numbers(name: str, column: Column) -> Floats:
         with np.errstate(over="ignore"):
             return np.asarray(column, dtype=np.float32)
     except (TypeError, ValueError) as error:
-        raise BrokenReferenceError(f"numeric feature {name!r} holds a value that is no number: {error}") from error
+        raise BrokenReferenceError(f"numeric feature {name!r} holds a value that is not a number: {error}") from error
 
 
 def _texts(column: Column) -> list[str | None]:
@@ -314,7 +314,7 @@ def _encode(
     for index, name in enumerate(numeric_names):
         values = _numbers(name, columns[name])
         if values.ndim != 1:
-            raise BrokenReferenceError(f"numeric feature {name!r} has shape {values.shape}; give one value a row")
+            raise BrokenReferenceError(f"numeric feature {name!r} has shape {values.shape}; give one value per row")
         numeric[:, index] = values
     categorical = np.empty((rows, len(categorical_names)), dtype=np.int32)
     for index, name in enumerate(categorical_names):

@@ -74,7 +74,7 @@ def members(
     """
     for column in columns:
         if column not in frame:
-            raise EvaluationError(f"gates.slices names {column!r}, which the data do not have; take it out or add it")
+            raise EvaluationError(f"gates.slices names {column!r}, which the data do not have; remove it or add it")
         names = _names(frame[column])
         for value in np.unique(names):
             rows = np.flatnonzero(names == value)

@@ -1,1 +1,1 @@
-"""The trigger: the ledger of runs, the events that ask for them, and who runs them."""
+"""The trigger: the ledger of runs, the events that request them, and the runners."""

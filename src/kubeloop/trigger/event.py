@@ -1,4 +1,4 @@
-"""The drift event: what the monitor or a person sends to ask for one retraining."""
+"""The drift event, with which the monitor or a person requests a retraining."""
 
 import hashlib
 import re
@@ -65,13 +65,13 @@ class DriftEvent:
         """Read a CloudEvents 1.0 HTTP message, in binary or structured mode.
 
         Raises:
-            ValueError: it is no drift event; the message names what is wrong.
+            ValueError: it is not a drift event; the message names what is wrong.
         """
         given = {name.lower().encode("latin-1"): value.encode("latin-1", "replace") for name, value in headers.items()}
         media = given.get(b"content-type", b"").partition(b";")[0].strip().lower().decode("latin-1")
         if media != cloudevents.STRUCTURED:
             if b"ce-specversion" not in given:
-                raise ValueError(f"no CloudEvent; send ce-* headers, or content-type {cloudevents.STRUCTURED}")
+                raise ValueError(f"not a CloudEvent; send ce-* headers, or content-type {cloudevents.STRUCTURED}")
             if media != "application/json":
                 raise ValueError(f"content-type is {media or 'missing'}; a binary event's body is application/json")
         ((attributes, data, *_),) = cloudevents.messages(given, body)

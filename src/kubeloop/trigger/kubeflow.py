@@ -30,7 +30,9 @@ class KfpRunner:
 
     def __init__(self, settings: Settings, loop: Loop, *, clock: Callable[[], datetime] = _now) -> None:
         if not settings.bucket:
-            raise ConfigError("KUBELOOP_BUCKET is not set; the verdict of a run is read from there, write s3://bucket")
+            raise ConfigError(
+                "KUBELOOP_BUCKET is not set, but the verdict of a run is read from there; write s3://bucket"
+            )
         self._loop = loop
         self._pipeline = f"{loop.name}-training"
         self._api = Api.open(settings)
@@ -88,7 +90,7 @@ class KfpRunner:
             return f"failed in {step}"
         whole = self._api.run(run.run_id) or run
         steps = [step.name for step in whole.steps if step.state == "FAILED"]
-        return f"failed in {', '.join(steps)}" if steps else "failed in Kubeflow Pipelines, which names no step"
+        return f"failed in {', '.join(steps)}" if steps else "failed in Kubeflow Pipelines, which does not name a step"
 
     def _is_late(self, run: Run, moment: datetime | None) -> bool:
         # Kubeflow Pipelines tells whole seconds.

@@ -1,4 +1,4 @@
-"""The trigger ledger: turns drift events into pipeline runs, exactly one an episode, whatever is lost or repeated."""
+"""The trigger ledger: turn drift events into pipeline runs, exactly one per episode, even if messages are lost."""
 
 import contextlib
 import logging
@@ -26,7 +26,7 @@ _RUN = sa.select(RUNS, EVENTS.c.kind, EVENTS.c.as_of, EVENTS.c.features, EVENTS.
 
 @dataclass(frozen=True)
 class Decision:
-    """What the ledger made of an event; a repeated event gets the first decision again."""
+    """The ledger's decision on an event; a repeated event gets the first decision again."""
 
     accepted: bool
     run_name: str | None
@@ -35,7 +35,7 @@ class Decision:
 
 
 class LeaseLostError(KubeloopError):
-    """Somebody else has taken the run over, or finished it; what this holder wanted to write is void."""
+    """Another trigger has taken over the run or finished it, so this holder's write is refused."""
 
     lasting = False
 
@@ -217,10 +217,10 @@ class Ledger:
         # In this order: a run that ends between the two looks leaves its cooldown for the second one.
         active = connection.execute(sa.select(RUNS.c.name).where(IS_ACTIVE & (RUNS.c.service == event.service)))
         if name := active.scalar_one_or_none():
-            return f"absorbed: {name} is under way"
+            return f"absorbed: {name} is running"
         rest = _cooldown(connection, event.service)
         if rest and event.kind not in ("manual", "schedule") and event.as_of < rest.until:
-            return f"absorbed: {event.service} rests until {rest.until.isoformat()}"
+            return f"absorbed: {event.service} is in its cooldown until {rest.until.isoformat()}"
         return None
 
     def _rest(self, connection: sa.Connection, run: Run, outcome: Outcome) -> None:
@@ -262,7 +262,7 @@ class Ledger:
                 self.requeue(run, state.error or "interrupted")
                 _log.info("%s: attempt %d was interrupted and starts again", run.name, state.attempt)
             case "failed":
-                reason = state.error or "the pipeline failed and gave no reason"
+                reason = state.error or "the pipeline failed without a reason"
                 self.finish(run, "failed", reason, lasting=state.lasting)
                 _log.error("%s: attempt %d failed: %s", run.name, state.attempt, state.error)
 
@@ -273,7 +273,7 @@ class Ledger:
         """
         state = runner.find(run.name)
         if run.status == "running":
-            return state or RunState("failed", run.attempts, error="the runner knows the run no more")
+            return state or RunState("failed", run.attempts, error="the runner no longer knows the run")
         if state and not _is_over(state, run):
             return state
         parameters = Parameters(attempt=run.attempts, as_of=run.as_of.isoformat(), reason=run.reason)

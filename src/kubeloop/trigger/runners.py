@@ -1,4 +1,4 @@
-"""Where a pipeline run takes place: the port that the trigger ledger drives, and the runner of one machine."""
+"""Run pipelines: the port that the trigger ledger uses, and the runner of one machine."""
 
 import fcntl
 import os
@@ -76,7 +76,7 @@ class LocalRunner:
         Args:
             settings: the place.
             loop_file: the use case.
-            environment: variables of the pipelines, beside the settings.
+            environment: variables of the pipelines, besides the settings.
             deadline: a run that takes longer is ended, or a pipeline that hangs would hold back every later one.
         """
         self._deadline = deadline

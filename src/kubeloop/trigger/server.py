@@ -91,7 +91,7 @@ def create_app(ledger: Ledger, service: str) -> Starlette:
         decision = await run_in_threadpool(ledger.record, event)
         if not decision.duplicate:
             _log.info("event %s: %s", event.episode, decision.reason)
-        # A broker of Knative takes an answer that is no CloudEvent for a failed delivery, and sends the event again.
+        # A broker of Knative treats an answer that is not a CloudEvent as a failed delivery, and sends the event again.
         attributes = {"specversion": "1.0", "type": names.DECISION_EVENT, "source": f"/kubeloop/trigger/{service}"}
         attributes["id"] = hashlib.sha256(event.episode.encode()).hexdigest()
         return _json(decision, 202, {f"ce-{name}": value for name, value in attributes.items()})
@@ -197,10 +197,14 @@ def main() -> None:
     parser.add_argument("--loop", type=Path, required=True, help="the loop.yaml to retrain")
     parser.add_argument("--runner", choices=["local", "kfp"], default="local", help="where pipelines run")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--poll-seconds", type=float, default=0.2, help="between two looks at the runs")
-    parser.add_argument("--lease-seconds", type=float, default=10.0, help="after which another trigger takes over")
+    parser.add_argument("--poll-seconds", type=float, default=0.2, help="seconds between two checks of the runs")
+    parser.add_argument(
+        "--lease-seconds", type=float, default=10.0, help="seconds after which another trigger takes over"
+    )
     parser.add_argument("--max-failures", type=int, default=3, help="failed attempts after which a run is abandoned")
-    parser.add_argument("--backoff-seconds", type=float, default=5.0, help="before the second attempt; then doubles")
+    parser.add_argument(
+        "--backoff-seconds", type=float, default=5.0, help="seconds before the second attempt; then doubles"
+    )
     guard.add_arguments(parser)
     metrics_port.add_arguments(parser)
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The ledger's tables and rows, and the one place that knows which database holds them."""
+"""The ledger's tables and rows; only this module knows their database."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta

@@ -22,7 +22,7 @@ def test_starting_over_ends_the_runs_that_a_killed_session_left(
 
     said: list[str] = []
     run.forget(home.settings, said.append)
-    assert said == [f"Ending {name}, which an earlier session left at work."]
+    assert said == [f"Ending {name}, which an earlier session left running."]
     eventually(lambda: _gone(started["pid"]))
     assert not home.settings.runs.exists()
     assert not list(home.settings.state.glob("*.db"))

@@ -116,7 +116,7 @@ def test_without_labels_there_is_nothing_to_measure(tmp_path: Path) -> None:
     path = tmp_path / "bare" / "labels.parquet"
     pq.write_table(pq.read_table(path).slice(0, 0), path)
     without = bare.loop.model_copy(update={"replay": None})
-    with pytest.raises(BacktestError, match="no event has a label yet"):
+    with pytest.raises(BacktestError, match="no event has a label"):
         history.plan(without, bare.settings, None, None)
 
 
@@ -126,7 +126,7 @@ def test_one_class_says_so(tmp_path: Path) -> None:
     table = pq.read_table(path).to_pandas()
     table.loc[table["known"] > one.span.start, "label"] = 0
     table.to_parquet(path)
-    with pytest.raises(BacktestError, match="are 0, so nothing can be ranked: models can be told apart only"):
+    with pytest.raises(BacktestError, match=r"are 0, .*: models can be told apart "):
         one.open()
 
 

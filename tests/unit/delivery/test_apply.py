@@ -52,7 +52,7 @@ def test_without_a_node_it_says_how_to_start_one(tmp_path, content):
     place = settings(tmp_path)
     if content is not None:
         place.services_file.write_text(content)
-    with pytest.raises(DeliveryError, match=r"the local node is not running .*`kubeloop serve`"):
+    with pytest.raises(DeliveryError, match=r"local node is not running .*`kubeloop serve`"):
         choose.apply(loop("local"), {}, place)
 
 

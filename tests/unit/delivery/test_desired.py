@@ -89,8 +89,8 @@ CONTAINER = ("spec", "transformer", "containers", 0)
         ((*CONTAINER, "command"), ["python", "-m", "pip"], "the local node runs ['python'"),
         (("spec", "transformer", "containers"), [], "containers: "),
         ((*CANARY, "trafficPercent"), 101, "trafficPercent: "),
-        ((*CANARY, "predictor", "name"), "", "every canary needs a predictor.name of its own"),
-        (("spec", "predictor", "name"), "canary", "every canary needs a predictor.name of its own"),
+        ((*CANARY, "predictor", "name"), "", "every canary needs its own predictor.name"),
+        (("spec", "predictor", "name"), "canary", "every canary needs its own predictor.name"),
     ],
 )
 def test_what_it_does_not_understand_is_refused(kit, path, value, message):

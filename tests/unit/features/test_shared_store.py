@@ -137,7 +137,7 @@ SECRET = "hunter2"  # noqa: S105
     [
         (f"redis://:{SECRET}/x@127.0.0.1/0", "special characters of the password: %2F"),
         (f"redis://user:123/{SECRET}@127.0.0.1/0", "number of a database"),
-        (f"redis://:{SECRET}[@127.0.0.1/0", "write special characters"),
+        (f"redis://:{SECRET}[@127.0.0.1/0", "special characters of the password"),
         (f"redis://:{SECRET}@/0", "no host name"),
         (f"redis://:{SECRET}@[::1]/0", "IPv6"),
         (f"redis://:{SECRET}@127.0.0.1/0?retries=3", "unknown option; the options are socket_timeout,"),

@@ -194,7 +194,7 @@ def test_a_mirror_that_brings_nothing_is_waited_for_no_longer_than_a_minute(
     monkeypatch.setattr(monitor, "_FETCH_S", 0.3)
     found = open_monitor(tmp_path)
     world.write(tmp_path / "log", world.predict("first", world.START, rows=60))
-    with pytest.raises(segments.LogError, match="the mirror has not brought all"):
+    with pytest.raises(segments.LogError, match="the mirror has not copied "):
         monitor.Watch(found, 1.0, None, 0.1).advance(world.START + world.DAY)
     assert found.store.windows("flights") == []
 

@@ -367,7 +367,7 @@ def test_codes_stay_text_and_mixed_columns_are_named(visits: pd.DataFrame, tmp_p
         "wild": "number",
     }
     told = " ".join(decided.look)
-    assert "'ticket' stays text, since 1 of its 300 values are no numbers, such as 'X1'; if" in told
+    assert "'ticket' stays text, since 1 of its 300 values are not numbers, such as 'X1'; if" in told
     assert "--missing ticket=X1" in told
     assert "'share' has % in 200 of 300 values, so it stays text" in told
     assert "'price' has several units ($, €), so it stays text" in told

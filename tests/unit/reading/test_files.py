@@ -180,9 +180,9 @@ def test_rows_with_another_number_of_fields_are_named_and_left_out(visits: pd.Da
         (
             "ts,who,n\n2024-01-31,hôtel,1\n".encode("latin-1"),
             {},
-            "line 2 of .* is not UTF-8; say which it is: 'hôtel' .--encoding cp1252",
+            "line 2 of .* is not UTF-8; choose one: 'hôtel' .--encoding cp1252",
         ),
-        ("ts,who,n\n2024-01-31,a,1\n".encode("utf-16-le"), {}, "probably utf-16-le: say so with --encoding utf-16-le"),
+        ("ts,who,n\n2024-01-31,a,1\n".encode("utf-16-le"), {}, "probably utf-16-le: give --encoding utf-16-le"),
         (b"ts,who,n\n2024-01-31,a,1\n", {"encoding": "klingon"}, "--encoding 'klingon' is not known"),
         (
             b"ts,who,n\n" + b"2024-01-31,a,1,2\n" * 9,
@@ -210,7 +210,7 @@ def test_what_cannot_be_read_is_one_sentence_with_an_option(
 
 def test_a_workbook_with_several_sheets_asks_for_one(visits: pd.DataFrame, tmp_path: Path, decide: Decide) -> None:
     workbook(tmp_path / "t.xlsx", {"May": _rows(visits), "June": _rows(visits.head(5))})
-    with pytest.raises(FileError, match="several sheets with data; name one: --sheet May or --sheet June"):
+    with pytest.raises(FileError, match="several sheets with data; choose one: --sheet May or --sheet June"):
         decide(tmp_path / "t.xlsx")
     with pytest.raises(FileError, match=r"has no sheet 'July'; name one of its sheets: --sheet May or --sheet June"):
         decide(tmp_path / "t.xlsx", read=Read(sheet="July"))

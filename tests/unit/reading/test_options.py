@@ -30,7 +30,7 @@ ROLES = ["--label", "bought", "--timestamp", "ts", "--key", "who"]
             "--missing names the column 'amuont', but the file has 'ts', 'who', 'amount', 'bought'",
         ),
         (["--timestamp", "day+time"], "has no column 'day' (the timestamp)"),
-        (["--delimiter", "tab"], "alone, but a use case needs a label"),
+        (["--delimiter", "tab"], ", but a use case needs a label"),
     ],
 )
 def test_a_wrong_option_is_named(

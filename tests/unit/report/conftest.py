@@ -313,7 +313,7 @@ def _episode(loop: Loop, week: int) -> dict[str, Any] | None:
     moment = START + (week + 1) * WEEK
     runs = {event.episode: event for event in _events(loop)}
     run = runs[name].run_name if name in runs else None
-    decision = f"starts {run}" if run else "absorbed: parcels rests until 2024-02-05T00:00:00+00:00"
+    decision = f"starts {run}" if run else "absorbed: parcels is in its cooldown until 2024-02-05T00:00:00+00:00"
     return {
         "id": name,
         "service": loop.name,

@@ -53,10 +53,10 @@ def test_a_finished_run(world: Any) -> None:
         f"gate      {gate[1]['reason']}",
         f"version 3 of 2024-02-05 rejected: {gate[2]['reason'].removeprefix('Rejected: ')}",
         "open since 2024-02-05: <script>alert('x')</script> drifted",
-        "the loop rests until 2024-02-19 00:00 (event time)",
+        "cooldown until 2024-02-19 00:00 (event time)",
         "1,050 predictions up to 2024-02-12 00:00, 5 windows, 3 drifted",
         "0.740 (0.68 to 0.79, 44 positives) in the window from 2024-01-29, 0.800 on its hold-out",
-        "none is up; `kubeloop serve` starts them",
+        "none is running; `kubeloop serve` starts them",
     ):
         assert sentence in said, said
     assert len(overview.lines(found)) <= 12
@@ -99,6 +99,6 @@ def test_what_a_run_prints_at_its_end(world: Any, capsys: pytest.CaptureFixture[
     main._tell(world.summary | {"versions": [first, waits, third], "predictions": counts})
     said = " ".join(capsys.readouterr().out.split())
     assert "1,263 predictions served, 1,259 logged, 3 dropped, 2 failed" in said
-    assert "Warning: the payload log lacks 1 prediction that clients got, and nobody counted the loss." in said
+    assert "Warning: the payload log lacks 1 prediction that clients got, and the loss was not counted." in said
     assert "2 2023-11-01 to 2023-12-06 not served the predictor did not start" in said
     assert "3 2023-11-01 to 2023-12-06 rejected" in said

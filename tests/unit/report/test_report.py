@@ -74,7 +74,7 @@ def test_predictions_that_do_not_add_up_are_told(world: Any, page: Any, parse: A
     assert "Warning" not in page.text
     wrong = world.summary | {"predictions": world.summary["predictions"] | {"served": 1265}}
     text = parse(report.write(world.loop, world.settings, wrong).read_text()).text
-    assert "Warning: the payload log lacks 2 predictions that clients got, and nobody counted the loss." in text
+    assert "Warning: the payload log lacks 2 predictions that clients got, and the loss was not counted." in text
 
 
 def test_every_change_of_the_model_has_its_reason(world: Any, page: Any) -> None:
@@ -117,7 +117,7 @@ def test_the_heat_map_shows_each_score_of_the_store(world: Any, page: Any) -> No
 
 
 def test_episodes_say_what_the_trigger_did(page: Any) -> None:
-    assert "The trigger started no run: parcels rests until 2024-02-05." in page.text
+    assert "The trigger did not start a run: parcels is in its cooldown until 2024-02-05." in page.text
     assert "It ended at once, since no run was started." in page.text
     assert page.text.count("The trigger started one run.") >= 2
     assert "It is still open." in page.text

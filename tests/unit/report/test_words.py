@@ -29,7 +29,7 @@ def _summary(difference: float | None = None, low: float = 0.0, high: float = 0.
         ([], 0, None, "open", "The run has not finished: no model has been trained yet."),
         ([True], 0, None, "open", "The run has not finished. So far: no episodes, no retrained model, 5 predictions"),
         ([], 0, _summary(), "open", "No episodes, no retrained model; no model has been trained yet."),
-        ([False], 0, _summary(), "open", "no model has passed the gate and come up, so none serves."),
+        ([False], 0, _summary(), "open", "no model has passed the gate and started, so none serves."),
         ([True], 0, _summary(), "open", "version 1, the first model, still serves"),
         ([True, False], 2, _summary(), "open", "2 episodes, 1 retrained model, none promoted; version 1, the first"),
         ([True, True], 1, _summary(), "open", "has not answered a labelled prediction yet"),
@@ -39,7 +39,7 @@ def _summary(difference: float | None = None, low: float = 0.0, high: float = 0.
         ([True, True, False], 1, _summary(0.003, -0.002, 0.008), "open",
          "1 episode, 2 retrained models, 1 promoted; no gain is proven: the loop's AUC is 0.723 against 0.720"),
         ([True, True], 1, _summary(-0.02, -0.03, -0.01), "bad",
-         "the loop did worse than if nobody had retrained: its AUC is 0.700 against 0.720"),
+         "the loop did worse than without retraining: its AUC is 0.700 against 0.720"),
         ([False, True], 0, _summary(), "open", "No episodes, 1 retrained model, none promoted; version 2, the first"),
     ],
 )  # fmt: skip
@@ -55,7 +55,7 @@ def test_verdict(promoted: list[bool], episodes: int, summary: Any, tone: str, s
         (10, 0, []),
         (11, 0, ["Warning: the payload log lacks 1 prediction that clients got"]),
         (8, 0, ["Warning: the payload log holds 2 predictions more than clients of the replay got"]),
-        (10, 3, ["3 predictions of a session that was cut off: settled by the log"]),
+        (10, 3, ["3 predictions of a session that was killed: settled later from the log"]),
         (12, 3, ["Warning: the payload log lacks 2", "3 predictions of a session"]),
     ],
 )
@@ -71,9 +71,17 @@ def test_accounts(served: int, uncertain: int, said: list[str]) -> None:
     [
         (None, None, "The trigger has not answered yet."),
         (True, "starts run-1", "The trigger started one run."),
-        (False, "absorbed: x rests until 2024-02-05T00:00:00+00:00", "no run: x rests until 2024-02-05."),
-        (False, "absorbed: x rests until 2024-02-05T10:30:00+00:00", "no run: x rests until 2024-02-05 10:30."),
-        (False, "absorbed: run-1 is under way", "no run: run-1 is under way."),
+        (
+            False,
+            "absorbed: x is in its cooldown until 2024-02-05T00:00:00+00:00",
+            "a run: x is in its cooldown until 2024-02-05.",
+        ),
+        (
+            False,
+            "absorbed: x is in its cooldown until 2024-02-05T10:30:00+00:00",
+            "a run: x is in its cooldown until 2024-02-05 10:30.",
+        ),
+        (False, "absorbed: run-1 is running", "a run: run-1 is running."),
     ],
 )
 def test_trigger(accepted: bool | None, decision: str | None, said: str) -> None:

@@ -83,7 +83,7 @@ def test_two_words_that_are_no_yes_and_no_are_asked_about(
 ) -> None:
     """Of `ja` and `yes` neither is the negative of the other."""
     words = readings["failed"].map(dict(enumerate(pair)))
-    with pytest.raises(ScaffoldError, match=r"say which one is to be predicted, such as --positive (\w+)$"):
+    with pytest.raises(ScaffoldError, match=r"choose the one to predict, such as --positive (\w+)$"):
         labels.label(table(readings.assign(failed=words), folder), "failed", None)
 
 
@@ -112,12 +112,12 @@ def test_where_there_is_nobody_to_ask_the_candidates_are_named(readings: pd.Data
         (
             lambda f: f.assign(failed=np.where(f["failed"] == 1, np.where(f.index % 2, "Yes", "yes "), "No")),
             [],
-            "has 'Yes' and 'yes ', which differ in case or spaces alone",
+            "has 'Yes' and 'yes ', which differ only in case or spaces",
         ),
         (lambda f: f.assign(failed=0), [], "must have two values, but has '0' (3,000 rows)"),
         (lambda f: f.head(300), [], "too few to train, test and replay on"),
         (lambda f: f.assign(failed=np.where(f["failed"] == 1, "bad", "good")), [], "--positive bad"),
-        (lambda f: f, ["--positive", "2"], "--positive '2' is no value of the label"),
+        (lambda f: f, ["--positive", "2"], "--positive '2' is not a value of the label"),
         (lambda f: f.assign(machine=f["machine"].where(f.index != 7)), [], "1 row has no 'machine'"),
         (
             lambda f: f.assign(read_at=f["read_at"].where(f.index > 300)),
@@ -125,7 +125,7 @@ def test_where_there_is_nobody_to_ask_the_candidates_are_named(readings: pd.Data
             "301 of 3,000 rows cannot be used, such as missing(read_at)",
         ),
         (lambda f: f.assign(read_at=f["read_at"].iloc[0]), [], "every row has the same 'read_at'"),
-        (lambda f: f.assign(read_at=f.index), [], "'read_at' is written in no way that is known, such as '0'; say how"),
+        (lambda f: f.assign(read_at=f.index), [], "'read_at' has an unknown format, such as '0'; give it"),
         (lambda f: f.assign(read_at=f["read_at"].dt.strftime("%d.%m.%Y um %H")), [], "say how with --date-format"),
         (lambda f: f.assign(read_at=f["read_at"].where(f.index != 9, pd.Timestamp(0))), [], "99 % of the rows"),
         (lambda f: f, ["--exclude", "heet"], "has no column 'heet' (--exclude)"),
@@ -206,7 +206,7 @@ def test_columns_become_numbers_categories_ages_or_nothing(readings: pd.DataFram
     reasons = {item.column: item.why for item in case.left}
     expected = {
         "line": "left out with --exclude",
-        "repaired": "lies after the row's own moment in 3,000 rows",
+        "repaired": "is later than the row's own moment in 3,000 rows",
         "order_no": "looks like an identifier",
         "line_of_file": "looks like an identifier",
         "note": "different texts, most of them in fewer than 10 rows",

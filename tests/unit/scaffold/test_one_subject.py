@@ -155,9 +155,9 @@ def test_a_delay_that_nobody_gave_is_an_assumption(readings: pd.DataFrame, folde
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--label-known-at", "heat"], "holds DOUBLE, but must say when"),
+        (["--label-known-at", "heat"], "holds DOUBLE, but must hold times"),
         (["--label-known-at", "empty"], "is empty wherever there is a label"),
-        (["--label-known-at", "closed", "--label-delay", "2d"], "say the same thing in two ways"),
+        (["--label-known-at", "closed", "--label-delay", "2d"], "exclude each other"),
         (["--where", "heat >"], "--where 'heat >' fails"),
         (["--where", "heat > 1000"], "--where 'heat > 1000' leaves no row"),
     ],

@@ -142,7 +142,7 @@ def test_the_word_for_a_missing_value_that_is_printed_makes_numbers(odd: pd.Data
             return infer.columns(db, opened, asked)
 
     (look,) = [text for text in decided([]).look if "stays text" in text]
-    typed = shell(f"printf '%s\\0' {look.partition('if that means a missing value, say ')[2]}").split("\0")
+    typed = shell(f"printf '%s\\0' {look.partition('if that means a missing value, give ')[2]}").split("\0")
     assert typed == ["--missing", "wie heiß?=k'A 1", ""]
     assert decided(typed[1:2]).columns["wie heiß?"].kind == "number"
 

@@ -88,7 +88,7 @@ def test_a_broken_folder_is_refused(models: Path, tmp_path: Path, damage: Any, w
 
 
 def test_another_digest_than_demanded_is_refused(models: Path) -> None:
-    with pytest.raises(ModelError, match="not the demanded abc; refusing"):
+    with pytest.raises(ModelError, match="not the requested abc; refusing"):
         load(models / "columns", sha256="abc")
 
 
@@ -120,7 +120,7 @@ def test_a_model_that_cannot_run_is_refused(tmp_path: Path) -> None:
     ]
     out = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     _save(tmp_path, helper.make_node("Add", ["a", "b"], ["y"]), inputs, [out])
-    with pytest.raises(ModelError, match=r"cannot load|does not run on one row"):
+    with pytest.raises(ModelError, match=r"cannot load|not run on one row"):
         load(tmp_path)
 
 

@@ -111,7 +111,7 @@ def test_encode_marks_what_training_never_saw() -> None:
         ({"delay": [1], "carrier": ["AA"]}, "wind"),
         ({"delay": [1, 2], "carrier": ["AA"], "wind": [1]}, "length"),
         ({"delay": ["late"], "carrier": ["AA"], "wind": [1]}, "delay"),
-        ({"delay": [[1]], "carrier": ["AA"], "wind": [1]}, "one value a row"),
+        ({"delay": [[1]], "carrier": ["AA"], "wind": [1]}, "one value per row"),
     ],
 )
 def test_encode_refuses_what_does_not_fit(window: dict[str, Any], says: str) -> None:

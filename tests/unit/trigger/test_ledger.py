@@ -58,7 +58,7 @@ def test_an_event_during_a_run_is_absorbed_for_good(ledger: Ledger, episode: Eve
     during = ledger.record(episode(1))
     assert not during.accepted
     assert during.run_name is None
-    assert during.reason == f"absorbed: {first.run_name} is under way"
+    assert during.reason == f"absorbed: {first.run_name} is running"
     run = ledger.claim("flights", "a", LEASE)
     assert run
     ledger.finish(run, "promoted", "better")
@@ -112,7 +112,7 @@ def test_cooldown_doubles_on_rejection_and_resets_on_promotion(
     assert cooldown.until == episode(last + days).as_of
     before = ledger.record(episode(last + days - 1))
     assert not before.accepted
-    assert before.reason == f"absorbed: flights rests until {cooldown.until.isoformat()}"
+    assert before.reason == f"absorbed: flights is in its cooldown until {cooldown.until.isoformat()}"
     assert ledger.record(episode(last + days)).accepted
 
 
@@ -340,7 +340,7 @@ def test_a_running_run_that_the_runner_lost_has_failed(ledger: Ledger, episode: 
     ledger.reconcile("flights", Script(RUNNING), "a", LEASE)
     ledger.reconcile("flights", Script(None), "a", LEASE)
     [run] = ledger.runs()
-    assert (run.status, run.detail) == ("failed", "the runner knows the run no more")
+    assert (run.status, run.detail) == ("failed", "the runner no longer knows the run")
 
 
 def test_following_a_run_keeps_its_lease(ledger: Ledger, episode: Event, clock: Any) -> None:

@@ -68,7 +68,7 @@ def test_a_verdict_stands_and_a_failure_is_tried_anew(
 def test_what_was_refused_because_of_another_run_is_asked_anew(trigger: str, ledger: Ledger, demo: Loop) -> None:
     other = ask(trigger, demo, "another")
     for _ in range(2):
-        with pytest.raises(requests.RunError, match=f"{other} is under way"):
+        with pytest.raises(requests.RunError, match=f"{other} is running"):
             ask(trigger, demo)
     end(ledger, other, "rejected")
     assert ledger.run(ask(trigger, demo)), "a cooldown does not hold back what a person asks for"

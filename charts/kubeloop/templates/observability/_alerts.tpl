@@ -68,7 +68,7 @@ _serving.tpl. */ -}}
 - name: KubeloopLabelsMissing
   severity: warning
   for: 1h
-  # A loop that never had labels has none to miss, and weekends and monthly jobs are no surprise. Those that come too late
+  # A loop that never had labels has none to miss, and weekends and monthly jobs are expected. Those that come too late
   # for their window do not count as there.
   expr: >-
     max by (namespace, service) (kubeloop_monitor_labelled_share{ {{- $part -}} })

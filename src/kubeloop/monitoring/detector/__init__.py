@@ -1,1 +1,1 @@
-"""Drift tests behind one port: Alibi Detect in a process of its own, or the built-in engine."""
+"""Drift tests behind one port: Alibi Detect in a separate process, or the built-in engine."""

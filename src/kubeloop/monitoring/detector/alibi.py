@@ -1,7 +1,7 @@
-"""The Alibi Detect engine: the client of the worker, and the child process that it usually is.
+"""The Alibi Detect engine: the client of the worker, and the worker as a child process.
 
-Whatever happens to the worker, the client can start over: it keeps the references, and sends one again
-when the worker does not know it.
+The client can recover from any failure of the worker: it keeps the references and sends one again if the worker does
+not know it.
 """
 
 import contextlib
@@ -160,7 +160,7 @@ class AlibiDetector:
                 self.seconds = float(answer["seconds"])
                 return baseline.scores(sample, list(zip(answer["statistic"], answer["p_value"], strict=True)))
             self._send(key, self._bodies[key])
-        raise DetectorError(f"the detector worker loses its reference again and again{self._log()}")
+        raise DetectorError(f"the detector worker keeps losing its reference{self._log()}")
 
     def close(self) -> None:
         """Close the connection and end the child process."""

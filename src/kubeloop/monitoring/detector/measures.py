@@ -28,7 +28,7 @@ def ks_p_values(distances: Sequence[float], n: Sequence[int], m: Sequence[int]) 
 
     The same as `scipy.stats.ks_2samp(method="asymp")` to 1e-9: the law of the one-sample statistic at the
     effective size round(n m / (n + m)), R. Simard and P. L'Ecuyer, Journal of Statistical Software 39 (2011).
-    SciPy gives NaN where that size rounds to 0; no rows are no evidence, so this gives 1.
+    SciPy gives NaN where that size rounds to 0; without rows there is no evidence, so this gives 1.
     """
     d = np.asarray(distances, dtype=np.float64)
     rows, others = np.asarray(n, dtype=np.float64), np.asarray(m, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""The port of the drift detectors: what they are given, what they answer, and how to open one.
+"""The port of the drift detectors: their input, their output, and how to open one.
 
 A detector measures; it decides nothing. Corrections, thresholds and episodes belong to the monitor.
 """
@@ -35,7 +35,7 @@ class DetectorError(KubeloopError):
 
 
 class UntestableError(DetectorError):
-    """A window, or its reference, would be refused again however often it is tried."""
+    """The window or its reference is refused; another attempt would be refused too."""
 
     lasting = True
 

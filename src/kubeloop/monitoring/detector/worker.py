@@ -66,7 +66,7 @@ def read(body: bytes, limit: int) -> Arrays:
     """Read the three arrays of an .npz body.
 
     Raises:
-        RefusedError: the body is no such archive, unpacks to more than `limit` bytes, or holds other arrays.
+        RefusedError: the body is not such an archive, unpacks to more than `limit` bytes, or holds other arrays.
     """
     import numpy as np
 
@@ -132,7 +132,7 @@ class Reference:
                 results.append((0.0, 1.0))
                 continue
             p_value, statistic = detector.score(values)
-            # SciPy has no p-value for one row against one: that is no evidence.
+            # SciPy has no p-value for one row against one, which proves nothing.
             results.append((float(statistic[0]), 1.0 if math.isnan(p_value[0]) else float(p_value[0])))
         return {
             "statistic": [statistic for statistic, _ in results],
@@ -261,7 +261,7 @@ class Handler(BaseHTTPRequestHandler):
         given = self.headers.get("Authorization", "").encode()
         if self.server.token and not hmac.compare_digest(given, f"Bearer {self.server.token}".encode()):
             self.close_connection = True
-            raise RefusedError(HTTPStatus.UNAUTHORIZED, "this takes the token of whoever started the worker")
+            raise RefusedError(HTTPStatus.UNAUTHORIZED, "the token of the user who started the worker is needed")
 
     def _body(self) -> bytes:
         lengths = self.headers.get_all("Content-Length", [])
@@ -288,7 +288,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
-        """Log refusals only; one line a window would bury them."""
+        """Log only refusals; a line for every window would bury them."""
         if len(args) > 1 and str(args[1]) >= "400":
             super().log_message(format, *args)
 
@@ -305,7 +305,7 @@ def check(port: int) -> str | None:
     finally:
         connection.close()
     if response.status != HTTPStatus.OK:
-        return f"what answers on port {port} is no detector worker: GET /healthz gave {response.status}"
+        return f"the service on port {port} is not a detector worker: GET /healthz gave {response.status}"
     return None
 
 
@@ -329,14 +329,20 @@ def main() -> None:
     parser.add_argument(
         "--until-eof",
         action="store_true",
-        help="stop when standard input closes: a child that cannot outlive its parent",
+        help="stop when standard input closes, so that a child does not outlive its parent",
     )
     parser.add_argument(
-        "--idle-seconds", type=float, help="import Alibi for the first request, and let go of it after so long a rest"
+        "--idle-seconds",
+        type=float,
+        help="import Alibi at the first request, and unload it after this long without one",
     )
-    parser.add_argument("--listener", type=int, help="descriptor of the listening socket: of this process, before")
-    parser.add_argument("--token-file", help="file with the token that a caller must send; without it anyone may call")
-    parser.add_argument("--check", action="store_true", help="ask the worker on --port for its health, and end")
+    parser.add_argument(
+        "--listener", type=int, help="descriptor of the listening socket, from this process before it restarted itself"
+    )
+    parser.add_argument(
+        "--token-file", help="file with the token that a caller must send; if left out, anyone may call"
+    )
+    parser.add_argument("--check", action="store_true", help="check the worker on --port, and exit")
     options = parser.parse_args()
     if options.check:
         sys.exit(check(options.port))

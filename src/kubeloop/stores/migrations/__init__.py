@@ -1,6 +1,6 @@
 """Bring the ledger's and the monitor's database to the schema that this kubeloop knows, with Alembic.
 
-A new database is made whole by `database.prepare`. An older one is migrated: on SQLite by whoever opens it, on
+A new database is made whole by `database.prepare`. An older one is migrated: on SQLite by the program that opens it, on
 PostgreSQL by `kubeloop run` or `kubeloop migrate` on a laptop, and on a cluster by the chart's Job before an upgrade
 (`python -m kubeloop.session.migration`). A migration only adds, since the old release's pods run until the new ones do.
 """
@@ -20,7 +20,7 @@ _HERE = Path(__file__).parent
 def upgrade(engine: sa.Engine, schema: Schema) -> str:
     """Migrate a database in one transaction that no other migration shares, and say what was done.
 
-    A SQLite file is copied first, to `<file>.before-<revision>` beside it.
+    A SQLite file is copied first, to `<file>.before-<revision>` next to it.
 
     Raises:
         SchemaError: the database is newer than this kubeloop, or has lost something.

@@ -1,1 +1,1 @@
-"""Whether something happens: one probability a row."""
+"""Predict whether something happens: one probability per row."""

@@ -87,7 +87,7 @@ class BinaryMaker(Maker):
             {"ece": most},
             {"min_auc": floor, "max_auc_drop": 0.05},
             f"a first model reaches an AUC of {auc:.3f} and a calibration error of {ece:.3f} on its hold-out; the "
-            "floor is half of what it knows beyond chance",
+            "floor is halfway from chance to that AUC",
             f"A first model ranks little better than chance (AUC {auc:.3f}), so the floors are low"
             if auc < _POOR
             else None,

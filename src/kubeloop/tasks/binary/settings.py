@@ -1,4 +1,4 @@
-"""What loop.yaml says of a binary task."""
+"""The settings of a binary task in loop.yaml."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -12,7 +12,7 @@ Algorithm = Literal["lightgbm", "logistic_regression", "random_forest", "hist_gr
 
 
 class Training(loop.Training):
-    """How a model is made."""
+    """How a model is trained."""
 
     algorithm: Algorithm = "lightgbm"
 

@@ -1,4 +1,4 @@
-"""What monitor, gates and report need to know of a binary task."""
+"""A binary task for monitor, gates and report."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,1 +1,1 @@
-"""Which of several classes a row is of: one probability a class."""
+"""Predict the class of a row: one probability per class."""

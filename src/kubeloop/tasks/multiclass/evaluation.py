@@ -17,7 +17,7 @@ def checked(y: npt.ArrayLike, p: npt.ArrayLike, classes: int) -> tuple[Floats, F
     """Return truths [n] and answers [n, K] as float64.
 
     Raises:
-        EvaluationError: shapes differ, a truth is no class, or an answer is no distribution.
+        EvaluationError: shapes differ, a truth is not a class, or an answer is not a distribution.
     """
     truths, answers = np.asarray(y, dtype=np.float64), np.asarray(p, dtype=np.float64)
     if truths.ndim != 1 or answers.shape != (len(truths), classes):

@@ -127,8 +127,8 @@ class MulticlassMaker(Maker):
             {"log_loss": ceiling, "ece": max(0.15, math.ceil(200 * metrics["ece"]) / 100)},
             {"limit": limits[name]} if name in limits else {},
             f"a first model has a log loss of {loss:.3f} and a balanced accuracy of {recall:.3f} on its hold-out; the "
-            f"limits are halfway to knowing only how frequent classes are ({chance:.3f} and {even:.3f})",
-            f"A first model hardly knows more than how frequent classes are (log loss {loss:.3f} against "
+            f"limits are halfway to a model that knows only the frequencies of classes ({chance:.3f} and {even:.3f})",
+            f"A first model is hardly better than the frequencies of classes (log loss {loss:.3f} against "
             f"{chance:.3f}), so the limits are loose"
             if loss > _POOR * chance
             else None,

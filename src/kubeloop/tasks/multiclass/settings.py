@@ -1,4 +1,4 @@
-"""What loop.yaml says of a multiclass task."""
+"""The settings of a multiclass task in loop.yaml."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -13,12 +13,12 @@ MOST_CLASSES, LONGEST = 50, 200
 
 
 class Training(loop.Training):
-    """How a model is made."""
+    """How a model is trained."""
 
     algorithm: Algorithm = "lightgbm"
     classes: Annotated[tuple[str, ...], Field(min_length=2, max_length=MOST_CLASSES)] = Field(
         description="The values of the label, as text, in the order in which the model gives their probabilities. "
-        "A row with another label is not learned from.",
+        "A row with another label is not used for training.",
     )
 
     @field_validator("classes")

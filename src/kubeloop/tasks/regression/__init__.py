@@ -1,1 +1,1 @@
-"""How much: a number with a prediction interval a row."""
+"""Predict a number with a prediction interval."""

@@ -165,9 +165,9 @@ class RegressionMaker(Maker):
             {name: limit} if loss else {},
             {"limit": limit},
             f"a first model has an {title} of {error:.4g} on its hold-out, where {inside:.0%} of the true values lie "
-            f"in their intervals; the limit is halfway to saying the same number always ({chance:.4g})",
-            f"A first model is hardly better than the same number always ({title} {error:.4g} against {chance:.4g}), "
-            "so the limit is loose"
+            f"in their intervals; the limit is halfway to always predicting the same number ({chance:.4g})",
+            f"A first model is hardly better than always predicting the same number ({title} {error:.4g} against "
+            f"{chance:.4g}), so the limit is loose"
             if hopeless
             else None,
         )

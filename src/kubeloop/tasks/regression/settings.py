@@ -1,4 +1,4 @@
-"""What loop.yaml says of a regression task."""
+"""The settings of a regression task in loop.yaml."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -17,16 +17,16 @@ class Interval(Model):
 
     method: Literal["conformal", "quantile"] = Field(
         default="conformal",
-        description="conformal: quantiles of the errors on the newest quarter of the training rows, of one width for "
-        "all rows. quantile: two more models, corrected by the same errors, whose width follows the features.",
+        description="conformal: quantiles of the errors on the newest quarter of the training rows, with the same "
+        "width for all rows. quantile: two more models, corrected with the same errors; their width follows features.",
     )
     coverage: Annotated[float, Field(ge=0.5, le=0.99)] = Field(
-        default=0.9, description="Share of true values that are to lie inside."
+        default=0.9, description="Share of true values that should lie inside."
     )
 
 
 class Training(loop.Training):
-    """How a model is made."""
+    """How a model is trained."""
 
     algorithm: Algorithm = "lightgbm"
     interval: Interval = Interval()
@@ -49,5 +49,5 @@ class Gates(loop.Gates):
     slice_tolerance: float = Field(
         default=0.1,
         ge=0,
-        description="Largest loss of the metric allowed in a slice, as a share of the champion's value there.",
+        description="Largest allowed loss of the metric in a slice, as a share of the champion's value there.",
     )

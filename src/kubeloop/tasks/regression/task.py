@@ -1,4 +1,4 @@
-"""What monitor, gates and report need to know of a regression task."""
+"""A regression task for monitor, gates and report."""
 
 import math
 from typing import Any
@@ -81,7 +81,7 @@ class Regression(Task):
         rows = np.asarray(y).size
         if rows >= intervals.FEW:
             return None
-        return f"too few to judge: {rows} rows, and {intervals.FEW} are needed"
+        return f"too few to judge: {rows} rows, but {intervals.FEW} are needed"
 
     def scarce(self, y: npt.ArrayLike) -> int | None:  # noqa: ARG002 - a number has no classes
         """See `Task`."""

@@ -1,1 +1,1 @@
-"""Models of tables: one row in, one answer out."""
+"""Models of tables, which give one answer per row."""

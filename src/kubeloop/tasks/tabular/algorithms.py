@@ -115,7 +115,7 @@ def build(algorithm: str, parameters: Mapping[str, Any], *, seed: int, threads: 
 
         return HistGradientBoostingClassifier(**parameters, random_state=seed)  # type: ignore[no-any-return]
     if algorithm == "ridge":
-        raise ParameterError("ridge gives numbers, not classes; it is for `task: regression`")
+        raise ParameterError("ridge predicts numbers, not classes; use it for `task: regression`")
     from sklearn.linear_model import LogisticRegression
 
     return _standardised(LogisticRegression(**parameters, random_state=seed))  # type: ignore[no-any-return]
@@ -140,7 +140,7 @@ def regressor(
         loss = {} if quantile is None else {"loss": "quantile", "quantile": quantile}
         return HistGradientBoostingRegressor(**parameters, **loss, random_state=seed)  # type: ignore[no-any-return]
     if quantile is not None or algorithm not in DEFAULTS:
-        raise ParameterError(f"{algorithm} estimates no quantiles; use lightgbm or hist_gradient_boosting")
+        raise ParameterError(f"{algorithm} cannot estimate quantiles; use lightgbm or hist_gradient_boosting")
     if algorithm == "random_forest":
         from sklearn.ensemble import RandomForestRegressor
 

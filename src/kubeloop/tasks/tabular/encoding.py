@@ -1,4 +1,4 @@
-"""Turn feature columns into one float32 matrix, with nothing that ONNX cannot say."""
+"""Turn feature columns into one float32 matrix, using only operations that ONNX has."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -167,7 +167,7 @@ def numbers(frame: pd.DataFrame, name: str) -> Matrix:
             return column.to_numpy(dtype=np.float32, na_value=np.nan)
     except (TypeError, ValueError) as error:
         raise EncodingError(
-            f"feature {name!r} is no number throughout ({error}); make it one, or text, in its SQL"
+            f"feature {name!r} is not a number in every row ({error}); make it a number or text in its SQL"
         ) from error
 
 

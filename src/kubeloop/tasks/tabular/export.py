@@ -1,4 +1,4 @@
-"""Write a trained model as one ONNX graph with an input a feature, and prove that it predicts the same."""
+"""Write a trained model as one ONNX graph with one input per feature, and prove that it predicts the same."""
 
 import time
 from collections.abc import Mapping

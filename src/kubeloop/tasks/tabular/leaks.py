@@ -1,4 +1,4 @@
-"""Find what knows the label before a model is praised for it: `init` asks it of a table, each training of its rows."""
+"""Find features that give away the label: `init` checks a table, and each training checks its rows."""
 
 import numpy as np
 import numpy.typing as npt

@@ -1,4 +1,4 @@
-"""What a kind of task over tables brings to making a model; `training`, `export` and `model_folder` do the rest."""
+"""The part of training that a kind of task provides; `training`, `export` and `model_folder` do the rest."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence

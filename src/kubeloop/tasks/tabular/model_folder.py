@@ -1,4 +1,4 @@
-"""Write and read a model folder: the graph, its card and what it remembers of its training data."""
+"""Write and read a model folder: the graph, its card and its reference of the training data."""
 
 import hashlib
 import math
@@ -57,7 +57,7 @@ class Card:
         return {name: value for name, value in self.metrics.items() if value is not None}
 
     def facts(self) -> dict[str, object]:
-        """Return what a page says about the model beside its numbers."""
+        """Return the facts about the model for a page, besides its numbers."""
         return {"algorithm": self.algorithm, "trained from": self.trained_from, "trained to": self.trained_to}
 
 
@@ -151,7 +151,7 @@ def doubts(
     columns = feature_columns(frame)
     known = maker.giveaways(columns, maker.task.truths(frame[LABEL]))
     found = [
-        f"{name!r} {how}; if it is not known when a prediction is asked for, take it out of the feature service"
+        f"{name!r} {how}; if it is not known at the time of a prediction, remove it from the feature service"
         for name, how in known.items()
     ]
     praise = maker.too_good(metrics)
@@ -159,11 +159,11 @@ def doubts(
         first, share = next(iter(importance.items()))
         found.append(
             f"{praise} is too good for most tables; {share:.0%} of it comes from {first!r}: make sure "
-            "that this is known when a prediction is asked for"
+            "that it is known at the time of a prediction"
         )
     found += [
         f"{name!r} holds whole numbers around {middle:,.0f}, and float32 tells neighbours apart only up to "
-        f"{encoding.EXACT:,}; have its SQL give the difference to a fixed number, or text where it is a code"
+        f"{encoding.EXACT:,}; let its SQL return the difference to a fixed number, or text if it is a code"
         for name, middle in encoding.blurred(columns).items()
     ]
     return found
@@ -184,7 +184,7 @@ def read(folder: Path) -> Card:
     except kept.DamagedError as error:
         raise ModelFolderError(f"{error}; restore it, or train the model again") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelFolderError(f"{folder / CARD} is no model card ({error}); train the model again") from error
+        raise ModelFolderError(f"{folder / CARD} is not a model card ({error}); train the model again") from error
     digest = hashlib.sha256(content).hexdigest()
     if digest != card.sha256:
         raise ModelFolderError(

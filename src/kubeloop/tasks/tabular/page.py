@@ -1,4 +1,4 @@
-"""Render the evaluation of one model of any kind as one HTML page that needs nothing beside itself."""
+"""Render the evaluation of a model of any kind as one self-contained HTML page."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -31,7 +31,7 @@ class NodeError(KubeloopError):
 
 
 class AbsentError(NodeError):
-    """Another node did not come."""
+    """Another node did not start."""
 
     lasting = False
 
@@ -62,7 +62,7 @@ def meet(node: Node) -> Network:
                 machines.append(f"{socket.gethostbyname(host)}:{PORT}")
                 break
             if time.monotonic() > deadline:
-                raise AbsentError(f"{host} is not known after {_RESOLVE_S:g} s; see why its pod does not start")
+                raise AbsentError(f"{host} is still unknown after {_RESOLVE_S:g} s; check why its pod does not start")
             time.sleep(1)
     return Network(tuple(machines), node.rank)
 
@@ -77,7 +77,7 @@ def train(bucket: Bucket, job: str, network: Network) -> None:
     place = names.job(job)
     text, rows = bucket.get(f"{place}/loop.json"), bucket.get(f"{place}/training.parquet")
     if text is None or rows is None:
-        raise NodeError(f"{bucket.root}/{place} holds no job; the training step puts it there")
+        raise NodeError(f"{bucket.root}/{place} holds no job; start it from the training step")
     loop = Loop.parse(text.decode())
     with tempfile.TemporaryDirectory() as scratch:
         folder, holdout = Path(scratch) / "model", Path(scratch) / "holdout.parquet"
@@ -90,7 +90,7 @@ def train(bucket: Bucket, job: str, network: Network) -> None:
 def main() -> None:
     """Take part, and leave."""
     parser = argparse.ArgumentParser(prog="python -m kubeloop.tasks.tabular.train_node", description=__doc__)
-    parser.add_argument("--job", required=True, help="name of the TrainJob; its data lie under it in the bucket")
+    parser.add_argument("--job", required=True, help="name of the TrainJob and of its folder in the bucket")
     parser.add_argument("--machines", help="address:port of every node, by rank (default: from the TrainJob's names)")
     args = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

@@ -49,7 +49,7 @@ def test_loads_every_entry_with_its_place(folder: Path) -> None:
         ("- [", "not valid YAML"),
         ("- 3", "entry 1: an entry is one expectation"),
         ("- expect_a: {}\n  expect_b: {}", "entry 1: an entry is one expectation"),
-        ("- expect_a: {}\n- expect_b: [1]", r"entry 2 \(expect_b\): the arguments must be a mapping"),
+        ("- expect_a: {}\n- expect_b: [1]", r"entry 2 \(expect_b\): .* mapping"),
         ("- expect_a: {meta: {rows: drop}}", r"entry 1 \(expect_a\): meta must be .* keep or quarantine"),
         ("- expect_a: {meta: keep}", r"entry 1 \(expect_a\): meta must be a mapping"),
     ],

@@ -219,7 +219,7 @@ def test_the_frames_own_index_does_not_misplace_rows(place: Any, readings: pd.Da
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("expect_column_values_to_be_betwen: {column: wind}", r"entry 1 .*no such expectation"),
+        ("expect_column_values_to_be_betwen: {column: wind}", r"entry 1 .*does not have this expectation"),
         ("expect_column_values_to_be_between: {column: wind, max: 3}", r"entry 1 .*max\n  extra fields not permitted"),
         ("expect_column_values_to_be_between: {max_value: 3}", r"entry 1 .*column\n  field required"),
         ("expect_column_values_to_be_between: {column: wind, max_value: 3, severity: high}", r"entry 1 .*severity"),

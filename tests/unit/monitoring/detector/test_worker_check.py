@@ -37,7 +37,7 @@ def test_fails_on_another_server() -> None:
         server.shutdown()
         server.server_close()
     assert found.returncode == 1
-    assert "is no detector worker: GET /healthz gave 501" in found.stderr
+    assert "is not a detector worker: GET /healthz gave 501" in found.stderr
 
 
 def test_does_not_import_alibi() -> None:

@@ -89,7 +89,7 @@ def test_what_cannot_be_read_for_a_moment_is_not_called_damaged(tmp_path: Path) 
 
 def test_a_dead_link_is_named_instead_of_read_forever(tmp_path: Path) -> None:
     (tmp_path / "events-0000000000000001-0000000000000002.parquet").symlink_to(tmp_path / "gone")
-    with pytest.raises(LogError, match="dead link"):
+    with pytest.raises(LogError, match="broken link"):
         segments.read(tmp_path)
 
 

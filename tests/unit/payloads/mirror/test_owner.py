@@ -189,7 +189,7 @@ def test_of_many_that_start_together_one_goes_on(
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'"x"', b'{"owner": 1}', b"\xff"])
 def test_a_mark_that_cannot_be_read_is_refused(bucket: Open, content: bytes) -> None:
     bucket().put(OWNER, content)
-    with pytest.raises(OwnerError, match="delete it if nobody else uses this bucket"):
+    with pytest.raises(OwnerError, match=r"owner.json cannot be read; delete it"):
         bucket("ml/a").get("x")
 
 

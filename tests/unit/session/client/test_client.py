@@ -100,7 +100,7 @@ def test_a_prediction_is_of_the_loops_own_time(
     assert received[0]["inputs"] == [{"name": "shop", "datatype": "BYTES", "shape": [1], "data": ["a"]}]
     assert bool(found["note"]) is noted
     if noted:
-        assert found["note"].endswith("the online store stands at 2013-05-05 12:30 UTC")
+        assert found["note"].endswith("the online store is at 2013-05-05 12:30 UTC")
 
 
 def test_a_model_that_is_not_served_yet_is_said_in_a_sentence(settings: Settings) -> None:
@@ -112,7 +112,7 @@ def test_a_moment_that_the_replay_has_not_reached_is_refused(
     settings: Settings, received: list[dict[str, Any]]
 ) -> None:
     stand(settings, MAY)
-    with pytest.raises(RequestError, match=r"the replay stands at 2013-05-05 12:30 UTC.*leave --at out"):
+    with pytest.raises(RequestError, match=r"the replay is at 2013-05-05 12:30 UTC.*leave out --at"):
         client.predict(loop(replay=True), settings, ROW, "2013-06-01")
     assert received == []
     store = Store(settings.monitor_db)

@@ -169,7 +169,7 @@ def test_a_log_that_loses_a_segment_is_found_out(
     found = summary.build(loop, settings, session, 1)
     assert found["predictions"] == {"served": 604, "logged": 0, "dropped": 4, "errors": 3, "uncertain": 0}
     assert words.accounts(found) == [
-        "Warning: the payload log lacks 600 predictions that clients got, and nobody counted the loss."
+        "Warning: the payload log lacks 600 predictions that clients got, and the loss was not counted."
     ]
 
 
@@ -218,8 +218,8 @@ def test_a_model_that_never_served_is_neither_promoted_nor_the_frozen_one(
         "the predictor did not start",
         "because",
         "because",
-        "proposed as abc on branch review; it is promoted once the branch names it",
-        "passed the gate and is not served yet",
+        "proposed as abc on branch review; it is promoted when the branch names it",
+        "passed the gate but is not served yet",
     ]
     compared = rows.iloc[1000:1950]
     frozen = BINARY.score(compared["label"], model_folder.predict(BINARY, blind, compared))["auc"]

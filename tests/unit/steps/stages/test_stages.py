@@ -102,7 +102,7 @@ def test_build_features_needs_labels(loop: Loop, make_home: Any, as_of: datetime
     (tmp_path / "home").mkdir()
     settings = make_home(tmp_path / "home")
     sources.cut(loop, settings.raw, tmp_path / "raw", since=as_of, as_of=as_of)
-    with pytest.raises(stages.StageError, match="no event between 2013-05-08 and 2013-05-20 has a label known by then"):
+    with pytest.raises(stages.StageError, match="no event between 2013-05-08 and 2013-05-20 has a label"):
         stages.build_features(loop, settings, tmp_path / "raw", as_of, tmp_path / "training.parquet")
     assert not (tmp_path / "training.parquet").exists()
 
@@ -259,7 +259,7 @@ def test_too_few_new_rows_are_an_error(loop: Loop, settings: Settings, learned: 
     training = loop.training.model_copy(update={"holdout": timedelta(hours=2)})
     stages.train(loop.model_copy(update={"training": training}), learned[0], tmp_path / "champion")
     crown(loop, settings, tmp_path / "champion")
-    with pytest.raises(stages.StageError, match="of the hold-out's rows are newer than the data that champion 1 was"):
+    with pytest.raises(stages.StageError, match=r"only .* hold-out's rows .* champion 1 "):
         promotion.gate(loop, settings, "r2", learned[1], held(learned))
 
 
@@ -273,14 +273,14 @@ def test_a_resumed_run_keeps_its_verdict(loop: Loop, settings: Settings, learned
 def test_slices_must_be_features(loop: Loop, settings: Settings, learned: Learned, tmp_path: Path) -> None:
     crown(loop, settings, learned[1])
     wrong = loop.model_copy(update={"gates": loop.gates.model_copy(update={"slices": ("origin", "pilot")})})
-    with pytest.raises(stages.StageError, match=r"gates\.slices names pilot, which the training set does not have"):
+    with pytest.raises(stages.StageError, match=r"gates\.slices names pilot, "):
         promotion.gate(wrong, settings, "r2", learned[1], held(learned))
 
 
 def test_a_late_resumption_does_not_depose_a_newer_champion(loop: Loop, settings: Settings, learned: Learned) -> None:
     crown(loop, settings, learned[1], "r1")
     crown(loop, settings, learned[1], "r2")
-    with pytest.raises(stages.StageError, match="version 2 is the champion and newer than version 1"):
+    with pytest.raises(stages.StageError, match=r"version 2 is the champion .* version 1"):
         promotion.deploy(loop, settings, "1")
     champion = registry.champion(settings, loop.name)
     assert champion is not None

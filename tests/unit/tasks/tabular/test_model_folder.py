@@ -109,7 +109,7 @@ def test_a_graph_that_differs_is_never_written(small: training.Fitted, parts: Pa
     [
         ("model.onnx", b"another", "but its card says"),
         ("model.onnx", None, "model.onnx cannot be read"),
-        ("model.json", b"{}", "is no model card"),
+        ("model.json", b"{}", "is not a model card"),
         ("model.json", b"not json", "model.json is damaged"),
         ("model.json", None, "model.json cannot be read"),
     ],

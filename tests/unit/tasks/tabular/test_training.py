@@ -36,8 +36,8 @@ def test_the_newest_part_is_the_hold_out_and_its_start_is_open() -> None:
 @pytest.mark.parametrize(
     ("frame", "hours", "message"),
     [
-        (_hours([0, 1] * 5), 20, "the training part cannot be used: there are no rows; change training.window"),
-        (_hours([0] * 6 + [0, 1]), 2, "the training part cannot be used: all 6 labels are 0"),
+        (_hours([0, 1] * 5), 20, "training part cannot be used: .*no rows; .*training.window"),
+        (_hours([0] * 6 + [0, 1]), 2, "training part cannot be used: all 6 labels are 0"),
         (_hours([0, 1, 1, 1]), 2, r"the hold-out part cannot be used: all 2 labels are 1.*\(2h\)"),
         (_hours([]), 2, "there are no rows"),
         (_hours([0, 1, 2]), 2, "labels must be 0 or 1"),
@@ -246,8 +246,8 @@ def test_strings_are_categorical_and_all_others_numeric(column: "pd.Series[str]"
     ("column", "message"),
     [
         (pd.Series(pd.to_datetime(["2024-01-01", "2024-01-02"])), "'x' is a time"),
-        (pd.Series([[1], [2]]), "'x' is no number throughout"),
-        (pd.Series(["a", 1]), "'x' is no number throughout"),
+        (pd.Series([[1], [2]]), "'x' is not a number "),
+        (pd.Series(["a", 1]), "'x' is not a number "),
     ],
 )
 def test_a_column_that_is_neither_is_named(column: "pd.Series[str]", message: str) -> None:
@@ -258,7 +258,7 @@ def test_a_column_that_is_neither_is_named(column: "pd.Series[str]", message: st
 def test_a_frame_that_does_not_fit_the_model_is_named(fitted: training.Fitted, parts: Parts) -> None:
     with pytest.raises(encoding.EncodingError, match="'distance' is not among"):
         fitted.predict(parts[1].drop(columns="distance"))
-    with pytest.raises(encoding.EncodingError, match="'seats' is no number throughout"):
+    with pytest.raises(encoding.EncodingError, match="'seats' is not a number "):
         fitted.predict(parts[1].assign(seats="many"))
 
 

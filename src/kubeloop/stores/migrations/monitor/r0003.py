@@ -1,4 +1,4 @@
-"""Performance is that of the loop's own metric, whichever it is, with what else was measured beside it."""
+"""Store performance by the loop's own metric, with the other measured metrics next to it."""
 
 import sqlalchemy as sa
 from alembic import op
