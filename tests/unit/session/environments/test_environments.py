@@ -164,9 +164,7 @@ def test_what_a_kill_left_is_made_again(folder: Path, tmp_path: Path, demo: Loop
     assert not list(folder.rglob("half.py"))
 
 
-def test_a_failure_says_what_uv_said_and_leaves_nothing_in_use(
-    folder: Path, tmp_path: Path, demo: Loop, uv: Uv
-) -> None:
+def test_a_failure_quotes_uv_and_leaves_nothing_in_use(folder: Path, tmp_path: Path, demo: Loop, uv: Uv) -> None:
     settings = place(tmp_path)
     uv(then="if sys.argv[1] == 'pip': sys.exit('no route to host')")
     with pytest.raises(
