@@ -196,3 +196,17 @@ def test_what_the_table_of_places_names_exists() -> None:
     assert len(found) > 20
     for path in found:
         assert (PROJECT / "src" / "kubeloop" / path).exists() or (PROJECT / path).exists(), path
+
+
+def quotes() -> list[str]:
+    """Return the messages that the first column of the troubleshooting tables shows in part."""
+    page = (PROJECT / "docs" / "troubleshooting.md").read_text()
+    cells = re.findall(r"^\| (.+?) \| ", page, re.MULTILINE)
+    return [text for cell in cells for text in re.findall(r"`([^`]+)`", cell) if " " in text]
+
+
+@pytest.mark.parametrize("quote", quotes())
+def test_troubleshooting_quotes_messages_that_there_are(quote: str) -> None:
+    told = "".join(path.read_text() for path in (PROJECT / "src" / "kubeloop").rglob("*.py"))
+    # A long message stands in several literals.
+    assert quote in re.sub(r'"\s*\n\s*f?"', "", told)
