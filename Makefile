@@ -52,12 +52,21 @@ hostile: setup ## Attack and break everything at length: every case, and a soak 
 	KUBELOOP_HOSTILE=whole $(BIN)/python -m pytest tests/hostile $(ARGS)
 
 .PHONY: lint
-lint: setup ## Check style, types, import rules and generated files
+lint: style types generated ## Check style, types, import rules and generated files
+
+.PHONY: style
+style: setup ## Check style and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+.PHONY: types
+types: setup ## Check types
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file tests/mypy.ini
-	$(BIN)/lint-imports
+
+.PHONY: generated
+generated: setup ## Check that the files that come from the configuration are what `make schema` writes
 	@fresh() { "$${@:2}" | diff -u "$$1" - || { echo "$$1 is stale; make schema" >&2; exit 1; }; }; \
 	  fresh docs/loop.schema.json $(BIN)/kubeloop config --json; \
 	  fresh charts/kubeloop/values.schema.json $(BIN)/python -m kubeloop.chart schema; \

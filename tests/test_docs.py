@@ -196,3 +196,35 @@ def test_what_the_table_of_places_names_exists() -> None:
     assert len(found) > 20
     for path in found:
         assert (PROJECT / "src" / "kubeloop" / path).exists() or (PROJECT / path).exists(), path
+
+
+def quotes() -> list[str]:
+    """Return the messages that the first column of the troubleshooting tables shows in part."""
+    page = (PROJECT / "docs" / "troubleshooting.md").read_text()
+    cells = re.findall(r"^\| (.+?) \| ", page, re.MULTILINE)
+    return [text for cell in cells for text in re.findall(r"`([^`]+)`", cell) if " " in text]
+
+
+@pytest.mark.parametrize("quote", quotes())
+def test_troubleshooting_quotes_messages_that_there_are(quote: str) -> None:
+    told = "".join(path.read_text() for path in (PROJECT / "src" / "kubeloop").rglob("*.py"))
+    # A long message stands in several literals.
+    assert quote in re.sub(r'"\s*\n\s*f?"', "", told)
+
+
+DROPPED = re.compile(
+    r"\b(anew|beside|mend(s|ed|ing)?|whoever|alike|aloud|thereof|for ever|held against|in the place of|"
+    r"(stands?|lies?) (there|here|next to|behind|beyond|under|above|in(?! for)|on|at|between)|"
+    r"(is|are|was|were) no (?!longer\b|more\b|such\b|less\b|other\b)\w+(?<!\bverdict)|"
+    r"(one|a|an) (?!that)[a-z-]+ an? (row|line|table|feature|setting|file|step|name|process|environment|request|key|value|pod))\b",
+    re.IGNORECASE,
+)
+"""What these pages do not say, since a native writer would not; "there is no X" is fine."""
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(PROJECT)))
+def test_words_that_were_dropped_do_not_come_back(path: Path) -> None:
+    text = re.sub(r"\bthere (is|are|was|were) no\b", "", prose(path), flags=re.IGNORECASE)
+    text = "\n".join(line for line in text.splitlines() if not line.startswith("    "))
+    found = [text[max(0, match.start() - 60) : match.end() + 40] for match in DROPPED.finditer(text)]
+    assert found == []

@@ -28,7 +28,7 @@ def steps() -> list[dict]:
 
 
 def test_there_is_one_for_each_purpose():
-    assert {path.stem for path in WORKFLOWS} == {"ci", "e2e", "images", "promote"}
+    assert {path.stem for path in WORKFLOWS} == {"ci", "e2e", "images", "pages", "promote"}
     jobs = yaml.safe_load((PROJECT / ".github/workflows/ci.yml").read_text())["jobs"]
     assert set(jobs) == {"lint", "test", "python", "chart"}
 
@@ -37,7 +37,7 @@ def test_make_targets_exist():
     targets = set(re.findall(r"^([a-z0-9-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
     calls = [call for step in steps() for call in re.findall(r"\bmake ([a-z0-9 -]+)", step.get("run", ""))]
     used = {target for call in calls for target in call.split()}
-    assert used == {"lint", "test", "control-plane", "crds", "backends", "kind-up", "e2e"}
+    assert used == {"lint", "docs", "test", "control-plane", "crds", "backends", "kind-up", "e2e"}
     assert used <= targets
 
 
@@ -60,6 +60,46 @@ def test_the_images_are_the_dockerfiles_targets():
     assert set(targets) <= stages
     for base in ("IMAGE_BASE", "CUDA_BASE"):
         assert re.search(rf"^ARG {base}=\S+:\S+$", dockerfile, re.MULTILINE)
+
+
+def test_pre_commit_runs_what_lint_runs():
+    """One definition of each check: the parts of `make lint`."""
+    config = yaml.safe_load((PROJECT / ".pre-commit-config.yaml").read_text())
+    (repository,) = config["repos"]
+    assert repository["repo"] == "local"
+    calls = [re.fullmatch(r"make --silent ([a-z]+)", hook["entry"]) for hook in repository["hooks"]]
+    lint = re.search(r"^lint: ([a-z ]+) ##", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+    assert sorted(call[1] for call in calls) == sorted(lint[1].split())
+
+
+FORMS = sorted((PROJECT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", [path for path in FORMS if path.stem != "config"], ids=lambda path: path.stem)
+def test_an_issue_form_is_one_that_github_takes(path):
+    """Source: GitHub's documentation, Syntax for GitHub's form schema."""
+    form = yaml.safe_load(path.read_text())
+    assert {"name", "description", "body"} <= set(form) <= {"name", "description", "body", "labels", "title"}
+    fields = [field for field in form["body"] if field["type"] != "markdown"]
+    ids = [field["id"] for field in fields]
+    assert len(set(ids)) == len(ids) > 0
+    for field in form["body"]:
+        assert field["type"] in ("markdown", "textarea", "input", "dropdown", "checkboxes")
+        assert set(field) <= {"type", "id", "attributes", "validations"}
+        known = {"label", "description", "options", "render", "value", "placeholder"}
+        assert set(field["attributes"]) <= known
+        assert ("value" if field["type"] == "markdown" else "label") in field["attributes"]
+        assert set(field.get("validations", {})) <= {"required"}
+
+
+def test_the_files_that_templates_name_exist():
+    texts = [*FORMS, PROJECT / ".github" / "PULL_REQUEST_TEMPLATE.md"]
+    named = {
+        name for path in texts for name in re.findall(r"\b(?:docs|tests)/[\w./-]+\w|\b[A-Z]+\.md\b", path.read_text())
+    }
+    assert len(named) > 5
+    for name in named:
+        assert (PROJECT / name.rstrip(".")).exists(), name
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)

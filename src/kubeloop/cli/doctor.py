@@ -4,9 +4,11 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import platform
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -62,6 +64,7 @@ def examine(settings: Settings) -> list[Finding]:
     return [
         *_state(settings),
         *quick(settings, state=False),
+        *_system(),
         *_environments(settings),
         *_loop(settings),
         *_space(settings),
@@ -201,6 +204,11 @@ def _bucket(settings: Settings) -> Iterator[Finding]:
         yield Finding(str(error), False, "check KUBELOOP_BUCKET, AWS_ENDPOINT_URL and the keys of the store")
     else:
         yield Finding(f"{settings.bucket} belongs to {owner.name if owner else 'nobody yet'}", True)
+
+
+def _system() -> Iterator[Finding]:
+    if sys.platform != "linux":
+        yield Finding(f"kubeloop was never tried on {platform.system()}: docs/platforms.md says what is known", True)
 
 
 def _space(settings: Settings) -> Iterator[Finding]:

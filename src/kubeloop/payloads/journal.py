@@ -232,7 +232,12 @@ class Journal:
         try:
             # It has no name, so that none is left behind by a kill.
             with tempfile.TemporaryFile(dir=self.directory) as file:
-                os.posix_fallocate(file.fileno(), 0, _ROOM_BYTES)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, _ROOM_BYTES)
+                else:
+                    # macOS has no such call.
+                    file.write(bytes(_ROOM_BYTES))
+                    file.flush()
         except OSError as error:
             return self._refusal(error)
         return None

@@ -227,3 +227,9 @@ def test_a_bucket_of_another_installation_is_found(settings: Settings, s3: Any) 
     assert "storage.bucket" in fix
     ((what, _),) = wrong(here("", s3_endpoint="http://127.0.0.1:9")).items()
     assert "cannot read" in what
+
+
+def test_a_system_that_was_never_tried_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    seen = [item for item in doctor.examine(settings) if "docs/platforms.md" in item.what]
+    assert [item.ok for item in seen] == [True]

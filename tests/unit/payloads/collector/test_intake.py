@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import json
+import os
+import resource
 import socket
 import threading
 from collections.abc import Callable
@@ -231,6 +233,27 @@ def test_a_disk_that_does_not_answer_never_keeps_a_sender_waiting(tmp_path: Path
     asyncio.run(scenario())
     # The one that the disk held is written after all; those behind it, refused before their turn, are not.
     assert segments.read(tmp_path)[0].num_rows == 2
+
+
+def test_room_is_found_where_none_can_be_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "posix_fallocate")  # as on macOS
+
+    async def scenario() -> None:
+        journal = Journal(tmp_path, Limits())
+        journal.start()
+        assert await journal.ready() is None
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, hard))
+        try:
+            refusal = await journal.ready()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert refusal is not None
+        assert refusal.reason == "disk_full"
+        assert await journal.ready() is None
+        journal.close()
+
+    asyncio.run(scenario())
 
 
 def test_a_port_in_use_is_a_clear_error(start: Start, tmp_path: Path) -> None:
