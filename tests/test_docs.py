@@ -216,7 +216,8 @@ DROPPED = re.compile(
     r"\b(anew|beside|mend(s|ed|ing)?|whoever|alike|aloud|thereof|for ever|held against|in the place of|"
     r"(stands?|lies?) (there|here|next to|behind|beyond|under|above|in(?! for)|on|at|between)|"
     r"(is|are|was|were) no (?!longer\b|more\b|such\b|less\b|other\b)\w+(?<!\bverdict)|"
-    r"(one|a|an) (?!that)[a-z-]+ an? (row|line|table|feature|setting|file|step|name|process|environment|request|key|value|pod))\b",
+    r"(one|a|an) (?!that)[a-z-]+ an? "
+    r"(row|line|table|feature|setting|file|step|name|process|environment|request|key|value|pod))\b",
     re.IGNORECASE,
 )
 """What these pages do not say, since a native writer would not; "there is no X" is fine."""
