@@ -8,7 +8,6 @@ import platform
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -88,7 +87,7 @@ def quick(settings: Settings, *, state: bool = True) -> list[Finding]:
 
 
 def _setup(settings: Settings, name: Name) -> str:
-    """Return the command that makes an environment anew."""
+    """Return the command that makes an environment again."""
     if own := config.own(settings, name):
         return f"rm -r {shlex.quote(str(own.folder))}, and the next `kubeloop run` makes it again"
     return "install the wheel again" if environments.carried() and name == "core" else _SETUP
@@ -207,8 +206,9 @@ def _bucket(settings: Settings) -> Iterator[Finding]:
 
 
 def _system() -> Iterator[Finding]:
-    if sys.platform != "linux":
-        yield Finding(f"kubeloop was never tried on {platform.system()}: docs/platforms.md says what is known", True)
+    # Not `sys.platform`: a type checker takes what follows for unreachable.
+    if (system := platform.system()) != "Linux":
+        yield Finding(f"kubeloop was never tried on {system}: docs/platforms.md says what is known", True)
 
 
 def _space(settings: Settings) -> Iterator[Finding]:

@@ -55,7 +55,7 @@ def made(name: Name, folder: Path) -> Environment | None:
 
 
 def distribution() -> importlib.metadata.Distribution:
-    """Return what is installed of kubeloop beside its package."""
+    """Return what is installed of kubeloop next to its package."""
     return importlib.metadata.distribution("kubeloop")
 
 

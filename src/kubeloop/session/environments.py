@@ -20,6 +20,7 @@ from typing import IO
 from kubeloop.config import Environment, Loop, Settings, environments, inherited, own
 from kubeloop.errors import KubeloopError
 from kubeloop.node.processes import die_with_parent
+from kubeloop.stores import whole
 
 _TAIL_LINES = 8
 _DISK = {"runtime": "0.7 GB", "detector": "1.1 GB"}
@@ -100,7 +101,7 @@ def _make(environment: Environment, lock: IO[bytes], say: Callable[[str], None])
         shutil.copytree(environments.PACKAGE, site / "kubeloop", ignore=apart)
     if folder.exists():
         shutil.rmtree(folder)
-    unfinished.rename(folder)
+    whole.move(unfinished, folder)
     say(f"Made the {name} environment in {time.monotonic() - started:.0f} s.")
 
 

@@ -37,10 +37,11 @@ def test_the_page_is_in_the_form_that_the_command_writes(bench: Any, tmp_path: P
         form = r"([\d.]+ windows, )?\d+% caught, [\d.]+ false" if harmful else r"[\d.]+ false"
         assert all(re.fullmatch(form, cell) for cell in row[1:]), row
     assert len(part(page, "gates")) == 2 + 6
+    assert len(part(page, "kinds")) == 2 + 4 * 3
     copy = tmp_path / "alarms.md"
     copy.write_text(page)
     result = {"engine": "kubeloop", "stream": "s", "false a year": 0.25, "caught": 1.0, "delay": 2.0}
-    bench.document(copy, 3, [result], "none")
+    bench.document(copy, years="3 years of each kind.", alarms=bench.table([result]), gates="none")
     assert "| s | 2 windows, 100% caught, 0.2 false |" in copy.read_text()
     assert copy.read_text().startswith(page[: page.index("<!-- years -->")])
 

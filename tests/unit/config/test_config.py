@@ -233,7 +233,7 @@ def test_what_is_no_loop_is_refused(text: str, message: str) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"loop\.yaml does not exist; .*`kubeloop init`"):
+    with pytest.raises(ConfigError, match=r"loop\.yaml does not exist; .*`kubeloop init TABLE`"):
         config.load(tmp_path / "loop.yaml")
 
 

@@ -223,13 +223,13 @@ def test_a_bucket_of_another_installation_is_found(settings: Settings, s3: Any) 
     assert wrong(here("ml/a")) == wrong(here("")) == {}
     assert f"{s3.bucket} belongs to ml/a" in [item.what for item in doctor.examine(here(""))]
     ((what, fix),) = wrong(here("ml/b")).items()
-    assert "belongs to the installation ml/a, and this is ml/b" in what
+    assert "belongs to the installation ml/a, but this one is ml/b" in what
     assert "storage.bucket" in fix
     ((what, _),) = wrong(here("", s3_endpoint="http://127.0.0.1:9")).items()
     assert "cannot read" in what
 
 
 def test_a_system_that_was_never_tried_is_named(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
     seen = [item for item in doctor.examine(settings) if "docs/platforms.md" in item.what]
     assert [item.ok for item in seen] == [True]
