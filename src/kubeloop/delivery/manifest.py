@@ -29,9 +29,6 @@ _ONE = 1
 GROWTH = 4
 """How much larger a predictor's requests may be than a client's: a few keys per row become all the model's features."""
 
-_PREDICTOR_RESOURCES = {"requests": {"cpu": "250m", "memory": "256Mi"}, "limits": {"memory": "1Gi"}}
-_TRANSFORMER_RESOURCES = {"requests": {"cpu": "250m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}}
-
 
 @dataclass(frozen=True)
 class ModelRef:
@@ -58,7 +55,6 @@ def inference_service(
     feature_dir: Path | str,
     canary: ModelRef | None = None,
     canary_percent: int = 0,
-    image: str = "kubeloop-core",
 ) -> dict[str, Any]:
     """Build the InferenceService that serves `version` and, if given, `canary`.
 
@@ -73,7 +69,6 @@ def inference_service(
         feature_dir: folder with the Feast registry and online store that the transformer reads.
         canary: a second model.
         canary_percent: share of the traffic for the canary, 0 to 100; 0 starts it without traffic.
-        image: image of the transformer.
 
     Raises:
         ValueError: the percentage is out of range, or is given without a canary.
@@ -84,7 +79,7 @@ def inference_service(
         raise ValueError(f"canary_percent is {canary_percent}, but no canary version was given")
     spec: dict[str, Any] = {
         "predictor": _predictor(loop, version, logger_url),
-        "transformer": _transformer(loop, feature_dir, image),
+        "transformer": _transformer(loop, feature_dir),
     }
     if canary is not None:
         spec["canary"] = [{"predictor": _canary(loop, canary, logger_url), "trafficPercent": canary_percent}]
@@ -118,7 +113,6 @@ def _predictor(loop: Loop, model: ModelRef, logger_url: str, endpoint: str = "de
                 f"--sha256={model.sha256}",
                 *_limits(loop, growth=GROWTH),
             ],
-            "resources": _PREDICTOR_RESOURCES,
         },
     }
 
@@ -130,14 +124,13 @@ def _canary(loop: Loop, model: ModelRef, logger_url: str) -> dict[str, Any]:
     return {"name": CANARY, "minReplicas": _ONE} | predictor | {"model": named}
 
 
-def _transformer(loop: Loop, feature_dir: Path | str, image: str) -> dict[str, Any]:
+def _transformer(loop: Loop, feature_dir: Path | str) -> dict[str, Any]:
     return {
         "labels": names.labels(loop.name, "transformer"),
         **_times(loop),
         "containers": [
             {
                 "name": _CONTAINER,
-                "image": image,
                 "command": list(TRANSFORMER_COMMAND),
                 "args": [
                     f"--name={loop.name}",
@@ -145,7 +138,6 @@ def _transformer(loop: Loop, feature_dir: Path | str, image: str) -> dict[str, A
                     f"--feature-service={loop.features.service}",
                     *_limits(loop),
                 ],
-                "resources": _TRANSFORMER_RESOURCES,
             }
         ],
     }
