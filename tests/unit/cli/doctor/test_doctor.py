@@ -223,7 +223,7 @@ def test_a_bucket_of_another_installation_is_found(settings: Settings, s3: Any) 
     assert wrong(here("ml/a")) == wrong(here("")) == {}
     assert f"{s3.bucket} belongs to ml/a" in [item.what for item in doctor.examine(here(""))]
     ((what, fix),) = wrong(here("ml/b")).items()
-    assert "belongs to the installation ml/a, and this is ml/b" in what
+    assert "belongs to the installation ml/a, but this one is ml/b" in what
     assert "storage.bucket" in fix
     ((what, _),) = wrong(here("", s3_endpoint="http://127.0.0.1:9")).items()
     assert "cannot read" in what

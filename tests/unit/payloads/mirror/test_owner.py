@@ -59,7 +59,7 @@ def test_the_first_owns_the_bucket_and_the_second_is_refused(mirrors: Any, bucke
     write(tmp_path / "b", 1, 5)
     assert a.step() == 1
     stored = bucket().names("")
-    with pytest.raises(OwnerError, match="belongs to the installation ml/a, and this is ml/b: give this one a bucket"):
+    with pytest.raises(OwnerError, match="belongs to the installation ml/a, but this one is ml/b: give it "):
         b.step()
     assert seqs(tmp_path / "b") == [1, 2, 3, 4, 5], "its segments stay, and are not marked as mirrored"
     assert segments.marked(tmp_path / "b", segments.MIRRORED) == 0
