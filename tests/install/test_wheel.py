@@ -56,7 +56,7 @@ class Newcomer:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=600,
             check=False,
         )
         assert done.returncode == code, f"{command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
@@ -98,7 +98,7 @@ def test_it_says_what_to_do_in_an_empty_folder(newcomer: Newcomer) -> None:
     assert not newcomer.environments()
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_the_loop_closes_with_environments_made_on_the_way(newcomer: Newcomer, visits: str) -> None:
     said = newcomer.run("kubeloop", "doctor", folder=visits).stdout
     assert said.count("is made when it is first needed") == 2

@@ -78,17 +78,7 @@ def _make(environment: Environment, lock: IO[bytes], say: Callable[[str], None])
     started = time.monotonic()
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
-    _uv(
-        environment,
-        lock,
-        "venv",
-        "--quiet",
-        "--no-project",
-        "--relocatable",
-        "--python",
-        _base(environment),
-        unfinished,
-    )
+    _uv(environment, lock, "venv", "--no-project", "--relocatable", "--python", _base(environment), unfinished)
     python = unfinished / "bin" / "python"
     _uv(
         *(environment, lock, "pip", "install", "--python", python, "--no-deps", "--compile-bytecode"),
@@ -119,10 +109,10 @@ def _uv(environment: Environment, lock: IO[bytes], *arguments: str | Path) -> No
         )
         missing.lasting = True
         raise missing
-    # In a terminal uv shows how far it is.
+    # In a terminal uv shows how far the downloads are; of a new environment it would say how to activate it.
     shown = sys.stderr.isatty()
     done = subprocess.run(
-        [program, *arguments],
+        [program, *arguments, *([] if shown and arguments[0] == "pip" else ["--quiet"])],
         # Another folder's uv.toml or pyproject.toml means another project.
         cwd=environment.folder.parent,
         env=inherited(),
@@ -134,11 +124,11 @@ def _uv(environment: Environment, lock: IO[bytes], *arguments: str | Path) -> No
         check=False,
     )
     if done.returncode:
-        said = "as it says above" if shown else "\n" + "\n".join(done.stderr.strip().splitlines()[-_TAIL_LINES:])
+        said = ", as it says above" if shown else ":\n" + "\n".join(done.stderr.strip().splitlines()[-_TAIL_LINES:])
         other = ""
         if environment.name == "detector":
             other = "; or set drift.engine to builtin in loop.yaml, which needs no detector environment"
         raise UnmadeError(
-            f"the {environment.name} environment cannot be made: uv failed {said}\nCheck the network, or name your own "
+            f"the {environment.name} environment cannot be made: uv failed{said}\nCheck the network, or name your own "
             f"package index in UV_DEFAULT_INDEX, and run the same command again{other}"
         )

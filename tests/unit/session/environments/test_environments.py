@@ -19,12 +19,13 @@ REAL = Path(sys.executable)
 
 UV = """#!{python}
 import os, sys, pathlib
+folder = sys.argv[-2]
 print(*sys.argv[1:], file=open({log!r}, "a"))
 {first}
 if sys.argv[1] == "venv":
-    site = pathlib.Path(sys.argv[-1]) / "lib" / "python{version}" / "site-packages"
+    site = pathlib.Path(folder) / "lib" / "python{version}" / "site-packages"
     site.mkdir(parents=True)
-    (bin := pathlib.Path(sys.argv[-1]) / "bin").mkdir()
+    (bin := pathlib.Path(folder) / "bin").mkdir()
     (bin / "python").symlink_to(sys.executable)
 {then}
 """
@@ -183,7 +184,7 @@ def test_without_the_detectors_python_the_builtin_one_is_offered(
     folder: Path, tmp_path: Path, demo: Loop, uv: Uv
 ) -> None:
     settings = place(tmp_path)
-    uv(first="'detector-' in sys.argv[-1] and sys.exit('No interpreter found for Python 3.11')")
+    uv(first="'detector-' in folder and sys.exit('No interpreter found for Python 3.11')")
     with pytest.raises(making.UnmadeError, match=r"(?s)No interpreter found.*set drift.engine to builtin"):
         making.ensure(demo, settings, lambda _: None)
     assert settings.runtime_python.exists()
