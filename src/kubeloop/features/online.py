@@ -1,6 +1,8 @@
 """The online store: read features for entity keys at the moment of a prediction, and keep the store up to date."""
 
+import contextlib
 import logging
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -41,6 +43,10 @@ class OnlineFeatures:
         self._errors = features.store_errors()
         self.fields = features.requests(store, service)
         self.features = features.features(store, service)
+        # Feast's SQLite store shares one connection, and two threads that run the same statement on it may get each
+        # other's rows, as of Python 3.12. The clients of Redis and PostgreSQL take turns themselves.
+        embedded = store.config.online_store.type == "sqlite"
+        self._turn: contextlib.AbstractContextManager[Any] = threading.Lock() if embedded else contextlib.nullcontext()
         self._keys = {key for _, key in features.entities(store, service)}
         self._derived = features.on_demand(store, service)
         needed: dict[str, dict[str, None]] = {view.name: {} for view in features.views(store, service)}
@@ -104,7 +110,8 @@ class OnlineFeatures:
     def _read(self, keys: dict[str, list[Any]], now: int) -> dict[str, list[Any]]:
         """Return the stored values at `now`, in seconds since the epoch like Feast's times; others are None."""
         try:
-            response = self._store.get_online_features(self._stored, keys)
+            with self._turn:
+                response = self._store.get_online_features(self._stored, keys)
         except self._errors as error:
             log.warning("the online store cannot be read: %s: %s", type(error).__name__, error)
             # Feast keeps a broken connection to PostgreSQL and would never open another.

@@ -2,7 +2,9 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -189,6 +191,32 @@ def test_rows_are_answered_in_their_order(online: OnlineFeatures, as_of: datetim
     assert answer["origin"] == ["JFK", "EWR", "JFK"]
     assert answer["departures_next_2h"][0] == answer["departures_next_2h"][2] != answer["departures_next_2h"][1]
     assert answer["departures_next_2h"][1] == online.read(FLIGHT, as_of)["departures_next_2h"][0]
+
+
+def test_threads_take_turns_with_sqlites_one_connection(
+    online: OnlineFeatures, as_of: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of Python 3.12 two threads that run the same statement on one connection may get each other's rows."""
+    store = online._store
+    read, inside, most = store.get_online_features, [], []
+
+    def watched(*args: Any) -> Any:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.001)
+        try:
+            return read(*args)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(store, "get_online_features", watched)
+    origins = ["JFK", "EWR", "LGA"]
+    known = {origin: online.read(FLIGHT | {"origin": [origin]}, as_of) for origin in origins}
+    with ThreadPoolExecutor(8) as pool:
+        asked = origins * 40
+        answers = pool.map(lambda origin: online.read(FLIGHT | {"origin": [origin]}, as_of), asked)
+        assert all(answer == known[origin] for origin, answer in zip(asked, answers, strict=True))
+    assert max(most) == 1
 
 
 @pytest.mark.parametrize(
