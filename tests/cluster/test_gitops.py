@@ -133,13 +133,8 @@ def test_a_stamp_that_was_left_over_is_not_taken_for_the_version(environment, ks
 
 
 def test_a_commit_that_nobody_brings(environment):
-    with pytest.raises(DeliveryError) as error:
+    with pytest.raises(DeliveryError, match=rf"version 7 .* {environment.namespace} has version 6; .*ready_timeout"):
         environment.promote(timeout_s=0.3)
-    assert str(error.value) == (
-        f"version 7 of flights did not arrive within 0.3 s, namespace {environment.namespace} has version 6; check that "
-        "Argo CD or Flux follows the branch and is in sync, and start the step again, or allow more time with "
-        "delivery.ready_timeout"
-    )
 
 
 def test_the_older_pods_are_waited_for(environment, kserve):

@@ -80,7 +80,7 @@ CONTAINER = ("spec", "transformer", "containers", 0)
         ((*CANARY, "predictor", "model", "args"), ["--version=../1"], "--version may not be '../1'"),
         ((*CONTAINER, "args"), ["--feature-dir=/tmp/theirs"], "--feature-dir may not be '/tmp/theirs'"),
         ((*CONTAINER, "args"), ["--feature-dir=features/../theirs"], "--feature-dir may not be"),
-        ((*CONTAINER, "args"), ["--predictor-url=http://elsewhere"], "'--predictor-url=http://elsewhere' is not one of"),
+        ((*CONTAINER, "args"), ["--predictor-url=http://elsewhere"], "-url=http://elsewhere' is not one of"),
         ((*CONTAINER, "args"), ["--feature-service=--x"], "--feature-service may not be '--x'"),
         (("spec", "predictor", "logger", "url"), "collector", "logger.url: "),
         (("spec", "predictor", "logger", "mode"), "request", "logger.mode: Input should be 'all'"),
