@@ -36,11 +36,11 @@ test: setup ## Run the tests (ARGS="tests/unit -k gate" for some of them)
 	$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n 2 --durations 25)
 
 .PHONY: quick
-quick: setup ## Run the tests that start no process, no server and no sleep, while you work (two minutes)
+quick: setup ## Run only the tests without processes, servers and sleeps, for use while you work (two minutes)
 	$(BIN)/python -m pytest --quick -n 2 $(ARGS)
 
 .PHONY: weigh
-weigh: setup ## Run the whole suite and write which of its tests `make quick` leaves out
+weigh: setup ## Run the whole suite and record which tests `make quick` leaves out
 	$(BIN)/python -m pytest --weigh -n 2 $(ARGS)
 
 .PHONY: coverage
@@ -48,7 +48,7 @@ coverage: setup ## Run the tests and report which lines of kubeloop they reach (
 	$(BIN)/python -m pytest --cov --cov-report term:skip-covered --cov-report html -n 2 $(ARGS)
 
 .PHONY: hostile
-hostile: setup ## Attack and break everything at length: every case, and a soak of three minutes (`make test` takes a sample)
+hostile: setup ## Run every hostile test, and a soak of three minutes (`make test` runs a sample)
 	KUBELOOP_HOSTILE=whole $(BIN)/python -m pytest tests/hostile $(ARGS)
 
 .PHONY: lint
@@ -74,12 +74,12 @@ generated: setup ## Check that the files that come from the configuration are wh
 	  fresh manifests/base/loops.yaml $(BIN)/python -m kubeloop.chart loop
 
 .PHONY: format
-format: setup ## Put the code in shape
+format: setup ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 .PHONY: schema
-schema: setup ## Write what comes from the configuration: schemas, the chart's values, the demo's loop for GitOps
+schema: setup ## Write the files that are generated from the configuration: schemas, the chart's values, the demo's loop for GitOps
 	$(BIN)/kubeloop config --json > docs/loop.schema.json
 	$(BIN)/python -m kubeloop.chart schema > charts/kubeloop/values.schema.json
 	$(BIN)/python -m kubeloop.chart values > charts/kubeloop/values.yaml
@@ -113,7 +113,7 @@ GO_BUILD = @echo "building $(@F)"; command -v $(GO) > /dev/null \
   CGO_ENABLED=0 GOWORK=off $(GO) build -C $(<D) -trimpath -buildvcs=false -o $(abspath $@) -ldflags "-s -w $(LDFLAGS)"
 
 .PHONY: control-plane
-control-plane: $(PROGRAMS) .control-plane/flux ## Build an API server and the tools that the cluster tests need, once (8 minutes)
+control-plane: $(PROGRAMS) .control-plane/flux ## Build an API server and the tools for the cluster tests, once (8 minutes)
 
 $(ASSETS)/kube-apiserver $(ASSETS)/kubectl $(NODE_KUBERNETES): LDFLAGS = $(STAMP).gitVersion=v$(KUBERNETES) $(STAMP).gitTreeState=clean \
   $(STAMP).gitMajor=$(word 1,$(subst ., ,$(KUBERNETES))) $(STAMP).gitMinor=$(word 2,$(subst ., ,$(KUBERNETES)))
@@ -165,7 +165,7 @@ $(ASSETS)/coredns $(ASSETS)/pause: $(ASSETS)/%: tests/node/programs/go.mod tests
 	$(GO_BUILD) ./$*
 
 .PHONY: node
-node: control-plane image-tools $(NODE_PROGRAMS) ## Build what a real node needs, install containerd (Debian and Ubuntu; needs root)
+node: control-plane image-tools $(NODE_PROGRAMS) ## Build the programs of a real node and install containerd (Debian and Ubuntu; needs root)
 	@missing=; for tool in conntrack containerd iptables runc; do command -v $$tool > /dev/null || missing+=" $$tool"; done; \
 	  compgen -G "/usr/lib/cni/bridge" > /dev/null || missing+=" containernetworking-plugins"; $(INSTALL)
 
@@ -177,7 +177,7 @@ e2e-node: setup node backends ## Build the images and install the chart on a rea
 
 # A real cluster: docs/install.md line for line on it, the loop once around, and what may befall it.
 .PHONY: e2e
-e2e: setup ## Install on the cluster that KUBECONFIG names by docs/install.md, and try everything on it (an hour; PARTS="install loop")
+e2e: setup ## Install on the cluster of KUBECONFIG as docs/install.md says, and test everything on it (an hour; PARTS="install loop")
 	KUBELOOP_E2E=1 $(BIN)/python -m pytest $(if $(PARTS),$(PARTS:%=tests/e2e_cluster/test_%.py),tests/e2e_cluster) $(ARGS)
 
 .PHONY: alerts
@@ -185,7 +185,7 @@ alerts: setup backends ## Break real parts under a real Prometheus, at a fifth o
 	KUBELOOP_ALERTS_FACTOR=24 $(BIN)/python -m pytest tests/alerts $(ARGS)
 
 .PHONY: kind-up
-kind-up: setup ## Make a cluster with kind, and in it all that `make e2e` needs (docker or podman)
+kind-up: setup ## Create a kind cluster with everything that `make e2e` needs (docker or podman)
 	tests/kind/up.sh $(ARGS)
 
 .PHONY: images
@@ -230,13 +230,13 @@ report: setup ## Write the report and open it
 	$(BIN)/kubeloop report --open
 
 .PHONY: mlflow
-mlflow: setup ## Open the MLflow UI on port 5000, by the link that it prints
+mlflow: setup ## Start the MLflow UI on port 5000 and print its link
 	$(BIN)/kubeloop mlflow
 
 .PHONY: doctor
-doctor: setup ## Say what is missing, wrong or too old
+doctor: setup ## Find what is missing, wrong or too old
 	$(BIN)/kubeloop doctor
 
 .PHONY: clean
-clean: ## Delete what runs left; environments stay
+clean: ## Delete the state of runs; keep the environments
 	rm -rf .kubeloop build

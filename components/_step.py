@@ -1,4 +1,4 @@
-"""The decorator every step shares: no package is installed at run time, and the pipeline sets the image."""
+"""The decorator of every step: no package is installed at run time, and the pipeline sets the image."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Step: what all steps of a run share."""
+"""Step: fix the moment, name and use case that all steps of a run share."""
 
 from typing import NamedTuple
 

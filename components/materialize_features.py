@@ -1,4 +1,4 @@
-"""Step: the online store, brought forward."""
+"""Step: update the online store."""
 
 from kfp import dsl
 

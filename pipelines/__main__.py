@@ -15,7 +15,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     compiling = commands.add_parser("compile", help="write every pipeline as KFP IR YAML")
     compiling.add_argument("--out", type=Path, default=Path("build"), help="folder (default: build)")
-    compiling.add_argument("--image", help="image of the steps, in place of pipelines.images.core")
+    compiling.add_argument("--image", help="image of the steps, instead of pipelines.images.core")
     running = commands.add_parser("run", help="run a pipeline on this machine")
     running.add_argument("pipeline", choices=names.PIPELINES)
     running.add_argument("--run-name", required=True, help="unique name; the same name again resumes the run")

@@ -1,4 +1,4 @@
-"""The backfill pipeline: what the monitor missed, judged from the payload log."""
+"""The backfill pipeline: judge from the payload log what the monitor missed."""
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent

@@ -1,4 +1,4 @@
-"""The steps of a compiled pipeline: what each takes from which, wherever in the pipeline it stands."""
+"""Read the steps of a compiled pipeline and the sources of their inputs, across its conditional parts."""
 
 import heapq
 import itertools
@@ -117,7 +117,9 @@ def ordered(given: Sequence[Step]) -> list[Step]:
                     heapq.heappush(ready, other)
     if waiting:
         names = ", ".join(sorted(waiting))
-        raise ConfigError(f"{names}: cannot be grouped, since they need what is not a step; write grouping: step")
+        raise ConfigError(
+            f"{names}: cannot be grouped, since they need a task that is not a step; write grouping: step"
+        )
     return found
 
 

@@ -1,7 +1,7 @@
-"""What goes between the launcher of Kubeflow Pipelines, the steps of a group, and back.
+"""Pass inputs and outputs between the launcher of Kubeflow Pipelines and the steps of a group.
 
-The launcher names every output of the group before it starts, and asks for each parameter afterwards, in the file of
-outputs or in a file of its own; an artifact without a file is let pass. Source: kubeflow/pipelines 2.17.0,
+The launcher names every output of the group before it starts. Afterwards it reads each parameter from the file of
+outputs or from a separate file; an artifact without a file is accepted. Source: kubeflow/pipelines 2.17.0,
 backend/src/v2/component/launcher_v2.go (collectOutputParameters, uploadOutputArtifacts).
 """
 
@@ -18,7 +18,7 @@ from kfp.dsl.executor import create_artifact_instance
 from pipelines.plan import Member, Plan, Source
 
 _EMPTY: dict[str, Any] = {"String": "", "Boolean": False, "Integer": 0, "Float": 0.0, "List": [], "Dict": {}}
-"""What a step that was not wanted is said to have returned, by type: the launcher takes no absence."""
+"""The values of a skipped step's outputs, by type, since the launcher requires a value."""
 
 
 class Exchange:
@@ -57,7 +57,7 @@ class Exchange:
         return {"inputs": found, "outputs": outputs}
 
     def take(self, member: Member, made: dict[str, Any]) -> None:
-        """Take over what a step made: for the steps that follow, and for the launcher.
+        """Read the outputs of a step, for the next steps and for the launcher.
 
         Raises:
             FileNotFoundError: the step has neither returned a parameter nor written its file.
@@ -73,12 +73,12 @@ class Exchange:
             self._artifacts[Source(name, member.step)] = {"artifacts": [artifact | found["artifacts"][0]]}
 
     def skip(self, member: Member) -> None:
-        """Have the outputs of a step that was not wanted be empty."""
+        """Make the outputs of a skipped step empty."""
         for name in self._places(member, "parameters"):
             self._keep(member, name, _EMPTY[_type(member, name)])
 
     def finish(self) -> None:
-        """Write what the launcher reads."""
+        """Write the file that the launcher reads."""
         self._target.parent.mkdir(parents=True, exist_ok=True)
         self._target.write_text(json.dumps(self._made))
 

@@ -1,8 +1,8 @@
-"""Steps in one pod: turn the tasks of a compiled pipeline into groups, as `pipelines.grouping` says.
+"""Run several steps in one pod: turn the tasks of a compiled pipeline into groups, as `pipelines.grouping` says.
 
-A pod of Kubeflow Pipelines costs about twenty seconds beyond its work. A group is one task whose inputs are what its
-steps take from outside, and whose outputs are all that they make, called `<step>-<output>`; its program is
-`pipelines.pod`. The pipelines themselves know nothing of it, and on one machine they run step by step.
+Each pod of Kubeflow Pipelines adds about twenty seconds. A group is one task. Its inputs are those that its steps take
+from outside, and its outputs are all outputs of its steps, called `<step>-<output>`; its program is `pipelines.pod`.
+The pipelines do not know about groups, and on one machine they run step by step.
 """
 
 import copy
@@ -29,7 +29,7 @@ STAGES: Mapping[str, str] = {
 """The stage of each step. One that is not named here belongs to the stage of a step that follows it."""
 
 FIXED = frozenset({"begin-run"})
-"""Steps that are never cached alone, and within a group as the group is: the run's name is among their inputs."""
+"""Steps that are only cached as part of a group, since the run's name is among their inputs."""
 
 _TYPES = {bool: "BOOLEAN", int: "NUMBER_INTEGER", str: "STRING"}
 
@@ -88,7 +88,7 @@ def _divide(steps: Sequence[Step], grouping: str, whole: str) -> dict[str, list[
 
 
 def _check(groups: Sequence[_Group], of: Mapping[str, _Group], grouping: str) -> None:
-    """Refuse groups that wait for each other, or of which a condition takes a part only.
+    """Refuse groups that wait for each other, and groups of which a condition covers only a part.
 
     Raises:
         ConfigError: there is such a group.

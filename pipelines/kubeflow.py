@@ -1,4 +1,4 @@
-"""How the steps run on Kubernetes: images, resources, retries, secrets and identities, from the one configuration."""
+"""Configure the steps for Kubernetes from loop.yaml: images, resources, retries, secrets and identities."""
 
 from collections.abc import Sequence
 
@@ -11,14 +11,14 @@ from kubeloop.config.cluster import Gpu, StepSettings
 from kubeloop.steps import loops
 
 ALWAYS = frozenset({"begin-run", "gate-model", "deploy-model", "materialize-features", "score-batch", "judge-windows"})
-"""Steps that read more than their inputs, such as who is champion: a cached result could be about another state."""
+"""Steps that read more than their inputs, such as the champion: a cached result could be out of date."""
 
 GIT = frozenset({"gate-model", "deploy-model", "score-batch"})
-"""Steps that ask Git, or tell it, which version serves: no other gets the token."""
+"""Steps that read or write the served version in Git: only they get the token."""
 
 
 TELLS = frozenset({"begin-run", "gate-model"})
-"""Steps that say when a run is not what is installed: in its log, and in the reason that the ledger keeps."""
+"""Steps that report if a run differs from the installed loop: in its log, and in the ledger's reason."""
 
 
 def settle(loop: Loop, tasks: Sequence[PipelineTask]) -> None:

@@ -1,4 +1,4 @@
-"""Run a pipeline on this machine with kfp's local runner, and keep a report of it that survives a kill."""
+"""Run a pipeline on this machine with kfp's local runner, and store a report that survives a kill."""
 
 import contextlib
 import hashlib
@@ -69,7 +69,7 @@ def run(pipeline: BaseComponent, arguments: Mapping[str, Any], *, name: str, set
 
 
 class RunError(KubeloopError):
-    """The run failed; whether it would again is what its step said."""
+    """The run failed; its step reports whether it would fail again."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.error)

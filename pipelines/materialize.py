@@ -1,4 +1,4 @@
-"""The materialization pipeline: validated raw tables into the online store."""
+"""The materialization pipeline: write validated raw tables to the online store."""
 
 from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
@@ -13,7 +13,7 @@ def materialize(config: Loop) -> BaseComponent:
 
     @dsl.pipeline(
         name=f"{config.name}-materialize",
-        description=f"Bring the online features of {config.name} forward.",
+        description=f"Update the online features of {config.name}.",
         display_name=f"{config.name}: materialize features",
         pipeline_config=kubeflow.run_config(config),
     )

@@ -1,4 +1,4 @@
-"""One pod for several steps: the container and the part of the platform spec that give each what it was to have."""
+"""Merge the containers and platform specs of several steps into one pod that meets the needs of each."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ class Part(NamedTuple):
 
 
 class _Merger:
-    """Lays what steps ask for over each other, and says which step a difference is with."""
+    """Merges the requirements of steps, and names the steps that differ."""
 
     def __init__(self, grouping: str) -> None:
         self._grouping = grouping
@@ -50,8 +50,8 @@ class _Merger:
             ConfigError: always.
         """
         raise ConfigError(
-            f"pipelines.grouping: {self._grouping} puts {step} into one pod with steps that want another {what} "
-            f"({ours} and {theirs}); give them the same, or write grouping: step"
+            f"pipelines.grouping: {self._grouping} puts {step} into one pod with steps that need another {what} "
+            f"({ours} and {theirs}); give all of them the same, or write grouping: step"
         )
 
 
@@ -59,7 +59,7 @@ def merge(parts: Sequence[Part], grouping: str) -> tuple[Object, Object]:
     """Return the container and the platform spec of a pod: the most of each resource, and every variable and node rule.
 
     Raises:
-        ConfigError: two steps want what excludes each other.
+        ConfigError: the requirements of two steps exclude each other.
     """
     merger = _Merger(grouping)
     container: Object = {}

@@ -1,4 +1,4 @@
-"""How every pipeline over the raw tables begins: one moment and name, the tables as they were known, validated."""
+"""The first steps of every pipeline over the raw tables: fix moment and name, read the tables, validate them."""
 
 from typing import NamedTuple
 

@@ -1,7 +1,7 @@
-"""What the pod of a group runs: its steps in order, and where each takes its inputs.
+"""The plan of a group's pod: its steps in order, and the sources of their inputs.
 
-`grouping` writes it and `pod` reads it. As JSON it stands in the command of the pod, so it is short: a step's code is
-its component, by name.
+`grouping` writes the plan and `pod` reads it. It is part of the pod's command as JSON, so it is short: the name of its
+component stands for a step.
 """
 
 import json
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 
 class Source(NamedTuple):
-    """Where a value comes from: an input of the group, or an output of one of its steps."""
+    """The source of a value: an input of the group, or an output of one of its steps."""
 
     name: str
     step: str = ""
@@ -61,7 +61,7 @@ class Plan:
     members: Sequence[Member]
 
     def output(self, step: str, name: str) -> str:
-        """Return what the group calls a step's output; a step that is alone keeps its own names."""
+        """Return the group's name for a step's output; a single step keeps its own names."""
         return f"{step}-{name}" if len(self.members) > 1 else name
 
     def dump(self) -> str:

@@ -1,8 +1,8 @@
 """The program of a step's pod: `python -m pipelines.pod` runs the steps of a group one after another, as kfp would.
 
-Each attempt of a step is a process of its own, so that memory goes back and a step that is killed can be tried again.
-An error that is not lasting is tried again as loop.yaml says: Argo repeats a pod only if its node is lost. What the
-last attempt fails with is put into the bucket, for the trigger; the exit codes are those of kubeloop/errors.py.
+Each attempt of a step is a separate process, so that its memory is freed and a killed step can be tried again. After a
+passing error the step is tried again as loop.yaml says, since Argo repeats a pod only if its node is lost. The error
+of the last attempt is put into the bucket for the trigger; the exit codes are those of kubeloop/errors.py.
 """
 
 import argparse
@@ -50,7 +50,9 @@ def main() -> int:
     """Run the group that the command line describes, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m pipelines.pod", description=__doc__)
     parser.add_argument("--plan", required=True, help="the steps, as JSON; see pipelines/plan.py")
-    parser.add_argument("--executor_input", required=True, help="what Kubeflow's launcher gives a component, as JSON")
+    parser.add_argument(
+        "--executor_input", required=True, help="the input of Kubeflow's launcher for a component, as JSON"
+    )
     options = parser.parse_args()
     # Great Expectations alone tells a hundred lines of its own inside; people read this log in the Kubeflow UI.
     logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
@@ -65,7 +67,7 @@ def run(plan: Plan, exchange: Exchange) -> int:
     for number, member in enumerate(plan.members, start=1):
         title = f"{member.step} ({number} of {total})" if total > 1 else member.step
         if member.when and exchange.value(member.when.source) != member.when.value:
-            _say(f"{title}: not wanted, for {member.when.source.step or 'the run'} says so")
+            _say(f"{title}: skipped, as {member.when.source.step or 'the run'} decided")
             exchange.skip(member)
             continue
         _say(title)
@@ -100,7 +102,7 @@ def _persist(member: Member, exchange: Exchange) -> Failure | None:
 
 
 def _attempt(member: Member, exchange: Exchange) -> Failure | None:
-    """Run a step once, in a process of its own, and take over what it made."""
+    """Run a step once in a separate process, and read its outputs."""
     with tempfile.TemporaryDirectory(prefix="kubeloop-step-") as folder:
         output, word = Path(folder) / "executor_output.json", Path(folder) / "failure.json"
         given = exchange.executor_input(member, output)
@@ -115,7 +117,7 @@ def _attempt(member: Member, exchange: Exchange) -> Failure | None:
             return Failure.parse(word.read_text())
         if status < 0:
             name = signal.Signals(-status).name
-            hint = "; is its memory enough?" if -status == signal.SIGKILL else ""
+            hint = "; does it need more memory?" if -status == signal.SIGKILL else ""
             return Failure(f"its process was ended by {name}{hint}", lasting=False, step=member.step)
         if status:
             return Failure(f"its process ended with status {status}", lasting=False, step=member.step)

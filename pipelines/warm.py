@@ -1,8 +1,8 @@
-"""Give the steps of a local run processes that have their libraries loaded: importing them is most of a step's time.
+"""Run the steps of a local run in processes with their libraries loaded, since imports take most of a step's time.
 
 A server imports the libraries one by one, in the order in which the steps need them, and forks itself for each step.
-What stands in for the interpreter is a few lines that ask for such a fork and pass on streams, folder, variables and
-exit status. The fork stays in the run's process group, so that whatever ends the run ends its steps.
+A short script replaces the interpreter: it requests a fork and passes on streams, folder, variables and exit status.
+The fork stays in the run's process group, so that a signal to the run also ends its steps.
 """
 
 import contextlib
@@ -133,7 +133,7 @@ def _step(client: socket.socket, failure: Path) -> int:
     os.environ.update(variables)
     flag, module, *rest = arguments
     if flag != "-m":
-        print(f"python {flag}: only `-m MODULE` is understood here", file=sys.stderr)
+        print(f"python {flag}: only `-m MODULE` is supported here", file=sys.stderr)
         return 2
     # As `python -m` does.
     sys.path[0] = folder

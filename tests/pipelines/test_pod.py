@@ -222,7 +222,7 @@ def test_a_step_that_is_not_wanted_leaves_outputs_that_the_launcher_takes(
     empty = {"a": 0, "b": "", "c": [], "d": {}, "e": 0.0, "f": False}
     assert made == ({"a": 1, "b": "x", "c": [1], "d": {"y": 1}, "e": 1.5, "f": True} if wanted else empty)
     assert (marks / "acted").exists() is wanted
-    assert ("not wanted" in done.logs["whole"]) is not wanted
+    assert ("skipped" in done.logs["whole"]) is not wanted
 
 
 def test_what_only_comes_after_another_step_stays_after_it(steps: Object, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_what_only_comes_after_another_step_stays_after_it(steps: Object, tmp_pa
     [
         ("step", "error", "MLflow is away", 1),
         ("run", "error", "MLflow is away", 2),
-        ("run", "killed", "its process was ended by SIGKILL; is its memory enough?", 1),
+        ("run", "killed", "its process was ended by SIGKILL; does it need more memory?", 1),
         ("run", "exit", "its process ended with status", 1),
     ],
 )
@@ -289,7 +289,7 @@ def told(cluster: Cluster, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     [
         ("lasting", Failure("name: is missing", lasting=True, step="fall-over"), 1),
         ("error", Failure("MLflow is away", lasting=False, step="fall-over"), 2),
-        ("killed", Failure("its process was ended by SIGKILL; is its memory enough?", False, "fall-over"), 2),
+        ("killed", Failure("its process was ended by SIGKILL; does it need more memory?", False, "fall-over"), 2),
     ],
 )
 def test_the_trigger_is_told_and_a_lasting_error_is_not_tried_again(

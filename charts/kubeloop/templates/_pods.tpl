@@ -80,7 +80,7 @@ capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 
-{{- /* Image, pull policy and security of a container, and that its last words are kept: dict root, image. */ -}}
+{{- /* Image, pull policy and security of a container, and where its last messages are kept: dict root, image. */ -}}
 {{- define "kubeloop.container" -}}
 image: {{ include "kubeloop.image" . }}
 imagePullPolicy: {{ .root.Values.images.pullPolicy }}
@@ -95,8 +95,8 @@ securityContext:
 - {name: HOME, value: /tmp}
 - {name: PYTHONUNBUFFERED, value: "1"}
 - {name: KUBELOOP_STATE, value: {{ .state | default "/tmp/kubeloop" }}}
-# Freed memory goes back to the node: glibc keeps an arena for each thread, and Arrow's own allocator what it once had.
-# The monitor's reading of the log keeps half as much so.
+# Return freed memory to the node: glibc keeps an arena for each thread, and Arrow's own allocator keeps all that it had.
+# This halves the memory that the monitor keeps after reading the log.
 - {name: MALLOC_ARENA_MAX, value: "1"}
 - {name: MALLOC_TRIM_THRESHOLD_, value: "131072"}
 - {name: ARROW_DEFAULT_MEMORY_POOL, value: system}
@@ -168,7 +168,7 @@ volumeMounts:
 {{- end -}}
 
 {{- /* A ServiceAccount: dict root, part, loop, name, namespace, storage (bool), token (bool): whether pods that do not
-say so themselves get its token. Pods of this chart say it; those of Argo, Kubeflow Trainer and KServe do not. */ -}}
+set this themselves get its token. Pods of this chart set it; those of Argo, Kubeflow Trainer and KServe do not. */ -}}
 {{- define "kubeloop.account" -}}
 apiVersion: v1
 kind: ServiceAccount

@@ -1,5 +1,5 @@
 {{- /* The alerts on drift, retraining and the payload log. Triggers and monitors read their numbers from a database, so
-that several pods tell the same ones: hence max, where others would sum. Whether parts and serving are there is in
+several pods report the same ones: the rules use max, not sum. The alerts on missing parts and on serving are in
 _serving.tpl. */ -}}
 {{- define "kubeloop.alerts" -}}
 {{- $part := printf "namespace=%q" .Release.Namespace -}}
@@ -33,7 +33,7 @@ _serving.tpl. */ -}}
 - name: KubeloopEventsLost
   severity: warning
   for: 30m
-  # Once an hour shows more than chance. What the collector refuses has an alert of its own, and counts here as well.
+  # An hour is long enough to rule out chance. Events that the collector refuses also have their own alert.
   expr: >-
     1 - sum by (namespace) (increase(kubeloop_collector_events_total{ {{- $part }}, kind="request"}[1h]))
     / on () group_left sum(increase(kubeloop_inferences_total{ {{- . -}} }[1h])) > 0.05
@@ -68,15 +68,15 @@ _serving.tpl. */ -}}
 - name: KubeloopLabelsMissing
   severity: warning
   for: 1h
-  # A loop that never had labels has none to miss, and weekends and monthly jobs are expected. Those that come too late
-  # for their window do not count as there.
+  # A loop that never had labels cannot miss any, and weekends and monthly jobs are expected. Labels that come too late
+  # for their window count as missing.
   expr: >-
     max by (namespace, service) (kubeloop_monitor_labelled_share{ {{- $part -}} })
     < 0.5 * max by (namespace, service) (avg_over_time(kubeloop_monitor_labelled_share{ {{- $part -}} }[14d]))
     or sum by (namespace) (increase(kubeloop_collector_events_total{ {{- $part }}, kind="label"}[2d])) == 0
     and sum by (namespace) (increase(kubeloop_collector_events_total{ {{- $part }}, kind="label"}[2d] offset 7d)) > 0
     and count_over_time((sum by (namespace) (increase(kubeloop_collector_events_total{ {{- $part }}, kind="label"}[1d])) > 0)[7d:1d]) > 2
-  summary: 'Fewer predictions get their label in time than is usual: {{ "{{ or $labels.service \"no label came for two days\" }}" }}.'
+  summary: 'Fewer predictions than usual get their label in time: {{ "{{ or $labels.service \"no label came for two days\" }}" }}.'
 - name: KubeloopRetrainFailing
   severity: critical
   for: 0m
@@ -88,7 +88,7 @@ _serving.tpl. */ -}}
   expr: >-
     max by (namespace, service) (increase(kubeloop_trigger_runs_total{ {{- $part }}, outcome="rejected"}[14d])) > {{ sub .Values.alerts.rejections 1 }}.5
     unless max by (namespace, service) (increase(kubeloop_trigger_runs_total{ {{- $part }}, outcome="promoted"}[14d])) > 0
-  summary: The gate turned down at least {{ .Values.alerts.rejections }} challengers of {{ "{{ $labels.service }}" }} in two weeks and let none pass.
+  summary: The gate rejected at least {{ .Values.alerts.rejections }} challengers of {{ "{{ $labels.service }}" }} in two weeks and promoted none.
 - name: KubeloopEventsUndelivered
   severity: warning
   for: 15m
@@ -103,7 +103,7 @@ _serving.tpl. */ -}}
   severity: warning
   for: 15m
   expr: max by (namespace, service) (kubeloop_monitor_failing{ {{- $part -}} }) > 0
-  summary: The monitor of {{ "{{ $labels.service }}" }} judges nothing, since something that it needs does not answer.
+  summary: The monitor of {{ "{{ $labels.service }}" }} judges no windows, because a service that it needs does not answer.
 - name: KubeloopStoreUnreachable
   severity: warning
   for: 15m

@@ -1,10 +1,9 @@
-{{- /* The alerts on what must be there and answer: our own parts, and the predictors and transformers of every loop.
+{{- /* The alerts on parts that must run and answer: our own parts, and the predictors and transformers of every loop.
 
-They rest on `up`, which Prometheus makes itself for every pod that it finds: 0 where a pod does not answer, and absent
-where there is no pod, hence a term for each one that must be there (if the chart's own monitors scrape: without them
-nobody knows whether there is such a series). No alert needs kube-state-metrics; where it runs,
-KubeloopPodsMissing knows of single replicas that never started, of MLflow, and of predictors that have no metrics of
-ours. */ -}}
+They use `up`, which Prometheus makes for every pod that it finds. It is 0 if a pod does not answer and absent if there is
+no pod, so there is a term for each part that must exist (if the chart's own monitors scrape: without them the series is
+unknown). No alert needs kube-state-metrics; if it runs, KubeloopPodsMissing also covers single replicas that never
+started, MLflow, and predictors without our metrics. */ -}}
 
 {{- /* Matchers of the pods that serve the loops: `transformers`, and `predictors` without those of other projects' servers,
 which have other metrics on another port. */ -}}
@@ -108,7 +107,7 @@ sum by (namespace, service, component) (increase(kubeloop_inferences_total{ {{- 
 - name: KubeloopServingErrors
   severity: critical
   for: 5m
-  # Where there is little traffic, a share of five minutes says nothing: there, that nothing but failures came.
+  # With little traffic, a share of five minutes means little: then alert if every request of a longer span failed.
   expr: >-
     {{ include "kubeloop.failedShare" (dict "is" $is "window" "5m") }} > 0.05
     {{- range list "30m" "6h" }}
@@ -127,14 +126,14 @@ sum by (namespace, service, component) (increase(kubeloop_inferences_total{ {{- 
 - name: KubeloopTrafficStopped
   severity: warning
   for: 5m
-  # As a week ago at this time, since weekends and nights are quiet. Where nothing so old is known: as yesterday, and from
-  # one hour to the next, so that a service's first weekend is silent, too.
+  # Compare with the same time a week ago, since weekends and nights are quiet. Without such old data, compare with
+  # yesterday and with the previous hour, so that a service's first weekend does not raise the alert.
   expr: >-
     sum by (namespace, service) (increase(kubeloop_inferences_total{ {{- $is.both -}} }[30m])) == 0
     and (sum by (namespace, service) (increase(kubeloop_inferences_total{ {{- $is.both -}} }[30m] offset 7d)) > 10
     or (sum by (namespace, service) (increase(kubeloop_inferences_total{ {{- $is.both -}} }[30m] offset 1d)) > 10
     and sum by (namespace, service) (increase(kubeloop_inferences_total{ {{- $is.both -}} }[30m] offset 1h)) > 10
     unless sum by (namespace, service) (increase(kubeloop_inferences_total{ {{- $is.both -}} }[30m] offset 7d))))
-  summary: 'Nobody has asked {{ "{{ $labels.service }}" }} for half an hour, at a time when others did.'
+  summary: '{{ "{{ $labels.service }}" }} has had no requests for half an hour, although it usually has some at this time.'
 {{- end }}
 {{- end -}}

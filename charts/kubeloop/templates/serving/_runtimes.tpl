@@ -47,8 +47,8 @@ volumes:
 {{- end -}}
 
 {{- /*
-Triton wants a repository, <name>/<version>/model.onnx, and a model folder is flat: the start lays it out. The
-version's number comes back in every answer, by which the monitor finds what the model was trained on.
+Triton needs a repository, <name>/<version>/model.onnx, but a model folder is flat, so this script creates the repository.
+Every answer contains the version's number, with which the monitor finds the model's training data.
 */ -}}
 {{- define "kubeloop.runtime.tritonStart" -}}
 set -eu
