@@ -136,8 +136,8 @@ def test_a_commit_that_nobody_brings(environment):
     with pytest.raises(DeliveryError) as error:
         environment.promote(timeout_s=0.3)
     assert str(error.value) == (
-        f"version 7 of flights did not arrive within 0.3 s, namespace {environment.namespace} has version 6; see that "
-        "Argo CD or Flux follows the branch and is in sync, and start the step again, or allow more time with "
+        f"version 7 of flights did not arrive within 0.3 s, namespace {environment.namespace} has version 6; check "
+        "that Argo CD or Flux follows the branch and is in sync, and start the step again, or allow more time with "
         "delivery.ready_timeout"
     )
 

@@ -223,7 +223,7 @@ def test_a_long_history_is_not_fetched(git, server, alice, scheme, monkeypatch):
         tip = run(git.bare, "commit-tree", "main^{tree}", "-p", tip, "-m", f"Other {number}", **SOMEBODY)
         if number == 2:
             run(git.bare, "update-ref", "refs/heads/main", tip)
-            with pytest.raises(DeliveryError, match="was taken back"):
+            with pytest.raises(DeliveryError, match="was reverted"):
                 promote(server)
     run(git.bare, "update-ref", "refs/heads/main", tip)
     promote(server, repository=server.address if scheme == "git" else f"file://{git.bare}")

@@ -24,7 +24,7 @@ ROLES = ["--label", "bought", "--timestamp", "ts", "--key", "who"]
         (["--timezone", "Mars/Base"], "--timezone: 'Mars/Base' is not a time zone; write one such as Europe/Berlin"),
         (["--delimiter", ";;"], "--delimiter: String should have at most 1 character"),
         (["--skip-rows", "-1"], "--skip-rows: Input should be greater than or equal to 0"),
-        (["--encoding", "klingon"], "--encoding 'klingon' is not known"),
+        (["--encoding", "klingon"], "--encoding 'klingon' is unknown"),
         (
             ["--missing", "amuont=x"],
             "--missing names the column 'amuont', but the file has 'ts', 'who', 'amount', 'bought'",

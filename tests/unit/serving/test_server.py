@@ -246,5 +246,5 @@ def test_a_slow_prediction_holds_up_nobody_and_times_out(
 
 
 def test_a_server_that_cannot_start_says_why(models: Path, start: Callable[..., Any]) -> None:
-    with pytest.raises(AssertionError, match="not the demanded abc; refusing to serve it"):
+    with pytest.raises(AssertionError, match="not the requested abc; refusing to serve it"):
         start("--model-dir", models / "columns", "--name=flights", "--sha256=abc")

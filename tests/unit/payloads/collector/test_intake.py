@@ -108,7 +108,7 @@ AHEAD = json.dumps({"labels": [{"event_id": "a", "label": 1, "observed_at": "210
         (JSON, b"{", 400, "the body is not JSON"),
         (JSON, b"[]", 400, "an event is a JSON object"),
         (JSON, json.dumps(STRUCTURED | {"type": None}).encode(), 400, "missing attribute: type"),
-        (JSON, json.dumps(STRUCTURED | {"id": 7}).encode(), 400, "id is no text"),
+        (JSON, json.dumps(STRUCTURED | {"id": 7}).encode(), 400, "id must be text"),
         (JSON, json.dumps(STRUCTURED | {"data_base64": "*"}).encode(), 400, "data_base64"),
         (BATCH, b"{}", 400, "a batch is a JSON list"),
         (BATCH, json.dumps([STRUCTURED, {}]).encode(), 400, "event 1 of the batch: missing attribute"),
