@@ -230,7 +230,7 @@ report: setup ## Write the report and open it
 	$(BIN)/kubeloop report --open
 
 .PHONY: mlflow
-mlflow: setup ## Open the MLflow UI on port 5000, by the link that it prints
+mlflow: setup ## Start the MLflow UI on port 5000 and print its link
 	$(BIN)/kubeloop mlflow
 
 .PHONY: doctor
