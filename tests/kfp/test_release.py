@@ -100,7 +100,7 @@ def test_the_demo_is_scheduled_as_it_is_installed(
     (tmp_path / "loop.yaml").write_text(demo.dump())
     shown = kubeloop("schedule", "--release", "one", "--dry-run")
     assert shown.exit_code == 0, shown.output
-    assert "`kubeloop schedule --release one` does this" in shown.output
+    assert "`kubeloop schedule --release one` applies" in shown.output
     done = kubeloop("schedule", "--release", "one")
     assert done.exit_code == 0, done.output
     assert [run["display_name"] for run in server.store.recurring.values()] == ["flight-delay-hourly"]
