@@ -67,7 +67,7 @@ def test_a_lost_answer_leaves_one_of_each(
     [
         (401, DeniedError, "KUBELOOP_KFP_TOKEN_FILE "),
         (302, DeniedError, "needs to know the caller"),
-        (403, DeniedError, "the service account needs a role "),
+        (403, DeniedError, "account needs a role "),
         (400, RefusedError, "told to fail"),
         (503, NoAnswerError, "it may work later"),
         (500, NoAnswerError, "status 500"),
