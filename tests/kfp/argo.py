@@ -156,9 +156,13 @@ def progress(workflow: str, states: Mapping[str, str | tuple[str, ...]], driver_
     pair(f"{root}.condition-1", "DAG", root, "RUNNING")
     if driver_failed:
         pair(f"{root}.{driver_failed}-driver", "Pod", root, "FAILED")
+    done: list[str] = []
     for step, said in states.items():
         tries = (said,) if isinstance(said, str) else said
         pair(f"{root}.{step}-driver", "Pod", root, "RUNNING" if tries == ("PENDING",) else "SUCCEEDED")
+        # As seen on 4.0.5: what a step waited for has the step's driver among its children, next to its executor.
+        for earlier in done:
+            nodes.found[earlier]["children"].append(node_id(workflow, f"{root}.{step}-driver"))
         if tries == ("PENDING",):
             continue
         outer = pair(f"{root}.{step}", "DAG", root, tries[-1])
@@ -168,6 +172,7 @@ def progress(workflow: str, states: Mapping[str, str | tuple[str, ...]], driver_
         ]
         executor = nodes.add(f"{outer}.executor", "Retry", outer, phase=tries[-1].capitalize(), children=pods)
         nodes.found[node_id(workflow, outer)]["children"] = [executor["id"]]
+        done.append(node_id(workflow, outer))
     return nodes
 
 

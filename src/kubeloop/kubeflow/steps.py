@@ -63,7 +63,8 @@ def read(tasks: Iterable[Any], run_is_over: bool) -> tuple[Step, ...]:
         if name == driver or _BRANCH.fullmatch(name):
             continue
         step = _step(name, whole[driver], whole.get(name))
-        tried = [pods.get(_first(child), 1) for task in attempts.get(name, ()) for child in _children(task)]
+        # Next to its executor an attempt has the drivers of the steps that waited for it as children.
+        tried = [sum(pods.get(_first(child), 0) for child in _children(task)) or 1 for task in attempts.get(name, ())]
         if run_is_over and step.state not in OVER:
             step = Step(name, "UNKNOWN", step.started, step.finished)
         found.append(Step(step.name, step.state, step.started, step.finished, max(1, sum(tried))))
