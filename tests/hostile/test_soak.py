@@ -24,9 +24,9 @@ from kubeloop.payloads import decode, segments
 from kubeloop.tasks.binary.task import BINARY
 from tests.hostile.conftest import WHOLE
 from tests.hostile.front.servers import free_port
-from tests.unit.delivery.conftest import Kit, NodeProcess, eventually
-from tests.unit.delivery.conftest import kit as kit
-from tests.unit.delivery.test_real_server import NODE, save
+from tests.unit.node.conftest import Kit, NodeProcess, eventually
+from tests.unit.node.conftest import kit as kit
+from tests.unit.node.test_real_server import NODE, save
 
 SECONDS = 180.0 if WHOLE else 8.0
 CLIENTS = 6

@@ -33,7 +33,7 @@ from kubeloop.payloads import segments, wal
 from kubeloop.payloads.segments import MIRRORED, Row
 from kubeloop.session import run as session
 from kubeloop.session import summary
-from kubeloop.session.counts import Memory
+from kubeloop.session.counts import Counts
 from kubeloop.steps import loops
 from kubeloop.stores import kept, whole
 from kubeloop.trigger.runners import LocalRunner
@@ -157,10 +157,10 @@ def _fill(place: Place, told: dict[str, Any]) -> None:
     store = Store(settings.monitor_db)
     store.ingest(replace(store.progress(place.loop.name), cursor=last), [], {})
     store.close()
-    memory = Memory.open(settings, fast=True)
-    memory.begin([])
-    memory.note(["1", "2"], answered=True)
-    memory.end(1.0, 0, None)
+    counts = Counts.open(settings, fast=True)
+    counts.begin([])
+    counts.note(["1", "2"], answered=True)
+    counts.end(1.0, 0, None)
     summary.write(settings, told)
     report.write(place.loop, settings, told)
     loops.keep(place.loop, settings)

@@ -30,7 +30,7 @@ _FRESH = {
 
 
 @dataclass
-class Memory:
+class Counts:
     """The counts of `session.json`, and the notes of the current session in a file next to it.
 
     Counts are of predictions: `served` those the clients got, `errors` those they got an error for, `dropped` those

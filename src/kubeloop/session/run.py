@@ -22,7 +22,7 @@ from kubeloop.config import Loop, Settings
 from kubeloop.data import sources
 from kubeloop.errors import KubeloopError
 from kubeloop.session import requests as runs
-from kubeloop.session.counts import Memory
+from kubeloop.session.counts import Counts
 from kubeloop.session.replay import Addresses, Progress, Replay, Sent, drawn
 from kubeloop.session.services import Services
 from kubeloop.steps import promotion, stages
@@ -100,17 +100,17 @@ def run(
     with Services(loop, settings, environment, observer.say) as services:
         if fresh:
             forget(settings, observer.say)
-        memory = _remember(settings, plan)
+        counts = _remember(settings, plan)
         prepare(loop, settings, observer.say)
         observer.say("Starting collector, node, trigger and monitor.")
         start(loop, services)
         resume_serving(loop, settings, observer.say)
         first_model(loop, settings, services, observer)
-        _replay(loop, settings, services, observer, memory)
+        _replay(loop, settings, services, observer, counts)
         from kubeloop.session import summary
 
         observer.say("Comparing the loop with the frozen first model on the replayed predictions.")
-        result = summary.build(loop, settings, memory.content, time.monotonic() - started)
+        result = summary.build(loop, settings, counts.content, time.monotonic() - started)
         summary.write(settings, result)
     return result
 
@@ -181,22 +181,22 @@ def first_model(loop: Loop, settings: Settings, services: Services, observer: Ob
     observer.say(str(outcome["detail"]))
 
 
-def _remember(settings: Settings, plan: Plan) -> Memory:
+def _remember(settings: Settings, plan: Plan) -> Counts:
     """Return what earlier sessions left.
 
     Raises:
         SessionError: it is of another kind of run.
     """
-    memory = Memory.open(settings, fast=plan.fast)
-    if not memory.known:
+    counts = Counts.open(settings, fast=plan.fast)
+    if not counts.known:
         raise SessionError("the state was written by an older kubeloop; add --fresh to start over")
-    if memory.content["fast"] != plan.fast:
+    if counts.content["fast"] != plan.fast:
         kept, asked = ("the full replay", "--fast") if plan.fast else ("--fast", "the full replay")
         raise SessionError(f"the state is from {kept}, not from {asked}; add --fresh to start over")
-    return memory
+    return counts
 
 
-def _replay(loop: Loop, settings: Settings, services: Services, observer: Observer, memory: Memory) -> None:
+def _replay(loop: Loop, settings: Settings, services: Services, observer: Observer, counts: Counts) -> None:
     from kubeloop import features
     from kubeloop.features import online
     from kubeloop.payloads import table
@@ -231,16 +231,16 @@ def _replay(loop: Loop, settings: Settings, services: Services, observer: Observ
         news.look()
 
     def note(asked: list[str], answered: bool) -> None:
-        memory.note(asked, answered=answered)
+        counts.note(asked, answered=answered)
 
     replay = Replay(loop, events, addresses, materializer.advance, sent, report, note)
-    uncertain = memory.begin(_among(sent.predictions, events["event_id"]))
+    uncertain = counts.begin(_among(sent.predictions, events["event_id"]))
     if uncertain:
         observer.say(f"The last session was killed: {uncertain:,} of its predictions were settled from the log.")
     started = time.monotonic()
     progress = asyncio.run(replay.run())
     # The replay has waited until the node's queue was empty: all that will be dropped was dropped.
-    memory.end(time.monotonic() - started, _dropped(services), progress.measured())
+    counts.end(time.monotonic() - started, _dropped(services), progress.measured())
     _flush(services)
     news.look(now=True)
     observer.say(

@@ -28,7 +28,7 @@ def build(loop: Loop, settings: Settings, session: Mapping[str, Any], wall_s: fl
     Args:
         loop: the use case.
         settings: the place.
-        session: what no store keeps, of `memory.Memory`: fast, sessions, replay_s, latency_ms, and the predictions that
+        session: what no store keeps, of `counts.Counts`: fast, sessions, replay_s, latency_ms, and the predictions that
             its clients got (`served`, `errors`), that were lost (`dropped`), or settled after a kill (`uncertain`).
         wall_s: seconds that the last session took.
     """

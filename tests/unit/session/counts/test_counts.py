@@ -10,18 +10,18 @@ import pytest
 
 from kubeloop import config
 from kubeloop.config import Settings
-from kubeloop.session.counts import Memory
+from kubeloop.session.counts import Counts
 
 WORKER = """
 import sys, time
 from pathlib import Path
 from kubeloop import config
-from kubeloop.session.counts import Memory
-memory = Memory.open(config.settings(Path(sys.argv[1]), Path(sys.argv[1])), fast=False)
-memory.begin(sys.argv[2].split())
-memory.note(["c", "d"], answered=True)
-memory.note(["e"], answered=False)
-memory.note(["f", "g"], answered=True)
+from kubeloop.session.counts import Counts
+counts = Counts.open(config.settings(Path(sys.argv[1]), Path(sys.argv[1])), fast=False)
+counts.begin(sys.argv[2].split())
+counts.note(["c", "d"], answered=True)
+counts.note(["e"], answered=False)
+counts.note(["f", "g"], answered=True)
 print("noted", flush=True)
 time.sleep(60)
 """
@@ -50,19 +50,19 @@ def killed(settings: Settings, logged: str) -> None:
 
 
 def test_sessions_that_end_add_up(settings: Settings) -> None:
-    memory = Memory.open(settings, fast=True)
-    assert memory.begin([]) == 0
-    memory.note(["a", "b"], answered=True)
-    memory.note(["c"], answered=False)
-    memory.end(1.5, 1, {"p50": 2.0, "p99": 3.0})
+    counts = Counts.open(settings, fast=True)
+    assert counts.begin([]) == 0
+    counts.note(["a", "b"], answered=True)
+    counts.note(["c"], answered=False)
+    counts.end(1.5, 1, {"p50": 2.0, "p99": 3.0})
     assert counts(settings) == (2, 1, 1, 0)
-    again = Memory.open(settings, fast=True)
+    again = Counts.open(settings, fast=True)
     assert again.begin(["a"]) == 0
     again.note(["b", "c"], answered=True)
     again.end(0.5, 0, None)
     # The log held one of the two first answers, and dropped the other, which was asked for again.
     assert counts(settings) == (4, 1, 1, 0)
-    content = Memory.open(settings, fast=True).content
+    content = Counts.open(settings, fast=True).content
     assert (content["sessions"], content["replay_s"], content["latency_ms"]) == (2, 2.0, {"p50": 2.0, "p99": 3.0})
     assert [path.name for path in settings.state.iterdir()] == ["session.json"]
 
@@ -84,24 +84,24 @@ def test_sessions_that_end_add_up(settings: Settings) -> None:
 )
 def test_a_kill_leaves_what_was_noted(settings: Settings, logged: str, expected: tuple[int, ...]) -> None:
     killed(settings, "a b")
-    memory = Memory.open(settings, fast=False)
-    assert memory.begin(logged.split()) == expected[3]
+    counts = Counts.open(settings, fast=False)
+    assert counts.begin(logged.split()) == expected[3]
     assert counts(settings) == expected
-    assert memory.content["sessions"] == 2
-    assert 0 <= memory.content["replay_s"] < 60
+    assert counts.content["sessions"] == 2
+    assert 0 <= counts.content["replay_s"] < 60
     # Settled once: the session that goes on from here ends by itself and adds only its own.
-    memory.note(["z"], answered=True)
-    memory.end(1.0, 0, None)
+    counts.note(["z"], answered=True)
+    counts.end(1.0, 0, None)
     assert counts(settings) == (expected[0] + 1, *expected[1:])
 
 
 def test_what_a_log_loses_after_a_session_ended_is_not_settled_away(settings: Settings) -> None:
-    memory = Memory.open(settings, fast=False)
-    memory.begin([])
-    memory.note(["a", "b", "c"], answered=True)
-    memory.end(1.0, 0, None)
+    counts = Counts.open(settings, fast=False)
+    counts.begin([])
+    counts.note(["a", "b", "c"], answered=True)
+    counts.end(1.0, 0, None)
     killed(settings, "a")
-    assert Memory.open(settings, fast=False).begin(["a", "c", "d", "f", "g"]) == 0
+    assert Counts.open(settings, fast=False).begin(["a", "c", "d", "f", "g"]) == 0
     served, _, dropped, uncertain = counts(settings)
     # 3 + 4 were served and 5 are in the log: it has lost b, and c until that was asked for again.
     assert (served, dropped, uncertain) == (7, 0, 0)
@@ -109,7 +109,7 @@ def test_what_a_log_loses_after_a_session_ended_is_not_settled_away(settings: Se
 
 def test_a_log_that_shrinks_makes_nothing_unserved(settings: Settings) -> None:
     killed(settings, "a b h i")
-    assert Memory.open(settings, fast=False).begin(["c", "d", "f", "g"]) == 0
+    assert Counts.open(settings, fast=False).begin(["c", "d", "f", "g"]) == 0
     assert counts(settings) == (4, 1, 0, 0)
 
 
@@ -117,11 +117,11 @@ def test_a_note_that_was_cut_off_counts_as_uncertain(settings: Settings) -> None
     killed(settings, "")
     notes = settings.state / "answers-1.jsonl"
     notes.write_bytes(notes.read_bytes()[:-4])
-    assert Memory.open(settings, fast=False).begin(["c", "d", "f", "g"]) == 2
+    assert Counts.open(settings, fast=False).begin(["c", "d", "f", "g"]) == 2
     assert counts(settings) == (4, 1, 0, 2)
 
 
 def test_counts_of_an_older_kind_are_not_read(settings: Settings) -> None:
-    assert Memory.open(settings, fast=False).known
+    assert Counts.open(settings, fast=False).known
     (settings.state / "session.json").write_text('{"fast": false, "replay_s": 1.0, "errors": 0, "dropped": 0}')
-    assert not Memory.open(settings, fast=False).known
+    assert not Counts.open(settings, fast=False).known
