@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -21,10 +22,12 @@ from kubeloop.delivery import DeliveryError, train_job
 from kubeloop.delivery.cluster import Cluster
 from kubeloop.failures import Failure
 from kubeloop.stores.bucket import Bucket
+from kubeloop.tasks import port
 from kubeloop.tasks.binary.task import BINARY
-from kubeloop.tasks.tabular import model_folder, train_node, training
+from kubeloop.tasks.tabular import candidate, holdout, model_folder, train_node, training
 from tests.cluster.conftest import MERGE
 from tests.control_plane.plane import CommandError
+from tests.unit.tasks.test_kinds import CLASSES, LOOP, table
 
 CRD = {
     "apiVersion": "apiextensions.k8s.io/v1",
@@ -247,12 +250,64 @@ def test_two_nodes_train_one_model(
     bucket.pull(f"{names.job('j')}/model", tmp_path / "model")
     card = model_folder.read(tmp_path / "model")
     frame = pq.read_table(learned[0]).to_pandas()
-    _, holdout = training.split(BINARY, frame, loop.training.holdout)
-    truth = holdout["label"].to_numpy()
-    together = BINARY.score(truth, model_folder.predict(BINARY, tmp_path / "model", holdout))["auc"]
-    alone = BINARY.score(truth, model_folder.predict(BINARY, learned[1], holdout))["auc"]
+    _, newest = training.split(BINARY, frame, loop.training.holdout)
+    truth = newest["label"].to_numpy()
+    together = BINARY.score(truth, model_folder.predict(BINARY, tmp_path / "model", newest))["auc"]
+    alone = BINARY.score(truth, model_folder.predict(BINARY, learned[1], newest))["auc"]
     assert together == pytest.approx(alone, abs=0.02)
     assert card.sha256 != model_folder.read(learned[1]).sha256, "it is another model"
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "regression"])
+def test_two_nodes_train_a_model_of_another_kind(
+    s3: Any, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A class with two rows is on both nodes, and the intervals' models are trained one after the other."""
+    frame = table(kind)
+    quantiles = {"interval": {"method": "quantile"}}
+    own: dict[str, Any] = {"classes": CLASSES} if kind == "multiclass" else quantiles
+    if kind == "multiclass":
+        frame.loc[[4, 8], "label"] = "never"
+    settings = {"parameters": {"n_estimators": 20}, "threads": 1, "holdout": "20d", "window": "200d", **own}
+    loop = Loop.model_validate({**LOOP, "task": kind, "training": settings})
+    frame.to_parquet(tmp_path / "rows.parquet")
+    alone, cut = tmp_path / "alone", tmp_path / "cut.parquet"
+    candidate.build(loop, tmp_path / "rows.parquet", alone, cut)
+
+    monkeypatch.setenv("KUBELOOP_BUCKET", s3.bucket)
+    bucket = Bucket.open(config.settings(tmp_path))
+    bucket.put(f"{names.job(kind)}/loop.json", loop.dump().encode())
+    bucket.put(f"{names.job(kind)}/training.parquet", (tmp_path / "rows.parquet").read_bytes())
+    machines = ",".join(f"127.0.0.1:{port}" for port in _ports(2))
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "kubeloop.tasks.tabular.train_node", "--job", kind, "--machines", machines],
+            env={**os.environ, "PET_NODE_RANK": str(rank), "PET_NNODES": "2"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for node in nodes:
+        _, log = node.communicate(timeout=120)
+        assert node.returncode == 0, log
+    bucket.pull(f"{names.job(kind)}/model", tmp_path / "model")
+    (tmp_path / "held").write_bytes(bucket.get(f"{names.job(kind)}/holdout.parquet") or b"")
+    task = port.of(loop)
+    ours, other = (holdout.read(path, task) for path in (tmp_path / "held", cut))
+    assert ours.rows["event_id"].tolist() == other.rows["event_id"].tolist()
+    name = task.headline.name
+    found, expected = (task.score(each.truths, each.answers)[name] for each in (ours, other))
+    assert found == pytest.approx(expected, rel=0.1)
+    assert model_folder.read(tmp_path / "model").sha256 != model_folder.read(alone).sha256
+
+
+def test_a_class_that_is_too_small_for_the_nodes_is_refused() -> None:
+    network = training.Network(("a:1", "b:1", "c:1"), 1)
+    with pytest.raises(training.TrainingError, match=r"2 training rows.* 3 nodes.*train_job\.nodes"):
+        training._share(np.array([0, 0, 0, 1, 1, 0, 0]), network)
+    assert training._share(np.array([0, 1, 1, 0, 1, 0, 0]), network).tolist() == [1, 3]
+    assert training._share(np.arange(7.0), network).tolist() == [1, 4]
 
 
 def test_the_training_step_hands_its_work_to_a_job_and_takes_the_model(

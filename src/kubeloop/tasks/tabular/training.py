@@ -1,5 +1,6 @@
 """Fit a model on a training set: split by time, encode, search, fit."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,12 +127,18 @@ class Network:
     machines: Sequence[str]
     rank: int
 
-    def parameters(self) -> algorithms.Parameters:
-        """Return what LightGBM must know."""
+    def parameters(self, turn: int = 0) -> algorithms.Parameters:
+        """Return what LightGBM must know.
+
+        Args:
+            turn: how many estimators were fitted together before this one. Each has the next port: a machine that is
+                quicker would connect to the socket on which another one still listens for the estimator before.
+        """
+        places = [(host, int(port) + turn) for host, _, port in (each.rpartition(":") for each in self.machines)]
         return {
-            "machines": ",".join(self.machines),
-            "num_machines": len(self.machines),
-            "local_listen_port": int(self.machines[self.rank].rpartition(":")[2]),
+            "machines": ",".join(f"{host}:{port}" for host, port in places),
+            "num_machines": len(places),
+            "local_listen_port": places[self.rank][1],
             "tree_learner": "data",
             "pre_partition": True,
             "time_out": _MEETING_MINUTES,
@@ -242,20 +249,45 @@ def _fit(
     draft: bool = False,
 ) -> Heads:
     together = network if network is not None and len(network.machines) > 1 else None
-    ours = {**parameters, **together.parameters()} if together else parameters
+    turns = itertools.count()
 
-    def one(estimator: algorithms.Estimator, rows: algorithms.Rows, labels: npt.NDArray[Any]) -> algorithms.Estimator:
-        share = slice(together.rank, None, len(together.machines)) if together else slice(None)
+    def one(estimator: Any, rows: algorithms.Rows, labels: npt.NDArray[Any]) -> algorithms.Estimator:
+        share = _share(labels, together) if together else slice(None)
+        if together:
+            estimator.set_params(**together.parameters(next(turns)))
         with _threads(training.threads):
             estimator.fit(rows[share], labels[share])
+        if together:
+            # LightGBM has one network per process.
+            estimator.booster_.free_network()
         return estimator
 
     try:
-        return maker.fit(rows, y, training, ours, one, draft=draft)
+        return maker.fit(rows, y, training, parameters, one, draft=draft)
     except (ValueError, TypeError) as error:
         if isinstance(error, KubeloopError):
             raise
         raise algorithms.ParameterError(f"{training.algorithm} refuses {parameters}: {error}") from error
+
+
+def _share(labels: npt.NDArray[Any], network: Network) -> npt.NDArray[np.intp]:
+    """Return the rows of this machine [n / machines], in their order.
+
+    LightGBM counts the classes of each machine's own rows, so every machine gets rows of every class.
+
+    Raises:
+        TrainingError: a class has fewer rows than there are machines.
+    """
+    machines = len(network.machines)
+    if labels.dtype.kind == "f":
+        return np.arange(network.rank, len(labels), machines)
+    fewest = int(np.unique(labels, return_counts=True)[1].min())
+    if fewest < machines:
+        raise TrainingError(
+            f"a class has only {fewest} training rows, and each of {machines} nodes needs one; lower "
+            "pipelines.train_job.nodes, or lengthen training.window"
+        )
+    return np.sort(np.argsort(labels, kind="stable")[network.rank :: machines])
 
 
 @contextmanager
