@@ -251,7 +251,7 @@ def _fit(
     together = network if network is not None and len(network.machines) > 1 else None
     turns = itertools.count()
 
-    def one(estimator: Any, rows: algorithms.Rows, labels: npt.NDArray[Any]) -> algorithms.Estimator:
+    def one(estimator: Any, rows: algorithms.Rows, labels: npt.NDArray[Any]) -> Any:
         share = _share(labels, together) if together else slice(None)
         if together:
             estimator.set_params(**together.parameters(next(turns)))
