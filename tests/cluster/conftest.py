@@ -39,7 +39,10 @@ def build(namespace: str, version: str = "7", **options: Any) -> dict[str, Any]:
         }
     )
     model = ModelRef(version, f"s3://models/{version}", version * 64, f"run-{version}")
-    return inference_service(loop, model, logger_url="http://collector/", feature_dir="/project", **options)
+    plain = inference_service(loop, model, logger_url="http://collector/", feature_dir="/project", **options)
+    # What only a cluster needs is `pods.place`'s; an image is the least that the API server wants.
+    plain["spec"]["transformer"]["containers"][0]["image"] = "kubeloop-core:0"
+    return plain
 
 
 class Kserve:
