@@ -180,5 +180,5 @@ def test_judge_windows_needs_a_monitor(make_home: Any, loop: Loop, as_of: dateti
     from components.judge_windows import judge_windows
 
     place = Bench(loop.dump(), as_of.isoformat(), make_home(tmp_path), tmp_path)
-    with pytest.raises(ServiceError, match="no monitor is up"):
+    with pytest.raises(ServiceError, match="the monitor is not running"):
         place.call(judge_windows, place.loop, place.as_of, place.new(dsl.Artifact, "status"))

@@ -79,13 +79,14 @@ class Laptop:
         process = HTTP.get(self.urls["node"] + OBJECT).json()["status"]["processes"][0]
         return f"http://127.0.0.1:{process['port']}"
 
-    def state(self) -> dict[str, Any]:
-        """Return what an attack may not have changed; of the clock, the year that attacks would move.
-
-        Earlier tests' predictions are logged in the background: until the queue is empty, the collector's count moves.
-        """
+    def settle(self) -> None:
+        """Wait until the collector has what earlier tests asked: predictions are logged in the background."""
         while HTTP.get(f"{self.urls['node']}/status").json()["queued"]:
             time.sleep(0.01)
+
+    def state(self) -> dict[str, Any]:
+        """Return what an attack may not have changed; of the clock, the year that attacks would move."""
+        self.settle()
         trigger = HTTP.get(f"{self.urls['trigger']}/status").json()
         collector = HTTP.get(f"{self.urls['collector']}/status").json()
         node = HTTP.get(self.urls["node"] + "/status").json()

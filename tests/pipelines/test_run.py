@@ -94,7 +94,7 @@ def test_the_other_pipelines_run(undisturbed: Any, loop: Loop, as_of: datetime) 
 
 def test_a_backfill_has_the_monitor_judge(undisturbed: Any, loop: Loop, as_of: datetime) -> None:
     assert undisturbed.finish("early", as_of, pipeline="backfill") != 0
-    assert "no monitor is up" in undisturbed.report("early")["error"]
+    assert "the monitor is not running" in undisturbed.report("early")["error"]
     node, collector = (undisturbed.services.url(name) for name in ("node", "collector"))
     undisturbed.services.start(
         "monitor",
