@@ -45,7 +45,7 @@ def test_while_it_restarts_the_status_says_so_and_requests_are_refused_at_once(s
     began = time.monotonic()
     answer = httpx.post(f"{service.node.url}/_predictor/v2/models/{service.name}/infer", json={})
     assert answer.status_code == service.infer().status_code == 503
-    assert f"no predictor of {service.name} is up" in answer.json()["error"]
+    assert f"no predictor of {service.name} is running" in answer.json()["error"]
     assert answer.headers["retry-after"] == "1"
     assert time.monotonic() - began < 1
     service.model("v1")
@@ -192,7 +192,7 @@ def test_stdout_of_a_child_is_kept_in_its_log(service, node, shared):
         ({"spec": {}}, 400, "spec.predictor: Field required"),
         (None, 400, "manifest: "),
         ("{", 400, "the body is not JSON"),
-        (" " * 1_100_000, 413, "at most"),
+        (" " * 1_100_000, 413, "more than"),
     ],
 )
 def test_malformed_manifest_is_refused(node, shared, change, code, message):

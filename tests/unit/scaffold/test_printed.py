@@ -125,7 +125,7 @@ def test_the_sheet_that_is_printed_is_read(odd: pd.DataFrame, folder: Path) -> N
     sheets = {"it's 'old'": odd, "$new": odd.assign(more=1)}
     workbook(folder / "a table.xlsx", {name: [[*rows.columns], *rows.values.tolist()] for name, rows in sheets.items()})
     line = f"init 'a table.xlsx' {ROLES}"
-    options = re.search(r"name one: (--sheet .*) or (--sheet .*)$", kubeloop(line).output.strip())
+    options = re.search(r"choose one: (--sheet .*) or (--sheet .*)$", kubeloop(line).output.strip())
     assert options
     for option in options.groups():
         again = kubeloop(f"{line} {option} --into mine --id \"die 'Linie'\"")

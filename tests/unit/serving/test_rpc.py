@@ -206,7 +206,7 @@ def test_the_limits_hold(served: Served) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             ask(served.address, bytes(50_000_000 if compression else 100_001), compression=compression)
         assert caught.value.code().name == "RESOURCE_EXHAUSTED"
-    with pytest.raises(grpc.RpcError, match=r"no inference\.ModelInferRequest") as caught:
+    with pytest.raises(grpc.RpcError, match=r"not an inference\.ModelInferRequest") as caught:
         ask(served.address, b"\xff" * 100)
     assert caught.value.code().name == "INVALID_ARGUMENT"
     with pytest.raises(grpc.RpcError) as caught:

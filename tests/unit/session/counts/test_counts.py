@@ -33,7 +33,7 @@ def settings(tmp_path: Path) -> Settings:
     return config.settings(tmp_path, tmp_path)
 
 
-def counts(settings: Settings) -> tuple[int, ...]:
+def noted(settings: Settings) -> tuple[int, ...]:
     content = json.loads((settings.state / "session.json").read_text())
     return tuple(content[name] for name in COUNTS)
 
@@ -55,13 +55,13 @@ def test_sessions_that_end_add_up(settings: Settings) -> None:
     counts.note(["a", "b"], answered=True)
     counts.note(["c"], answered=False)
     counts.end(1.5, 1, {"p50": 2.0, "p99": 3.0})
-    assert counts(settings) == (2, 1, 1, 0)
+    assert noted(settings) == (2, 1, 1, 0)
     again = Counts.open(settings, fast=True)
     assert again.begin(["a"]) == 0
     again.note(["b", "c"], answered=True)
     again.end(0.5, 0, None)
     # The log held one of the two first answers, and dropped the other, which was asked for again.
-    assert counts(settings) == (4, 1, 1, 0)
+    assert noted(settings) == (4, 1, 1, 0)
     content = Counts.open(settings, fast=True).content
     assert (content["sessions"], content["replay_s"], content["latency_ms"]) == (2, 2.0, {"p50": 2.0, "p99": 3.0})
     assert [path.name for path in settings.state.iterdir()] == ["session.json"]
@@ -86,13 +86,13 @@ def test_a_kill_leaves_what_was_noted(settings: Settings, logged: str, expected:
     killed(settings, "a b")
     counts = Counts.open(settings, fast=False)
     assert counts.begin(logged.split()) == expected[3]
-    assert counts(settings) == expected
+    assert noted(settings) == expected
     assert counts.content["sessions"] == 2
     assert 0 <= counts.content["replay_s"] < 60
     # Settled once: the session that goes on from here ends by itself and adds only its own.
     counts.note(["z"], answered=True)
     counts.end(1.0, 0, None)
-    assert counts(settings) == (expected[0] + 1, *expected[1:])
+    assert noted(settings) == (expected[0] + 1, *expected[1:])
 
 
 def test_what_a_log_loses_after_a_session_ended_is_not_settled_away(settings: Settings) -> None:
@@ -102,7 +102,7 @@ def test_what_a_log_loses_after_a_session_ended_is_not_settled_away(settings: Se
     counts.end(1.0, 0, None)
     killed(settings, "a")
     assert Counts.open(settings, fast=False).begin(["a", "c", "d", "f", "g"]) == 0
-    served, _, dropped, uncertain = counts(settings)
+    served, _, dropped, uncertain = noted(settings)
     # 3 + 4 were served and 5 are in the log: it has lost b, and c until that was asked for again.
     assert (served, dropped, uncertain) == (7, 0, 0)
 
@@ -110,7 +110,7 @@ def test_what_a_log_loses_after_a_session_ended_is_not_settled_away(settings: Se
 def test_a_log_that_shrinks_makes_nothing_unserved(settings: Settings) -> None:
     killed(settings, "a b h i")
     assert Counts.open(settings, fast=False).begin(["c", "d", "f", "g"]) == 0
-    assert counts(settings) == (4, 1, 0, 0)
+    assert noted(settings) == (4, 1, 0, 0)
 
 
 def test_a_note_that_was_cut_off_counts_as_uncertain(settings: Settings) -> None:
@@ -118,7 +118,7 @@ def test_a_note_that_was_cut_off_counts_as_uncertain(settings: Settings) -> None
     notes = settings.state / "answers-1.jsonl"
     notes.write_bytes(notes.read_bytes()[:-4])
     assert Counts.open(settings, fast=False).begin(["c", "d", "f", "g"]) == 2
-    assert counts(settings) == (4, 1, 0, 2)
+    assert noted(settings) == (4, 1, 0, 2)
 
 
 def test_counts_of_an_older_kind_are_not_read(settings: Settings) -> None:
