@@ -18,13 +18,14 @@ setup: .venv/ready ## Install uv if it is missing, and the three environments fr
 
 .uv/bin/uv:
 	@echo "uv is not installed; putting it into .uv/"
-	python3 -m venv .uv 2>/dev/null && .uv/bin/python -m pip install --quiet "uv>=0.8" \
+	@python3 -m venv .uv 2>/dev/null && .uv/bin/python -m pip install --quiet "uv>=0.8" \
 	  || { rm -rf .uv; echo "could not install uv; see https://docs.astral.sh/uv and run make again" >&2; exit 1; }
 
 .venv/ready: pyproject.toml uv.lock $(if $(findstring .uv/,$(UV)),.uv/bin/uv)
-	$(UV) sync --quiet --frozen --extra core --group dev --group docs
-	UV_PROJECT_ENVIRONMENT=.venv-runtime $(UV) sync --quiet --frozen --extra runtime
-	UV_PROJECT_ENVIRONMENT=.venv-detector $(UV) sync --quiet --frozen --extra detector
+	@echo "installing three environments from the lock: about 3 GB, a minute or more the first time"
+	@$(UV) sync --quiet --frozen --extra core --group dev --group docs
+	@UV_PROJECT_ENVIRONMENT=.venv-runtime $(UV) sync --quiet --frozen --extra runtime
+	@UV_PROJECT_ENVIRONMENT=.venv-detector $(UV) sync --quiet --frozen --extra detector
 	@touch $@
 
 .PHONY: run

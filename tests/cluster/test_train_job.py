@@ -225,18 +225,14 @@ def test_nodes_are_named_after_the_first() -> None:
         train_node.hosts(Node(0, 2, "localhost"))
 
 
-def test_two_nodes_train_one_model(
-    s3: Any, loop: Loop, learned: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """LightGBM's own learner over TCP: each node sees half of the rows, and the first one writes the model."""
-    monkeypatch.setenv("KUBELOOP_BUCKET", s3.bucket)
-    bucket = Bucket.open(config.settings(tmp_path))
-    bucket.put(f"{names.job('j')}/loop.json", loop.dump().encode())
-    bucket.put(f"{names.job('j')}/training.parquet", learned[0].read_bytes())
+def two_nodes(bucket: Bucket, job: str, loop: Loop, rows: Path) -> None:
+    """Train on two processes of this machine that meet over TCP."""
+    bucket.put(f"{names.job(job)}/loop.json", loop.dump().encode())
+    bucket.put(f"{names.job(job)}/training.parquet", rows.read_bytes())
     machines = ",".join(f"127.0.0.1:{port}" for port in _ports(2))
     nodes = [
         subprocess.Popen(
-            [sys.executable, "-m", "kubeloop.tasks.tabular.train_node", "--job", "j", "--machines", machines],
+            [sys.executable, "-m", "kubeloop.tasks.tabular.train_node", "--job", job, "--machines", machines],
             env={**os.environ, "PET_NODE_RANK": str(rank), "PET_NNODES": "2"},
             stderr=subprocess.PIPE,
             text=True,
@@ -247,6 +243,15 @@ def test_two_nodes_train_one_model(
         _, log = node.communicate(timeout=120)
         assert node.returncode == 0, log
         assert "trains its share" in log
+
+
+def test_two_nodes_train_one_model(
+    s3: Any, loop: Loop, learned: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LightGBM's own learner over TCP: each node sees half of the rows, and the first one writes the model."""
+    monkeypatch.setenv("KUBELOOP_BUCKET", s3.bucket)
+    bucket = Bucket.open(config.settings(tmp_path))
+    two_nodes(bucket, "j", loop, learned[0])
     bucket.pull(f"{names.job('j')}/model", tmp_path / "model")
     card = model_folder.read(tmp_path / "model")
     frame = pq.read_table(learned[0]).to_pandas()
@@ -276,21 +281,7 @@ def test_two_nodes_train_a_model_of_another_kind(
 
     monkeypatch.setenv("KUBELOOP_BUCKET", s3.bucket)
     bucket = Bucket.open(config.settings(tmp_path))
-    bucket.put(f"{names.job(kind)}/loop.json", loop.dump().encode())
-    bucket.put(f"{names.job(kind)}/training.parquet", (tmp_path / "rows.parquet").read_bytes())
-    machines = ",".join(f"127.0.0.1:{port}" for port in _ports(2))
-    nodes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "kubeloop.tasks.tabular.train_node", "--job", kind, "--machines", machines],
-            env={**os.environ, "PET_NODE_RANK": str(rank), "PET_NNODES": "2"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for node in nodes:
-        _, log = node.communicate(timeout=120)
-        assert node.returncode == 0, log
+    two_nodes(bucket, kind, loop, tmp_path / "rows.parquet")
     bucket.pull(f"{names.job(kind)}/model", tmp_path / "model")
     (tmp_path / "held").write_bytes(bucket.get(f"{names.job(kind)}/holdout.parquet") or b"")
     task = port.of(loop)

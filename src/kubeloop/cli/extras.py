@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from kubeloop import config
+from kubeloop.cli import called
 
 _OUT = Console(highlight=False)
 
@@ -26,6 +27,8 @@ def demo(into: Annotated[Path, typer.Option(help="Folder to write.")] = Path("fl
     _OUT.print(escape(f"loop.yaml and feature_repo are in {into}. Next:\n"), soft_wrap=True)
     for line in (f"cd {into}", "kubeloop run --fast"):
         _OUT.print(escape(f"    {line}"), soft_wrap=True)
+    if hint := called.hint():
+        _OUT.print(escape(f"\n{hint}"), soft_wrap=True)
 
 
 def mlflow(

@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table as Grid
 
 from kubeloop import config
+from kubeloop.cli import called
 from kubeloop.config import ConfigError
 from kubeloop.config.reading import Column, Read
 
@@ -270,3 +271,5 @@ def _tell(result: "Result") -> None:
     )
     for line in result.next:
         _OUT.print(f"    {escape(line)}", soft_wrap=True)
+    if hint := called.hint():
+        _OUT.print(f"\n{escape(hint)}", soft_wrap=True)

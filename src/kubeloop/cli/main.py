@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from kubeloop import config, errors
-from kubeloop.cli import backtest, extras, init, kubeflow
+from kubeloop.cli import backtest, called, extras, init, kubeflow
 from kubeloop.config import Loop, Settings
 from kubeloop.errors import KubeloopError
 
@@ -156,6 +156,8 @@ def run(
     _out.print(
         "Next: `kubeloop report --open`, `kubeloop status`, `kubeloop mlflow`; your own table: `kubeloop init --help`."
     )
+    if hint := called.hint():
+        _out.print(escape(hint), soft_wrap=True)
 
 
 def _crash(error: Exception) -> NoReturn:

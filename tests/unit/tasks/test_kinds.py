@@ -17,7 +17,7 @@ from kubeloop.tasks import intervals, slices
 from kubeloop.tasks.multiclass.task import Multiclass
 from kubeloop.tasks.port import EvaluationError, Task
 from kubeloop.tasks.regression.task import Regression
-from kubeloop.tasks.tabular import export, maker, model_folder, training
+from kubeloop.tasks.tabular import candidate, export, maker, model_folder, training
 from kubeloop.tasks.tabular import holdout as held_out
 
 ROWS = 400
@@ -249,3 +249,14 @@ def test_a_column_that_knows_the_label_is_named(kind: str, column: Callable[[Any
     found = ours.giveaways(frame[["x", "shop"]].assign(leak=column(frame["label"])), ours.task.truths(frame["label"]))
     assert list(found) == ["leak"]
     assert named in found["leak"]
+
+
+def test_a_table_whose_file_has_an_index_keeps_its_ids(tmp_path: Path) -> None:
+    """As pandas writes one for rows that were chosen: where a row was before says nothing."""
+    loop = Loop.model_validate({**LOOP, "task": "regression", "training": {"parameters": FAST["lightgbm"]}})
+    chosen = table("regression")[::2]
+    chosen.to_parquet(tmp_path / "rows.parquet")
+    candidate.build(loop, tmp_path / "rows.parquet", tmp_path / "model", tmp_path / "held")
+    kept = held_out.read(tmp_path / "held", maker.of(loop).task).rows
+    newest = chosen["event_timestamp"] > chosen["event_timestamp"].max() - loop.training.holdout
+    assert kept["event_id"].tolist() == chosen["event_id"][newest].tolist()

@@ -75,7 +75,8 @@ def read(source: Path | BinaryIO) -> pd.DataFrame:
     names = [name for name in file.schema_arrow.names if name != EVENT_ID]
     texts = [name for name in names if pa.types.is_string(file.schema_arrow.field(name).type)]
     found: pd.DataFrame = pq.ParquetFile(source, read_dictionary=texts).read(names).to_pandas()
-    return found
+    # An index that pandas wrote into the file says nothing about the place of a row in it.
+    return found.reset_index(drop=True)
 
 
 def split(task: Task, frame: pd.DataFrame, holdout: timedelta) -> tuple[pd.DataFrame, pd.DataFrame]:
