@@ -1,6 +1,8 @@
 """Training as a TrainJob: its shape by Kubeflow's own models, its life on a real API server, its nodes as processes."""
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -377,9 +379,17 @@ def test_a_node_without_its_data_says_so(s3: Any, tmp_path: Path, monkeypatch: p
     )
 
 
-def _ports(count: int) -> list[int]:
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    found = [int(listener.getsockname()[1]) for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return found
+def _ports(count: int, estimators: int = 8) -> list[int]:
+    """Return ports that are free with those after them, one for each estimator.
+
+    They are below the ports that the system gives to clients, of which one may be taken between here and its turn.
+    """
+    found: list[int] = []
+    for first in random.sample(range(20_000, 32_000, estimators), 100):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + estimators):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            found.append(first)
+        if len(found) == count:
+            return found
+    raise AssertionError("no ports are free")

@@ -10,12 +10,12 @@ import pytest
 from kubeloop.config import Loop
 from kubeloop.names import DRIFT_EVENT, LABEL_EVENT
 from tests.hostile.front.servers import Server, serve
+from tests.unit.node.conftest import STAND_IN
 from tests.unit.serving.conftest import models
 
 __all__ = ["models"]
 
 HERE = Path(__file__).parent
-NODE = HERE.parents[1] / "unit" / "delivery" / "standins" / "node.py"
 SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/kubeloop/inferenceservices"
 EVERY = ("collector", "monitor", "trigger", "predictor", "transformer", "node", "router")
 LIVE = "/v2/health/live"
@@ -77,12 +77,12 @@ def run(models: Path, demo: Loop, tmp_path_factory: pytest.TempPathFactory) -> R
                 )  # fmt: skip
             elif name == "node":
                 yield start(
-                    NODE, "--state", folder / "node", method="PUT", path=f"{SERVICES}/flights", headers=JSON,
+                    STAND_IN, "--state", folder / "node", method="PUT", path=f"{SERVICES}/flights", headers=JSON,
                     body=b'{"kind": "Nothing"}', status=400, probe="/status", token=folder / "node" / "token",
                 )  # fmt: skip
             else:
                 yield start(
-                    NODE, "--state", folder / "node", path="/v2/models/flights/infer", headers=JSON,
+                    STAND_IN, "--state", folder / "node", path="/v2/models/flights/infer", headers=JSON,
                     body=json.dumps(V2).encode(), status=404, probe="/status",
                 )  # fmt: skip
 

@@ -25,7 +25,7 @@ from kubeloop.config import Loop
 from kubeloop.delivery import Applied, DeliveryError, local
 from kubeloop.delivery.manifest import ModelRef, inference_service
 
-HERE = Path(__file__).parent
+STAND_IN = Path(__file__).parent / "standins" / "node.py"
 SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/kubeloop/inferenceservices"
 # One client for all: making one reads the certificate store, which takes longer than a request.
 HTTP = httpx.Client(timeout=20)
@@ -100,7 +100,7 @@ class NodeProcess:
 
     state: Path
     flags: tuple[str, ...] = ()
-    command: tuple[str, ...] = (sys.executable, str(HERE / "standins" / "node.py"))
+    command: tuple[str, ...] = (sys.executable, str(STAND_IN))
     process: subprocess.Popen[str] | None = None
     url: str = ""
 

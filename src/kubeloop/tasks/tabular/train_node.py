@@ -19,6 +19,7 @@ from kubeloop.tasks.tabular import candidate
 from kubeloop.tasks.tabular.training import Network
 
 PORT = 12400
+"""Of the first estimator; each further one of a model has the next (`training.Network.parameters`)."""
 _RESOLVE_S = 1800.0
 
 log = logging.getLogger("kubeloop.tasks.tabular.train_node")
