@@ -51,7 +51,7 @@ def running(
         process.send_signal(end)
         try:
             process.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:  # SeaweedFS takes half a minute to say goodbye
+        except subprocess.TimeoutExpired:  # SeaweedFS takes half a minute to shut down
             process.kill()
             process.wait()
 
@@ -66,7 +66,7 @@ class Postgres:
     """A PostgreSQL server that tests may stop and start again."""
 
     def __init__(self, folder: Path) -> None:
-        # Debian keeps the server's programs out of PATH, in a folder a version.
+        # Debian keeps the server's programs outside PATH, in one folder per version.
         places = sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin")), reverse=True)
         self._initdb, self._server = (outside.backend(name, *places) for name in ("initdb", "postgres"))
         self._folder, self._log = folder / "data", folder / "postgres.log"
@@ -90,15 +90,15 @@ class Postgres:
         )
 
     def start(self, durable: bool = False) -> None:
-        """Start it, and wait until it answers; tests do without waiting for the disk."""
+        """Start it with fsync off, and wait until it answers."""
         command = [self._server, "-D", str(self._folder), "-p", str(self.port), "-k", "", "-h", "127.0.0.1"]
         command += [] if durable else ["-F"]
         options = {"cwd": self._folder.parent, **self._user}
-        # SIGINT ends it without waiting for its clients.
+        # On SIGINT it ends without waiting for its clients.
         self._stack.enter_context(running(command, self._log, self._answers, signal.SIGINT, **options))
 
     def stop(self) -> None:
-        """End it; its data stay."""
+        """End it and keep its data."""
         self._stack.close()
 
     def database(self, name: str) -> str:
@@ -125,8 +125,8 @@ class Postgres:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Postgres]:
-    """A PostgreSQL server of the session; a test that stops it starts it again."""
-    # Not among pytest's folders: each session that starts closes those to everybody else, PostgreSQL's user included.
+    """One PostgreSQL server for the session; a test that stops it starts it again."""
+    # This folder is not one of pytest's: every new session closes those to other users, and PostgreSQL runs as one.
     with tempfile.TemporaryDirectory(prefix="kubeloop-postgres-") as folder:
         server = Postgres(Path(folder))
         server.start()
@@ -142,7 +142,7 @@ def postgres(postgres_server: Postgres) -> str:
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
-    """A Redis server; each call returns the URL of an empty database of it."""
+    """A Redis server; each call returns the URL of an empty database on it."""
     server, folder, port = outside.backend("redis-server"), tmp_path_factory.mktemp("redis"), free_port()
     password = secrets.token_hex(16)
     config = folder / "redis.conf"
@@ -160,7 +160,7 @@ def redis(redis_server: Callable[[], str]) -> str:
 
 @dataclass(frozen=True)
 class S3:
-    """A place in an S3 store.
+    """A prefix in an S3 store.
 
     Attributes:
         endpoint: its address.
@@ -202,18 +202,18 @@ class Seaweed:
         command = [
             *(self._program, "server", f"-dir={self._folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3"),
             *(f"-s3.config={self._folder / 's3.json'}", "-volume.max=50", "-master.volumeSizeLimitMB=64", *flags),
-            # Ports of its other protocols, which are fixed unless they are told to stay away.
+            # Ports of protocols that the tests do not use; their defaults are fixed ports.
             *("-s3.port.iceberg=0", "-s3.port.lance=0"),
         ]
         log = self._folder / "weed.log"
         self._stack.enter_context(running(command, log, self._answers, cwd=self._folder))
 
     def stop(self) -> None:
-        """End it; its data stay."""
+        """End it and keep its data."""
         self._stack.close()
 
     def _answers(self) -> bool:
-        """Return whether it takes and gives back an object: after a restart it is healthy before it can."""
+        """Return whether an object can be written and read: after a restart, the health check succeeds before that."""
         from pyarrow import fs
 
         with contextlib.suppress(httpx.HTTPError, OSError):
@@ -225,7 +225,7 @@ class Seaweed:
                     scheme="http",
                     allow_bucket_creation=True,
                 )
-                # It keeps volumes of its own for each bucket: one bucket serves all tests.
+                # SeaweedFS keeps separate volumes for each bucket, so all tests share one bucket.
                 store.create_dir(BUCKET)
                 with store.open_output_stream(f"{BUCKET}/probe") as sink:
                     sink.write(b"probe")
@@ -236,7 +236,7 @@ class Seaweed:
 
 @pytest.fixture(scope="session")
 def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
-    """An S3 server of the session; a test that stops it starts it again."""
+    """One S3 server for the session; a test that stops it starts it again."""
     server = Seaweed(tmp_path_factory.mktemp("seaweed"))
     server.start()
     yield server
@@ -245,7 +245,7 @@ def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
 
 @pytest.fixture
 def s3(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> S3:
-    """An empty prefix of a bucket, whose credentials are in the process's variables."""
+    """An empty prefix of a bucket, with the credentials in the process's environment variables."""
     for name, value in seaweed.environ.items():
         monkeypatch.setenv(name, value)
     return S3(seaweed.endpoint, f"s3://{BUCKET}/{secrets.token_hex(4)}", seaweed.environ)

@@ -1,4 +1,4 @@
-"""The chart's alerts for two loops, as files for Prometheus' own programs."""
+"""The chart's alerts for two loops, as files for Prometheus's own programs."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ SERVING = "models"
 VALUES: dict[str, Any] = {
     "loops": {
         "flight-delay": {"config": LOOP | {"delivery": {"namespace": SERVING}}},
-        # Of whose predictor Prometheus has nothing.
+        # Prometheus has no series from this loop's predictor.
         "fraud": {"config": SECOND | {"delivery": {"namespace": SERVING, "runtime": "kubeloop-triton"}}},
     },
     "runtimes": {"triton": {"enabled": True}},
@@ -33,7 +33,7 @@ def promtool() -> str:
 
 @pytest.fixture(scope="session")
 def rules(render: Render) -> dict[str, Any]:
-    """The rules, as a file of Prometheus has them."""
+    """The rules in the format of a Prometheus rules file."""
     (found,) = kinds(render(VALUES), "PrometheusRule")
     spec: dict[str, Any] = found["spec"]
     return spec

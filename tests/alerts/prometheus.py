@@ -1,4 +1,4 @@
-"""A Prometheus with an Alertmanager on loopback, told by the chart's objects what to scrape and what to judge."""
+"""Prometheus and Alertmanager on loopback, configured from the chart's monitors and rules."""
 
 import contextlib
 import re
@@ -15,7 +15,7 @@ from tests.backends import free_port, running
 from tests.charts.conftest import Object, kinds
 
 MOST_MINUTES = 24.0
-"""To which every longer duration is cut: half an hour, a day and a week are all the same to a test."""
+"""Longer durations are cut to this: to a test, half an hour, a day and a week are the same."""
 
 _SECONDS = {"m": 60, "h": 3600, "d": 86400}
 _CAPITAL = re.compile(r"[A-Z]")
@@ -23,18 +23,18 @@ _DURATION = re.compile(r"(?<=\[)(\d+)([mhd])(?=\])|(?<=offset )(\d+)([mhd])\b")
 
 
 def short(text: str, factor: float) -> str:
-    """Return a duration as a test has it, in milliseconds.
+    """Return a duration shortened for a test, in milliseconds.
 
     Args:
         text: such as `10m`.
-        factor: by how much time runs faster.
+        factor: how many times faster time runs.
     """
     seconds = min(int(text[:-1]) * _SECONDS[text[-1]], MOST_MINUTES * 60)
     return f"{1000 * seconds / factor:.0f}ms"
 
 
 def shortened(rules: dict[str, Any], factor: float) -> dict[str, Any]:
-    """Return rules whose durations, in expressions and in `for`, are as `short` has them."""
+    """Return the rules with the durations in `expr` and `for` shortened by `short`."""
     return {
         "groups": [
             part
@@ -55,7 +55,7 @@ def shortened(rules: dict[str, Any], factor: float) -> dict[str, Any]:
 
 @dataclass
 class Target:
-    """A pod that is scraped: the part, its pod's name, and where it listens."""
+    """A pod to scrape: its part, its name and its address."""
 
     part: str
     pod: str
@@ -63,16 +63,16 @@ class Target:
 
 
 def scrapes(objects: list[Object], namespace: str, loop: str, targets: list[Target]) -> list[Object]:
-    """Return the scrape configurations of one release, as the operator makes them of the chart's monitors.
+    """Return the scrape configurations of one release, as the operator makes them from the chart's monitors.
 
     Args:
         objects: the rendered chart.
-        namespace: where all of it is.
-        loop: name of its loop.
-        targets: its pods.
+        namespace: the namespace of all objects.
+        loop: name of the loop.
+        targets: the pods to scrape.
     """
     (services,), (pods,) = kinds(objects, "ServiceMonitor"), kinds(objects, "PodMonitor")
-    # Every endpoint of ours, in one: they differ in their ports.
+    # One selector covers every endpoint of kubeloop, since only the ports differ.
     (ours,) = {(end["path"], end["honorLabels"]) for end in services["spec"]["endpoints"]}
     (theirs,) = pods["spec"]["podMetricsEndpoints"]
     found = []
@@ -104,14 +104,14 @@ def scrapes(objects: list[Object], namespace: str, loop: str, targets: list[Targ
 
 
 class Prometheus:
-    """Both programs, while they run."""
+    """Prometheus and Alertmanager, while they run."""
 
     def __init__(self, port: int, alerts_port: int) -> None:
         self._url = f"http://127.0.0.1:{port}"
         self._alerts_url = f"http://127.0.0.1:{alerts_port}"
 
     def alerts(self) -> list[dict[str, dict[str, str]]]:
-        """Return what Alertmanager has: labels and annotations of every alert that fires."""
+        """Return the labels and annotations of every alert that Alertmanager holds as firing."""
         answer = httpx.get(f"{self._alerts_url}/api/v2/alerts", trust_env=False).raise_for_status()
         found: list[dict[str, dict[str, str]]] = answer.json()
         return found
@@ -127,7 +127,7 @@ class Prometheus:
 def serve(
     folder: Path, interval_s: float, rules: dict[str, dict[str, Any]], jobs: list[Object]
 ) -> Iterator[Prometheus]:
-    """Run both with the rules of several releases, by their names."""
+    """Run both programs with the rules of several releases, keyed by release name."""
     prometheus, alertmanager = outside.backend("prometheus"), outside.backend("prometheus-alertmanager")
     port, alerts_port = free_port(), free_port()
     for name, found in rules.items():
@@ -145,7 +145,8 @@ def serve(
     flags = {
         prometheus: [
             *("--config.file=prometheus.yaml", "--storage.tsdb.path=series"),
-            # It finds its Alertmanager after some seconds, and would tell it a minute later what fired before.
+            # Prometheus finds Alertmanager after a few seconds. By default it sends an earlier alert again only after a
+            # minute.
             "--rules.alert.resend-delay=1s",
             f"--web.listen-address=127.0.0.1:{port}",
         ],

@@ -1,10 +1,10 @@
-"""The cases of the alerts: what differs from an installation that is well, and which alerts fire then, and no others.
+"""The alert cases: how each differs from a healthy installation, and exactly which alerts fire.
 
-A case names series by metric and labels, as far as they matter, and gives their values from the start, one a step:
-`5x10` is ten times 5, `0+60x10` grows by 60, `stale` ends the series, and the last one, without a number, goes on.
-`{cycle: ..., times: 7, then: ...}` adds up what a counter grows by, step after step. `gone` means that there is no such
-series, and `also` adds some. Steps are of a minute and rules are evaluated every two, unless the case has an `interval`
-for both, or says `evaluate`.
+A case names series by metric and by the labels that matter. It gives one value per step, from the start: `5x10` is 5
+ten times, `0+60x10` grows by 60 ten times, and `stale` ends the series. A last value without a count continues to the
+end. `{cycle: ..., times: 7, then: ...}` lists the increments of a counter, step by step. `gone` removes a series, and
+`also` adds series. A step is one minute, and rules are evaluated every two minutes. `interval` sets both, and
+`evaluate` sets the evaluation alone.
 """
 
 import itertools
@@ -33,18 +33,18 @@ def minutes(text: str) -> int:
 
 
 def evaluated(case: dict[str, Any]) -> str:
-    """Return how often the rules are evaluated in a case: each time takes ten milliseconds."""
+    """Return how often the rules are evaluated in a case; one evaluation takes ten milliseconds."""
     return str(case.get("evaluate", case.get("interval", "2m")))
 
 
 def split(name: str) -> tuple[str, Labels]:
-    """Return metric and labels of `metric{label="value",...}`."""
+    """Return the metric and the labels of `metric{label="value",...}`."""
     metric, _, rest = name.partition("{")
     return metric, dict(re.findall(r'(\w+)="([^"]*)"', rest))
 
 
 def healthy() -> Series:
-    """Return the series of an installation that is well."""
+    """Return the series of a healthy installation."""
     found: Series = {}
     for target in yaml.safe_load((HERE / "healthy.yaml").read_text()):
         for name, values in target["series"].items():
@@ -70,7 +70,7 @@ def changed(case: dict[str, Any]) -> Series:
 
 
 def group(case: dict[str, Any], annotations: dict[str, dict[str, str]]) -> dict[str, Any]:
-    """Return a case as promtool has it.
+    """Return a case in promtool's format.
 
     Args:
         case: the case.
@@ -137,11 +137,11 @@ def _values(values: Any) -> Iterator[str]:
 def _tokens(text: str) -> Iterator[str]:
     for token in text.split():
         match = _TOKEN.fullmatch(token)
-        assert match, f"{token!r} is no value; see the docstring of {__file__}"
+        assert match, f"{token!r} is not a value; see the docstring of {__file__}"
         count = match["count"] or match["times"]
         numbers = range(int(count)) if count else itertools.count()
         if match["other"]:
-            # A series ends once.
+            # A series ends only once, so the steps after the first have no sample.
             yield match["other"]
             yield from ("_" for _ in itertools.islice(numbers, 1, None))
         else:

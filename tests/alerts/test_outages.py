@@ -1,8 +1,8 @@
-"""Real parts break under a real Prometheus, and what belongs to it reaches Alertmanager: that, and nothing besides.
+"""Real parts break under a real Prometheus, and exactly the expected alerts reach Alertmanager.
 
-Several releases stand side by side in one Prometheus, each with the chart's rules for its own namespace. They share
-what is well, and each has its own of what breaks in it. Time runs faster: durations of the rules are divided by
-`KUBELOOP_ALERTS_FACTOR` (`make alerts` lets it run more slowly), and see `prometheus.MOST_MINUTES`.
+One Prometheus watches several releases, each with the chart's rules for its own namespace. The releases share the
+healthy parts, and each has its own copy of the parts that break. Time runs faster: durations in the rules are divided
+by `KUBELOOP_ALERTS_FACTOR` (`make alerts` uses a smaller factor) and cut to `prometheus.MOST_MINUTES`.
 """
 
 import contextlib
@@ -46,7 +46,10 @@ OWN = {
     "full": ("collector",),
     "broken": ("collector",),
 }
-"""The releases, by the fate of what is their own; the rest of each is `well`. In `missing` nothing was ever started."""
+"""The releases by outage, with the parts that each has of its own; it takes the other parts from `well`.
+
+In `missing` no part was ever started.
+"""
 
 EXPECTED = {
     *(("killed", "KubeloopPartDown", f"{part}-killed") for part in PARTS),
@@ -63,7 +66,7 @@ EXPECTED = {
     ("broken", "KubeloopLogNotWritten", ""),
     ("broken", "KubeloopEventsLost", ""),
 }
-"""Release, alert, and which one."""
+"""The expected alerts: release, alert, and the label that tells similar alerts apart."""
 
 
 def inputs(**values: Any) -> dict[str, Any]:
@@ -104,7 +107,7 @@ class Client:
         return self._http.post(self._collector, headers=headers, json=body).status_code
 
     def predict(self) -> None:
-        """Ask, and log question and answer."""
+        """Ask for a prediction, and log the request and the response."""
         answer = self.ask(inputs(hour=5.0)).raise_for_status().json()
         name = str(time.time_ns())
         asked = inputs(distance=10.0, hour=5.0, carrier="AA")
@@ -114,7 +117,7 @@ class Client:
 
 @pytest.fixture(scope="module")
 def running(models: Path, demo: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, servers.Server]]:
-    """Every server by part and release, such as `monitor-well`."""
+    """Every server by part and release, e.g. `monitor-well`."""
     loop = demo.model_copy(update={"name": NAME, "drift": demo.drift.model_copy(update={"engine": "builtin"})})
     found: dict[str, servers.Server] = {}
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(4) as pool:
@@ -123,7 +126,7 @@ def running(models: Path, demo: Loop, tmp_path_factory: pytest.TempPathFactory) 
             file, payloads = folders[release] / "loop.yaml", folders[release] / "state" / "payloads"
             module: str | Path
             if part == "collector":
-                # One byte is no room for anything.
+                # One byte is too small for any event.
                 most = ("--max-disk-bytes=1",) if release == "full" else ()
                 module, flags = "kubeloop.payloads.collector", ("--dir", payloads, "--port=0", *most)
             elif part == "monitor":
@@ -153,7 +156,7 @@ def running(models: Path, demo: Loop, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def prometheus(running: dict[str, servers.Server], render: Render, tmp_path: Path) -> Iterator[Prometheus]:
-    """Prometheus, in which all parts have been well for a while."""
+    """A Prometheus that has seen all parts healthy for a while."""
     rules, jobs, pods = {}, [], 0
     for release, own in OWN.items():
         config = LOOP | {"name": NAME, "delivery": {"namespace": release}}
@@ -174,7 +177,7 @@ def prometheus(running: dict[str, servers.Server], render: Render, tmp_path: Pat
 
 @contextlib.contextmanager
 def traffic(client: Client, every_s: float = 0.2) -> Iterator[None]:
-    """Let a client predict on and on."""
+    """Let a client ask for predictions in the background."""
     over = threading.Event()
 
     def work() -> None:
@@ -191,7 +194,7 @@ def traffic(client: Client, every_s: float = 0.2) -> Iterator[None]:
 
 
 def until(reached: Callable[[], bool], minutes: float = 60) -> None:
-    """Wait, for so long in the time of the rules, and for half a minute of ours."""
+    """Wait up to so many minutes of the rules' time, plus half a minute of real time."""
     deadline = time.monotonic() + minutes * MINUTE + 30
     while time.monotonic() < deadline:
         with contextlib.suppress(IndexError):

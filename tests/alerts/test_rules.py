@@ -1,4 +1,4 @@
-"""The alerts as the chart renders them, by Prometheus' own word: each fires in its case, and nothing fires besides."""
+"""The rendered alerts, judged by promtool: each fires in its case, and no other alert fires."""
 
 import os
 import subprocess
@@ -22,7 +22,8 @@ def test_every_case(promtool: str, rules: dict[str, Any], rules_file: Path) -> N
         for part in rules["groups"]
         for rule in part["rules"]
     }
-    # One file each: promtool does not say which group of a file failed, and judges one after the other.
+    # One file per case: promtool does not say which group of a file failed, and it runs a file's cases one after the
+    # other.
     files = []
     for number, case in enumerate(CASES):
         test = {
@@ -49,7 +50,7 @@ def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_says_so(ru
 
 
 def test_every_alert_is_silent_while_its_series_move(rules: dict[str, Any]) -> None:
-    """Not only where all is well: in a case that sets a metric of the alert, there is a time when it does not fire."""
+    """Not only in a healthy installation: some case sets a metric of the alert, and does not fire it all the time."""
     for rule in (rule for part in rules["groups"] for rule in part["rules"]):
         near = [
             case

@@ -1,4 +1,4 @@
-"""The chart, rendered with several sets of values: each branch is on in one of them and off in another."""
+"""The chart, rendered with several sets of values; each branch is on in one set and off in another."""
 
 import functools
 import os
@@ -94,11 +94,11 @@ def helm(assets: Path, *args: str, text: str | None = None) -> "subprocess.Compl
 
 @pytest.fixture(scope="session")
 def render(assets: Path) -> Render:
-    """Render the chart with values (the later ones win) and return its objects."""
+    """Render the chart with values (later ones win) and return its objects."""
 
     @functools.cache
     def rendered(text: str, namespace: str, args: tuple[str, ...]) -> str:
-        # A helm that was built from its module does not know of which Kubernetes it is.
+        # A helm that was built from its Go module does not know its Kubernetes version.
         command = ("template", RELEASE, str(CHART), "-n", namespace, "--kube-version", "1.36", "-f", "-", *args)
         done = helm(assets, *command, text=text)
         assert done.returncode == 0, done.stderr
@@ -112,7 +112,7 @@ def render(assets: Path) -> Render:
 
 
 def merged(values: Object, over: Object) -> Object:
-    """Return values with others over them, as Helm merges values."""
+    """Return values with others merged over them, as Helm merges values."""
     both = {
         name: merged(values[name], over[name]) for name in values.keys() & over.keys() if nested(values, over, name)
     }
@@ -124,7 +124,7 @@ def nested(values: Object, over: Object, name: str) -> bool:
 
 
 def named(objects: list[Object], kind: str, name: str, namespace: str | None = None) -> Object:
-    """Return the one object of a kind and a name."""
+    """Return the one object of a kind and name."""
     found = [
         item
         for item in objects
@@ -141,7 +141,7 @@ def kinds(objects: list[Object], kind: str) -> list[Object]:
 
 
 def pods(objects: list[Object]) -> dict[str, Object]:
-    """Return metadata and spec of every workload's pod, by the workload's name."""
+    """Return the metadata and spec of every workload's pod, by the workload's name."""
     found = {
         item["metadata"]["name"]: item["spec"]["template"]
         for item in objects
@@ -156,5 +156,5 @@ def containers(spec: Object) -> dict[str, Object]:
 
 
 def values_of(container: Object) -> dict[str, Any]:
-    """Return a container's variables: a value, or where it comes from."""
+    """Return a container's environment variables: the value, or the source that it comes from."""
     return {item["name"]: item.get("value", item.get("valueFrom")) for item in container.get("env", ())}

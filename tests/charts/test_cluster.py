@@ -21,13 +21,13 @@ from tests.charts.conftest import CHART, LOOP, RELEASE, SECOND, VALUES, Object, 
 from tests.control_plane.plane import SERVICE_ACCOUNT, CommandError, ControlPlane
 
 NO_HOOKS = ("--no-hooks",)
-"""Nothing runs a Job here; `test_an_upgrade_waits_for_the_migration` plays who does."""
+"""No controller runs Jobs here; `test_an_upgrade_waits_for_the_migration` plays the Job controller."""
 SETS = pytest.mark.parametrize("values", VALUES.values(), ids=VALUES.keys())
 
 
 @pytest.fixture
 def elsewhere(control_plane: ControlPlane) -> Iterator[str]:
-    """A second namespace, which `SECOND` is served in."""
+    """A second namespace, in which `SECOND` is served."""
     with control_plane.namespace("models") as name:
         yield name
 
@@ -63,7 +63,7 @@ EVERYTHING = "deploy,sts,svc,cm,sa,role,rolebinding,netpol,pdb,hpa,servingruntim
 def test_install_upgrade_rollback_uninstall(control_plane, namespace, elsewhere, values_file, monkeypatch):
     plane = control_plane
     before = present(plane, namespace, EVERYTHING)
-    # A volume's class cannot change, so that part stays as it is.
+    # A volume claim's storage class cannot change, so the collector keeps its values.
     more = {name: part for name, part in VALUES["everything"].items() if name != "collector"}
     one, all_ = (values_file(values, elsewhere) for values in (VALUES["one loop"], more))
     began = time.monotonic()
@@ -74,7 +74,7 @@ def test_install_upgrade_rollback_uninstall(control_plane, namespace, elsewhere,
     (asks,) = (line for line in told.splitlines() if "kubeloop schedule" in line)
     program, *arguments = shlex.split(asks)
     assert (program, arguments) == ("kubeloop", ["schedule", "--release", RELEASE, "--namespace", namespace])
-    # The client looks the variable up once, when it is imported.
+    # The client reads KUBECONFIG only once, when it is imported.
     monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(plane.kubeconfig()))
     loop = Loop.parse(releases.loop(RELEASE, namespace))
     assert (loop.name, loop.delivery.applier) == ("flight-delay", "cluster")
@@ -99,7 +99,7 @@ def test_install_upgrade_rollback_uninstall(control_plane, namespace, elsewhere,
 
 @pytest.mark.parametrize("end", ["Complete", "Failed"])
 def test_an_upgrade_waits_for_the_migration(control_plane, namespace, elsewhere, values_file, end):
-    """The Job's end is written down by hand, as the Job controller would."""
+    """The test writes the end of the Job by hand, as the Job controller would."""
     plane = control_plane
     one = values_file(VALUES["one loop"], elsewhere)
     jobs = f"/apis/batch/v1/namespaces/{namespace}/jobs"
@@ -130,7 +130,7 @@ def test_an_upgrade_waits_for_the_migration(control_plane, namespace, elsewhere,
             plane.helm("install", RELEASE, str(CHART), "-n", namespace, "-f", one)
     played.join()
     assert seen == [{f"networkpolicy.networking.k8s.io/{RELEASE}-migrations"}], "nothing else was there yet"
-    assert bool(plane.request("GET", jobs)["items"]) == (end == "Failed"), "a failed one stays, with its log"
+    assert bool(plane.request("GET", jobs)["items"]) == (end == "Failed"), "a failed Job stays, with its log"
     assert (f"deployment.apps/{RELEASE}-trigger-flight-delay" in present(plane, namespace, "deploy")) == (
         end == "Complete"
     )
@@ -141,7 +141,7 @@ def test_every_object_is_accepted_as_it_is(control_plane, render, namespace, els
     objects = render(yaml.safe_load(placed(values, elsewhere)), namespace=namespace)
     assert objects
     apply = ("apply", "--server-side", "--validate=strict", "-f", "-")
-    # A pod is only accepted where its account exists.
+    # A pod is accepted only if its service account exists.
     control_plane.kubectl(*apply, input=yaml.safe_dump_all(kinds(objects, "ServiceAccount")))
     control_plane.kubectl(*apply, "--dry-run=server", input=yaml.safe_dump_all(objects))
 
@@ -205,7 +205,7 @@ def test_restricted_means_restricted(control_plane, restricted_namespace):
 
 
 class Account:
-    """Requests as a service account, and the status they are answered with."""
+    """Sends requests as a service account and returns their status codes."""
 
     def __init__(self, plane: ControlPlane, namespace: str, name: str) -> None:
         token = plane.token(f"{SERVICE_ACCOUNT}{namespace}:{name}")
@@ -218,7 +218,7 @@ class Account:
         while True:
             content = None if body is None else json.dumps(body)
             found = self._http.request(method, path, content=content, headers=headers).status_code
-            # Roles that were just made take a moment to count.
+            # New roles take a moment to apply.
             if found != 403 or time.monotonic() > deadline:
                 return found
             time.sleep(0.05)
@@ -259,11 +259,11 @@ def test_the_pipelines_account(control_plane, installed, elsewhere):
         assert act.refused("POST", f"/apis/apps/v1/namespaces/{namespace}/deployments")
         assert act.refused("GET", f"/api/v1/namespaces/{namespace}/secrets")
         assert act.refused("GET", f"/api/v1/namespaces/{namespace}/secrets/kubeloop-ledger")
-    # Not there, but allowed to look: the launcher's own ConfigMap and Secret.
+    # 404 means allowed: the launcher may read its own ConfigMap and Secret, which do not exist here.
     assert act("GET", f"/api/v1/namespaces/{installed}/configmaps/kfp-launcher") == 404
     assert act("GET", f"/api/v1/namespaces/{installed}/secrets/mlpipeline-minio-artifact") == 404
     assert act.refused("GET", f"/api/v1/namespaces/{installed}/configmaps/kubeloop-env")
-    # The launcher looks at its own pod, to tell which attempt it is.
+    # The launcher reads its own pod to find out which attempt it is.
     assert act("GET", f"/api/v1/namespaces/{installed}/pods/step") == 404
     assert act.refused("GET", "/api/v1/secrets")
     for verb in ("create", "patch"):
@@ -288,7 +288,7 @@ def test_the_pipelines_account_only_looks_where_gitops_promotes(control_plane, n
 
 
 def test_steps_in_a_namespace_of_their_own(control_plane, namespace, elsewhere, tmp_path):
-    """As where Kubeflow Pipelines stands alone: account, roles and variables lie where it runs the steps."""
+    """Kubeflow Pipelines runs the steps in its own namespace: account, roles and variables are there."""
     values = {
         "kubeflow": {"namespace": elsewhere},
         "loops": {"fraud": {"config": SECOND | {"pipelines": {"train_job": {}}, "delivery": {"namespace": namespace}}}},
@@ -321,12 +321,12 @@ def test_steps_in_a_namespace_of_their_own(control_plane, namespace, elsewhere, 
 
 
 def test_two_tenants_side_by_side(control_plane, namespace, tmp_path):
-    """Two releases whose steps run in one Kubeflow namespace, and whose loops are served in one."""
+    """Two releases run their steps in one Kubeflow namespace and serve their loops in one namespace."""
     plane = control_plane
     with plane.namespace("steps") as steps, plane.namespace("served") as served, plane.namespace("second") as second:
         tenants = {RELEASE: (namespace, "fraud"), "blue": (second, "churn")}
         for release, (own, loop) in tenants.items():
-            # A volume's class cannot change, and each tenant has a loop of its own.
+            # A volume claim's storage class cannot change, and each tenant has its own loop.
             config = SECOND | {"name": loop, "delivery": {"namespace": served}, "pipelines": {"train_job": {}}}
             values = VALUES["everything"] | {"loops": {loop: {"config": config}}, "kubeflow": {"namespace": steps}}
             (tmp_path / f"{release}.yaml").write_text(yaml.safe_dump(values))
@@ -340,7 +340,7 @@ def test_two_tenants_side_by_side(control_plane, namespace, tmp_path):
             variables = plane.request("GET", f"/api/v1/namespaces/{steps}/configmaps/{loop.pipelines.config_map}")
             assert variables["data"]["KUBELOOP_OWNER"] == f"{own}/{full}"
             assert variables["data"]["KUBELOOP_COLLECTOR_URL"] == f"http://{full}-collector.{own}.svc"
-            # A step: its account deploys, and what it deploys names objects that are there.
+            # A step deploys with its own account, and the names in what it deploys exist.
             model = ModelRef("1", "s3://models/1", "a" * 64, "first")
             plain = inference_service(loop, model, logger_url="http://collector/", feature_dir="/project/feature_repo")
             manifest = serving_pods.place(loop, plain)
@@ -372,7 +372,7 @@ def test_two_tenants_side_by_side(control_plane, namespace, tmp_path):
         assert left[second] == both[second]
         for place in (steps, served):
             assert {name for name in both[place] if "/blue-kubeloop-" in name} <= left[place]
-            assert not {name for name in left[place] if "/kubeloop-" in name}, "nothing of the other is left"
+            assert not {name for name in left[place] if "/kubeloop-" in name}, "nothing of the other release is left"
         plane.helm("install", RELEASE, str(CHART), *NO_HOOKS, "-n", namespace, "-f", str(tmp_path / f"{RELEASE}.yaml"))
         usable(RELEASE)
         plane.helm("uninstall", "blue", "-n", second)

@@ -1,4 +1,4 @@
-"""Dashboard and alerts ask for metrics that the programs really have, and every alert has its runbook."""
+"""The dashboard and the alerts use only metrics that the programs have, and every alert has its runbook."""
 
 import asyncio
 import json
@@ -150,7 +150,7 @@ def test_prometheus_can_read_every_expression(render):
     expressions += [t["expr"] for panel in dashboard()["panels"] for t in panel.get("targets", ())]
     assert len(expressions) > 20
     for expression in expressions:
-        # Grafana puts a duration and a loop's name there.
+        # Grafana fills in a duration and a loop's name.
         promql_parser.parse(expression.replace("$__rate_interval", "5m").replace("$__range", "1h"))
     with pytest.raises(ValueError, match="unexpected"):
         promql_parser.parse(expressions[0] + ")")
@@ -179,7 +179,7 @@ def test_thresholds_are_values(render):
 
 
 def test_nothing_is_missed_that_nobody_scrapes(render):
-    """Without the chart's monitors, what is absent may be there under other labels."""
+    """Without the chart's monitors, a metric that seems absent may exist under other labels."""
     told = VALUES["one loop"] | {"alerts": {"enabled": True}}
     scraped = {rule["alert"]: rule["expr"] for rule in alerts_of(render(told | {"metrics": {"enabled": True}}))}
     rules = {rule["alert"]: rule["expr"] for rule in alerts_of(render(told))}

@@ -1,4 +1,4 @@
-"""What every rendered object keeps: least privilege, no secrets of its own, no open network."""
+"""What holds for every rendered object: least privilege, no secrets in the chart, no open network."""
 
 import ipaddress
 import re
@@ -48,7 +48,8 @@ def test_what_stays_up_is_probed(render, values):
     for name, container in all_containers(render(values)):
         if not name.startswith(ends):
             assert {"startupProbe", "livenessProbe"} <= container.keys(), name
-        # A sidecar must not take its pod out of the Service when a store or the detector is away.
+        # A sidecar without a readiness probe cannot take its pod out of the Service when a store or the detector is
+        # away.
         sidecar = container.get("restartPolicy") == "Always"
         assert ("readinessProbe" in container) == (not sidecar and not name.startswith(ends)), name
 
@@ -59,7 +60,7 @@ def test_pods(render, values):
     accounts = {(item["metadata"]["namespace"], item["metadata"]["name"]) for item in kinds(objects, "ServiceAccount")}
     for name, pod in pods(objects).items():
         spec = pod["spec"]
-        # A hook runs before the release's accounts are there.
+        # A hook runs before the release's accounts exist.
         hook = name == f"{RELEASE}-migrations"
         assert hook or ("kubeloop", spec["serviceAccountName"]) in accounts, name
         # Only the monitor asks the API server for anything.
@@ -71,9 +72,10 @@ def test_pods(render, values):
 
 @EVERY
 def test_accounts_give_their_token_to_pods_that_others_make_where_these_need_it(render, values):
-    """Argo's executor does in every pod of a run; what KServe and Kubeflow Trainer run for us asks no API server.
+    """Argo's executor needs the token in every pod of a run; the pods of KServe and Kubeflow Trainer need none.
 
-    Source: tests/kfp/argo.py, has_token. KServe's storage initializer and agent take what their webhook writes.
+    Source: tests/kfp/argo.py, has_token. KServe's storage initializer and agent get all that they need from the
+    webhook.
     """
     found = {item["metadata"]["name"]: item for item in kinds(render(values), "ServiceAccount")}
     assert [name for name, account in found.items() if argo.has_token(account)] == ["kubeloop-pipeline"]
@@ -227,12 +229,15 @@ def test_the_steps_kserves_pods_and_ours_may_reach_the_collector(render):
 
 
 METRICS = {8081, 8082}
-"""The mirror's only port, and the second one of every other part: serving.metrics_port."""
+"""The only port of the mirror, and the second port of every other part: serving.metrics_port."""
 
 
 @EVERY
 def test_who_reads_metrics_can_change_nothing(render, values):
-    """By port, as policies know no paths. Triton has a port for metrics, vLLM none but the one for clients."""
+    """Checked by port, since policies cannot see paths.
+
+    Triton has a port for metrics; vLLM has only the one for clients.
+    """
     found = 0
     for policy in kinds(render(values), "NetworkPolicy"):
         name = policy["metadata"]["name"]
@@ -327,7 +332,7 @@ def test_steps_reach_anything_until_their_sources_are_named(render):
         {"sources": {"namespaces": ["warehouse"]}, "kubernetes": {"to": [{"ipBlock": {"cidr": "10.0.0.1/32"}}]}}
     )
     assert {"namespaceSelector": {}} not in found
-    # Nothing that a step needs anyway is lost: Kubeflow, our own services, databases, the API server.
+    # The policy keeps what every step needs: Kubeflow, our own services, databases, the API server.
     for needed in ("'warehouse'", "'collector'", "'monitor'", "'mlflow'", "'kubeflow'", "'kubeloop'", "10.0.0.1/32"):
         assert needed in str(found), needed
 
@@ -344,7 +349,7 @@ def test_mlflow_asks_for_a_login_where_it_is_given_one(render):
     loop = yaml.safe_load(named(render(loops), "ConfigMap", f"{RELEASE}-loop-fraud")["data"]["loop.yaml"])
     wanted = {"MLFLOW_TRACKING_USERNAME": "username", "MLFLOW_TRACKING_PASSWORD": "password"}
     assert {"secret": "mlflow-steps", "env": wanted} in loop["pipelines"]["secrets"]
-    assert "MLFLOW_TRACKING" not in str(loop["delivery"]), "what serves asks no registry"
+    assert "MLFLOW_TRACKING" not in str(loop["delivery"]), "a serving pod does not ask the registry"
     assert "basic-auth" not in str(pods(render({}))[f"{RELEASE}-mlflow"])
 
 
@@ -378,7 +383,7 @@ def test_the_trigger_proves_who_it_is_to_kubeflow_alone(render):
     token = f"{mount['mountPath']}/{source['serviceAccountToken']['path']}"
     assert values_of(container)["KUBELOOP_KFP_TOKEN_FILE"] == token
     steps = named(render(ALL), "RoleBinding", f"{RELEASE}-trigger")["metadata"]["namespace"]
-    assert values_of(container)["KUBELOOP_NAMESPACE"] == steps, "it asks where it has its rights"
+    assert values_of(container)["KUBELOOP_NAMESPACE"] == steps, "it asks in the namespace where it has its rights"
 
 
 def test_a_collector_that_refuses_is_still_found(render):
@@ -386,7 +391,7 @@ def test_a_collector_that_refuses_is_still_found(render):
 
 
 def test_programs_accept_their_flags(render):
-    """The flags in the pods are those of the programs: --help names each."""
+    """Every flag in the pods' commands is listed by the program's --help."""
     import subprocess
     import sys
 
@@ -409,13 +414,18 @@ def test_every_container_of_ours_leaves_its_last_words(render):
 
 
 def test_databases_are_migrated_before_anything_else_changes(render):
-    """By a hook that needs nothing of the release, and may reach the databases although all else is denied by then."""
+    """A hook does it.
+
+    It needs no object of the release, and it may reach the databases while everything else is denied.
+    """
     objects = render(ALL)
     job, policy = (named(objects, kind, f"{RELEASE}-migrations") for kind in ("Job", "NetworkPolicy"))
     for item in (job, policy):
         assert item["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
     assert policy["metadata"]["annotations"]["helm.sh/hook-weight"] == "-1", "before the Job"
-    assert "hook-succeeded" not in policy["metadata"]["annotations"]["helm.sh/hook-delete-policy"], "it outlives no Job"
+    assert "hook-succeeded" not in policy["metadata"]["annotations"]["helm.sh/hook-delete-policy"], (
+        "it is deleted with the Job"
+    )
     assert selects(policy, job["spec"]["template"]["metadata"]["labels"])
     assert [port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]] == [5432, 53, 53]
     spec = job["spec"]["template"]["spec"]

@@ -1,4 +1,4 @@
-"""What the chart renders: each branch on and off, the loops' configuration, the contract with the programs."""
+"""What the chart renders: each branch on and off, the loops' configuration, and the contract with the programs."""
 
 import re
 
@@ -45,7 +45,7 @@ def test_lints(assets, values):
     [
         {"colector": {}},
         {"loops": {"fraud": {"config": SECOND | {"drfit": {}}}}},
-        # Both ran Feast's own server, which takes writes from whoever reaches it.
+        # Both ran Feast's own server, which accepts writes from every client.
         {"features": {"server": {"enabled": True}}},
         {"features": {"operator": {"enabled": True}}},
     ],
@@ -123,7 +123,7 @@ def test_a_release_called_kubeloop_has_the_names_of_the_configuration(render):
 @pytest.mark.parametrize("over", [{}, {"fullnameOverride": "acme"}])
 @pytest.mark.parametrize("cluster_wide", [True, False])
 def test_two_releases_share_no_object(assets, over, cluster_wide):
-    """Everything on, in one Kubeflow namespace and one serving namespace."""
+    """With everything on, in one Kubeflow namespace and one serving namespace."""
     shared = {"kubeflow": {"namespace": "steps"}, "runtimes": {"clusterWide": cluster_wide}}
     values = [merged(ALL, shared), merged(ALL, shared | over)]
 
@@ -302,7 +302,7 @@ def test_settings_of_pods(render):
 
 
 def test_what_stays_up_gives_freed_memory_back(render):
-    """Every process of the chart's own images has the variables that the transformer's pod has."""
+    """Every process of the chart's own images has the same malloc variables as the transformer's pod."""
     for name, pod in pods(render(ALL)).items():
         for container in containers(pod["spec"]).values():
             if "KUBELOOP_STATE" in values_of(container):

@@ -1,4 +1,4 @@
-"""The serving runtimes: an InferenceService for each is accepted, and Triton's start lays a model folder out."""
+"""The serving runtimes: an InferenceService for each is accepted, and Triton's start lays out the model folder."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ PROGRAM = """#!/bin/sh
 echo "$@"
 cd "$(dirname "$0")/../tmp/repository" && find . -name model.onnx -exec sh -c 'echo "$1 $(cat "$1")"' - {} ';'
 """
-"""In the place of `tritonserver`: its arguments, and the repository as Triton would read it."""
+"""Runs in place of `tritonserver`: it records its arguments, and the repository as Triton would read it."""
 
 
 def service(runtime: str | None, namespace: str = "kubeloop", sha256: str = DIGEST, **delivery: Any) -> Object:
@@ -66,7 +66,7 @@ def test_a_service_on_each_runtime_is_accepted(control_plane: ControlPlane, name
 
 
 def test_a_runtime_supports_what_its_services_ask_for(render: Render) -> None:
-    """What KServe's webhook looks up: the format, its version and the protocol."""
+    """What KServe's webhook looks up: the model format, its version and the protocol."""
     objects = render(VALUES["everything"])
     asking = [
         service(name)
@@ -104,7 +104,7 @@ def test_the_example_of_a_language_model_is_accepted(
 def test_what_kserve_makes_of_a_service_is_admitted(
     control_plane: ControlPlane, restricted_namespace: str, render: Render, case: str
 ) -> None:
-    """Deployments, Services and autoscalers by their schemas, and each pod by Pod Security "restricted"."""
+    """Deployments, Services and autoscalers pass their schemas, and each pod passes Pod Security "restricted"."""
     manifest = defaulted(dict(cases.services(restricted_namespace))[case])
     runtime = manifest["spec"]["predictor"]["model"]["runtime"]
     control_plane.kubectl("-n", restricted_namespace, "create", "serviceaccount", "kubeloop-serving")
@@ -143,7 +143,7 @@ def test_a_pod_asks_for_the_accelerators_that_the_loop_names(
 
 
 class Triton:
-    """The container of Triton's runtime, with `/mnt` and `/tmp` in a folder, and a program in Triton's place."""
+    """The container of Triton's runtime, with `/mnt` and `/tmp` in a folder and another program in place of Triton."""
 
     def __init__(self, container: Object, root: Path) -> None:
         self.container = container
@@ -172,12 +172,12 @@ def triton(render: Render, tmp_path: Path) -> Triton:
 def test_triton_finds_the_model_where_it_looks(triton: Triton) -> None:
     args = service(names.runtime(names.RUNTIMES, "triton"))["spec"]["predictor"]["model"]["args"]
     told = [f"--model-repository={triton.root / 'tmp' / 'repository'}", *triton.container["args"]]
-    for _ in range(2):  # a container that starts anew finds what it laid out
+    for _ in range(2):  # a container that restarts finds the folder it laid out before
         done = triton.start(args)
         assert (done.returncode, done.stderr) == (0, "")
         flags, tree = done.stdout.splitlines()[-2:]
         assert flags.split() == told
-        # Else Triton takes the rows for a batch, of 4 at most, and wants each input as [rows, 1].
+        # Otherwise Triton reads the rows as a batch of at most 4 and expects each input as [rows, 1].
         assert "--backend-config=default-max-batch-size=0" in told
         assert tree == f"./flights/7/model.onnx {MODEL.decode()}"
 
@@ -199,7 +199,7 @@ def test_triton_serves_no_other_model_and_none_without_a_name(triton: Triton, ar
 
 
 def test_kubernetes_and_kserve_leave_the_start_as_it_is(triton: Triton) -> None:
-    """Kubernetes fills in $(VARIABLE), KServe what stands in double braces."""
+    """Kubernetes replaces $(VARIABLE), and KServe replaces text in double braces."""
     text = "\n".join([*triton.container["command"], *triton.container["args"]])
     assert "$(" not in text
     assert "{{" not in text

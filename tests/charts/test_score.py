@@ -1,4 +1,4 @@
-"""Every rendered object under two linters, kube-score and checkov; what is not followed has its reason here."""
+"""Every rendered object under two linters, kube-score and checkov; each exception has its reason here."""
 
 import json
 import subprocess
@@ -74,7 +74,7 @@ def test_the_linter_finds_a_pod_that_runs_as_root_without_limits(score: Any) -> 
 
 
 def test_checkov_finds_nothing_that_is_not_answered(assets: Path, render: Any, tmp_path: Path) -> None:
-    """With everything on; an answer that no object needs any more goes."""
+    """With everything on; an exception that no object needs any more must go."""
     objects = tmp_path / "objects.yaml"
     objects.write_text(yaml.safe_dump_all(render(VALUES["everything"])))
     flags = ("--framework", "kubernetes", "--skip-download", "--compact", "--quiet", "-o", "json")

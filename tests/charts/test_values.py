@@ -28,7 +28,7 @@ def validator() -> jsonschema.Draft7Validator:
 
 
 def validate(values: Any) -> Values:
-    """Read values by the names that Helm's users write."""
+    """Read values under the names that users write in Helm."""
     return Values.model_validate(values, by_alias=True, by_name=False)
 
 

@@ -1,6 +1,6 @@
-"""KServe's controller, played by hand on a real API server: Deployments, pods and statuses as it would write them.
+"""A stand-in for KServe's controller on a real API server: it writes Deployments, pods and statuses as KServe would.
 
-What it makes is tests/kserve/controller.py's; when, and how far its pods are, is each test's.
+tests/kserve/controller.py says what it makes. Each test says when, and how many pods are ready.
 """
 
 import threading
@@ -25,7 +25,7 @@ RUNTIME = {
     "containers": [{"name": controller.CONTAINER, "image": "example.org/server:1.0.0"}],
     "volumes": [{"name": "tmp", "emptyDir": {}}],
 }
-"""What every predictor runs on; the chart's own runtimes are tested in tests/charts."""
+"""The runtime of every predictor here; tests/charts tests the chart's own runtimes."""
 
 
 def build(namespace: str, version: str = "7", **options: Any) -> dict[str, Any]:
@@ -40,13 +40,13 @@ def build(namespace: str, version: str = "7", **options: Any) -> dict[str, Any]:
     )
     model = ModelRef(version, f"s3://models/{version}", version * 64, f"run-{version}")
     plain = inference_service(loop, model, logger_url="http://collector/", feature_dir="/project", **options)
-    # What only a cluster needs is `pods.place`'s; an image is the least that the API server wants.
+    # `pods.place` adds what only a cluster needs; the API server requires only an image.
     plain["spec"]["transformer"]["containers"][0]["image"] = "kubeloop-core:0"
     return plain
 
 
 class Kserve:
-    """The controller's moves; like KServe's, they start from what the InferenceService says at that moment."""
+    """The controller's moves. Like KServe's, each starts from the InferenceService's current content."""
 
     def __init__(self, plane: ControlPlane, namespace: str) -> None:
         self.plane = plane
@@ -54,7 +54,7 @@ class Kserve:
         self.path = f"/apis/serving.kserve.io/v1beta1/namespaces/{namespace}/inferenceservices/{NAME}"
 
     def service(self, uri: str | None = None) -> dict[str, Any]:
-        """Return the InferenceService as soon as it is there, and asks for a model if one is named."""
+        """Return the InferenceService once it exists and, if `model` is given, asks for that model."""
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             response = self.plane.http.get(self.path)
@@ -67,7 +67,7 @@ class Kserve:
     def deployment(
         self, part: str, *, updated: int = 1, total: int = 1, available: int = 1, progressing: str = ""
     ) -> None:
-        """Make or update a component's Deployment, and say how far its pods are."""
+        """Create or update a component's Deployment, and set how many of its pods are ready."""
         body = self.made("Deployment")[f"{NAME}-{part}"]
         path = f"/apis/apps/v1/namespaces/{self.namespace}/deployments/{NAME}-{part}"
         found = self.plane.request("PATCH", f"{path}?fieldManager=kserve&force=true", body, headers=APPLY)
@@ -90,7 +90,7 @@ class Kserve:
         self.plane.request("PATCH", f"{path}/status", {"status": status}, headers=MERGE)
 
     def pod(self, part: str, container: dict[str, Any]) -> None:
-        """Make a pod of a component with one container in the given state."""
+        """Create a pod of a component with one container in the given state."""
         name = f"{NAME}-{part}-x"
         metadata = self.made("Deployment")[f"{NAME}-{part}"]["spec"]["template"]["metadata"] | {"name": name}
         spec = {"containers": RUNTIME["containers"]}
@@ -107,14 +107,14 @@ class Kserve:
         self.plane.request("PATCH", f"{path}/{name}/status", {"status": {"containerStatuses": [status]}}, headers=MERGE)
 
     def status(self, ready: str, reason: str = "", message: str = "", **fields: Any) -> None:
-        """Write the InferenceService's status in the shape that KServe gives it since v0.20."""
+        """Write the InferenceService's status in the form that KServe has used since v0.20."""
         conditions = [
             {"type": kind, "status": ready, "reason": reason, "message": message, "lastTransitionTime": _NOW}
             for kind in ("PredictorReady", "TransformerReady", "IngressReady", "Ready")
         ]
         status = {
             "conditions": conditions,
-            # A Deployment's generation, as in KServe, where it says nothing about the service's own.
+            # As in KServe, this is a Deployment's generation and says nothing about the service's own.
             "observedGeneration": 1,
             "deploymentMode": "Standard",
             "modelStatus": {"transitionStatus": "UpToDate" if ready == "True" else "InProgress"},
@@ -122,13 +122,13 @@ class Kserve:
         self.plane.request("PATCH", f"{self.path}/status", {"status": status | fields}, headers=MERGE)
 
     def serve(self) -> None:
-        """Bring everything that the manifest asks for into service."""
+        """Serve everything that the manifest asks for."""
         for name in self.made("Deployment"):
             self.deployment(name.removeprefix(f"{NAME}-"))
         self.status("True")
 
     def made(self, kind: str) -> dict[str, dict[str, Any]]:
-        """Return what KServe makes of the InferenceService as it is now, of one kind and by name."""
+        """Return the objects of one kind that KServe makes from the current InferenceService, by name."""
         found = controller.objects(self.service(), RUNTIME)
         return {item["metadata"]["name"]: item for item in found if item["kind"] == kind}
 
@@ -140,7 +140,7 @@ def kserve(control_plane: ControlPlane, namespace: str) -> Kserve:
 
 @contextmanager
 def meanwhile(play: Callable[[], None]) -> Iterator[None]:
-    """Let something happen beside the applier; what fails in it fails the test."""
+    """Run a function in parallel with the applier; an error in it fails the test."""
     problems: list[BaseException] = []
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""The cluster applier against a real API server, with KServe's controller played by the test."""
+"""The cluster applier against a real API server; the test plays KServe's controller."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_it_waits_until_all_is_served_and_says_what_is(control_plane, namespace,
         applied = cluster.apply([hpa(namespace), build(namespace), budget(namespace)], 20, admin)
     assert (applied.name, applied.namespace, applied.generation) == (NAME, namespace, 1)
     assert applied.storage_uri == "s3://models/7"
-    # The other address of its status is a name of KServe's own domain, which nobody serves unless a gateway does.
+    # The other address in the status is in KServe's own domain, where only a gateway would answer.
     assert kserve.service()["status"]["url"] == f"http://{NAME}-{namespace}.example.com"
     assert applied.url == f"http://{NAME}-transformer.{namespace}.svc.cluster.local"
     assert applied.seconds < 20
@@ -90,7 +90,7 @@ def test_what_an_older_release_wrote_goes_with_the_next_promotion(namespace, kse
 
 
 def test_a_new_version_is_not_ready_while_the_old_pods_serve(namespace, kserve, admin):
-    """KServe's own Ready stays True all the time, and so does that of the generation before."""
+    """KServe's own Ready condition stays True throughout, left over from the previous generation."""
     with meanwhile(kserve.serve):
         cluster.apply([build(namespace)], 20, admin)
     moments = []
@@ -260,7 +260,7 @@ def test_a_field_of_another_manager_is_left_to_it(control_plane, namespace, kser
 
 
 def hand_over(control_plane, namespace: str, section: str, manager: str) -> None:
-    """Do what docs/operations.md says, with an editor that deletes the entries of a manager."""
+    """Do what docs/operations.md says, with an editor that deletes a manager's entries."""
     text = (PROJECT / "docs" / "operations.md").read_text().partition(f"## {section}\n")[2].partition("\n## ")[0]
     read, write = re.findall(r"^    kubectl (.+?)(?: > served.yaml)?$", text, re.MULTILINE)
     read = read.replace("-n kubeloop", f"-n {namespace}").replace("flight-delay", NAME)
@@ -272,7 +272,7 @@ def hand_over(control_plane, namespace: str, section: str, manager: str) -> None
 
 
 def test_a_version_that_a_person_brought_back_gives_way_to_the_next_promotion(control_plane, namespace, kserve, admin):
-    """docs/operations.md, Roll a model back: with our own field manager."""
+    """docs/operations.md, Roll a model back: the person applies with our own field manager."""
     with meanwhile(kserve.serve):
         cluster.apply([build(namespace, "8")], 20, admin)
     page = (PROJECT / "docs" / "operations.md").read_text()
@@ -298,7 +298,7 @@ def test_deleted_meanwhile(namespace, kserve, admin):
 
 
 def grant(control_plane, namespace, *rules: str) -> str:
-    """Make a service account with rights like `get,create:inferenceservices.serving.kserve.io`."""
+    """Create a service account with rights such as `get,create:inferenceservices.serving.kserve.io`."""
     control_plane.kubectl("create", "serviceaccount", "step", "-n", namespace)
     user = f"system:serviceaccount:{namespace}:step"
     for number, (verbs, resource) in enumerate(rule.split(":") for rule in rules):

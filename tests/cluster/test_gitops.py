@@ -1,6 +1,6 @@
-"""The whole way of a promotion by GitOps: a commit, what kustomize makes of it, a real API server, and until it serves.
+"""A promotion by GitOps, end to end: commit, kustomize build, real API server, and serving.
 
-Argo CD and Flux are played by `kustomize build` of a checkout and a server-side apply, which is what both do.
+`kustomize build` of a checkout and a server-side apply stand in for Argo CD and Flux, which do the same.
 """
 
 import time
@@ -20,11 +20,11 @@ from tests.kserve.defaults import defaulted
 from tests.unit.delivery.git_server import MODELS, PATCH, Daemon, Git, overlay, run, served, settings
 
 FOLLOWER = ("get:inferenceservices.serving.kserve.io", "list:deployments.apps")
-"""What the chart gives the pipeline's account where every loop of a namespace promotes by GitOps."""
+"""The rights that the chart gives the pipeline's account where every loop of a namespace promotes by GitOps."""
 
 
 class Environment:
-    """A repository, the cluster that follows it, and an account that only looks at the cluster."""
+    """A repository, the cluster that follows it, and an account that may only read the cluster."""
 
     def __init__(self, git: Git, server: Daemon, plane: Any, namespace: str) -> None:
         self.git, self.server, self.plane, self.namespace = git, server, plane, namespace
@@ -32,7 +32,7 @@ class Environment:
         self.clone = git.clone("argocd")
 
     def promote(self, version: str = "7", timeout_s: float = 20) -> Applied:
-        """Run the step that deploys."""
+        """Run the deploy step."""
         place = Place(repository=self.server.address)
         cluster = Cluster(self.plane.client(self.user))
         return gitops.apply(
@@ -40,7 +40,7 @@ class Environment:
         )
 
     def pull(self, text: str) -> None:
-        """Take what is on the branch, once the patch there says something."""
+        """Pull the branch once its patch contains a text."""
         deadline = time.monotonic() + 20
         while text not in self.git.show():
             assert time.monotonic() < deadline, f"nobody committed {text}"
@@ -48,7 +48,7 @@ class Environment:
         run(self.clone, "pull", "-q")
 
     def sync(self, version: str = "7") -> None:
-        """Bring what the branch says into the cluster, once it names a version."""
+        """Apply the branch to the cluster once it names a version."""
         self.pull(f"model-version: '{version}'")
         built = self.plane.kustomize("build", str(self.clone / MODELS))
         apply = ("apply", "--server-side", "--field-manager=argocd-controller", "--validate=strict", "-f", "-")
@@ -185,7 +185,7 @@ def test_a_newer_version_overtakes(environment):
 
 
 def test_a_revert_ends_the_wait_and_stands(environment, kserve):
-    """Whoever is on call reverts while the step still waits; the step, repeated, must not bring it back."""
+    """The person on call reverts while the step still waits; when the step is repeated, it must not undo the revert."""
 
     def play() -> None:
         environment.sync()
@@ -206,7 +206,7 @@ def test_a_revert_ends_the_wait_and_stands(environment, kserve):
 def test_without_the_right_to_look_nothing_is_committed(environment, missing):
     environment.plane.kubectl("delete", "role", f"step-{FOLLOWER.index(missing)}", "-n", environment.namespace)
     deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:  # a role that is gone counts for a moment longer
+    while time.monotonic() < deadline:  # a deleted role still counts for a moment
         time.sleep(0.05)
         verb, _, resource = missing.partition(":")
         if not environment.plane.may(environment.user, verb, resource, environment.namespace, within_s=0):
@@ -217,7 +217,7 @@ def test_without_the_right_to_look_nothing_is_committed(environment, missing):
 
 
 def test_kustomize_makes_what_the_builder_writes(environment, kserve):
-    """Base and patch together say what the cluster applier would have applied, but for what the environment adds."""
+    """Base and patch together equal what the cluster applier would apply, apart from the environment's additions."""
     with pytest.raises(DeliveryError, match="did not arrive"):
         environment.promote(timeout_s=0)
     environment.sync()

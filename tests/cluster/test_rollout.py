@@ -1,4 +1,4 @@
-"""When a manifest's stamp changes, and what a rollout still lacks; KServe itself is played in test_apply."""
+"""When a manifest's stamp changes, and what a rollout still lacks; test_apply plays KServe."""
 
 import copy
 from typing import Any
@@ -32,7 +32,7 @@ def stamps(manifest: dict[str, Any]) -> dict[str, str]:
 
 
 def changed(change) -> set[str]:
-    """Return the parts whose stamp a change of the manifest changes."""
+    """Return the parts whose stamp changes with a change of the manifest."""
     before, other = stamps(manifest()), manifest()
     change(other)
     return {name for name, digest in stamps(other).items() if digest != before[name]}

@@ -1,4 +1,4 @@
-"""Training as a TrainJob: its shape by Kubeflow's own models, its life on a real API server, its nodes as processes."""
+"""Training as a TrainJob: its fields by Kubeflow's models, its life on a real API server, its nodes as processes."""
 
 import contextlib
 import os
@@ -50,7 +50,7 @@ CRD = {
         ],
     },
 }
-"""Any shape: Kubeflow's own models say what is right, since its CRD is not among those at hand."""
+"""A CRD that accepts any fields: the real one is not in the CRD folder, and Kubeflow's models check the fields."""
 
 
 _STEP = """
@@ -86,7 +86,7 @@ def test_kubeflow_knows_every_field(loop: Loop) -> None:
 
 
 def lost(given: Any, read: Any, path: str = "") -> list[str]:
-    """Return the fields that the models did not take over."""
+    """Return the fields that the models dropped."""
     if isinstance(given, dict):
         parts = [(f"{path}.{key}".lstrip("."), value, (read or {}).get(key)) for key, value in given.items()]
         return [
@@ -98,7 +98,7 @@ def lost(given: Any, read: Any, path: str = "") -> list[str]:
 
 
 def node(manifest: Any, name: str = "node") -> Any:
-    """Return a node's pod as Kubeflow Trainer makes it: the runtime's, with the trainer and the patch over it.
+    """Return a node's pod as Kubeflow Trainer makes it: the runtime's pod, merged with the trainer and the patch.
 
     Source: manifests/base/runtimes/torch_distributed.yaml and pkg/runtime/core of kubeflow/trainer v2.3.0.
     """
@@ -159,7 +159,7 @@ def test_only_lightgbm_trains_on_many_nodes(loop: Loop, algorithm: str) -> None:
 def cluster(control_plane: Any) -> Iterator[Cluster]:
     control_plane.kubectl("apply", "-f", "-", input=yaml.safe_dump(CRD))
     control_plane.kubectl("wait", "--for=condition=Established", "crd/trainjobs.trainer.kubeflow.org", "--timeout=30s")
-    # A kind is established before its storage answers.
+    # A CRD is established before its storage answers.
     control_plane.wait(lambda: control_plane.http.get("/apis/trainer.kubeflow.org/v1alpha1/trainjobs").is_success)
     yield Cluster(control_plane.client())
     control_plane.kubectl("delete", "crd", "trainjobs.trainer.kubeflow.org")
@@ -167,7 +167,7 @@ def cluster(control_plane: Any) -> Iterator[Cluster]:
 
 @pytest.fixture
 def play(control_plane: Any, namespace: str) -> Iterator[Callable[..., None]]:
-    """Write a condition into the TrainJob's status as soon as it is there, as Kubeflow Trainer does."""
+    """Write a condition into the TrainJob's status once the job exists, as Kubeflow Trainer does."""
     jobs = f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{namespace}/trainjobs"
     threads = []
 
@@ -195,7 +195,7 @@ def test_a_complete_job_is_awaited_and_not_run_again(
     manifest = train_job.build(asking(loop), "job-1", namespace)
     play("Complete")
     train_job.run(manifest, 30, cluster)
-    # A step that is repeated after an upgrade: of a job that has begun nothing may change.
+    # The step is repeated after an upgrade: a job that has begun cannot be changed.
     newer = train_job.build(Loop.parse(asking(loop).dump(), {"pipelines": {"run_as_user": 1234}}), "job-1", namespace)
     assert newer != manifest
     train_job.run(newer, 30, cluster)
@@ -228,7 +228,7 @@ def test_nodes_are_named_after_the_first() -> None:
 
 
 def two_nodes(bucket: Bucket, job: str, loop: Loop, rows: Path) -> None:
-    """Train on two processes of this machine that meet over TCP."""
+    """Train in two processes on this machine that connect over TCP."""
     bucket.put(f"{names.job(job)}/loop.json", loop.dump().encode())
     bucket.put(f"{names.job(job)}/training.parquet", rows.read_bytes())
     machines = ",".join(f"127.0.0.1:{port}" for port in _ports(2))
@@ -262,14 +262,14 @@ def test_two_nodes_train_one_model(
     together = BINARY.score(truth, model_folder.predict(BINARY, tmp_path / "model", newest))["auc"]
     alone = BINARY.score(truth, model_folder.predict(BINARY, learned[1], newest))["auc"]
     assert together == pytest.approx(alone, abs=0.02)
-    assert card.sha256 != model_folder.read(learned[1]).sha256, "it is another model"
+    assert card.sha256 != model_folder.read(learned[1]).sha256, "the model differs"
 
 
 @pytest.mark.parametrize("kind", ["multiclass", "regression"])
 def test_two_nodes_train_a_model_of_another_kind(
     s3: Any, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A class with two rows is on both nodes, and the intervals' models are trained one after the other."""
+    """Both nodes have rows of a class that has only two, and the intervals' models are trained one after the other."""
     frame = table(kind)
     quantiles = {"interval": {"method": "quantile"}}
     own: dict[str, Any] = {"classes": CLASSES} if kind == "multiclass" else quantiles
@@ -313,7 +313,7 @@ def test_the_training_step_hands_its_work_to_a_job_and_takes_the_model(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What Kubeflow Trainer does is done by hand: the job's own command is run, and its end is written down."""
+    """The test plays Kubeflow Trainer: it runs the job's own command and writes the end of the job."""
     for name, value in {
         "KUBELOOP_BUCKET": s3.bucket,
         "KUBELOOP_NAMESPACE": namespace,
@@ -337,7 +337,7 @@ def test_the_training_step_hands_its_work_to_a_job_and_takes_the_model(
     thread = threading.Thread(target=trainer)
     thread.start()
     (tmp_path / "loop.json").write_text(ours.dump())
-    # In a process of its own, as in a pod: the Kubernetes client reads KUBECONFIG when it is imported.
+    # A separate process, as in a pod: the Kubernetes client reads KUBECONFIG when it is imported.
     done = subprocess.run(
         [sys.executable, "-c", _STEP, tmp_path / "loop.json", learned[0], tmp_path / "model", tmp_path / "holdout"],
         capture_output=True,
@@ -349,7 +349,7 @@ def test_the_training_step_hands_its_work_to_a_job_and_takes_the_model(
     assert codes == [0]
     card = model_folder.read(tmp_path / "model")
     assert card.sha256 in done.stdout
-    assert card.sha256 == model_folder.read(learned[1]).sha256, "one node learns what the step itself would"
+    assert card.sha256 == model_folder.read(learned[1]).sha256, "one node trains the same model as the step itself"
     assert (tmp_path / "holdout").read_bytes() == learned[0].with_name("holdout.parquet").read_bytes()
 
 
@@ -380,9 +380,9 @@ def test_a_node_without_its_data_says_so(s3: Any, tmp_path: Path, monkeypatch: p
 
 
 def _ports(count: int, estimators: int = 8) -> list[int]:
-    """Return ports that are free with those after them, one for each estimator.
+    """Return ports whose following ports are free too, one for each estimator.
 
-    They are below the ports that the system gives to clients, of which one may be taken between here and its turn.
+    They are below the range from which the system picks ports for clients: one of those may be taken before it is used.
     """
     found: list[int] = []
     for first in random.sample(range(20_000, 32_000, estimators), 100):

@@ -1,7 +1,7 @@
-"""The loop with everything a cluster has but kubelets: real MLflow, PostgreSQL, Redis, S3 and API server.
+"""The loop on a cluster without kubelets: real MLflow, PostgreSQL, Redis, S3 and API server.
 
-What a node would do is done by hand: the storage initializer's copy, the start of the containers with the arguments of
-the InferenceService, and the agent's payload events.
+The test plays the node: it copies the model like the storage initializer, starts the containers with the arguments of
+the InferenceService, and sends the agent's payload events.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.timeout(600)
 
 @dataclass
 class Cluster:
-    """An installation by the variables that its pods would get."""
+    """An installation, described by the environment variables that its pods would get."""
 
     loop: Loop
     settings: Settings
@@ -61,7 +61,7 @@ class Cluster:
         return done
 
     def start(self, *command: str, environ: dict[str, str] | None = None) -> str:
-        """Start a program of ours and return its address."""
+        """Start one of our programs and return its address."""
         parent = os.getpid()
         process = self.stack.enter_context(
             subprocess.Popen(
@@ -124,7 +124,7 @@ def cluster(
 
 
 def _grant(plane: Any, namespace: str) -> None:
-    """Give the pipeline's account what the chart gives it."""
+    """Give the pipeline's account the rights that the chart gives it."""
     plane.kubectl("create", "serviceaccount", "kubeloop-pipeline", "-n", namespace)
     rules = [
         {
@@ -178,7 +178,7 @@ def _mlflow(stack: contextlib.ExitStack, folder: Path, database: str, root: str,
 
 @pytest.fixture(scope="module")
 def promoted(cluster: Cluster, control_plane: Any, as_of: datetime) -> Cluster:
-    """The cluster after its first training run, whose model KServe has brought into service."""
+    """The cluster after its first training run, with the model served by KServe."""
     from tests.cluster.conftest import Kserve, meanwhile
 
     kserve = Kserve(control_plane, cluster.loop.delivery.namespace)
@@ -222,7 +222,7 @@ def test_a_second_run_meets_the_champion_in_s3(promoted: Cluster, as_of: datetim
     champion = registry.champion(promoted.settings, "flights")
     assert champion is not None
     assert champion.version == "1"
-    # Nobody plays KServe this time: a promoted version does not become ready, and the alias must not move.
+    # Nobody plays KServe here: the promoted version never becomes ready, and the alias must not move.
     assert (done.returncode != 0) is verdict["promote"], done.stdout[-3000:]
 
 
@@ -244,7 +244,7 @@ def test_pods_serve_what_the_pipelines_wrote(promoted: Cluster, as_of: datetime)
     predictor = promoted.start("kubeloop.serving.server", f"--model-dir={here}", "--port=0", *model["args"])
     (container,) = manifest["spec"]["transformer"]["containers"]
     arguments = [argument for argument in container["args"] if not argument.startswith(("--host", "--port"))]
-    # The home of the test stands for the image's /project.
+    # The test's home folder stands in for the image's /project.
     transformer = promoted.start(
         "kubeloop.serving.transformer", *arguments, "--port=0", "--predictor_host", predictor.removeprefix("http://")
     )
@@ -314,7 +314,7 @@ def test_payloads_reach_the_monitor_through_the_store(promoted: Cluster, control
 def test_predictions_need_neither_databases_nor_the_bucket(
     promoted: Cluster, postgres_server: Any, seaweed: Any
 ) -> None:
-    """Nor MLflow, whose database is gone; what is logged meanwhile waits on the collector's disk."""
+    """The test stops MLflow's database as well. Events that are logged meanwhile wait on the collector's disk."""
     assert "url" in promoted.known, "runs after the test that predicts"
     collector = promoted.environ["KUBELOOP_COLLECTOR_URL"]
     push = ("kubeloop.payloads.mirror", "push", "--dir", str(promoted.folder / "collector"), "--once")
@@ -341,7 +341,7 @@ def test_predictions_need_neither_databases_nor_the_bucket(
     finally:
         postgres_server.start()
         seaweed.start()
-    assert int(promoted.run(*push).stdout) == 1, "nothing that was acknowledged is lost"
+    assert int(promoted.run(*push).stdout) == 1, "no acknowledged event is lost"
 
 
 async def _log(cluster: Cluster, url: str, name: str = "one") -> None:

@@ -1,4 +1,4 @@
-"""Every step run once, in the order of the pipeline, on real artifacts and against real services."""
+"""Every step, run once in pipeline order on real artifacts and against real services."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,16 +14,16 @@ from kubeloop.session.services import Services
 
 @dataclass
 class Bench:
-    """An installation, and what the steps left in it.
+    """An installation with the outputs of the steps.
 
     Attributes:
         loop: the use case, as JSON.
-        as_of: the run's moment, ISO 8601.
-        settings: the place; the environment names it.
-        folder: where artifacts go.
-        made: the artifacts by name.
-        returned: what the steps returned, by name.
-        services: what is up there.
+        as_of: the moment of the run, ISO 8601.
+        settings: the settings, which the environment variables repeat.
+        folder: folder of the artifacts.
+        made: artifacts by name.
+        returned: return values of the steps, by name.
+        services: the services that run.
     """
 
     loop: str
@@ -35,7 +35,7 @@ class Bench:
     services: Services | None = None
 
     def call(self, step: Any, *arguments: Any) -> Any:
-        """Run a component's function with the variables from which a step reads its settings."""
+        """Call a component's function with the environment variables from which a step reads its settings."""
         with pytest.MonkeyPatch.context() as patch:
             for name, value in self.settings.environ().items():
                 patch.setenv(name, value)
@@ -48,13 +48,13 @@ class Bench:
 
 
 def artifact(kind: type[Any], path: Path) -> Any:
-    """Make an artifact that lies at a path, as kfp hands it to a step."""
+    """Make an artifact at a path, as kfp hands it to a step."""
     return kind(name=path.name, uri=str(path), metadata={})
 
 
 @pytest.fixture(scope="session")
 def bench(install: Any, loop: Loop, as_of: datetime, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """An installation with services that are up."""
+    """An installation whose services are up."""
     place = install("bench")
     folder = tmp_path_factory.mktemp("artifacts")
     return Bench(loop.dump(), as_of.isoformat(), place.settings, folder, services=place.services)

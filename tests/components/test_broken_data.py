@@ -1,4 +1,4 @@
-"""Broken data stop a run, with the name of the expectation that failed, before anything is learned from them."""
+"""Broken data stop a run before training, and the error names the expectation that failed."""
 
 import dataclasses
 import io
@@ -19,7 +19,7 @@ from kubeloop.stores.bucket import Bucket
 
 
 def change(path: Path, query: str) -> None:
-    """Replace a Parquet file by what a query makes of it (as `t`)."""
+    """Replace a Parquet file by the result of a query over it (as `t`)."""
     part = path.with_suffix(".part")
     with duckdb.connect() as db:
         db.execute("SET TimeZone = 'UTC'")

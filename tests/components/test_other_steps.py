@@ -1,4 +1,4 @@
-"""The steps of the pipelines beside training."""
+"""The steps of the pipelines other than training."""
 
 import json
 import threading
@@ -86,7 +86,7 @@ def test_score_batch_scores_as_the_champion(deployed: Any, loop: Loop, as_of: da
     moments = found["event_timestamp"]
     assert as_of - timedelta(days=1) <= pc.min(moments).as_py() <= pc.max(moments).as_py() < as_of
 
-    # The training set holds the same events, for those whose label is known, and so their features.
+    # The training set holds the same events, as far as their label is known, so the features must be equal.
     learned = pq.read_table(deployed.made["training_set"].path).to_pandas().set_index("event_id", drop=False)
     both = [name for name in found["event_id"].to_pylist() if name in learned.index]
     assert len(both) > 100
@@ -143,7 +143,7 @@ def test_judge_windows_has_the_monitor_judge_what_ended(deployed: Any, loop: Loo
 
 
 def _logged(look: Callable[[], Any]) -> Any:
-    """Look until the request has come from the node to the monitor."""
+    """Wait until the request has travelled from the node to the monitor."""
     deadline = time.monotonic() + 30
     while not (found := look())["waiting_rows"]:
         assert time.monotonic() < deadline

@@ -59,7 +59,7 @@ def test_build_features_joins_every_labelled_event(joined: Any, loop: Loop, as_o
     assert table["label"].null_count == 0
     assert as_of - loop.training.window <= pc.min(table["event_timestamp"]).as_py()
     assert pc.max(table["event_timestamp"]).as_py() < as_of
-    # Nothing but the data set is left: the feature tables lay beside it only while they were needed.
+    # Only the data set is left: the feature tables were next to it only while they were needed.
     assert not [path for path in Path(dataset.path).parent.iterdir() if path.name.startswith("tmp")]
 
 
@@ -98,14 +98,14 @@ def test_evaluate_model_measures_the_hold_out(evaluated: Any, loop: Loop, as_of:
     assert sum(cells) == scores.num_rows
     assert len(curves["confidenceMetrics"]) > 10
     points = [number for point in curves["confidenceMetrics"] for number in point.values()]
-    assert points == [round(number, 4) for number in points], "the Kubeflow UI shows every digit"
+    assert points == [round(number, 4) for number in points], "the Kubeflow UI would show every digit"
     assert {"roc.png", "evaluation.html"} <= {path.name for path in Path(made["evaluation"].path).iterdir()}
     assert Path(made["evaluation.html"].path).read_text().startswith("<!doctype html>")
 
 
 @pytest.mark.parametrize("name", ["metrics", "curves"])
 def test_evaluate_model_leaves_a_file_an_artifact(evaluated: Any, name: str) -> None:
-    """kfp's local cache repeats a step whose artifact has no file."""
+    """kfp's local cache runs a step again if its artifact has no file."""
     assert json.loads(Path(evaluated.made[name].path).read_text()) == evaluated.made[name].metadata
 
 
@@ -144,7 +144,7 @@ def test_register_model_keeps_the_lineage(registered: Any, loop: Loop) -> None:
 
 
 def test_deploy_model_serves_the_champion(deployed: Any, loop: Loop, as_of: datetime) -> None:
-    """The served prediction of an event is the one that the training set's row gets."""
+    """The served prediction of an event equals the one for its training row."""
     from kubeloop import features
 
     settings, url = deployed.settings, deployed.returned["url"]
@@ -166,7 +166,7 @@ def test_deploy_model_serves_the_champion(deployed: Any, loop: Loop, as_of: date
 
 
 def test_serving_again_says_where(deployed: Any, loop: Loop) -> None:
-    """A node starts on another port each time; the tag of the last one is of no use to anybody."""
+    """A node starts on another port each time, so the tag of an earlier deployment is outdated."""
     settings, url = deployed.settings, deployed.returned["url"]
     champion = registry.get(settings, loop.name, deployed.returned["version"])
     registry.tag(settings, champion, {"kubeloop.served_at": "http://127.0.0.1:1"})
@@ -246,7 +246,7 @@ def test_deploying_again_changes_nothing(deployed: Any, loop: Loop) -> None:
 
 
 def test_a_resumed_run_keeps_its_verdict(deployed: Any, tmp_path: Path) -> None:
-    """By now the champion is the run's own model, against which it would gain nothing."""
+    """The champion is now the run's own model, so a new comparison would show no gain."""
     from components.gate_model import gate_model
 
     def judge(run: str) -> bool:
