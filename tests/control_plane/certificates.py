@@ -1,4 +1,4 @@
-"""A certificate authority for one run: the API server's certificate, and one for every user that a test acts as."""
+"""A certificate authority for one run: certificates for the API server and for every user that a test acts as."""
 
 import ipaddress
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ _LIFE = timedelta(days=1)
 
 
 class Authority:
-    """Writes keys and certificates into a folder; nothing of it outlives the run."""
+    """Writes keys and certificates into a folder that is deleted after the run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -29,19 +29,19 @@ class Authority:
         self.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def key(self, name: str) -> Path:
-        """Write a private key alone, as service account tokens are signed with."""
+        """Write a private key without a certificate, such as the one that signs service account tokens."""
         return self._write(name, ec.generate_private_key(ec.SECP256R1()))
 
     def server(
         self, name: str, addresses: Sequence[str] = ("127.0.0.1",), names: Sequence[str] = ("localhost",)
     ) -> tuple[Path, Path]:
-        """Write the certificate and the key of a server, on loopback if nothing else is said."""
+        """Write the certificate and the key of a server, by default for loopback."""
         ips = [x509.IPAddress(ipaddress.ip_address(text)) for text in addresses]
         alternatives = x509.SubjectAlternativeName([*map(x509.DNSName, names), *ips])
         return self._issue(name, _name(name, ()), alternatives)
 
     def user(self, user: str, groups: Sequence[str], name: str) -> tuple[Path, Path]:
-        """Write certificate and key of a user: Kubernetes reads the common name as user, organizations as groups."""
+        """Write a user's certificate and key; Kubernetes reads the common name as user, the organizations as groups."""
         usage = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.CLIENT_AUTH])
         return self._issue(name, _name(user, groups), usage)
 

@@ -1,4 +1,4 @@
-"""Where the upstream CustomResourceDefinitions are."""
+"""Finds the folder of upstream CustomResourceDefinitions."""
 
 import os
 from pathlib import Path

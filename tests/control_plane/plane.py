@@ -1,8 +1,8 @@
-"""What tests do with a control plane: act as anyone, run the tools, make namespaces.
+"""What tests do with a control plane: act as any user, run the tools, create namespaces.
 
-It validates, authorizes and admits like any cluster. What it lacks are controllers: nothing is scheduled, garbage
-collected or given a status unless a test does so, a namespace gets its default service account from here, and the
-aggregated roles (view, edit, admin) stay empty.
+It validates, authorizes and admits like any cluster, but it has no controllers. Tests must schedule, delete and set
+statuses themselves, this module creates a namespace's default service account, and the aggregated roles (view, edit,
+admin) stay empty.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ _RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("
 
 
 class CommandError(RuntimeError):
-    """A tool or the API server refuses; the message is its own."""
+    """A tool or the API server refused; the message is its own."""
 
 
 class ControlPlane(Servers):
@@ -45,10 +45,10 @@ class ControlPlane(Servers):
 
     @contextlib.contextmanager
     def namespace(self, prefix: str = "test", *, restricted: bool = False) -> Iterator[str]:
-        """Make a namespace with its default service account, and delete it with all that is in it.
+        """Create a namespace with its default service account, and delete both with everything in them at the end.
 
         Args:
-            prefix: start of its name.
+            prefix: prefix of its name.
             restricted: whether Pod Security "restricted" is enforced in it.
         """
         name = f"{prefix}-{secrets.token_hex(4)}"
@@ -62,10 +62,10 @@ class ControlPlane(Servers):
             self._delete(name)
 
     def request(self, method: str, path: str, body: Any = None, **options: Any) -> dict[str, Any]:
-        """Ask the API server as administrator and return its answer.
+        """Send a request to the API server as administrator and return its answer.
 
         Raises:
-            CommandError: it refuses; the message is its own.
+            CommandError: it refuses; the message is the API server's.
         """
         response = self.http.request(method, path, **({} if body is None else {"json": body}), **options)
         if response.is_error:
@@ -77,8 +77,8 @@ class ControlPlane(Servers):
         """Write a kubeconfig file.
 
         Args:
-            user: `admin`; a service account that exists, as `system:serviceaccount:<namespace>:<name>`, who gets a
-                token; or any other name, who gets a certificate.
+            user: `admin`; an existing service account, as `system:serviceaccount:<namespace>:<name>`, which gets a
+                token; or any other name, which gets a certificate.
             groups: groups of such another user.
         """
         entry: dict[str, str] = {}
@@ -101,7 +101,7 @@ class ControlPlane(Servers):
         return path
 
     def client(self, user: str = ADMIN, groups: Sequence[str] = ()) -> ApiClient:
-        """Return a client of the official library; see `kubeconfig` for who it can be."""
+        """Return a client of the official library; `kubeconfig` describes the users."""
         configuration = Configuration(host=self.url)
         configuration.ssl_ca_cert = str(self.authority.certificate)
         configuration.retries = False
@@ -112,7 +112,7 @@ class ControlPlane(Servers):
         return ApiClient(configuration)
 
     def token(self, account: str, audience: str | None = None) -> str:
-        """Ask for a token of a service account, `system:serviceaccount:<namespace>:<name>`."""
+        """Request a token for a service account, `system:serviceaccount:<namespace>:<name>`."""
         namespace, name = account.removeprefix(SERVICE_ACCOUNT).split(":")
         spec = {"audiences": [audience] if audience else [], "expirationSeconds": 3600}
         body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec}
@@ -122,15 +122,15 @@ class ControlPlane(Servers):
     def may(
         self, user: str, verb: str, resource: str, namespace: str, *, groups: Sequence[str] = (), within_s: float = 3.0
     ) -> bool:
-        """Return whether a user is allowed to do something; roles that were just made take a moment to count.
+        """Return whether a user is allowed to do something; new roles take a moment to apply.
 
         Args:
             user: a name, or `system:serviceaccount:<namespace>:<name>`.
             verb: such as `patch`.
-            resource: plural, with its group when it has one, as `deployments.apps`; a subresource as `pods/log`.
-            namespace: where; "" for the whole cluster.
+            resource: plural, with its group if it has one, e.g. `deployments.apps`; a subresource such as `pods/log`.
+            namespace: the namespace; "" for the whole cluster.
             groups: groups of the user; a service account's own are added.
-            within_s: how long a refusal is asked again.
+            within_s: how long to ask again after a refusal.
         """
         kind, _, subresource = resource.partition("/")
         plural, _, group = kind.partition(".")
@@ -157,7 +157,7 @@ class ControlPlane(Servers):
         return self._run("kubectl", args, input, user)
 
     def helm(self, *args: str, input: str | None = None, user: str = ADMIN) -> str:
-        """Run helm and return what it prints; its caches are this run's own.
+        """Run helm with caches for this run and return what it prints.
 
         Raises:
             CommandError: it failed.
@@ -192,7 +192,7 @@ class ControlPlane(Servers):
         return self.admin if user == ADMIN else self.authority.user(user, groups, _file_name(user, groups))
 
     def _install(self, document: str) -> str:
-        # The server reads YAML faster than Python does, and need not send all of it back.
+        # The server parses YAML faster than Python does, and need not send everything back.
         headers = {
             "content-type": "application/yaml",
             "accept": "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
@@ -200,15 +200,18 @@ class ControlPlane(Servers):
         return str(self.request("POST", _CRDS, content=document, headers=headers)["metadata"]["name"])
 
     def _delete(self, namespace: str) -> None:
-        # No controller empties a namespace here. Deleting each collection costs seconds, for the API server then sets
-        # up the storage of every kind; in etcd it is a look at a few hundred names.
+        # No controller empties a namespace here. Deleting each collection through the API server takes seconds, because
+        # it sets up the storage of every kind. In etcd it means scanning a few hundred names.
         self.erase(f"/{namespace}/")
         path = f"/api/v1/namespaces/{namespace}"
         found = self.request("DELETE", path)
         self.request("PUT", f"{path}/finalize", found | {"spec": {"finalizers": []}})
 
     def _resources(self) -> dict[str, tuple[str, dict[str, Any]]]:
-        """Return path (as `/apis/apps/v1`) and description of every resource, by name (as `deployments.apps`)."""
+        """Return the path (e.g.
+
+        `/apis/apps/v1`) and description of every resource, by name (e.g. `deployments.apps`).
+        """
         accept = "application/json;v=v2;g=apidiscovery.k8s.io;as=APIGroupDiscoveryList"
         return {
             f"{resource['resource']}.{name}": ("/".join(filter(None, (top, name, version["version"]))), resource)

@@ -1,4 +1,4 @@
-"""Fixtures over a real API server; `make control-plane` builds it; tests that need it are skipped without."""
+"""Fixtures over a real API server that `make control-plane` builds; without it, the tests that use them are skipped."""
 
 import contextlib
 import hashlib
@@ -31,7 +31,7 @@ def crds() -> Path:
 
 @pytest.fixture(scope="session")
 def flux_crds() -> Path:
-    """The folder with Flux's CustomResourceDefinitions, which the API server has where they are there."""
+    """The folder with Flux's CustomResourceDefinitions; the API server installs them if the folder exists."""
     return outside.flux_crds(FLUX)
 
 
@@ -39,8 +39,8 @@ def flux_crds() -> Path:
 def control_plane(
     assets: Path, crds: Path, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[ControlPlane]:
-    """A running API server: RBAC, Pod Security admission, all upstream CRDs, KServe's webhooks as we play them."""
-    # The API server takes twelve seconds to take in all CRDs, and three to start with them.
+    """A running API server: RBAC, Pod Security admission, all upstream CRDs, and stand-ins for KServe's webhooks."""
+    # The API server takes twelve seconds to install all CRDs, and three to start with them installed.
     kept = pytestconfig.cache.mkdir("control-plane") / "etcd" / _digest(assets, crds, FLUX)
     plane = ControlPlane(assets, tmp_path_factory.mktemp("control-plane"))
     try:
@@ -59,20 +59,20 @@ def control_plane(
 
 @pytest.fixture
 def namespace(control_plane: ControlPlane) -> Iterator[str]:
-    """A fresh namespace, deleted afterwards."""
+    """A new namespace, deleted afterwards."""
     with control_plane.namespace() as name:
         yield name
 
 
 @pytest.fixture
 def restricted_namespace(control_plane: ControlPlane) -> Iterator[str]:
-    """A fresh namespace that enforces Pod Security "restricted", deleted afterwards."""
+    """A new namespace that enforces Pod Security "restricted", deleted afterwards."""
     with control_plane.namespace("restricted", restricted=True) as name:
         yield name
 
 
 def _digest(assets: Path, *folders: Path) -> str:
-    """Return a name for the state that these servers have with these CRDs installed."""
+    """Return a name for the state of these servers with these CRDs installed."""
     servers = [(name, (assets / name).stat().st_mtime_ns) for name in ("etcd", "kube-apiserver")]
     digest = hashlib.sha256(repr(servers).encode())
     for path in (path for folder in folders for path in sorted(folder.rglob("*.yaml"))):
@@ -82,7 +82,7 @@ def _digest(assets: Path, *folders: Path) -> str:
 
 @contextlib.contextmanager
 def _kserve(plane: ControlPlane) -> Iterator[None]:
-    """Let the API server admit KServe's objects as KServe does: defaulted, or refused in its words."""
+    """Make the API server admit KServe's objects as KServe does: with its defaults, or refused in its words."""
 
     def there(runtime: dict[str, Any]) -> list[dict[str, Any]]:
         namespace = runtime["metadata"].get("namespace")

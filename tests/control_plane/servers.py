@@ -1,4 +1,4 @@
-"""etcd and kube-apiserver on loopback, with certificates of this run alone; both end when their starter does."""
+"""etcd and kube-apiserver on loopback, with certificates for this run; both end with the process that started them."""
 
 import base64
 import contextlib
@@ -27,17 +27,17 @@ _READY_S = 60.0
 
 
 class StartError(RuntimeError):
-    """etcd or kube-apiserver does not come up; the message ends with what it wrote last."""
+    """etcd or kube-apiserver did not start; the message ends with the tail of its log."""
 
 
 class Servers:
-    """One etcd and one kube-apiserver, their data in a folder, RBAC and Pod Security admission on.
+    """One etcd and one kube-apiserver with data in a folder, RBAC and Pod Security admission.
 
-    Start them in the main thread: the kernel ends them with the thread that did.
+    Start them in the main thread: the kernel kills them when the thread that started them ends.
 
     Attributes:
-        url: the API server.
-        authority: makes the certificates of its users.
+        url: address of the API server.
+        authority: issues certificates to its users.
         admin: certificate and key of a member of system:masters.
         http: a client with the administrator's rights; paths are relative to `url`.
     """
@@ -48,7 +48,7 @@ class Servers:
         self.authority = Authority(folder)
         self._data = folder / "etcd"
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        # Bound, but not listening: no other program gets these ports, and the servers share them.
+        # Bound, but not listening: no other program can take these ports, and the servers share them.
         self._ports = [_reserve() for _ in range(3)]
         client, peer, secure = (port.getsockname()[1] for port in self._ports)
         self._etcd_urls = f"http://127.0.0.1:{client}", f"http://127.0.0.1:{peer}"
@@ -62,7 +62,7 @@ class Servers:
         self.http = httpx.Client(base_url=self.url, verify=tls, timeout=TIMEOUT_S, trust_env=False)
 
     def start(self, data: Path | None = None) -> None:
-        """Start both, on a copy of what `keep` kept, and wait until the API server is ready.
+        """Start both, on a copy of the data that `keep` saved, and wait until the API server is ready.
 
         Raises:
             StartError: one of them ended, or was not ready in time.
@@ -84,7 +84,7 @@ class Servers:
         self.start_api_server()
 
     def start_api_server(self) -> None:
-        """Start kube-apiserver on the data that etcd has, at the same address as before.
+        """Start kube-apiserver on etcd's current data, at the same address as before.
 
         Raises:
             StartError: it ended, or was not ready in time.
@@ -114,7 +114,7 @@ class Servers:
         self._kill("kube-apiserver")
 
     def keep(self, data: Path) -> None:
-        """Keep a copy of all objects for later starts, in place of those beside it; both are started anew."""
+        """Save all objects for later starts in place of older copies in the same folder; both servers restart."""
         self._end()
         data.parent.mkdir(exist_ok=True)
         for other in data.parent.iterdir():
@@ -122,13 +122,13 @@ class Servers:
                 shutil.rmtree(other, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=data.parent.parent) as folder:
             copy = shutil.copytree(self._data, Path(folder) / data.name)
-            # Another process of the suite may have kept its own meanwhile.
+            # Another process of the suite may have saved its own copy meanwhile.
             with contextlib.suppress(OSError):
                 copy.rename(data)
         self.start()
 
     def stop(self) -> None:
-        """End both at once; their data are worth nothing."""
+        """End both at once; nobody needs their data."""
         self._end()
         self.http.close()
         for port in self._ports:
@@ -138,7 +138,7 @@ class Servers:
         """Wait until the API server has done something.
 
         Raises:
-            StartError: one of both ended, or it takes too long.
+            StartError: one of the two ended, or it takes too long.
         """
         deadline = time.monotonic() + _READY_S
         while not done():
@@ -150,7 +150,7 @@ class Servers:
             time.sleep(POLL_S)
 
     def erase(self, part: str) -> None:
-        """Delete everything from etcd that has `part` in its key, as the API server never would by itself."""
+        """Delete every key that contains `part` from etcd, which the API server would never do by itself."""
         found = self._etcd("range", key="/registry/", range_end="/registry0")
         for key in (base64.b64decode(entry["key"]).decode() for entry in found["kvs"]):
             if part in key:
@@ -191,7 +191,7 @@ class Servers:
 
 
 def _reserve() -> socket.socket:
-    """Bind a port of loopback that the system picks, for a server that shares ports."""
+    """Bind a loopback port that the system picks, for a server that shares ports."""
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     held.bind(("127.0.0.1", 0))

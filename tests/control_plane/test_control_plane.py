@@ -1,4 +1,4 @@
-"""The control plane that the other tests stand on: who may do what, what is admitted, and that it ends with pytest."""
+"""The control plane that other tests use: rights, admission, and that it ends with pytest."""
 
 import json
 import subprocess

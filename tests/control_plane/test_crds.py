@@ -1,4 +1,4 @@
-"""Fetching the CustomResourceDefinitions, from archives laid out as GitHub's, and where they are looked for."""
+"""Fetching the CustomResourceDefinitions from archives laid out like GitHub's, and where tests look for them."""
 
 import os
 import re
@@ -17,7 +17,10 @@ SOURCES = re.findall(r"^fetch (\S+) (\S+) ([0-9a-f]{8,40}) (\S+)$", SCRIPT.read_
 
 @pytest.fixture
 def archives(tmp_path: Path) -> Path:
-    """A folder that file:// serves as codeload.github.com would."""
+    """A folder that file:
+
+    serves in place of codeload.github.com.
+    """
     for _, repository, commit, path in SOURCES:
         top = tmp_path / "tree" / f"{repository.partition('/')[2]}-{commit}"
         for name in (f"{path}/{repository.partition('/')[2]}.yaml", f"{path}/kustomization.yaml", "docs/other.yaml"):
@@ -55,7 +58,7 @@ def test_half_of_them_is_nothing(archives: Path, tmp_path: Path) -> None:
 
 
 def test_all_that_are_fetched_are_here(crds: Path) -> None:
-    """A folder of one's own may have more."""
+    """A folder that the user names may contain more."""
     here = {path.name for path in crds.iterdir() if path.is_dir()}
     assert {name for name, *_ in SOURCES} - here == set()
 

@@ -1,4 +1,4 @@
-"""The main job as a user runs it: the loop on the flights, cut off with a kill, resumed, and looked at."""
+"""The main job as a user runs it: the loop on the flights, killed, resumed and inspected."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from kubeloop import access, config, errors
 from kubeloop.payloads import table
 from kubeloop.tasks.binary.task import BINARY
 
-# Settings of this process must not reach the program: it is to find its own.
+# Settings of this process must not reach the program, which must find its own.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("KUBELOOP_")}
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +54,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
             break
     process.wait()
     assert process.returncode == -signal.SIGKILL, "".join(seen)
-    # The kernel ends what the killed program had started.
+    # The kernel ends the processes that the killed program had started.
     deadline = time.monotonic() + 20
     while _alive(folder) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -70,7 +70,7 @@ def summary(state: Path) -> dict:
 
 
 def _alive(folder: Path) -> list[str]:
-    """Return the services, not the pipeline runs, that still work on a state folder."""
+    """Return the services that still work on a state folder, without the pipeline runs."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -84,7 +84,7 @@ def _alive(folder: Path) -> list[str]:
 
 
 def watching(services: dict, state: Path) -> dict:
-    """Return the monitor's status once it has read all that was logged."""
+    """Return the monitor's status once it has read the whole log."""
     login = access.header(state / "token")
     httpx.post(f"{services['collector']['url']}/flush", headers=login, trust_env=False).raise_for_status()
     return httpx.get(f"{services['monitor']['url']}/status", trust_env=False).json()
@@ -103,7 +103,7 @@ def test_every_prediction_is_served_once_and_logged(summary: dict) -> None:
     assert predictions["served"] > 4000
     assert predictions["errors"] == 0
     assert predictions["logged"] + predictions["dropped"] == predictions["served"]
-    # Only what was on its way when the first session was killed: a moment's requests.
+    # Only the requests that were in flight when the first session was killed.
     assert predictions["uncertain"] < 100
     assert summary["labels"] > 0.95 * predictions["logged"]
 
@@ -179,14 +179,14 @@ def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dic
         assert len(content["probability"]) == 2
         assert all(0 < value < 1 for value in content["probability"])
         assert content["note"] is None
-        # The replay ended in June: in May other weather was known, and December has not come.
+        # The replay ended in June: May had other weather, and December has not come.
         past = kubeloop(state, "predict", json.dumps(row), "--at", "2013-05-30T12:00:00Z", "--json")
         assert json.loads(past.stdout)["note"].startswith("features that became known after --at are missing")
         assert json.loads(past.stdout)["probability"][0] != content["probability"][0]
         future = kubeloop(state, "predict", json.dumps(row), "--at", "2013-12-01")
         assert future.returncode == errors.LASTING
         assert "the replay is at 2013-06-29 22:00 UTC" in future.stderr
-        # A client that knows nothing of the replay sends no time, so its request is of today.
+        # A client that does not know of the replay sends no time, so its request counts as of now.
         services = json.loads((state / "services.json").read_text())
         assert status["champion"]["served_at"] == services["node"]["url"]
         instances = {"instances": [row]}
@@ -210,7 +210,7 @@ def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dic
 
 
 def test_a_log_that_lost_a_segment_is_told_of(state: Path, summary: dict) -> None:
-    """The clients count for themselves: what the log has lost is asked for again, and served twice for one row."""
+    """The clients keep their own counts. What the log has lost is asked again, so one row is served twice."""
     settings = config.settings(ROOT, state)
     before = table.read(BINARY, settings, "flight-delay").predictions.num_rows
     segment = max(settings.payloads.glob("*.parquet"), key=lambda path: path.stat().st_size)

@@ -1,4 +1,4 @@
-"""The walk of docs/kinds.md on the flights: a number and several classes, from `init` to the report."""
+"""The walkthrough of docs/kinds.md on the flights: a regression and a multiclass loop, from `init` to the report."""
 
 import json
 import os

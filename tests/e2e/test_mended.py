@@ -1,4 +1,4 @@
-"""A run that fails says why, leaves nothing half done, and goes through once the cause is mended."""
+"""A failing run says why, leaves nothing half done, and succeeds once the cause is fixed."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from kubeloop import errors
 from kubeloop.config import Loop, Replay, Settings
 from kubeloop.models import registry
 
-# Settings of this process must not reach the program: it is to find its own.
+# Settings of this process must not reach the program, which must find its own.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("KUBELOOP_")}
 
 pytestmark = pytest.mark.timeout(600)

@@ -1,4 +1,4 @@
-"""The other main job: a table that is not the demo's, `kubeloop init`, and the whole loop on it with real services."""
+"""The other main job: `kubeloop init` on a user's own table, and the whole loop on it with real services."""
 
 import json
 import os
@@ -14,14 +14,14 @@ import pytest
 from kubeloop import config
 
 DAY = pd.Timedelta(days=1)
-# Settings of this process must not reach the program: it is to find its own.
+# Settings of this process must not reach the program, which must find its own.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("KUBELOOP_")}
 
 pytestmark = pytest.mark.timeout(900)
 
 
 def subscriptions(rows: int = 30_000, customers: int = 400, days: int = 270) -> pd.DataFrame:
-    """Renewals of nine months; after two thirds of them, a new price turns round what heavy use means."""
+    """Renewals over nine months; after two thirds of them, a new price reverses the effect of heavy use."""
     random = np.random.default_rng(11)
     who = random.integers(0, customers, rows)
     moments = pd.Timestamp("2023-01-01") + pd.to_timedelta(np.sort(random.integers(0, days * 86400, rows)), unit="s")
@@ -54,7 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kubeloop(place: Path, *arguments: str) -> Any:
-    """Run the command line in `place` and return its JSON; a failure shows what it said."""
+    """Run the command line in `place` and return its JSON; a failure shows the output."""
     done = subprocess.run(
         [sys.executable, "-m", "kubeloop.cli", *arguments, "--json"],
         cwd=place,
@@ -99,7 +99,7 @@ def test_the_change_of_the_world_is_noticed_and_answered(summary: dict[str, Any]
     judged = [row for row in kubeloop(place, "monitor", "-C", "use case")["windows"] if row["status"] == "judged"]
     assert len(judged) >= 10
     first, *_ = summary["episodes"]
-    assert first["opened_at"] >= "2023-06-12", "before, the world was as in training"
+    assert first["opened_at"] >= "2023-06-12", "before the change, the data were as in training"
     assert any("minutes_used_now" in episode["features"] for episode in summary["episodes"])
 
 

@@ -1,4 +1,4 @@
-"""docs/walkthrough.md from its table to its first retraining: the page's commands, and the outputs that it shows."""
+"""docs/walkthrough.md from its table to its first retraining: the page's commands and the outputs that it shows."""
 
 import json
 import os
@@ -17,7 +17,7 @@ PAGE = (PROJECT / "docs" / "walkthrough.md").read_text()
 COMMANDS = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 UNTIL = "2013-06-26"
-"""The test replays no further: the page's first retraining is then over."""
+"""The replay of the test ends here, after the page's first retraining."""
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -28,7 +28,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shell(home: Path, part: str, folder: str = ".") -> str:
-    """Run the one block of commands that has `part`, as a reader does who stands in a folder of the walkthrough."""
+    """Run the one command block that contains `part`, as a reader in a folder of the walkthrough does."""
     (block,) = [block for block in COMMANDS if part in block]
     place = home / "kubeloop-walkthrough" / folder
     kept = {name: value for name, value in os.environ.items() if not name.startswith("KUBELOOP_")}
@@ -37,7 +37,7 @@ def shell(home: Path, part: str, folder: str = ".") -> str:
         ["bash", "-euo", "pipefail", "-c", block],
         cwd=place if place.is_dir() else home,
         env=kept | {"HOME": str(home), "PATH": path, "COLUMNS": "200"},
-        # As a terminal shows it.
+        # As shown in a terminal.
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -67,7 +67,7 @@ def summary(home: Path, drafted: str) -> dict[str, Any]:
 
 
 def shown(part: str) -> list[float]:
-    """Return the numbers of the sentence of the page that begins with `part`."""
+    """Return the numbers in the page's sentence that begins with `part`."""
     (found,) = re.findall(rf"{re.escape(part)}(.*?)every check holds", re.sub(r"\s+", " ", PAGE))
     return [float(number) for number in NUMBER.findall(found)]
 
@@ -91,7 +91,7 @@ def test_drift_starts_a_retraining_that_the_gate_promotes(summary: dict[str, Any
     assert second["promoted"]
     for version, part in ((first, "Promoted: first model, rmse"), (second, "e051d31b: promoted. Promoted: rmse")):
         said = [float(number) for number in NUMBER.findall(version["reason"])]
-        # Other processors may add up in another order.
+        # Other processors may add floats in another order.
         assert said[:3] == pytest.approx(shown(part)[:3], rel=0.02)
     assert len(summary["absorbed"]) == 1
     assert [episode["opened_at"][:10] for episode in summary["episodes"]] == ["2013-06-23"]

@@ -1,4 +1,4 @@
-"""The cluster that KUBECONFIG names, as tests use it: kubectl, helm, forwarded ports, and patience."""
+"""The cluster that KUBECONFIG names, as tests use it: kubectl, helm, forwarded ports, and waiting."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class ClusterError(RuntimeError):
-    """A tool refuses, or something does not happen in time; the message is the tool's own."""
+    """A tool refused, or something did not happen in time; the message is the tool's own."""
 
 
 def kubectl(*args: str, input: str | None = None, namespace: str = NAMESPACE, limit_s: float = 180.0) -> str:
@@ -40,7 +40,7 @@ def helm(*args: str, limit_s: float = 1000.0) -> str:
 
 
 def get(kind: str, selector: str = "", namespace: str = NAMESPACE) -> list[Object]:
-    """Return the objects of a kind, all or those that a label selector chooses."""
+    """Return the objects of a kind: all of them, or those that a label selector chooses."""
     found = json.loads(kubectl("get", kind, "-o", "json", "-l", selector, namespace=namespace))
     items: list[Object] = found["items"]
     return items
@@ -53,7 +53,7 @@ def one(kind: str, name: str, namespace: str = NAMESPACE) -> Object:
 
 
 def exists(kind: str, name: str, namespace: str = NAMESPACE) -> bool:
-    """Return whether an object is there; a kind that the cluster does not know has none."""
+    """Return whether an object exists; of a kind that the cluster does not know, none does."""
     try:
         kubectl("get", kind, name, namespace=namespace)
     except ClusterError as error:
@@ -64,7 +64,7 @@ def exists(kind: str, name: str, namespace: str = NAMESPACE) -> bool:
 
 
 def until(done: Callable[[], T], what: str, limit_s: float = 180.0, pause_s: float = 1.0) -> T:
-    """Wait for something that the cluster does, and return what told it.
+    """Wait until a check succeeds on the cluster, and return its value.
 
     Raises:
         ClusterError: it takes too long.
@@ -84,7 +84,7 @@ def until(done: Callable[[], T], what: str, limit_s: float = 180.0, pause_s: flo
 
 
 def rolled_out(limit_s: float = 600.0) -> None:
-    """Wait until every workload of the release runs as it is written."""
+    """Wait until every workload of the release runs as specified."""
     for kind in ("deployments", "statefulsets"):
         for item in get(kind, OURS):
             name = item["metadata"]["name"]
@@ -92,7 +92,7 @@ def rolled_out(limit_s: float = 600.0) -> None:
 
 
 def pods(selector: str, namespace: str = NAMESPACE) -> list[str]:
-    """Return the names of the pods that run, the newest last."""
+    """Return the names of the running pods, the newest last."""
     running = [
         pod["metadata"]
         for pod in get("pods", selector, namespace)
@@ -102,7 +102,7 @@ def pods(selector: str, namespace: str = NAMESPACE) -> list[str]:
 
 
 def ready(selector: str, namespace: str = NAMESPACE) -> list[str]:
-    """Return the names of the pods that are ready and were not told to end."""
+    """Return the names of the pods that are ready and not being deleted."""
     return [
         pod["metadata"]["name"]
         for pod in get("pods", selector, namespace)
@@ -118,7 +118,7 @@ def component(name: str) -> str:
 
 @contextlib.contextmanager
 def forwarded(service: str, port: int = 80, namespace: str = NAMESPACE) -> Iterator[httpx.Client]:
-    """Yield a client of a Service through a port of this machine, which no NetworkPolicy closes."""
+    """Yield a client of a Service through a local port that no NetworkPolicy blocks."""
     command = ["kubectl", "--namespace", namespace, "port-forward", f"service/{service}", f":{port}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -135,13 +135,13 @@ def forwarded(service: str, port: int = 80, namespace: str = NAMESPACE) -> Itera
 
 
 def ask(service: str, path: str = "/status") -> Any:
-    """Return the JSON that a Service answers."""
+    """Return the JSON that a Service answers with."""
     with forwarded(service) as client:
         return client.get(path).raise_for_status().json()
 
 
 def run_of(name: str) -> Object | None:
-    """Return the Workflow of a pipeline run by the run's name, or None as long as there is none."""
+    """Return the Workflow of a pipeline run by the run's name, or None while it does not exist."""
     for item in get("workflows.argoproj.io", namespace=KUBEFLOW):
         title = (item["metadata"].get("annotations") or {}).get("pipelines.kubeflow.org/run_name", "")
         if title == name or title.startswith(f"{name} (attempt "):

@@ -1,4 +1,4 @@
-"""What the tests against a cluster share; `make e2e` runs them in the order of PARTS, and they build on each other."""
+"""Shared fixtures of the tests against a cluster, which build on each other and run in the order of PARTS."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tests.e2e_cluster.workspace import FOLDER, Workspace
 
 PARTS = ("install", "loop", "runs", "switches", "faults", "removal")
 _GROUND = ("install", "loop")
-"""Parts without which the others have nothing to stand on."""
+"""Parts that all later parts depend on."""
 _broken: list[str] = []
 
 
@@ -23,13 +23,13 @@ def _part(item: pytest.Item) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Bring the parts into their order."""
+    """Sort the tests into the order of the parts."""
     items.sort(key=lambda item: PARTS.index(part) if (part := _part(item)) in PARTS else -1)
 
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Remember what failed, if others stand on it."""
+    """Remember a failed test if others depend on it."""
     outcome: Any = yield
     if outcome.get_result().failed and _part(item) in _GROUND:
         _broken.append(item.name)
@@ -51,14 +51,14 @@ def reachable() -> None:
 
 @pytest.fixture(autouse=True)
 def unbroken(request: pytest.FixtureRequest, reachable: None) -> None:
-    """Skip what stands on something that failed."""
+    """Skip a test if one that it depends on failed."""
     if _broken:
         pytest.skip(f"{_broken[0]} failed, and this stands on it")
 
 
 @pytest.fixture(scope="session")
 def workspace(reachable: None) -> Iterator[Workspace]:
-    """The folder that the page's commands run in."""
+    """The folder in which the page's commands run."""
     found = Workspace()
     yield found
     found.close()
@@ -66,7 +66,7 @@ def workspace(reachable: None) -> Iterator[Workspace]:
 
 @pytest.fixture(scope="session")
 def figures(reachable: None) -> Figures:
-    """Where numbers go."""
+    """The numbers that the run measures."""
     return Figures(FOLDER / "figures.json")
 
 

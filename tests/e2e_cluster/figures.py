@@ -1,4 +1,4 @@
-"""The numbers that a run against a cluster leaves: JSON in build/e2e, and a short table at the end."""
+"""The numbers that a run against a cluster measures: JSON in build/e2e, and a short table at the end."""
 
 import json
 import sys
@@ -9,14 +9,14 @@ Cell = str | int | float | None
 
 
 class Figures:
-    """Numbers by section and name; each is written as soon as it is known."""
+    """Numbers by section and name; each is written to the file as soon as it is known."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.content: dict[str, dict[str, Cell]] = json.loads(path.read_text()) if path.exists() else {}
 
     def note(self, section: str, name: str, value: Cell) -> None:
-        """Keep a number under its section."""
+        """Record a number under its section."""
         self.content.setdefault(section, {})[name] = round(value, 2) if isinstance(value, float) else value
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text(json.dumps(self.content, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Commands that the cluster's owner names, for what the tests must not stop themselves."""
+"""Commands that the cluster's owner provides for what the tests must not stop themselves."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from tests.e2e_cluster.page import PREFIX
 
 
 def hook(name: str) -> None:
-    """Run a command of the cluster's owner, such as KUBELOOP_E2E_STOP_S3; skip where none is given."""
+    """Run the owner's command, such as KUBELOOP_E2E_STOP_S3; skip the test if it is not set."""
     command = os.environ.get(PREFIX + name)
     if not command:
         pytest.skip(f"{PREFIX}{name} names no command that does it in this cluster")

@@ -1,4 +1,4 @@
-"""What is in the cluster and what it takes: versions, restarts, memory."""
+"""What the cluster runs and uses: versions, restarts, memory."""
 
 import json
 import re
@@ -9,7 +9,7 @@ _SYSTEMS = {KUBEFLOW: "Kubeflow", "kserve": "KServe", "cert-manager": "cert-mana
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Kubernetes, and of the systems around kubeloop and its own images by their tags."""
+    """Return the versions of Kubernetes, of the systems around kubeloop, and of kubeloop's images by their tags."""
     server = json.loads(kubectl("version", "-o", "json"))["serverVersion"]["gitVersion"]
     found = {"Kubernetes": server}
     for node in get("nodes"):
@@ -28,7 +28,7 @@ def versions() -> dict[str, str]:
 
 
 def restarts(selector: str, namespace: str = NAMESPACE) -> dict[str, int]:
-    """Return how often each container was started again, of those that were."""
+    """Return the number of restarts of each container that restarted."""
     return {
         f"{pod['metadata']['name']}/{item['name']}": item["restartCount"]
         for pod in get("pods", selector, namespace)
@@ -39,7 +39,7 @@ def restarts(selector: str, namespace: str = NAMESPACE) -> dict[str, int]:
 
 
 def memory() -> dict[str, float]:
-    """Return the working set of each container of the loop in MiB, as the kubelets tell it; one replica each."""
+    """Return the working set of each of the loop's containers in MiB, as the kubelets report it; one replica each."""
     ours = {
         pod["metadata"]["name"]: _role(pod["metadata"]["labels"])
         for selector in ("app.kubernetes.io/instance=kubeloop", f"{SERVICE}={LOOP}")

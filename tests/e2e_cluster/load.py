@@ -1,7 +1,7 @@
-"""Runs in a pod: asks for predictions over many kept-alive connections until a file says stop, and counts answers.
+"""Runs in a pod: asks for predictions over many kept-alive connections until a stop file exists, and counts answers.
 
-Flags: --url base of the model, --connections, --rate requests a second of all together, --rows a request, --drifted,
---host for a gateway, --stop the file, --out where the counts are written at the end, and once a second until then.
+Flags: --url base URL of the model, --connections, --rate total requests per second, --rows per request, --drifted,
+--host for a gateway, --stop the stop file, --out file of the counts, written once a second and at the end.
 """
 
 import argparse
@@ -29,7 +29,7 @@ UNSEEN = [("JFK", "HA", "HNL", "N380HA", minutes, 4983.0) for minutes in (640.0,
 
 
 class Counts:
-    """What came back."""
+    """Counts of the answers."""
 
     def __init__(self) -> None:
         self.started = time.time()
@@ -82,14 +82,14 @@ def body(tensors: list[dict[str, Any]], rows: int, drifted: bool) -> dict[str, A
         )
     )
     columns["sched_dep"] = [now] * rows
-    # A predictor wants all the features, and takes a missing one.
+    # A predictor needs all features as inputs; their values may be missing.
     for item in tensors:
         columns.setdefault(item["name"], ["" if item["datatype"] == "BYTES" else None] * rows)
     return {"inputs": [item | {"shape": [rows], "data": columns[item["name"]]} for item in tensors]}
 
 
 async def worker(args: argparse.Namespace, tensors: list[dict[str, Any]], counts: Counts, number: int) -> None:
-    """Ask again and again over one connection, at an even pace."""
+    """Ask repeatedly over one connection, at an even pace."""
     pace = args.connections / args.rate
     due = time.monotonic() + pace * number / args.connections
     timeout = aiohttp.ClientTimeout(total=30)
@@ -113,7 +113,7 @@ async def worker(args: argparse.Namespace, tensors: list[dict[str, Any]], counts
 
 
 async def main() -> None:
-    """Ask until told to stop."""
+    """Ask until the stop file exists."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--url", required=True)
     parser.add_argument("--connections", type=int, default=64)

@@ -1,4 +1,4 @@
-"""Model versions as the cluster serves them, and how to serve one without a pipeline: by our own applier."""
+"""Model versions as the cluster serves them, and our own applier to serve one without a pipeline."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def service() -> dict[str, Any]:
 
 
 def written() -> float:
-    """Return when the pipelines changed the InferenceService last, in seconds since 1970 by the API server's clock."""
+    """Return when the pipelines last changed the InferenceService, in seconds since 1970 by the API server's clock."""
     fields = json.loads(kubectl("get", ISVC, LOOP, "-o", "json", "--show-managed-fields"))["metadata"]["managedFields"]
     return max(datetime.fromisoformat(item["time"]).timestamp() for item in fields if item["manager"] == "kubeloop")
 
@@ -37,14 +37,14 @@ def served() -> ModelRef:
 
 
 def remember(workspace: Workspace) -> ModelRef:
-    """Keep the version that is served, for later switches."""
+    """Record the served version for later switches."""
     found = served()
     workspace.keep(models={**workspace.record.get("models", {}), found.version: asdict(found)})
     return found
 
 
 def known(workspace: Workspace) -> list[ModelRef]:
-    """Return the versions that were served, the oldest first."""
+    """Return the recorded versions, the oldest first."""
     models = workspace.record.get("models", {})
     return [ModelRef(**models[version]) for version in sorted(models, key=int)]
 
@@ -63,14 +63,14 @@ def serve(
     percent: int = 0,
     replicas: tuple[int, int] | None = None,
 ) -> Applied:
-    """Apply the InferenceService of a version, as a promotion does, and wait until it serves and nothing else does.
+    """Apply the InferenceService of a version, as a promotion does, and wait until only that version serves.
 
     Args:
-        loop: as it is installed.
+        loop: the installed loop.
         model: the version.
-        canary: a second one.
-        percent: the second one's share.
-        replicas: fewest and most pods of each component.
+        canary: a second version.
+        percent: the canary's share of the traffic.
+        replicas: minimum and maximum number of pods of each component.
     """
     now = service()["spec"]
     (container,) = now["transformer"]["containers"]
@@ -102,7 +102,7 @@ def gateway() -> tuple[str, str] | None:
     route = one("httproutes.gateway.networking.k8s.io", PREDICTOR)
     addresses = [item["value"] for item in found["status"].get("addresses", ())]
     if not addresses:
-        # Nobody hands out addresses of load balancers here: the gateway's own Service will do.
+        # This cluster assigns no addresses to load balancers, so the gateway's own Service must do.
         owner = f"gateway.envoyproxy.io/owning-gateway-name={name}"
         service, *_ = json.loads(kubectl("get", "services", "-A", "-l", owner, "-o", "json"))["items"]
         addresses = [f"{service['metadata']['name']}.{service['metadata']['namespace']}"]

@@ -1,6 +1,6 @@
 """docs/install.md as a script: the indented commands of its numbered steps, in their order.
 
-`python -m tests.e2e_cluster.page 2 3` prints those of steps 2 and 3; tests/kind installs Kubeflow and KServe by it.
+`python -m tests.e2e_cluster.page 2 3` prints those of steps 2 and 3; tests/kind uses it to install Kubeflow and KServe.
 """
 
 import os
@@ -21,7 +21,7 @@ _PLACEHOLDER = re.compile(r"\.\.\.|\bmy-bucket\b|/you\b")
 
 
 class UnfilledError(ValueError):
-    """A line that the user must fill in was left as it is."""
+    """The user must fill in a line, and did not."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Block:
     """One indented block of commands.
 
     Attributes:
-        step: number of the step that it belongs to.
+        step: number of its step.
         title: the step's title.
-        line: line of the page on which it begins.
+        line: line of the page where it begins.
         text: the commands, without the indentation.
     """
 
@@ -42,13 +42,13 @@ class Block:
 
     @property
     def keeps(self) -> str:
-        """Return its lines on which later blocks depend in the same shell: variables, and forwarded ports."""
+        """Return the lines that later blocks in the same shell depend on: variables and forwarded ports."""
         lines = self.text.splitlines()
         return "\n".join(line for line in lines if re.search(r"^(export )?\w+=|port-forward .*&$", line))
 
 
 def blocks(text: str) -> list[Block]:
-    """Return the blocks of a page; what is fenced, or outside a numbered step, is none."""
+    """Return the command blocks of a page: indented, inside a numbered step, and not fenced."""
     return list(_blocks(text.splitlines()))
 
 
@@ -73,7 +73,7 @@ def _blocks(lines: list[str]) -> Iterator[Block]:
 
 
 def fill(text: str, environ: Mapping[str, str]) -> str:
-    """Return commands with each `export NAME=...` set to what the variable KUBELOOP_E2E_NAME says.
+    """Return the commands, with each `export NAME=...` set to the value of the variable KUBELOOP_E2E_NAME.
 
     Raises:
         UnfilledError: a placeholder has no such variable.

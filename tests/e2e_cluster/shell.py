@@ -1,4 +1,4 @@
-"""One bash that runs blocks of commands in turn and keeps their variables and background jobs, as a terminal does."""
+"""One bash process that runs blocks of commands in turn and keeps variables and background jobs, as a terminal does."""
 
 import contextlib
 import os
@@ -19,11 +19,11 @@ _LOOK_S = 1.0
 
 
 class ShellError(RuntimeError):
-    """A block of commands failed or did not end in time; the message ends with what it printed."""
+    """A block of commands failed or did not end in time; the message ends with its output."""
 
 
 class Shell:
-    """A bash that ends at the first command that fails."""
+    """A bash that exits at the first failing command."""
 
     def __init__(self, folder: Path, environ: Mapping[str, str], scripts: Path) -> None:
         self._scripts = scripts
@@ -44,13 +44,13 @@ class Shell:
         """Run a block and return what it printed.
 
         Raises:
-            ShellError: a command failed, or the block takes too long; the shell is ended then.
+            ShellError: a command failed, or the block takes too long; the shell then ends.
         """
         self._number += 1
         path = self._scripts / f"{self._number:02d}.sh"
         path.write_text(block + "\n")
         end = f"end of block {self._number} {os.urandom(4).hex()}"
-        # From a file, and with nothing on its input: a command that reads would swallow the ones after it.
+        # From a file and without input: a command that reads its input would swallow the commands after it.
         self._ask(f"source {shlex.quote(str(path))} < /dev/null\necho {shlex.quote(end)}\n")
         try:
             printed = self._until(end, limit_s)
@@ -62,7 +62,7 @@ class Shell:
 
     @property
     def ended(self) -> bool:
-        """Whether a command failed, or it was closed."""
+        """Whether a command failed or the shell was closed."""
         return self._process.poll() is not None
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ class Shell:
             while f"{end}\n".encode() not in held:
                 over = self.ended
                 if not selector.select(min(_LOOK_S, max(0.0, deadline - time.monotonic()))):
-                    # What it left in the background holds the pipe open.
+                    # A background job of the shell keeps the pipe open.
                     if over:
                         raise ShellError(held.decode(errors="replace")[-4000:])
                     if time.monotonic() >= deadline:

@@ -1,7 +1,7 @@
-"""Parts that are killed, and what the loop needs taken away: each ends as docs/operations.md promises.
+"""Kills parts of the loop and takes away what it needs; each case ends as docs/operations.md promises.
 
-A cluster's API server, PostgreSQL and S3 are not ours to stop: the cluster's owner names commands that do it, in
-KUBELOOP_E2E_STOP_API and KUBELOOP_E2E_START_API, and likewise _POSTGRES and _S3.
+The tests must not stop a cluster's API server, PostgreSQL or S3 themselves. The cluster's owner names commands for it
+in KUBELOOP_E2E_STOP_API and KUBELOOP_E2E_START_API, and in the same variables with _POSTGRES and _S3.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ AWAY_S = float(os.environ.get(f"{PREFIX}AWAY_S", "60"))
 
 
 def killed(pod: str, namespace: str) -> None:
-    """Take a pod away at once, as a node does that dies."""
+    """Delete a pod without a grace period, as when its node dies."""
     kubectl("delete", "pod", pod, "--grace-period=0", "--force", namespace=namespace)
 
 
@@ -68,7 +68,7 @@ def drift(episode: str) -> int:
 
 
 def asked_for(episode: str) -> str:
-    """Return the name of the run that an episode asked for."""
+    """Return the name of the run that an episode requested."""
     found = until(lambda: [run for run in ask(TRIGGER)["runs"] if run["episode"] == episode], "the run is known")
     return str(found[0]["name"])
 
@@ -82,7 +82,7 @@ def test_a_pod_of_a_step_is_killed(workspace: Workspace) -> None:
 
 
 def test_a_driver_of_a_retrain_is_killed(workspace: Workspace) -> None:
-    """Kubeflow may end the run, since it counts the task of a repeated driver twice; the trigger starts another."""
+    """Kubeflow may end the run because it counts a repeated driver's task twice; the trigger then starts another."""
     episode = f"{LOOP}-e2e-{workspace.number()}"
     assert drift(episode) == 202
     name = asked_for(episode)
@@ -93,7 +93,7 @@ def test_a_driver_of_a_retrain_is_killed(workspace: Workspace) -> None:
 
 
 def kill_one(name: str, kind: str) -> None:
-    """Kill a pod of a run's steps or drivers, not the first: what begin-run fixes must survive, too."""
+    """Kill a pod of a run's steps or drivers, but not the first: the values that begin-run fixes must survive, too."""
     workflow = until(lambda: run_of(name), "the run has a workflow")["metadata"]["name"]
     selector = f"workflows.argoproj.io/workflow={workflow}"
     until(lambda: _over(selector, kind) >= 1, f"one {kind} pod has ended", 600, 0.5)
@@ -147,7 +147,7 @@ def test_the_only_predictor_is_killed(client: Client, figures: Figures) -> None:
         until(lambda: (now := ready(component("predictor"))) and victim not in now, "another is ready", 240)
         answered = traffic.answers
         until(lambda: traffic.answers > answered + 50, "it answers again")
-        # From here on nothing may fail any more.
+        # From here on, no request may fail.
         time.sleep(10)
         before = traffic.read()["failed"]
         time.sleep(10)
@@ -159,7 +159,7 @@ def test_the_only_predictor_is_killed(client: Client, figures: Figures) -> None:
 
 @contextlib.contextmanager
 def away(what: str) -> Iterator[None]:
-    """Take something away for a minute."""
+    """Make something unavailable for a minute."""
     hook(f"STOP_{what}")
     try:
         yield
@@ -168,7 +168,7 @@ def away(what: str) -> Iterator[None]:
 
 
 def caught_up() -> None:
-    """Wait until the monitor has read what the collector acknowledged, and misses nothing."""
+    """Wait until the monitor has read everything that the collector acknowledged, and no prediction lacks its pair."""
     last = until(lambda: ask(COLLECTOR)["acknowledged_seq"], "the collector answers")
     until(lambda: ask(MONITOR)["last_seq"] >= last, "the monitor reads on", 300)
     assert ask(MONITOR)["failure"] is None
@@ -179,7 +179,7 @@ def answering() -> bool:
 
 
 def test_the_api_server_is_away(client: Client, workspace: Workspace) -> None:
-    """A driver of Kubeflow that asks for it meanwhile fails, and the run with it; the trigger starts another."""
+    """A Kubeflow driver that needs the API server fails meanwhile, and so does its run; the trigger starts another."""
     episode = f"{LOOP}-e2e-{workspace.number()}"
     before = inventory.restarts(OURS)
     with client.traffic(connections=32, rate=20) as traffic:

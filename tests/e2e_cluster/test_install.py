@@ -16,7 +16,7 @@ BLOCKS = blocks(INSTALL.read_text())
 
 @pytest.fixture(scope="module")
 def there(workspace: Workspace) -> dict[str, str]:
-    """Why a step need not be done, by its number; found out once, before anything is installed."""
+    """Steps that need not be done, by number, with the reason; determined once, before anything is installed."""
     if "there" not in workspace.record:
         found = {}
         if cluster.exists("deployment", "ml-pipeline", cluster.KUBEFLOW):

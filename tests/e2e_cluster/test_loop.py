@@ -1,4 +1,4 @@
-"""The loop, once around: scheduled, materialized, trained, served, asked, drifted, retrained, promoted, rolled back."""
+"""The whole loop once: schedule, materialize, train, serve, predict, drift, retrain, promote, roll back."""
 
 import json
 import time
@@ -46,7 +46,7 @@ def seconds(text: str) -> float:
 
 def test_the_recurring_run_is_scheduled() -> None:
     made = get("scheduledworkflows.kubeflow.org", namespace=KUBEFLOW)
-    # Kubeflow calls it by the loop and the schedule, and numbers it.
+    # Kubeflow names the run after the loop and the schedule, and adds a number.
     (found,) = (item["spec"] for item in made if item["metadata"].get("generateName") == f"{LOOP}-hourly")
     assert found["enabled"]
     assert found["trigger"]["cronSchedule"]["cron"] == "0 5 * * * *"
@@ -85,7 +85,7 @@ def test_at_rest_nothing_is_logged_and_memory_is_known(figures: Figures) -> None
 
 
 def turned_down(number: int) -> None:
-    """Fail if a run has ended in another way than with a promotion."""
+    """Fail if a run has ended in any way other than a promotion."""
     run = runs()[number]
     assert run["outcome"] in (None, "promoted"), run["detail"]
 
@@ -136,7 +136,7 @@ def test_a_canary_serves_next_to_the_champion(client: Client, workspace: Workspa
     until(lambda: not exists("deployment", f"{LOOP}-canary-predictor"), "the canary goes")
     figures.note("failed requests", "while a canary comes and goes", traffic.last["failed"])
     assert traffic.last["failed"] == 0, traffic.last["kinds"]
-    assert set(traffic.last["versions"]) == {newer.version}, "the transformer asks the champion alone"
+    assert set(traffic.last["versions"]) == {newer.version}, "the transformer asks only the champion"
     if not gateway:
         pytest.skip("the canary served, but KServe splits by HTTPRoutes alone, and has none here")
     answers = {version: item["answers"] for version, item in split.last["versions"].items()}
@@ -162,7 +162,7 @@ def test_a_promotion_is_taken_back_by_hand(client: Client, workspace: Workspace,
         # The old pods end.
         time.sleep(20)
     figures.note("failed requests", "in a rollback by hand", traffic.last["failed"])
-    # The way that a promotion takes, over what a person edited.
+    # A promotion goes through over the fields that a person edited.
     models.serve(models.installed(workspace), newer)
     with forwarded(f"{NAMESPACE}-mlflow") as mlflow:
         point = {"name": LOOP, "alias": "champion", "version": newer.version}

@@ -1,4 +1,4 @@
-"""helm uninstall leaves the data, and what was served is served on."""
+"""helm uninstall leaves the data, and served models stay in service."""
 
 import pytest
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.timeout(900)
 
 def test_a_removed_release_leaves_data_and_models(client: Client, workspace: Workspace) -> None:
     helm("uninstall", RELEASE)
-    # The test's pod is a hook: Helm leaves it, as it leaves what it did not make.
+    # The test's pod is a hook, and Helm leaves hooks behind.
     until(lambda: {pod["metadata"]["name"] for pod in get("pods", OURS)} <= {f"{RELEASE}-test"}, "the pods end", 240)
     assert [claim["status"]["phase"] for claim in get("pvc")] == ["Bound"]
     with client.traffic(connections=4, rate=8) as traffic:

@@ -1,4 +1,4 @@
-"""What a training run costs: its seconds by grouping of steps into pods, and the size of its workflow's status."""
+"""The cost of a training run: its seconds by grouping of steps into pods, and the size of its workflow's status."""
 
 import json
 from datetime import datetime
@@ -12,7 +12,7 @@ from tests.e2e_cluster.workspace import Workspace
 pytestmark = pytest.mark.timeout(2400)
 
 LIMIT = 1 << 20
-"""Bytes of a workflow's nodes above which Argo compresses them."""
+"""Size in bytes of a workflow's nodes above which Argo compresses them."""
 
 
 @pytest.mark.parametrize("grouping", ["run", "step", "stage"])
@@ -28,7 +28,8 @@ def test_a_run(grouping: str, workspace: Workspace, figures: Figures) -> None:
     size = len(json.dumps(workflow["status"], separators=(",", ":")))
     figures.note("bytes of a workflow's status", f"grouping: {grouping}", size)
     assert "compressedNodes" not in workflow["status"]
-    # A pod for each step costs six copies of what its driver puts out; half of the limit is for what is the default.
+    # With one pod per step, each output of a driver is copied six times. The default grouping must stay below half the
+    # limit.
     assert size < LIMIT * (0.6 if grouping == "step" else 0.5)
     wrong = [
         step for step in found["steps"] if "driver" in step["name"] or "(" in step["name"] or step["name"] == "root"

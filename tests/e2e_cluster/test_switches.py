@@ -1,4 +1,4 @@
-"""No request fails while versions change, pods are deleted or evicted, and replicas come and go."""
+"""No request fails while versions change, pods are deleted or evicted, and the number of replicas changes."""
 
 import json
 import os
@@ -21,7 +21,7 @@ SWITCHES = 10
 CONNECTIONS = int(os.environ.get(f"{PREFIX}CONNECTIONS", "64"))
 RATE = float(os.environ.get(f"{PREFIX}RATE", "40"))
 _AFTER_S = 25
-"""Old pods drain, and clients that kept a connection to them notice."""
+"""Time in which old pods drain and clients with a kept connection notice it."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def versions(workspace: Workspace) -> tuple[ModelRef, ModelRef]:
 
 
 def lost(figures: Figures, name: str, traffic: Traffic) -> int:
-    """Note how a part went and return how many requests failed."""
+    """Record the result of a part and return how many requests failed."""
     last = traffic.last
     figures.note("failed requests", name, f"{last['failed']} of {last['sent']}")
     figures.note("slowest answer, ms", name, round(last["max_ms"]))
@@ -61,7 +61,7 @@ def test_ten_switches(
 
 @pytest.fixture(scope="module")
 def two(loop: Loop, versions: tuple[ModelRef, ModelRef]) -> None:
-    """Two pods of each component, so that one can go."""
+    """Two pods of each component, so that one of them can be deleted."""
     models.serve(loop, versions[1], replicas=(2, 2))
     for name in ("predictor", "transformer"):
         until(lambda: len(ready(component(name))) == 2, f"two {name}s", 300)  # noqa: B023

@@ -1,4 +1,4 @@
-"""A client inside the cluster: a pod in a namespace that may ask for predictions, and the traffic that it makes."""
+"""A client inside the cluster: a pod in a namespace that may ask for predictions, and its traffic."""
 
 import contextlib
 import json
@@ -14,7 +14,7 @@ from tests.e2e_cluster.cluster import LOOP, NAMESPACE, TRANSFORMER, exists, kube
 from tests.pods import pod
 
 CLIENTS = "web"
-"""The namespace that docs/install.md names among `networkPolicy.clients`."""
+"""A namespace that docs/install.md lists in `networkPolicy.clients`."""
 _POD = "client"
 _SCRIPT = Path(__file__).with_name("load.py")
 _URL = f"http://{TRANSFORMER}.{NAMESPACE}.svc.cluster.local/v2/models/{LOOP}"
@@ -22,13 +22,13 @@ _URL = f"http://{TRANSFORMER}.{NAMESPACE}.svc.cluster.local/v2/models/{LOOP}"
 
 @dataclass
 class Traffic:
-    """Requests that go on; `read` tells how they fare, and after the `with` block how they fared."""
+    """Background requests; `read` returns the counts, also after the `with` block."""
 
     name: str
     last: dict[str, Any] = field(default_factory=dict)
 
     def read(self) -> dict[str, Any]:
-        """Return the counts so far; load.py says which."""
+        """Return the counts so far; load.py defines them."""
         self.last = json.loads(_exec("cat", f"/tmp/{self.name}.json"))  # noqa: S108
         return self.last
 
@@ -38,17 +38,17 @@ class Traffic:
         return int(sum(item["answers"] for item in self.read()["versions"].values()))
 
     def first(self, version: str) -> float | None:
-        """Return when a version answered for the first time, in seconds since 1970; None before that."""
+        """Return when a version first answered, in seconds since 1970, or None."""
         found = self.read()["versions"].get(version)
         return None if found is None else float(found["first"])
 
 
 class Client:
-    """The pod."""
+    """The client pod."""
 
     @classmethod
     def made(cls) -> "Client":
-        """Make namespace and pod, unless they are there, and wait until it runs."""
+        """Create the namespace and the pod unless they exist, and wait until the pod runs."""
         namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": CLIENTS}}
         found = one("servingruntime", "kubeloop-onnx")["spec"]["containers"][0]["image"]
         _apply(namespace)
@@ -69,21 +69,21 @@ class Client:
         drifted: bool = False,
         gateway: tuple[str, str] | None = None,
     ) -> Iterator[Traffic]:
-        """Ask in the background for as long as the block lasts, also where the API server is away meanwhile.
+        """Send requests in the background for as long as the block lasts, even while the API server is unavailable.
 
         Args:
-            connections: how many are kept open.
-            rate: requests a second of all together.
-            rows: flights a request.
-            drifted: flights such as there were none.
-            gateway: address and host name, to ask through a gateway and not the transformer's Service.
+            connections: number of open connections.
+            rate: total requests per second.
+            rows: flights per request.
+            drifted: whether the flights differ from those seen in training.
+            gateway: address and host name of a gateway to use in place of the transformer's Service.
         """
         found = Traffic(f"load-{secrets.token_hex(3)}")
         place = f"/tmp/{found.name}"  # noqa: S108
         url = f"http://{gateway[0]}/v2/models/{LOOP}" if gateway else _URL
         flags = f"--url {url} --connections {connections} --rate {rate} --rows {rows} {'--drifted' * drifted}"
         flags += f" --host {gateway[1]}" if gateway else ""
-        # An exec must not wait for what it started, so nothing of that may hold its pipes.
+        # An exec waits until its pipes close, so the background process must not hold them.
         command = f"python /tmp/load.py {flags} --stop {place}.stop --out {place}.json > {place}.log 2>&1 < /dev/null &"
         _exec("sh", "-c", command)
         try:

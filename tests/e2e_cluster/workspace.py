@@ -1,4 +1,4 @@
-"""The folder that the page's commands run in: a copy of the checkout with the tests' loop, and what is done there."""
+"""The folder in which the page's commands run: a copy of the checkout with the tests' loop."""
 
 import json
 import os
@@ -23,11 +23,11 @@ _ENVIRONMENTS = (".venv", ".venv-runtime", ".venv-detector", ".uv")
 
 
 class Workspace:
-    """The copy, its shell, and a record of what was done, by which a later session goes on.
+    """The copy, its shell, and a record of finished work that lets a later session continue.
 
     Attributes:
         folder: the copy of the checkout.
-        record: what later tests need of earlier ones; `keep` writes it.
+        record: what later tests need from earlier ones; `keep` writes it.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Workspace:
 
     @property
     def shell(self) -> Shell:
-        """The shell; where there is none, or a command failed, a new one with the variables and ports of before."""
+        """The shell; if there is none or a command failed, a new one with the earlier variables and ports."""
         if self._shell is None or self._shell.ended:
             path = f"{PROJECT / '.venv' / 'bin'}:{os.environ['PATH']}"
             self._shell = Shell(self.folder, {**os.environ, "PATH": path}, FOLDER / "commands")
@@ -66,7 +66,7 @@ class Workspace:
         return self._shell
 
     def number(self) -> int:
-        """Return a number that no other test gets, for names."""
+        """Return a unique number for names."""
         self.keep(number=self.record.get("number", 0) + 1)
         return int(self.record["number"])
 
@@ -80,15 +80,15 @@ class Workspace:
         self.kubeloop("schedule")
 
     def kubeloop(self, *args: str, limit_s: float = 600.0) -> str:
-        """Run kubeloop with the pipelines API on a port of its own; the page's may have ended with the API server."""
+        """Run kubeloop with the pipelines API on its own port: the page's may have closed with the API server."""
         with forwarded("ml-pipeline", 8888, KUBEFLOW) as client:
             address = shlex.quote(str(client.base_url))
             return self.shell.run(f"KUBELOOP_KFP_URL={address} kubeloop {shlex.join([*args, *RELEASE])}", limit_s)
 
     def submit(self, pipeline: str, name: str, *args: str, limit_s: float = 1800.0) -> dict[str, Any]:
-        """Run a pipeline to its end and return what `kubeloop submit --json` says of it."""
+        """Run a pipeline to its end and return the JSON of `kubeloop submit --json`."""
         printed = self.kubeloop("submit", pipeline, "--name", name, "--json", *args, limit_s=limit_s)
-        # What the run does goes before, to the same terminal.
+        # The run's progress comes first, on the same terminal.
         found, _ = json.JSONDecoder().raw_decode("{" + f"\n{printed}".partition("\n{")[2])
         return dict(found)
 
@@ -103,7 +103,7 @@ class Workspace:
             self._shell.close()
 
     def forget(self) -> None:
-        """Begin with a new copy next time."""
+        """Make the next session start with a new copy."""
         self._path.unlink(missing_ok=True)
         self.record = {}
 
@@ -121,7 +121,7 @@ class Workspace:
             self.change("loop.yaml", yaml.safe_load(Path(further).read_text()))
 
     def values_written(self) -> None:
-        """Merge the values of KUBELOOP_E2E_VALUES_FILE into the page's, as any user has some of their own."""
+        """Merge the values of KUBELOOP_E2E_VALUES_FILE into the page's values, as any user does with their own."""
         if further := os.environ.get(f"{PREFIX}VALUES_FILE"):
             self.change("values.yaml", yaml.safe_load(Path(further).read_text()))
 

@@ -2,7 +2,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
-# The same small world as the unit tests': its fixtures, loaded by path since tests are no package.
+# The same small world as in the unit tests: its fixtures are loaded by path, since tests are not a package.
 UNIT = Path(__file__).parents[2] / "unit" / "monitoring"
 
 

@@ -1,4 +1,4 @@
-"""Whatever ends a monitor, wherever: the next one goes on, and the outcome is that of an undisturbed run."""
+"""However a monitor ends, the next one continues, and the outcome equals that of an undisturbed run."""
 
 import contextlib
 import os
@@ -23,11 +23,11 @@ POLICY = {"min_rows": 10, "min_effect": 0.3}
 
 
 class KilledError(Exception):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
 def outcome(store: Store) -> dict[str, Any]:
-    """What must be the same, sums of floats up to their order; when the trigger answered is not."""
+    """The state that must be equal: floats are rounded, and the time when the trigger answered is left out."""
 
     def rounded(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{k: round(v, 9) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
@@ -111,7 +111,7 @@ def test_a_monitor_that_dies_at_any_commit_loses_and_repeats_nothing(
             assert outcome(again.store) == expected, (name, nth)
             assert 1 <= len(trigger.events()) <= 2, (name, nth)
             assert {found["id"] for found in trigger.events()} == {event["id"]}, (name, nth)
-            # The same process may go on as well: what it holds in memory must not be ahead of its state.
+            # The same process may continue as well: its memory must not be ahead of its stored state.
             monitor.step()
             assert outcome(monitor.store) == expected, (name, nth)
         else:
@@ -151,7 +151,7 @@ def test_a_trigger_that_is_away_hears_of_the_episode_when_it_is_back(
         assert (row["emitted_at"], row["closed_at"]) == (None, None)
     sent = len(trigger.events())
     monitor.step()
-    assert len(trigger.events()) == sent, "it must not knock at every round"
+    assert len(trigger.events()) == sent, "the trigger must not be called in every round"
     trigger.replies["/events"] = accepting
     monitor.advance(world.START)
     (row,) = monitor.store.episodes("flights")
@@ -162,7 +162,7 @@ def test_a_trigger_that_is_away_hears_of_the_episode_when_it_is_back(
 
 
 class Process:
-    """The monitor's real process, with its log and state in one folder."""
+    """The monitor as a real process, with its log and state in one folder."""
 
     def __init__(self, folder: Path, references: Path, trigger_url: str, **variables: str) -> None:
         self._command = [sys.executable, "-m", "kubeloop.monitoring.monitor", "--loop", str(folder / "loop.yaml")]
@@ -190,7 +190,7 @@ class Process:
 def _undisturbed(
     world: ModuleType, open_monitor: Open, tmp_path: Path, trigger: Any
 ) -> tuple[list[Any], Path, Monitor]:
-    """Return a log, a folder to watch it from, and a monitor that has seen all of it elsewhere."""
+    """Return a log, a folder to watch it from, and a monitor that has read all of it in another folder."""
     log = events(world)
     alone, folder = tmp_path / "alone", tmp_path / "state"
     alone.mkdir()

@@ -1,4 +1,4 @@
-"""A run whose whole process group is killed in the middle of each step ends, once resumed, as if nothing had been."""
+"""A run whose process group is killed in the middle of each step, once resumed, ends like an undisturbed run."""
 
 import os
 import re
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(600)
 
 
 def _output(settings: Settings, step: str) -> Callable[[], bool]:
-    """Return whether the newest attempt's step has begun to write."""
+    """Return whether the step of the newest attempt has begun to write."""
 
     def written() -> bool:
         attempts = sorted((settings.state / "pipeline").glob("*"))
@@ -35,7 +35,7 @@ def _output(settings: Settings, step: str) -> Callable[[], bool]:
 
 
 def _registered(settings: Settings) -> Callable[[], bool]:
-    """Return whether a model version is in the registry; its alias comes later."""
+    """Return whether a model version is in the registry; its alias is set later."""
 
     def registered() -> bool:
         with sqlite3.connect(f"file:{settings.state / 'mlflow.db'}?mode=ro", uri=True, timeout=10) as db:
@@ -46,7 +46,7 @@ def _registered(settings: Settings) -> Callable[[], bool]:
 
 
 def _applied(settings: Settings, node: str) -> Callable[[], bool]:
-    """Return whether the node was given the manifest; the alias moves only once it serves."""
+    """Return whether the node got the manifest; the alias moves only once the model serves."""
 
     def applied() -> bool:
         path = "/apis/serving.kserve.io/v1beta1/inferenceservices"
@@ -56,7 +56,7 @@ def _applied(settings: Settings, node: str) -> Callable[[], bool]:
 
 
 def _kill(installation: Any, as_of: datetime, step: str, moment: Callable[[], bool]) -> None:
-    """Start the run, wait until a step has started and a moment has come, and kill the process group."""
+    """Start the run, wait until a step has started and a condition holds, and kill the process group."""
     log = installation.log("first")
     length = log.stat().st_size if log.is_file() else 0
     process = installation.start("first", as_of)
@@ -70,7 +70,7 @@ def _kill(installation: Any, as_of: datetime, step: str, moment: Callable[[], bo
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert process.returncode == -signal.SIGKILL
-    assert installation.report("first")["status"] == "running", "nobody had the time to say how it ended"
+    assert installation.report("first")["status"] == "running", "no process could record how the run ended"
 
 
 def _started(log: Path, offset: int = 0) -> list[str]:
@@ -102,7 +102,7 @@ def test_a_run_that_was_killed_in_every_step_ends_as_an_undisturbed_one(
         assert registry.champion(settings, loop.name) is None, "the alias moves last"
     length = installation.log("first").stat().st_size
     assert installation.finish("first", as_of) == 0, installation.log("first").read_text()[-3000:]
-    # What was finished before is not repeated.
+    # Finished steps are not repeated.
     again = _started(installation.log("first"), length)
     assert set(again) <= {"begin-run", "gate-model", "register-model", "deploy-model"}
 
@@ -123,7 +123,7 @@ def test_a_run_that_was_killed_in_every_step_ends_as_an_undisturbed_one(
 
 
 def _card(folder: Path) -> dict[str, Any]:
-    """Return what a model's card says of anything but time."""
+    """Return a model's card without times."""
     card = kept.loads(folder / "model.json")
     assert model_folder.read(folder).sha256 == card["sha256"]
     card["metrics"] = {name: value for name, value in card["metrics"].items() if not name.startswith("latency")}
@@ -131,9 +131,9 @@ def _card(folder: Path) -> dict[str, Any]:
 
 
 def test_no_step_outlives_a_run_that_was_killed_alone(undisturbed: Any, as_of: datetime) -> None:
-    """As the kernel does when memory runs out: the steps are left, and must not go on to deploy."""
+    """As when the kernel kills the run because memory runs out: the steps remain, and must not go on to deploy."""
     earlier = set((undisturbed.settings.state / "pipeline").iterdir())
-    # Of another day, so that no step's outcome is known already.
+    # For another day, so that no step's outcome is cached.
     process = undisturbed.start("orphan", as_of - timedelta(days=1))
     log, deadline = undisturbed.log("orphan"), time.monotonic() + _LIMIT_S
     while not log.is_file() or "validate-data" not in _started(log):

@@ -22,7 +22,7 @@ features: {service: flights_v1}
 
 
 class Home:
-    """A folder with a loop.yaml and a stand-in for the pipelines, which Python finds before the real ones."""
+    """A folder with a loop.yaml and a stand-in for the pipelines, which Python imports before the real ones."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
@@ -42,7 +42,7 @@ class Home:
         self.behave("promote")
 
     def behave(self, end: str, *, wait: bool = False) -> None:
-        """Say how the pipelines end, and whether they wait for `gate` to appear first."""
+        """Set how the pipelines end, and whether they first wait for `gate` to appear."""
         behaviour = {"end": end, **({"wait_for": str(self.gate)} if wait else {})}
         part = self.folder / "behaviour.part"
         part.write_text(json.dumps(behaviour))
@@ -57,7 +57,7 @@ class Home:
 
 
 class Trigger:
-    """A trigger server in a process of its own."""
+    """A trigger server in its own process."""
 
     def __init__(self, home: Home, *flags: str) -> None:
         command = [sys.executable, "-m", "kubeloop.trigger.server", "--port", "0", "--loop", str(home.loop_file)]

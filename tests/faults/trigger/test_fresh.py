@@ -1,4 +1,4 @@
-"""Starting over while a pipeline run of a killed session is still at work."""
+"""Starting over while a pipeline run of a killed session still works."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def test_starting_over_ends_the_runs_that_a_killed_session_left(
 
 
 def test_starting_over_leaves_a_stranger_with_a_known_process_id_alone(home: Any) -> None:
-    """The next process may carry the id of a run that is over: only the lock proves that the run lives."""
+    """Another process may have the id of a finished run: only the lock proves that the run is alive."""
     folder = home.settings.runs / "over"
     folder.mkdir(parents=True)
     (folder / "alive").touch()

@@ -71,7 +71,7 @@ def test_a_bad_end_is_a_failure(runner: LocalRunner, home: Any, eventually: Any,
 def test_whether_a_failure_lasts_is_known(
     runner: LocalRunner, home: Any, eventually: Any, end: str, lasting: bool
 ) -> None:
-    """From the run's report, or, where it ended before it could write one, from the exit code."""
+    """From the run's report or, if the run ended before it wrote one, from its exit code."""
     home.behave(end)
     runner.start(NAME, ask())
     state = eventually(ended(runner))
@@ -105,10 +105,10 @@ def test_an_attempt_starts_once_however_many_ask(home: Any, eventually: Any) -> 
     with ThreadPoolExecutor(4) as pool:
         states = list(pool.map(lambda runner: runner.start(NAME, ask()), runners * 3))
     assert states == [RunState("running", 1)] * 12
-    assert runners[0].start(NAME, ask(attempt=2)).attempt == 1, "no second attempt beside a live first"
+    assert runners[0].start(NAME, ask(attempt=2)).attempt == 1, "no second attempt next to a live first one"
     home.gate.touch()
     eventually(ended(runners[0]))
-    assert runners[1].start(NAME, ask(attempt=2)).status == "succeeded", "what has succeeded is not done again"
+    assert runners[1].start(NAME, ask(attempt=2)).status == "succeeded", "a successful run is not repeated"
     assert len(home.starts()) == 1
 
 

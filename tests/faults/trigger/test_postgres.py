@@ -30,7 +30,7 @@ def test_replicas_that_get_every_event_at_once_start_one_run(
 def test_a_database_that_is_away_costs_neither_an_event_nor_a_run(
     home_on_postgres: Any, serve: Any, event: Any, eventually: Any, postgres_server: Any
 ) -> None:
-    """The monitor keeps an event until it is taken: a refusal must say so, and the server must go on by itself."""
+    """The monitor keeps an event until it is accepted: a refusal must say so, and the server must recover by itself."""
     home_on_postgres.behave("promote", wait=True)
     trigger = serve()
     assert trigger.post(event(1)).json()["accepted"]

@@ -1,4 +1,4 @@
-"""A stand-in for the pipelines: keeps a record of its start, waits, and ends as the folder's `behaviour.json` says."""
+"""A stand-in for the pipelines: records its start, waits, and ends as `behaviour.json` in its folder says."""
 
 import argparse
 import json
