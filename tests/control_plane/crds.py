@@ -7,7 +7,7 @@ PROJECT = Path(__file__).parents[2]
 
 
 def folder(project: Path = PROJECT) -> Path:
-    """Return what KUBELOOP_CRDS names, else what `make crds` fetched, else the folder that lies beside the project."""
+    """Return the folder that KUBELOOP_CRDS names, else the one that `make crds` fetched, else one next to the clone."""
     if named := os.environ.get("KUBELOOP_CRDS"):
         return Path(named)
     fetched, beside = project / ".control-plane" / "crds", project.parent / "shared" / "crds"

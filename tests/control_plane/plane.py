@@ -208,10 +208,7 @@ class ControlPlane(Servers):
         self.request("PUT", f"{path}/finalize", found | {"spec": {"finalizers": []}})
 
     def _resources(self) -> dict[str, tuple[str, dict[str, Any]]]:
-        """Return the path (e.g.
-
-        `/apis/apps/v1`) and description of every resource, by name (e.g. `deployments.apps`).
-        """
+        """Return path (like `/apis/apps/v1`) and description of every resource by name (like `deployments.apps`)."""
         accept = "application/json;v=v2;g=apidiscovery.k8s.io;as=APIGroupDiscoveryList"
         return {
             f"{resource['resource']}.{name}": ("/".join(filter(None, (top, name, version["version"]))), resource)

@@ -92,7 +92,7 @@ def serve(
 
 
 def gateway() -> tuple[str, str] | None:
-    """Return address and host name at which KServe's gateway splits the predictors' traffic; None where it has none."""
+    """Return address and host name of the gateway that splits the predictors' traffic, or None without a gateway."""
     content = one("configmap", "inferenceservice-config", "kserve")["data"]["ingress"]
     ingress = json.loads(re.sub(r"^\s*//.*$", "", content, flags=re.MULTILINE))
     if not ingress.get("enableGatewayApi"):

@@ -1,4 +1,4 @@
-"""Chromium with one tab behind a proxy of ours: it shows pages, and notes each request that is for anything else."""
+"""Chromium with one tab behind a proxy of the tests: it shows pages, and records every request for anything else."""
 
 import base64
 import json
@@ -19,12 +19,12 @@ from websockets.sync.client import ClientConnection, connect
 ORIGIN = "http://pages.example"
 DEADLINE_S = 60.0
 OWN = re.compile(r"^(https?://)?[a-z0-9-]+\.(google|googleapis|gvt1)\.com[:/]|/favicon\.ico$")
-"""What Chromium asks for by itself, whatever it shows."""
+"""Addresses that Chromium requests by itself, whatever page it shows."""
 
 
 @dataclass
 class Tab:
-    """A tab, the pages that the proxy answers with, and what else was asked for."""
+    """A tab, the pages that the proxy serves, and the other requests that the tab made."""
 
     pages: dict[str, str] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
@@ -33,7 +33,7 @@ class Tab:
     _socket: ClientConnection = field(init=False)
 
     def show(self, page: str, width: int = 1280) -> None:
-        """Load a page, and wait until all that it wants has loaded or failed."""
+        """Load a page, and wait until everything that it requests has loaded or failed."""
         path = f"/{len(self.pages)}"
         self.pages[path] = page
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
@@ -41,12 +41,12 @@ class Tab:
         self.ask("Page.navigate", url=ORIGIN + path)
         begin = time.monotonic()
         while self.evaluate("location.pathname + document.readyState") != f"{path}complete":
-            # A page that led elsewhere never gets there.
+            # A page that navigated away never gets there.
             assert time.monotonic() < begin + (5 if self.requests else DEADLINE_S), f"{path} did not load"
             time.sleep(0.005)
 
     def evaluate(self, expression: str) -> Any:
-        """Return what an expression gives in the page, a promise's value if it is one."""
+        """Return the value of an expression in the page, or a promise's result."""
         found = self.ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found["exceptionDetails"]
         return found["result"].get("value")
@@ -101,7 +101,7 @@ def opened(program: str, profile: Path) -> Iterator[Tab]:
 
 
 def _target(profile: Path) -> str:
-    """Return the address of the tab, once Chromium has said where it listens."""
+    """Return the tab's debugger address once Chromium has printed its port."""
     until = time.monotonic() + DEADLINE_S
     while time.monotonic() < until:
         try:

@@ -1,4 +1,4 @@
-"""Services of one machine as `kubeloop serve` starts them, a model that they serve, and who attacks them."""
+"""The services of one machine, as `kubeloop serve` starts them, with a model that they serve, and the attackers."""
 
 import hashlib
 import os
@@ -28,15 +28,15 @@ BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [2], "data": [1.0,
 HTTP = httpx.Client(timeout=30, trust_env=False)
 STRANGER = 65534
 WHOLE = os.environ.get("KUBELOOP_HOSTILE") == "whole"
-"""Whether `make hostile` runs: longer soaks, and every case of what `make test` takes a sample of."""
+"""Whether `make hostile` runs: longer soaks, and all cases where `make test` takes a sample."""
 
 
 def model(folder: Path, products: int = 0) -> ModelRef:
-    """Write a model of one number; each matrix product makes an answer some ten milliseconds slower."""
+    """Write a model with one numeric input; each matrix product slows an answer by some ten milliseconds."""
     size = 900
     value, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
     nodes = [node("MatMul", [f"m{n}", "m0"], [f"m{n + 1}"]) for n in range(products)]
-    # The sum times 0 counts for nothing, and no optimizer can know that it is finite.
+    # Adding the sum times 0 changes nothing, but no optimizer can remove it, since the sum might not be finite.
     nodes += [
         node("ReduceSum", [f"m{products}"], ["sum"], keepdims=0),
         node("Mul", ["sum", "zero"], ["nothing"]),
@@ -59,7 +59,7 @@ def model(folder: Path, products: int = 0) -> ModelRef:
 
 
 def manifest(loop: Loop, ref: ModelRef, collector: str) -> dict[str, Any]:
-    """Return what serves a model without features, for which a feature store would have to be built."""
+    """Return a manifest of a model without features, which needs no feature store."""
     made = inference_service(loop, ref, logger_url=collector, feature_dir="unused")
     del made["spec"]["transformer"]
     return made
@@ -67,7 +67,7 @@ def manifest(loop: Loop, ref: ModelRef, collector: str) -> dict[str, Any]:
 
 @dataclass
 class Laptop:
-    """What listens on the owner's machine."""
+    """The services that listen on the owner's machine."""
 
     settings: Settings
     services: Services
@@ -80,12 +80,12 @@ class Laptop:
         return f"http://127.0.0.1:{process['port']}"
 
     def settle(self) -> None:
-        """Wait until the collector has what earlier tests asked: predictions are logged in the background."""
+        """Wait until the collector has the requests of earlier tests: predictions are logged in the background."""
         while HTTP.get(f"{self.urls['node']}/status").json()["queued"]:
             time.sleep(0.01)
 
     def state(self) -> dict[str, Any]:
-        """Return what an attack may not have changed; of the clock, the year that attacks would move."""
+        """Return what an attack must not change; of the clock only the year, which an attack would move."""
         self.settle()
         trigger = HTTP.get(f"{self.urls['trigger']}/status").json()
         collector = HTTP.get(f"{self.urls['collector']}/status").json()
@@ -103,14 +103,14 @@ class Laptop:
 
 @pytest.fixture(scope="session")
 def case(demo: Loop) -> Loop:
-    """A use case whose monitor needs no other environment."""
+    """A use case whose monitor needs no second environment."""
     drift = demo.drift.model_copy(update={"engine": "builtin"})
     return demo.model_copy(update={"name": NAME, "drift": drift})
 
 
 @pytest.fixture(scope="session")
 def laptop(case: Loop, repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Laptop]:
-    """All services, serving a model."""
+    """All services, with a model served."""
     home = tmp_path_factory.mktemp("laptop")
     (home / "loop.yaml").write_text(case.dump())
     shutil.copytree(repo, home / "feature_repo", ignore=shutil.ignore_patterns("__pycache__"))
@@ -124,7 +124,7 @@ def laptop(case: Loop, repo: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def browser() -> str:
-    """Chromium."""
+    """Chromium, which shows pages."""
     return outside.browser()
 
 

@@ -1,7 +1,7 @@
-"""Every page that kubeloop makes, made of hostile values in each place that a text of the data may reach.
+"""Every page that kubeloop makes, with hostile values in each place that text from the data can reach.
 
-PAGES is the registry: the name under `kubeloop.pages` and how to make pages of it. test_published.py goes through it,
-and fails if the sources have a producer that is not in it.
+PAGES is the registry: it maps a name under `kubeloop.pages` to a function that makes its pages. test_published.py goes
+through it, and fails if the sources have a producer that is not in it.
 """
 
 import itertools
@@ -70,7 +70,7 @@ ALL = " ".join(VALUES)
 
 @dataclass(frozen=True)
 class Page:
-    """A page, and which values a reader must see in it."""
+    """A page, and the values that a reader must see in it."""
 
     html: str
     shown: Sequence[str] = VALUES
@@ -117,7 +117,7 @@ def _evaluation(folder: Path) -> Iterator[Page]:
 
 
 def _report(folder: Path) -> Iterator[Page]:
-    """First what the stores may hold, then every text that the template is given."""
+    """First the values that the stores may hold, then every text that the template gets."""
     loop = Loop.parse(
         "name: parcels\nsource: {tables: {orders: {available_at: known_at, path: orders.csv}}}\n"
         "features: {service: parcels_v1}\ntraining: {window: 60d, holdout: 14d}\ndrift: {min_rows: 50}\n"
@@ -190,20 +190,21 @@ def _stores() -> tuple[Facts, Log]:
 
 
 def _replaced(value: Any, by: Iterator[str]) -> Any:
-    """Put one of the values where a template gets a text; what is drawn already stays."""
+    """Put a hostile value in every place where a template gets a text; drawings stay unchanged."""
     if isinstance(value, Markup) or not isinstance(value, (str, Mapping, list, tuple)):
         return value
     if isinstance(value, str):
         return next(by)
     if isinstance(value, Mapping):
-        # Addresses of the settings and of files that exist.
+        # Addresses from the settings and of existing files.
         links = ("evaluation", "mlflow", "mlflow_here")
         return {key: item if key in links else _replaced(item, by) for key, item in value.items()}
     return type(value)(_replaced(item, by) for item in value)
 
 
 def _data_docs(folder: Path) -> Iterator[Page]:
-    # Each place has texts of its own: what the library escapes in one place must not stand in for another.
+    # Each place has different texts, so that a text which the library escapes in one place does not hide a leak in
+    # another.
     columns, cells, members, parts = ([f"{place} {each}" for each in VALUES] for place in ("in", "cell", "set", "part"))
     # The library shows 20 values of a column.
     halves = cells[:11], cells[11:]

@@ -1,4 +1,4 @@
-"""Who may ask the services of one machine: everyone for predictions and state, their owner for anything else."""
+"""Who may ask the services of one machine: predictions and state are open to everyone, all else only to their owner."""
 
 import json
 import subprocess
@@ -57,7 +57,7 @@ def test_what_changes_something_takes_the_token(laptop: Laptop, control: str) ->
 
 
 def test_the_owner_gets_through(laptop: Laptop) -> None:
-    """The same requests; what they hold is then judged by the service, which takes the flush."""
+    """The same requests, with the token. The service then judges their content; it accepts the flush."""
     login = access.header(laptop.settings.token_file)
     assert ask(laptop, "a flush", login) == 200
     assert ask(laptop, "a path that is none", login) == 404
@@ -147,7 +147,7 @@ def test_another_user_gets_nowhere(laptop: Laptop, stranger: str) -> None:
 
 
 def test_what_the_owner_may_ask_runs_nothing_of_others(laptop: Laptop) -> None:
-    """Also a manifest with the token names no folder whose source text Feast would run, and no log elsewhere."""
+    """Even a manifest with the token cannot name a folder whose source code Feast would run, or a log elsewhere."""
     before = laptop.state()
     known = HTTP.get(laptop.urls["node"] + OBJECT).json()
     made = {key: known[key] for key in ("apiVersion", "kind", "metadata", "spec")}

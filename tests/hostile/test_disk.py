@@ -1,4 +1,4 @@
-"""The collector on a disk that is really full: it says so, takes nothing that it cannot write, and recovers."""
+"""The collector on a full disk: it says so, accepts nothing that it cannot write, and recovers."""
 
 import subprocess
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(path: Path) -> None:
-    """Write until there is no room."""
+    """Write until the disk is full."""
     with path.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
@@ -38,7 +38,7 @@ def test_a_full_disk_makes_the_collector_unready_until_there_is_room(small_disk:
         filler = small_disk / "filler"
         with pytest.raises(OSError, match="No space"):
             fill(filler)
-        # Nobody has sent anything yet, and it knows already.
+        # The collector knows before anyone has sent an event.
         unready = running.client.get("/readyz")
         assert (unready.status_code, "free space" in unready.text) == (503, True), unready.text
         for event in range(20):
@@ -49,14 +49,14 @@ def test_a_full_disk_makes_the_collector_unready_until_there_is_room(small_disk:
         filler.unlink()
         (small_disk / "reserve").write_bytes(bytes(512 * 1024))
         assert running.client.get("/readyz").status_code == 200
-        # Until the disk is full again, with nothing but events.
+        # Fill the disk again, with nothing but events.
         for event in range(100, 400):
             if running.post(event, b"x" * 20_000).status_code != 202:
                 break
             acknowledged.append(str(event))
         assert 10 < len(acknowledged) < 299
         running.kill()
-        # Its successor starts on the full disk, and waits for room to write what was acknowledged.
+        # The next collector starts on the full disk, and waits for room to write the acknowledged events.
         running = Running(small_disk / "payloads", "--flush-seconds", "60")
         assert running.client.get("/readyz").status_code == 503
         (small_disk / "reserve").unlink()

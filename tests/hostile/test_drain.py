@@ -1,4 +1,4 @@
-"""SIGTERM, a closed terminal and Ctrl-C end the services in order: what was accepted is answered and logged."""
+"""SIGTERM, a closed terminal and Ctrl-C end the services in order: accepted requests are answered and logged."""
 
 import http.client
 import json
@@ -59,7 +59,7 @@ PROGRAM = """
 
 @dataclass
 class Program:
-    """What `kubeloop serve` does, with a model that is slow where a test wants it."""
+    """What `kubeloop serve` runs, with a model that is slow if a test needs it."""
 
     settings: Settings
     process: "subprocess.Popen[str]"
@@ -120,7 +120,7 @@ class Clients:
             try:
                 connection.connect()
             except OSError:
-                return  # nobody listens: nothing was accepted
+                return  # nobody listens: the request was not accepted
             while not self.stop.is_set():
                 try:
                     connection.request("POST", INFER, body, {"content-type": "application/json"})
@@ -180,7 +180,7 @@ def test_what_was_accepted_is_answered_and_logged(start, how: signal.Signals, wh
 
 
 def test_a_second_one_ends_all_at_once(start) -> None:
-    """A prediction of several seconds would hold the end back; what was acknowledged before is kept."""
+    """A prediction of several seconds would delay the end; what was acknowledged before is kept."""
     program = start(60)
     httpx.post(program.url + INFER, json=BODY, timeout=60, trust_env=False).raise_for_status()
     while httpx.get(f"{program.url}/status", trust_env=False).json()["queued"]:
@@ -192,7 +192,7 @@ def test_a_second_one_ends_all_at_once(start) -> None:
     children = program.children()
     program.process.send_signal(signal.SIGTERM)
     time.sleep(1.5)
-    assert program.process.poll() is None, "the first waits for what is under way"
+    assert program.process.poll() is None, "the first signal waits for requests under way"
     began = time.monotonic()
     program.process.send_signal(signal.SIGTERM)
     assert program.process.wait(10) == 0
@@ -201,7 +201,7 @@ def test_a_second_one_ends_all_at_once(start) -> None:
     while any(map(alive, children)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    # What the collector had acknowledged is in its write-ahead file, and the next one writes it down.
+    # The write-ahead file has what the collector had acknowledged, and the next collector writes it to the log.
     command = [str(program.settings.runtime_python), "-m", "kubeloop.payloads.collector", "--port", "0"]
     with subprocess.Popen(
         [*command, "--dir", str(program.settings.payloads)], stdout=subprocess.PIPE, text=True, env=dict(os.environ)

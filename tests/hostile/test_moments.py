@@ -1,4 +1,4 @@
-"""Odd moments against every reader that takes them from outside: one sentence, and no time past now."""
+"""Odd moments against every reader of moments from outside: a one-sentence refusal, and no time past now."""
 
 import contextlib
 import json
@@ -51,7 +51,7 @@ TEXTS = st.one_of(
 
 @pytest.fixture
 def face(tmp_path: Path) -> Iterator[tuple[str, Store]]:
-    """The monitor's own HTTP face on a real server."""
+    """The monitor's own HTTP interface on a real server."""
     loop = world.loop()
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(contextlib.closing(Store(f"sqlite:///{tmp_path / 'monitor.db'}")))
@@ -97,7 +97,7 @@ def test_no_moment_fails_advance_or_takes_time_past_now(face: tuple[str, Store])
 @given(st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_drift_event_takes_no_run_past_now(data: st.DataObject) -> None:
-    """As both of its moments: a run would look ahead, and its cooldown would last until then."""
+    """Tried in both of its moments: a run would look ahead, and its cooldown would last until then."""
     event = {"service": "shop", "episode": "e", "kind": "drift", "features": [], "reason": "because"}
     event |= {name: data.draw(TEXTS) for name in ("opened_at", "as_of")}
     headers = {"content-type": "application/json", "ce-specversion": "1.0", "ce-type": DRIFT_EVENT}

@@ -1,4 +1,4 @@
-"""Names that others give and that become paths: whatever they hold, nothing outside the folder is read or written."""
+"""Names from outside that become paths: whatever they contain, nothing outside the folder is read or written."""
 
 import re
 from collections.abc import Callable
@@ -112,7 +112,7 @@ def test_a_local_run_refuses_them(settings: Settings, name: str) -> None:
 
 @pytest.mark.parametrize("version", WRONG)
 def test_the_monitor_looks_for_a_reference_nowhere_else(tmp_path: Path, version: str) -> None:
-    """A model server's answer names the version."""
+    """The version comes from a model server's answer."""
     references = tmp_path / "references"
     references.mkdir()
     (tmp_path / "x" / "reference").mkdir(parents=True)
@@ -124,7 +124,7 @@ def test_the_monitor_looks_for_a_reference_nowhere_else(tmp_path: Path, version:
 
 @dataclass(frozen=True)
 class Theirs(Bucket):
-    """A bucket in which someone else may write: a real store would make some of these names harmless."""
+    """A bucket that someone else can write to: a real store would make some of these names harmless."""
 
     objects: tuple[str, ...] = ()
 

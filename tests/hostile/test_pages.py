@@ -1,4 +1,4 @@
-"""A web page in the owner's browser: what it may send without asking, and what a name that was rebound reaches."""
+"""A web page in the owner's browser: what it may send unasked, and what a rebound host name reaches."""
 
 import json
 import subprocess
@@ -115,7 +115,7 @@ async function send(url, options) {
 
 @dataclass
 class Site:
-    """A site of another origin: it serves the page, and notes what comes to it as a service would get it."""
+    """A site of another origin: it serves the page, and records the requests that a service would get from it."""
 
     port: int = 0
     page: str = ""
@@ -162,7 +162,7 @@ def site() -> Iterator[Site]:
 
 
 def test_a_page_starts_nothing(laptop: Laptop, site: Site, browser: str, tmp_path: Path) -> None:
-    """The page does what a page can; that its requests arrive is shown by a server that takes everything."""
+    """The page does everything that a page can; a server that accepts everything shows that its requests arrive."""
     event = {"specversion": "1.0", "type": "io.kubeloop.drift", "source": "x", "id": "theirs-1", "subject": "theirs-1"}
     label = {"specversion": "1.0", "type": "io.kubeloop.label", "source": "x", "id": "theirs-1"}
     urls = everything(laptop)
@@ -189,7 +189,7 @@ def test_a_page_starts_nothing(laptop: Laptop, site: Site, browser: str, tmp_pat
         *(browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
         *("--no-proxy-server", f"--user-data-dir={tmp_path / 'profile'}", "--remote-debugging-port=0"),
         "--host-resolver-rules=MAP evil.example 127.0.0.1, MAP rebound.example 127.0.0.1",
-        # Chromium's own guard against such pages, which other browsers lack.
+        # Turn off Chromium's own guard against such pages, which other browsers lack.
         "--disable-features=LocalNetworkAccessChecks,PrivateNetworkAccessSendPreflights,BlockInsecurePrivateNetworkRequests",
         f"http://evil.example:{site.port}/page",
     ]
@@ -199,12 +199,12 @@ def test_a_page_starts_nothing(laptop: Laptop, site: Site, browser: str, tmp_pat
     finally:
         process.terminate()
         process.wait(20)
-    # The control: everything that a page can send arrived where nobody guards.
+    # The control: everything that a page can send arrived at the server without a guard.
     sent = {(method, media.partition(";")[0]) for method, _, media in site.requests}
     for media in ("", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
         assert ("POST", media) in sent, sent
     assert {host.partition(":")[0] for _, host, _ in site.requests} >= {"127.0.0.1", "rebound.example"}
-    # No page of another site reads an answer, and none of its requests did anything.
+    # No page of another site can read an answer, and none of its requests had an effect.
     readable = {
         name: how for name, how in site.report.items() if how not in ("failed", "opaque") and "control" not in name
     }
@@ -213,7 +213,7 @@ def test_a_page_starts_nothing(laptop: Laptop, site: Site, browser: str, tmp_pat
 
 
 def test_a_guard_behind_a_service_looks_at_no_name() -> None:
-    """In a cluster a server is bound to every address, its names are many, and clients may forward an Origin."""
+    """In a cluster a server is bound to every address, it has many names, and clients may forward an Origin."""
     import asyncio
 
     from kubeloop.serving.guard import Guard

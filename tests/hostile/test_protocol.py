@@ -1,4 +1,4 @@
-"""Requests with binary tensors and gRPC messages that are wrong in one place or many: refused as such, never a 5xx."""
+"""Requests with binary tensors and gRPC messages with one or many errors: refused as bad requests, never a 5xx."""
 
 import json
 import random
@@ -17,7 +17,7 @@ from kubeloop.serving.rpc_messages import INFERENCE
 from tests.unit.serving.conftest import Running, _columns, start_server
 
 REQUESTS = 1500
-"""Of each protocol; 20 seconds."""
+"""Seconds per protocol."""
 RAW = {"distance": struct.pack("<2f", 1, 2), "hour": struct.pack("<2f", 5, 6), "carrier": b"\2\0\0\0AA\2\0\0\0UA"}
 REFUSED = {"INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"}
 

@@ -1,4 +1,4 @@
-"""Pages that are published: what stands in the data is text in them, and a policy lets nothing of it run or load."""
+"""Published pages: text from the data stays text in them, and a policy lets none of it run or load."""
 
 import ast
 import base64
@@ -35,7 +35,7 @@ frame.srcdoc = %s;
 frame.onload = () => setTimeout(() => document.body.dataset.over = "yes", 50);
 document.body.append(frame);
 </script>"""
-"""How the UI of Kubeflow shows an HTML artifact: frontend/src/components/viewers/HTMLViewer.tsx of its repository."""
+"""How Kubeflow's UI shows an HTML artifact: frontend/src/components/viewers/HTMLViewer.tsx of its repository."""
 LINKS = {"action", "background", "cite", "data", "formaction", "href", "ping", "poster", "src", "srcset", "xlink:href"}
 TAGS = frozenset(
     {
@@ -61,7 +61,7 @@ TAGS = frozenset(
         *("text", "script"),
     }
 )
-"""What our templates and the sanitizer's list hold together; none of the values has one of them that would do harm."""
+"""The tags of our templates and of the sanitizer's list; the harmful tags of the hostile values are not among them."""
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_values_are_text_to_a_parser(made: dict[str, list[Page]], name: str) -> 
                     # The address of MLflow, from the settings.
                     assert re.match(r"#|(\.\./)*[\w%./-]+$|http:", value), value
                     assert ELSEWHERE not in value
-        # A <title> in a drawing is a tip; what one sees of it is the browser's test.
+        # A <title> in a drawing is a tooltip; the browser's test checks what a reader sees of it.
         text = words(tree.body.text() if tree.body else "")
         assert [value for value in page.shown if words(value) not in text] == []
 
@@ -130,7 +130,7 @@ def test_nothing_runs_in_a_browser(made: dict[str, list[Page]], tab: Tab, name: 
     for page in made[name]:
         title = re.findall(r"<title>(.*?)</title>", page.html, re.DOTALL)[0]
         tab.show(page.html, width=390)
-        # Whatever reacts to a pointer, a key or a click gets one.
+        # Send an event to every element that could react to a pointer, a key or a click.
         tab.evaluate(
             """for (const each of document.querySelectorAll("*")) {
               for (const kind of ["mouseover", "mouseenter", "focus", "pointermove", "load", "error"])
@@ -146,7 +146,7 @@ def test_nothing_runs_in_a_browser(made: dict[str, list[Page]], tab: Tab, name: 
             )
         )
         assert words(tab.evaluate("document.title")) == words(html.unescape(title))
-        # Our own style and script do count under the policy.
+        # Our own style and script do work under the policy.
         assert tab.evaluate("getComputedStyle(document.querySelector('main')).display") == "grid"
         assert tab.evaluate("!!document.querySelector('#tip')") == (name == "report")
         assert [value for value in page.shown if words(value) not in seen] == []
@@ -161,7 +161,7 @@ def test_nothing_runs_in_the_frame_of_kubeflow(made: dict[str, list[Page]], tab:
 
 
 def _framed(tab: Tab, page: str, *, runs: bool = False) -> str:
-    """Show a page as Kubeflow does; return the title of the page around it, which what runs in the frame changes."""
+    """Show a page as Kubeflow does; return the title of the outer page, which a script in the frame would change."""
     tab.show(FRAMED % json.dumps(page).replace("<", "\\u003c"))
     over = "document.title === 'ran'" if runs else "document.body.dataset.over"
     tab.evaluate(
@@ -174,17 +174,17 @@ def _framed(tab: Tab, page: str, *, runs: bool = False) -> str:
     return str(tab.evaluate("document.title"))
 
 
-# The others run on a click, or when a sanitizer changes them.
+# The other values run on a click, or after a sanitizer changes them.
 @pytest.mark.parametrize("value", [each for each in SCRIPTS if re.match(r"""["']?[<>](?!svg><a |math)""", each)])
 def test_the_policy_alone_stops_scripts(tab: Tab, value: str) -> None:
-    """The control of what runs nowhere else: it runs without the policy, where escaping fails."""
+    """The control for the tests above: without the policy the script runs, as it would where escaping failed."""
     page = gates_page.html("gate", _verdict()).replace("</header>", f"{value}</header>", 1)
     assert _framed(tab, re.sub(r"<meta http-equiv=.*?>", "", page), runs=True) == "ran"
     assert _framed(tab, page) == "Kubeflow"
 
 
 def test_the_sanitizer_alone_stops_what_is_not_veiled() -> None:
-    """The library may put some of its own markup into a document, and values into that by mistake."""
+    """The library may put some of its own markup into a document, and by mistake values into that markup."""
     from great_expectations.render import (
         RenderedDocumentContent,
         RenderedHeaderContent,
@@ -220,7 +220,7 @@ def test_only_what_failed_is_shown_on_demand(made: dict[str, list[Page]], tab: T
 
 
 def test_every_page_is_in_the_registry() -> None:
-    """A new producer fails here: let it render by `kubeloop.pages`, and feed it in producers.py."""
+    """A new producer fails here: render it with `kubeloop.pages`, and add it to producers.py."""
     rendered = set()
     for path, text in SOURCES.items():
         for node in ast.walk(ast.parse(text)):
@@ -234,7 +234,7 @@ def test_every_page_is_in_the_registry() -> None:
 
 def test_nothing_else_makes_pages() -> None:
     makers = {path for path, text in SOURCES.items() if re.search(r"\bjinja2\b", text)}
-    # The last writes a loop's first files, none of which a browser reads.
+    # The last one writes a loop's first files, which no browser reads.
     assert makers == {f"src/kubeloop/{name}.py" for name in ("data/data_docs", "pages", "scaffold/render")}
     assert not [path for path in (PACKAGE / "templates" / "init").rglob("*") if "htm" in path.name]
     trusted = {path for path, text in SOURCES.items() if re.search(r"Markup\((?!\"\"\))", text)}

@@ -1,7 +1,8 @@
-"""A soak with random kills: what clients were answered is what the log holds, and what the node says it dropped.
+"""A soak test with random kills: what clients were answered equals what the log holds and what the node dropped.
 
-Clients ask a real node without a pause while the collector and the predictors behind it are killed at random, and
-versions are switched. No end may lose an answered prediction unsaid, log one twice, or log one that no client got.
+Clients ask a real node without a pause while the collector and the predictors are killed at random and versions are
+switched. No answered prediction may be lost without being counted or be logged twice, and none may be logged that no
+client got.
 """
 
 import contextlib
@@ -31,12 +32,12 @@ from tests.unit.node.test_real_server import NODE, save
 SECONDS = 180.0 if WHOLE else 8.0
 CLIENTS = 6
 QUEUE = 400
-"""Predictions that the node holds for a collector that is away: few, so that some are dropped, and counted."""
+"""Predictions that the node holds while the collector is away: few, so that some are dropped and counted."""
 
 
 @dataclass
 class Collector:
-    """The collector at one address, however often it is started."""
+    """The collector at one address, over several starts."""
 
     folder: Path
     port: int = field(default_factory=free_port)
@@ -61,7 +62,7 @@ class Collector:
 
 @dataclass
 class Clients:
-    """What they were answered, by event id: a status, or None where no answer came."""
+    """The answers to clients by event id: a status, or None if no answer came."""
 
     url: str
     answers: dict[str, int | None] = field(default_factory=dict)
@@ -96,7 +97,7 @@ class Clients:
 
 
 def kill_predictor(node: NodeProcess, chance: random.Random) -> None:
-    """As the kernel does it to one that takes too much memory."""
+    """Kill it as the kernel kills a process that uses too much memory."""
     found = [process["pid"] for process in node.processes() if process.get("pid")]
     with contextlib.suppress(psutil.NoSuchProcess):
         if found:
@@ -112,7 +113,7 @@ def test_served_is_logged_and_dropped_through_random_kills(kit: Kit) -> None:
     versions = [save(kit.folder / "onnx", f"{number}", number / 10) for number in (1, 2)]
 
     def switch() -> None:
-        # It may fail: the new predictor can be among the killed. Then the old version serves on.
+        # The switch may fail, since the new predictor can be killed. Then the old version continues to serve.
         built = kit.manifest(chance.choice(versions), logger_url=f"{collector.url}/")
         del built["spec"]["transformer"]
         with contextlib.suppress(Exception):
@@ -137,7 +138,7 @@ def test_served_is_logged_and_dropped_through_random_kills(kit: Kit) -> None:
     try:
         with clients.asking():
             end = time.monotonic() + SECONDS
-            # Each kind once at least, and then whatever comes.
+            # Each kind once, and then a random one.
             queue = chance.sample(sorted(actions), len(actions))
             while queue or time.monotonic() < end:
                 what = queue.pop() if queue else chance.choice(sorted(actions))
@@ -158,5 +159,5 @@ def test_served_is_logged_and_dropped_through_random_kills(kit: Kit) -> None:
     assert max(logged.values()) == 1, told
     assert set(logged) <= served, told
     assert len(logged) + status["dropped"]["predictions"] == len(served), told
-    # Whoever was not served was told so, on a connection that was not cut.
+    # A client that was not served got an error, on a connection that was not cut.
     assert {code for code in clients.answers.values() if code != 200} <= {502, 503, 504}, told

@@ -1,7 +1,8 @@
-"""Every file of a state folder cut, emptied, flipped, locked and removed in turn: one sentence names it, or it is made
-again, and nothing is silently another.
+"""Every file of a state folder is cut, emptied, flipped, locked and removed in turn.
 
-A sample by default; `make hostile` takes every file.
+A message names it in one sentence, or the file is made again, and no content changes silently.
+
+The default is a sample; `make hostile` takes every file.
 """
 
 import contextlib
@@ -62,7 +63,7 @@ UNREAD = (
     *("payloads/collector.lock", "/alive", "/log.txt", "/artifacts/evaluation/", "/MLmodel", ".txt", "conda.yaml"),
     *("python_env.yaml", "input_example.json", "features/built-from", "answers-", "made.json"),
 )
-"""What no command reads again, or only to see whether it must be made again."""
+"""Files that no command reads again, or reads only to see whether it must make them again."""
 OPTIONAL = (
     "services.json",
     "token",
@@ -74,12 +75,12 @@ OPTIONAL = (
     "wal-",
     "runs/",
 )
-"""What need not be there: a state folder without it is one in which something has not happened yet."""
+"""Files that may be absent: without them, the state folder is one in which something has not happened yet."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """A state folder in which everything has happened, with the loop that it is of and one that makes its features."""
+    """A state folder in which everything has happened, with its loop and a second loop that makes features."""
 
     loop: Loop
     settings: Settings
@@ -98,7 +99,7 @@ class Place:
         )
 
     def run(self, *command: str) -> tuple[int, str]:
-        """Run a command of kubeloop on it; return its exit code and all that it printed."""
+        """Run a kubeloop command on it; return its exit code and its output."""
         found = CliRunner(env={"KUBELOOP_STATE": str(self.settings.state)}).invoke(
             main.app, [*command, "-C", str(self.settings.home)], catch_exceptions=True
         )
@@ -141,7 +142,7 @@ def _shop(home: Path) -> None:
 
 
 def _fill(place: Place, told: dict[str, Any]) -> None:
-    """Write what only a whole run writes, with the code that writes it there."""
+    """Write what only a whole run writes, using the same code as the run."""
     settings, folder = place.settings, place.settings.payloads
     session.prepare(place.shop, place.shop_settings, lambda _: None)
     online.Materializer(settings.features, "shop_v1").advance(MOMENT)
@@ -177,12 +178,12 @@ def _fill(place: Place, told: dict[str, Any]) -> None:
 
 
 def cut(path: Path) -> None:
-    """Lose the second half, as on a disk that was full."""
+    """Cut off the second half, as on a full disk."""
     os.truncate(path, path.stat().st_size // 2)
 
 
 def empty(path: Path) -> None:
-    """Lose everything but the name."""
+    """Empty the file."""
     os.truncate(path, 0)
 
 
@@ -194,7 +195,7 @@ def flip(path: Path) -> None:
 
 
 def lock(path: Path) -> None:
-    """Forbid to change it; the system's administrator may change what only lacks the permission."""
+    """Make it read-only. An administrator can still write to what only lacks the permission."""
     path.chmod(0o400)
     if os.geteuid() == 0:
         subprocess.run(["chattr", "+i", str(path)], check=False, capture_output=True)
@@ -209,7 +210,7 @@ DAMAGES: tuple[Callable[[Path], None], ...] = (cut, empty, flip, lock, remove)
 
 
 def cases(place: Place) -> list[tuple[Path, Callable[[Path], None]]]:
-    """Return what to do to which file; of many alike, the sample takes one."""
+    """Return which damage to do to which file; the sample takes one of several similar files."""
     files = [path for path in sorted(place.settings.state.rglob("*")) if path.is_file() and path.stat().st_size]
     files = [path for path in files if "/made/" not in str(path)]
     every = [(path, damage) for path in files for damage in DAMAGES]
@@ -287,14 +288,14 @@ def _may_be_unnamed(name: str, damage: Callable[[Path], None]) -> bool:
     if any(part in name for part in UNREAD):
         return True
     if damage is lock:
-        # What is replaced whole needs a folder that can be written.
+        # A file that is replaced as a whole needs only a writable folder.
         return known is None or not known.grows
     if damage is remove:
         return any(part in name for part in OPTIONAL)
     if name == "token":
-        # The services that are up know theirs, and answer 401 to another.
+        # Running services keep their own token, and answer 401 to another.
         return True
-    # SQLite keeps no checksum of rows. The last record of a write-ahead file that is cut off was never acknowledged.
+    # SQLite has no checksum of rows. The last record of a cut write-ahead file was never acknowledged.
     return (damage is flip and name.endswith(".db")) or (damage in (cut, empty) and "wal-" in name)
 
 
@@ -322,7 +323,7 @@ def test_a_copy_leaves_the_original_alone(template: Place, copies: Callable[[], 
     settings = place.settings
     code, output = place.run("status", "--json")
     assert code == 0, output
-    assert json.loads(output)["services"] == {}, "the original's are not the copy's"
+    assert json.loads(output)["services"] == {}, "the copy has its own files"
     session.prepare(place.shop, place.shop_settings.model_copy(update={"state": settings.state}), lambda _: None)
     known = registry.versions(settings, place.loop.name)
     assert all(registry.folder(settings, version).is_relative_to(settings.state) for version in known)
@@ -348,7 +349,7 @@ def test_doctor_names_it_first_and_a_run_does_not_begin(copies: Callable[[], Pla
 
 
 def test_a_write_under_way_or_cut_off_is_no_damage(tmp_path: Path) -> None:
-    """MLflow and Feast keep SQLite's rollback journal: a kill leaves one, and the next writer undoes what it has."""
+    """MLflow and Feast keep SQLite's rollback journal: a kill leaves one, and the next writer rolls it back."""
     place = tmp_path / "mlflow.db"
     with contextlib.closing(sqlite3.connect(place)) as writer:
         writer.execute("PRAGMA cache_size = 1")
@@ -356,7 +357,7 @@ def test_a_write_under_way_or_cut_off_is_no_damage(tmp_path: Path) -> None:
         writer.execute("CREATE INDEX notes ON runs (note)")
         writer.executemany("INSERT INTO runs (note) VALUES (?)", [("a" * 400,)] * 500)
         writer.commit()
-        # More than the cache takes, so that pages go to the file before the commit.
+        # More than the cache holds, so that pages are written to the file before the commit.
         writer.execute("UPDATE runs SET note = note || 'b'")
         writer.execute("DELETE FROM runs WHERE id > 250")
         assert place.with_name("mlflow.db-journal").exists()

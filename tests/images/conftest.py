@@ -23,7 +23,7 @@ BUILT = ("core", "runtime", "detector")
 BASE = "localhost/python:3.11-bookworm"
 _PACKAGES = "ca-certificates,libgomp1,make,python3,python3-pip,python3-venv"
 
-# A container of the kubelet's: its own mounts, a read-only root, /tmp, no privileges to gain.
+# A container as the kubelet runs it: its own mounts, a read-only root, /tmp, no way to gain privileges.
 _RUN = """
 set -eu
 root=$1 mnt=$2; shift 2
@@ -42,7 +42,7 @@ exec setpriv --no-new-privs chroot --userspec=65532:65532 --groups= "$mnt" "$@"
 
 
 class Builder:
-    """buildah with a store of its own, and the build script over it."""
+    """buildah with its own store, and the build script on top of it."""
 
     def __init__(self, checkout: Path, store: Path, scratch: Path) -> None:
         self.checkout = checkout
@@ -55,7 +55,7 @@ class Builder:
             **os.environ,
             "BUILDAH_ISOLATION": "chroot",
             "CONTAINERS_STORAGE_CONF": str(config),
-            # Buildah keeps the caches of `RUN --mount=type=cache` under it, and uv's with them.
+            # Buildah keeps the caches of `RUN --mount=type=cache` in TMPDIR, among them uv's.
             "TMPDIR": str(scratch),
         }
 
@@ -98,7 +98,7 @@ class Image:
         return dict(entry.split("=", 1) for entry in self.config["config"]["Env"])
 
     def run(self, *command: str, script: Path | None = None, mount: Path) -> "subprocess.CompletedProcess[str]":
-        """Run a command as a pod would; `mount` is an empty folder to see the root file system at."""
+        """Run a command as a pod would; `mount` is an empty folder at which the root file system is mounted."""
         place = ["env", "-i", "-C", self.config["config"]["WorkingDir"], *self.config["config"]["Env"]]
         unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", _RUN, "sh"]
         return subprocess.run(
@@ -112,20 +112,20 @@ class Image:
 
 
 def _key(checkout: Path) -> str:
-    """Return what the big layers follow from; another lock gets another store, and the old one goes."""
+    """Return a key of the inputs of the big layers; another lock gets another store, and the old store is deleted."""
     files = ("uv.lock", "images/Dockerfile", "images/system.sh", "images/venv.sh")
     return hashlib.sha256(b"".join((checkout / name).read_bytes() for name in files)).hexdigest()[:16]
 
 
 def _unmount(folder: Path) -> None:
-    """Let go of what a session that was killed left mounted."""
+    """Unmount what a killed session left mounted."""
     places = [Path(line.split()[1]) for line in Path("/proc/self/mounts").read_text().splitlines()]
     for place in sorted((place for place in places if place.is_relative_to(folder)), reverse=True):
         subprocess.run(["umount", str(place)], check=True)
 
 
 def _make_base(archive: Path, scratch: Path) -> None:
-    """Make a Debian with Python and pip, as the real base has them: some from dpkg, some not."""
+    """Make a Debian with Python and pip as in the real base: some packages from dpkg, some not."""
     root = scratch / "base"
     shutil.rmtree(root, ignore_errors=True)
     subprocess.run(
@@ -146,7 +146,7 @@ def _make_base(archive: Path, scratch: Path) -> None:
 
 @pytest.fixture(scope="session")
 def checkout(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the build sees of this project, committed: nobody edits it while it is built, twice."""
+    """A committed copy of the project for the build, so that no edit of the project comes between two builds."""
     folder = tmp_path_factory.mktemp("checkout")
     kept = [line[1:] for line in (project / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     for name in (".dockerignore", "images", *kept):
@@ -164,7 +164,10 @@ def checkout(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def builder(checkout: Path) -> Iterator[Builder]:
-    """buildah and the base; the base, uv's cache and the layers outlive the session, or each would take minutes."""
+    """buildah and the base.
+
+    The base, uv's cache and the layers outlive the session, since each takes minutes to make.
+    """
     outside.image_tools(PROGRAMS)
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kubeloop-images"
     scratch = cache / "scratch"
@@ -179,7 +182,7 @@ def builder(checkout: Path) -> Iterator[Builder]:
             _unmount(old)
             shutil.rmtree(old)
         made = Builder(checkout, store, scratch)
-        # What a session that was killed has left.
+        # A killed session may have left it.
         made.buildah("rm", "--all")
         if not made.buildah("images", "--quiet", "--filter", f"reference={BASE}"):
             container = made.buildah("from", "scratch")
@@ -210,7 +213,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def built(builder: Builder, registry: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Image]:
-    """Every image that can be built without NVIDIA's base, pushed and pulled back, by its target's name."""
+    """Every image that can be built without NVIDIA's base, pushed and pulled back, by the name of its target."""
     out = tmp_path_factory.mktemp("images")
     listed = builder.build(*BUILT, "--registry", registry, "--push", "--plain-http", "--zstd", out=out)
     images = {}

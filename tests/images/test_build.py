@@ -1,4 +1,4 @@
-"""What the registry holds: that the images are what was asked for, no larger than need be, and the same each time."""
+"""The images in the registry are what was asked for, no larger than necessary, and the same in every build."""
 
 import importlib.metadata
 import json
@@ -13,7 +13,7 @@ from tests.images.conftest import BUILT, Builder, Image
 
 pytestmark = pytest.mark.timeout(900)
 
-# Unpacked, on the stand-in for the base; a quarter above what was measured.
+# Unpacked sizes on the stand-in for the base: the measured size and a quarter more.
 LARGEST_MB = {"core": 1700, "runtime": 800, "detector": 1050}
 
 

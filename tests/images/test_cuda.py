@@ -1,4 +1,4 @@
-"""The GPU image takes its libraries from NVIDIA's base; here one whose libraries hold their names stands in for it."""
+"""The GPU image takes its libraries from NVIDIA's base; in the stand-in here, each library contains only its name."""
 
 import json
 import subprocess
@@ -77,7 +77,10 @@ def test_takes_tensorrt_where_it_is_demanded(builder: Builder) -> None:
 
 @pytest.fixture(scope="module")
 def gpu(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> Image:
-    """The whole GPU image. Its CUDA libraries are none here; ONNX Runtime opens them where a GPU is asked for alone."""
+    """The whole GPU image.
+
+    Its CUDA libraries are empty here; ONNX Runtime opens them only if a GPU is requested.
+    """
     assert collect(builder, "gpu", (*CUDA, *CUDNN)).returncode == 0
     out = tmp_path_factory.mktemp("gpu")
     (listing,) = builder.build("runtime-gpu", "--build-arg", "CUDA_BASE=localhost/gpu:13", out=out)

@@ -1,4 +1,4 @@
-"""Each image does its work from a read-only root, as nobody, with /tmp alone to write to."""
+"""Each image does its work from a read-only root, as nobody, with only /tmp writable."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_holds_nothing_it_should_not(built: dict[str, Image], project: Path, tmp
 
 @pytest.mark.parametrize("folder", ["/", "/opt/venv", "/var/tmp", "/run", "/home"])  # noqa: S108
 def test_root_is_read_only(built: dict[str, Image], tmp_path: Path, folder: str) -> None:
-    """The test's own ground: what it calls read-only is."""
+    """A check of the test itself: its read-only root is read-only."""
     done = built["runtime"].run("sh", "-c", f"touch {folder}/file", mount=tmp_path)
     assert "Read-only file system" in done.stderr
     assert built["runtime"].run("sh", "-c", "touch /tmp/file", mount=tmp_path).returncode == 0

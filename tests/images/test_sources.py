@@ -1,4 +1,4 @@
-"""What can be said of the images without building one: versions, hashes, and what the build script refuses."""
+"""What can be checked without building an image: versions, hashes, and what the build script refuses."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def test_requirements_are_pinned_by_hash(project: Path, name: str) -> None:
 
 
 def test_gpu_runtime_is_near_the_locked_one(project: Path) -> None:
-    """PyPI gets the GPU build a release later; further apart, the two images would serve a model differently."""
+    """PyPI gets the GPU build one release later; further apart, the two images would serve a model differently."""
     locked = {entry["name"]: entry["version"] for entry in tomllib.loads((project / "uv.lock").read_text())["package"]}
     found = re.search(r"onnxruntime-gpu==(\S+)", (project / "images/gpu-requirements.txt").read_text())
     assert found

@@ -1,4 +1,4 @@
-"""A wheel, installed as a tool where there is no clone: an empty home, an empty folder, no variables."""
+"""A wheel installed as a tool on a machine without a clone: an empty home, an empty folder, no variables."""
 
 import json
 import os
@@ -13,12 +13,12 @@ import pytest
 from tests import outside
 
 KEPT = ("LANG", "SSL_CERT_FILE", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "HTTPS_PROXY", "NO_PROXY")
-"""Variables by which a network is reached."""
+"""Variables that are needed to reach a network."""
 
 
 @pytest.fixture(scope="session")
 def wheel(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this tree, as a release builds it: through a source distribution."""
+    """The wheel of this tree, built through a source distribution as in a release."""
     folder = tmp_path_factory.mktemp("dist")
     done = subprocess.run(
         [outside.uv(), "build", "--quiet", "--out-dir", str(folder)],
@@ -33,7 +33,7 @@ def wheel(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Newcomer:
-    """Somebody with a home, a folder and the installed tool."""
+    """A user with a home, a folder and the installed tool."""
 
     def __init__(self, root: Path) -> None:
         self.home = root / "home"
@@ -44,7 +44,7 @@ class Newcomer:
             **{name: os.environ[name] for name in KEPT if name in os.environ},
             "HOME": str(self.home),
             "PATH": f"{self.home}/.local/bin:/usr/bin:/bin",
-            # Their own, or each run of this test would fetch two gigabytes.
+            # This machine's own cache of uv: with an empty one, each run of this test would fetch two gigabytes.
             "UV_CACHE_DIR": found.stdout.strip(),
         }
 
@@ -63,14 +63,14 @@ class Newcomer:
         return done
 
     def environments(self) -> set[str]:
-        """Return the names of the environments that are there, without their digests."""
+        """Return the names of the existing environments, without their digests."""
         folder = self.home / ".cache/kubeloop/environments"
         return {path.name.partition("-")[0] for path in folder.glob("*/") if path.suffix != ".unfinished"}
 
 
 @pytest.fixture(scope="session")
 def newcomer(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
-    """A newcomer who has installed the wheel."""
+    """A user who has installed the wheel."""
     found = Newcomer(tmp_path_factory.mktemp("newcomer"))
     found.run(outside.uv(), "tool", "install", "--quiet", "--python", "3.11", str(wheel))
     return found
@@ -78,7 +78,7 @@ def newcomer(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Newcomer:
 
 @pytest.fixture(scope="session")
 def visits(newcomer: Newcomer) -> str:
-    """The name of the folder that `kubeloop init` makes of a small table."""
+    """The name of the folder that `kubeloop init` makes from a small table."""
     chance = random.Random(7)
     lines = ["seen_at,customer,pages,bought"]
     for hour in range(2400):
@@ -103,7 +103,7 @@ def test_the_loop_closes_with_environments_made_on_the_way(newcomer: Newcomer, v
     said = newcomer.run("kubeloop", "doctor", folder=visits).stdout
     assert said.count("is made when it is first needed") == 2
 
-    # Killed half-way, it leaves a whole environment and none that is in use by mistake.
+    # If it is killed half-way, it leaves complete environments and uses no partial one.
     command = ["kubeloop", "run", "--fast"]
     killed = subprocess.Popen(
         command,

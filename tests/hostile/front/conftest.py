@@ -1,4 +1,4 @@
-"""Every server of ours, once a session."""
+"""Every server of kubeloop, started once per session."""
 
 import contextlib
 import json
@@ -38,7 +38,7 @@ Run = Callable[..., contextlib.AbstractContextManager[Server]]
 
 @pytest.fixture(scope="session")
 def run(models: Path, demo: Loop, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Run one server by its name in this suite."""
+    """Run one server by its name in these tests."""
     loop = demo.model_copy(update={"drift": demo.drift.model_copy(update={"engine": "builtin"})})
 
     @contextlib.contextmanager
@@ -100,12 +100,12 @@ def predictor(stack: contextlib.ExitStack, models: Path, folder: Path, **options
 
 @pytest.fixture(scope="session")
 def every(run: Run) -> Iterator[dict[str, Server]]:
-    """All of them, side by side."""
+    """All servers at the same time."""
     with contextlib.ExitStack() as stack:
         yield {name: stack.enter_context(run(name)) for name in EVERY}
 
 
 @pytest.fixture(params=EVERY)
 def server(every: dict[str, Server], request: pytest.FixtureRequest) -> Server:
-    """Each in turn; it must still be well afterwards."""
+    """Each server in turn; it must still be healthy afterwards."""
     return every[request.param]

@@ -1,4 +1,4 @@
-"""A server of ours whose every answer has two megabytes, each in memory of its own."""
+"""A server whose every answer has two megabytes, each in its own memory."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Our servers as processes of their own, with short time limits, and raw connections to them."""
+"""kubeloop's servers as separate processes, with short time limits, and raw connections to them."""
 
 import contextlib
 import json
@@ -16,10 +16,10 @@ from typing import Any
 import psutil
 
 SHORT = {"HEAD_S": 2.0, "BODY_S": 2.0, "IDLE_S": 2.5, "STALL_S": 1.0}
-"""The limits on time, short enough for a test to wait for."""
+"""Time limits that are short enough to wait for in a test."""
 
 SECOND = ("collector", "monitor", "trigger", "predictor", "transformer")
-"""Who has a port for metrics alone."""
+"""The servers with a second port for metrics."""
 
 _LAUNCH = """
 import json, resource, runpy, sys
@@ -40,7 +40,7 @@ else:
 
 @dataclass
 class Server:
-    """A running server, and a request that it answers by its body."""
+    """A running server, and a request with a body that it answers."""
 
     name: str
     process: subprocess.Popen[str]
@@ -53,16 +53,16 @@ class Server:
     status: int = 200
     probe: str = "/healthz"
     metrics: int | None = None
-    """The second port, of those that have one."""
+    """The second port of a server that has one."""
 
     def head(self, *more: str, drop: str = "") -> bytes:
-        """Return the head of the request without its length, and without the line that closes it."""
+        """Return the head of the request without content-length and without the blank line at its end."""
         lines = [f"{self.method} {self.path} HTTP/1.1"]
         lines += [f"{name}: {value}" for name, value in {"host": "127.0.0.1", **self.headers}.items() if name != drop]
         return "".join(f"{line}\r\n" for line in [*lines, *more]).encode()
 
     def whole(self, *more: str) -> bytes:
-        """Return the request."""
+        """Return the complete request."""
         return self.head(*more, f"content-length: {len(self.body)}") + b"\r\n" + self.body
 
     def connect(self, timeout: float = 15, port: int | None = None) -> socket.socket:
@@ -70,11 +70,11 @@ class Server:
         return socket.create_connection((host, port or int(own)), timeout=timeout)
 
     def ask(self, *pieces: bytes | float, half: bool = False, port: int | None = None) -> bytes:
-        """Send pieces over one connection, pausing for numbers, and return all that comes back until it closes.
+        """Send pieces over one connection and return everything that comes back until it closes.
 
         Args:
-            pieces: what to send.
-            half: close this side once all is sent.
+            pieces: what to send; a number is a pause in seconds.
+            half: whether to close this side after sending.
             port: another port than the server's first.
         """
         with self.connect(port=port) as connection:
@@ -89,7 +89,7 @@ class Server:
             return rest(connection)
 
     def alive(self) -> bool:
-        """Return whether a probe gets through. It should take no time, but a busy machine has its own idea of that."""
+        """Return whether a probe succeeds. It should take no time, but may take a while on a busy machine."""
         begun = time.monotonic()
         answers = self.ask(f"GET {self.probe} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n".encode())
         return status(answers) == 200 and time.monotonic() - begun < 5
@@ -108,7 +108,7 @@ def free_port() -> int:
 
 
 def rest(connection: socket.socket) -> bytes:
-    """Return what comes until the other side closes."""
+    """Return everything that arrives until the other side closes."""
     received = b""
     with contextlib.suppress(ConnectionResetError):
         while chunk := connection.recv(65536):
@@ -143,9 +143,9 @@ def serve(
     token: Path | None = None,
     **request: Any,
 ) -> Iterator[Server]:
-    """Run a module or a script as a server, with limits of the front and a number of descriptors.
+    """Run a module or a script as a server, with limits of the HTTP front and a limit of file descriptors.
 
-    Where it makes a token, `token` is its file, and the whole request carries it.
+    If the server makes a token, `token` is its file, and the request carries it.
     """
     if metrics := free_port() if name in SECOND else None:
         flags = (*flags, f"--metrics-port={metrics}")

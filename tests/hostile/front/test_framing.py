@@ -1,4 +1,4 @@
-"""Requests that two servers could read in two ways are refused, and those that are whole are read whole, everywhere."""
+"""Every server refuses requests that two servers could read in two ways, and reads all of every well-formed request."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ from tests import outside
 from tests.hostile.front.conftest import Run
 from tests.hostile.front.servers import Server, content, contents, status, statuses
 
-# What the JDK's HttpClient (17) sends with the first request to a server, before the body, in a packet of its own.
+# What the JDK's HttpClient (17) sends with its first request to a server; the body follows in a separate packet.
 JAVA = (
     "Connection: Upgrade, HTTP2-Settings",
     "HTTP2-Settings: AAEAAEAAAAIAAAAAAAMAAAAAAAQBAAAAAAUAAEAAAAYABgAA",
@@ -54,14 +54,14 @@ BAD = {
 
 
 def said(answer: bytes) -> tuple[int, bytes]:
-    """Return what does not change from one answer to the next."""
+    """Return the parts of an answer that do not vary between answers."""
     return status(answer), re.sub(rb'"(id|at|received_at)": ?"[^"]*"', b"", content(answer))
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_what_is_ambiguous_is_refused_and_the_connection_closed(server: Server, case: str) -> None:
     headers, body = BAD[case]
-    # What follows must not be read as a request of its own.
+    # The bytes after it must not be read as another request.
     answer = server.ask(server.head(*headers) + b"\r\n" + body + server.whole())
     (code,) = statuses(answer)
     assert code in (400, 431, 501)
@@ -95,7 +95,7 @@ def test_a_body_in_chunks_is_the_same_as_one_with_a_length(server: Server) -> No
     half = len(server.body) // 2
     chunks = b"".join(b"%x;a=b\r\n%s\r\n" % (len(part), part) for part in (server.body[:half], server.body[half:]))
     head = server.head("connection: close", CHUNKED, "trailer: content-encoding") + b"\r\n"
-    # A trailer is no header: this one would have every body refused.
+    # A trailer is not a header: as a header, this one would cause every body to be refused.
     assert said(server.ask(head, chunks + b"0\r\ncontent-encoding: gzip\r\n\r\n")) == said(plain)
 
 
@@ -108,7 +108,7 @@ def test_an_offered_upgrade_is_ignored(server: Server, offer: tuple[str, ...]) -
     alone = server.ask(head + server.body + last)
     assert statuses(alone) == [server.status] * 2
     assert contents(alone) == [plain] * 2
-    # The body in a packet of its own, the offer cut in two, and bytes that come one by one.
+    # The body in a separate packet, the upgrade offer cut in two, and single bytes.
     for pieces in (
         [head, 0.05, server.body],
         [head[: head.lower().index(b"upgrade:") + 3], 0.05, head[head.lower().index(b"upgrade:") + 3 :] + server.body],

@@ -1,4 +1,4 @@
-"""Clients that are slow, many or deaf: they are cut off in time, and everybody else is answered meanwhile."""
+"""Clients that are slow, too many or never read: they are cut off in time, and all others are answered meanwhile."""
 
 import contextlib
 import re
@@ -19,7 +19,7 @@ GET = b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
 
 
 def at_once(servers: dict[str, Server], work: Callable[[Server], None]) -> None:
-    """Do something with every server at the same time."""
+    """Run a function against every server at the same time."""
     failed: list[BaseException] = []
 
     def guarded(server: Server) -> None:
@@ -39,7 +39,7 @@ def at_once(servers: dict[str, Server], work: Callable[[Server], None]) -> None:
 
 
 def drip(server: Server, begin: bytes, drop: bytes, seconds: float) -> bytes:
-    """Send something, then a little of it again and again, and return what comes back."""
+    """Send data, then a little of it repeatedly, and return what comes back."""
     with server.connect() as connection:
         connection.sendall(begin)
         until = time.monotonic() + seconds
@@ -104,7 +104,7 @@ def test_what_never_becomes_a_body_is_not_kept(every: dict[str, Server], begin: 
             with contextlib.suppress(ConnectionError):
                 while time.monotonic() < until:
                     connection.sendall(drop)
-            assert time.monotonic() < until, "it was listened to without end"
+            assert time.monotonic() < until, "the server listened without end"
         assert server.resident() - before < 10_000_000
         assert server.alive()
 
@@ -123,7 +123,7 @@ def test_ten_thousand_requests_at_once_are_too_many(server: Server) -> None:
 
 
 def deaf(server: Server) -> socket.socket:
-    """Return a connection that asks as long as it can, and reads nothing."""
+    """Return a connection that sends as many requests as possible and never reads."""
     host, port = server.url.removeprefix("http://").split(":")
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -146,15 +146,15 @@ def test_clients_that_never_read_cost_a_bounded_memory_for_a_time(tmp_path: Path
         most = max(most, server.resident())
         until = time.monotonic() + 30
         while server.resident() - before > 50_000_000:
-            assert time.monotonic() < until, "it comes back, with every client still there"
+            assert time.monotonic() < until, "memory is freed although every client is still connected"
             assert server.alive()
             time.sleep(0.2)
-        assert most - before < 150_000_000, "64 MiB of answers, and what the allocator takes for them"
+        assert most - before < 150_000_000, "64 MiB of answers, and the allocator's overhead"
         assert "unread answers" in logged(server)
 
 
 def logged(server: Server) -> str:
-    """Return the log once the front had the time to write into it."""
+    """Return the log after the front has had time to write to it."""
     time.sleep(0.7)
     return server.log.read_text()
 
@@ -187,7 +187,7 @@ def test_bodies_that_are_never_finished_are_bounded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["collector", "trigger", "predictor", "node"])
 def test_few_descriptors_are_enough_for_everyone_who_asks(run: Run, name: str) -> None:
-    """400 connections that say nothing or never end their request, and one process with 300 descriptors."""
+    """400 connections that send nothing or never finish their request, against a process with 300 file descriptors."""
     with run(name, files=300, limits={}) as server, contextlib.ExitStack() as stack:
         assert server.alive()
         for number in range(400):
@@ -202,7 +202,7 @@ def test_few_descriptors_are_enough_for_everyone_who_asks(run: Run, name: str) -
 
 
 def test_requests_that_find_no_room_count_as_failed(run: Run) -> None:
-    """The application does not hear of them, and alerts would not, either."""
+    """The application does not see them, so without this count alerts would not see them either."""
     with run("predictor", limits={"BODIES_BYTES": 1000, "SMALL_BYTES": 100}) as server:
         large = server.head("content-length: 4000") + b"\r\n" + b" " * 2000
         assert status(server.ask(large)) == 503
@@ -232,7 +232,7 @@ def test_probes_get_through_while_all_connections_are_answered(tmp_path: Path) -
         assert status(posted) == 503
         assert b"too many connections" in posted
         assert [statuses(rest(connection)) for connection in slow] == [[200]] * 20
-        # With nobody to answer, the one that was idle for longest makes room.
+        # If no connection waits for an answer, the longest idle one is closed to make room.
         idle = []
         for _ in range(30):
             connection = stack.enter_context(server.connect())

@@ -1,4 +1,4 @@
-"""The second port shows metrics and health, whatever is sent to it, so that whoever may scrape can change nothing."""
+"""The second port shows only metrics and health, whatever is sent to it: a client that may scrape changes nothing."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def test_it_shows_metrics_and_health(second: Server) -> None:
     answer = second.ask(get("/metrics"), port=second.metrics)
     assert status(answer) == 200
     assert b"# TYPE " in contents(answer)[0]
-    # Inference servers have their health under the protocol's paths, which are for those who may ask for predictions.
+    # Inference servers have their health under the protocol's paths, which are open only to prediction clients.
     inference = second.name in ("predictor", "transformer")
     assert status(second.ask(get("/healthz"), port=second.metrics)) == (404 if inference else 200)
     assert status(second.ask(get("/metrics", "HEAD"), port=second.metrics)) in (200, 405)

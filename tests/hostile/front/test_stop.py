@@ -1,4 +1,4 @@
-"""SIGTERM lets every server finish what it has begun."""
+"""After SIGTERM every server finishes the requests that it has begun."""
 
 import time
 
