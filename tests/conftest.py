@@ -1,4 +1,4 @@
-"""The demo's flights, once a session: the real year, five weeks of it, and a use case that learns fast from those."""
+"""The demo's flights, made once per session: the real year, five weeks of it, and a use case that trains fast."""
 
 import contextlib
 import importlib.util
@@ -15,8 +15,8 @@ from typing import Any
 
 import hypothesis
 
-# Before Feast, which would make it keep all counts of a process in files that every registry reads. Our services import
-# it first as well.
+# Before Feast, which would otherwise make it keep all counts of a process in files that every registry reads. Our
+# services import it first as well.
 import prometheus_client  # noqa: F401
 import pytest
 
@@ -30,16 +30,16 @@ pytest_plugins = ["tests.backends", "tests.control_plane.plugin", "tests.paralle
 
 PROJECT = Path(__file__).parents[1]
 
-# A shell's background job ignores Ctrl-C, and so would every program that the tests interrupt.
+# A shell's background job ignores Ctrl-C, and without this every program that the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A slow machine, or one with much else to do, breaks no property.
+# A slow or busy machine is not a failure of a property.
 hypothesis.settings.register_profile("kubeloop", deadline=None)
 hypothesis.settings.load_profile("kubeloop")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that want something from outside the clone."""
+    """Mark the tests that need something from outside the clone."""
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         if outside.wants(getattr(item, "fixturenames", ()), parameters):
@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say once for each reason why tests were skipped, and so what to do for them to run."""
+    """Print once why tests were skipped, and what to do to run them."""
     skipped = [report.longrepr for report in terminalreporter.stats.get("skipped", ())]
     for reason, number in Counter(why[2].removeprefix("Skipped: ") for why in skipped).most_common():
         terminalreporter.write_line(f"{number} skipped: {reason}")
@@ -73,7 +73,7 @@ def demo() -> Loop:
 
 @pytest.fixture(scope="session")
 def year(repo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Raw tables of every flight of 2013."""
+    """Raw tables of all flights of 2013."""
     folder = tmp_path_factory.mktemp("year")
     spec = importlib.util.spec_from_file_location("flights_source", repo / "flights.py")
     assert spec is not None
@@ -100,7 +100,7 @@ def weeks(year: Path, demo: Loop, as_of: datetime, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="session")
 def loop(demo: Loop) -> Loop:
-    """The demo, learning from twelve days in a second or two."""
+    """The demo, trained on twelve days in a second or two."""
     return demo.model_copy(
         update={
             "features": demo.features.model_copy(update={"history": timedelta(days=9)}),
@@ -118,7 +118,7 @@ def loop(demo: Loop) -> Loop:
 
 
 class Home:
-    """Makes a folder with loop.yaml, the feature repo and raw data, and returns the settings of it."""
+    """Makes a folder with loop.yaml, the feature repo and raw data, and returns its settings."""
 
     def __init__(self, loop: Loop, repo: Path, raw: Path) -> None:
         self._loop = loop
@@ -144,7 +144,7 @@ def make_home(loop: Loop, repo: Path, weeks: Path) -> Home:
 def learned(
     loop: Loop, make_home: Home, as_of: datetime, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path]:
-    """A training set (Parquet) and the model folder trained on it; the hold-out with its answers is next to them."""
+    """A training set (Parquet) and the model folder trained on it, with the hold-out and its answers."""
     from kubeloop.steps import stages
 
     folder = tmp_path_factory.mktemp("learned")
@@ -157,7 +157,7 @@ def learned(
 
 @pytest.fixture(scope="session")
 def blank_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database with its tables, which take a second to make."""
+    """An MLflow database with its tables, which take a second to create."""
     import mlflow
 
     path = tmp_path_factory.mktemp("blank") / "mlflow.db"
@@ -166,7 +166,7 @@ def blank_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Installation:
-    """An installation whose services are up, and runs of its pipelines as the trigger starts them."""
+    """An installation whose services are up, and its pipeline runs as the trigger starts them."""
 
     def __init__(self, settings: Settings, services: Services) -> None:
         self.settings = settings
@@ -175,7 +175,7 @@ class Installation:
     def start(
         self, run: str, as_of: datetime, reason: str = "a test", pipeline: str = "training"
     ) -> "subprocess.Popen[bytes]":
-        """Start a run as a process group of its own; what it prints goes to `log`."""
+        """Start a run in its own process group; its output goes to `log`."""
         command = [
             *(str(self.settings.core_python), "-m", "pipelines", "run", pipeline, "--run-name", run),
             *("--as-of", as_of.isoformat(), "--reason", reason),
@@ -193,7 +193,7 @@ class Installation:
 
     @staticmethod
     def alive(group: int) -> bool:
-        """Return whether any process of a run is left."""
+        """Return whether a process of a run still exists."""
         try:
             os.killpg(group, 0)
         except ProcessLookupError:
@@ -232,7 +232,7 @@ def install(
 
 @pytest.fixture(scope="session")
 def undisturbed(install: Callable[[str], Installation], as_of: datetime) -> Installation:
-    """An installation in which the run `first` went through undisturbed."""
+    """An installation in which the run `first` succeeded undisturbed."""
     installation = install("undisturbed")
     assert installation.finish("first", as_of) == 0, installation.log("first").read_text()[-3000:]
     return installation

@@ -1,7 +1,8 @@
-"""What tests want from outside the clone: without it they are skipped, or fail where KUBELOOP_REQUIRE_* says so.
+"""What tests need from outside the clone: without it they are skipped, or fail if KUBELOOP_REQUIRE_* is set.
 
-The one place that skips (tests/test_outside.py sees to it). Fixtures call it, `tests/conftest.py` marks every test that
-uses one of them as `outside` and prints each reason once, and `.ci/bare` runs the marked tests with nothing outside.
+Only this module skips tests; tests/test_outside.py checks that. Fixtures call it. `tests/conftest.py` marks every test
+that uses one of them as `outside` and prints each reason once. `.ci/bare` runs the marked tests with nothing from
+outside.
 """
 
 import os
@@ -23,18 +24,21 @@ FIXTURES = frozenset(
         *("small_disk", "spark", "stranger", "wheel"),
     }
 )
-"""The fixtures that want something; what uses them is marked through them. The S3 server comes with the environment."""
+"""The fixtures that need something from outside; tests that use them are marked.
+
+The S3 server comes with the environment.
+"""
 
 Group = Literal["BACKENDS", "CLIENTS", "CONTROL_PLANE", "IMAGES", "INSTALL", "NODE", "SPARK"]
 
 
 def lack(what: str, advice: str, group: Group) -> NoReturn:
-    """Skip the test, or fail it where KUBELOOP_REQUIRE_<group> is set.
+    """Skip the test, or fail it if KUBELOOP_REQUIRE_<group> is set.
 
     Args:
-        what: what is missing, the subject of a sentence and its verb.
+        what: what is missing: the subject and verb of a sentence.
         advice: the make target or the variable that brings it, as a sentence without its full stop.
-        group: what is demanded together.
+        group: name of what is required together.
     """
     reason = f"{what}; {advice}"
     if os.environ.get(f"KUBELOOP_REQUIRE_{group}") == "1":
@@ -43,7 +47,7 @@ def lack(what: str, advice: str, group: Group) -> NoReturn:
 
 
 def wants(names: Iterable[str], parameters: Iterable[object]) -> bool:
-    """Return whether a test wants something from outside, by its fixtures and by parameters that name one."""
+    """Return whether a test needs something from outside, by its fixtures and by parameters that name one."""
     return not FIXTURES.isdisjoint({*names, *(each for each in parameters if isinstance(each, str))})
 
 
@@ -82,7 +86,7 @@ def flux_crds(folder: Path) -> Path:
 
 
 def image_tools(programs: Iterable[str]) -> None:
-    """See that images can be built."""
+    """Check that images can be built."""
     missing = [program for program in programs if not shutil.which(program)]
     if missing:
         what = f"images cannot be built without {', '.join(missing)}"
@@ -100,10 +104,10 @@ def browser() -> str:
 
 
 def stranger() -> str:
-    """Return a Python that another user of this machine can run, by whoever can become one."""
+    """Return a Python that another user of this machine can run; becoming that user needs root."""
     if os.getuid() != 0:
         lack("only root can become another user", "run `make test` as root", "IMAGES")
-    # Not the environment's: its folder may be root's alone.
+    # Not the environment's Python: its folder may be open only to root.
     found = shutil.which("python3", path="/usr/bin:/bin")
     if not found:
         lack("the system has no python3 of its own", "`make backends` installs it on Debian and Ubuntu", "IMAGES")
@@ -111,7 +115,7 @@ def stranger() -> str:
 
 
 def node() -> None:
-    """See that this session may start a node."""
+    """Check that this session may start a node."""
     if os.environ.get("KUBELOOP_NODE") != "1" or os.getuid() != 0:
         lack("a node takes root, KUBELOOP_NODE=1 and ten minutes", "run `make e2e-node`", "NODE")
 
@@ -126,7 +130,7 @@ def java() -> str:
 
 
 def spark() -> Path:
-    """Return the folder to import PySpark from."""
+    """Return the folder from which PySpark can be imported."""
     folder = PROJECT / ".spark"
     if not (folder / "ready").is_file() or not shutil.which("java"):
         lack("PySpark or Java is not installed", "`make spark` installs both on Debian and Ubuntu", "SPARK")
@@ -134,7 +138,7 @@ def spark() -> Path:
 
 
 def uv() -> str:
-    """Return the path of uv, where a package index answers it."""
+    """Return the path of uv, if it reaches a package index."""
     found = shutil.which("uv", path=os.pathsep.join([os.environ["PATH"], str(PROJECT / ".uv" / "bin")]))
     if not found:
         lack("uv is not installed", "`make setup` installs it where it is missing", "INSTALL")

@@ -1,6 +1,6 @@
-"""Share the suite out between two processes: rooms stay whole, since their fixtures are what takes time.
+"""Distribute the suite over two processes: a folder with slow fixtures stays in one process.
 
-Used by `make test` (pytest -n 2); with one process pytest does not ask.
+Used by `make test` (pytest -n 2); pytest does not call it with one process.
 """
 
 from pathlib import PurePosixPath
@@ -13,20 +13,20 @@ WHOLE = (
     *("tests/spark", "tests/unit/data/validation", "tests/unit/report", "tests/unit/scaffold"),
     "tests/unit/tasks/tabular",
 )
-"""Folders whose tests share fixtures of a session that take long; elsewhere a file stays whole."""
+"""Folders whose tests share slow session fixtures; elsewhere only a file stays whole."""
 FIRST = ("tests/images", "tests/e2e", "tests/faults", "tests/pipelines", "tests/hostile", "tests/cluster")
-"""The folders that take longest, so that no process is left with one of them at the end."""
+"""The slowest folders, which come first so that no process runs one of them alone at the end."""
 
 
 def unit(nodeid: str) -> str:
-    """Return what stays in one process with a test."""
+    """Return the name of the unit that must stay in one process with a test."""
     file = nodeid.partition("::")[0]
     parents = {str(folder) for folder in PurePosixPath(file).parents}
     return next((folder for folder in WHOLE if folder in parents), file)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort the tests that take longest to the front; the others keep their order."""
+    """Sort the slowest tests to the front; the others keep their order."""
     places = {folder: place for place, folder in enumerate(FIRST)}
 
     def place(item: pytest.Item) -> int:

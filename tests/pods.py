@@ -1,4 +1,4 @@
-"""Pods of the tests' own, as Pod Security "restricted" admits them."""
+"""Pods for tests that Pod Security "restricted" admits."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ def pod(name: str, image: str, command: tuple[str, ...], account: str = "", more
     """Return a pod that runs once.
 
     Args:
-        name: its name.
-        image: with registry and tag.
-        command: what it runs.
-        account: service account whose token it gets.
-        more: further fields of its container; `volumes` goes to the pod.
+        name: name of the pod.
+        image: image with registry and tag.
+        command: command of the container.
+        account: service account whose token the pod gets.
+        more: additional fields of the container; `volumes` goes to the pod.
     """
     given = dict(more or {})
     volumes = [{"name": "tmp", "emptyDir": {}}, *given.pop("volumes", [])]

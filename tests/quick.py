@@ -1,7 +1,7 @@
-"""Keep `make quick` quick: leave out what starts a process, serves, sleeps or takes long.
+"""Keep `make quick` fast: leave out tests that start a process, serve, sleep or take long.
 
-`tests/heavy.json` names the fixtures and tests that do. `make weigh` runs the suite and writes it. A new test counts as
-light until it was weighed; `make quick` fails it when it serves, sleeps or starts a process.
+`tests/heavy.json` names these fixtures and tests; `make weigh` runs the suite and writes the file. A new test counts as
+light until it is weighed; `make quick` fails it if it serves, sleeps or starts a process.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ from tests import outside
 
 HEAVY = Path(__file__).with_name("heavy.json")
 LIMIT_S = 1.0
-"""What a fixture, or a test with all its parameters, may take."""
+"""The seconds that a light fixture, or a light test with all its parameters, may take."""
 _ACTS = {
     **dict.fromkeys(("socket.bind", "socket.listen"), "serves"),
     **dict.fromkeys(("os.fork", "os.posix_spawn", "subprocess.Popen"), "starts a process"),
     "time.sleep": "sleeps",
 }
-"""The audit events of Python that make a test heavy, in words."""
+"""Python's audit events that make a test heavy, in words."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,7 +42,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Scales:
-    """Sees what each fixture and each test does, and how long it takes."""
+    """Records what each fixture and each test does, and how long it takes."""
 
     def __init__(self, *, quick: bool) -> None:
         self._quick = quick
@@ -74,7 +74,7 @@ class Scales:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        """Note what runs."""
+        """Record which test runs."""
         self._item = item
         return (yield)
 
@@ -82,12 +82,12 @@ class Scales:
     def pytest_fixture_setup(
         self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
     ) -> Iterator[None]:
-        """Weigh a fixture without those that it asks for."""
+        """Weigh a fixture without the fixtures that it requests."""
         name = f"{fixturedef.baseid}::{fixturedef.argname}"
         if name in self._heavy:
-            # Asked for while the test runs, so that its name was not among the test's.
+            # It was requested while the test ran, so its name was not among the test's fixtures.
             heavy = pytest.skip.Exception("`make quick` leaves out what needs a heavy fixture; `make test` runs it")
-            # As pytest keeps what a fixture raised, for the next test that asks for it.
+            # Pytest keeps a fixture's exception for the next test that requests it.
             fixturedef.cached_result = (None, fixturedef.cache_key(request), (heavy, None))
             raise heavy
         with self._weigh("fixtures", name):
@@ -100,19 +100,19 @@ class Scales:
             return (yield)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Gather what was weighed, from every process."""
+        """Collect the results from every process."""
         if report.when == "teardown":
             for kind, value in report.user_properties:
                 if kind in self._found:
                     name, seconds, acts = value
-                    # A fixture is made again for each test that needs its own; a test's parameters add up.
+                    # A fixture is made again for each test that needs its own; the times of a test's parameters add up.
                     key = name.partition("[")[0] if kind == "tests" else name
                     known, before = self._found[kind].get(key, (0.0, False))
                     whole = known + seconds if kind == "tests" else max(known, seconds)
                     self._found[kind][key] = (whole, before or bool(acts))
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write what is heavy; processes of pytest-xdist leave that to the one that started them."""
+        """Write what is heavy; workers of pytest-xdist leave that to the controller."""
         if self._quick or hasattr(session.config, "workerinput"):
             return
         heavy = {
@@ -126,7 +126,7 @@ class Scales:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is heavy, and what wants something from outside the clone."""
+    """Leave out heavy tests, and tests that need something from outside the clone."""
     if not config.getoption("--quick"):
         return
     known = json.loads(HEAVY.read_text())

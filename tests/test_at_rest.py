@@ -1,4 +1,4 @@
-"""What a process that stays up has imported at rest: most of its memory is code, and one import brings back 100 MiB."""
+"""What an idle long-running process has imported: most of its memory is code, and one import can cost 100 MiB again."""
 
 import os
 import re
@@ -82,14 +82,14 @@ def test_a_process_imports_no_more_than_it_needs_at_rest(name: str, tmp_path: Pa
         try:
             assert process.stdout is not None
             assert process.stdout.readline().startswith("ready http"), log.read_text()[-2000:]
-            # A few looks at the log, the runs or the store, which have nothing for it.
+            # Wait for a few looks at the log, the runs or the store, which have nothing new.
             time.sleep(ROUNDS_S)
             assert process.poll() is None, log.read_text()[-2000:]
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
             guard.cancel()
-    # Of a package that is not there, the first module alone is tried.
+    # Of a missing package, only the first module is tried.
     found = {line.group(1) for line in re.finditer(r"^import time:.*\| +(\w+)\.[\w.]+$", log.read_text(), re.M)}
     assert "http" in found
     assert found & HEAVY == allowed

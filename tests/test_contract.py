@@ -1,4 +1,4 @@
-"""Promises about the whole: imports are quiet, each environment suffices for its modules and keeps its floors."""
+"""Promises about the whole project: imports have no side effects, and each environment suffices for its modules."""
 
 import json
 import re
@@ -27,11 +27,12 @@ RUNTIME_MODULES = (
 MODULES = sorted(
     ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
     for path in (ROOT / "src").rglob("*.py")
-    # Run by path in another environment, where kubeloop is not imported, and by Alembic, which gives it its connection.
+    # These run by path in another environment, where kubeloop is not imported, or in Alembic, which passes the
+    # connection.
     if path.name not in ("worker.py", "env.py")
 )
 
-# What the libraries do when they are imported is their own affair.
+# What libraries do at import is out of scope.
 LIBRARIES = (
     *(
         "aiohttp",
@@ -164,7 +165,7 @@ def test_the_lock_names_public_indexes_only() -> None:
 
 
 def test_the_lock_is_in_step_with_the_project() -> None:
-    # Where `make setup` found no uv it brought one.
+    # If `make setup` found no uv, it installed one.
     uv = shutil.which("uv") or ROOT / ".uv/bin/uv"
     done = subprocess.run(
         [uv, "lock", "--check", "--offline"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60

@@ -1,4 +1,4 @@
-"""The documentation: links and anchors of every Markdown file lead somewhere; the site is whole and loads nothing."""
+"""The documentation: every link in Markdown files resolves; the site is complete and loads nothing from elsewhere."""
 
 import html.parser
 import importlib
@@ -31,12 +31,12 @@ _LINK = re.compile(r"\]\((?!\w+:)([^)\s]+)\)")
 
 
 def prose(path: Path) -> str:
-    """Return a page without what is code."""
+    """Return a page without its code."""
     return re.sub(r"`[^`\n]+`", "``", _FENCE.sub("", path.read_text()))
 
 
 def anchors(path: Path) -> set[str]:
-    """Return what a link to a heading of the page may name, as GitHub makes it."""
+    """Return the anchors of a page's headings, as GitHub makes them."""
     seen: Counter[str] = Counter()
     found = set()
     for title in re.findall(r"^#+ +(.+?) *$", _FENCE.sub("", path.read_text()), re.MULTILINE):
@@ -80,7 +80,7 @@ def test_every_page_is_in_the_navigation_once() -> None:
 
 
 class Reader(html.parser.HTMLParser):
-    """Collects what a browser loads for a page, and its text."""
+    """Collects the addresses that a browser loads for a page, and the page's text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def test_the_site_explains_every_setting(site: dict[str, Reader]) -> None:
             if isinstance(row, explain.Section):
                 assert row.path in told
             elif row.meaning:
-                # Backquotes are code there.
+                # Backquotes become code there.
                 assert row.meaning.replace("`", "").partition("\n")[0] in told, row.path
 
 
@@ -151,7 +151,7 @@ _ROOMS = ARCHITECTURE.partition("## Rooms")[2].partition("\n## ")[0]
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`([a-z_]+(?:\.\w+)+)`", _WALKS)) - {"loop.yaml"}))
 def test_what_the_walks_name_exists(name: str) -> None:
-    # A setting of loop.yaml, and a module with what is in it, look the same.
+    # A setting of loop.yaml and a name in a module look the same.
     if name in {row.path for row in explain.rows()["binary"]}:
         return
     head, *rest = name.split(".")
@@ -199,7 +199,7 @@ def test_what_the_table_of_places_names_exists() -> None:
 
 
 def quotes() -> list[str]:
-    """Return the messages that the first column of the troubleshooting tables shows in part."""
+    """Return the parts of messages that the first column of the troubleshooting tables quotes."""
     page = (PROJECT / "docs" / "troubleshooting.md").read_text()
     cells = re.findall(r"^\| (.+?) \| ", page, re.MULTILINE)
     return [text for cell in cells for text in re.findall(r"`([^`]+)`", cell) if " " in text]
@@ -208,7 +208,7 @@ def quotes() -> list[str]:
 @pytest.mark.parametrize("quote", quotes())
 def test_troubleshooting_quotes_messages_that_there_are(quote: str) -> None:
     told = "".join(path.read_text() for path in (PROJECT / "src" / "kubeloop").rglob("*.py"))
-    # A long message stands in several literals.
+    # A long message is split over several literals.
     found = quote in re.sub(r'"\s*\n\s*f?"', "", told)
     assert found, f"no message of src/kubeloop has {quote!r} any more; show the new one"
 
@@ -221,7 +221,7 @@ DROPPED = re.compile(
     r"(row|line|table|feature|setting|file|step|name|process|environment|request|key|value|pod))\b",
     re.IGNORECASE,
 )
-"""What these pages do not say, since a native writer would not; "there is no X" is fine."""
+"""Patterns that these pages avoid, since a native writer would not use them; "there is no X" is fine."""
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(PROJECT)))

@@ -1,4 +1,4 @@
-"""One place asks for what lies outside the clone, and says in one line what brings it."""
+"""Only one module looks for what is outside the clone, and says in one line how to get it."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from tests import outside
 
 TESTS = Path(__file__).parent
 CLUSTER = TESTS / "e2e_cluster"
-"""These run only where `make e2e` asks for them, and a skip says what that cluster lacks."""
+"""These run only where `make e2e` asks for them, and a skip names what that cluster lacks."""
 ASKING = re.compile(r"pytest\.skip\(|importorskip|KUBEBUILDER_ASSETS|KUBELOOP_REQUIRE_|pytest\.mark\.skip")
 BRINGS = re.compile(r"`make [a-z0-9-]+`")
 

@@ -1,4 +1,4 @@
-"""The public surface, which docs/api.md declares, is what public.txt pins: a change of it touches that file.
+"""The public surface that docs/api.md declares is pinned in public.txt, so a change of the surface changes that file.
 
 Types are not pinned as text: mypy checks a consumer's module against them. `python -m tests.test_public` writes the
 file; CHANGELOG.md gets a line.
@@ -33,14 +33,14 @@ PINNED = Path(__file__).with_name("public.txt")
 
 
 def called(value: Any) -> str:
-    """Return the parameters of a function, with their kinds and defaults."""
+    """Return the parameters of a function with their kinds and defaults."""
     signature = inspect.signature(value)
     plain = [each.replace(annotation=inspect.Parameter.empty) for each in signature.parameters.values()]
     return str(signature.replace(parameters=plain, return_annotation=inspect.Signature.empty))
 
 
 def lines(name: str, value: Any) -> Iterator[str]:
-    """Yield a line for a name, and one for each public member of a class."""
+    """Yield one line for a name, and one for each public member of a class."""
     if not inspect.isclass(value):
         yield f"{name}{called(value) if inspect.isfunction(value) else ''}"
         return
@@ -167,7 +167,7 @@ def test_types_reach_a_consumer(tmp_path: Path) -> None:
         check=False,
     )
     found = done.stdout.splitlines()
-    # It finds the types, and the two mistakes: a task without its abstract methods, and a path that is none.
+    # mypy finds the types, and both mistakes: a task without its abstract methods, and a path of the wrong type.
     assert re.search(r"Revealed type is .*-> .*kubeloop\.tasks\.intervals\.Estimate", found[0]), done.stdout
     assert "[abstract]" in found[1], done.stdout
     assert "[arg-type]" in found[2], done.stdout

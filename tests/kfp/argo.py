@@ -1,7 +1,7 @@
-"""Argo Workflows as Kubeflow Pipelines runs it, for tests: defaults, the nodes of a run, their size, the pods' token.
+"""Argo Workflows as Kubeflow Pipelines configures it, for tests: defaults, a run's nodes, their size, the pods' token.
 
-The rules are those of argo-workflows v4.0.5 and of the configuration that Kubeflow Pipelines 2.17.0 brings for it; each
-names the file that it was read from.
+The rules are those of argo-workflows v4.0.5 and of its configuration in Kubeflow Pipelines 2.17.0; each names its
+source file.
 """
 
 import json
@@ -31,20 +31,20 @@ _NEVER = "0001-01-01T00:00:00Z"
 
 
 def go_json(value: Any) -> str:
-    """Write JSON as Go's encoding/json does: no spaces, and what means something to HTML escaped."""
+    """Write JSON as Go's encoding/json does: no spaces, and HTML's special characters escaped."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
     return "".join(_HTML.get(letter, letter) for letter in text)
 
 
 def merged(defaults: Any, given: Any) -> Any:
-    """Merge mappings key by key; what is given counts (workflow/util/merge.go, MergeTo; operator.go for templates)."""
+    """Merge mappings key by key; given values win (workflow/util/merge.go, MergeTo; operator.go for templates)."""
     if not isinstance(defaults, Mapping) or not isinstance(given, Mapping):
         return given
     return {**defaults, **{key: merged(defaults.get(key), value) for key, value in given.items()}}
 
 
 def defaulted(workflow: Object, defaults: Object = WORKFLOW_DEFAULTS) -> Object:
-    """Return the workflow as the controller takes it up, each template as it is executed.
+    """Return the workflow with defaults, as the controller reads it, and each template as it is executed.
 
     Source: workflow/controller/operator.go, setExecWorkflow and mergedTemplateDefaultsInto.
     """
@@ -54,7 +54,7 @@ def defaulted(workflow: Object, defaults: Object = WORKFLOW_DEFAULTS) -> Object:
 
 
 def kept_for(workflow: Object, succeeded: bool) -> int | None:
-    """Return the seconds that a finished workflow is kept (workflow/gccontroller/gc_controller.go, ttl)."""
+    """Return how many seconds a finished workflow is kept (workflow/gccontroller/gc_controller.go, ttl)."""
     ttl = workflow["spec"].get("ttlStrategy", {})
     own = ttl.get("secondsAfterSuccess" if succeeded else "secondsAfterFailure")
     return own if own is not None else ttl.get("secondsAfterCompletion")
@@ -68,10 +68,10 @@ def retries_failures(template: Object) -> bool:
 
 
 def has_token(account: Object, template: Object | None = None) -> bool:
-    """Whether a pod of a workflow gets the token without which argoexec panics in its init container.
+    """Whether a workflow's pods get the service account token; without it argoexec panics in its init container.
 
-    The pod says nothing itself unless the workflow refuses the token, so the account decides
-    (workflow/controller/workflowpod.go, addVolumeReferences and what follows; cmd/argoexec).
+    The pod does not set it unless the workflow refuses the token, so the account decides
+    (workflow/controller/workflowpod.go, addVolumeReferences and the code after it; cmd/argoexec).
     """
     return (template or {}).get("automountServiceAccountToken", account.get("automountServiceAccountToken", True))
 
@@ -94,7 +94,7 @@ class Nodes:
         self.found: dict[str, Object] = {}
 
     def add(self, name: str, kind: str, boundary: str = "", **fields: Any) -> Object:
-        """Add a node (initializeNode): its display name is what its own adds to that of its boundary."""
+        """Add a node (initializeNode); its display name is its name without that of its boundary."""
         parent = self.found.get(node_id(self.workflow, boundary)) if boundary else None
         shown = name.removeprefix(parent["name"]).removeprefix(".") if parent else name
         node = {"id": node_id(self.workflow, name), "name": name, "displayName": shown, "type": kind}
@@ -107,7 +107,7 @@ class Nodes:
         return node
 
     def tasks(self, run_id: str = "") -> list[Object]:
-        """Return them as the task details of a run: all of them, by id, children by id, without a name that is unique.
+        """Return the nodes as the task details of a run: all of them by id, children by id; names are not unique.
 
         Source: kubeflow/pipelines 2.17.0, backend/src/apiserver/server/api_converter.go, toModelTasks and
         toApiPipelineTaskDetail; states by backend/src/apiserver/model/run.go, ToV2.
@@ -118,7 +118,7 @@ class Nodes:
 def _task(run_id: str, node: Object) -> Object:
     phase = node["phase"].upper()
     known = {"ERROR": "FAILED", "OMITTED": "RUNTIME_STATE_UNSPECIFIED"}
-    # What has not happened yet is Go's zero time, which is year 1.
+    # What has not happened yet has Go's zero time, year 1.
     ended = node["finishedAt"] if phase not in ("RUNNING", "PENDING") else _NEVER
     times = {"start_time": node["startedAt"], "end_time": ended}
     children = [{"pod_name": child} for child in node.get("children", ())]
@@ -133,12 +133,12 @@ def _task(run_id: str, node: Object) -> Object:
 
 
 def progress(workflow: str, states: Mapping[str, str | tuple[str, ...]], driver_failed: str = "") -> Nodes:
-    """Return the nodes of a run of ours at some moment, with Kubeflow's defaults in force.
+    """Return the nodes of one of our runs at some moment, under Kubeflow's defaults.
 
     Args:
-        workflow: its name.
-        states: KFP's state of each step that Argo has come to, or those of the attempts at its pod; a step that is
-            PENDING has a driver that runs.
+        workflow: name of the workflow.
+        states: KFP's state of each step that Argo has reached, or one state per attempt; for a PENDING step, the driver
+            runs.
         driver_failed: a step whose driver could not start.
     """
     nodes = Nodes(workflow)
@@ -160,7 +160,8 @@ def progress(workflow: str, states: Mapping[str, str | tuple[str, ...]], driver_
     for step, said in states.items():
         tries = (said,) if isinstance(said, str) else said
         pair(f"{root}.{step}-driver", "Pod", root, "RUNNING" if tries == ("PENDING",) else "SUCCEEDED")
-        # As seen on 4.0.5: what a step waited for has the step's driver among its children, next to its executor.
+        # As seen on 4.0.5: a step that another one waited for has that one's driver among its children, next to its
+        # executor.
         for earlier in done:
             nodes.found[earlier]["children"].append(node_id(workflow, f"{root}.{step}-driver"))
         if tries == ("PENDING",):
@@ -177,11 +178,11 @@ def progress(workflow: str, states: Mapping[str, str | tuple[str, ...]], driver_
 
 
 def run(workflow: Object, pod: Callable[[Object, Mapping[str, str]], Mapping[str, str]]) -> Nodes:
-    """Execute a workflow, every pod once and well, and return the nodes that are left.
+    """Execute a workflow, each pod once and successfully, and return the final nodes.
 
     Args:
-        workflow: as `defaulted` returns it.
-        pod: what the pod of a template with these inputs puts out, by output parameter.
+        workflow: a workflow that `defaulted` returned.
+        pod: returns a pod's output parameters by its template and inputs.
     """
     return _Execution(workflow, pod).nodes
 
@@ -209,7 +210,7 @@ class _Execution:
         values = {item["name"]: item["value"] for item in inputs}
         parent: Object | None = None
         if "retryStrategy" in template:
-            # One more node stands for all attempts, with the same inputs and, at the end, the last one's outputs.
+            # One more node represents all attempts, with the same inputs and, at the end, the last attempt's outputs.
             parent = self.nodes.add(name, "Retry", boundary, **fields)
             name = f"{name}(0)"
             parent["children"] = [node_id(self._name, name)]
@@ -234,7 +235,7 @@ class _Execution:
             ready = [
                 task for task in waiting if set(re.findall(r"([\w-]+)\.Succeeded", task.get("depends", ""))) <= done
             ]
-            assert ready, f"{name} waits for ever"
+            assert ready, f"{name} waits forever"
             for task in ready:
                 arguments = task.get("arguments", {}).get("parameters", ())
                 given = {item["name"]: filled(item["value"], scope) for item in arguments if "value" in item}
@@ -246,14 +247,14 @@ class _Execution:
     def _outputs(self, template: Object, values: Mapping[str, str], identity: str) -> Object:
         declared = template.get("outputs", {}).get("parameters", ())
         parameters = [{**item, "value": values[item["name"]]} for item in declared if item["name"] in values]
-        # Kubeflow's configuration has Argo keep the logs (archiveLogs).
+        # Kubeflow's configuration makes Argo keep the logs (archiveLogs).
         key = f"private-artifacts/kubeflow/{self._name}/2026/11/28/{identity}-{template['name']}/main.log"
         logs = {"exitCode": "0", "artifacts": [{"name": "main-logs", "s3": {"key": key}}]}
         return logs | ({"parameters": parameters} if parameters else {})
 
 
 def filled(text: str, scope: Mapping[str, str]) -> str:
-    """Replace the placeholders of a text that a scope knows."""
+    """Replace the placeholders that a scope knows in a text."""
     return _PLACEHOLDER.sub(lambda match: str(scope.get(match[1], match[0])), text)
 
 
@@ -267,13 +268,13 @@ def size(workflow: Object, nodes: Nodes) -> int:
         "taskResultsCompletionStatus": dict.fromkeys(pods, True),
         "nodes": nodes.found,
     }
-    # Labels, annotations, managed fields and the reference to the artifact store are a few kilobytes.
+    # Labels, annotations, managed fields and the reference to the artifact store take a few kilobytes.
     rest = 4096
     return len(go_json({**workflow, "status": status}).encode()) + rest
 
 
 def shares(nodes: Nodes) -> Iterator[tuple[int, str, str]]:
-    """Yield what the nodes' parameters take, largest first: bytes of all nodes, name of the parameter, in or out."""
+    """Yield the size of the nodes' parameters, largest first: bytes in all nodes, name of the parameter, in or out."""
     found: dict[tuple[str, str], int] = {}
     for node in nodes.found.values():
         for side in ("inputs", "outputs"):

@@ -1,6 +1,6 @@
-"""Kubeflow Pipelines' compiler and driver, for tests: the workflow of a compiled pipeline, and what drivers put out.
+"""Kubeflow Pipelines' compiler and driver, for tests: the workflow of a compiled pipeline, and the drivers' outputs.
 
-The rules are those of kubeflow/pipelines 2.17.0, backend/src/v2; each names the file that it was read from.
+The rules are those of kubeflow/pipelines 2.17.0, backend/src/v2; each names its source file.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class Compiler:
         self._templates["entrypoint"] = {"name": "entrypoint", "dag": {"tasks": entry}}
 
     def workflow(self) -> Object:
-        """Return the workflow as it is given to Argo."""
+        """Return the workflow that Argo gets."""
         name = f"{self._spec['pipelineInfo']['name']}-x7k2p"
         arguments = [{"name": key, "value": value} for key, value in self._arguments.items()]
         spec: Object = {
@@ -52,7 +52,7 @@ class Compiler:
         config = self._config.get("pipelineConfig", {})
         fields = {"Completion": "Completion", "Success": "Success", "Failure": "Failure"}
         ttl = {f"secondsAfter{key}": config.get(f"resourceTtlOn{value}", 0) for key, value in fields.items()}
-        # Whatever is not positive counts as not set (argo.go, buildTTLStrategy).
+        # A value that is not positive counts as unset (argo.go, buildTTLStrategy).
         if ttl := {key: value for key, value in ttl.items() if value > 0}:
             spec["ttlStrategy"] = ttl
         if deadline := config.get("activeDeadlineSeconds"):
@@ -81,10 +81,10 @@ class Compiler:
         self._templates[name] = {"name": name, "inputs": inputs, "dag": {"tasks": tasks}}
 
     def _pair(self, name: str, task: Object) -> list[Object]:
-        """Return the two tasks of a task, its driver and itself (dag.go, task)."""
+        """Return the two Argo tasks of a pipeline task, its driver and itself (dag.go, task)."""
         reference = task["componentRef"]["name"]
         component = self._spec["components"][reference]
-        # Implicit dependencies are added before (addImplicitDependencies).
+        # Implicit dependencies were added earlier (addImplicitDependencies).
         depends = " && ".join(f"{item}.Succeeded" for item in task.get("dependentTasks", ()))
         common = {"task": go_json(task), "task-name": name, "parent-dag-id": "{{inputs.parameters.parent-dag-id}}"}
         if "dag" in component:
@@ -139,7 +139,7 @@ class Compiler:
             impl: Object = {"name": inner, "inputs": {"parameters": [{"name": item} for item in names]}}
             impl |= {"container": {"image": "gcr.io/ml-pipeline/should-be-overridden-during-runtime"}}
             if retry:
-                # The policy is not said, so that the default of Kubeflow's configuration counts.
+                # The policy is left out, so the default in Kubeflow's configuration counts.
                 limit, duration, factor, longest = (f"{{{{inputs.parameters.{item}}}}}" for item in _RETRY)
                 backoff = {"duration": duration, "factor": factor, "maxDuration": longest}
                 impl["retryStrategy"] = {"limit": limit, "backoff": backoff}
@@ -187,11 +187,11 @@ def _with(name: str, default: str) -> Object:
 
 
 class Drivers:
-    """What the driver pods of a run put out (driver/container.go, driver.go, resolve.go, k8s.go).
+    """The outputs of a run's driver pods (driver/container.go, driver.go, resolve.go, k8s.go).
 
     Args:
         parameters: the run's parameters.
-        returned: what steps return, by output; anything else is a text of usual length.
+        returned: return values of steps, by output; any other output is a text of usual length.
     """
 
     def __init__(self, parameters: Mapping[str, Any], returned: Mapping[str, Any]) -> None:
@@ -213,7 +213,7 @@ class Drivers:
         return {}
 
     def _inputs(self, given: Mapping[str, str]) -> Object:
-        """Resolve what a task takes (resolve.go, resolveInputs)."""
+        """Resolve a task's inputs (resolve.go, resolveInputs)."""
         task, scope = json.loads(given["task"]), self._scopes[given["parent-dag-id"]]
         found: Object = {"parameterValues": {}, "artifacts": {}}
         for name, source in task.get("inputs", {}).get("parameters", {}).items():

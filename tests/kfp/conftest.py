@@ -1,4 +1,4 @@
-"""A pipelines API, a use case whose pipelines are compiled, and a client of both, for each test."""
+"""For each test a pipelines API, a use case whose pipelines are compiled, and clients of the API."""
 
 import importlib.util
 import json
@@ -40,13 +40,13 @@ def specification() -> Any:
 
 @pytest.fixture(scope="session")
 def fault() -> Any:
-    """What may go wrong with a request."""
+    """The errors that a request can meet."""
     return SERVER.Fault
 
 
 @pytest.fixture
 def open_server(specification: Any) -> Iterator[Callable[[], Any]]:
-    """Start servers; at the end none of them may have had a request that the specification does not allow."""
+    """Start servers; in the end, none of them may have received a request that the specification forbids."""
     started = []
 
     def start() -> Any:
@@ -61,7 +61,7 @@ def open_server(specification: Any) -> Iterator[Callable[[], Any]]:
 
 @pytest.fixture
 def server(open_server: Callable[[], Any]) -> Any:
-    """A pipelines API of one user, empty."""
+    """An empty pipelines API for one user."""
     return open_server()
 
 
@@ -103,11 +103,11 @@ def api(place: Settings) -> Api:
 
 @pytest.fixture
 def runs(api: Api, case: Loop) -> Runs:
-    """The use case's runs; after a lost answer it looks again at once."""
+    """The use case's runs, with a client that looks again at once after a lost answer."""
     return Runs(api, case, looks_s=(0.0, 0.0))
 
 
 @pytest.fixture
 def steady(server: Any) -> None:
-    """Give everything a second of its own."""
+    """Give every object its own second."""
     server.store.clock = STORE.unique_seconds(datetime(2026, 1, 1, tzinfo=UTC))

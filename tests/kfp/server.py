@@ -1,4 +1,4 @@
-"""A Kubeflow Pipelines API on loopback for tests: real HTTP, strict about requests, and as unreliable as it is told."""
+"""A Kubeflow Pipelines API on loopback for tests: real HTTP, strict about requests, as unreliable as a test wants."""
 
 import contextlib
 import json
@@ -19,8 +19,8 @@ Kind = Literal["lost before", "lost after", "late", "status", "delay", "page"]
 class Fault:
     """What goes wrong with one request.
 
-    "lost before": nothing is done and the connection closes; "lost after": it is done and the connection closes;
-    "late": the connection closes, and it is done when the test calls `release`.
+    "lost before": the connection closes without the operation; "lost after": the connection closes after the operation;
+    "late": the connection closes, and the operation follows when the test calls `release`.
     """
 
     kind: Kind
@@ -29,7 +29,7 @@ class Fault:
 
 
 class KfpServer:
-    """Serves a store; `fault` is asked about every request, `requests` remembers them as (operation, fault)."""
+    """Serves a store; it asks `fault` about every request and records it in `requests` as (operation, fault)."""
 
     def __init__(self, specification: Any, store: Any, api_error: type[Exception], spec_error: type[Exception]) -> None:
         self.store = store
@@ -49,22 +49,22 @@ class KfpServer:
         self._thread.start()
 
     def count(self, operation: str) -> int:
-        """Return how often an operation was asked for."""
+        """Return how often an operation was requested."""
         return sum(1 for name, _ in self.requests if name.endswith(operation))
 
     def release(self) -> None:
-        """Carry out what came late; nobody hears of it when that cannot be done any more."""
+        """Carry out the late operations; an error in one of them reaches nobody."""
         held, self._held = self._held, []
         for act in held:
             with contextlib.suppress(*self.errors):
                 act()
 
     def hold(self, act: Callable[[], Any]) -> None:
-        """Keep something for `release`."""
+        """Keep an operation for `release`."""
         self._held.append(act)
 
     def close(self) -> None:
-        """Stop answering: connections are refused from now on."""
+        """Stop answering and refuse new connections."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -73,7 +73,7 @@ class KfpServer:
 class _Handler(BaseHTTPRequestHandler):
     owner: KfpServer
     protocol_version = "HTTP/1.1"
-    # Head and body in one packet: the second of two would wait for the first one's acknowledgement.
+    # Send head and body in one packet: a second packet would wait for the acknowledgement of the first.
     wbufsize = -1
 
     def do_GET(self) -> None:
@@ -119,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(status, body)
 
     def _prepare(self, matched: tuple[Any, dict[str, str]], query_text: str, content: bytes) -> Callable[[], Any]:
-        """Check a request against the specification and the caller's rights, and return what carries it out."""
+        """Check a request against the specification and the caller's rights, and return the operation to carry out."""
         route, values = matched
         _, spec_error = self.owner.errors
         query = dict(parse_qsl(query_text, keep_blank_values=True))

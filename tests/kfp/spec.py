@@ -1,4 +1,4 @@
-"""What the published Kubeflow Pipelines client says of the API: its paths, their parameters, the shape of each body."""
+"""The API's specification according to the published Kubeflow Pipelines client: paths, parameters, bodies."""
 
 import importlib
 import inspect
@@ -14,7 +14,7 @@ from kfp_server_api import api, models
 
 @dataclass(frozen=True)
 class Route:
-    """One operation, as the client was generated from it."""
+    """One operation as it appears in the generated client."""
 
     operation: str
     method: str
@@ -30,7 +30,7 @@ class SpecError(Exception):
 
 
 class Specification:
-    """Routes and models, read from the client's own source."""
+    """Routes and models, parsed from the client's source."""
 
     def __init__(self) -> None:
         self.routes = [route for module in _modules(api) for route in _routes(module)]
@@ -39,14 +39,14 @@ class Specification:
         }
 
     def route(self, method: str, path: str) -> tuple[Route, dict[str, str]] | None:
-        """Return the operation of a path and the values in it; a fixed path goes before one with a value."""
+        """Return the operation of a path and the values in the path; a fixed path wins over one with a value."""
         for route in sorted(self.routes, key=lambda item: item.pattern.groups):
             if route.method == method and (match := route.pattern.fullmatch(path)):
                 return route, {name.replace("__", "."): value for name, value in match.groupdict().items()}
         return None
 
     def check(self, kind: str, value: Any, where: str = "body") -> None:
-        """Refuse a value that is not of the kind, with a model's unknown fields, wrong types and unknown words."""
+        """Refuse a value of another type; in models also unknown fields, wrong types and unknown enum values."""
         if value is None or kind == "object":
             return
         if match := re.fullmatch(r"list\[(.+)\]", kind):

@@ -1,9 +1,9 @@
-"""The state behind the tests' pipelines API: experiments, pipelines, versions, runs and recurring runs, with its rules.
+"""State and rules of the tests' pipelines API: experiments, pipelines, versions, runs and recurring runs.
 
-The rules are those of Kubeflow Pipelines 2.17: what is unique, what a filter may name, what each list is sorted by,
-how long a description may be, which runs can be ended, and that times have whole seconds. A run's task details are all
-nodes of its Argo workflow, and a run whose service account gives its pods no token dies at its first one:
-tests/kfp/argo.py says where that was read.
+The rules are those of Kubeflow Pipelines 2.17: what is unique, what a filter may name, how lists are sorted, how long a
+description may be, which runs can be terminated, and that times have whole seconds. A run's task details are all nodes
+of its Argo workflow. A run whose service account gives its pods no token fails at its first pod; tests/kfp/argo.py
+names the sources.
 """
 
 import base64
@@ -41,11 +41,11 @@ FIELDS = {
     ),
     "recurring_runs": ("recurring_run_id", "display_name", "created_at", "updated_at", "description"),
 }
-"""What each list can be filtered and sorted by."""
+"""The fields by which each list can be filtered and sorted."""
 
 
 class ApiError(Exception):
-    """An answer that is no success."""
+    """An error response."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -53,7 +53,7 @@ class ApiError(Exception):
 
 
 class Store:
-    """What the API keeps; every operation is named as in the specification."""
+    """What the API stores; every operation has its name from the specification."""
 
     def __init__(self, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.lock = threading.RLock()
@@ -61,7 +61,7 @@ class Store:
         self.multi_user = False
         self.ends_at_once = True
         self.account: Callable[[str], dict[str, Any]] = lambda _: {}
-        """The service account of a name, as the cluster has it."""
+        """Returns a service account by name, as in the cluster."""
         self.experiments: dict[str, dict[str, Any]] = {}
         self.pipelines: dict[str, dict[str, Any]] = {}
         self.versions: dict[str, dict[str, Any]] = {}
@@ -69,17 +69,17 @@ class Store:
         self.recurring: dict[str, dict[str, Any]] = {}
 
     def finish(self, run_id: str, state: str) -> None:
-        """Let a run end."""
+        """Let a run end with a state."""
         with self.lock:
             self.runs[run_id] |= {"state": state, "finished_at": self._now()}
 
     def set_tasks(self, run_id: str, **states: str | tuple[str, ...]) -> None:
-        """Set the states of a run's steps, or of the attempts at them; a step's dashes are underscores."""
+        """Set the states of a run's steps, or of their attempts; a step's dashes are underscores."""
         given = {name.replace("_", "-"): state for name, state in states.items()}
         self.report(run_id, argo.progress(f"pipeline-{run_id[:5]}", given))
 
     def report(self, run_id: str, nodes: argo.Nodes, size: int = 0) -> None:
-        """Take what the persistence agent reports of a run: of a workflow that is too large it sees no node."""
+        """Accept the persistence agent's report of a run; the agent sees no nodes of a workflow that is too large."""
         with self.lock:
             run = self.runs[run_id]
             if size <= argo.MAX_WORKFLOW_SIZE:
@@ -87,7 +87,7 @@ class Store:
             run["state"] = "RUNNING"
 
     def live(self) -> list[dict[str, Any]]:
-        """Return the runs that go on."""
+        """Return the runs that have not ended."""
         with self.lock:
             return [run for run in self.runs.values() if run["state"] not in (*OVER, "CANCELING")]
 
@@ -238,7 +238,7 @@ class Store:
             raise ApiError(500, "Data too long for column")
 
     def _runnable(self, body: dict[str, Any], pinned: bool = True) -> None:
-        """Refuse what cannot run; a recurring run may name no version and takes the newest.
+        """Refuse what cannot run; a recurring run without a version uses the newest.
 
         Source: kubeflow/pipelines 2.17.0, backend/src/apiserver/resource/resource_manager.go (CreateJob).
         """
@@ -281,7 +281,7 @@ class Store:
             if wanted != criteria:
                 raise ApiError(400, "page token does not match the supplied sort by and/or filtering criteria")
         size = min(int(query.get("page_size") or 20), 200)
-        # The one list whose name is in camel case.
+        # The only list whose name is in camel case.
         named = "recurringRuns" if kind == "recurring_runs" else kind
         answer: dict[str, Any] = {named: found[begin : begin + size], "total_size": len(found)}
         if begin + size < len(found):
@@ -293,7 +293,7 @@ def _predicates(kind: str, text: str) -> Iterator[Callable[[dict[str, Any]], boo
     if not text:
         return
     try:
-        # The API takes what HTTP decoded as encoded once more.
+        # The API decodes once more what HTTP has already decoded.
         found = json.loads(unquote_plus(text))["predicates"]
     except (ValueError, KeyError, TypeError):
         raise ApiError(400, f"failed to parse valid filter from {text!r}") from None
@@ -313,6 +313,6 @@ def _predicates(kind: str, text: str) -> Iterator[Callable[[dict[str, Any]], boo
 
 
 def unique_seconds(start: datetime) -> Callable[[], datetime]:
-    """Return a clock that goes on by a second each time it is read."""
+    """Return a clock that advances by one second at each reading."""
     seconds = itertools.count(int(start.timestamp()))
     return lambda: datetime.fromtimestamp(next(seconds), UTC)

@@ -1,4 +1,4 @@
-"""The client of the pipelines API: what it sends, who it says it is, and what it says when something is wrong."""
+"""The client of the pipelines API: what it sends, how it authenticates, and what it says about errors."""
 
 import re
 from pathlib import Path
@@ -81,9 +81,9 @@ def test_each_status_is_a_sentence(
     server.fault = lambda name: None if name.startswith("healthz") else fault("status", status=status)
     with pytest.raises(error, match=re.escape(says)) as caught:
         api.runs("mark")
-    assert isinstance(caught.value, OSError), "the trigger takes every error as no answer"
+    assert isinstance(caught.value, OSError), "the trigger treats every error as a missing answer"
     assert "\n" not in str(caught.value)
-    assert len(server.requests) == (2 if status == 404 else 1), "nothing is asked twice, no redirect followed"
+    assert len(server.requests) == (2 if status == 404 else 1), "no request is repeated, no redirect is followed"
 
 
 def test_an_api_that_is_away_is_a_sentence(server: Any, api: Api) -> None:
@@ -124,7 +124,7 @@ def test_without_an_address_the_setting_is_named(place: Settings, case: Loop) ->
 
 
 class TestManyUsers:
-    """An installation where everybody says who they are, in a namespace of theirs."""
+    """An installation in which every user has a token and a namespace."""
 
     @pytest.fixture
     def token(self, server: Any, tmp_path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What becomes of our pipelines in Kubeflow's and Argo's hands, by their rules."""
+"""What Kubeflow and Argo make of our pipelines, by their rules."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ GROUPINGS = ("step", "stage", "run") if "grouping" in Pipelines.model_fields els
 
 @pytest.fixture(scope="module")
 def large(demo: Loop) -> Loop:
-    """A use case with 60 features, ten slices and three environments, everything said that can be."""
+    """A use case with 60 features, ten slices and three environments, and with all settings written out."""
     features = [f"customer_transactions_rolling_feature_{number:02}" for number in range(60)]
     tables = {
         f"source_table_{number:02}": {"available_at": "ingested_at", "path": f"raw/source_table_{number:02}.parquet"}
@@ -75,9 +75,9 @@ def finished(compiler: Compiler) -> tuple[argo.Object, argo.Nodes]:
 def test_the_workflow_of_a_large_use_case_fits_argos_limit(
     large: Loop, grouping: str, name: str, tmp_path: Path
 ) -> None:
-    """With the trigger's parameters and every step run; above the limit nobody sees any more what a run does.
+    """With the trigger's parameters, and every step run. Above the limit, a run's progress is no longer visible.
 
-    A pod for each step costs six copies of what its driver puts out; half of the limit is for what is the default.
+    With one pod per step, each driver output is copied six times. The default grouping must stay below half the limit.
     """
     case = Loop.parse(
         large.dump(), {"pipelines": {"grouping": grouping} if "grouping" in Pipelines.model_fields else {}}
@@ -88,7 +88,7 @@ def test_the_workflow_of_a_large_use_case_fits_argos_limit(
 
 
 def test_the_use_case_stands_in_the_first_pod_alone(large: Loop, tmp_path: Path) -> None:
-    """Each later one is told its digest, on which the cache of Kubeflow Pipelines then depends."""
+    """Later pods get only its digest, on which the cache of Kubeflow Pipelines then depends."""
     _, nodes = finished(compiled(large, "training", tmp_path))
     patches = {
         node["displayName"]: item["value"]

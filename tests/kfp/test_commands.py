@@ -1,4 +1,4 @@
-"""`kubeloop submit`, `kubeloop schedule` and `kubeloop pipelines objects`, as they are typed."""
+"""`kubeloop submit`, `kubeloop schedule` and `kubeloop pipelines objects`, as users type them."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def kubeloop(home: Path) -> Callable[..., Result]:
 
 @pytest.fixture
 def scripted(server: Any) -> Callable[..., None]:
-    """Let the next run go through states by itself, one a look."""
+    """Let the next run step through states by itself, one for each look at it."""
 
     def play(*states: Callable[[str], None]) -> None:
         left = list(states)
@@ -68,7 +68,7 @@ def scripted(server: Any) -> Callable[..., None]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look again after a hundredth of a second."""
+    """Look again after ten milliseconds."""
     sleep = time.sleep
     monkeypatch.setattr(submission.time, "sleep", lambda seconds: sleep(min(seconds, 0.01)))
 
@@ -269,7 +269,7 @@ def test_schedule_shows_and_then_does_what_is_left(server: Any, kubeloop: Callab
     shown = kubeloop("schedule", "--dry-run", "--json")
     assert json.loads(shown.stdout)["applied"] is False
     assert server.store.recurring == {}
-    assert server.store.versions == {}, "nothing is uploaded to show a difference"
+    assert server.store.versions == {}, "showing a difference uploads nothing"
     done = kubeloop("schedule", "--json")
     assert json.loads(done.stdout)["changes"] == json.loads(shown.stdout)["changes"]
     assert len(server.store.recurring) == 3

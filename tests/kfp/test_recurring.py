@@ -1,4 +1,4 @@
-"""Recurring runs follow loop.yaml, and nobody else's are touched."""
+"""Recurring runs follow loop.yaml, and those of others stay untouched."""
 
 import random
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_what_is_declared_is_made_as_declared(server: Any, api: Api, case: Loop,
     assert weekly["runtime_config"]["parameters"] == {"reason": "recurring run weekly"}
     pipeline = versions["training"].pipeline_id
     assert weekly["pipeline_version_reference"] == {"pipeline_id": pipeline}, "runs of a fixed version have no name"
-    assert reconcile(api, case, versions) == [], "a second time nothing is to do"
+    assert reconcile(api, case, versions) == [], "the second time there is nothing to do"
 
 
 @pytest.mark.parametrize("many", [False, True])
@@ -94,7 +94,7 @@ def test_one_that_is_gone_is_deleted_and_others_are_left_alone(
     template = next(iter(server.store.recurring.values()))
     foreign = {
         "by-hand": {**template, "recurring_run_id": "by-hand", "display_name": "by hand", "description": "mine"},
-        # Made anew in the Kubeflow UI from one of ours: the description came along, the name did not.
+        # Cloned in the Kubeflow UI from one of ours: the clone has its description, but another name.
         "copy": {**template, "recurring_run_id": "copy", "display_name": "a copy"},
     }
     server.store.recurring.update(foreign)

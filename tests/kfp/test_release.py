@@ -1,4 +1,4 @@
-"""`kubeloop schedule --release` and `submit --release`: the loop as a real API server has it, by the chart."""
+"""`kubeloop schedule --release` and `submit --release`: the loop that the chart installed on a real API server."""
 
 import json
 import subprocess
@@ -28,14 +28,14 @@ SECOND = {
 
 @pytest.fixture(scope="module")
 def space(control_plane: ControlPlane) -> Iterator[str]:
-    """A namespace that the module shares: one release with a loop, one with two, one without."""
+    """A namespace shared by the module: a release with one loop, one with two, one without."""
     with control_plane.namespace("release") as name:
         yield name
 
 
 @pytest.fixture(scope="module")
 def put(control_plane: ControlPlane, space: str, assets: Path, project: Path) -> Callable[..., None]:
-    """Give the API server the ConfigMaps of a release with some loops, as `helm upgrade` would."""
+    """Apply the ConfigMaps of a release with some loops, as `helm upgrade` would."""
 
     def apply(release: str, *loops: dict[str, Any]) -> None:
         values = {"loops": {loop["name"]: {"config": loop} for loop in loops}}
@@ -63,7 +63,7 @@ def releases(put: Callable[..., None], demo: Loop) -> None:
 
 @pytest.fixture
 def kubeconfig(control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Be somebody for the client, and for kubectl's rules the one whose context has a namespace."""
+    """Set the user of the client and, as in kubectl, the namespace of its context."""
 
     def become(user: str = "admin", namespace: str = "") -> Path:
         path = control_plane.kubeconfig(user)
@@ -73,7 +73,7 @@ def kubeconfig(control_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> 
         mine = path.with_suffix(".mine")
         mine.write_text(yaml.safe_dump(content))
         monkeypatch.setenv("KUBECONFIG", str(mine))
-        # The client looks the variable up once, when it is imported.
+        # The client reads KUBECONFIG only once, when it is imported.
         monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(mine))
         return mine
 

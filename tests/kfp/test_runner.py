@@ -35,7 +35,7 @@ LEASE = timedelta(seconds=30)
 
 @pytest.fixture(scope="module")
 def bucket(seaweed: Any) -> str:
-    """One bucket for all: the store keeps volumes for each, and has few."""
+    """One bucket for all tests: the store keeps separate volumes for each bucket, and has few."""
     from pyarrow import fs
 
     store = fs.S3FileSystem(
@@ -69,7 +69,7 @@ def event() -> DriftEvent:
 
 
 class Replica:
-    """A trigger without its HTTP face."""
+    """A trigger without its HTTP server."""
 
     def __init__(self, settings: Settings, loop: Loop, holder: str = "one") -> None:
         self.ledger = Ledger(settings.ledger_db, Drift(), backoff=timedelta(0))
@@ -79,7 +79,7 @@ class Replica:
         self._holder = holder
 
     def step(self) -> Run:
-        """Reconcile once, let another take over, and return the only run."""
+        """Reconcile once, release the run to another trigger, and return the only run."""
         self.ledger.reconcile("flight-delay", self.runner, self._holder, LEASE)
         self.ledger.release(self._holder)
         [run] = self.ledger.runs()
@@ -143,7 +143,7 @@ def test_a_failed_attempt_names_its_step_and_the_next_is_a_run_of_its_own(server
     assert (run.status, run.detail) == ("failed", "failed in train-model")
     run = trigger.step()
     assert (run.status, run.attempts) == ("running", 2)
-    assert server.store.runs[newest(server)]["display_name"] == run.name, "so that KFP's cache knows it"
+    assert server.store.runs[newest(server)]["display_name"] == run.name, "KFP's cache must see the same name"
 
 
 @pytest.mark.usefixtures("uploaded")
@@ -156,7 +156,7 @@ def test_the_ledger_says_why_a_step_failed_and_does_not_repeat_what_would_fail_a
     trigger.step()
     first = newest(server)
     failures.tell(here.model_copy(update={"run_id": first}), Failure.of(error, "train-model"))
-    # The pipelines API knows the pod alone, in which several steps may have run.
+    # The pipelines API knows only the pod, in which several steps may have run.
     server.store.set_tasks(first, data="SUCCEEDED", model="FAILED")
     server.store.finish(first, "FAILED")
     run = trigger.step()
@@ -197,7 +197,7 @@ def test_a_run_that_outlives_its_deadline_is_ended(server: Any, trigger: Replica
     trigger.later = timedelta(hours=2)
     assert trigger.step().status == "running", "it is not over yet"
     assert trigger.step().status == "running"
-    assert server.count("terminate_run") == 1, "it is told once"
+    assert server.count("terminate_run") == 1, "it is terminated only once"
     begun = datetime.fromisoformat(server.store.runs[run_id]["created_at"])
     server.store.clock = lambda: begun + timedelta(hours=2)
     server.store.finish(run_id, "CANCELED")

@@ -1,4 +1,4 @@
-"""One run a name, whatever gets lost, crosses or comes late."""
+"""One run per name, even if answers are lost, cross or come late."""
 
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -62,9 +62,9 @@ def test_the_same_name_starts_nothing_while_it_goes_on_or_has_succeeded(
 def test_a_failed_run_gets_a_next_attempt_and_each_attempt_one_run(server: Any, runs: Runs, version: Version) -> None:
     first = start(runs, version)
     server.store.finish(first.run.run_id, "FAILED")
-    assert start(runs, version, 1).run.state == "FAILED", "the first attempt was had"
+    assert start(runs, version, 1).run.state == "FAILED", "the first attempt was made"
     second = start(runs, version, 2)
-    assert (second.number, second.run.name) == (2, NAME), "so that KFP's cache knows it"
+    assert (second.number, second.run.name) == (2, NAME), "KFP's cache must see the same name"
     assert start(runs, version, 2).run == second.run
     found = runs.find(NAME)
     assert found is not None
@@ -137,7 +137,7 @@ def test_a_start_that_comes_late_ends_as_one_run(server: Any, runs: Runs, versio
     assert found is not None
     [run] = server.store.live()
     assert run["run_id"] == found.run.run_id
-    assert {found.number, second.number} == {1, 2}, "of two that go on the first attempt counts"
+    assert {found.number, second.number} == {1, 2}, "of two live attempts, the first counts"
     for state in ("CANCELING", "CANCELED"):
         server.store.runs[second.run.run_id]["state"] = state
         again = runs.find(NAME)

@@ -1,4 +1,4 @@
-"""The steps of a run, out of the task details that Kubeflow Pipelines tells: every node of the Argo workflow."""
+"""The steps of a run, derived from the task details of Kubeflow Pipelines: every node of the Argo workflow."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def test_neither_the_workflow_nor_drivers_branches_or_attempts_are_steps(server:
 
 
 def test_a_step_that_is_tried_again_says_which_attempt_it_is(server: Any, api: Api, run_id: str) -> None:
-    """As many executors as steps, all of one name: ids alone tell whose attempts they are."""
+    """Every step has an executor of the same name: only ids tell which step an attempt belongs to."""
     server.store.set_tasks(run_id, extract_data=("FAILED", "SUCCEEDED"), train_model=("FAILED", "FAILED", "RUNNING"))
     assert seen(api, run_id) == [("extract-data", "SUCCEEDED", 2), ("train-model", "RUNNING", 3)]
     server.store.set_tasks(run_id, extract_data="SUCCEEDED", train_model=("FAILED", "FAILED", "FAILED"))
@@ -53,7 +53,7 @@ def test_a_step_whose_driver_fails_is_the_step_that_failed(server: Any, api: Api
 
 
 def test_without_kubeflows_defaults_there_are_no_nodes_of_attempts(server: Any, api: Api, run_id: str) -> None:
-    """As in an Argo of one's own."""
+    """As in an Argo installation without Kubeflow."""
     nodes = argo.Nodes("w-x7k2p")
     nodes.add("w-x7k2p", "DAG", phase="Running")
     for name in ("root-driver", "root"):
@@ -75,7 +75,7 @@ def test_what_argo_omits_after_a_failure_is_skipped(server: Any, api: Api, run_i
 
 
 def test_a_step_of_a_run_that_is_over_does_not_run_for_ever(server: Any, api: Api, run_id: str) -> None:
-    """Of a workflow above Argo's limit the task details stay as they were."""
+    """Above Argo's limit, the task details of a workflow are no longer updated."""
     server.store.set_tasks(run_id, train_model="RUNNING")
     server.store.report(run_id, argo.progress("w-x7k2p", {"train-model": "SUCCEEDED"}), size=argo.MAX_WORKFLOW_SIZE + 1)
     assert seen(api, run_id) == [("train-model", "RUNNING", 1)]

@@ -1,4 +1,4 @@
-"""Every InferenceService that our code builds, by name: what the rules are held against.
+"""Every InferenceService that our code builds, by name; the tests check them against KServe's rules.
 
 To ask a real KServe: `python -m tests.kserve.cases kubeloop | kubectl apply --server-side --dry-run=server -f -`.
 """

@@ -1,10 +1,10 @@
-"""Hold what a real KServe made against what the played one makes of the same InferenceServices.
+"""Compare what a real KServe made with what the stand-in makes of the same InferenceServices.
 
     python -m tests.kserve.cases NAMESPACE | kubectl apply --server-side -f -
     kubectl -n NAMESPACE get isvc,deployments,services,servingruntimes -o json | python -m tests.kserve.compare
 
-The namespace needs the chart's ServingRuntimes and service accounts; no pod has to run. Prints each difference and how
-often it was seen. What only the real Deployments have is the API server's own defaults.
+The namespace needs the chart's ServingRuntimes and service accounts; no pod has to run. It prints each difference and
+its count. Fields that only the real Deployments have are defaults of the API server.
 """
 
 import json
@@ -19,7 +19,7 @@ Object = dict[str, Any]
 
 
 def differences(played: Any, real: Any, path: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield where two values differ: the path, and both sides as text, empty where there is none."""
+    """Yield where two values differ: the path, and both sides as text; a missing side is empty."""
     if isinstance(played, dict) and isinstance(real, dict):
         for key in sorted({*played, *real}):
             yield from differences(played.get(key), real.get(key), f"{path}.{key}")
@@ -31,7 +31,7 @@ def differences(played: Any, real: Any, path: str = "") -> Iterator[tuple[str, s
 
 
 def compared(items: list[Object]) -> Counter[tuple[str, str, str]]:
-    """Count the differences between the Deployments and Services that are there and those of the played controller."""
+    """Count the differences between the existing Deployments and Services and those of the stand-in."""
     there = {(item["kind"], item["metadata"]["name"]): item for item in items}
     found: Counter[tuple[str, str, str]] = Counter()
     for (kind, _), service in there.items():

@@ -1,8 +1,8 @@
 """What KServe's controller makes of an InferenceService in Standard mode: Deployments, Services, scalers, addresses.
 
-Read from kserve/kserve at commit aaac4e29, under pkg/controller/v1beta1/inferenceservice unless a function says more.
-Left out is what its pod webhook adds when the pods are made, the storage initializer and the agent: where tests have
-pods, they add their own.
+Source: kserve/kserve at commit aaac4e29, under pkg/controller/v1beta1/inferenceservice unless a function names another
+path. The storage initializer and the agent are left out, since KServe's pod webhook adds them when it makes the pods;
+tests with pods add their own.
 """
 
 import copy
@@ -26,7 +26,7 @@ _KEPT = (
     "kubectl.kubernetes.io/last-applied-configuration",
     "modelFormat",
 )
-# What is a component's own and no part of its pods.
+# Fields of a component that are not part of its pods.
 _EXTENSIONS = {
     *(
         "minReplicas",
@@ -41,13 +41,14 @@ _EXTENSIONS = {
     *("containerConcurrency", "canaryTrafficPercent", "batcher", "labels", "annotations", "deploymentStrategy"),
     *("model", "name", "storageUris", "workerSpec"),
 }
-# utils/utils.go, MergePodSpec: what a runtime gives to the pods; its labels and annotations go another way.
+# utils/utils.go, MergePodSpec: the pod fields that come from a runtime; its labels and annotations are merged
+# elsewhere.
 _FROM_RUNTIME = ("nodeSelector", "affinity", "tolerations", "volumes", "imagePullSecrets", "schedulerName")
 _FIXED = ("maxReplicas", "scaleTarget", "scaleMetric", "autoScaling")
 
 
 class UnservableError(ValueError):
-    """The controller makes nothing of it and says why in the status: reason and message."""
+    """The controller makes no objects and gives the reason and message in the status."""
 
 
 def service_name(service: Object, part: str, name: str = "") -> str:
@@ -56,17 +57,17 @@ def service_name(service: Object, part: str, name: str = "") -> str:
 
 
 def objects(service: Object, runtime: Object | None, ready: Mapping[str, bool] | None = None) -> Iterator[Object]:
-    """Yield a Service, a Deployment and, if there is one, an autoscaler for each component; nothing more.
+    """Yield only a Service, a Deployment and, if configured, an autoscaler for each component.
 
-    In particular there is no Service of the InferenceService's own name: that is a host name of a gateway.
+    In particular there is no Service with the InferenceService's name: that name is a host name of a gateway.
 
     Args:
-        service: the InferenceService, as it is stored.
-        runtime: the specification of the ServingRuntime that its predictor names; canaries have the same.
+        service: the stored InferenceService.
+        runtime: the spec of the ServingRuntime that its predictor names; canaries have the same one.
         ready: which canaries have an available pod; while one has, the predictor's own minimum shrinks.
 
     Raises:
-        UnservableError: see there.
+        UnservableError: KServe makes no objects of it.
     """
     spec = service["spec"]
     for canary in spec.get("canary") or ():
@@ -88,8 +89,8 @@ def objects(service: Object, runtime: Object | None, ready: Mapping[str, bool] |
 def addresses(service: Object) -> dict[str, Any]:
     """Return the addresses in its status (reconcilers/ingress: createRawURL, createAddress, domain.go).
 
-    `url` follows the template of the domain, whose default is example.com, whether or not anything answers there;
-    `address` is the Service of the transformer, or of the predictor without one.
+    `url` follows the domain template, by default example.com, even if nothing answers there; `address` is the Service
+    of the transformer or, without one, of the predictor.
     """
     name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
     if service["spec"].get("transformer"):
@@ -110,7 +111,7 @@ def canary_replicas(service: Object, canary: Object) -> int:
 
 
 def merged(stable: Object, canary: Object) -> Object:
-    """Return a canary over its predictor (buildCanaryPredictor): mappings grow together, lists are replaced."""
+    """Return a canary merged over its predictor (buildCanaryPredictor): mappings are merged, lists are replaced."""
     found = copy.deepcopy(stable)
     for key, value in canary.items():
         below = found.get(key)
@@ -131,8 +132,8 @@ def _predictor(service: Object, predictor: Object, runtime: Object | None) -> Ob
     found = next((c for c in runtime["containers"] if c["name"] == CONTAINER), None)
     if found is None:
         raise UnservableError(f"InvalidPredictorSpec: failed to find {CONTAINER} in ServingRuntime containers")
-    # MergeRuntimeContainers: a strategic merge, and the model's arguments come after the runtime's.
-    # An empty name, as the API server stores it, is none.
+    # MergeRuntimeContainers: a strategic merge, with the model's arguments after the runtime's. The API server stores a
+    # missing name as an empty one.
     patch = {key: value for key, value in model.items() if key in _CONTAINER_FIELDS and (key, value) != ("name", "")}
     container = _strategic(found, patch)
     container["args"] = [*found.get("args", ()), *model.get("args", ())]
@@ -186,7 +187,7 @@ def _named(container: Object, service: Object) -> Object:
 
 
 def _placed(value: Any, service: Object) -> Any:
-    """Return a container with the service's name where the braces are (utils/utils.go, ReplacePlaceholders)."""
+    """Return a container with the placeholders replaced by the service's name (utils/utils.go, ReplacePlaceholders)."""
     if isinstance(value, dict):
         return {key: _placed(item, service) for key, item in value.items()}
     if isinstance(value, list):
@@ -210,10 +211,10 @@ def _component(
 
 
 def _metadata(service: Object, component: Object, runtime: Object | None) -> Object:
-    """Return name, labels and annotations of Deployment and pods (buildObjectMeta, Transformer.Reconcile).
+    """Return the name, labels and annotations of Deployment and pods (buildObjectMeta, Transformer.Reconcile).
 
-    The component's own win over the service's, and those over the runtime's. The service's own go to every component:
-    whatever changes there replaces all pods.
+    The component's values win over the service's, and those win over the runtime's. The service's values go to every
+    component, so a change there replaces all pods.
     """
     part = "predictor" if runtime is not None else "transformer"
     name = service_name(service, part, component.get("name", ""))
@@ -256,7 +257,7 @@ def _service(metadata: Object, component: Object, pod: Object) -> Object:
 
 
 def _completed(pod: Object) -> Object:
-    """Return a pod with a readiness probe in any case (deployment_reconciler.go, setDefaultPodSpec)."""
+    """Return a pod that always has a readiness probe (deployment_reconciler.go, setDefaultPodSpec)."""
     found = copy.deepcopy(pod)
     for container in found["containers"]:
         if container["name"] == CONTAINER and "readinessProbe" not in container:
@@ -280,7 +281,7 @@ def _autoscaler(kind: str, metadata: Object, bounds: Object) -> Iterator[Object]
         }
         yield {"apiVersion": "autoscaling/v2", "kind": "HorizontalPodAutoscaler", "metadata": metadata, "spec": spec}
     elif kind == "keda":
-        # Of `autoScaling` alone: without it there are no triggers, and KEDA's schema refuses that.
+        # From `autoScaling` only: without it there are no triggers, and KEDA's schema refuses that.
         metrics = (bounds.get("autoScaling") or {}).get("metrics")
         triggers = [
             {
@@ -299,7 +300,7 @@ def _autoscaler(kind: str, metadata: Object, bounds: Object) -> Iterator[Object]
         yield {"apiVersion": "keda.sh/v1alpha1", "kind": "ScaledObject", "metadata": metadata, "spec": spec}
 
 
-# Of a container, in `model`; the others are the model's own.
+# Fields of a container in `model`; the others belong to the model.
 _CONTAINER_FIELDS = {
     *("name", "image", "command", "args", "env", "envFrom", "ports", "resources", "securityContext", "volumeMounts"),
     *("imagePullPolicy", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "terminationMessagePolicy"),
@@ -309,7 +310,7 @@ _KEYS |= {"imagePullSecrets": "name", "topologySpreadConstraints": "topologyKey"
 
 
 def _strategic(below: Object, above: Object) -> Object:
-    """Return a strategic merge, as Kubernetes does: lists with a key are merged by it, others replaced."""
+    """Return a strategic merge as Kubernetes does it: keyed lists are merged by key, others replaced."""
     found = copy.deepcopy(below)
     for key, value in above.items():
         old = found.get(key)

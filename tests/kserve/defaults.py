@@ -1,7 +1,7 @@
 """What KServe's mutating webhook makes of an InferenceService that we apply.
 
-Read from kserve/kserve at commit aaac4e29: pkg/apis/serving/v1beta1/inference_service_defaults.go
-(DefaultInferenceService), transformer_custom.go (Default), with the settings of its chart, charts/kserve-resources.
+Source: kserve/kserve at commit aaac4e29: pkg/apis/serving/v1beta1/inference_service_defaults.go
+(DefaultInferenceService), transformer_custom.go (Default), with the settings of its chart charts/kserve-resources.
 """
 
 import copy
@@ -18,10 +18,10 @@ _V2 = ("triton", "vllm")
 
 
 def defaulted(service: dict[str, Any], *, mode: str = STANDARD, token: bool = True) -> dict[str, Any]:
-    """Return an InferenceService as it is stored.
+    """Return an InferenceService as KServe stores it.
 
     Args:
-        service: as it was sent; it is left as it is.
+        service: the InferenceService as sent; it is not changed.
         mode: `deploy.defaultDeploymentMode`.
         token: `security.autoMountServiceAccountToken`; the chart's default.
     """
@@ -39,7 +39,7 @@ def defaulted(service: dict[str, Any], *, mode: str = STANDARD, token: bool = Tr
         annotations.setdefault(MODEL_FORMAT, kind)
     if annotations:
         found["metadata"]["annotations"] = annotations
-    # A model gets none here: its runtime says what it needs. Nor is a canary looked at.
+    # A model gets no defaults here, since its runtime sets its resources. A canary is not looked at either.
     if containers := (spec.get("transformer") or {}).get("containers"):
         containers[0]["name"] = "kserve-container"
         resources = containers[0].setdefault("resources", {})

@@ -1,8 +1,8 @@
 """What KServe's validating webhooks refuse, for every field that we write or let others write, in KServe's own words.
 
-Read from kserve/kserve at commit aaac4e29 (August 2026, after 0.20): each rule names its file. Paths are of
-pkg/apis/serving/v1beta1 unless they say more. Left out is what we cannot write: frameworks other than `model`, workers
-on several nodes, confidential models, explainers, Knative's own autoscaler.
+Source: kserve/kserve at commit aaac4e29 (August 2026, after 0.20). Each rule names its file, under
+pkg/apis/serving/v1beta1 unless it gives another path. Rules for what we cannot write are left out: frameworks other
+than `model`, workers on several nodes, confidential models, explainers, Knative's own autoscaler.
 """
 
 import re
@@ -27,13 +27,13 @@ class RefusedError(ValueError):
 
 
 def validate(service: Object, old: Object | None = None) -> None:
-    """Refuse an InferenceService as KServe does; `old` is what it would replace.
+    """Refuse an InferenceService as KServe does; `old` is the version that it would replace.
 
-    The order is KServe's, since only the first objection is told (inference_service_validation.go,
+    The order is KServe's, since KServe reports only the first objection (inference_service_validation.go,
     validateInferenceService and ValidateUpdate).
 
     Raises:
-        RefusedError: see there.
+        RefusedError: KServe refuses it.
     """
     if old is not None:
         _changes(service, old)
@@ -56,7 +56,7 @@ def validate(service: Object, old: Object | None = None) -> None:
 
 
 def _changes(service: Object, old: Object) -> None:
-    """Refuse what may not change (validateDeploymentMode, validatePredictorNameChange)."""
+    """Refuse a change of what must not change (validateDeploymentMode, validatePredictorNameChange)."""
     was, now = old.get("status", {}).get("deploymentMode"), _annotations(service).get(MODE)
     if was and now and was != now:
         raise RefusedError(f"update rejected: deploymentMode cannot be changed from '{was}' to '{now}'")
@@ -84,7 +84,10 @@ def _autoscaler(service: Object) -> None:
 
 
 def _environment(service: Object) -> None:
-    """Refuse variables (validateBlockedEnvVars; pkg/validation/env_policy.go). A canary's are not looked at."""
+    """Refuse environment variables (validateBlockedEnvVars; pkg/validation/env_policy.go).
+
+    A canary's are not checked.
+    """
     spec = service["spec"]
     predictor, transformer = spec["predictor"], spec.get("transformer") or {}
     model = predictor.get("model")
@@ -108,7 +111,10 @@ def blocked(containers: Iterable[Object]) -> None:
 
 
 def _standard_predictor(predictor: Object) -> None:
-    """Refuse the container's name (validatePredictor); the schema of a canary asks for it, and no rule forbids it."""
+    """Refuse a container's name (validatePredictor).
+
+    A canary's schema requires the name, and no rule forbids it there.
+    """
     if any((predictor.get(kind) or {}).get("name") for kind in _PREDICTORS):
         raise RefusedError("the 'name' field is not allowed in standard predictor")
 
@@ -131,9 +137,9 @@ def _storage_uris(component: Object) -> None:
 
 
 def _implementation(component: Object, kind: str) -> None:
-    """Refuse none or several servers (component.go, validateExactlyOneImplementation; predictor.go, transformer.go)."""
+    """Refuse any number of servers but one (component.go, validateExactlyOneImplementation; predictor.go)."""
     found = [name for name in _PREDICTORS if component.get(name)] if kind == "PredictorSpec" else []
-    # Containers next to a framework are its sidecars.
+    # Containers next to a framework are sidecars.
     if not found and component.get("containers"):
         found = ["containers"]
     if len(found) != 1:
@@ -161,7 +167,7 @@ def _extensions(component: Object) -> None:
 
 
 def _scaling(service: Object, component: Object) -> None:
-    """Refuse how a component is to scale (validateAutoScalingCompExtension and what it calls)."""
+    """Refuse scaling settings (validateAutoScalingCompExtension and the functions that it calls)."""
     annotations = _annotations(service)
     if annotations.get(MODE) != STANDARD:
         _knative(component)
@@ -183,12 +189,12 @@ def _knative(component: Object) -> None:
 
 
 def _hpa(component: Object) -> None:
-    """Refuse what no HorizontalPodAutoscaler can be made of (validateScalingHPACompExtension)."""
+    """Refuse settings that make no valid HorizontalPodAutoscaler (validateScalingHPACompExtension)."""
     metric, target = component.get("scaleMetric", "cpu"), component.get("scaleTarget")
     if metric not in ("cpu", "memory"):
         raise RefusedError(f"[{metric}] is not a supported metric")
     if target is not None:
-        # Above 100 it is refused for memory as well: `&&` binds closer than `||` there.
+        # Above 100 it is refused for memory as well, since `&&` binds more tightly than `||` there.
         if (metric == "cpu" and target < 1) or target > 100:
             raise RefusedError("the target utilization percentage should be a [1-100] integer")
         if metric == "memory" and target < 1:
@@ -203,7 +209,7 @@ def _hpa(component: Object) -> None:
 
 
 def _keda(component: Object) -> None:
-    """Refuse what no ScaledObject can be made of (validateScalingKedaCompExtension)."""
+    """Refuse settings that make no valid ScaledObject (validateScalingKedaCompExtension)."""
     if component.get("scaleMetric") is not None:
         raise RefusedError("ScaleMetric is not supported for KEDA")
     for item in _metrics(component):

@@ -1,7 +1,7 @@
 """What KServe's webhooks refuse of a ServingRuntime, in KServe's own words.
 
-Read from kserve/kserve at commit aaac4e29: pkg/webhook/admission/servingruntime/servingruntime_webhook.go. Left out is
-what it says about workers on several nodes.
+Source: kserve/kserve at commit aaac4e29, pkg/webhook/admission/servingruntime/servingruntime_webhook.go. The rules
+about workers on several nodes are left out.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from tests.kserve.rules import Object, RefusedError, blocked
 def validate(runtime: Object, others: Sequence[Object] = ()) -> None:
     """Refuse a ServingRuntime, or a ClusterServingRuntime, as KServe does.
 
-    pkg/webhook/admission/servingruntime/servingruntime_webhook.go, Handle of either; priorities are only compared
-    where another runtime exists, and only among those of one namespace, or of the cluster.
+    Source: pkg/webhook/admission/servingruntime/servingruntime_webhook.go, Handle of either. Priorities are compared
+    only with other runtimes, and only within one namespace or within the cluster.
 
     Args:
         runtime: the object.
-        others: the runtimes of its kind that are there.
+        others: the existing runtimes of its kind.
 
     Raises:
-        RefusedError: see there.
+        RefusedError: KServe refuses it.
     """
     spec, kind, name = runtime["spec"], runtime["kind"], runtime["metadata"]["name"]
     if spec.get("disabled"):
@@ -54,7 +54,7 @@ def _two_priorities(spec: Object) -> str | None:
 
 
 def _same_priority(runtime: Object, other: Object) -> str | None:
-    """Return a model format that both would take first (validateServingRuntimePriority)."""
+    """Return a model format that both runtimes would serve with the same priority (validateServingRuntimePriority)."""
     mine, theirs = runtime["spec"], other["spec"]
     same = runtime["metadata"]["name"] == other["metadata"]["name"]
     if same or theirs.get("disabled") or bool(mine.get("multiModel")) != bool(theirs.get("multiModel")):

@@ -1,4 +1,4 @@
-"""What KServe makes of what we build: no more Services than it makes, and pods as we mean them to be."""
+"""What KServe makes of our objects: only the expected Services, and pods as we intend them."""
 
 import copy
 from typing import Any
@@ -85,7 +85,7 @@ def test_no_container_asks_for_more_than_its_limit(case: str) -> None:
 
 @pytest.mark.parametrize("scaler", ["plain", "keda", "no scaler"])
 def test_a_canary_has_fixed_replicas_and_leaves_nothing_behind(scaler: str) -> None:
-    """KServe deletes Deployment and Service of a canary that goes, and not its HPA; a ScaledObject needs triggers."""
+    """KServe deletes the Deployment and Service of a deleted canary, but not its HPA; a ScaledObject needs triggers."""
     found = made(BUILT[f"{scaler}, dark"])
     assert found["Deployment", "flights-canary-predictor"]["spec"]["replicas"] == 1
     assert not {kind for kind, name in found if name == "flights-canary-predictor"} - {"Deployment", "Service"}

@@ -1,4 +1,4 @@
-"""KServe takes every InferenceService that we build, and the rules refuse what KServe refuses, in its words."""
+"""KServe accepts every InferenceService that we build, and the rules refuse what KServe refuses, in its words."""
 
 import copy
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def test_defaults_change_nothing_that_we_said(case: str) -> None:
     assert added == {MODEL_FORMAT}
     spec = copy.deepcopy(stored["spec"])
     if "plain" not in case or "laptop" not in case:
-        assert spec == service["spec"], "the processor's limit is ours as well"
+        assert spec == service["spec"], "our limit equals the processor's"
     assert defaulted(stored) == stored
 
 

@@ -1,4 +1,4 @@
-"""KServe's webhooks, as we play them, before a real API server."""
+"""The stand-ins for KServe's webhooks in front of a real API server."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""KServe's admission webhooks before a real API server: what it defaults and refuses, the server defaults and refuses.
+"""A stand-in for KServe's admission webhooks in front of a real API server: the same defaults, the same refusals.
 
 Names and paths are those of config/webhook/manifests.yaml in kserve/kserve at commit aaac4e29.
 """
@@ -32,11 +32,11 @@ _RUNTIMES = {
 
 @contextlib.contextmanager
 def served(authority: Authority, runtimes_there: Callable[[Object], list[Object]]) -> Iterator[list[Object]]:
-    """Serve the webhooks on loopback; yield the configurations that lead an API server to them.
+    """Serve the webhooks on loopback; yield the configurations that point an API server to them.
 
     Args:
-        authority: signs the server's certificate.
-        runtimes_there: returns the runtimes of the kind and the namespace of one that is being admitted.
+        authority: authority that signs the server's certificate.
+        runtimes_there: returns the runtimes of the same kind and namespace as the one to admit.
     """
 
     class Handler(BaseHTTPRequestHandler):

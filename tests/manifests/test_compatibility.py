@@ -1,4 +1,4 @@
-"""The compatibility table in docs/install.md says what the lock, the chart and the tests' tools say."""
+"""The compatibility table in docs/install.md agrees with the lock, the chart and the tests' tools."""
 
 import re
 import tomllib

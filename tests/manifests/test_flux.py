@@ -1,4 +1,4 @@
-"""What Flux is given, against its own schemas on a real API server."""
+"""Our Flux objects, checked against Flux's own schemas on a real API server."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""docs/install.md as a script: what is run of it, what a user fills in, and the shell that runs it."""
+"""docs/install.md as a script: its commands, the values that users fill in, and the shell that runs them."""
 
 import re
 import subprocess
@@ -72,7 +72,7 @@ def test_the_page_has_every_step_and_bash_takes_it() -> None:
 
 
 def unfilled() -> set[str]:
-    """Return the names that the page's exports leave to the user."""
+    """Return the names of the page's exports that the user must fill in."""
     found: set[str] = set()
     for line in SCRIPT.splitlines():
         try:
@@ -89,7 +89,7 @@ def test_what_the_page_leaves_to_the_user_is_exported_once_and_used() -> None:
     assert left <= set(exported)
     for name in left:
         assert re.search(rf"\${{?{name}\b", SCRIPT), name
-    # Nothing else on the page waits to be filled in.
+    # The page has no other placeholder.
     rest = "\n".join(line for line in SCRIPT.splitlines() if not line.startswith("export "))
     assert not re.search(r"\.\.\.|my-bucket|/you\b", rest)
 

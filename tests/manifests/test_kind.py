@@ -1,4 +1,4 @@
-"""What `make kind-up` does, as far as it can be tried without a container engine."""
+"""What `make kind-up` does, as far as that can be tested without a container engine."""
 
 import os
 import re
@@ -49,7 +49,7 @@ def test_every_variable_that_the_page_wants_is_given() -> None:
 
 
 def test_the_versions_are_the_pages() -> None:
-    """What the page installs is read from it; this script pins what the page leaves to the user, and no more."""
+    """The script reads the page for what the page installs, and pins only what the page leaves to the user."""
     assert "tests.e2e_cluster.page 2 3" in UP
     assert re.findall(r"v\d+\.\d+\.\d+", UP) == re.findall(r"^envoy_gateway=(\S+)$", UP, re.MULTILINE)
     assert '--version "$KSERVE"' in UP

@@ -1,4 +1,4 @@
-"""The environments: accepted by a real API server, different only where they say so, and as our builder would write."""
+"""The environments: a real API server accepts them, only stated differences exist, and our builder writes the same."""
 
 import json
 import shutil
@@ -145,7 +145,7 @@ def repeated(under: Object, over: Object, path: str = "") -> list[str]:
 
 @EVERY
 def test_a_model_is_what_our_builder_writes(assets, chart, environment):
-    """Base and patch together are what the builder makes of the environment's loop and the version in the patch."""
+    """Base and patch together equal what the builder makes of the environment's loop and the version in the patch."""
     (found,) = build(assets, f"overlays/{environment}/models")
     objects = chart(environment)
     namespace = f"kubeloop-{environment}"
@@ -222,7 +222,7 @@ def test_what_was_never_promoted_is_not_carried_on(tmp_path):
 
 
 def test_a_new_loop_gets_its_files(assets, tmp_path):
-    """Both loops, then the second again: nothing changes, and every environment can be built."""
+    """Both loops are written, then the second again: nothing changes, and every environment can be built."""
     shutil.copytree(MANIFESTS.parent / "charts", tmp_path / "charts")
     shutil.copytree(MANIFESTS, tmp_path / "manifests", ignore=shutil.ignore_patterns("__pycache__"))
     second = {
@@ -295,7 +295,7 @@ def test_argo_cd_may_install_all_that_an_environment_renders(assets, chart):
 
 @EVERY
 def test_models_come_when_there_is_one_and_by_git_alone(assets, chart, environment):
-    """An endpoint without a model would only fail; and Git must not fight with a pipeline that applies by itself."""
+    """A new endpoint without a model would only fail; and Git must not undo what a pipeline applies."""
     assert "kubeloop-models" not in {item["metadata"]["name"] for item in build(assets, "argocd")}
     assert named(build(assets, f"flux/{environment}"), "Kustomization", "kubeloop-models")["spec"]["suspend"] is True
     loop = Loop.parse(named(chart(environment), "ConfigMap", f"kubeloop-loop-{LOOP}")["data"]["loop.yaml"])

@@ -1,4 +1,4 @@
-"""A release's chart, made by the workflow's own script: its version is the tag's, its images are the pushed ones."""
+"""A release's chart, made by the workflow's own script: its version is the tag, its images are the pushed ones."""
 
 import json
 import os
@@ -16,7 +16,7 @@ DIGESTS = {name: f"sha256:{number:064x}" for number, name in enumerate(NAMES, st
 
 
 def pushed(name: str, **changes: Any) -> dict[str, Any]:
-    """What images/build.py writes of an image that it has pushed."""
+    """The output of images/build.py for an image that it has pushed."""
     image = {"name": f"ghcr.io/acme/kubeloop-{name}", "tag": "1.2.3", "digest": DIGESTS[name]}
     return {**image, "id": "sha256:0", "size": 1, "sbom": "build/sbom/x.json", **changes}
 
@@ -33,7 +33,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def step(name: str) -> str:
-    """The script of the workflow's step whose name starts so."""
+    """The script of the workflow step whose name starts with this text."""
     jobs = yaml.safe_load((PROJECT / ".github/workflows/images.yml").read_text())["jobs"]
     (script,) = [found["run"] for found in jobs["chart"]["steps"] if found.get("name", "").startswith(name)]
     return str(script)
@@ -68,7 +68,7 @@ def test_the_published_chart_names_what_the_release_pushed(assets: Path, checkou
     assert used == {f"ghcr.io/acme/kubeloop-{name}:1.2.3@{digest}" for name, digest in DIGESTS.items()}
     values = yaml.safe_load(helm("show", "values", str(package)))
     plain = yaml.safe_load((PROJECT / "charts/kubeloop/values.yaml").read_text())
-    assert {**values, "images": None} == {**plain, "images": None}, "nothing else is another"
+    assert {**values, "images": None} == {**plain, "images": None}, "nothing else differs"
     assert values["images"]["pullPolicy"] == plain["images"]["pullPolicy"]
 
 

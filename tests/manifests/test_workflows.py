@@ -1,4 +1,4 @@
-"""The workflows of GitHub, by actionlint, and that what they run exists."""
+"""The GitHub workflows: actionlint accepts them, and the targets and files that they name exist."""
 
 import re
 import subprocess
@@ -110,5 +110,5 @@ def test_a_workflow_may_only_what_it_says(path):
     for step in (step for job in workflow["jobs"].values() for step in job["steps"]):
         if "uses" in step:
             assert re.fullmatch(r"[\w.-]+/[\w./-]+@v\d+(\.\d+)*", step["uses"]), step["uses"]
-        # An expression in a script is code that whoever fills it in may write.
+        # An expression in a script is replaced by text that the author of an issue or pull request may control.
         assert "${{" not in step.get("run", "")

@@ -1,4 +1,4 @@
-"""A node, and kubeloop installed on it as docs/install.md says; `make e2e-node` gives them a place of their own."""
+"""A node, and kubeloop installed on it as in docs/install.md; `make e2e-node` gives them separate namespaces."""
 
 import shutil
 import tempfile
@@ -22,14 +22,14 @@ _DEBIAN = ("conntrack", "containerd", "iptables", "runc")
 
 @pytest.fixture(scope="session")
 def archives(assets: Path) -> Path:
-    """The folder of image archives; here too, since all tests of this folder want the same permission."""
+    """The folder of image archives; it is defined here, since all tests of this folder need the same permission."""
     outside.node()
     return assets.parent / "images"
 
 
 @pytest.fixture(scope="session")
 def node(assets: Path, crds: Path, archives: Path) -> Iterator[Node]:
-    """A running node that has our images and KServe's CRDs."""
+    """A running node with our images and KServe's CRDs."""
     needed = [*(assets / name for name in PROGRAMS), *(archives / f"{name}.tar" for name in IMAGES), CNI / "bridge"]
     missing = [*map(str, (path for path in needed if not path.exists()))]
     missing += [name for name in _DEBIAN if not shutil.which(name)]
@@ -37,7 +37,7 @@ def node(assets: Path, crds: Path, archives: Path) -> Iterator[Node]:
         pytest.fail(f"{', '.join(missing)} missing; run `make e2e-node`", pytrace=False)
     if not ground.apart():
         pytest.fail("a node must have a network of its own; run `make e2e-node`", pytrace=False)
-    # Not among pytest's folders, which outlive the session: images take gigabytes.
+    # Not one of pytest's folders, which outlive the session: images take gigabytes.
     with tempfile.TemporaryDirectory(prefix="kubeloop-node-") as name, ground.laid(Path(name)) as group:
         state = Path(name) / "state"
         state.mkdir()
@@ -60,7 +60,7 @@ def installed(
     seaweed: Any,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Installation]:
-    """The chart on the node, with one loop, MLflow, and every database that it wants."""
+    """The chart on the node, with one loop, MLflow, and every database that it uses."""
     with kubeflow(node) as pipelines:
         yield Installation.make(
             node,

@@ -1,4 +1,4 @@
-"""What a node stands on: a bridge for pods, mounts and limits of its own, in namespaces that end with the tests."""
+"""A node's network, mounts and limits, in namespaces that end with the tests."""
 
 import contextlib
 import os
@@ -11,22 +11,22 @@ from pathlib import Path
 
 BRIDGE = "kubeloop0"
 GATEWAY = "10.244.0.1"
-"""Where pods find this machine: what listens on loopback answers there too."""
+"""The address of this machine for pods; what listens on loopback answers there too."""
 PODS = "10.244.0.0/24"
 
 _CGROUPS = Path("/sys/fs/cgroup")
-# What a kubelet sets for the whole machine: it must see what it wants, and change nothing.
+# Settings that a kubelet makes for the whole machine: it must see the values that it wants, and change nothing.
 _KERNEL = {"vm/overcommit_memory": "1", "vm/panic_on_oom": "0", "kernel/panic": "10", "kernel/panic_on_oops": "1"}
 
 
 def apart() -> bool:
-    """Return whether this process has a network of its own, as `make e2e-node` gives it."""
+    """Return whether this process has its own network, as under `make e2e-node`."""
     return [name for _, name in socket.if_nameindex()] == ["lo"]
 
 
 @contextlib.contextmanager
 def laid(folder: Path) -> Iterator[str]:
-    """Lay network and mounts, and clear the folder of what is mounted or runs in the end; yields a control group."""
+    """Set up network and mounts, and yield a control group; at the end, stop and unmount everything in the folder."""
     _lay_network()
     _lay_mounts(folder)
     try:
@@ -37,13 +37,13 @@ def laid(folder: Path) -> Iterator[str]:
 
 
 def _lay_network() -> None:
-    """Make the bridge, and lead what pods send to its address to loopback."""
+    """Create the bridge, and redirect what pods send to its address to loopback."""
     for command in (
         "ip link set lo up",
         f"ip link add {BRIDGE} type bridge",
         f"ip address add {GATEWAY}/24 dev {BRIDGE}",
         f"ip link set {BRIDGE} up",
-        # A Service's address must lead somewhere before kube-proxy rewrites it.
+        # A Service's address needs a route before kube-proxy rewrites it.
         f"ip route add default via {GATEWAY}",
         f"sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.{BRIDGE}.route_localnet=1",
         f"iptables -t nat -A PREROUTING -i {BRIDGE} -d {GATEWAY} -p tcp -j DNAT --to-destination 127.0.0.1",
@@ -53,7 +53,7 @@ def _lay_network() -> None:
 
 
 def _lay_mounts(folder: Path) -> None:
-    """Cover what the node's programs write outside their folders, for this mount namespace alone."""
+    """Hide what the node's programs write outside their folders in overlays of this mount namespace."""
     _run("mount --make-rshared /")
     for place in ("var", "etc"):
         upper, work = folder / place / "upper", folder / place / "work"
@@ -71,14 +71,14 @@ def _lay_mounts(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _cgroup(name: str) -> Iterator[str]:
-    """Make a control group in every hierarchy of version 1 and delete it with all that is in it; yields its path."""
+    """Make a control group in every version 1 hierarchy, yield its path, and delete it with everything in it."""
     hierarchies = [path for path in _CGROUPS.iterdir() if path.is_dir() and not path.is_symlink()]
     if not (_CGROUPS / "memory").is_dir():
         hierarchies = [_CGROUPS]
     for path in hierarchies:
         (path / name).mkdir()
         for limit in ("cpuset.cpus", "cpuset.mems"):
-            # A new set is empty, and nothing runs on no processor.
+            # A new set is empty, and no process can run without processors.
             if path.name == "cpuset":
                 (path / name / limit).write_text((path / limit).read_text())
     try:
@@ -89,7 +89,7 @@ def _cgroup(name: str) -> Iterator[str]:
 
 
 def _remove(group: Path) -> None:
-    """Kill what a control group holds and delete it from the leaves up."""
+    """Kill the processes of a control group and delete it from the leaves up."""
     deadline = time.monotonic() + 20
     groups = [Path(found) for found, _, _ in os.walk(group, topdown=False)]
     for pid in (pid for path in groups for pid in (path / "cgroup.procs").read_text().split()):
@@ -114,7 +114,7 @@ def _run(command: str) -> None:
 
 
 def _clear_mounts(folder: Path) -> None:
-    """Unmount what lies in a folder or is made of it."""
+    """Unmount everything that is mounted in a folder or from it."""
     for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
         if f"{folder}/" in line:
             _run(f"umount --lazy {line.split()[1]}")

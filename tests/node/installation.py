@@ -1,4 +1,4 @@
-"""kubeloop on a node, by the steps of docs/install.md."""
+"""kubeloop on a node, installed by the steps of docs/install.md."""
 
 import json
 import secrets
@@ -25,7 +25,7 @@ _LITTLE = {"requests": {"cpu": "50m"}}
 
 @dataclass
 class Installation:
-    """The chart on a node, and what it was given.
+    """The chart on a node, and its inputs.
 
     Attributes:
         values: the values file.
@@ -51,7 +51,7 @@ class Installation:
         store: Any,
         pipelines: Any,
     ) -> "Installation":
-        """Make namespace, Secrets and a volume, and install the chart; nothing is awaited."""
+        """Create the namespace, Secrets and a volume, and install the chart without waiting."""
         bucket = f"s3://kubeloop/{secrets.token_hex(4)}"
         found = cls(node, folder / "values.yaml", bucket, store, pipelines)
         found.write({})
@@ -72,9 +72,9 @@ class Installation:
         return found
 
     def write(self, more: Object) -> None:
-        """Write the values file, with further settings of the loop."""
+        """Write the values file, with additional settings of the loop."""
         loop = yaml.safe_load((PROJECT / "loop.yaml").read_text()) | more
-        # A model of twelve days in seconds.
+        # A model that learns from twelve days in seconds.
         loop["features"] |= {"history": "9d"}
         loop["training"] |= {"window": "12d", "holdout": "6d", "parameters": {"n_estimators": 40}, "threads": 1}
         loop["gates"] |= {"floors": {"auc": 0.55}, "slice_min_rows": 100, "resamples": 200}
@@ -88,7 +88,7 @@ class Installation:
             },
             "kubeflow": {"url": _reachable(self.pipelines.url)},
             "loops": {LOOP: {"config": loop}},
-            # Everything fits on two processors, twice while it is being replaced.
+            # Everything fits on two processors, even twice during a replacement.
             "collector": {"resources": _LITTLE},
             "monitor": {"resources": _LITTLE, "detectorResources": _LITTLE},
             "trigger": {"resources": _LITTLE},
@@ -105,12 +105,12 @@ class Installation:
         return self.node.helm("--namespace", NAMESPACE, *args)
 
     def get(self, kind: str, selector: str = "") -> list[Object]:
-        """Return the objects of a kind, all or those that a label selector chooses."""
+        """Return the objects of a kind: all of them, or those that a label selector chooses."""
         items: list[Object] = json.loads(self.kubectl("get", kind, "-o", "json", "-l", selector))["items"]
         return items
 
     def rolled_out(self) -> None:
-        """Wait until every workload of the chart runs as it is written."""
+        """Wait until every workload of the chart runs as specified."""
         for kind in ("deployments", "statefulsets"):
             for item in self.get(kind):
                 self.kubectl("rollout", "status", f"{kind}/{item['metadata']['name']}", "--timeout=100s")
@@ -121,12 +121,12 @@ class Installation:
         self.kubectl("apply", "-f", "-", input=yaml.safe_dump(pod(name, found, command, account, more)))
 
     def exec(self, pod: str, script: str, *args: str) -> Any:
-        """Run Python in a pod and return what its last line says, as JSON."""
+        """Run Python in a pod and return the JSON of its last output line."""
         printed = self.kubectl("exec", "-i", pod, "--", "python", "-", *args, input=script)
         return json.loads(printed.splitlines()[-1])
 
     def ended(self, name: str, limit_s: float = 180.0) -> str:
-        """Wait for a pod to end well and return what it wrote."""
+        """Wait until a pod has succeeded and return its log."""
 
         def done() -> bool:
             phase = json.loads(self.kubectl("get", "pod", name, "-o", "json"))["status"]["phase"]
@@ -143,7 +143,7 @@ def _reachable(address: str) -> str:
 
 
 def _volume(folder: Path) -> Object:
-    """Return a volume on this machine's disk; the kubelet gives it to the pod's group."""
+    """Return a volume on this machine's disk; the kubelet gives the pod's group access to it."""
     here = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [NAME]}]}
     return {
         "apiVersion": "v1",

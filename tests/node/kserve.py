@@ -1,7 +1,7 @@
-"""KServe's controller in Standard mode, played for one InferenceService on a node: Deployments, Services, status.
+"""A stand-in for KServe's controller in Standard mode, for one InferenceService: Deployments, Services, status.
 
-What it makes is tests/kserve/controller.py's. What its storage initializer does, a container of our own image does:
-nothing of KServe's is on this machine.
+tests/kserve/controller.py says what it makes. A container of our own image does the work of the storage initializer,
+since nothing of KServe is on this machine.
 """
 
 import copy
@@ -41,12 +41,12 @@ class Kserve:
         self._path = f"/apis/serving.kserve.io/v1beta1/namespaces/{namespace}/inferenceservices/{name}"
 
     def service(self) -> Object | None:
-        """Return the InferenceService, if somebody applied it."""
+        """Return the InferenceService if somebody has applied it."""
         response = self._plane.http.get(self._path)
         return response.json() if response.is_success else None
 
     def deploy(self) -> None:
-        """Make what KServe makes of the InferenceService as it is now; what it would refuse fails."""
+        """Make what KServe makes of the current InferenceService; fail on what KServe would refuse."""
         service = self.service()
         assert service
         rules.validate(service)
@@ -57,7 +57,7 @@ class Kserve:
         self._plane.kubectl(*apply, input=yaml.safe_dump_all(made))
 
     def report(self) -> None:
-        """Say in the status that it is ready."""
+        """Write into the status that it is ready."""
         service = self.service()
         assert service
         kinds = ("PredictorReady", "TransformerReady", "IngressReady", "Ready")
@@ -76,9 +76,9 @@ class Kserve:
         return found
 
     def _here(self, item: Object) -> Object:
-        """Return an object with what KServe's pod webhook adds to it, as far as this machine has it.
+        """Return an object with the additions of KServe's pod webhook, as far as this machine has them.
 
-        There is no agent: a predictor's Service leads to its server, and nothing is logged.
+        There is no agent: a predictor's Service points to its server, and nothing is logged.
         """
         predictor = item["metadata"]["labels"]["component"] == "predictor"
         if item["kind"] == "Service":
@@ -88,7 +88,7 @@ class Kserve:
 
 
 def _with_model(deployment: Object) -> Object:
-    """Return a predictor's Deployment whose pods copy the model to where it is read, before they start."""
+    """Return a predictor's Deployment whose pods first copy the model to the folder where it is read."""
     found = copy.deepcopy(deployment)
     template = found["spec"]["template"]
     pod, uri = template["spec"], template["metadata"]["annotations"][_URI]

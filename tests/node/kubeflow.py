@@ -1,4 +1,4 @@
-"""The tests' pipelines API on the node, which asks the cluster whose token it is shown, as Kubeflow's does."""
+"""The tests' pipelines API on the node, which asks the cluster about each token, as Kubeflow's does."""
 
 import contextlib
 import importlib.util
@@ -15,7 +15,7 @@ _FOLDER = Path(__file__).parents[1] / "kfp"
 
 
 class Reviewed:
-    """The tokens that the cluster knows, made for the pipelines API; `users` are those who showed one."""
+    """The tokens for the pipelines API that the cluster recognizes; `users` are those who sent one."""
 
     def __init__(self, plane: ControlPlane) -> None:
         self._plane = plane
@@ -38,11 +38,11 @@ class Reviewed:
 
 @contextlib.contextmanager
 def kubeflow(plane: ControlPlane) -> Iterator[Any]:
-    """Serve an empty pipelines API; at the end it must not have had a request that the specification forbids."""
+    """Serve an empty pipelines API; in the end, it must not have received a request that the specification forbids."""
     spec, store, server = (_load(name) for name in ("spec", "store", "server"))
     found = server.KfpServer(spec.Specification(), store.Store(), store.ApiError, spec.SpecError)
     found.tokens = Reviewed(plane)
-    # Argo's executor panics without the token that the steps' account gives to its pods or not.
+    # Argo's executor panics without a token, and the steps' account decides whether its pods get one.
     found.store.account = lambda name: _account(plane, name)
     try:
         yield found

@@ -28,7 +28,7 @@ _LIMIT_S = 120.0
 
 
 class Node(ControlPlane):
-    """A running cluster of one node; everything runs in the namespaces of the caller and ends with them."""
+    """A running cluster of one node; everything runs in the caller's namespaces and ends with them."""
 
     def __init__(self, assets: Path, folder: Path, cgroup: str) -> None:
         super().__init__(_programs(assets, folder / "programs"), folder)
@@ -69,7 +69,7 @@ class Node(ControlPlane):
         self.ctr("images", "import", str(archive))
 
     def ctr(self, *args: str) -> str:
-        """Run containerd's own client in the kubelet's namespace of images and containers."""
+        """Run containerd's own client in the kubelet's containerd namespace."""
         command = ["ctr", "--address", str(self._socket), "--namespace", "k8s.io", *args]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         if done.returncode:
@@ -77,7 +77,7 @@ class Node(ControlPlane):
         return done.stdout
 
     def kill(self, namespace: str, pod: str, container: str) -> None:
-        """Kill a container's first process, as the kernel does when the memory is short."""
+        """Kill a container's first process, as the kernel does when memory runs out."""
         found = self.request("GET", f"/api/v1/namespaces/{namespace}/pods/{pod}")["status"]
         states = [*found.get("initContainerStatuses", ()), *found["containerStatuses"]]
         (running,) = (item["containerID"].rpartition("/")[2] for item in states if item["name"] == container)
@@ -204,7 +204,7 @@ runtime_type = "io.containerd.runc.v2"
             "healthzBindAddress": "127.0.0.1:10256",
             "metricsBindAddress": "127.0.0.1:10249",
             "oomScoreAdj": 0,
-            # The kernel's table belongs to the whole machine.
+            # The kernel's conntrack table belongs to the whole machine.
             "conntrack": {"maxPerCore": 0, "min": 0},
         }
         path = self._folder / "proxy.yaml"
@@ -233,7 +233,7 @@ runtime_type = "io.containerd.runc.v2"
 
 
 def _programs(assets: Path, folder: Path) -> Path:
-    """Bring the programs that were built, and Debian's containerd, together in a folder."""
+    """Link the programs that were built, and Debian's containerd, into one folder."""
     folder.mkdir()
     for path in (*assets.iterdir(), Path(shutil.which("containerd") or "/usr/bin/containerd")):
         (folder / path.name).symlink_to(path.resolve())
@@ -241,5 +241,5 @@ def _programs(assets: Path, folder: Path) -> Path:
 
 
 def _serve(authority: Authority) -> tuple[Path, Path]:
-    """Write a certificate that the API server can show to pods as well."""
+    """Write a certificate with which the API server can also serve pods."""
     return authority.server("kube-apiserver", ("127.0.0.1", GATEWAY, _API_SERVICE), ("kubernetes.default.svc",))

@@ -1,11 +1,11 @@
-"""What the tests run in pods, in Python of the images: each prints its findings as JSON on the last line."""
+"""Python scripts that the tests run in pods of the images: each prints its findings as JSON on the last line."""
 
 GET = """
 import sys, httpx
 answer = httpx.get(sys.argv[1], timeout=10)
 print(answer.raise_for_status().text)
 """
-# What KServe's agent sends, and like it again and again until it is taken.
+# The events of KServe's agent, sent repeatedly until they are accepted.
 EVENTS = """
 import json, sys, time, httpx
 url, prefix, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -29,7 +29,7 @@ with httpx.Client(timeout=3) as client:
         time.sleep(0.005)
 print(json.dumps({"refused": refused, "longest": longest}))
 """
-# What cannot be given back; version 1 of control groups calls it rss, version 2 anon.
+# Memory that cannot be reclaimed; version 1 of control groups calls it rss, version 2 anon.
 MEMORY = """
 from pathlib import Path
 old, new = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")

@@ -1,4 +1,4 @@
-"""The images as archives, for a node that has no network to pull them through; runs before the node's own tests."""
+"""The images as archives, for a node that has no network to pull them; runs before the node's own tests."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def test_images_are_kept_for_the_node(archives: Path, builder: Any, assets: Path
 
 
 def _keep(builder: Any, image: str, archive: Path, digest: str) -> None:
-    """Write an image to an archive, unless it is the one that is there."""
+    """Write an image to an archive, unless the archive already has it."""
     mark = archive.with_suffix(".id")
     if archive.exists() and mark.exists() and mark.read_text() == digest:
         return

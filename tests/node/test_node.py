@@ -1,7 +1,7 @@
-"""The chart under a real kubelet: pods that start, pods that work, pods that die, and what is left of their work.
+"""The chart under a real kubelet: pods start, work and die, and their data survive.
 
-The bridge between the pods enforces no NetworkPolicy, KServe's controller is played, and Kubeflow's API is the tests'
-own; everything else is real. The tests build on each other, in the order of the file.
+The bridge between the pods enforces no NetworkPolicy, and stand-ins play KServe's controller and Kubeflow's API;
+everything else is real. The tests build on each other, in the order of the file.
 """
 
 import io
@@ -29,11 +29,11 @@ OURS = f"app.kubernetes.io/instance={RELEASE}"
 TRIGGERS = f"{OURS},app.kubernetes.io/component=trigger"
 PROBE = "probe"
 PREDICTIONS = f"http://{LOOP}-transformer.{NAMESPACE}.svc.cluster.local"
-"""Where the status of the InferenceService says that it answers; KServe makes no Service of its name."""
+"""The host name in the InferenceService's status; KServe makes no Service of that name."""
 
 
 def status(installed: Installation, service: str) -> dict[str, Any]:
-    """Return what the /status of a Service says to a pod."""
+    """Return the /status of a Service as a pod sees it."""
     found: dict[str, Any] = installed.exec(PROBE, scripts.GET, f"http://{service}.{NAMESPACE}.svc/status")
     return found
 
@@ -43,7 +43,7 @@ def names_of(pods: list[dict[str, Any]]) -> set[str]:
 
 
 def restarts(installed: Installation) -> dict[str, int]:
-    """Return how often each container of the chart's pods was started again, of those that were."""
+    """Return how often each restarted container of the chart's pods was restarted."""
     return {
         f"{pod['metadata']['name']}/{item['name']}": item["restartCount"]
         for pod in installed.get("pods", OURS)
@@ -75,7 +75,7 @@ def test_the_volume_belongs_to_the_pod(installed: Installation) -> None:
 
 @pytest.fixture(scope="module")
 def probe(installed: Installation) -> Iterator[Installation]:
-    """A pod to ask from, and what names the store in our own variables."""
+    """A pod that sends requests, with an environment variable that names the store."""
     installed.run(PROBE, "runtime", "sleep", "36000")
     installed.kubectl("wait", "--for=condition=Ready", f"pod/{PROBE}", "--timeout=60s")
     with pytest.MonkeyPatch.context() as patch:
@@ -85,7 +85,7 @@ def probe(installed: Installation) -> Iterator[Installation]:
 
 
 def pipeline(installed: Installation, name: str, *command: str) -> None:
-    """Run a program of the core image as a pipeline step would: its account, its variables, its loop.yaml."""
+    """Run a program of the core image like a pipeline step: with its account, variables and loop.yaml."""
     secrets = {"KUBELOOP_FEATURE_REGISTRY": "registry", "KUBELOOP_ONLINE_STORE": "online"}
     given = [
         {"name": variable, "valueFrom": {"secretKeyRef": {"name": "kubeloop-features", "key": key}}}
@@ -153,14 +153,14 @@ def test_what_the_collector_acknowledged_is_in_the_store(probe: Installation, di
         probe.node.kill(NAMESPACE, f"{COLLECTOR}-0", disruption.rpartition(" ")[2])
     sender.join()
     print(disruption, told)
-    assert told, "the sender got everything through"
+    assert told, "every event of the sender got through"
     probe.node.until(lambda: len(stored(probe, prefix)) >= count, "all of it reaches the store", 90)
     assert stored(probe, prefix) == {f"{prefix}-{number}" for number in range(count)}
     probe.rolled_out()
 
 
 def stored(installed: Installation, prefix: str) -> set[str]:
-    """Return the ids of events in the S3 store, of those that begin with a prefix."""
+    """Return the ids of events in the S3 store that begin with a prefix."""
     import pyarrow.parquet as pq
 
     bucket = Bucket.open(config.settings())
@@ -248,7 +248,7 @@ def test_upgrade_and_rollback_replace_the_pods_that_changed(probe: Installation)
 
 def test_a_pod_that_cannot_start_says_why(probe: Installation) -> None:
     probe.kubectl("create", "secret", "generic", "nowhere", "--from-literal=url=postgresql+psycopg://a:b@127.0.0.1:1/c")
-    # The migration before the upgrade would say it first, and leave everything as it is.
+    # The migration before the upgrade would fail first, and leave everything unchanged.
     wrong = ("--no-hooks", "--set", "trigger.ledger.name=nowhere")
     probe.helm("upgrade", RELEASE, str(CHART), "-f", str(probe.values), *wrong)
 
@@ -261,7 +261,7 @@ def test_a_pod_that_cannot_start_says_why(probe: Installation) -> None:
 
     probe.node.until(words, "a trigger ends", 60)
     assert "KUBELOOP_LEDGER_DB" in words()
-    # The old replicas serve on until the new ones do.
+    # The old replicas continue to serve until the new ones are ready.
     assert status(probe, TRIGGER)["service"] == LOOP
     probe.helm("rollback", RELEASE)
     probe.rolled_out()
@@ -269,9 +269,9 @@ def test_a_pod_that_cannot_start_says_why(probe: Installation) -> None:
 
 def test_uninstall_leaves_the_data(probe: Installation) -> None:
     probe.helm("uninstall", RELEASE)
-    # The test's pod is a hook: Helm leaves it, as it leaves what it did not make.
+    # The test's pod is a hook, and Helm leaves hooks behind.
     probe.node.until(lambda: names_of(probe.get("pods", OURS)) <= {f"{RELEASE}-test"}, "the pods end", 150)
     assert [item["status"]["phase"] for item in probe.get("pvc")] == ["Bound"]
     assert not probe.get("services", OURS)
-    # The models' own objects are not the chart's: what was served is served on.
+    # The models' own objects do not belong to the chart: served models stay in service.
     assert probe.exec(PROBE, scripts.PREDICT, f"{PREDICTIONS}/v2/models/{LOOP}")["model_version"] == "1"

@@ -1,9 +1,9 @@
-"""Runs a compiled pipeline as Kubeflow Pipelines' driver and launcher would, each pod with a file system of its own.
+"""Runs a compiled pipeline as Kubeflow Pipelines' driver and launcher would, each pod with its own file system.
 
-What a driver refuses is refused here: an input that the component does not declare or that is of another type, a
-parameter that is not there. What the launcher refuses as well: an output file that is no ExecutorOutput, a parameter
-that a pod has neither returned nor written. Sources: kubeflow/pipelines 2.17.0, backend/src/v2/driver/resolve.go and
-container.go, backend/src/v2/component/launcher_v2.go, backend/src/v2/cacheutils/cache.go.
+Like a driver, it refuses an input that the component does not declare or that has another type, and a missing
+parameter. Like the launcher, it refuses an output file that is not an ExecutorOutput, and a parameter that a pod has
+neither returned nor written. Sources: kubeflow/pipelines 2.17.0, backend/src/v2/driver/resolve.go and container.go,
+backend/src/v2/component/launcher_v2.go, backend/src/v2/cacheutils/cache.go.
 """
 
 import json
@@ -34,12 +34,12 @@ class PodError(Exception):
 
 @dataclass
 class Done:
-    """A run that is over.
+    """A finished run.
 
     Attributes:
-        states: COMPLETE, CACHED or SKIPPED, by task in the order of their ends.
+        states: COMPLETE, CACHED or SKIPPED by task, in the order in which the tasks ended.
         parameters: output parameters of each task.
-        artifacts: output artifacts of each task; the store has their files.
+        artifacts: output artifacts of each task; their files are in the store.
         logs: what each pod printed.
         result: outputs of the pipeline.
     """
@@ -52,10 +52,10 @@ class Done:
 
 
 class Cluster:
-    """A place where pods run.
+    """A cluster that runs pods.
 
     Args:
-        folder: file system of the pod that is running (`pod`), the object store (`store`).
+        folder: contains the file system of the running pod (`pod`) and the object store (`store`).
         home: working folder of the image.
         variables: environment of the pods.
     """
@@ -148,7 +148,7 @@ class Cluster:
                 "outputFile": str(self.pod / "tmp/kfp_outputs/output_metadata.json"),
             },
         }
-        # The API's own reading of it: unknown fields are errors.
+        # The API's own parser: unknown fields are errors.
         parsed = json_format.ParseDict(executor_input, pipeline_spec_pb2.ExecutorInput())
         shutil.rmtree(self.pod, ignore_errors=True)
         self._prepare(executor_input)

@@ -17,7 +17,7 @@ SECCOMP = {"seccompProfile": {"type": "RuntimeDefault"}}
 USERS = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}} | SECCOMP
 SYSTEM = USERS | {"runAsNonRoot": True}
 ARGO = SYSTEM | {"runAsUser": 65532}
-"""What Kubeflow Pipelines 2.17.0 gives a step's container and its own, and its configuration of Argo gives Argo's.
+"""The security contexts of a pod: Kubeflow Pipelines 2.17.0 sets two, and its configuration of Argo the third.
 
 Sources: kubeflow/pipelines 2.17.0, backend/src/v2/compiler/argocompiler/security_context.go and
 manifests/kustomize/third-party/argo/base/workflow-controller-configmap-patch.yaml.
@@ -27,8 +27,8 @@ manifests/kustomize/third-party/argo/base/workflow-controller-configmap-patch.ya
 def pod(executor: Object) -> Object:
     """Return the pod of a step.
 
-    The driver lays the platform spec's identity over the container, and always drops all capabilities; the template's
-    security context stands in the place of the workflow's, so that the pod itself may be root's.
+    The driver merges the platform spec's identity over the container and always drops all capabilities. The template's
+    security context replaces the workflow's, so that the pod itself may run as root.
 
     Sources: kubeflow/pipelines 2.17.0, backend/src/v2/driver/k8s.go; argo-workflows v4.0.5, workflowpod.go.
     """

@@ -1,4 +1,4 @@
-"""The compiled pipelines, a pod a step; test_grouping.py has the others."""
+"""The compiled pipelines with one pod per step; test_grouping.py has the other groupings."""
 
 import json
 import subprocess
@@ -62,7 +62,7 @@ def packages(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 @pytest.fixture(scope="module")
 def configured(project: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The pipelines of a loop that says how they run on the cluster."""
+    """The pipelines of a loop that configures how they run on the cluster."""
     folder = tmp_path_factory.mktemp("configured")
     loop = yaml.safe_load((project / "loop.yaml").read_text()) | {"pipelines": CLUSTER}
     loop["delivery"] = {"applier": "gitops", "git": GIT}
@@ -77,7 +77,7 @@ def read(package: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def tasks(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the tasks of the pipeline and of the branches in it."""
+    """Return the tasks of the pipeline and of its branches."""
     found = dict(spec["root"]["dag"]["tasks"])
     for component in spec["components"].values():
         found |= component.get("dag", {}).get("tasks", {})
@@ -151,7 +151,7 @@ def test_only_a_promoted_model_is_deployed(packages: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_has_a_default_and_says_what_it_is(packages: dict[str, Path], name: str, demo: Loop) -> None:
-    """A recurring run gives none."""
+    """A recurring run sets no parameters."""
     parameters = read(packages[name])[0]["root"]["inputDefinitions"]["parameters"]
     assert all(item["isOptional"] and item["description"] for item in parameters.values())
     loop = Loop.parse(parameters["loop"]["defaultValue"])
@@ -219,7 +219,7 @@ def test_every_pod_is_unprivileged_and_finds_its_settings(configured: dict[str, 
         told = [{pair["configMapKey"]: pair["envVar"] for pair in item["keyToEnv"]} for item in installed]
         keys = {"loop.flight-delay": "KUBELOOP_INSTALLED_LOOP", "KUBELOOP_RELEASE": "KUBELOOP_RELEASE"}
         assert told == [keys] * (label in ("exec-begin-run", "exec-gate-model"))
-        assert all(item["optional"] for item in installed), "an older release has no such keys"
+        assert all(item["optional"] for item in installed), "an older release did not write such keys"
         assert public["configMapName"] == "kubeloop-env"
         assert public["optional"] is True
         assert tuple(item["envVar"] for item in public["keyToEnv"]) == config.PUBLIC

@@ -1,4 +1,4 @@
-"""Grouped pipelines, run as on a cluster, and the same pipelines run step by step on this machine."""
+"""Grouped pipelines run as on a cluster, compared with the same pipelines run step by step on this machine."""
 
 import json
 import os
@@ -42,7 +42,7 @@ def test_a_grouped_run_ends_as_one_step_by_step(
     settings = place.settings
     variables = os.environ | settings.environ() | {"PYTHONPATH": str(project)}
     cluster = Cluster(tmp_path / "cluster", settings.home, variables)
-    # The name is the run's in the other installation, so that everything may be compared.
+    # Use the name of the run in the other installation, so that everything can be compared.
     given = {"as_of": as_of.isoformat(), "run": "first", "reason": "a test", "loop": loop.dump()}
 
     def run(name: str, job: str) -> Done:
@@ -74,13 +74,13 @@ def test_a_grouped_run_ends_as_one_step_by_step(
     # The launcher uploads a file for each artifact.
     assert {name for name, item in artifacts.items() if not cluster.path(item).exists()} == set()
 
-    # Another attempt, as the trigger starts it: the same name, and what is finished comes from the cache.
+    # Another attempt as the trigger starts it: the name is the same, and finished steps come from the cache.
     again = run("training", "first")
     assert again.result == expected
     finished = {"data": "CACHED", "model": "CACHED", "decision": "COMPLETE"}
     assert again.states == (finished if how == "stage" else {"training": "COMPLETE"})
     assert [item.version for item in registry.versions(settings, loop.name)] == ["1"]
-    # A recurring run has no other name than its job's.
+    # A recurring run has only the name of its job.
     if how == "stage":
         del given["run"]
         other = run("batch-scoring", "second")

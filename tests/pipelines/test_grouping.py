@@ -1,4 +1,4 @@
-"""Groups of steps as Kubeflow Pipelines gets them: one task, with everything that its steps need, make and ask for."""
+"""Groups of steps as Kubeflow Pipelines gets them: one task, with all inputs, outputs and resources of its steps."""
 
 import json
 from collections.abc import Callable
@@ -140,7 +140,7 @@ def test_only_a_promoted_model_is_deployed(compile_grouped: Compile, how: str) -
 
 
 def test_a_group_is_cached_if_each_of_its_steps_may_be(compile_grouped: Compile) -> None:
-    """begin-run takes the run's name, which is among the group's inputs: only an attempt of the same run finds it."""
+    """begin-run takes the run's name, and so does its group: only an attempt of the same run finds the cache entry."""
     tasks = compile_grouped("stage")[0]["root"]["dag"]["tasks"]
     assert {name: bool(task["cachingOptions"]) for name, task in tasks.items()} == {
         "data": True,
@@ -182,7 +182,7 @@ def test_a_pod_gets_the_most_that_a_step_asks_for(compile_grouped: Compile) -> N
     assert pod["nodeSelector"] == {"labels": {"pool": "gpu"}}
     assert [item["key"] for item in pod["tolerations"]] == ["nvidia.com/gpu", "batch"]
     assert [(member.retries, member.backoff_s) for member in plan(spec, "model").members] == [(0, 0), (3, 10)]
-    # For a node that is lost.
+    # For a lost node.
     assert spec["root"]["dag"]["tasks"]["model"]["retryPolicy"]["maxRetryCount"] == 3
     assert "accelerator" not in spec["deploymentSpec"]["executors"]["exec-data"]["container"]["resources"]
 
@@ -223,7 +223,7 @@ def test_steps_that_exclude_each_other_are_named(compile_grouped: Compile, steps
 def test_what_cannot_be_grouped_is_refused_and_compiles_step_by_step(
     compile_grouped: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stage that waits for a later one."""
+    """A stage waits for a later one."""
     with monkeypatch.context() as patch:
         patch.setattr(
             grouping, "STAGES", grouping.STAGES | {"validate-features": "model", "build-features": "decision"}
@@ -236,7 +236,7 @@ def test_what_cannot_be_grouped_is_refused_and_compiles_step_by_step(
 
 
 def test_the_plan_is_short(compile_grouped: Compile) -> None:
-    """It stands in Argo's status of the workflow, which may hold a megabyte; the steps' sources took 25 KB."""
+    """Argo keeps it in the workflow's status, which may hold a megabyte; the steps' sources took 25 KB."""
     spec, _ = compile_grouped("stage")
     texts = [json.dumps(item["container"]) for item in spec["deploymentSpec"]["executors"].values()]
     assert sum(map(len, texts)) < 4500

@@ -1,4 +1,4 @@
-"""The program of a group's pod, on small steps: what it passes on, what it tries again, how it ends."""
+"""The program of a group's pod with small steps: what it passes on, what it retries, how it ends."""
 
 import itertools
 import json
@@ -99,7 +99,7 @@ def act_upon(folder: str) -> NamedTuple("Outputs", a=int, b=str, c=list, d=dict,
 
 @pytest.fixture
 def cluster(tmp_path: Path, project: Path) -> Cluster:
-    """A cluster whose image has the small steps."""
+    """A cluster whose image contains the small steps."""
     home = tmp_path / "image"
     (home / "components").mkdir(parents=True)
     (home / "components" / "__init__.py").touch()
@@ -143,7 +143,7 @@ def plain(task: dsl.PipelineTask, **settings: Any) -> None:
 
 
 def falling(steps: Object, folder: Path, how: str, times: int, retries: int, grouping: str = "run") -> Object:
-    """A pipeline whose second step fails a number of times."""
+    """A pipeline whose second step fails several times."""
 
     @dsl.pipeline(name="falling")
     def pipeline(name: str = "x"):
@@ -192,7 +192,7 @@ def test_values_of_each_type_and_folders_go_from_step_to_step(
     assert cluster.path(artifacts["read-values-page"]).read_text() == "<p>"
     log = done.logs["whole"]
     assert "INFO six values and a table" in log
-    assert "closure" not in log, "what a library tells of its own inside is not for the reader of a run"
+    assert "closure" not in log, "a reader of a run does not need a library's internal messages"
     assert [line for line in log.splitlines() if line.startswith("==== ") and "done" not in line] == [
         "==== make-values (1 of 2)",
         "==== read-values (2 of 2)",
@@ -270,12 +270,12 @@ def test_the_last_error_ends_the_pod(cluster: Cluster, steps: Object, tmp_path: 
     with pytest.raises(PodError, match=r"fall-over .2 of 2.: failed after .* MLflow is away") as caught:
         run(cluster, falling(steps, tmp_path, "error", times=9, retries=retries))
     assert len(tries(tmp_path)) == retries + 1
-    assert "Traceback" in str(caught.value), "the log has where it was"
+    assert "Traceback" in str(caught.value), "the log shows the traceback"
 
 
 @pytest.fixture
 def told(cluster: Cluster, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Failure | None]:
-    """Give the pods a bucket, and return what reads the failure that they tell."""
+    """Give the pods a bucket, and return a function that reads the failure that they report."""
     monkeypatch.setenv("KUBELOOP_BUCKET", s3.bucket)
     monkeypatch.setenv("KUBELOOP_RUN_ID", "run-1")
     names = ("KUBELOOP_BUCKET", "KUBELOOP_RUN_ID", *s3.environ)

@@ -54,8 +54,8 @@ def test_the_same_run_again_repeats_nothing(undisturbed: Any, loop: Loop, as_of:
     before = registry.versions(undisturbed.settings, loop.name)
     length = len(undisturbed.log("first").read_text())
     assert undisturbed.finish("first", as_of) == 0
-    # What the gate and the deployment depend on is outside the pipeline, so they look again. A new verdict is a new
-    # artifact, even if it says the same, so that the registration looks as well and finds the run's version.
+    # The gate and the deployment depend on things outside the pipeline, so they run again. A new verdict is a new
+    # artifact even with the same content, so the registration runs again, too, and finds the run's version.
     steps = ["begin-run", "gate-model", "register-model", "deploy-model"]
     assert started(undisturbed.log("first").read_text()[length:]) == steps
     assert undisturbed.report("first")["result"]["version"] == "1"
@@ -109,7 +109,7 @@ def test_a_backfill_has_the_monitor_judge(undisturbed: Any, loop: Loop, as_of: d
 
 
 def test_broken_data_fail_the_run_by_name(undisturbed: Any, loop: Loop, as_of: datetime) -> None:
-    """The raw table lost its delays; nothing is trained, registered or served."""
+    """The raw table has lost its delays; nothing is trained, registered or served."""
     settings = undisturbed.settings
     before = [item.version for item in registry.versions(settings, loop.name)]
     path = settings.raw / "departures.parquet"

@@ -1,4 +1,4 @@
-"""What the Kubeflow UI shows of a compiled pipeline has a name and a description that say something."""
+"""The names and descriptions of a compiled pipeline that the Kubeflow UI shows are meaningful."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ def test_a_pipeline_says_what_it_does(demo: Loop, name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("grouping", ["step", "stage", "run"])
 @pytest.mark.parametrize("name", catalog.PIPELINES)
 def test_outputs_have_names(demo: Loop, name: str, grouping: str, tmp_path: Path) -> None:
-    """Only the gate's is called Output, since kfp's local runner reads no condition on a named one."""
+    """Only the gate's output is called Output, since kfp's local runner cannot evaluate a condition on a named one."""
     spec = compiled(demo, name, grouping, tmp_path)
     unnamed = {output for output in outputs(spec, "parameters") if output.endswith("Output")}
     assert all("gate-model" in output for output in unnamed)

@@ -1,4 +1,4 @@
-"""Processes with their libraries loaded behave as an interpreter's own do."""
+"""Preloaded processes behave as a new interpreter does."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""A store and an engine for what one machine cannot hold, chosen by settings alone: PySpark in local mode."""
+"""A store and an engine for data that do not fit on one machine, chosen only by settings: PySpark in local mode."""
 
 import json
 import os
@@ -69,7 +69,7 @@ SUITE = """
 
 
 def tables(folder: Path) -> None:
-    """Write prices, two a moment that differ in when they were created, and orders at random moments."""
+    """Write prices, two per moment that differ in when they were created, and orders at random moments."""
     draw = random.Random(3)
     raw = folder / "raw"
     raw.mkdir()
@@ -81,7 +81,7 @@ def tables(folder: Path) -> None:
     prices = {"shop": shops, "event_timestamp": pa.array(seen, kind), "created": pa.array(created, kind)}
     prices |= {"price": [float(number) for number, _ in enumerate(seen)], "kind": draw.choices("xy", k=len(seen))}
     pq.write_table(pa.table(prices), raw / "prices.parquet")
-    # Some at the very moment of a price, and some exactly as old as the TTL allows.
+    # Some at exactly the moment of a price, and some exactly as old as the TTL allows.
     asked = [NOON + timedelta(minutes=draw.randint(-9000, 9000)) for _ in range(30)]
     asked += [*moments[:5], *(moment + timedelta(hours=36) for moment in moments[5:10])]
     orders = {"event_id": [f"o{number:02}" for number in range(40)], "event_timestamp": pa.array(asked, kind)}
@@ -101,13 +101,13 @@ def repo(folder: Path, store: str, source: str) -> Path:
 
 @pytest.fixture(scope="module")
 def spark() -> Path:
-    """The folder to import PySpark from."""
+    """The folder from which PySpark can be imported."""
     return outside.spark()
 
 
 @pytest.fixture(scope="module")
 def folder(spark: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Raw tables, our repo and Spark's, and in found.json what Spark made of them."""
+    """Raw tables, our repo and Spark's repo, and Spark's results in found.json."""
     folder = tmp_path_factory.mktemp("spark")
     tables(folder)
     repo(folder / "ours", OURS, FILE)

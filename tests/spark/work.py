@@ -1,4 +1,4 @@
-"""Run by the test in a process of its own, in which PySpark can be imported: the join, and a suite, on Spark."""
+"""Runs in a separate process in which PySpark can be imported: the join and a suite on Spark."""
 
 import json
 import sys
