@@ -1,4 +1,4 @@
-"""A small shop's history of two months in which the world changes once, and the models of every window's end."""
+"""Two months of a small shop's history with one change in the data, and a model for the end of every window."""
 
 import textwrap
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from kubeloop.monitoring.detector.builtin import BuiltinDetector
 START = datetime(2024, 3, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 DAYS, ROWS, CHANGE = 60, 60, 35
-"""Days of history, rows a day, and the day of the change."""
+"""Days of history, rows per day, and the day of the change."""
 
 LOOP = """
 name: shop
@@ -89,7 +89,7 @@ class Tests:
 
 
 def write(folder: Path, visits: str = VISITS, loop: str = LOOP) -> Home:
-    """Write an installation whose labels follow `price` and, after the change, `size`; by then both have moved."""
+    """Write an installation whose labels follow `price` and, after the change, `size`; both have moved by then."""
     random = np.random.default_rng(3)
     count = DAYS * ROWS
     seen = [START + timedelta(minutes=24 * index) for index in range(count)]

@@ -22,7 +22,7 @@ def kubeloop(home: Home, *arguments: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Home:
-    """A shop whose backtest was killed with a model there."""
+    """A shop whose backtest was killed after it had made a model."""
     home = write(tmp_path_factory.mktemp("killed"))
     program = subprocess.Popen(kubeloop(home, "--workers", "1"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     there: set[str] = set()
@@ -34,7 +34,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Home:
     program.send_signal(signal.SIGKILL)
     program.wait()
     assert there
-    # Nobody is left who would go on, or wait forever.
+    # No worker is left that would continue, or wait forever.
     assert not psutil.wait_procs(others, timeout=60)[1]
     return home
 
@@ -59,7 +59,7 @@ def test_a_killed_backtest_goes_on_where_it_was(killed: Home) -> None:
     assert list(rows) == [policies.FROZEN, *names]
     assert rows["every week"]["retrainings"] == 5
     assert found["drift_against_monthly"]
-    # What it says of loop.yaml is what it wrote.
+    # The changes of loop.yaml that it reports are those that it wrote.
     assert found["applied"] == ["drift.retrain_on: [drift, performance] → []", "drift.retrain_every: None → 1w"]
     text = home.settings.loop_file.read_text()
     assert "# kubeloop backtest: every week: auc 0." in text
@@ -80,7 +80,7 @@ def test_two_backtests_do_not_meet(home: Home, tmp_path: Path) -> None:
 
 
 def test_the_calendars_models_are_foreseen(home: Home, past: object) -> None:
-    """So that all of them are trained in parallel, before the first policy walks."""
+    """The workers can then train all of them in parallel before the first policy is walked."""
     quarter = Policy("12 days", {"drift": {"retrain_on": [], "retrain_every": "12d"}})
     days = [(need.moment - home.span.start).days for need in run._foreseen(past, quarter)]  # type: ignore[arg-type]
     assert days == [0, 15, 25]

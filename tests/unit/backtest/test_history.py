@@ -12,7 +12,7 @@ from kubeloop.steps import stages
 from tests.unit.backtest.conftest import CHANGE, DAY, LOOP, START, VISITS, Home, write
 
 LEAK = "SELECT shop, seen AS event_timestamp, price - (SELECT avg(price) FROM visits) AS price, size FROM visits"
-"""A feature of a moment that reads all of the table, what comes later included."""
+"""A feature that reads the whole table at every moment, including later rows."""
 
 
 def test_rows_built_once_are_those_that_a_run_sees(home: Home, past: History, tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_rows_built_once_are_those_that_a_run_sees(home: Home, past: History, tm
 
 
 def test_nothing_of_the_future_is_learned(home: Home, past: History, tmp_path: Path) -> None:
-    """Another future changes no row and no model of the present; without the cut at the moment it would."""
+    """Another future changes no row and no model of the present; without the cut at the moment, it would."""
     moment = START + 30 * DAY
     other = write(tmp_path / "other")
     for name, when in (("visits", "seen"), ("labels", "known")):
@@ -44,7 +44,7 @@ def test_nothing_of_the_future_is_learned(home: Home, past: History, tmp_path: P
         table.to_parquet(path)
     changed = other.open()
     assert history.cut(changed, home.loop, moment).equals(history.cut(past, home.loop, moment))
-    # The very same test sees a cut that comes a day too late.
+    # The same test detects a cut that comes one day too late.
     late = moment + DAY
     assert not history.cut(changed, home.loop, late).equals(history.cut(past, home.loop, late))
 
@@ -58,7 +58,7 @@ def test_a_feature_that_knows_the_future_is_found_and_cut_window_by_window(tmp_p
     once = write(tmp_path / "plain", VISITS).open()
     assert found.table["event_id"].equals(once.table["event_id"])
     assert found.table["label"].equals(once.table["label"])
-    # The mean is that of the window's end, not of the whole table.
+    # The mean is over the rows up to the window's end, not over the whole table.
     rows = found.rows(home.span.start, home.span.start + home.loop.drift.window)
     mean = once.table["price"][rows].to_numpy().mean() - found.table["price"][rows].to_numpy().mean()
     end = home.span.start + home.loop.drift.window

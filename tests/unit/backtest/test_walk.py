@@ -51,7 +51,7 @@ def test_frozen_never_retrains(home: Home, frozen: Walk) -> None:
 
 def test_the_calendar_retrains_at_every_windows_end_and_no_cooldown_holds_it(home: Home, weekly: Walk) -> None:
     ends = home.span.ends(home.loop.drift.window)
-    assert [run.moment for run in weekly.retrainings] == ends[:-1], "the last one would serve nothing"
+    assert [run.moment for run in weekly.retrainings] == ends[:-1], "a last one would not serve any window"
     assert {run.kind for run in weekly.retrainings} == {"schedule"}
     assert "rejected" in [run.outcome for run in weekly.retrainings]
     assert weekly.promotions >= 1
@@ -80,7 +80,7 @@ def test_drift_retrains_after_the_change_and_not_before(drift: Walk) -> None:
 
 
 def test_labels_reach_the_monitor_when_they_are_due(home: Home, performance: Walk) -> None:
-    """The first window after the change ends on day 40, and its labels are waited for until day 42."""
+    """The first window after the change ends on day 40, and its labels arrive by day 42."""
     first = performance.retrainings[0]
     assert first.kind == "performance"
     assert first.moment == START + (CHANGE + 5) * DAY + home.loop.drift.label_wait
@@ -96,7 +96,7 @@ def test_a_rejection_doubles_the_cooldown(past: History, home: Home) -> None:
 
 
 def test_the_gate_is_the_loops_own(home: Home, past: History, weekly: Walk) -> None:
-    """A model is never judged on rows that it learned from, and takes over only where it wins."""
+    """A model is never judged on rows that it learned from, and it takes over only if it wins."""
     names = [name for _, name in weekly.served]
     assert names == [version(home.loop, home.span.start)] + [
         run.version for run in weekly.retrainings if run.outcome == "promoted"
@@ -127,7 +127,7 @@ def test_scores_are_those_of_the_model_that_served(home: Home, past: History, dr
 def test_the_difference_is_that_of_the_gates_own_bootstrap(
     home: Home, past: History, frozen: Walk, drift: Walk
 ) -> None:
-    """A paired interval over windows, as `gates.difference_interval` gives it for the same rows."""
+    """A paired interval over windows equals `gates.difference_interval` for the same rows."""
     one, other = score.measure(frozen, past), score.measure(drift, past)
     value, draws = score.better(other, one, 1.0)
     found = score.interval(draws, 8, 0.95)

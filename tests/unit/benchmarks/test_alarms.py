@@ -1,4 +1,4 @@
-"""docs/alarms.md is what `make bench ARGS=alarms` writes, and the bench judges by the monitor's code."""
+"""docs/alarms.md is the output of `make bench ARGS=alarms`, and the bench judges with the monitor's code."""
 
 import re
 import sys

@@ -130,7 +130,7 @@ def test_the_digest_is_of_what_shapes_a_model(loop: Loop, seed: int) -> None:
         return loop.model_copy(update={"replay": config.Replay.model_validate(REPLAY | changes)}).digest()
 
     assert replayed(seed=seed) == replayed(seed=100, sample=0.5, until="2014-01-01")
-    # Of the replay this alone bounds what a run learns from.
+    # Of the replay, only this setting bounds what a run learns from.
     assert replayed(train_from="2012-12-31") != replayed()
     training = loop.training.model_copy(update={"seed": loop.training.seed + 1})
     assert loop.model_copy(update={"training": training}).digest() != loop.digest()

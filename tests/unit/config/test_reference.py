@@ -1,4 +1,4 @@
-"""What `kubeloop config` prints, held against what a loop really has when nothing is set."""
+"""What `kubeloop config` prints, compared with the values of a loop that sets nothing."""
 
 import json
 import re
@@ -21,7 +21,7 @@ def lines() -> list[str]:
 
 @pytest.fixture(scope="module")
 def printed(lines: list[str]) -> dict[str, str]:
-    """Path of a setting of a binary task to what stands behind it."""
+    """Map the path of a setting of a binary task to the value printed for it."""
     return read(lines[: lines.index("Where task is multiclass")])
 
 

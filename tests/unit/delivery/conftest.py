@@ -1,3 +1,3 @@
-"""A node in a process of its own, which the applier of one machine talks to."""
+"""A node in its own process, which the applier of one machine talks to."""
 
 from tests.unit.node.conftest import kit as kit

@@ -28,7 +28,7 @@ Server = TypeVar("Server", bound=socketserver.BaseServer)
 
 
 class Git:
-    """A bare repository, and what others do with it."""
+    """A bare repository, and what other people do with it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,7 +54,7 @@ class Git:
         return run(clone, "rev-parse", "HEAD")
 
     def begin(self) -> Path:
-        """Let a person push the files of an environment that serves version 6; return their clone."""
+        """Let a person push the files of an environment that serves version 6; return the person's clone."""
         clone = self.clone("alice")
         self.commit(clone, OTHERS | overlay("ml"), "Begin")
         return clone
@@ -64,7 +64,7 @@ class Git:
         return run(self.bare, "log", f"--format={form}", branch).splitlines()
 
     def whole(self) -> bool:
-        """Return whether every object is there and sound."""
+        """Return whether every object exists and is intact."""
         return run(self.bare, "fsck", "--strict", "--no-dangling") == ""
 
     def show(self, path: str = PATCH, at: str = "main") -> str:
@@ -76,7 +76,7 @@ class Git:
         return patch.read(self.show(at=at), NAME)
 
     def hook(self, text: str) -> None:
-        """Let the server decide on pushes."""
+        """Install a hook with which the server accepts or refuses pushes."""
         path = self.bare / "hooks" / "pre-receive"
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"#!/bin/sh\n{text}\n")
@@ -90,7 +90,7 @@ def run(folder: Path, *args: str, check: bool = True, **env: str) -> str:
 
 
 def overlay(namespace: str, version: str = "6") -> dict[str, str]:
-    """Return base and overlay of an environment that serves a version, as kustomize reads them."""
+    """Return the base and overlay of an environment that serves a version, in kustomize's format."""
     whole = build(namespace, version)
     model = whole["spec"]["predictor"]["model"]
     lineage = whole["spec"]["predictor"].pop("annotations")
@@ -111,7 +111,7 @@ def overlay(namespace: str, version: str = "6") -> dict[str, str]:
 
 
 class Daemon(socketserver.ThreadingTCPServer):
-    """`git daemon` on a port that the system picks; `before_push` is called before each push is answered."""
+    """`git daemon` on a port that the system picks; it calls `before_push` before it answers a push."""
 
     daemon_threads = True
 
@@ -129,7 +129,7 @@ class _Connection(socketserver.BaseRequestHandler):
     server: Daemon
 
     def handle(self) -> None:
-        if b"git-receive-pack" in self.request.recv(64, 2):  # 2 is MSG_PEEK: git reads it, too
+        if b"git-receive-pack" in self.request.recv(64, 2):  # 2 is MSG_PEEK: git reads the same bytes, too
             self.server.before_push()
         command = ["git", "daemon", "--inetd", "--export-all", "--enable=receive-pack"]
         command += [f"--base-path={self.server.folder}", str(self.server.folder)]
@@ -192,7 +192,7 @@ class _Request(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    do_POST = do_GET  # noqa: N815 - likewise
+    do_POST = do_GET  # noqa: N815 - the name that http.server calls
 
     def log_message(self, format: str, *args: Any) -> None:
         """Be quiet."""
@@ -200,7 +200,7 @@ class _Request(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def served(server: Server) -> Iterator[Server]:
-    """Let a server answer."""
+    """Run a server in a thread."""
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:

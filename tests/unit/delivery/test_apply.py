@@ -1,4 +1,4 @@
-"""Choosing the applier, and what it says when there is nothing to apply to."""
+"""How the applier is chosen, and what it says when it has no node to apply to."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""Where a promotion is committed, as loop.yaml and the environment say it; and that neither gives a secret away."""
+"""Where a promotion is committed, according to loop.yaml and the environment; neither gives a secret away."""
 
 import re
 import traceback

@@ -1,4 +1,4 @@
-"""Promotions pushed to a real Git server, alone, again, against others and on top of what people did."""
+"""Promotions pushed to a real Git server: alone, repeated, in a race, and on top of people's changes."""
 
 import json
 import random
@@ -127,7 +127,7 @@ def test_somebody_changes_our_file_meanwhile(git, server, alice):
 
 
 def test_the_server_itself_compares_before_it_swaps(git, server, alice):
-    """The branch moves after the server told us where it is: only its own comparison can notice."""
+    """The branch moves after the server has told us its position, so only the server's own comparison can notice."""
     other = run(git.bare, "commit-tree", "main^{tree}", "-p", "main", "-m", "In between", **SOMEBODY)
     git.hook(f"[ -e moved ] || {{ touch moved; env -u GIT_QUARANTINE_PATH git update-ref refs/heads/main {other}; }}")
     promote(server)
@@ -136,7 +136,7 @@ def test_the_server_itself_compares_before_it_swaps(git, server, alice):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_commit_of_everybody_survives(git, server, alice, seed):
-    """Two people push at random moments while three versions are promoted, each by two steps at once."""
+    """Two people push at random moments while three versions are promoted, each by two concurrent steps."""
 
     def push(who: str) -> None:
         chance, clone = random.Random(f"{seed} {who}"), git.folder / who
@@ -186,7 +186,7 @@ def test_an_older_version_never_takes_the_place_of_a_newer_one(git, server, alic
 
 
 def test_a_registry_that_began_anew_is_told_apart_by_its_run(git, server):
-    """Its numbers begin at 1 again; so does the version in the patches that the project comes with."""
+    """Its numbers begin at 1 again, as does the version in the patches that the project comes with."""
     git.commit(git.clone("alice"), overlay("ml") | {PATCH: overlay("ml")[PATCH].replace("run-6", "an-older-run")})
     promote(server, "6")
     assert git.log()[0] == "Serve version 6 of flights"
@@ -213,7 +213,7 @@ def test_a_patch_written_by_hand_is_left_alone_where_nobody_follows_it(git, serv
 
 @pytest.mark.parametrize("scheme", ["git", "file"])
 def test_a_long_history_is_not_fetched(git, server, alice, scheme, monkeypatch):
-    """A revert is seen as far back as the history goes; what was before it is neither needed nor lost."""
+    """A revert is seen as far back as the history goes; older commits are neither needed nor lost."""
     monkeypatch.setattr(repository, "HISTORY", 5)
     promote(server)
     run(alice, "pull", "-q")
@@ -290,7 +290,7 @@ def test_a_repository_may_be_a_folder(git, alice, scheme):
 
 @pytest.mark.parametrize("review", [None, REVIEW])
 def test_the_champion_is_what_git_was_told_to_serve(git, server, alice, blank_mlflow, loop, tmp_path, review):
-    """The step of the pipeline on a real registry: a proposal is recorded, and no champion yet."""
+    """The pipeline's step on a real registry: a proposal is recorded, but no champion yet."""
     place = {"repository": server.address, "wait": False, "review_branch": review}
     ours = Loop.parse(loop.dump(), {"name": NAME, "delivery": {"applier": "gitops", "git": place}})
     found = settings(tmp_path).model_copy(
@@ -325,7 +325,7 @@ def test_the_branch_says_who_has_to_be_beaten(git, server, alice, blank_mlflow, 
     client = mlflow.MlflowClient(found.mlflow_uri)
     client.create_registered_model(NAME)
     try:
-        assert promotion.current_champion(ours, found) is None, "version 6 of the branch is none of the registry's"
+        assert promotion.current_champion(ours, found) is None, "the registry does not have the branch's version 6"
         for version in range(1, 8):
             tags = {"kubeloop.run": f"run-{version}", "kubeloop.sha256": str(version) * 64}
             client.create_model_version(NAME, f"s3://models/{version}", tags=tags)
@@ -340,6 +340,6 @@ def test_the_branch_says_who_has_to_be_beaten(git, server, alice, blank_mlflow, 
         assert promotion.current_champion(ours, found).version == "6"
         assert registry.champion(found, NAME).version == "6", "the alias follows"
         git.commit(alice, {PATCH: "kind: List"})
-        assert promotion.current_champion(ours, found).version == "6", "a file that names none changes nothing"
+        assert promotion.current_champion(ours, found).version == "6", "a file that names no version changes nothing"
     finally:
         client.delete_registered_model(NAME)

@@ -1,4 +1,4 @@
-"""What is carried from one patch to another, and the stamps by which a rollout is recognized."""
+"""What is copied from one patch to another, and the stamps by which a rollout is recognized."""
 
 import os
 import shutil
@@ -37,16 +37,16 @@ def test_a_stamp_is_of_what_is_written():
     scaled["spec"]["predictor"]["minReplicas"] = 9
     other = patch.stamped(scaled, PARTS)
     assert rollout.stamp(other) != rollout.stamp(found)
-    # A change of scale replaces no pod.
+    # A change of scale replaces no pods.
     assert other["spec"]["predictor"]["annotations"] == found["spec"]["predictor"]["annotations"]
     newer = patch.stamped(patch.carry(build("ml", "7"), found), PARTS)
     stamps = [{part: item["spec"][part]["annotations"][names.MANIFEST] for part in PARTS} for item in (found, newer)]
     assert stamps[0]["predictor"] != stamps[1]["predictor"]
-    assert stamps[0]["transformer"] == stamps[1]["transformer"], "a promotion leaves the transformer's pods alone"
+    assert stamps[0]["transformer"] == stamps[1]["transformer"], "a promotion does not replace the transformer's pods"
 
 
 def test_a_stamp_goes_with_the_version_from_one_environment_to_the_next():
-    """Without it the service would seem to be there before it is."""
+    """Without the stamp, the service would seem ready too early."""
     carried = patch.carry(environment("7"), patch.stamped(environment(), PARTS))
     assert carried == patch.stamped(environment("7"), PARTS)
     assert rollout.stamp(patch.carry(environment("7"), environment())) is None
@@ -71,7 +71,7 @@ def test_a_patch_that_names_no_version_yet_takes_one():
 
 
 def older(version: str) -> dict[str, Any]:
-    """Return a patch as releases wrote it that named the version on the service, too."""
+    """Return a patch of the older releases, which also named the version on the service."""
     found = environment(version)
     found["metadata"]["annotations"] = found["spec"]["predictor"]["annotations"] | {"team.example.org/owner": "ml"}
     return found
@@ -91,7 +91,7 @@ def test_a_patch_of_an_older_release_is_read_and_migrated():
 
 
 def test_the_workflow_promotes_with_pyyaml_alone(tmp_path):
-    """It has a checkout, and no installation of kubeloop."""
+    """The workflow has a checkout, but no installation of kubeloop."""
     shutil.copytree(MANIFESTS / "overlays", tmp_path / "overlays")
     served = tmp_path / "overlays/staging/models/flight-delay.yaml"
     served.write_text(served.read_text().replace("model-version: '0'", "model-version: '9'"))

@@ -1,4 +1,4 @@
-"""What a Git server can answer, and that each answer becomes one sentence without the token in it."""
+"""The answers of a Git server: each becomes one sentence without the token."""
 
 import functools
 import http.server
@@ -16,7 +16,7 @@ from kubeloop.delivery import DeliveryError, gitops, repository
 from tests.cluster.conftest import NAME, build
 from tests.unit.delivery.git_server import OTHERS, PATCH, Git, Web, overlay, run, served, settings
 
-TOKEN = "tok-of-nobody-else"  # noqa: S105 - of the server below
+TOKEN = "tok-of-nobody-else"  # noqa: S105 - the token of the server below
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def promote(folder: Path, address: str, token: str = TOKEN, **place: Any) -> Non
 
 
 def refusal(folder: Path, address: str, token: str = TOKEN, **place: Any) -> str:
-    """Return why a promotion fails; the token is nowhere in what is raised."""
+    """Return why a promotion fails; no part of the exception contains the token."""
     with pytest.raises(DeliveryError) as error:
         promote(folder, address, token, **place)
     assert TOKEN not in "".join(traceback.format_exception(error.value))

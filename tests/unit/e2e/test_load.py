@@ -1,4 +1,4 @@
-"""The traffic of the tests against a cluster: over how many connections it asks, and that it counts what fails."""
+"""The load generator of the cluster tests: how many connections it uses, and that it counts failures."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ TENSORS = [
 
 
 class Model(BaseHTTPRequestHandler):
-    """Answers with a version that the test names; an empty one is an error."""
+    """Answers with a version that the test sets; an empty version is an error."""
 
     protocol_version = "HTTP/1.1"
     version = "1"

@@ -20,7 +20,7 @@ from kubeloop.errors import KubeloopError
 from kubeloop.serving.tensors import ProtocolError
 
 ELSEWHERE = {"kubeloop.monitoring.detector.worker"}
-"""The detector's worker runs by its path, in an environment without kubeloop."""
+"""The detector's worker runs by path, in an environment without kubeloop."""
 
 
 def classes() -> Iterator[type[Exception]]:
@@ -37,7 +37,7 @@ def test_every_error_is_of_the_family_and_says_whether_it_lasts() -> None:
     found = set(classes()) - {KubeloopError}
     assert len(found) > 55
     assert [error.__qualname__ for error in found if not issubclass(error, KubeloopError)] == []
-    own = {ProtocolError}  # by its status
+    own = {ProtocolError}  # lasting or not depends on its status
     undecided = [error for error in found - own if not isinstance(getattr(error, "lasting", None), bool)]
     assert [error.__qualname__ for error in undecided if "__init__" not in vars(error)] == []
     assert ProtocolError("no such input").lasting

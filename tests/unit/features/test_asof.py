@@ -1,4 +1,4 @@
-"""Our offline store against Feast's own on DuckDB, over the same tables."""
+"""Our offline store compared with Feast's own store on DuckDB, over the same tables."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -43,7 +43,7 @@ OURS = "kubeloop.features.asof.AsofOfflineStore"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RepoConfig, RepoConfig, Any]:
-    """A folder, our configuration and Feast's over it, and an empty registry."""
+    """A folder, our configuration and Feast's on the same folder, and an empty registry."""
     folder = tmp_path_factory.mktemp("asof")
     ours = config(folder, OURS)
     return folder, ours, config(folder, "duckdb"), FeatureStore(config=ours).registry
@@ -87,10 +87,10 @@ SHOP = st.sampled_from(["a", "a", "b", "", None])
 SKU = st.sampled_from([1, 1, 11, None])
 STEP = st.builds(lambda half, micros: half * HOUR / 2 + timedelta(microseconds=micros), st.integers(-4, 8),
                  st.sampled_from([0, 0, 0, -1, 1]))  # fmt: skip
-# Feast cannot turn every length into an interval: one with days and hours it cannot.
+# Feast cannot turn a length with both days and hours into an interval.
 TTLS = [0 * HOUR, timedelta(microseconds=1), HOUR / 2, 3 * HOUR, timedelta(days=3650)]
 VALUE = st.none() | st.floats(-9, 9, width=16)
-# Two values of one key and moment are told apart by when they were created; without that, which counts is chance.
+# Creation times distinguish two values of one key and moment; without them, the choice is arbitrary.
 ONE = st.lists(st.tuples(SHOP, STEP, VALUE), min_size=15, max_size=30, unique_by=lambda row: row[:2])
 TWO = st.lists(
     st.tuples(SHOP, SKU, STEP, st.none() | STEP, VALUE), min_size=20, max_size=40, unique_by=lambda row: row[:4]
@@ -108,7 +108,7 @@ ZONE = st.sampled_from([None, "UTC", "Asia/Tokyo"])
 def test_the_result_is_feasts(
     place: tuple[Path, RepoConfig, RepoConfig, Any], one: list[Any], two: list[Any], events: list[Any], zone: str | None
 ) -> None:
-    """TTLs, nulls in keys and values, ties, rows that are there twice, a mapped field, moments in any zone and none."""
+    """TTLs, nulls in keys and values, ties, duplicate rows, a mapped field, moments in any time zone or in none."""
     folder, ours, theirs, registry = place
 
     def at(steps: list[timedelta | None]) -> pa.Array:
@@ -156,7 +156,7 @@ EVENTS_OF = pd.DataFrame(
 
 @pytest.fixture
 def shops(place: tuple[Path, RepoConfig, RepoConfig, Any]) -> Path:
-    """A table of two shops' values, hour by hour: 1 and 2 of a, 10 and 20 of b."""
+    """A table with hourly values of two shops: 1 and 2 for a, 10 and 20 for b."""
     path = place[0] / "shops.parquet"
     moments = [NOON - HOUR, NOON, NOON - HOUR, NOON]
     columns = {"shop": ["a", "a", "b", "b"], "at": moments, "value": [1.0, 2.0, 10.0, 20.0], "kind": list("wxyz")}
@@ -165,7 +165,7 @@ def shops(place: tuple[Path, RepoConfig, RepoConfig, Any]) -> Path:
 
 
 def test_one_view_is_joined_by_several_keys(place: tuple[Path, RepoConfig, RepoConfig, Any], shops: Path) -> None:
-    """As Feast does it, from a frame, an Arrow table or SQL, with moments in UTC or without a zone."""
+    """As Feast does it: from a frame, an Arrow table or SQL, with moments in UTC or without a zone."""
     _, ours, theirs, registry = place
     views = []
     for end in ("from", "to"):
@@ -208,7 +208,7 @@ def test_keys_are_those_of_a_span_where_no_rows_are_given(
 def test_a_view_without_keys_gives_every_row_its_newest_value(
     place: tuple[Path, RepoConfig, RepoConfig, Any], shops: Path
 ) -> None:
-    """And a table may be a folder of files, at a path that is relative to the repository's."""
+    """The table here is a folder of files, with a path relative to the repository."""
     folder, ours, _, registry = place
     (folder / "parts").mkdir(exist_ok=True)
     pq.write_table(pq.read_table(shops).slice(0, 1), folder / "parts" / "one.parquet")

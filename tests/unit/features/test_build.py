@@ -57,7 +57,7 @@ def test_every_view_gets_its_table_and_is_registered(shop: Path, raw: Path, tmp_
     assert [(field.name, field.datatype) for field in asked] == [
         ("sku", "BYTES"), ("shop", "BYTES"), ("count", "FP64"), ("opened", "BYTES"),
     ]  # fmt: skip
-    # Views that are only derived from still need their keys.
+    # Views that are only sources of derived views still need their keys.
     assert features.requests(store, "derived_v1") == asked
 
 
@@ -75,7 +75,7 @@ def test_a_second_build_replaces_the_tables(shop: Path, raw: Path, write: Write,
 def test_a_whole_number_that_float32_cannot_hold_is_rounded(
     shop: Path, raw: Path, write: Write, tmp_path: Path
 ) -> None:
-    """Training warns of it; the step before must not end in a traceback."""
+    """Training warns about it; the step before must not end in a traceback."""
     write("stock", {"sku": ["1", "2"], "seen": [NOON, NOON], "units": [20_240_101, 20_240_103]})
     features.build(shop, raw, tmp_path / "out")
     rows = features.events(shop, raw, start=NOON, end=NOON + timedelta(days=1))
@@ -212,7 +212,7 @@ def test_the_newest_label(shop: Path, raw: Path, write: Write) -> None:
     text = query.read_text()
     later = "SELECT * REPLACE (label_available_at + INTERVAL 100 YEAR AS label_available_at)"
     query.write_text(f"{later} FROM ({text})")
-    assert features.newest_label(shop, raw) is None, "what is not known yet"
+    assert features.newest_label(shop, raw) is None, "it is not known yet"
     query.write_text(text)
     write("orders", {name: orders[name].slice(0, 0) for name in orders.column_names})
     assert features.newest_label(shop, raw) is None

@@ -74,7 +74,7 @@ def test_each_event_gets_the_newest_value_within_the_ttl(join: Callable[..., lis
     assert [row["price"] for row in found] == list(moments.values())
     assert [row["total"] for row in found] == [None if price is None else 2 * price for price in moments.values()]
     assert [row["cents"] for row in found] == [None if price is None else 100 * price for price in moments.values()]
-    # A view with a TTL of zero never grows old.
+    # A view with a TTL of zero never expires.
     assert {row["units"] for row in found} == {7.0}
 
 
@@ -89,7 +89,7 @@ def test_any_ttl_is_taken(join: Callable[..., list[dict[str, Any]]], shop: Path,
 
 
 def test_rows_keep_their_number_and_order(join: Callable[..., list[dict[str, Any]]]) -> None:
-    """Duplicate keys at one moment, events without any feature, keys nobody knows."""
+    """Duplicate keys at one moment, events without any feature, and unknown keys."""
     orders = [
         ("z", "a", "1", 5), ("y", "a", "1", 5), ("x", "a", "1", 5), ("y", "a", "1", 5),
         ("late", "a", "1", 60), ("early", "a", "1", -60), ("unknown", "nobody", "?", 5), ("w", "a", "1", 0),
@@ -118,7 +118,7 @@ def test_where_feasts_own_store_cannot_read_a_ttl_it_is_said_what_to_write(
         join([("1", "a", "1", 0.0)], [("a", "1", -60.0, 1.0)])
 
 
-# Few keys, and moments that meet: at the same time, a microsecond apart, and on the edge of the TTL.
+# Few keys, and moments that meet: at the same time, one microsecond apart, and at the edge of the TTL.
 KEY = st.sampled_from("aab"), st.just("1") | st.sampled_from("12")
 MINUTE = st.builds(
     lambda half_hours, micros: 30 * half_hours + micros / 60e6,
@@ -128,7 +128,7 @@ MINUTE = st.builds(
 PRICES = st.lists(
     st.tuples(*KEY, MINUTE, st.integers(1, 99).map(float)),
     max_size=12,
-    # Of two values of one key and moment, which is the newest would be anybody's guess.
+    # Of two values of one key and moment, which one is the newest would be arbitrary.
     unique_by=lambda price: (price[0], price[1], round(price[2] * 60e6)),
 )
 ORDERS = st.lists(st.tuples(st.sampled_from("abc"), KEY[1], MINUTE), min_size=12, max_size=25)
@@ -139,20 +139,20 @@ def at(minute: float) -> datetime:
 
 
 def known(order: Order, prices: list[Price]) -> float | None:
-    """Return the definition of the join: the newest value that was known at the moment and is not too old."""
+    """Return the join by its definition: the newest value that was known at the moment and is not too old."""
     moment = at(order[3])
     values = [(at(seen), price) for *key, seen, price in prices if tuple(key) == order[1:3] and at(seen) <= moment]
     newest = max(values, default=None)
     return newest[1] if newest and moment - newest[0] <= TTL else None
 
 
-# The folder and the definitions are the same for every example; each writes tables of its own into it.
+# The folder and the definitions are the same for every example; each example writes its own tables.
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prices=PRICES, bare=ORDERS, now=MINUTE)
 def test_it_is_the_join_of_the_definition(
     join: Callable[..., list[dict[str, Any]]], prices: list[Price], bare: list[tuple[str, str, float]], now: float
 ) -> None:
-    """Any tables against a loop over all values, and once more with what becomes known after a moment spoilt."""
+    """Any tables compared with a loop over all values, also after the values that become known later are spoilt."""
     orders: list[Order] = [(f"o{number:03}", *order) for number, order in enumerate(bare)]
     found = join(orders, prices)
     assert len(found) == len(orders)

@@ -1,5 +1,5 @@
 # ruff: noqa: S608
-"""A planted future value cannot leak: whatever becomes known after a moment, what was known then says the same."""
+"""A planted future value cannot leak: what becomes known after a moment does not change what was known then."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,7 +31,7 @@ def days(weeks: Path, demo: Loop, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def plant(loop: Loop, raw: Path, out: Path, moment: datetime, seed: int, shift: int) -> int:
-    """Write absurd values into every row that was known after a moment, and add such rows; return how many."""
+    """Write absurd values into every row that became known after a moment, and add such rows; return how many."""
     planted = 0
     with sources.connect(sources.tables(raw)) as db:
         for name, table in loop.source.tables.items():
@@ -39,7 +39,7 @@ def plant(loop: Loop, raw: Path, out: Path, moment: datetime, seed: int, shift: 
             columns = {row[0]: row[1] for row in db.execute(f"DESCRIBE {name}").fetchall() if row[0] != when}
             absurd = ", ".join(f"{_absurd(column, kind, seed, shift)} AS {column}" for column, kind in columns.items())
             later = f"SELECT * REPLACE ({absurd}) FROM {name} WHERE {when} > {now}"
-            # Rows of keys that are known already, and of keys that nobody knows, available just after the moment.
+            # Rows of known keys and of unknown ones, available just after the moment.
             soon = f"{now} + to_microseconds(1 + (hash({when}, {seed}) % 100_000_000)::BIGINT) AS {when}"
             first = next(iter(columns))
             again = f"SELECT * REPLACE ({absurd}, {soon}) FROM {name} WHERE hash({first}, {seed}) % 3 = 0"
@@ -110,7 +110,7 @@ def test_what_is_learned_later_changes_nothing_known(
     seed: int,
     shift: int,
 ) -> None:
-    """Queries over all data, over the data cut at the moment and over data with a planted future agree."""
+    """Queries over all data, over the data cut at the moment, and over data with a planted future agree."""
     moment = START + timedelta(minutes=minutes)
     folder = tmp_path_factory.mktemp("planted")
     (folder / "cut").mkdir()
@@ -141,7 +141,7 @@ def test_a_planted_future_leaves_the_training_set_as_it_is(
 
 
 def test_the_timetable_names_no_aircraft_that_tells_the_future(year: Path) -> None:
-    """The data name no aircraft for flights that were cancelled early; a timetable cannot know that."""
+    """The data name no aircraft for flights that were cancelled early; a timetable could not know that."""
     found = duckdb.sql(
         f"SELECT s.tailnum IS NULL, avg(d.cancelled::DOUBLE), count(*) FROM '{year}/schedule.parquet' s "
         f"JOIN '{year}/departures.parquet' d USING (flight_id) GROUP BY 1 ORDER BY 1"

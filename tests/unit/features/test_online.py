@@ -31,7 +31,7 @@ def moments(rows: pa.Table) -> list[tuple[datetime, pa.Table]]:
 
 
 def asked(rows: pa.Table, online: OnlineFeatures) -> dict[str, list[Any]]:
-    """Return the columns that a client sends: times as ISO 8601 strings."""
+    """Return the columns that a client sends, with times as ISO 8601 strings."""
     columns: dict[str, list[Any]] = {field.name: rows[field.name].to_pylist() for field in online.fields}
     return {
         name: [value.isoformat() if isinstance(value, datetime) else value for value in values]
@@ -46,7 +46,7 @@ def float32(value: Any) -> Any:
 def replay(
     folder: Path, service: str, rows: pa.Table, materializer: Materializer | None = None
 ) -> list[dict[str, Any]]:
-    """Ask for every event at its moment and return what the training set should hold."""
+    """Request every event at its moment, and return what the training set should hold."""
     online = OnlineFeatures.open(folder, service)
     materializer = materializer or Materializer(folder, service)
     found = []
@@ -79,7 +79,7 @@ def test_a_week_of_flights_is_served_as_it_is_learned(repo: Path, weeks: Path, b
 def test_any_values_are_served_as_they_are_learned(
     shop: Path, write: Write, tmp_path: Path, service: str, seed: int
 ) -> None:
-    """Values on the edge of their TTL, keys without any, and features derived from an old value."""
+    """Values at the edge of their TTL, keys without values, and features derived from an old value."""
     draw = random.Random(seed)
 
     def moment(low: int, high: int) -> datetime:
@@ -127,7 +127,7 @@ def test_any_values_are_served_as_they_are_learned(
 
 
 def test_a_restart_goes_on_where_it_was(repo: Path, weeks: Path, tmp_path: Path, as_of: datetime) -> None:
-    """Another process knows nothing of the last one's position."""
+    """Another process does not know the last one's position."""
     features.build(repo, weeks, tmp_path)
     rows = features.events(repo, weeks, start=as_of - timedelta(hours=9), end=as_of)
     offline = features.training_set(tmp_path, "flight_delay_v1", rows).to_pylist()
@@ -196,7 +196,7 @@ def test_rows_are_answered_in_their_order(online: OnlineFeatures, as_of: datetim
 def test_threads_take_turns_with_sqlites_one_connection(
     online: OnlineFeatures, as_of: datetime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of Python 3.12 two threads that run the same statement on one connection may get each other's rows."""
+    """Since Python 3.12, two threads that run the same statement on one connection may get each other's rows."""
     store = online._store
     read, inside, most = store.get_online_features, [], []
 
@@ -231,17 +231,17 @@ def test_a_value_expires(online: OnlineFeatures, as_of: datetime, hours: float, 
 
 
 def test_what_became_known_later_is_none(online: OnlineFeatures, as_of: datetime) -> None:
-    """The store stands at `as_of`; a month earlier nobody knew its weather, and what was known then is gone."""
+    """The store is at `as_of`; a month earlier its weather was not known, and what was known then is gone."""
     looked_at = ("departures_next_2h", "temp", "origin_late_3h", "carrier_late_1d", "dest_late_7d")
     assert all(online.read(FLIGHT, as_of)[name] != [None] for name in looked_at)
     before = online.read(FLIGHT, as_of - timedelta(days=30))
     assert all(before[name] == [None] for name in looked_at)
-    # What does not come from the store is known at any time.
+    # A feature that does not come from the store is known at any time.
     assert (before["carrier"], before["hour"]) == (["UA"], [21.25])
 
 
 def test_a_later_session_does_not_see_what_an_earlier_one_wrote(built: Path, tmp_path: Path, as_of: datetime) -> None:
-    """`kubeloop serve` may have stood at a later moment than the replay that goes on."""
+    """`kubeloop serve` may have written up to a later moment than the replay that continues."""
     folder = shutil.copytree(built, tmp_path / "features")
     assert stands(folder) == as_of
     Materializer(folder, "flight_delay_v1").advance(as_of - timedelta(days=400))

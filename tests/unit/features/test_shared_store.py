@@ -40,7 +40,7 @@ def test_pods_read_what_another_pod_has_materialized(
 ) -> None:
     features.build(repo, weeks, tmp_path / "tables", shared)
     assert not (tmp_path / "tables" / "registry.db").exists()
-    # A serving pod has the feature repo alone: no tables.
+    # A serving pod has the feature repo, but no tables.
     there = OnlineFeatures.open(repo, SERVICE, shared)
     Materializer(built, SERVICE).advance(as_of)
     here = OnlineFeatures.open(built, SERVICE)
@@ -54,7 +54,7 @@ def test_pods_read_what_another_pod_has_materialized(
     assert answer == expected
     assert sum(value is not None for values in answer.values() for value in values) > 1000
     later = as_of + timedelta(days=3)
-    assert there.read(asked(rows, there), later) == here.read(asked(rows, here), later), "old values age alike"
+    assert there.read(asked(rows, there), later) == here.read(asked(rows, here), later), "old values expire in both"
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1", "mysql://127.0.0.1/x"])
@@ -69,7 +69,7 @@ Open = Callable[[str], tuple[OnlineFeatures, dict[str, list[Any]]]]
 
 @pytest.fixture
 def reader(repo: Path, weeks: Path, postgres: str, as_of: datetime, tmp_path: Path) -> Open:
-    """What a transformer reads from an online store whose definitions are registered, and a request for it."""
+    """A transformer's reader of an online store whose definitions are registered, and a request for it."""
     rows = features.events(repo, weeks, start=as_of, end=as_of + timedelta(hours=1))
 
     def start(url: str) -> tuple[OnlineFeatures, dict[str, list[Any]]]:
@@ -87,7 +87,7 @@ def test_a_silent_redis_costs_a_request_seconds_and_is_found_again(redis: str, r
     process = Redis.from_url(redis).info("server")["process_id"]
     os.kill(process, signal.SIGSTOP)
     try:
-        for _ in range(2):  # on the connection that there is, then on one that is never made
+        for _ in range(2):  # once on the existing connection, then on a new one that is never established
             before = time.monotonic()
             with pytest.raises(ConnectionError, match="cannot be read; try again later"):
                 online.read(rows, as_of)

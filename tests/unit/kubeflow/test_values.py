@@ -1,4 +1,4 @@
-"""Parameters as they are typed, answers as they are read, errors as they are said."""
+"""How typed parameters become values, how answers are parsed, and how errors are worded."""
 
 import json
 from datetime import UTC, datetime
@@ -86,7 +86,7 @@ def test_a_run_shows_the_steps_that_people_know() -> None:
     )
     assert [step.name for step in run.steps] == ["a-step", "b-step", "later"]
     assert run.steps[2].started is None
-    assert run.finished is None, "1970 is never"
+    assert run.finished is None, "1970 stands for never"
     assert run.state == "RUNTIME_STATE_UNSPECIFIED"
     assert not run.is_over
 

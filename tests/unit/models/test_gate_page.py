@@ -1,4 +1,4 @@
-"""The gate's page as the Kubeflow UI shows it: in a narrow frame without scripts or network."""
+"""The gate's page in the Kubeflow UI: a narrow frame without scripts or network."""
 
 import html as markup
 import re

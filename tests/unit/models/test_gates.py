@@ -22,7 +22,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def _world(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Labels, and the logit they were drawn from."""
+    """Labels, and the logits from which they were drawn."""
     random = np.random.default_rng(seed)
     logit = 1.5 * random.normal(size=ROWS)
     return (random.random(ROWS) < _sigmoid(logit)).astype(int), logit
@@ -99,7 +99,7 @@ def test_a_broken_limit_rejects_and_is_named(
     check = _check(verdict, name)
     assert not verdict.promote
     assert not check.passed
-    # Its own share of chance is not held against a model's calibration.
+    # A model's calibration is not blamed for its expected share of chance.
     assert check.value == pytest.approx(BINARY.score(y, new)[name.split()[1]], rel=0.02)
     assert told in verdict.reason
     assert name.split()[1] in verdict.reason
@@ -219,14 +219,14 @@ def test_the_draw_is_paired_and_matches_explicit_resampling(metric: str, monkeyp
 
 
 def _moody(logit: np.ndarray, blocks: np.ndarray, seed: int) -> np.ndarray:
-    """A model whose sharpness changes from day to day, as that of real models does."""
+    """A model whose sharpness changes from day to day, as with real models."""
     random = np.random.default_rng(seed)
     sharpness = random.choice([0.1, 1.6], size=blocks.max() + 1)[blocks]
     return _sigmoid(sharpness * logit + 0.5 * random.normal(size=len(logit)))
 
 
 def _trials(count: int, blocks: np.ndarray, drawn: np.ndarray) -> list[tuple[float, float, float]]:
-    """Intervals of two models of equal expected quality, on fresh days each time."""
+    """Intervals of two models of equal expected quality, on new days each time."""
     found = []
     for trial in range(count):
         random = np.random.default_rng(1000 + trial)
@@ -250,7 +250,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says(count: int) -> 
 def test_rows_of_a_day_are_not_independent() -> None:
     blocks = np.arange(14 * 80) // 80
     by_row = _trials(60, blocks, np.arange(14 * 80))
-    assert np.mean([low <= 0 <= high for _, low, high in by_row]) < 0.8, "so their interval is far too narrow"
+    assert np.mean([low <= 0 <= high for _, low, high in by_row]) < 0.8, "the interval of single rows is far too narrow"
 
 
 def test_time_blocks_are_whole_spans_of_utc() -> None:
@@ -273,7 +273,7 @@ def test_few_rows_of_a_class_are_too_few_to_judge() -> None:
 
 
 def _shops(random: np.random.Generator, rows: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of few positives, and what an ideal model would say of them."""
+    """Labels with few positives, and an ideal model's probabilities for them."""
     logit = random.normal(size=rows) * 1.2 + np.log(share / (1 - share))
     return (random.random(rows) < _sigmoid(logit)).astype(int), logit
 
@@ -297,7 +297,7 @@ def test_two_equally_good_models_rarely_fail_a_slice_and_a_harmed_one_does(share
             harmed = np.where(shop == str(values - 1), _sigmoid(-logit), new)
             verdict = gates.compare(BINARY, y, old, harmed, policy, blocks=blocks, slices={"shop": shop})
             caught += not _check(verdict, f"slice shop={values - 1}").passed
-    assert by_point >= 0.5 * trials, "as a point decided before"
+    assert by_point >= 0.5 * trials, "as a decision by the point estimate would"
     assert failed <= 2, "nominal 2.5 % of gates"
     assert caught == 4
 
@@ -317,7 +317,7 @@ def test_a_calibrated_model_passes_its_ceiling_on_a_small_holdout(rows: int) -> 
     random = np.random.default_rng(0)
     p = random.beta(2, 4, 20_000)
     y = (random.random(20_000) < p / 2).astype(int)
-    assert evaluation.miscalibration(y, p) == pytest.approx(p.mean() / 2, abs=0.01), "what is wrong stays"
+    assert evaluation.miscalibration(y, p) == pytest.approx(p.mean() / 2, abs=0.01), "a real error still fails"
 
 
 def test_a_verdict_of_an_older_kubeloop_can_be_read() -> None:

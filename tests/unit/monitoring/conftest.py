@@ -60,7 +60,7 @@ def open_monitor(world: ModuleType, references: Path) -> Iterator[Callable[..., 
 
 
 class Server:
-    """A small real HTTP server: answers what `replies` says for a path, and keeps what it was sent."""
+    """A small real HTTP server: it answers what `replies` holds for a path, and keeps what it was sent."""
 
     def __init__(self) -> None:
         self.replies: dict[str, tuple[int, Any]] = {}

@@ -26,7 +26,7 @@ ADDRESS = "/apis/serving.kserve.io/v1beta1/namespaces/kubeloop/inferenceservices
 
 @pytest.fixture
 def python() -> Path:
-    """The interpreter that serves: the monitor must not need more than the runtime environment has."""
+    """The interpreter for the monitor, which must need only the runtime environment."""
     found = PROJECT / ".venv-runtime" / "bin" / "python"
     return found if found.exists() else Path(sys.executable)
 

@@ -18,7 +18,7 @@ def predictions(**scores: float | None) -> pa.Table:
 
 
 def labels(*rows: tuple[str, int, float, int]) -> pa.Table:
-    """Rows of event id, label, hour observed, watermark when it came."""
+    """Rows of event id, label, hour observed, and watermark at arrival."""
     ids, truth, hours, known = zip(*rows, strict=True)
     table = pa.table({"event_id": ids, "label": truth, "observed_at": [START + timedelta(hours=h) for h in hours]})
     return performance.labels(table, np.array(known))
@@ -106,7 +106,7 @@ def test_windows_with_few_positives_are_taken_together(
 
 
 def stream(seed: int, windows: int, slope: float) -> list[dict[str, object]]:
-    """Judge windows of 166 rows with 0.8 % positives as the monitor does; return its rows."""
+    """Judge windows of 166 rows with 0.8 % positives as the monitor does; return the rows that it writes."""
     random = np.random.default_rng(seed)
     rows: list[dict[str, object]] = []
     for _ in range(windows):
@@ -129,7 +129,7 @@ def test_few_positives_call_no_healthy_model_short_and_still_find_a_broken_one()
     healthy = [row for seed in range(60) for row in stream(seed, 52, 1.0)]
     judged = [row["drifted"] for row in healthy if row["status"] == "judged"]
     naive = [row["value"] < 0.7 for row in healthy if row["status"] == "few"]
-    assert np.mean(naive) > 0.2, "a point called a healthy model short in a quarter of windows"
+    assert np.mean(naive) > 0.2, "by the point estimate, a healthy model fell short in a quarter of the windows"
     assert len(judged) > 250
     assert np.mean(judged) <= 0.025
     broken = [stream(seed, 60, 0.0) for seed in range(30)]
@@ -139,7 +139,7 @@ def test_few_positives_call_no_healthy_model_short_and_still_find_a_broken_one()
 
 @pytest.mark.parametrize(("positives", "rows"), [(12, 200), (40, 160), (200, 400)])
 def test_a_window_at_the_limit_is_called_short_as_often_as_is_said(positives: int, rows: int) -> None:
-    """The hold-out's AUC is as uncertain as it is, and the true loss is just what is allowed."""
+    """The hold-out's AUC has its usual uncertainty, and the true loss is exactly what is allowed."""
     random, short, missed = np.random.default_rng(0), [], []
     y = np.arange(rows) < positives
     was = np.arange(1500) < 1500 * positives // rows

@@ -75,7 +75,7 @@ def test_a_model_falls_short_where_the_interval_lies_under_the_floor_or_its_hold
 
 
 def votes(text: str, first: int = 0) -> list[Vote]:
-    """One week's window a letter, D for drifted."""
+    """One letter per weekly window, D for a drifted one."""
     return [
         Vote(
             START + WEEK * i, START + WEEK * (i + 1), c == "D", (("a", 0.4, 0.5), ("c", 0.3, 0.05)) if c == "D" else ()

@@ -1,4 +1,4 @@
-"""A monitor that watches a replay: its time is the replay's, whatever the clock on the wall says."""
+"""A monitor that watches a replay: its time is the replay's, not the wall clock's."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ def watch(world: ModuleType, references: Path) -> Iterator[Watch]:
 
 
 def by_hand(world: ModuleType, key: str) -> list[Any]:
-    """What a client asked today, without an event time."""
+    """A client's request of today, without an event time."""
     request, response = world.predict(key, world.ARRIVAL, rows=2)
     del request.body["parameters"]["event_time"]
     return [request, response]
@@ -62,7 +62,7 @@ def test_a_prediction_by_hand_does_not_end_the_windows(
         if readings == "one by one":
             monitor.step()
     monitor.step()
-    # Eight days of which the last is open; the four rows by hand are counted and in no window.
+    # Eight days, of which the last is open; the four manual rows are counted, but belong to no window.
     assert stands(monitor) == (world.START + DAY * 7.875, 0, 4, 7)
     assert [row["rows"] for row in monitor.store.windows("flights")] == [160] * 7
 
@@ -71,10 +71,10 @@ def test_a_prediction_by_hand_does_not_end_the_windows(
 def test_traffic_that_lives_now_is_watched_though_the_configuration_names_a_replay(
     world: ModuleType, watch: Watch, tmp_path: Path, readings: str
 ) -> None:
-    """As in a cluster, where the first request already comes after the replay's end."""
+    """As in a cluster, where even the first request comes after the replay's end."""
     monitor, log = watch(tmp_path), tmp_path / "log"
     place = 1
-    # What claims a moment of the replay is late then.
+    # A row that claims a moment of the replay is then late.
     for events in (by_hand(world, "x"), world.predict("old", world.START + DAY), by_hand(world, "y")):
         place = world.write(log, events, place)
         if readings == "one by one":

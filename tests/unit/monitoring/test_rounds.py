@@ -34,7 +34,7 @@ Open = Callable[..., Monitor]
 
 
 def brief(monitor: Monitor) -> list[tuple[int, str, int, str, bool | None, bool]]:
-    """Day, version, rows, status, drifted and live of every window."""
+    """Day, version, rows, status, drifted and live for every window."""
     found = monitor.store.windows("flights")
     first = found[0]["start"]
     return [
@@ -44,7 +44,7 @@ def brief(monitor: Monitor) -> list[tuple[int, str, int, str, bool | None, bool]
 
 
 def outcome(monitor: Monitor) -> dict[str, Any]:
-    """Everything that must not depend on how the log was read."""
+    """All results that must not depend on how the log was read."""
 
     def rounded(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         return [{k: near(v) for k, v in row.items()} for row in rows]
@@ -275,7 +275,7 @@ def test_what_cannot_be_read_is_counted_where_an_alert_sees_it(
         samples = [sample for family in Metrics(status).collect() for sample in family.samples]
         return next(sample.value for sample in samples if sample.name == "kubeloop_monitor_malformed_total")
 
-    assert count() == 0, "or an alert would see no increase"
+    assert count() == 0, "otherwise an alert would see no increase"
     world.write(tmp_path / "log", [world.Event(LABEL_EVENT, "l", world.START, "", {"labels": [{"label": 2}, 3]})])
     monitor.step()
     assert count() == 2
@@ -299,7 +299,7 @@ def test_a_large_window_is_tested_on_a_sample_and_says_so(
 
 @pytest.fixture
 def small_worker() -> Iterator[str]:
-    """A detector worker that takes one megabyte."""
+    """A detector worker that accepts at most one megabyte."""
     command = [config.settings().detector_python, "-I", WORKER, "--max-body-mb", "1", "--until-eof"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
@@ -376,11 +376,11 @@ def test_a_log_that_began_anew_is_said_aloud(
     end = world.write(log, world.days(0, 2)) - 1
     monitor = open_monitor(tmp_path)
     monitor.step()
-    if mirrored:  # a mirror leaves what is needed again, and says where the store ends
+    if mirrored:  # a mirror keeps the segments that are still needed, and marks where the store ends
         segments.mark(log, segments.STORED, 2)
     else:
         segments.segments(log)[0].path.unlink()
-        monitor.step()  # an empty folder may be one that a mirror has yet to fill
+        monitor.step()  # an empty folder may be one that a mirror has not filled yet
         world.write(log, world.predict("new", world.START + 3 * DAY))
     with pytest.raises(LogError, match=f"ends at event 2, .* {end}: "):
         monitor.step()
@@ -407,7 +407,7 @@ def test_an_engine_that_fails_leaves_the_window_for_the_next_round(
 
 
 def stream(world: ModuleType) -> list[Any]:
-    """Six small days with everything: drift, a switch, a canary, late rows, late labels, a bogus clock."""
+    """Six small days with every case: drift, a switch, a canary, late rows, late labels, a bogus clock."""
     events: list[Any] = []
     for day in range(6):
         version = "1" if day < 4 else "2"
@@ -446,7 +446,7 @@ def test_the_stream_of_the_property_below_holds_all_there_is(
 def test_however_the_log_is_cut_the_windows_are_the_same(
     world: ModuleType, open_monitor: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: st.DataObject
 ) -> None:
-    """Nor does it matter when a monitor is replaced, on a disk that has only what it asked to keep."""
+    """The moment when a monitor is replaced does not matter either, even if the disk has only what it asked to keep."""
     monkeypatch.setattr(decode, "REMEMBER", 10)
     events = stream(world)
     if not (tmp_path / "log").exists():
@@ -522,7 +522,7 @@ def test_a_watermark_ahead_of_now_stops_the_reading_until_it_is_reset(
 
 
 def rare(world: ModuleType, day: int, positives: int) -> list[Any]:
-    """A day's traffic, of which so many rows with the highest predictions, or the lowest, turn out positive."""
+    """A day's traffic in which so many rows with the highest predictions, or the lowest, turn out positive."""
     key, rows = f"rare{day}", 160
     time = world.START + DAY * day
     events = world.predict(key, time + DAY / 2, rows=rows)

@@ -27,12 +27,12 @@ def episode(day: float, **values: object) -> Episode:
     [
         (28, (), False),
         (35, (), True),
-        # Served in this span, by the calendar or by drift.
+        # This span already had its episode, from the calendar or from drift.
         (42, (episode(35),), False),
         (63, (episode(35),), True),
-        # The calendar keeps its dates: day 63 was late, day 91 is not.
+        # The calendar keeps its dates: day 63 was late, and day 91 still opens the next episode.
         (91, (episode(63),), True),
-        # One that the trigger refused started nothing.
+        # An episode that the trigger refused has started nothing.
         (42, (episode(35, outcome="refused"),), True),
         (63, (episode(42, closed_at=None, outcome=None),), False),
     ],
@@ -50,7 +50,7 @@ def test_without_the_setting_there_is_no_calendar() -> None:
 
 
 def test_an_episode_of_the_calendar_is_over_before_the_next() -> None:
-    """Spans are no whole number of windows, so the next may open one window later."""
+    """Spans are not whole numbers of windows, so the next episode may open one window later."""
     weekly = Drift(retrain_every=10 * DAY, window=7 * DAY, cooldown=21 * DAY, max_cooldown=21 * DAY)
     opened = episode(7, kind="schedule", closed_at=None, outcome=None)
     assert policy.end(opened, None, START + 13 * DAY, weekly) is None

@@ -1,4 +1,4 @@
-"""A monitor that cannot start says what it lacks, and which setting names it: a pod shows no more than that."""
+"""A monitor that cannot start names what is missing and the setting for it, since a pod shows no more than that."""
 
 import os
 import subprocess

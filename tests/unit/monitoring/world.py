@@ -1,4 +1,4 @@
-"""A small world for the monitor: references of a model, and logs of what it answered and what came true."""
+"""A small world for the monitor: a model's references, and logs of its predictions and their labels."""
 
 import json
 import zlib
@@ -24,7 +24,7 @@ KINDS = {"wind": "numeric", "delay": "numeric", "carrier": "categorical"}
 
 
 class Event(NamedTuple):
-    """One event of the log before it has a place in it."""
+    """An event of the log before it has a position there."""
 
     type: str
     id: str
@@ -97,7 +97,7 @@ def predict(
 
 
 def label(key: str, observed_at: datetime, rows: int = 40, quality: float = 1.0) -> list[Event]:
-    """Labels of what `predict(key)` foresaw: drawn from the probabilities, or against them where quality is -1."""
+    """Labels for the predictions of `predict(key)`: drawn from the probabilities, or against them if quality is -1."""
     rng = np.random.default_rng(seed(key))
     p = probability(features(rng, rows))
     truth = rng.random(rows) < 1 / (1 + np.exp(-3 * quality * (p - 0.5) * 2))
@@ -109,7 +109,7 @@ def label(key: str, observed_at: datetime, rows: int = 40, quality: float = 1.0)
 
 
 def write(directory: Path, events: Sequence[Event], first: int = 1) -> int:
-    """Append one segment to a log, from place `first` on; returns the next place."""
+    """Append one segment to a log, from position `first` on; returns the next position."""
     rows = [
         (
             first + index,
@@ -133,7 +133,7 @@ def write(directory: Path, events: Sequence[Event], first: int = 1) -> int:
 
 
 def days(first: int, last: int, requests: int = 4, **kind: Any) -> list[Event]:
-    """Some requests a day, with labels twelve hours after the day."""
+    """Several requests a day, with labels twelve hours after the day."""
     quality = kind.pop("quality", 1.0)
     found: list[Event] = []
     for day in range(first, last):

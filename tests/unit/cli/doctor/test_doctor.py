@@ -16,7 +16,7 @@ from kubeloop.stores.bucket import Bucket
 
 @pytest.fixture
 def settings(project: Path, tmp_path: Path) -> Settings:
-    """An installation of the demo that nothing is wrong with."""
+    """A healthy installation of the demo."""
     home = tmp_path / "home"
     home.mkdir()
     shutil.copy(project / "loop.yaml", home)
@@ -45,7 +45,7 @@ def test_nothing_is_wrong_with_the_demo(settings: Settings) -> None:
 
 @pytest.fixture
 def python(tmp_path: Path) -> Callable[[str], Path]:
-    """Make an interpreter of a shell script."""
+    """Make an interpreter that is a shell script."""
 
     def write(text: str) -> Path:
         (tmp_path / "python").write_text(text)
@@ -56,7 +56,7 @@ def python(tmp_path: Path) -> Callable[[str], Path]:
 
 
 def package(folder: Path, name: str, version: str) -> None:
-    """Put a package's metadata where an interpreter finds it."""
+    """Write a package's metadata where an interpreter finds it."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
@@ -134,7 +134,7 @@ def test_a_package_out_of_bounds_is_found_where_it_is_installed(
     settings: Settings, python: Callable[[str], Path], tmp_path: Path,
     environment: str, name: str, version: str, says: str,
 ) -> None:  # fmt: skip
-    """The real interpreter of that environment, with another version of one package before its own."""
+    """The real interpreter of that environment, with another version of one package earlier on its path."""
     package(tmp_path / "before", name, version)
     real = getattr(settings, f"{environment}_python")
     path = python(f'#!/bin/sh\nPYTHONPATH={tmp_path / "before"} exec {real} "$@"\n')

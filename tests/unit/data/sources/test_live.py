@@ -1,5 +1,5 @@
 # ruff: noqa: S608
-"""The demo where the clock is now: each year repeats 2013, and what docs/install.md submits runs at today's date."""
+"""The demo in the present: every year repeats 2013, and the runs that docs/install.md submits work at today's date."""
 
 import importlib.util
 from datetime import UTC, date, datetime, timedelta
@@ -45,7 +45,7 @@ def now() -> datetime:
 
 @pytest.fixture(scope="module")
 def clean(demo: Loop, place: Settings, now: datetime, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run of now reads, validated: how every pipeline begins."""
+    """What a present-day run reads, validated: every pipeline begins with this."""
     folder = tmp_path_factory.mktemp("now")
     begun = stages.begin(place, demo.dump(), now.isoformat(), "now", "job")
     stages.extract(demo, place, now, folder / "raw", begun.snapshot)
@@ -67,7 +67,7 @@ def test_submit_materialize_passes_and_fills_the_store_with_what_is_fresh_now(
         "sched_dep": [(now + HOUR).isoformat()],
     }
     found = online.read({**keys, "distance": [1400.0], "sched_minutes": [227.0]}, at=now)
-    # At night nothing has departed for hours, and the weather station leaves the pressure out at times.
+    # At night nothing has departed for hours, and the weather station sometimes leaves the pressure out.
     hours = {"origin_late_1h", "origin_late_3h", "origin_cancelled_3h"}
     assert {name for name, value in found.items() if value[0] is None} <= hours | {"pressure"}
 
@@ -97,7 +97,7 @@ def test_submit_passes_validation_and_trains_what_the_gate_lets_through(
     ],
 )
 def test_the_hourly_run_passes_at_any_date(demo: Loop, place: Settings, moment: datetime, tmp_path: Path) -> None:
-    # Over the whole of the demo's window: in nine days, one without weather records is too many.
+    # Over the demo's whole window: within nine days, a single gap in the weather records is too much.
     stages.extract(demo, place, moment, tmp_path / "raw")
     stages.validate_raw(
         demo, place, tmp_path / "raw", moment, "x", tmp_path / "clean", tmp_path / "page.html"

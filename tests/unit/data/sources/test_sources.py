@@ -87,7 +87,7 @@ def test_a_file_that_changed_is_taken_in_again_and_said(place: Place, tmp_path: 
         (tmp_path / f"{name}.csv").write_text("at\n2013-04-01\n")
     said: list[str] = []
     assert sources.take_in(loop, settings, say=said.append) == {"t": 1, "u": 1}
-    assert said == [], "nothing changed: there was nothing"
+    assert said == [], "nothing was read before, so nothing changed"
     kept = (settings.raw / "u.parquet").stat().st_mtime_ns
     (tmp_path / "t.csv").write_text("at\n2013-04-01\n2013-04-02\n2013-04-03\n")
     assert sources.take_in(loop, settings, keep=True, say=said.append) == {"t": 1, "u": 1}
@@ -277,7 +277,7 @@ def test_the_demos_tables_are_cut_by_when_they_were_known(demo: Loop, year: Path
         assert found[1] <= as_of
         assert table.static or found[0] >= as_of - timedelta(days=1)
         assert found[2] == counts[name] > 60
-    # The timetable reaches a day further than anything that has happened.
+    # The timetable reaches one day further than the last event.
     ((last,),) = duckdb.execute(f"SELECT max(sched_dep) FROM '{tmp_path}/schedule.parquet'").fetchall()
     assert as_of + timedelta(hours=23) < last <= as_of + timedelta(hours=24)
 

@@ -16,13 +16,13 @@ AS_OF = datetime(2013, 3, 1, tzinfo=UTC)
 
 @pytest.fixture(autouse=True, scope="session")
 def quiet() -> None:
-    """The library reads these when it is imported, which the first validation does."""
+    """The library reads these variables at import, which the first validation causes."""
     os.environ.update(config.QUIET)
 
 
 @dataclass(frozen=True)
 class Place:
-    """Folders of one validation, and the files that tests put in them."""
+    """The folders of one validation, and the files that tests write to them."""
 
     root: Path
 
@@ -82,7 +82,7 @@ def check(place: Place) -> Callable[..., Report]:
 
 @pytest.fixture
 def readings() -> pd.DataFrame:
-    """Hourly readings like the weather's, without a fault: 1,000 rows up to the last hour before AS_OF."""
+    """Hourly readings like the weather's, without a fault: the last of 1,000 rows is one hour before AS_OF."""
     count = 1000
     return pd.DataFrame(
         {

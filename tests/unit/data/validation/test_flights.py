@@ -1,4 +1,4 @@
-"""The suites of the flights against the real year: every month passes, and the one absurd reading is set aside."""
+"""The flights' suites against the real year: every month passes, and the one absurd reading is quarantined."""
 
 import importlib.util
 from datetime import UTC, datetime, timedelta
@@ -32,7 +32,7 @@ def year(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(year: Path, tmp_path: Path, as_of: datetime, days: int = 14, **broken: pc.Expression) -> Report:
-    """Validate what was known at a moment; `broken` maps a table to the condition on the rows that it loses."""
+    """Validate what was known at a moment; `broken` maps a table to a condition on the rows that are dropped."""
     raw = tmp_path / "raw"
     sources.cut(LOOP, year, raw, since=as_of - timedelta(days=days), as_of=as_of)
     for table, lost in broken.items():
@@ -76,7 +76,7 @@ def test_the_reading_of_a_thousand_miles_an_hour_is_set_aside(year: Path, tmp_pa
         ("weather", pc.field("observed_at") > datetime(2013, 4, 28, tzinfo=UTC), ("weather", "observed_at")),
         ("planes", pc.field("seats") > 100, ("schedule", "tailnum")),
         ("weather", pc.field("origin") == "JFK", ("departures", "weather_hour")),
-        # The station of one airport fell silent for two of five weeks; the others report to the end.
+        # The station of one airport stopped for two of five weeks; the others report to the end.
         ("weather", STATION_OUT, ("departures", "weather_hour")),
         ("arrivals", ~pc.field("late"), ("arrivals", "late")),
         ("schedule", pc.field("origin") == "EWR", ("departures", "flight_id")),
@@ -92,7 +92,7 @@ def test_a_broken_source_fails(
 
 
 def test_every_run_of_the_demo_knows_the_weather_of_its_departures(year: Path) -> None:
-    """On every day that a run may end on; Great Expectations would take seconds for each."""
+    """Checked for every day on which a run may end. Great Expectations would take seconds for each."""
     (bound,) = [
         entry.arguments["mostly"]
         for entry in load(SUITES, ["departures"])["departures"]

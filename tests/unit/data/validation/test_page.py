@@ -1,4 +1,4 @@
-"""The page of a validation as the Kubeflow UI shows it: in a narrow frame without scripts or network."""
+"""The page of a validation in the Kubeflow UI: a narrow frame without scripts or network."""
 
 import re
 from datetime import UTC, datetime
@@ -28,13 +28,13 @@ def test_the_page_says_what_was_found() -> None:
 def test_the_page_fits_a_narrow_frame_and_needs_nothing_else() -> None:
     page = html("flight-delay: raw data", FOUND)
     assert f"<code>{DOCS}</code>" in page
-    assert re.search(r"code \{[^}]*overflow-wrap: anywhere", page), "an address of a hundred characters breaks"
+    assert re.search(r"code \{[^}]*overflow-wrap: anywhere", page), "an address of a hundred characters wraps"
     assert "@media (max-width" in page
     assert not re.search(r"""(src|href)=|url\(|@import|<script|https?://""", page)
 
 
 def test_rows_that_share_an_id_are_said_with_what_to_do() -> None:
-    """In the page, and in the sentence that `kubeloop run` shows."""
+    """The page says it, and so does the sentence that `kubeloop run` shows."""
     table = TableReport(rows=4000, quarantined=5, expectations=9, reasons={SHARED: 4, "between(x)": 1})
     found = Report(True, FOUND.as_of, {"training_set": table}, (), DOCS, "quarantine")
     says = "4 rows have the event_id of another row"

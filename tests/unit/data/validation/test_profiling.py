@@ -15,7 +15,7 @@ from kubeloop.data.validation import Report
 
 @pytest.fixture
 def frame(readings: pd.DataFrame) -> pd.DataFrame:
-    """Readings with what real tables have: nulls, one absurd value, a narrow number, a flag and a label."""
+    """Readings with the flaws of real tables: nulls, one absurd value, a narrow number, a flag and a label."""
     rows = np.arange(len(readings))
     readings["gust"] = np.where(rows % 5 == 0, 20.0 + rows % 7, np.nan)
     readings["speed"] = np.where(rows == 500, 1048.0, 10.0 + rows % 11).astype(np.float32)
@@ -68,7 +68,7 @@ def test_broken_data_do_not_pass(
 
 
 def test_drift_passes(check: Callable[..., Report], frame: pd.DataFrame) -> None:
-    """A season's shift is the monitor's business, and refusing the data would stop the retraining that it calls for."""
+    """A seasonal shift is the monitor's task; refusing the data would stop the retraining that the shift calls for."""
     drifted = frame.assign(wind=frame["wind"] + frame["wind"].std(), label=(frame.index % 3 == 0).astype(np.int32))
     assert check(drifted, draft(frame)).failures == ()
 
@@ -126,7 +126,7 @@ NUMBERS = st.lists(st.none() | st.floats(-1e9, 1e9, width=32), min_size=1, max_s
 @settings(
     max_examples=10,
     deadline=None,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # Shrinking would validate hundreds of times.
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # Shrinking would run hundreds of validations.
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_any_data_pass_their_own_draft(

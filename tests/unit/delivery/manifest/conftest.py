@@ -1,4 +1,4 @@
-"""KServe's own schema of an InferenceService, and what is wrong with a manifest by it."""
+"""KServe's own schema of an InferenceService, and a check of manifests against it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ def schema(crds: Path) -> dict[str, Any]:
 
 
 def unknown(value: Any, schema: dict[str, Any], path: str = "") -> list[str]:
-    """Return the fields that the schema does not have, as an API server with strict validation does."""
+    """Return the fields that the schema does not have; an API server with strict validation refuses them."""
     if schema.get("x-kubernetes-preserve-unknown-fields") or path == ".metadata":
         return []
     if isinstance(value, list):

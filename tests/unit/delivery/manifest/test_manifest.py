@@ -1,4 +1,4 @@
-"""The InferenceService against KServe's own schema, and what it says about the model."""
+"""The InferenceService against KServe's own schema, and what it contains about the model."""
 
 from pathlib import Path
 from typing import Any
@@ -71,10 +71,10 @@ def test_the_model_is_named_by_version_digest_and_run():
         assert {f"--version={ref.version}", f"--sha256={ref.sha256}", "--name=flights"} <= set(part["model"]["args"])
         assert part["model"]["runtime"] == names.RUNTIME
         assert part["logger"] == {"mode": "all", "url": "http://collector:8080/"}
-    # KServe refuses a canary without a name of its own, and one that has its predictor's.
+    # KServe refuses a canary without a name, and one with its predictor's name.
     assert canary["predictor"]["name"] != predictor.get("name")
     assert canary["trafficPercent"] == 25
-    # KServe hands the service's own annotations to the transformer's pods as well, which a promotion leaves alone.
+    # KServe also copies the service's own annotations to the transformer's pods, which a promotion must not replace.
     assert not manifest["metadata"]["annotations"].keys() & predictor["annotations"].keys()
 
 
@@ -82,7 +82,7 @@ def test_the_limits_of_the_use_case_reach_both_programs():
     spec = build()["spec"]
     container = spec["transformer"]["containers"][0]
     limits = {"--max-rows=77", "--timeout-s=1.5"}
-    # A client's few keys become all the model's features on their way.
+    # A client's few keys become all of the model's features on the way.
     assert limits | {"--max-body-bytes=8192"} <= set(spec["predictor"]["model"]["args"])
     assert limits | {"--max-body-bytes=2048"} <= set(container["args"])
     assert {"--feature-dir=/f", "--feature-service=flights_v1"} <= set(container["args"])

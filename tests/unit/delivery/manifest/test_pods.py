@@ -1,4 +1,4 @@
-"""The InferenceService as a cluster gets it."""
+"""The InferenceService for a cluster."""
 
 import copy
 from collections.abc import Callable
@@ -63,7 +63,7 @@ def test_the_plain_manifest_is_left_as_it_is() -> None:
 
 
 def test_the_laptop_understands_what_a_cluster_gets() -> None:
-    """One manifest, three appliers: what only a cluster can honour is left aside by the local node."""
+    """One manifest, three appliers: the local node ignores what only a cluster can honour."""
     from kubeloop.node.desired import Commands, read
 
     found = loop({"secrets": SECRETS})
@@ -85,7 +85,7 @@ def test_every_pod_is_unprivileged_spread_and_named(name: str) -> None:
     assert part["imagePullSecrets"] == [{"name": "registry"}]
     for constraint in part["topologySpreadConstraints"]:
         assert constraint["labelSelector"]["matchLabels"].items() <= part["labels"].items()
-    # A request that came just before the longest drain ended is still answered.
+    # A request that arrived just before the end of the longest drain is still answered.
     assert part["terminationGracePeriodSeconds"] == 3 * 6 + 2 + 1
 
 
@@ -204,6 +204,6 @@ def test_a_canary_has_pods_by_its_share_and_no_autoscaler(percent: int, least: i
     [({}, "1"), ({"cpu": "900m"}, "1"), ({"cpu": "2"}, "2"), ({"cpu": "1500m"}, "1500m"), ({"cpu_limit": "4"}, "4")],
 )
 def test_a_transformer_may_use_what_it_asks_for(transformer: dict[str, Any], limit: str) -> None:
-    """KServe gives a transformer without a limit one of its own, of one core; a request above it makes no pod."""
+    """KServe gives a transformer without a limit its own limit of one core; no pod is made for a request above that."""
     (container,) = build({"transformer": transformer})["spec"]["transformer"]["containers"]
     assert container["resources"]["limits"]["cpu"] == limit

@@ -71,7 +71,7 @@ def test_a_version_remembers_where_it_comes_from(settings: Settings, loop: Loop,
 
 
 def test_the_version_is_the_folder_that_was_checked(settings: Settings, loop: Loop, model: Path) -> None:
-    """KServe reads the folder that MLflow keeps, so its files are the very ones of the pipeline."""
+    """KServe reads the folder that MLflow keeps, so its files must be exactly those of the pipeline."""
     kept = register(settings, loop, model, "r1").folder
     assert kept.is_relative_to(settings.state / "mlartifacts")
     for path in filter(Path.is_file, model.rglob("*")):
@@ -112,7 +112,7 @@ def test_mlflow_loads_and_predicts_the_champion(
 
 
 def rows_of(frame: pd.DataFrame) -> list[tuple[object, ...]]:
-    """Return rows that can be compared: numbers as the model takes them."""
+    """Return rows that can be compared: numbers in the model's types."""
     return [
         tuple(np.float32(value) if isinstance(value, float) else value for value in row)
         for row in frame.itertuples(index=False)
@@ -169,7 +169,7 @@ def test_aliases_move(settings: Settings, loop: Loop, model: Path) -> None:
     assert aliases() == {"1": ("champion",)}
     second = register(settings, loop, model, "r2")
     assert aliases() == {"1": ("champion",), "2": ("challenger",)}
-    # A rejected challenger gives way to the next one.
+    # A rejected challenger is replaced by the next one.
     third = register(settings, loop, model, "r3")
     assert aliases() == {"1": ("champion",), "2": (), "3": ("challenger",)}
     registry.promote(settings, second)
@@ -199,7 +199,7 @@ def test_a_missing_version_is_named(settings: Settings, loop: Loop, model: Path,
 
 
 def test_a_run_that_was_given_is_used(settings: Settings, loop: Loop, model: Path) -> None:
-    """On a cluster KFP makes the run and names it."""
+    """On a cluster, KFP makes and names the run."""
     client = mlflow.MlflowClient(settings.mlflow_uri, settings.mlflow_uri)
     experiment = client.create_experiment("given", artifact_location=(settings.state / "given").as_uri())
     run_id = client.create_run(experiment).info.run_id

@@ -80,13 +80,13 @@ def test_it_refuses_other_hosts(server: tuple[psutil.Popen, str]) -> None:
 
 
 def test_it_knows_itself_as_a_server(server: tuple[psutil.Popen, str]) -> None:
-    """MLflow runs no code of a stored scorer and follows no link of its own host in a process with these."""
+    """In a process with these variables, MLflow runs no code of a stored scorer and follows no link to its own host."""
     process, _ = server
     assert {"_MLFLOW_SERVER_BOOT_ID", "_MLFLOW_SERVER_ARTIFACT_ROOT"} <= process.environ().keys()
 
 
 def test_a_login_is_asked_of_everyone_but_probes(tmp_path: Path) -> None:
-    """As the chart starts it with `mlflow.login`, and as a step then speaks to it."""
+    """The server starts as in the chart with `mlflow.login`, and a step then talks to it."""
     password = secrets.token_urlsafe(12)
     ini = tmp_path / "auth.ini"
     ini.write_text(

@@ -1,4 +1,4 @@
-"""MLflow's UI on a laptop: nobody gets in without the token of its start."""
+"""MLflow's UI on a laptop: only a client with the token of this start gets in."""
 
 import os
 import shutil

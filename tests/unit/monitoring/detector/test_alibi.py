@@ -71,7 +71,7 @@ def alibi(worker: WorkerProcess) -> AlibiDetector:
 @pytest.mark.parametrize("shift", [0.0, 0.15, 1.0])
 @pytest.mark.parametrize("rows", [1, 2, 250, 2_000])
 def test_both_engines_agree(alibi: AlibiDetector, reference: Reference, rows: int, shift: float) -> None:
-    """Statistic to 1e-6 relative and p-value to 1e-6 absolute: Alibi keeps both in float32."""
+    """The statistic to 1e-6 relative and the p-value to 1e-6 absolute: Alibi keeps both in float32."""
     builtin = BuiltinDetector()
     live = window(reference, rows, shift)
     found = []
@@ -215,12 +215,12 @@ def test_the_worker_takes_whole_bodies_only(strict: str, headers: list[str], bod
         connection.shutdown(socket.SHUT_WR)
         received = b"".join(iter(lambda: connection.recv(4096), b""))
     assert received.startswith(b"HTTP/1.1 %d " % status)
-    assert received.count(b"HTTP/1.1 ") == 1, "what is left of a body is no request"
+    assert received.count(b"HTTP/1.1 ") == 1, "the rest of a body is not read as a request"
 
 
 @pytest.fixture(scope="module")
 def strict() -> Iterator[str]:
-    """A worker run by hand, as a container would, with a small limit; it must end well on SIGTERM."""
+    """A worker started by hand, as in a container, with a small limit; it must exit cleanly on SIGTERM."""
     command = [PYTHON, WORKER, "--port", "0", "--max-body-mb", "1"]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -256,7 +256,7 @@ def alive(pid: int) -> bool:
 
 
 def test_after_a_rest_the_worker_starts_over_in_its_place(reference: Reference, tmp_path: Path) -> None:
-    """It lets go of Alibi and of its references, and neither its id nor its address changes."""
+    """It releases Alibi and its references; neither its id nor its address changes."""
     command = [PYTHON, "-I", WORKER, "--port", "0", "--idle-seconds", "1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

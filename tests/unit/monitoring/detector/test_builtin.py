@@ -24,7 +24,7 @@ def scores(before: dict[str, Any], now: dict[str, Any], score: Any = (0.5,), liv
     return {found.feature: found for found in detector.score("1", window)}
 
 
-# Few distinct values make ties, one makes a constant column, None a missing value.
+# Few distinct values make ties, a single value makes a constant column, None is a missing value.
 values = st.one_of(
     st.lists(st.one_of(st.none(), st.integers(-3, 3)), max_size=60),
     st.lists(st.one_of(st.none(), st.floats(-1e6, 1e6, width=32)), max_size=60),
@@ -40,7 +40,7 @@ def test_numeric_features_agree_with_scipy(before: list[float | None], now: list
     old, new = (np.array([v for v in side if v is not None], dtype=np.float32) for side in (before, now))
     expected = (0.0, 1.0)
     if len(old) == len(new) == 1:
-        # SciPy's p-value is NaN here; one row against one is no evidence.
+        # SciPy's p-value is NaN here; one row against one is not evidence.
         expected = (float(old[0] != new[0]), 1.0)
     elif len(old) and len(new):
         test = ks_2samp(old, new, method="asymp")
@@ -76,7 +76,7 @@ def test_large_samples_agree_with_scipy(n: int, m: int, shift: float) -> None:
 )
 def test_categorical_features_agree_with_scipy(before: list[str], now: list[str | None]) -> None:
     found = scores({"c": before}, {"c": now})["c"]
-    # Missing values and those that training never saw are one category.
+    # Missing values and values that training never saw form one category.
     known = sorted(set(before))
     table = [[side.count(name) for name in known] for side in (before, now)]
     table[0].append(0)
@@ -186,7 +186,7 @@ def test_a_window_of_another_reference_is_refused(key: str, numeric: Any, codes:
 
 
 def test_many_categories_raise_no_alarm_and_a_change_among_them_does() -> None:
-    """5,000 shops by Zipf's law: with a cell for each, every fourth quiet window of 150 rows has such a p-value."""
+    """5,000 shops by Zipf's law: with one cell per shop, every fourth quiet window of 150 rows has such a p-value."""
     random = np.random.default_rng(1)
     shares = 1 / np.arange(1, 5001)
     shares /= shares.sum()
@@ -205,5 +205,5 @@ def test_many_categories_raise_no_alarm_and_a_change_among_them_does() -> None:
 
     quiet = [found(rows) for rows in [150] * 200 + [2000] * 20]
     assert np.mean([score.p_value < 0.01 for score in quiet]) < 0.05
-    assert all(score.missing_share == 0 for score in quiet), "a rare shop is another one, not a missing one"
+    assert all(score.missing_share == 0 for score in quiet), "a rare shop counts as another shop, not as a missing one"
     assert found(500, moved=0.5).p_value < 1e-6

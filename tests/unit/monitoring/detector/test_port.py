@@ -13,7 +13,7 @@ from kubeloop.monitoring.detector.builtin import BuiltinDetector
 @pytest.mark.parametrize(
     ("method", "p_values", "adjusted"),
     [
-        # Sorted .005 .01 .03 .04, times 4 3 2 1: .02 .03 .06 .04; the last may not fall below .06.
+        # Sorted: .005 .01 .03 .04; times 4 3 2 1: .02 .03 .06 .04; the last may not fall below .06.
         ("holm", [0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
         ("holm", [0.6, 0.7], [1.0, 1.0]),
         ("holm", [0.02, 0.02], [0.04, 0.04]),

@@ -41,7 +41,7 @@ def test_fails_on_another_server() -> None:
 
 
 def test_does_not_import_alibi() -> None:
-    """The probe runs every few seconds; that import takes as long."""
+    """The probe runs every few seconds, and the import takes as long as that."""
     code = (
         "import runpy, sys\n"
         "sys.argv[1:] = ['--check', '--port', '1']\n"
@@ -56,7 +56,7 @@ def test_does_not_import_alibi() -> None:
 
 
 def test_a_worker_with_a_token_takes_nothing_from_others(tmp_path: Path) -> None:
-    """On a laptop every local user reaches its port, and a reference decides what counts as drift."""
+    """On a laptop every local user can reach its port, and a reference decides what counts as drift."""
     token_file = tmp_path / "token"
     access.make(token_file)
     worker = WorkerProcess(config.settings().detector_python, tmp_path, token_file)
