@@ -1,4 +1,4 @@
-"""What has one meaning is written in one place: moments as text, CloudEvents, the names of the pipelines."""
+"""Each of these has one place in the code: moments as text, CloudEvents, the names of the pipelines."""
 
 import ast
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ SOURCES = [*(ROOT / "src").rglob("*.py"), *(ROOT / "pipelines").rglob("*.py"), *
 
 
 def calls(name: str) -> set[str]:
-    """Return the files that call a method of a name."""
+    """Return the files that call a method by name."""
     found = set()
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -29,7 +29,7 @@ def calls(name: str) -> set[str]:
 
 
 def texts(wanted: str) -> set[str]:
-    """Return the files that write a text by hand."""
+    """Return the files that spell out a text by hand."""
     found = set()
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text())):

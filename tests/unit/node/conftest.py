@@ -1,4 +1,4 @@
-"""A node in a process of its own, a payload collector, and clients that count."""
+"""A node in its own process, a payload collector, and clients that count."""
 
 import http.client
 import itertools
@@ -27,7 +27,7 @@ from kubeloop.delivery.manifest import ModelRef, inference_service
 
 STAND_IN = Path(__file__).parent / "standins" / "node.py"
 SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/kubeloop/inferenceservices"
-# One client for all: making one reads the certificate store, which takes longer than a request.
+# One client for all tests: making one reads the certificate store, which takes longer than a request.
 HTTP = httpx.Client(timeout=20)
 _NUMBERS = itertools.count()
 
@@ -43,7 +43,7 @@ def eventually(check: Callable[[], Any], seconds: float = 10.0) -> Any:
 
 @dataclass
 class Collector:
-    """Takes payload events; tells how it should behave."""
+    """Accepts payload events; a test sets how it behaves."""
 
     status: int = 200
     sleep: float = 0.0
@@ -147,7 +147,7 @@ class NodeProcess:
         return local.apply(manifest, self.url, timeout_s, access.read(self.state / "token"))
 
     def login(self) -> dict[str, str]:
-        """The header that the node wants from whoever changes something."""
+        """The header that a client needs for the node to accept a change."""
         return access.header(self.state / "token")
 
     def processes(self, component: str = "predictor", name: str = "flights") -> list[dict[str, Any]]:
@@ -164,7 +164,7 @@ def request(rows: int = 1, mark: str = "") -> dict[str, Any]:
 
 @dataclass
 class Load:
-    """Clients that each keep one connection busy, and what they were answered."""
+    """Clients that each keep one connection busy, with the answers that they got."""
 
     url: str
     name: str
@@ -210,13 +210,13 @@ class Load:
         return Counter(version for _, version, _ in self.answers)
 
     def wait(self, answers: int) -> None:
-        """Wait for so many more answers."""
+        """Wait for a number of further answers."""
         goal = len(self.answers) + answers
         eventually(lambda: len(self.answers) >= goal, 30)
 
 
 class Background:
-    """Runs something beside a test and keeps its error."""
+    """Runs a function in parallel with a test and keeps its error."""
 
     def __init__(self, work: Callable[[], Any]) -> None:
         self.error: DeliveryError | None = None
@@ -260,7 +260,7 @@ class Kit:
         return self.ref(version, sha256)
 
     def ref(self, version: str, sha256: str = "0" * 64) -> ModelRef:
-        """A version and its folder, which is there or not."""
+        """A version and its folder, which may or may not exist."""
         return ModelRef(version.rpartition("/")[2], (self.folder / "models" / version).as_uri(), sha256, "run-1")
 
     def manifest(self, version: ModelRef, name: str = "flights", logger_url: str = "", **kwargs: Any) -> dict[str, Any]:
@@ -289,7 +289,7 @@ class Kit:
 
 @dataclass
 class Service:
-    """One inference service of its own name on a node that other tests use as well."""
+    """An inference service with a unique name, on a node that other tests use as well."""
 
     kit: Kit
     node: NodeProcess
@@ -355,7 +355,7 @@ def node(shared: Kit) -> NodeProcess:
 
 @pytest.fixture
 def service(shared: Kit, node: NodeProcess) -> Iterator[Service]:
-    """A service with the models v1 and v2, not applied yet."""
+    """A service with the models v1 and v2, not yet applied."""
     service = Service(shared, node, f"flights-{next(_NUMBERS)}")
     for version in ("v1", "v2"):
         service.model(version)
@@ -365,7 +365,7 @@ def service(shared: Kit, node: NodeProcess) -> Iterator[Service]:
 
 @pytest.fixture
 def alive() -> Callable[[int], bool]:
-    """Tell whether a process exists and is no zombie."""
+    """Return whether a process exists and is not a zombie."""
 
     def check(pid: int) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""Reading a manifest: what becomes of it, and every way in which it can be wrong."""
+"""Reading a manifest: the result, and every way in which a manifest can be wrong."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The payload log gets what was served, and a collector's troubles stay its own."""
+"""The payload log gets what was served, and a collector's troubles do not affect serving."""
 
 import asyncio
 import json
@@ -172,7 +172,7 @@ def test_slow_collector_does_not_slow_inference(kit):
 
 
 def test_the_token_goes_to_the_collector_of_the_same_owner_alone(kit):
-    """A manifest, and one kept from an earlier start, may name a port that is somebody else's by now."""
+    """The port in a manifest, also in one kept from an earlier start, may meanwhile belong to another program."""
     node = kit.node("--collector-url", kit.collector.url.removesuffix("/events"))
     node.apply(kit.manifest(kit.model("v1")))
     node.infer()
@@ -192,7 +192,7 @@ def test_the_first_event_waits_for_those_that_follow_and_for_the_answer(kit, mon
         log = payload_events.EventLog(10)
         log.urls["flights"] = kit.collector.url
         log.open()
-        # Let the workers wait for something.
+        # Give the workers something to wait for.
         await asyncio.sleep(0)
         moment = time.time()
         log.offer(payload_events.Pair("1", "flights", "n", "default", b"a/b", b"{}", moment, b"{}", moment, 1))

@@ -1,4 +1,4 @@
-"""The node as it is started, with the real model server and a real ONNX model, asked by KServe's own client."""
+"""The node as users start it, with the real model server and a real ONNX model, called by KServe's own client."""
 
 import asyncio
 import hashlib
@@ -69,7 +69,7 @@ def test_a_real_model_is_served_switched_and_checked(kit):
 
     def manifest(ref: ModelRef) -> dict:
         built = kit.manifest(ref)
-        del built["spec"]["transformer"]  # it would need a feature store
+        del built["spec"]["transformer"]  # the real transformer would need a feature store
         return built
 
     node.apply(manifest(first))

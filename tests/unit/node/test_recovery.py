@@ -1,4 +1,4 @@
-"""What dies comes back, what is stopped finishes, and nothing is left behind."""
+"""A program that dies is restarted, a stopped node finishes its requests, and no process is left behind."""
 
 import json
 import signal

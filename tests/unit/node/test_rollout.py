@@ -1,4 +1,4 @@
-"""From one model version to the next: without a failed request, and never to a broken one."""
+"""From one model version to the next: no failed request, and never to a broken version."""
 
 import time
 
@@ -149,7 +149,7 @@ def test_canary_gets_its_share_and_is_promoted_without_restart(service):
         load.wait(1000)
     total, share = len(load.answers), load.versions()["v2"]
     assert (set(load.codes()), load.failures) == ({200}, [])
-    # Five standard deviations of a binomial: fails by chance once in two million runs.
+    # Five standard deviations of a binomial: it fails by chance once in two million runs.
     assert abs(share - 0.2 * total) < 5 * (total * 0.2 * 0.8) ** 0.5
     answers = [pair["response"] for pair in service.pairs().values()]
     seen = [(headers["ce-endpoint"], body["model_version"]) for headers, body in answers]

@@ -1,4 +1,4 @@
-"""What passes through the router unchanged, what it takes away, and how it says no."""
+"""What the router passes through unchanged, what it removes, and how it refuses."""
 
 import re
 
@@ -55,7 +55,7 @@ def test_the_ways_to_ask_for_a_prediction(node, path):
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize(("prefix", "limit"), [("", 5000), ("/_predictor", 20_000)])
 def test_too_large_a_body_is_refused(node, prefix, limit, chunked):
-    """A transformer's request may be four times a client's: the features have joined it."""
+    """A transformer's request may be four times the size of a client's, since the features are in it."""
     for size in (limit, limit + 1):
         body = b"x" * size
         content = iter([body[:3000], body[3000:]]) if chunked else body

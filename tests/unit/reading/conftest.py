@@ -13,7 +13,7 @@ Decide = Callable[..., tuple[files.Opened, infer.Decided]]
 
 @pytest.fixture(scope="session")
 def visits() -> pd.DataFrame:
-    """300 visits over five months; every other column of a test comes on top."""
+    """300 visits over five months, and additional columns that a test gives."""
     random = np.random.default_rng(0)
     rows = 300
     return pd.DataFrame(
@@ -28,7 +28,7 @@ def visits() -> pd.DataFrame:
 
 @pytest.fixture
 def decide(tmp_path: Path) -> Decide:
-    """Open a file as `kubeloop init` does, and decide how its columns are read."""
+    """Open a file as `kubeloop init` does, and decide how to read its columns."""
 
     def look(path: Path, **asked: object) -> tuple[files.Opened, infer.Decided]:
         said = infer.Asked(**asked)  # type: ignore[arg-type]

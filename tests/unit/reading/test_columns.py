@@ -1,4 +1,4 @@
-"""What a column of texts is read as: decided from all of its values, said, and refused where it could be two things."""
+"""How a text column is read: decided from all of its values, reported, and refused if it is ambiguous."""
 
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def test_times_are_read_in_the_one_format_that_fits_all(
     path = written(visits, tmp_path, ts=visits["ts"].dt.strftime(written_as))
     _, decided = decide(path)
     assert (decided.columns["ts"].kind, decided.columns["ts"].format) == ("time", form)
-    assert bool(decided.said) == (form != "iso"), "what is not plain is said"
+    assert bool(decided.said) == (form != "iso"), "a format that is not obvious is reported"
     found = taken_in(path, decided)["ts"].dt.floor("s").dt.tz_localize(None)
     begun = visits["ts"].dt.to_period("M").dt.to_timestamp() if unit == "M" else visits["ts"].dt.floor(unit)
     assert (found.to_numpy() == begun.to_numpy()).all()
@@ -123,7 +123,7 @@ def test_times_are_read_in_the_one_format_that_fits_all(
         ),
         (["2019-W32", "2020-W01", "KW 32/2019"], "week", ["2019-08-05", "2019-12-30", "2019-08-05"]),
         (["2019-W32-3", "2019W321"], "week", ["2019-08-07", "2019-08-05"]),
-        # A spreadsheet leaves midnight out, and Python a whole second's fraction.
+        # A spreadsheet leaves out midnight, and Python leaves out the fraction of a whole second.
         (
             ["13.02.2020", "13.02.2020 10:30", "01.02.2020"],
             "%d.%m.%Y %H:%M",
@@ -182,7 +182,7 @@ def test_old_dates_and_local_serials_are_times(tmp_path: Path, written_as: list[
     assert table.take_moment("ts") == "ts"
     assert table.source.columns["ts"].format == form
     assert pd.read_parquet(table.parquet)["ts"].dt.tz_localize(None).min() == pd.Timestamp(first)
-    assert sum("'ts'" in text for text in table.said) == 1, "only what it is in the end"
+    assert sum("'ts'" in text for text in table.said) == 1, "only the final type is reported"
 
 
 @pytest.mark.parametrize(

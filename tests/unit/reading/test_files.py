@@ -20,7 +20,7 @@ from tests.unit.reading.conftest import Decide
 
 
 def taken_in(path: Path, folder: Path, read: Read | None = None) -> tuple[pd.DataFrame, Ours]:
-    """Read a file as `init` does, and once more as every later run does; both must be the same."""
+    """Read a file as `init` does, and again as every later run does; both results must be equal."""
     (folder / "raw").mkdir()
     ours = Ours(path, folder / "raw", asked=Asked(read=read or Read(), timestamp="ts"))
     first = pd.read_parquet(ours.parquet)
@@ -30,7 +30,7 @@ def taken_in(path: Path, folder: Path, read: Read | None = None) -> tuple[pd.Dat
 
 
 def workbook(path: Path, sheets: dict[str, list[list[Any]]]) -> None:
-    """Write the least that Excel takes."""
+    """Write the smallest workbook that Excel accepts."""
 
     def cell(value: Any) -> str:
         if isinstance(value, str):
@@ -169,7 +169,7 @@ def test_rows_with_another_number_of_fields_are_named_and_left_out(visits: pd.Da
     found, ours = taken_in(tmp_path / "t.csv", tmp_path)
     assert len(found) == 299
     assert any("line 101 of t.csv has 5 fields, the header 4, as 1 more" in text for text in ours.look)
-    assert any("1 row has no 'ts'" in text for text in ours.look), "the sum"
+    assert any("1 row has no 'ts'" in text for text in ours.look), "the row of totals"
     apart = pd.read_parquet(tmp_path / "misfits" / "again.parquet")["reasons"].explode().tolist()
     assert sorted(text.partition(":")[0] for text in apart) == ["fields(line 101)", "fields(line 302)", "missing(ts)"]
 
@@ -205,7 +205,7 @@ def test_what_cannot_be_read_is_one_sentence_with_an_option(
     with pytest.raises(FileError, match=message) as caught:
         decide(tmp_path / "t.csv", read=Read(**read))
     assert "\n" not in str(caught.value)
-    assert "reading-" not in str(caught.value), "the user's file, not a copy of ours"
+    assert "reading-" not in str(caught.value), "the message must name the user's file, not our copy"
 
 
 def test_a_workbook_with_several_sheets_asks_for_one(visits: pd.DataFrame, tmp_path: Path, decide: Decide) -> None:

@@ -1,4 +1,4 @@
-"""Later rows are read as the first were: what does not fit goes into a run's quarantine, and ends nothing."""
+"""Later rows are read as the first ones were: a row that does not fit is quarantined, and the run continues."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_a_row_that_does_not_fit_is_in_the_quarantine_of_the_run(place: tuple[Lo
     stages.extract(loop, settings, AS_OF, raw)
     report = stages.validate_raw(loop, settings, raw, AS_OF, "run", clean, settings.home / "page.html")
     found = report["tables"]["t"]
-    assert (found["rows"], found["quarantined"]) == (7, 5), "the row of September is not known yet"
+    assert (found["rows"], found["quarantined"]) == (7, 5), "the row of September is not yet known"
     assert found["reasons"] == {
         "expect_column_values_to_not_be_null(who)": 1,
         "read_as_number(amount)": 1,
@@ -73,7 +73,7 @@ def test_a_row_that_does_not_fit_is_in_the_quarantine_of_the_run(place: tuple[Lo
 
     file.write_text(HEADER + GOOD)
     sources.take_in(loop, settings)
-    assert not (settings.raw / "misfits" / "t.parquet").exists(), "what was corrected is gone from there"
+    assert not (settings.raw / "misfits" / "t.parquet").exists(), "the corrected row is no longer quarantined"
 
 
 def test_a_column_that_was_a_number_stays_one(place: tuple[Loop, Settings, Path]) -> None:

@@ -1,4 +1,4 @@
-"""What `kubeloop init` says to a wrong option, or to what could be read in two ways: one sentence, nothing written."""
+"""`kubeloop init` answers a wrong option, or an ambiguous column, in one sentence and writes nothing."""
 
 from pathlib import Path
 
@@ -64,4 +64,4 @@ def test_all_that_could_be_read_in_two_ways_is_named_at_once(
     more = ["--date-format", "%d/%m/%Y", "--decimal", "comma", "--exclude", "seen"]
     answer = CliRunner().invoke(app, ["init", "visits.csv", *ROLES, *more])
     assert "could be" not in answer.output
-    assert "too few to train" in answer.output, "of the table itself"
+    assert "too few to train" in answer.output, "a fault of the table itself"

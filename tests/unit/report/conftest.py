@@ -36,7 +36,7 @@ DAY = timedelta(days=1)
 WEEK = timedelta(days=7)
 HOSTILE = "<script>alert('x')</script>"
 ROWS = 30
-"""Predictions a day."""
+"""Predictions per day."""
 
 _LOOP = """
 name: parcels
@@ -65,7 +65,7 @@ def place(tmp_path: Path) -> tuple[Loop, Settings]:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Six weeks: version 1 for three, then version 2, which replaced it; version 3 was rejected in week five."""
+    """Six weeks: version 1 for three, then version 2 in its place; version 3 was rejected in week five."""
     loop, settings = _place(tmp_path_factory.mktemp("loop"))
     settings.state.mkdir(parents=True)
     (settings.home / "loop.yaml").write_text(_LOOP)
@@ -80,7 +80,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 class Page(HTMLParser):
-    """A parsed page: every tag must be closed where HTML asks for it."""
+    """A parsed page, which checks that every tag is closed where HTML requires it."""
 
     _VOID = frozenset({"meta", "br", "img", "link", "input", "hr"})
 
@@ -99,7 +99,7 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
     def having(self, word: str) -> list[dict[str, str | None]]:
-        """Attributes of the elements that carry a class."""
+        """Return the attributes of the elements that have a class."""
         return [known for _, known in self.tags if word in (known.get("class") or "").split()]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -216,7 +216,7 @@ def _events(loop: Loop) -> list[DriftEvent]:
 
 
 def _traffic(settings: Settings, models: list[Path]) -> None:
-    """Labels follow the weight in the first two weeks and run against it from then on."""
+    """Labels follow the weight for two weeks, and from then on run against it."""
     rows: list[segments.Row] = []
     for day in range(6 * 7):
         moment = START + day * DAY + timedelta(hours=12)
@@ -252,7 +252,7 @@ def _row(seq: int, moment: datetime, key: str, kind: str, body: Mapping[str, Any
 
 
 def _watch(loop: Loop, settings: Settings) -> None:
-    """Five closed windows: both features and the score in each, the hostile one drifted from the third on."""
+    """Five closed windows, each with both features and the score; the hostile feature drifts from the third on."""
     store = Store(settings.monitor_db)
     effects = {"weight": 0.05, HOSTILE: 0.62, "score": 0.11}
     for week in range(5):
@@ -305,7 +305,7 @@ def _watch(loop: Loop, settings: Settings) -> None:
 
 
 def _episode(loop: Loop, week: int) -> dict[str, Any] | None:
-    """The episodes that windows two and four opened, and one the trigger absorbed after window three."""
+    """The episodes that windows two and four opened, and one after window three that the trigger absorbed."""
     numbers = {2: ("parcels-2", True), 3: ("parcels-4", False), 4: ("parcels-3", True)}
     if week not in numbers:
         return None

@@ -1,4 +1,4 @@
-"""Drawing: axes that hold what they show, marks that hide no other, escaped text."""
+"""Drawings: axes that contain what they show, marks that do not hide each other, escaped text."""
 
 import itertools
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""The page: what it says, that it says it safely, and that it says something when there is nothing to say."""
+"""The page: its content, its escaping, and that it also works when there is nothing to report."""
 
 import inspect
 import re
@@ -28,7 +28,7 @@ LOADS = {"src", "href", "srcset", "data", "poster", "action", "xlink:href"}
 def test_nothing_is_loaded_from_elsewhere(page: Any) -> None:
     for tag, attributes in page.tags:
         assert tag not in {"link", "img", "iframe", "object", "embed", "base"}
-        # What a reader may click on is not loaded.
+        # Links that a reader may click are not loaded.
         for name in (LOADS - {"href"} if tag == "a" else LOADS) & attributes.keys():
             assert not ADDRESS.search(attributes[name]), (tag, attributes)
         assert not ADDRESS.search(attributes.get("style") or "")
@@ -145,7 +145,7 @@ def test_versions_carry_their_lineage(world: Any, page: Any) -> None:
         assert version.run in page.text
     assert "asked for by episode 1" in page.text
     assert page.text.count("endpoint http://127.0.0.1:2") == 1
-    assert "http://127.0.0.1:1" not in page.text, "version 1 served in a session that is over"
+    assert "http://127.0.0.1:1" not in page.text, "version 1 served in a finished session"
     assert "promoted by the gate, 2026-05-06 07:08 UTC" in page.text
     assert "served 660 predictions, 2024-01-01 12:00 to 2024-01-22 12:00" in page.text
 

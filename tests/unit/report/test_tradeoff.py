@@ -37,7 +37,7 @@ def result(low: float = -0.002, high: float = 0.004) -> dict[str, Any]:
 def test_a_policy_is_drawn_at_its_retrainings_and_its_difference() -> None:
     drawn = tradeoff.build(result())
     plot = str(drawn["chart"].plot)
-    assert plot.count("<circle") == 4, "the first is the line that the others are held against"
+    assert plot.count("<circle") == 4, "the first is the line that the others are compared with"
     assert plot.count("estimate promoted") == 1
     assert "<script>" not in plot
     assert "&lt;script&gt;" in plot

@@ -1,4 +1,4 @@
-"""Sentences: honest when nothing was promoted, when the gain is not proven, and when the loop did worse."""
+"""Sentences that are honest if nothing was promoted, if the gain is not proven, and if the loop did worse."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

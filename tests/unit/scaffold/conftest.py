@@ -18,7 +18,7 @@ def _quiet() -> None:
 
 
 def machines(rows: int = 3000, days: int = 200, seed: int = 1) -> pd.DataFrame:
-    """Readings of 40 machines; a hot one fails within the day more often."""
+    """Readings of 40 machines; a hot machine fails more often within the day."""
     random = np.random.default_rng(seed)
     who = random.integers(0, 40, rows)
     moments = pd.Timestamp("2024-01-01") + pd.to_timedelta(np.sort(random.integers(0, days * 86400, rows)), unit="s")
@@ -42,14 +42,14 @@ def readings() -> pd.DataFrame:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty current folder, with no terminal to ask."""
+    """An empty current folder, and no terminal for questions."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture(scope="session")
 def nasty() -> pd.DataFrame:
-    """Every name that Python, SQL, YAML, Feast or a shell could stumble on."""
+    """Column names that Python, SQL, YAML, Feast or a shell could stumble on."""
     random = np.random.default_rng(5)
     rows = 2500
     frame = machines(rows, seed=5)
@@ -74,7 +74,7 @@ def nasty() -> pd.DataFrame:
     columns["TIME"] = frame["read_at"].dt.strftime("%Y-%m-%d %H:%M:%S")
     columns["Is it?"] = np.where(frame["failed"] == 1, "gone 'away'", "still here")
     columns["heat"] = frame["heat"]
-    # A date as a number: float32 knows every second of them.
+    # A date as a number: float32 can represent only every second one of these numbers.
     columns["from day"] = pd.array(20_240_101 + np.arange(rows) * 37 % 28, dtype="Int64")
     columns["from day"][::9] = pd.NA
     return pd.DataFrame(columns)

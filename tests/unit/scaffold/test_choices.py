@@ -1,4 +1,4 @@
-"""What init makes of a table: proposals, roles, ids, leaks, and a sentence for every table that cannot work."""
+"""What init makes of a table: proposals, roles, ids, leaks, and one sentence for every table that cannot work."""
 
 import json
 import unicodedata
@@ -41,7 +41,7 @@ def test_a_clear_table_is_understood_without_a_word(readings: pd.DataFrame, fold
     assert found.likely_moment() == "read_at"
     assert found.possible_keys() == ["machine", "line"]
     assert found.likely_key(("failed", "read_at")) == "machine"
-    assert found.likely_key(("failed", "read_at", "machine")) is None, "three lines are hardly subjects"
+    assert found.likely_key(("failed", "read_at", "machine")) is None, "`line` has only three values"
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_yes_and_no_are_known_in_several_languages(readings: pd.DataFrame, folde
 def test_two_words_that_are_no_yes_and_no_are_asked_about(
     readings: pd.DataFrame, folder: Path, pair: tuple[str, str]
 ) -> None:
-    """Of `ja` and `yes` neither is the negative of the other."""
+    """Neither `ja` nor `yes` is the negative of the other."""
     words = readings["failed"].map(dict(enumerate(pair)))
     with pytest.raises(ScaffoldError, match=r"choose the one to predict, such as --positive (\w+)$"):
         labels.label(table(readings.assign(failed=words), folder), "failed", None)
@@ -149,7 +149,7 @@ def test_a_table_that_cannot_work_gets_a_sentence_with_the_way_out(
     answer = CliRunner().invoke(app, ["init", "readings.csv", *ROLES, *options])
     assert answer.exit_code == errors.LASTING
     assert message in answer.output
-    assert not (folder / "readings").exists(), "nothing is written"
+    assert not (folder / "readings").exists(), "no file is written"
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_numbers_that_float32_would_blur_keep_their_meaning(readings: pd.DataFra
     assert found["coded"] == found["gone"] == ("number", 20_240_101)
     assert found["below"] == ("number", -20_240_128)
     assert found["instant"] == ("number", int(frame["instant"].min()))
-    assert found["crate"] == ("category", 0), "two groups far from each other: text, since its values repeat"
+    assert found["crate"] == ("category", 0), "two groups far from each other: a category, since the values repeat"
     assert found["revenue"] == found["exact"] == ("number", 0)
     for name in ("coded", "gone", "below", "instant"):
         relative = (frame[name] - found[name][1]).dropna()
@@ -285,7 +285,7 @@ def test_what_knows_the_label_is_named(readings: pd.DataFrame, folder: Path) -> 
     )
     case, leaks = design(frame, folder)
     assert [column for column, _ in leaks] == ["temperature_then", "ticket", "heat_after", "cause"]
-    assert len(case.inputs) == 6, "they are named, not taken away"
+    assert len(case.inputs) == 6, "they are named, but stay inputs"
 
 
 @pytest.mark.parametrize(

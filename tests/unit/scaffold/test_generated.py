@@ -1,4 +1,4 @@
-"""The files that init writes: clean, causal and fulfilled by the table, whatever its columns are called."""
+"""The files that init writes: linted, causal and satisfied by the table, whatever the names of its columns."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ from kubeloop.steps import stages
 
 CUT = datetime(2024, 5, 1, tzinfo=UTC)
 ZONE = "Europe/Berlin"
-"""Where the clocks hang that wrote the table's times, so that summer time begins in it."""
+"""The time zone of the clocks that wrote the table's times, chosen so that summer time begins within the table."""
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +223,7 @@ def test_the_readme_shows_a_request_that_the_service_would_take(
 
 
 def counted(frame: pd.DataFrame, case: render.Case, at: datetime) -> dict[str, tuple[float, float, float | None]]:
-    """Count each key's recent rows and labels the slow way."""
+    """Count each key's recent rows and labels with a simple slow loop."""
     step, delay = case.timeline.scale.step, case.timeline.label_delay
     short, long = case.timeline.scale.short, case.timeline.scale.long
     epoch = datetime(1970, 1, 1, tzinfo=UTC)
@@ -251,7 +251,7 @@ def test_histories_count_what_was_known_and_nothing_else(
     random = np.random.default_rng(int(days))
     begin = readings["read_at"].min().floor("D")
     offsets = random.uniform(0, days * 86400, len(readings)).astype("int64")
-    # Whole days are where a half-open interval goes wrong.
+    # A half-open interval shows its mistakes at whole days.
     offsets[: len(offsets) // 5] -= offsets[: len(offsets) // 5] % 86400
     frame = readings.assign(
         read_at=(begin + pd.to_timedelta(offsets, unit="s")).tz_localize("UTC"),

@@ -1,4 +1,4 @@
-"""Event ids stay with their rows, and what arrives later stops no run."""
+"""An event id stays with its row, and rows that arrive later stop no run."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -20,7 +20,7 @@ ROLES: dict[str, Any] = {"label": "bought", "timestamp": "day", "keys": ("shop",
 
 
 def sales(rows: int = 4000, days: int = 120) -> pd.DataFrame:
-    """Dates without a time, so that a shop has several rows a day; the newest day has no label yet."""
+    """Dates without a time, so that a shop has several rows per day; the newest day has no label yet."""
     random = np.random.default_rng(3)
     day = pd.Timestamp("2024-01-01") + pd.to_timedelta(np.sort(random.integers(0, days, rows)), unit="D")
     amount = random.normal(size=rows).round(4)
@@ -38,7 +38,7 @@ def sales(rows: int = 4000, days: int = 120) -> pd.DataFrame:
 
 
 def events(frame: pd.DataFrame, folder: Path, query: str) -> dict[tuple[Any, ...], list[str]]:
-    """Return the ids by what their rows hold, without the label."""
+    """Return the event ids by the content of their rows, without the label."""
     frame.to_parquet(folder / "sales.parquet")
     with sources.connect({"sales": folder / "sales.parquet"}) as db:
         found: dict[tuple[Any, ...], list[str]] = {}
@@ -51,7 +51,7 @@ def events(frame: pd.DataFrame, folder: Path, query: str) -> dict[tuple[Any, ...
 @pytest.fixture
 def query(folder: Path) -> tuple[pd.DataFrame, str]:
     frame = sales()
-    # Two rows are the same in everything that was known, and their labels differ.
+    # Two rows are equal in everything that was known, but their labels differ.
     frame.loc[2001, list(frame.columns)] = frame.loc[2000, list(frame.columns)]
     frame.loc[[2000, 2001], "bought"] = [1, 0]
     frame["bought"] = frame["bought"].mask(frame["day"] == frame["day"].max())
@@ -64,7 +64,7 @@ def query(folder: Path) -> tuple[pd.DataFrame, str]:
 
 
 def late(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return rows that come in later, of days that were there already, before, between and after the others."""
+    """Return rows that arrive later for existing days: before, between and after the other rows."""
     more = frame.sample(300, random_state=1).assign(amount=lambda rows: rows["amount"] + 7)
     return pd.concat([more.head(150), frame, more.tail(150)]).sort_values(["day", "shop"], kind="stable")
 
@@ -76,7 +76,7 @@ def late(frame: pd.DataFrame) -> pd.DataFrame:
         lambda f: f.assign(bought=1 - f["bought"]),
         lambda f: f.sample(frac=1, random_state=2),
         late,
-        # pandas makes floats of whole numbers once one of them is missing.
+        # pandas turns whole numbers into floats as soon as one is missing.
         lambda f: pd.concat([f.assign(visitor_id=f["visitor_id"].astype(float)), f.tail(1).assign(visitor_id=np.nan)]),
         lambda f: pd.concat([f, f.loc[[2000]].assign(bought=np.nan).astype({"bought": f["bought"].dtype})]),
     ],
@@ -94,7 +94,7 @@ def test_an_id_stays_with_its_row(
 
 @pytest.fixture(scope="module")
 def drafted(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, Path]:
-    """A use case whose table had no gap when it was written."""
+    """A use case whose table had no gap when init wrote it."""
     folder = tmp_path_factory.mktemp("drafted")
     frame = sales()
     frame.to_parquet(folder / "sales.parquet")

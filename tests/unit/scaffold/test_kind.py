@@ -1,4 +1,4 @@
-"""Which kind of task `init` takes a label for."""
+"""The kind of task that `init` derives from a label."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_a_label_says_which_kind_of_task_it_is(label: Any, task: str, classes: t
     )
     assert (ones, zeros) == (known.positives, known.negatives)
     assert filled == ones + zeros == ROWS - known.unknown
-    assert min(ones, zeros) > 0.2 * ROWS, "a hold-out can be judged from either side"
+    assert min(ones, zeros) > 0.2 * ROWS, "either side has enough rows to judge a hold-out"
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_key_that_is_called_like_an_answer_gets_another_name(tmp_path: Path) -
 
 
 def test_a_number_may_lie_on_one_side_of_its_median_for_a_season(tmp_path: Path) -> None:
-    """As a temperature does: a hold-out of winter days has none above the median of the year."""
+    """As with a temperature: a hold-out of winter days has no value above the year's median."""
     warm = 15 + 10 * np.sin(2 * np.pi * np.arange(ROWS) / ROWS) + RANDOM.normal(0, 0.1, ROWS)
     wish = design.Wish("y", "at", (), tmp_path / "out", label_delay=timedelta(hours=1))
     case, activity, _ = design.design(table(warm, tmp_path), wish)

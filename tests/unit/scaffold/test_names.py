@@ -1,4 +1,4 @@
-"""Names are taken by Python, DuckDB and Kubernetes alike, whatever the table calls its columns."""
+"""Python, DuckDB and Kubernetes accept every name, whatever the table calls its columns."""
 
 import keyword
 import unicodedata

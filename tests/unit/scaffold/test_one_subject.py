@@ -1,4 +1,4 @@
-"""Tables about one thing, names in any script, labels that say when they were known."""
+"""Tables about one subject, names in any script, labels that say when they became known."""
 
 import os
 import pty
@@ -36,7 +36,7 @@ def design(frame: pd.DataFrame, folder: Path, *keys: str, **wish: Any) -> Case:
 
 
 def served(case: Case, folder: Path) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    """Build a use case's features; return the training set, and what is served for its newest rows."""
+    """Build a use case's features; return the training set, and the values served for its newest rows."""
     repo, built = folder / "repo", folder / "built"
     for path, content in render.feature_repo(case).items():
         (repo / path).parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def test_a_table_with_nothing_to_predict_from_is_refused(readings: pd.DataFrame,
 def known_later(readings: pd.DataFrame) -> pd.DataFrame:
     days = np.random.default_rng(2).uniform(0.5, 6, len(readings))
     known = (readings["read_at"] + pd.to_timedelta(days, unit="D")).dt.floor("s").copy()
-    # One label takes very long, one was there too early, one row says when but not what, and one the reverse.
+    # One label takes very long, one was known too early, one row has a time but no label, and one the reverse.
     known.iloc[10] += pd.Timedelta(days=40)
     known.iloc[11] = readings["read_at"].iloc[11] - pd.Timedelta(hours=1)
     known.iloc[13] = pd.NaT
@@ -135,7 +135,7 @@ def test_labels_are_known_when_their_column_says(readings: pd.DataFrame, folder:
     found = found.dt.tz_localize(None)
     assert {pair for pair in pairs if pair[1] == pair[1]} == set(found.dropna().items())
     assert found.isna().sum() == 1
-    # Counted by hand: of one machine, at the newest whole day, what was known in the 30 days before.
+    # Counted by hand: one machine's rows, as known at the newest whole day, of the 30 days before.
     mine = frame[frame["machine"] == "M07"].assign(known=expected)
     at = history["event_timestamp"][history["machine"] == "M07"].sort_values().iloc[-40].tz_localize(None)
     begins = (mine["known"] - pd.Timedelta(microseconds=1)).dt.floor("D") + pd.Timedelta(days=1)
@@ -183,7 +183,7 @@ def test_a_delay_is_asked_for_in_a_terminal(readings: pd.DataFrame, folder: Path
     )  # fmt: skip
     assert "label known?" in done.stdout
     assert "[1d]" in done.stdout
-    assert "--label-known-at 'heat' holds DOUBLE" in done.stderr, "a column is an answer, too"
+    assert "--label-known-at 'heat' holds DOUBLE" in done.stderr, "a column answers the question, too"
 
 
 LABELS: list[tuple[Any, str | None, list[int | None]]] = [

@@ -1,4 +1,4 @@
-"""The settings fit the table, whatever its span and density, or a sentence says why there is no table to work with."""
+"""The settings fit the table, whatever its span and density, or one sentence says why the table is unusable."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -34,7 +34,7 @@ UNITS = {"day": "D", "hour": "h", "minute": "m"}
 
 
 def activity(moments: np.ndarray, rows: np.ndarray, share: float, chosen: Scale) -> Activity:
-    """Count rows a step, as the table's own query does."""
+    """Count rows per step, as the table's own query does."""
     steps = moments.astype(f"datetime64[{UNITS[chosen.unit]}]").astype("datetime64[us]")
     starts, place = np.unique(steps, return_inverse=True)
     total = np.bincount(place, rows).astype(np.int64)
@@ -70,13 +70,13 @@ def test_every_plan_holds_together(days: float, moments: int, rows: int, share: 
         return
     assert found.train_from > START - timedelta(days=1)
     assert found.train_from < found.train_to < found.fast_until <= found.until
-    assert found.fast_until - found.train_to <= FAST_WINDOWS * found.window, "a first run is for a newcomer"
+    assert found.fast_until - found.train_to <= FAST_WINDOWS * found.window, "a newcomer waits for the first run"
     assert found.history >= found.scale.long + found.label_delay + found.scale.step
     assert found.until - found.train_to >= 3 * found.window
     assert 0 < found.fast_sample <= 1
     assert 0 < found.sample <= 1
     assert found.min_rows >= 30
-    # What is written is what the configuration takes.
+    # The configuration accepts what is written.
     for span in (found.training_window, found.holdout, found.window, found.label_delay, found.history, found.block):
         assert duration(text(span)) == span
     binary.Training(window=found.training_window, holdout=found.holdout)
@@ -118,7 +118,7 @@ def test_a_holdout_spans_enough_blocks_where_moments_are_rare() -> None:
     planned = timeline(found, START, end, SCALES[0], timedelta(days=1))
     newest = planned.train_to - planned.label_delay
     assert found.blocks(newest - planned.holdout, newest, planned.block) > MIN_BLOCKS
-    assert planned.sample == planned.fast_sample == 1, "whole moments are drawn, so few must not be thinned"
+    assert planned.sample == planned.fast_sample == 1, "whole moments are drawn, so a few moments must not be sampled"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Whatever init tells its user to type goes through a shell here, with names that need every kind of quote."""
+"""Every command that init prints is run in a shell here, with names that need every kind of quote."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def shell(line: str) -> str:
 
 
 def kubeloop(line: str) -> Result:
-    """Run the command line on what a shell makes of a line."""
+    """Run the command line with the arguments that a shell makes of a line."""
     return CliRunner().invoke(app, shell(f"printf '%s\\0' {line}").split("\0")[:-1])
 
 
@@ -63,7 +63,7 @@ def test_the_option_that_a_message_ends_with_is_the_way_out(
     assert refused.exit_code
     found = re.search(printed, refused.output.strip())
     assert found, refused.output
-    # That the id is not unique is found after label, keys and timestamp were taken.
+    # The duplicate id is found only after label, keys and timestamp were accepted.
     again = kubeloop(f"{line} {found[0]} --into mine --id \"die 'Linie'\"")
     assert "--id \"die 'Linie'\" is not unique" in again.output
 
@@ -107,7 +107,7 @@ def test_the_encoding_that_is_printed_reads_the_file(odd: pd.DataFrame, folder: 
     table = odd.assign(**{"die 'Linie'": odd["die 'Linie'"].map({"a": "Köln", "b": "Halle", "c": "Łódź"})})
     table.to_csv("it's.csv", index=False, encoding="cp1250")
     line = f'init "it\'s.csv" {ROLES}'
-    # By the word that tells the encodings apart, not the first one: cp1252 has the same ö.
+    # Select by the word in which the encodings differ, not by the first one: cp1252 has the same ö.
     option = re.search(r"'Łódź' \((--encoding .*?)\)", kubeloop(line).output)
     assert option, kubeloop(line).output
     again = kubeloop(f"{line} {option[1]} --into mine --id \"die 'Linie'\"")
@@ -118,7 +118,7 @@ def test_the_encoding_that_not_all_of_a_file_fits_is_not_printed(folder: Path) -
     (folder / "t.csv").write_bytes(b"ts,who,n\n2024-01-31,h\xf4tel,1\n2024-01-31,\x81,1\n")
     refused = kubeloop("init t.csv --label n --timestamp ts")
     assert "(--encoding cp1251)" in refused.output
-    assert "--encoding cp1252" not in refused.output, "it has no 0x81"
+    assert "--encoding cp1252" not in refused.output, "cp1252 has no 0x81"
 
 
 def test_the_sheet_that_is_printed_is_read(odd: pd.DataFrame, folder: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_folder_is_answered_with_the_line_that_makes_one_file(odd: pd.DataFram
 
 
 def test_what_is_printed_at_the_end_runs(odd: pd.DataFrame, folder: Path) -> None:
-    """A leak's options, the folder to go to, and the example of the README."""
+    """A leak's options, the folder to change to, and the example in the README."""
     odd.assign(**{"the 'why'": odd["Is it?"] * 2.0}).to_csv("it's.csv", index=False)
     line = f'init "it\'s.csv" {ROLES} --into "-o\'s"'
     first = kubeloop(line)

@@ -1,6 +1,6 @@
-"""What stands between a transformer and its predictor on a cluster, played: kube-proxy, KServe's agent, a kubelet.
+"""Stand-ins for what a cluster has between a transformer and its predictor: kube-proxy, KServe's agent, a kubelet.
 
-Read from kserve main of August 2026 (cmd/agent/main.go, pkg/logger/handler.go, pkg/logger/worker.go,
+Sources: kserve main of August 2026 (cmd/agent/main.go, pkg/logger/handler.go, pkg/logger/worker.go,
 pkg/webhook/admission/pod/agent_injector.go) and the versions of knative.dev that its go.mod names
 (pkg/network/handlers/drain.go, serving/pkg/queue/health/handler.go).
 """
@@ -19,7 +19,7 @@ from typing import NamedTuple
 DROPPED = {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"} | {
     "content-length"
 }
-"""The hop-by-hop headers (RFC 9110, 7.6.1), and what is written for each hop."""
+"""The hop-by-hop headers (RFC 9110, 7.6.1), and those that every hop writes itself."""
 WORKERS = 5
 
 Headers = dict[str, str]
@@ -36,7 +36,7 @@ class Message:
 
 
 async def read(reader: asyncio.StreamReader) -> Message | None:
-    """Read one message with a length; None at the end of the connection."""
+    """Read one message that has a content length, or return None at the end of the connection."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError as error:
@@ -57,7 +57,7 @@ def written(start: str, headers: Mapping[str, str], body: bytes) -> bytes:
 
 
 class Event(NamedTuple):
-    """A CloudEvent in binary mode, and when it was sent."""
+    """A CloudEvent in binary mode, with the time when it was sent."""
 
     at: float
     headers: Headers
@@ -66,11 +66,11 @@ class Event(NamedTuple):
 
 @dataclass
 class Agent:
-    """KServe's agent: a proxy with a payload log, which goes on serving after SIGTERM for as long as it is asked."""
+    """KServe's agent: a proxy with a payload log, which continues to serve after SIGTERM for the configured time."""
 
     upstream: int
     events: list[Event] = field(default_factory=list)
-    """What its workers have sent, in the order of arrival."""
+    """The events that its workers have sent, in order of arrival."""
     draining: bool = False
     port: int = 0
 
@@ -106,7 +106,7 @@ class Agent:
     async def _answer(self, request: Message) -> tuple[int, Headers, bytes]:
         if request.headers.get("user-agent", "").startswith("kube-probe/"):
             return await self._health(request.headers.get("k-network-probe", ""))
-        # The client's id, if it has one; and the request's content type for both events.
+        # The client's id, if there is one; and the request's content type for both events.
         event = {"id": request.headers.get("ce-id") or str(uuid.uuid4())}
         media = request.headers.get("content-type", "")
         self._log("request", event, media, request.body)
@@ -148,7 +148,7 @@ class Agent:
             "ce-id": event["id"],
             "ce-time": "2026-08-01T00:00:00.123456789Z",
             "ce-recordedtime": "2026-08-01T00:00:00.223456789Z",
-            # --source-uri is the pod's name, which a Deployment's pod does not have yet when it is admitted.
+            # --source-uri is the pod's name; a Deployment's pod does not have one yet when it is admitted.
             "ce-source": "http://localhost:9081/",
             "ce-inferenceservicename": "flights",
             "ce-namespace": "ml",
@@ -161,7 +161,7 @@ class Agent:
         task.add_done_callback(self._sending.discard)
 
     async def _send(self, headers: Headers, body: bytes) -> None:
-        """One of five workers, so that an answer can arrive before its question."""
+        """One of five workers, so an answer can arrive before its request."""
         async with self._free:
             await asyncio.sleep(random.uniform(0, 0.005))
             self.events.append(Event(time.monotonic(), headers, body))
@@ -169,7 +169,7 @@ class Agent:
 
 @dataclass
 class Service:
-    """kube-proxy: a new connection goes to any endpoint of the moment, an old one stays where it is."""
+    """kube-proxy: a new connection goes to any current endpoint, and an existing one stays with its endpoint."""
 
     endpoints: list[int]
     port: int = 0
@@ -197,20 +197,23 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             await writer.drain()
         writer.close()
     except (ConnectionError, asyncio.CancelledError):
-        # asyncio would report a handler that a failing test cancels, once for each connection.
+        # asyncio would report each connection's handler that a failing test cancels.
         writer.transport.abort()
 
 
 @dataclass
 class Pod:
-    """A predictor's pod: our server and the agent in front of it."""
+    """A predictor's pod: our server, with the agent in front of it."""
 
     process: subprocess.Popen[str]
     agent: Agent
 
     async def delete(self, service: Service, grace_s: float, propagation_s: float = 0.1) -> None:
-        """What a kubelet and the endpoints controller do: SIGTERM to both containers at once, and the same moment the
-        endpoint begins to go; SIGKILL to what is left after the grace period."""
+        """Act like a kubelet and the endpoints controller.
+
+        Both containers get SIGTERM at once, and at the same moment the removal of the endpoint begins. After the grace
+        period, SIGKILL ends what is left.
+        """
         self.process.send_signal(signal.SIGTERM)
         self.agent.draining = True
         await asyncio.sleep(propagation_s)
@@ -222,7 +225,7 @@ class Pod:
 
 @dataclass
 class Caller:
-    """A client that keeps its connection for as long as it may."""
+    """A client that keeps its connection as long as it may."""
 
     port: int
     path: str

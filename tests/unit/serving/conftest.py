@@ -99,7 +99,7 @@ def start() -> Iterator[Start]:
 
 @pytest.fixture(scope="session")
 def columns(models: Path) -> Iterator[str]:
-    """The address of a server of the model `flights`, version 3, with one input a feature."""
+    """The address of a server of the model `flights`, version 3, with one input per feature."""
     server = start_server(
         "--model-dir", (models / "columns").as_uri(), "--name=flights", "--version=3", "--max-rows=1000",
         "--max-body-bytes=100000", "--timeout-s=1",
@@ -124,7 +124,7 @@ def client() -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def in_threads() -> Callable[[list[Callable[[], None]]], None]:
-    """Run functions at the same time and raise what one of them raised."""
+    """Run functions at the same time, and raise the error of one that failed."""
 
     def run(functions: list[Callable[[], None]]) -> None:
         with ThreadPoolExecutor(len(functions)) as pool:
@@ -139,7 +139,7 @@ def _info(name: str, kind: int, shape: list[str | int]) -> onnx.ValueInfoProto:
 
 
 def _columns() -> onnx.GraphProto:
-    """probability = sigmoid(distance / 1000 + code(carrier)) where hour is any number; NaN stays NaN."""
+    """probability = sigmoid(distance / 1000 + code(carrier)) if hour is a number; NaN stays NaN."""
     nodes = [
         helper.make_node(
             "LabelEncoder", ["carrier"], ["code"], domain="ai.onnx.ml",
@@ -181,7 +181,7 @@ def _matrix() -> onnx.GraphProto:
 
 
 def _slow() -> onnx.GraphProto:
-    """Ten thousand rows take seconds, one row nothing."""
+    """Ten thousand rows take seconds, while one row takes no time."""
     nodes = [helper.make_node("MatMul", ["input", "wide"], ["h0"])]
     nodes += [helper.make_node("MatMul", [f"h{i}", "square"], [f"h{i + 1}"]) for i in range(80)]
     nodes.append(helper.make_node("ReduceMean", ["h80"], ["mean"], axes=[1], keepdims=0))

@@ -1,10 +1,10 @@
-"""What a protobuf message says on the wire, in a form that two descriptions of it can be compared by."""
+"""The wire format of a protobuf message, in a form in which two descriptions can be compared."""
 
 from typing import Any
 
 
 def fields(package: Any, name: str) -> dict[str, Any]:
-    """Describe a message of a generated module, or of a mapping from names to classes."""
+    """Describe a message by its generated module, or by a mapping from names to classes."""
     if isinstance(package, dict):
         message = package[name]
     else:

@@ -1,4 +1,4 @@
-"""A transformer with a small feature source, in a thread of the tests or, as a module, in a process of its own."""
+"""A transformer with a small feature source, in a thread of the tests or, as a module, in its own process."""
 
 import argparse
 import threading
@@ -25,7 +25,7 @@ class Column:
 
 
 class Routes:
-    """Distances by route, known for a day; `hour` comes from the request, `carrier` is key and feature."""
+    """Distances by route, known for a day; `hour` comes from the request, `carrier` is both key and feature."""
 
     fields = (
         Column("route", "BYTES"),
@@ -75,7 +75,7 @@ def open_front(predictor_url: str, **limits: Any) -> Iterator[Front]:
 
 
 def v2(rows: int = 1, **changes: Any) -> dict[str, Any]:
-    """A good request; names of fields replace their data, other names set parameters."""
+    """A valid request; keywords named like fields replace their data, others set parameters."""
     data: dict[str, list[Any]] = {
         "route": ["JFK-LAX"] * rows,
         "carrier": ["AA"] * rows,

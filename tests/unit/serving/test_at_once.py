@@ -1,4 +1,4 @@
-"""A request that comes whole is answered without a task; what the client gets and what is counted stay the same."""
+"""A request that arrives complete is answered without a task; the client's answer and the counts stay the same."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def request(path: str, headers: list[str], body: bytes) -> tuple[bytes, bytes]:
 
 
 def ask(url: str, *pieces: bytes) -> bytes:
-    """Send pieces apart from one another; return all that comes back."""
+    """Send pieces separately; return everything that comes back."""
     host, port = url.removeprefix("http://").split(":")
     received = b""
     with socket.create_connection((host, int(port)), timeout=15) as connection:
@@ -75,12 +75,12 @@ def ask(url: str, *pieces: bytes) -> bytes:
 
 
 def said(answer: bytes) -> list[bytes]:
-    """Return the lines of an answer in an order of their own, without its date."""
+    """Return the lines of an answer sorted, without its date."""
     return sorted(line for line in answer.split(b"\r\n") if not line.startswith(b"date:"))
 
 
 def counts(url: str) -> dict[str, float]:
-    """Return what the server has counted, by series."""
+    """Return the server's counters, by series."""
     text = httpx.get(f"{url}/metrics").text
     found = re.findall(r"^(kubeloop_(?:requests_total|rows_total|inferences_total)\S*) (\S+)$", text, re.M)
     return {name: float(value) for name, value in found if "/metrics" not in name}
@@ -100,7 +100,7 @@ def test_in_one_piece_or_in_two_it_is_the_same_request(matrix: str, case: str) -
     assert said(whole) == said(parts)
     counted = change(start, middle)
     assert counted == change(middle, counts(matrix))
-    # What the guard turns away is in no count.
+    # A request that the guard refuses is not counted.
     assert counted or whole.startswith((b"HTTP/1.1 403", b"HTTP/1.1 415"))
 
 
@@ -123,7 +123,7 @@ def test_who_may_ask_is_answered_at_once(headers: dict[str, str], passes: bool) 
     named = {"host": "127.0.0.1", "content-length": "1", **headers}
     post = Post(V2.encode(), {key.encode(): value.encode() for key, value in named.items()}, b"x", 80)
     guard = Guard(Answers(), "127.0.0.1")
-    # The second time the host is known.
+    # The second time, the guard knows the host already.
     assert [guard.at_once(post) for _ in range(2)] == [b"x" if passes else None] * 2
 
 

@@ -1,4 +1,4 @@
-"""The binary tensor data extension: the bytes behind a request's JSON and behind its answer's."""
+"""The binary tensor data extension: bytes after a request's JSON and after its answer's JSON."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ C = b"\x02\0\0\0\xc3\xa4\x00\0\0\0"
 def body(
     tensors: dict[str, bytes] | None = None, junk: bytes = b"", *, shape: Any = (2,), **more: Any
 ) -> tuple[bytes, int]:
-    """A good two-row request; `tensors` replaces bytes, and `sizes` what the JSON says of them."""
+    """A valid two-row request; `tensors` replaces bytes, and `sizes` the sizes that the JSON gives for them."""
     raw = {"x": X, "b": B, "c": C} | (tensors or {})
     sizes = {name: len(data) for name, data in raw.items()} | more.pop("sizes", {})
     inputs = [
@@ -47,7 +47,7 @@ def test_bytes_become_arrays() -> None:
     assert parsed.inputs["b"].tolist() == [True, False]
     assert parsed.inputs["c"].tolist() == ["ä", ""]
     assert parsed.binary
-    assert parsed.parameters == {"event_time": "2013-04-01"}, "what is about this hop's answer ends here"
+    assert parsed.parameters == {"event_time": "2013-04-01"}, "a parameter about the answer's format is not forwarded"
 
 
 def test_json_and_bytes_may_be_mixed() -> None:

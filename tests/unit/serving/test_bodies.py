@@ -1,4 +1,4 @@
-"""A request body is bounded in bytes and time, whatever its head claims."""
+"""A request body is bounded in size and time, whatever its head claims."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The protocol's own clients at the front door and behind it: tritonclient and KServe's, over HTTP."""
+"""The protocol's own clients, tritonclient and KServe's, against the transformer and the predictor over HTTP."""
 
 import asyncio
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ TIME = {"event_time": "2013-04-01T04:00:00Z"}
 
 @dataclass
 class Served:
-    """A server of the model `flights`, and two rows for it, whose second lacks a distance."""
+    """A server of the model `flights`, and two rows for it, the second without a distance."""
 
     url: str
     inputs: dict[str, tuple[str, np.ndarray]]
@@ -50,7 +50,7 @@ def served(request: pytest.FixtureRequest, columns: str) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def expected(served: Served) -> list[float | None]:
-    """What the same rows get in plain JSON."""
+    """The answer for the same rows in plain JSON."""
     inputs = [
         {
             "name": name,
@@ -83,7 +83,7 @@ def test_triton(served: Served, expected: list[float | None], binary_input: bool
     for name, (datatype, array) in served.inputs.items():
         inputs.append(triton.InferInput(name, list(array.shape), datatype))
         if not binary_input and datatype == "FP32":
-            # Its JSON has NaN, which is none.
+            # The client's JSON contains NaN, which is not valid JSON.
             array = np.nan_to_num(array)
         inputs[-1].set_data_from_numpy(array, binary_data=binary_input)
     with triton.InferenceServerClient(served.address) as client:

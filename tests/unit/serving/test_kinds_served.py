@@ -1,4 +1,4 @@
-"""Models of several classes and of numbers over every protocol, and the same answers read back from their events."""
+"""Multiclass and regression models over every protocol, and the same answers decoded from their events."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ def rows(kind: str) -> pd.DataFrame:
 def trained(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Loop, Path, pd.DataFrame]:
-    """Return a loop, its model folder and five rows to ask about."""
+    """Return a loop, its model folder and five rows for requests."""
     loop = Loop.model_validate(BASE | KINDS[request.param])
     ours, folder = maker.of(loop), tmp_path_factory.mktemp(request.param)
     learn, holdout = training.split(ours.task, rows(request.param), timedelta(days=10))

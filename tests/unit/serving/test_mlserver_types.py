@@ -1,4 +1,4 @@
-"""MLServer's types read what we answer, and write what we understand, at the front door and behind it."""
+"""MLServer's types parse our answers and write requests that we understand, at the transformer and the predictor."""
 
 import importlib.util
 import sys
@@ -14,7 +14,7 @@ from tests.unit.serving.front import open_front, v2
 
 @pytest.fixture(scope="module")
 def types() -> Any:
-    """MLServer's types, without the package around them: importing that starts with its server."""
+    """MLServer's types without their package, whose import would also import its server."""
     spec = importlib.util.find_spec("mlserver")
     assert spec is not None
     package = ModuleType("mlserver")

@@ -1,4 +1,4 @@
-"""Loading: what is served, and what is refused with a reason."""
+"""Loading a model: what is served, and what is refused with a reason."""
 
 import hashlib
 import json
@@ -136,6 +136,6 @@ def test_free_inner_dimensions_are_checked_by_the_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
 def test_an_accelerator_that_is_not_there_is_an_error(models: Path, device: Any) -> None:
-    """Never a silent fall back to the processor: a pod that was given a GPU would waste it."""
+    """Never a silent fallback to the processor: a pod with a GPU would waste it."""
     with pytest.raises(ModelError, match=rf"ExecutionProvider for --device {device}, only .*CPU.*; use the image"):
         load(models / "matrix", device=device)

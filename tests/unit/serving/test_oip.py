@@ -1,4 +1,4 @@
-"""The protocol: what is understood, what is refused and with which words."""
+"""The protocol: what is understood, what is refused, and with which message."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ def tensor(name: str, datatype: str, shape: list[int], data: list[Any], **more: 
 
 
 def request(**changes: Any) -> dict[str, Any]:
-    """A good two-row request; `x`, `n` and `c` replace an input, other names a field."""
+    """A valid two-row request; `x`, `n` and `c` replace an input, other names a field."""
     inputs = {
         "x": tensor("x", "FP32", [2, 1], [1.5, None]),
         "n": tensor("n", "INT64", [2], [7, -7]),
@@ -234,7 +234,7 @@ def arrays() -> st.SearchStrategy[np.ndarray]:
 
 
 def as_json(array: np.ndarray) -> np.ndarray:
-    """What is left of an array in JSON: no infinities."""
+    """Return what JSON can hold of an array: no infinities."""
     return np.where(np.isinf(array), np.nan, array) if array.dtype.kind == "f" else array
 
 
@@ -271,7 +271,7 @@ JSON = st.recursive(
 
 @st.composite
 def nearly_right(draw: st.DrawFn) -> dict[str, Any]:
-    """A good request with one piece replaced by arbitrary JSON."""
+    """A valid request with one piece replaced by arbitrary JSON."""
     message: Any = request(outputs=[{"name": "p"}], instances=[{"x": 1, "n": 2, "c": "a"}])
     place, key = message, draw(st.sampled_from(["inputs", "id", "parameters", "outputs", "instances"]))
     while draw(st.booleans()) and isinstance(place[key], dict | list) and place[key]:

@@ -1,4 +1,4 @@
-"""The protocol's REST API by its description: whatever schemathesis sends, each answer is one that it allows."""
+"""The protocol's REST API by its OpenAPI description, which allows every answer, whatever schemathesis sends."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_every_answer_is_one_that_the_protocol_allows(case: schemathesis.Case, c
 
 
 def test_the_description_is_of_what_we_serve(columns: str) -> None:
-    """Or the test above might see refusals alone."""
+    """Otherwise the test above might see only refusals."""
     schemas = DESCRIBED["components"]["schemas"]
     asked = schemas["InferenceRequest"]["example"]
     for path in ("/v2/models/flights/infer", "/v2/models/flights/versions/3/infer"):

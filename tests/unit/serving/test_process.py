@@ -1,4 +1,4 @@
-"""Hostile and unlucky clients, and a stop under load: the server answers 4xx, stays alive and loses nothing."""
+"""Hostile and unlucky clients, and a stop under load: the server answers 4xx, keeps running and loses no request."""
 
 import contextlib
 import http.client
@@ -22,7 +22,7 @@ HEAD = f"POST {PATH} HTTP/1.1\r\nhost: localhost\r\n".encode()
 
 
 def ask(url: str, *pieces: bytes | float, timeout: float = 10) -> bytes:
-    """Send pieces over one connection, pausing for numbers, and return all that comes back until it closes."""
+    """Send pieces over one connection, pausing for numbers, and return everything until the connection closes."""
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=timeout) as connection:
         for piece in pieces:
@@ -206,7 +206,7 @@ def test_a_stop_under_load_loses_no_request(models: Path, start: Any, in_threads
                 if connection.sock is None:
                     connection.connect()
             except ConnectionRefusedError:
-                return  # Never accepted, so nothing was lost.
+                return  # The request was never accepted, so it is not lost.
             connection.request("POST", PATH, ROW)
             answer = connection.getresponse()
             assert (answer.status, answer.read()[:14]) == (200, b'{"predictions"')

@@ -1,4 +1,4 @@
-"""gRPC at the front door and behind it, as tritonclient and KServe's client speak it."""
+"""gRPC at the transformer and the predictor, as tritonclient and KServe's client speak it."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ Inputs = dict[str, tuple[str, np.ndarray]]
 
 @dataclass
 class Served:
-    """A server of the model `flights`, and two rows for it, whose second lacks a distance."""
+    """A server of the model `flights`, and two rows for it, the second without a distance."""
 
     running: Running
     inputs: Inputs
@@ -144,7 +144,7 @@ def ask(address: str, body: bytes, method: str = "ModelInfer", **more: Any) -> b
 
 
 def good(served: Served) -> Any:
-    """A request in typed contents."""
+    """A valid request in typed contents."""
     return INFERENCE["ModelInferRequest"].FromString(
         InferRequest("flights", as_kserve(served.inputs, False), "r1").to_grpc().SerializeToString()
     )
@@ -232,7 +232,7 @@ def test_calls_count_as_those_over_http(models: Path, start: Start) -> None:
 
 
 def whole() -> Any:
-    """A row for the predictor."""
+    """One row for the predictor."""
     message = INFERENCE["ModelInferRequest"](model_name="flights")
     for name in ("distance", "hour"):
         message.inputs.add(name=name, datatype="FP32", shape=[1, 1], contents={"fp32_contents": [1]})
@@ -247,7 +247,7 @@ def check(channel: grpc.Channel, service: str = "") -> int:
 
 
 def ended(server: Running) -> int:
-    """Return the exit status of a server that was told to stop, without a second signal."""
+    """Return the exit status of a server that was asked to stop; it must not need a second signal."""
     server.process.communicate(timeout=20)
     return server.process.returncode
 
@@ -290,13 +290,13 @@ def test_a_server_that_stops_finishes_what_it_began(models: Path, start: Start) 
         each.join(20)
     assert ended(server) == 0
     assert len(answers) > 20
-    # What had begun was finished: a later call is cancelled unserved, or finds nobody.
+    # A call that had begun was finished; a later call is cancelled unserved, or finds no server.
     assert len(failures) <= len(clients)
     assert all(failure.startswith(("CANCELLED", "UNAVAILABLE")) for failure in failures), failures
 
 
 def test_a_client_leaves_an_old_connection_without_losing_a_call(models: Path, start: Start) -> None:
-    """So that it has found another pod before this one ends."""
+    """By then the client has found another pod, before this one ends."""
     server = start("--model-dir", models / "columns", "--name=flights", "--grpc-port=0", drain_s=2)
     process, port = psutil.Process(server.process.pid), int(server.grpc.rpartition(":")[2])
     clients: set[int] = set()
@@ -325,6 +325,6 @@ def test_without_the_flag_grpc_is_not_loaded() -> None:
 @pytest.mark.parametrize("name", INFERENCE)
 def test_messages_are_those_of_kserves_stubs(name: str) -> None:
     ours, theirs = fields(INFERENCE, name), fields(kserves, name)
-    # They lack the protocol's newer kinds of parameters.
+    # The stubs lack the protocol's newer kinds of parameters.
     newer = {"double_param", "uint64_param"}
     assert {key: value for key, value in ours.items() if key not in newer} == theirs

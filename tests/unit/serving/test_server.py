@@ -59,7 +59,7 @@ def test_outputs_can_be_chosen(matrix: str, client: httpx.Client) -> None:
 
 
 def test_batches_are_answered_as_rows_are(columns: str, client: httpx.Client) -> None:
-    # 1000 rows take the way through a thread; the answer must be the same.
+    # 1000 rows are handled in a thread; the answer must be the same.
     rows = [{"distance": i, "hour": 1, "carrier": ("AA", "UA", "??")[i % 3]} for i in range(1000)]
     batch = client.post(f"{columns}/v2/models/flights/infer", json=v2(rows)).json()["outputs"][0]["data"]
     assert len(batch) == 1000

@@ -1,4 +1,7 @@
-"""Switches under load behind KServe's agent: promotion, rollback, scale-down, a transformer replaced; none fails."""
+"""Switches under load behind KServe's agent: promotion, rollback, scale-down, a replaced transformer.
+
+No request fails in any of them.
+"""
 
 import asyncio
 import contextlib
@@ -65,7 +68,7 @@ def port(server: Server) -> int:
 
 
 class World:
-    """One predictor Service, its pods, and callers of whatever port they are given."""
+    """One predictor Service with its pods, and callers of any port."""
 
     def __init__(self, models: Path, start: Callable[..., Any]) -> None:
         self._models, self._start = models, start
@@ -73,7 +76,7 @@ class World:
         self.agents: list[Agent] = []
 
     async def pod(self, version: str) -> Pod:
-        """Start a pod, and let the Service know it once it is ready."""
+        """Start a pod, and add it to the Service once it is ready."""
         flags = ("--model-dir", self._models / "columns", "--name=flights", f"--version={version}")
         server = await asyncio.to_thread(self._start, *flags, drain_s=DRAIN_S)
         agent = Agent(int(server.url.rpartition(":")[2]))
@@ -84,7 +87,7 @@ class World:
 
     @contextlib.asynccontextmanager
     async def load(self, target: int, pause_s: float = 0.02) -> AsyncIterator[list[Caller]]:
-        """Call `target` until the block ends; every call in it must have been answered with 200."""
+        """Call `target` until the block ends; every call must get a 200."""
         callers, until = [Caller(target, PATH, BODY) for _ in range(CALLERS)], asyncio.Event()
         tasks = [asyncio.create_task(caller.run(until, pause_s)) for caller in callers]
         await asyncio.sleep(0.3)
@@ -100,7 +103,7 @@ class World:
         return [headers["ce-id"] for headers in events if headers["ce-type"].endswith(kind)]
 
     def decoded(self) -> decode.Decoded:
-        """Read the events as the collector and the monitor do, in the order in which they came from several pods."""
+        """Decode the events as the collector and the monitor do, in the order in which several pods sent them."""
         sent = heapq.merge(*(agent.events for agent in self.agents), key=lambda event: event.at)
         rows = []
         for seq, event in enumerate(sent, 1):
@@ -141,7 +144,7 @@ def test_callers_that_are_seldom_heard_lose_nothing_either(world: World) -> None
     async def run() -> None:
         await world.service.start()
         old = await world.pod("3")
-        # Nearly as long as a server drains: the connection that it told nothing is used just before the pod ends.
+        # Nearly as long as a server drains: the connection, which got no notice, is used just before the pod ends.
         with transformer(world.service.port) as front:
             async with world.load(port(front), pause_s=0.9 * DRAIN_S) as callers:
                 new = await world.pod("4")
@@ -162,15 +165,15 @@ def test_connections_to_an_agent_whose_server_died_lead_nowhere_only_once(world:
         with transformer(world.service.port) as front:
             async with world.load(port(front)):
                 whole = await world.pod("3")
-                # No SIGTERM, so nobody was told to leave: the agent answers 502 on each connection that is kept to it.
+                # Without a SIGTERM, no client was told to leave: the agent answers 502 on each kept connection.
                 world.service.endpoints.remove(broken.agent.port)
                 broken.process.kill()
                 await asyncio.sleep(0.5)
             await asyncio.gather(broken.agent.kill(), whole.agent.kill())
         world.service.stop()
         asked = world.ids("request")
-        assert len(set(asked)) < len(asked), "some were asked twice"
-        assert sorted(world.ids("response")) == sorted(set(asked)), "and logged as one"
+        assert len(set(asked)) < len(asked), "some requests were sent twice"
+        assert sorted(world.ids("response")) == sorted(set(asked)), "and are logged once"
         assert len(world.decoded().predictions) == len(set(asked))
 
     asyncio.run(run())
@@ -186,7 +189,7 @@ def test_a_transformer_that_is_replaced_loses_no_request(world: World) -> None:
             front.endpoints.append(port(old))
             async with world.load(front.port):
                 front.endpoints.append(port(new))
-                # Callers keep their connections to the old one, whose endpoint goes only a moment after SIGTERM.
+                # Callers keep connections to the old transformer, whose endpoint goes only a moment after SIGTERM.
                 old.should_exit = True
                 await asyncio.sleep(0.1)
                 front.endpoints.remove(port(old))
@@ -211,7 +214,7 @@ def test_probes_of_the_transformer_are_no_traffic(world: World) -> None:
                 assert {await ready() for _ in range(5)} == {200}
                 pod.agent.draining = True
                 assert await ready() == 503
-                # A pod that drains says nothing about the one that follows it.
+                # The state of a draining pod says nothing about the next pod.
                 other = await world.pod("4")
                 world.service.endpoints.remove(pod.agent.port)
                 assert {await ready() for _ in range(5)} == {200}

@@ -28,13 +28,13 @@ def front(columns: str) -> Iterator[Front]:
 
 @pytest.fixture
 def fresh(columns: str) -> Iterator[Front]:
-    """One of its own, for counts and pauses."""
+    """A separate transformer, for counts and pauses."""
     yield from open_front(columns, timeout_s=1)
 
 
 @pytest.fixture
 def small(columns: str) -> Iterator[Front]:
-    """One that takes small bodies, and so holds few of them."""
+    """A transformer that accepts only small bodies, and so holds few of them."""
     yield from open_front(columns, timeout_s=1, max_body_bytes=4 * 1024)
 
 
@@ -191,7 +191,7 @@ def test_a_predictor_that_returns_is_found_again(models: Path, start: Callable[.
     assert infer(front, v2()).status_code == 200
     first.stop()
     assert infer(front, v2()).status_code == 503
-    # The last --port holds.
+    # The last --port counts.
     start("--model-dir", models / "columns", "--name=flights", f"--port={port}")
     assert infer(front, v2()).status_code == 200
     assert list(fronts) == []
@@ -214,7 +214,7 @@ def test_what_waits_for_a_slow_feature_store_is_bounded(small: Front) -> None:
     small.source.pause_s = 1.5
     with ThreadPoolExecutor(12) as clients:
         codes = Counter(clients.map(lambda _: infer(small, v2()).status_code, range(12)))
-    assert set(codes) == {503, 504}, "some wait, and others are turned away"
+    assert set(codes) == {503, 504}, "some requests wait, and others are refused"
     small.source.pause_s = 0.0
     until_answered(small)
 
@@ -224,7 +224,7 @@ def test_a_request_that_was_given_up_is_not_read_for(fresh: Front) -> None:
     with ThreadPoolExecutor(20) as clients:
         assert set(clients.map(lambda _: infer(fresh, v2()).status_code, range(20))) == {504}
     asked = len(fresh.source.seen)
-    assert asked <= 8, "one a thread"
+    assert asked <= 8, "one per thread"
     fresh.source.pause_s = 0.0
     until_answered(fresh)
     assert len(fresh.source.seen) == asked + 1
@@ -238,7 +238,7 @@ def until_answered(front: Front) -> None:
 
 @dataclass
 class Predictor:
-    """A transformer's predictor that answers what the test says and keeps what it got."""
+    """A predictor for a transformer: it answers what the test sets, and keeps the requests."""
 
     front: Front
     answers: list[bytes]
@@ -292,7 +292,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize(("answer", "status", "words"), ANSWERS.values(), ids=ANSWERS)
 def test_what_a_predictor_may_answer(predictor: Predictor, answer: bytes, status: int, words: str) -> None:
-    # What may be a switch is asked once more.
+    # An answer that may come from a switch of versions is requested once more.
     predictor.answers += [answer, answer]
     row = {"route": "x", "carrier": "AA", "departure": "", "delay": 1}
     url = f"{predictor.front.url}/v1/models/flights:predict"

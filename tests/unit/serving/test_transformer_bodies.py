@@ -1,4 +1,4 @@
-"""Whatever JSON a client sends to the demo's transformer, through Feast to a real predictor: never a 5xx."""
+"""Whatever JSON a client sends to the demo's transformer, which uses Feast and a real predictor: never a 5xx."""
 
 import json
 import re
@@ -48,7 +48,7 @@ PARAMETERS = st.fixed_dictionaries({}, optional={"event_time": TIME | JSON, "eve
 
 @st.composite
 def odd_values(draw: st.DrawFn) -> tuple[str, Any]:
-    """Draw a request of the right shape in which one or two columns hold what no airline would send."""
+    """Draw a valid request in which one or two columns hold values that no airline would send."""
     rows = draw(st.integers(1, 3))
     columns: dict[str, list[Any]] = {name: [value] * rows for name, value in FLIGHT.items()}
     for name in draw(st.lists(st.sampled_from(list(FLIGHT)), max_size=2)):
@@ -118,7 +118,7 @@ def test_no_body_makes_it_fail(transformer: str, client: httpx.Client) -> None:
     metrics = client.get(f"{transformer}/metrics").text
     for code, count in re.findall(r'requests_total{code="(\d+)",path="/v[12]/models.*"} (.*)', metrics):
         seen[code] += float(count)
-    # Neither side of the line between good and bad was missed.
+    # Both accepted and refused requests were among them.
     assert min(seen["200"], seen["400"]) > 50
     assert seen.keys() == {"200", "400"}
 
@@ -137,7 +137,7 @@ def test_the_install_pages_request_is_answered(transformer: str, client: httpx.C
     told = re.search(r"^    curl [^\n]*:8091/ .*?\}\"$", page, re.MULTILINE | re.DOTALL)
     assert asked
     assert told
-    # A reader's shell, where curl says what it would send.
+    # A reader's shell, in which curl prints what it would send.
     curl = 'kubectl() { :; }; curl() { if [ "${@: -1}" = @- ]; then cat; else echo "${@: -1}"; fi; }'
     script = "\n".join((curl, textwrap.dedent(asked[0]), "echo ---", told[0]))
     said = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True).stdout

@@ -1,4 +1,4 @@
-"""The HTTP client against servers that answer in every way, and in every wrong way."""
+"""The HTTP client against servers that answer in every correct and every wrong way."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -14,7 +14,7 @@ async def with_server(
     script: Callable[[int, int, asyncio.StreamWriter], Awaitable[None]],
     work: Callable[[Client, str], Awaitable[object]],
 ) -> tuple[object, list[bytes]]:
-    """Run `work` against a server; `script` gets the connection's number, the request's number on it, and writes."""
+    """Run `work` against a server; `script` gets the connection's number and the request's number on it, and writes."""
     heads: list[bytes] = []
     connections = 0
 

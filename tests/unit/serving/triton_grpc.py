@@ -1,4 +1,4 @@
-"""tritonclient over gRPC, in a process of its own: its messages have the names of KServe's.
+"""tritonclient over gRPC, in a separate process, since its messages have the same names as KServe's.
 
 Usage: triton_grpc.py ADDRESS INPUTS MESSAGE..., where INPUTS is JSON: {name: [datatype, shape, values]}, null for NaN.
 """

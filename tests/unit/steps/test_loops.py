@@ -1,4 +1,4 @@
-"""A run says when it is not what is installed."""
+"""A run says when its loop differs from the installed one."""
 
 import json
 import logging
@@ -46,7 +46,7 @@ def test_a_setting_that_was_changed_since_is_named(place: Settings, installed: L
 
 
 def test_what_a_step_reads_by_reference_is_the_same_loop(place: Settings) -> None:
-    """The kept loop has every default written out, the installed one has what was said."""
+    """The stored loop has all defaults written out; the installed one has only what was set."""
     kept = loops.read(loops.keep(made(), place), place)
     assert loops.stale(kept, place.model_copy(update={"installed_loop": made().dump()})) == ""
     assert loops.compiled(kept) == loops.compiled(made())
@@ -66,7 +66,7 @@ def test_an_installed_loop_of_a_newer_kubeloop_is_said_and_ends_nothing(place: S
 
 
 def test_pods_that_were_compiled_from_other_settings_say_so(place: Settings) -> None:
-    """The trigger gives a run its own loop; the pods stay those of the version that was uploaded last."""
+    """The trigger gives a run its own loop; the pods remain those of the latest uploaded version."""
     old = made(pipelines={"images": {"core": "kubeloop-core:0.0.1"}})
     now = place.model_copy(update={"installed_loop": made().dump(), "compiled": loops.compiled(old)})
     assert loops.stale(made(), now).startswith("The pods of this run were compiled from another `pipelines`")
@@ -74,7 +74,7 @@ def test_pods_that_were_compiled_from_other_settings_say_so(place: Settings) -> 
 
 
 def test_outside_a_release_nothing_is_said(tmp_path: Path) -> None:
-    """`kubeloop run` compiles a pipeline with other settings of pods, which one machine does not have."""
+    """`kubeloop run` compiles a pipeline with other pod settings, which do not apply on one machine."""
     here = config.settings(tmp_path, tmp_path / "state").model_copy(update={"compiled": "0123456789abcdef"})
     assert loops.stale(made(), here) == ""
 

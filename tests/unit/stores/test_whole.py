@@ -16,9 +16,9 @@ def mode(path: Path) -> int:
 
 
 def renames(tree: ast.AST) -> list[int]:
-    """Return the lines that rename a file, by os, shutil or a method of Path.
+    """Return the lines that rename a file with os, shutil or a method of Path.
 
-    A text's `replace` has two arguments, and that of a moment or a dataclass has named ones.
+    `replace` of a text has two arguments, and `replace` of a moment or a dataclass has named ones.
     """
     found = []
     for call in ast.walk(tree):

@@ -1,4 +1,4 @@
-"""A kind that somebody adds: the three files of docs/kinds.md in a package of their own, run through everything."""
+"""A kind that a third party adds: the three files of docs/kinds.md in a separate package, used in every part."""
 
 import json
 import re
@@ -77,7 +77,7 @@ def test_a_kind_that_nobody_installed_is_named_with_those_there_are() -> None:
 def test_an_added_kind_trains_is_judged_and_watched(tmp_path: Path) -> None:
     loop = Loop.parse(LOOP)
     assert Loop.parse(loop.dump()) == loop
-    assert '"const": "count"' in json.dumps(Loop.model_json_schema()), "editors know it"
+    assert '"const": "count"' in json.dumps(Loop.model_json_schema()), "the JSON schema for editors has it"
     with pytest.raises(ConfigError, match=r"gates.metric: Input should be 'deviance'"):
         Loop.parse(LOOP, {"gates": {"metric": "auc"}})
     rows, model, held, out = (tmp_path / name for name in ("rows.parquet", "model", "holdout.parquet", "out"))

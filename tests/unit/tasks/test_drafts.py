@@ -1,4 +1,4 @@
-"""The limits that `init` writes are of the metric that the loop names, and the first model keeps them."""
+"""The limits that `init` writes are for the metric that the loop names, and the first model meets them."""
 
 import numpy as np
 import pytest
@@ -36,5 +36,5 @@ def test_the_first_model_is_within_its_limits(kind: str, metric: str) -> None:
     assert all(metrics[name] <= ceiling for name, ceiling in found.ceilings.items())
     if "limit" in found.watch:
         worse = (found.watch["limit"] - metrics[metric]) * ours.task.headline.better
-        assert worse <= 0, "the monitor would call the first model broken"
+        assert worse <= 0, "otherwise the monitor would call the first model broken"
     assert found.poor is None

@@ -1,4 +1,4 @@
-"""Every kind's metrics against scikit-learn's, its weighted forms, and its models with every algorithm."""
+"""Every kind's metrics compared with scikit-learn's, its weighted forms, and its models with every algorithm."""
 
 import math
 from collections.abc import Callable
@@ -146,7 +146,7 @@ def test_a_label_from_a_client(task: Task, value: object, number: float | None) 
 
 
 def table(kind: str, rows: int = 3000) -> pd.DataFrame:
-    """Rows in which a value is missing, a category says much, and the label is of a kind."""
+    """Rows with a missing value, an informative category, and a label of the given kind."""
     random = np.random.default_rng(2)
     x, shop = random.normal(size=rows), random.choice(["a", "b", "c", ""], rows)
     weight = np.where(random.random(rows) < 0.1, np.nan, random.normal(size=rows))
@@ -190,8 +190,8 @@ def test_a_model_is_exported_measured_and_judged(
     assert np.array_equal(kept.truths, y)
     pd.testing.assert_frame_equal(kept.rows, holdout.reset_index(drop=True))
     if kind == "multiclass":
-        assert card.metrics["log_loss"] < 0.75, "chance is 1.1"
-        assert (answers[:, CLASSES.index("never")] == 0).all(), "a class that no row has"
+        assert card.metrics["log_loss"] < 0.75, "the log loss by chance is 1.1"
+        assert (answers[:, CLASSES.index("never")] == 0).all(), "a class without rows"
     else:
         assert card.metrics["r2"] > 0.7
         assert card.metrics["coverage"] == pytest.approx(ours.task.coverage, abs=0.06)
@@ -252,7 +252,7 @@ def test_a_column_that_knows_the_label_is_named(kind: str, column: Callable[[Any
 
 
 def test_a_table_whose_file_has_an_index_keeps_its_ids(tmp_path: Path) -> None:
-    """As pandas writes one for rows that were chosen: where a row was before says nothing."""
+    """pandas writes an index for a selection of rows; a row's earlier position carries no information."""
     loop = Loop.model_validate({**LOOP, "task": "regression", "training": {"parameters": FAST["lightgbm"]}})
     chosen = table("regression")[::2]
     chosen.to_parquet(tmp_path / "rows.parquet")

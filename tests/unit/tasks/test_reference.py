@@ -70,7 +70,7 @@ def test_of_many_categories_the_most_frequent_are_kept_and_the_others_are_one(tm
     assert "format = 2\n" in (tmp_path / "reference.toml").read_text()
     assert (tmp_path / "reference.toml").stat().st_size < 4000
     example().save(tmp_path)
-    assert "format = 1\n" in (tmp_path / "reference.toml").read_text(), "an older monitor reads it"
+    assert "format = 1\n" in (tmp_path / "reference.toml").read_text(), "an older monitor can read it"
 
 
 def test_importance_of_a_model_without_splits_is_equal() -> None:
@@ -234,7 +234,7 @@ def test_a_flipped_bit_is_found(name: str, tmp_path: Path) -> None:
 )
 def test_a_damaged_reference_is_refused(damage: Any, says: str, tmp_path: Path) -> None:
     example().save(tmp_path / "reference")
-    # As an older kubeloop wrote it: nothing tells a change by itself.
+    # As an older kubeloop wrote it, without a checksum that would show a change.
     head = tmp_path / "reference" / "reference.toml"
     head.write_text(re.sub(r"\[sha256\]\n(\w+ = .*\n)+", "", kept.unseal(head)))
     damage(tmp_path / "reference")

@@ -10,7 +10,7 @@ DAY_ZERO = datetime(2013, 7, 1, tzinfo=UTC)
 
 
 class Clock:
-    """A wall clock that stands still until it is told to move."""
+    """A wall clock that stands still until a test moves it."""
 
     def __init__(self) -> None:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)

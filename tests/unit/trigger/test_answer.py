@@ -1,4 +1,4 @@
-"""What the trigger answers a Broker of Knative, which takes a body that is no CloudEvent for a failed delivery."""
+"""The trigger's answer to a Knative Broker, which treats a body that is not a CloudEvent as a failed delivery."""
 
 import json
 
@@ -16,7 +16,7 @@ def test_the_answer_is_a_cloud_event_of_another_type(trigger: str) -> None:
     assert [answer.status_code for answer in answers] == [202, 202]
     for answer in answers:
         assert answer.headers["ce-specversion"] == "1.0"
-        assert answer.headers["ce-type"] != headers["Ce-Type"], "or the Broker would send it back here"
+        assert answer.headers["ce-type"] != headers["Ce-Type"], "otherwise the Broker would send it back here"
         assert answer.headers["ce-source"] == "/kubeloop/trigger/flight-delay"
         assert answer.headers["content-type"] == "application/json"
     assert answers[0].headers["ce-id"] == answers[1].headers["ce-id"]

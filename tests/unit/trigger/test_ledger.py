@@ -162,7 +162,7 @@ def test_a_failed_run_is_retried_with_backoff_then_abandoned(ledger: Ledger, epi
     assert ledger.active("flights") is None
     cooldown = ledger.cooldown("flights")
     assert cooldown
-    assert cooldown.length == timedelta(days=14), "a failure of the machinery says nothing about the model"
+    assert cooldown.length == timedelta(days=14), "a failure of the infrastructure says nothing about the model"
 
 
 def test_a_failure_that_would_repeat_itself_is_given_up_at_once(ledger: Ledger, episode: Event) -> None:
@@ -186,7 +186,7 @@ def test_a_lease_keeps_others_out_until_it_runs_out(ledger: Ledger, episode: Eve
     for write in (ledger.mark_started, lambda run: ledger.finish(run, "promoted", "")):
         with pytest.raises(LeaseLostError, match="another trigger"):
             write(first)
-    assert ledger.cooldown("flights") is None, "a void finish must not leave its cooldown behind"
+    assert ledger.cooldown("flights") is None, "an outdated finish must not set a cooldown"
 
 
 def test_released_runs_can_be_claimed_at_once(ledger: Ledger, episode: Event) -> None:
@@ -199,7 +199,7 @@ def test_released_runs_can_be_claimed_at_once(ledger: Ledger, episode: Event) ->
 
 
 def test_a_trigger_leaves_the_runs_of_other_services_alone(ledger: Ledger, episode: Event, clock: Any) -> None:
-    """Loops share a ledger; each has a runner that knows its own pipelines alone."""
+    """Loops share a ledger; each has a runner that knows only its own pipelines."""
     for service in ("flights", "trains"):
         ledger.record(episode(service=service))
     trains = Script(None, RUNNING, RUNNING)
@@ -247,7 +247,7 @@ def test_a_thousand_copies_in_many_threads_and_two_ledgers_make_one_run_an_episo
 
 
 class Script:
-    """A runner that answers from a script, and keeps what it was asked."""
+    """A runner that answers from a script, and keeps the requests."""
 
     def __init__(self, *answers: RunState | OSError | None) -> None:
         self.answers = list(answers)

@@ -31,11 +31,11 @@ ENDS: dict[str, RunState] = {
 
 
 class Crash(BaseException):
-    """The process ends here."""
+    """Simulates the end of the process."""
 
 
 class World:
-    """Where the runs take place; it outlives every trigger and keeps the runner port's promises."""
+    """The place where the runs happen; it outlives every trigger and keeps the promises of the runner port."""
 
     def __init__(self) -> None:
         self.attempts: dict[str, list[RunState]] = {}
@@ -89,7 +89,7 @@ class Machine(RuleBasedStateMachine):
             assert run.outcome, "every run ends once the faults are over"
             last = self.world.find(run.name)
             if last is None:
-                assert run.outcome == "failed", "each of its starts was lost on the way"
+                assert run.outcome == "failed", "every start of the run was lost on the way"
                 continue
             assert (run.outcome == "failed") == (last.status == "failed")
             assert last.result is None or last.result["promote"] == (run.outcome == "promoted")
@@ -98,7 +98,7 @@ class Machine(RuleBasedStateMachine):
         self.folder.cleanup()
 
     def point(self, *_: object) -> None:
-        """Be a moment at which the process may crash."""
+        """Mark a point at which the process may crash."""
         self.points += 1
         if self.points == self.crash_at:
             raise Crash
@@ -114,7 +114,7 @@ class Machine(RuleBasedStateMachine):
         self.ledgers[trigger] = (f"{trigger}-{next(self.serial)}", ledger)
 
     def surviving(self, trigger: str, action: Callable[[], Any], crash_at: int | None) -> Any:
-        """Do something that may crash; the trigger comes back as a new process."""
+        """Call a function that may crash; after a crash the trigger comes back as a new process."""
         self.points, self.crash_at = 0, crash_at
         try:
             return action()
@@ -172,7 +172,7 @@ class Machine(RuleBasedStateMachine):
         how=st.sampled_from(["nothing", *ENDS]),
     )
     def stall(self, trigger: str, where: str, rounds: int, how: str) -> None:
-        """Stop one trigger at a point, let the other take over and work, and then let the first go on."""
+        """Stop one trigger at a point, let the other take over and work, and then let the first continue."""
         other = {"left": "right", "right": "left"}[trigger]
 
         def meanwhile() -> None:
@@ -222,7 +222,7 @@ class Machine(RuleBasedStateMachine):
         ledger = self.ledgers["left"][1]
         runs, events = ledger.runs(), ledger.events()
         accepted = sorted(event.run_name or "" for event in events if event.accepted)
-        assert sorted(run.name for run in runs) == accepted, "one run an accepted episode, none for others"
+        assert sorted(run.name for run in runs) == accepted, "one run per accepted episode, none for others"
         assert len({(run.service, run.episode) for run in runs}) == len(runs)
         active = Counter(run.service for run in runs if run.outcome is None)
         assert all(number == 1 for number in active.values())
@@ -250,7 +250,7 @@ def expected_rest(before: Cooldown | None, service: str, as_of: datetime, outcom
 
 
 class Port:
-    """One service's way to the world, on which its trigger may crash, stall or hear nothing."""
+    """One service's connection to the world, on which its trigger may crash, stall or get no answer."""
 
     def __init__(self, machine: Machine, service: str) -> None:
         self.machine = machine

@@ -1,4 +1,4 @@
-"""Asking for a run by hand, through a real trigger: once for the same question, anew for what failed or was refused."""
+"""Requesting a run by hand, through a real trigger: once for the same request, again after a failure or a refusal."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""What Knative and Argo Events really send, made from the examples' own objects, is a drift event."""
+"""The events that Knative and Argo Events really send, made from the examples' own objects, are drift events."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def example(file: str, kind: str) -> dict[str, Any]:
 
 
 def delivered(**changes: str | None) -> tuple[dict[str, str], bytes]:
-    """The request that a Broker makes: the event in binary mode, with the headers of its dispatcher."""
+    """Return the request that a Broker makes: the event in binary mode, with the headers of its dispatcher."""
     wanted = example("knative-trigger.yaml", "Trigger")["spec"]["filter"]["attributes"]
     headers: dict[str, str | None] = {
         "Ce-Specversion": "1.0",
@@ -55,7 +55,7 @@ def test_what_a_broker_delivers_is_read(subject: str | None) -> None:
 
 
 def test_what_a_broker_delivers_of_another_id_is_refused() -> None:
-    """Its senders may make ids up; two of them would be two runs of one episode."""
+    """Its senders may invent ids, and two ids would be two runs of one episode."""
     with pytest.raises(ValueError, match=r"id is '0198c3'; it must be data\.episode"):
         DriftEvent.parse(*delivered(**{"Ce-Id": "0198c3"}))
 
@@ -63,8 +63,8 @@ def test_what_a_broker_delivers_of_another_id_is_refused() -> None:
 def posted(data: Any) -> tuple[dict[str, str], bytes]:
     """The request of the Sensor's HTTP trigger, whose payload Argo Events makes field by field.
 
-    A `value` alone is that text; a `dataKey` is what lies there in the event of the webhook (`header`, `body`), and
-    text unless `useRawData` leaves an object as it is.
+    A `value` alone is that text. A `dataKey` is the value at that path in the webhook's event (`header`, `body`), as
+    text unless `useRawData` keeps an object.
     """
     http = example("argo-events-sensor.yaml", "Sensor")["spec"]["triggers"][0]["template"]["http"]
     payload: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The real node with the stand-ins as its programs."""
+"""The real node, which starts the stand-ins as its programs."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""A model server for tests: answers V2 with its version, and misbehaves as `behaviour.json` in its folder says."""
+"""A model server for tests: it answers V2 with its version, and misbehaves as `behaviour.json` in its folder says."""
 
 import argparse
 import json
@@ -52,7 +52,7 @@ if "exit" in behaviour:
     sys.exit(behaviour["exit"])
 if behaviour.get("hang"):
     time.sleep(600)
-# It does not finish its requests: the node must have waited for them.
+# It does not finish its requests, so the node must have waited for them.
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 server = ThreadingHTTPServer(("127.0.0.1", args.port), Handler)
 server.daemon_threads = True

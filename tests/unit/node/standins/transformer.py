@@ -1,4 +1,4 @@
-"""A transformer for tests: hands a request on as it is, late when its feature service is `slow`, and says who it is."""
+"""A transformer for tests: it forwards a request unchanged, late if its feature service is `slow`, and names itself."""
 
 import argparse
 import http.client

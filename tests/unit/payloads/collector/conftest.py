@@ -1,4 +1,4 @@
-"""A real collector process, and events to send it."""
+"""A real collector process, and events to send to it."""
 
 import subprocess
 import sys
@@ -68,7 +68,7 @@ class Running:
         self.client.close()
 
     def stop(self) -> tuple[int, str]:
-        """Ask it to stop; return the exit status and what it logged."""
+        """Stop it; return the exit status and its log."""
         self.client.close()
         self.process.terminate()
         _, log = self.process.communicate(timeout=20)
@@ -87,7 +87,7 @@ class Running:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
-    """Start a collector with some flags on the test's folder; whatever still runs is killed at the end."""
+    """Start a collector with some flags on the test's folder; at the end, kill it if it still runs."""
     started: list[Running] = []
 
     def begin(*flags: str) -> Running:
@@ -102,7 +102,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Running]]:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """One collector for a module's tests that only look at answers."""
+    """One collector for all tests of a module that only look at answers."""
     collector = Running(tmp_path_factory.mktemp("log"), "--max-body-bytes", "50000")
     yield collector
     collector.kill()

@@ -1,4 +1,4 @@
-"""Raw events become predictions and labels, each once, however they come and wherever the log is cut."""
+"""Raw events become predictions and labels, each exactly once, in any order and wherever the log is cut."""
 
 import json
 import struct
@@ -102,7 +102,7 @@ def test_binary_tensors_are_read_without_the_header_that_the_agent_drops() -> No
 
 
 def test_what_triton_is_sent_is_read() -> None:
-    """A transformer before Triton writes NaN for a missing number, which JSON does not know."""
+    """A transformer in front of Triton writes NaN for a missing number, which JSON does not have."""
     sent = request("a", tensor("delay", "FP32", [1, float("nan")]), tensor("carrier", "BYTES", ["NaN", ""]))
     assert b"NaN]" in sent[2]
     decoded = decode.decode(BINARY, table(sent, response(scores=(0.25, 1))))
@@ -226,7 +226,7 @@ def test_only_the_first_reasons_are_kept() -> None:
 
 
 def test_labels_are_read_once_and_good_ones_survive_bad_neighbours() -> None:
-    # The table's events were received some microseconds after 1970 began.
+    # The events in this table were received a few microseconds after the start of 1970.
     at, observed = "1970-01-01T00:00:00.000005Z", datetime.fromtimestamp(5e-6, UTC)
     first = label("l", {"event_id": "x", "label": 1, "observed_at": at}, {"label": 1})
     second = label("l", {"event_id": "y", "label": 0, "observed_at": at})
@@ -240,7 +240,7 @@ def test_labels_are_read_once_and_good_ones_survive_bad_neighbours() -> None:
 
 
 def test_a_label_from_a_clock_that_is_ahead_wins_over_no_later_correction() -> None:
-    """Also one that an earlier version of the collector let in."""
+    """This holds also for a label that an earlier version of the collector accepted."""
     labels = [label(str(number), {"event_id": "x", "label": number, "observed_at": at}) for number, at in
               enumerate(("2099-01-01T00:00:00Z", "1970-01-01T00:00:00.000019Z"))]  # fmt: skip
     found = decode.decode(BINARY, table(*labels)).labels
@@ -298,7 +298,7 @@ def test_what_never_pairs_is_forgotten_after_a_while(monkeypatch: pytest.MonkeyP
 
 @st.composite
 def traffic(draw: st.DrawFn) -> tuple[list[Raw], list[int]]:
-    """Pairs in any order, with repeats of any event anywhere behind it, and the places where the log is cut."""
+    """Pairs in any order, with repeats of any event anywhere after it, and the places where the log is cut."""
     count = draw(st.integers(1, 8))
     events: list[Raw] = []
     for number in range(count):

@@ -1,4 +1,4 @@
-"""What is acknowledged is in the log exactly once, however the collector ends."""
+"""An acknowledged event is in the log exactly once, however the collector ends."""
 
 import asyncio
 import os
@@ -19,7 +19,7 @@ Start = Callable[..., Any]
 
 
 async def stream(running: Any, name: str, kill_after: int) -> list[str]:
-    """Post from eight connections; kill the collector after some answers; return the acknowledged ids."""
+    """Post over eight connections; kill the collector after some answers; return the acknowledged ids."""
     acknowledged: list[str] = []
 
     async def client(session: aiohttp.ClientSession, number: int) -> None:
@@ -95,7 +95,7 @@ def test_a_write_ahead_file_of_which_nothing_can_be_read_is_put_aside(start: Sta
     second.post("next")
     assert second.ids() == ["next"]
     second.kill()
-    # It is counted once, and no collector after it reads it again.
+    # It is counted once, and no later collector reads it again.
     assert start().status()["dropped"] == {}
 
 
@@ -171,7 +171,7 @@ def test_what_the_store_has_makes_room(start: Start) -> None:
         assert running.post(later, os.urandom(10_000)).is_success
     last = running.flush()
     kept = segments.segments(running.directory)
-    assert kept[0].first > full[-1].last, "the oldest went"
+    assert kept[0].first > full[-1].last, "the oldest was removed"
     assert [segment.first for segment in kept[1:]] == [segment.last + 1 for segment in kept[:-1]]
     assert 100_000 < sum(path.stat().st_size for path in running.directory.iterdir()) < 300_000
     running.kill()
@@ -250,5 +250,5 @@ def test_readers_see_a_growing_prefix_while_events_come_in(start: Start) -> None
     reader.join()
     assert not problems
     assert seen == [str(event) for event in range(400)]
-    # Small segments were merged on the way: the reader crossed that.
+    # Small segments were merged meanwhile, and the reader was not disturbed.
     assert running.status()["segments"] < 60

@@ -1,4 +1,4 @@
-"""What the collector takes, refuses and says, over real HTTP."""
+"""What the collector accepts, refuses and reports, over real HTTP."""
 
 import asyncio
 import base64
@@ -197,7 +197,7 @@ def resident(pid: int) -> int:
 
 
 class _Stuck(Wal):
-    """A write-ahead file on a disk that does not answer for a while."""
+    """A write-ahead file on a disk that hangs for a while."""
 
     def __init__(self, directory: Path, first: int) -> None:
         super().__init__(directory, first)
@@ -231,7 +231,7 @@ def test_a_disk_that_does_not_answer_never_keeps_a_sender_waiting(tmp_path: Path
         journal.close()
 
     asyncio.run(scenario())
-    # The one that the disk held is written after all; those behind it, refused before their turn, are not.
+    # The event that the disk held up is written after all; those behind it, refused before their turn, are not.
     assert segments.read(tmp_path)[0].num_rows == 2
 
 

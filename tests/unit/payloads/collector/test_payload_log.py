@@ -79,7 +79,7 @@ def test_a_damaged_segment_is_named(tmp_path: Path, content: bytes) -> None:
 
 
 def test_what_cannot_be_read_for_a_moment_is_not_called_damaged(tmp_path: Path) -> None:
-    """Its advice would be to move a whole segment out of the log."""
+    """The advice of that message would be to move a whole segment out of the log."""
     segment = write(tmp_path, 1, 2)
     segment.path.unlink()
     segment.path.symlink_to(segment.path)
@@ -106,7 +106,7 @@ def test_a_merged_segment_hides_its_parts_wherever_the_reader_is(tmp_path: Path)
 
 
 def test_merging_bounds_the_number_of_files_under_a_reader(tmp_path: Path) -> None:
-    """Parts go at once here (no grace), so the reader meets files that vanish between listing and opening."""
+    """Parts are deleted without a grace period, so the reader meets files that vanish between listing and opening."""
     seen: list[int] = []
     done = threading.Event()
 
@@ -153,7 +153,7 @@ def test_a_merge_that_failed_hides_nothing_from_those_that_follow(tmp_path: Path
     for first in (1, 2):
         compactor.add(write(tmp_path, first, first), 100)
     large = write(tmp_path, 3, 3)
-    # The place of the file that a merge writes first is taken, as on a disk that is full.
+    # The path of the merge's first file is occupied, which has the same effect as a full disk.
     (tmp_path / ".events.tmp").mkdir()
     with pytest.raises(OSError, match="directory"):
         compactor.add(large, 32 * 2**20)
@@ -161,7 +161,7 @@ def test_a_merge_that_failed_hides_nothing_from_those_that_follow(tmp_path: Path
     for first in range(4, 80):
         compactor.add(write(tmp_path, first, first), 100)
         compactor.sweep()
-    assert len(segments.segments(tmp_path)) < 40, "something was merged"
+    assert len(segments.segments(tmp_path)) < 40, "some segments were merged"
     assert seqs(tmp_path) == list(range(1, 80))
 
 
@@ -201,7 +201,7 @@ def test_a_flipped_bit_costs_the_record_that_it_is_in(tmp_path: Path) -> None:
             hit = next(count for count in range(4) if position < ends[count + 1])
             whole, lost, torn = wal.replay(path)
             assert whole == written[:hit] + written[hit + 1 :], position
-            # The last one cannot be told from a torn one where its lengths are wrong.
+            # The last record cannot be told from a torn one if its lengths are wrong.
             assert (lost, torn) == (1, 0) or (hit == 3 and position < ends[3] + 8 and torn and not lost)
 
 

@@ -1,4 +1,4 @@
-"""The payload log carried through a real S3 store, by real processes."""
+"""The payload log, copied through a real S3 store by real processes."""
 
 import random
 import subprocess
@@ -25,7 +25,7 @@ def bucket(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
 
 @pytest.fixture
 def push(bucket: Bucket) -> Callable[[Path], int]:
-    """What a mirror that stays up does in a round."""
+    """One round of a running mirror."""
     there: dict[Path, set[str]] = {}
 
     def once(folder: Path) -> int:
@@ -78,7 +78,7 @@ def test_a_merged_segment_takes_the_place_of_its_parts(
     for first in range(20, 41):
         compactor.add(write(here, first, first), 1)
     compactor.sweep()
-    assert len(segments.segments(here)) < 20, "something was merged"
+    assert len(segments.segments(here)) < 20, "some segments were merged"
     push(here)
     mirror.pull(bucket, there, references)
     assert seqs(there) == list(range(1, 41))
@@ -154,7 +154,7 @@ def test_the_reader_gets_what_it_needs_the_oldest_first(
     segments.mark(there, segments.NEEDED, 5)
     assert mirror.pull(bucket, there, references) == 3
     assert seqs(there) == [5, 6, 7, 8, 9, 10], "a segment stays while one event of it is needed"
-    assert mirror.pull(bucket, there, references) == 0, "what was let go is not fetched again"
+    assert mirror.pull(bucket, there, references) == 0, "a segment that was deleted is not fetched again"
 
 
 def test_a_mirror_says_how_far_the_store_goes_and_when_it_looked(
@@ -175,7 +175,10 @@ def test_a_mirror_says_how_far_the_store_goes_and_when_it_looked(
 def test_no_reader_gets_past_what_the_mirror_says_is_there(
     bucket: Bucket, push: Any, folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would take the log for one that began anew: a segment that comes during a round waits for the next."""
+    """Otherwise the reader would conclude that the log was reset.
+
+    A segment that arrives during a round waits for the next.
+    """
     here, there, references = folders
     write(here, 1, 2)
     push(here)
@@ -286,7 +289,7 @@ def test_processes_carry_on_through_a_store_that_was_away(
     write(here, 8, 8)
     pusher.terminate()
     assert pusher.wait(20) == 0
-    assert len(bucket.names(names.PAYLOADS)) == 3, "what was written before the end is carried"
+    assert len(bucket.names(names.PAYLOADS)) == 3, "what was written before the end is copied"
 
 
 def test_without_a_bucket_it_says_what_to_set(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whose a bucket is: two installations on one, against a real S3 store."""
+"""The owner of a bucket: two installations on one bucket, against a real S3 store."""
 
 import json
 import subprocess
@@ -28,13 +28,13 @@ def settings(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config
 
 @pytest.fixture
 def bucket(settings: config.Settings) -> Open:
-    """The one bucket, opened by an installation."""
+    """The shared bucket, opened by an installation."""
     return lambda owner="": Bucket.open(settings.model_copy(update={"owner": owner}))
 
 
 @pytest.fixture
 def mirrors(bucket: Open, tmp_path: Path) -> Callable[[str, str, str], Mirror]:
-    """Mirrors of an installation, with a folder each."""
+    """Mirrors of one installation, with one folder each."""
 
     def make(owner: str, direction: str, folder: str) -> Mirror:
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -89,7 +89,7 @@ def test_nothing_of_a_bucket_is_open_to_another(bucket: Open, tmp_path: Path, us
     assert isinstance(refused.value, BucketError)
     assert refused.value.lasting, "another attempt would be refused, too"
     assert bucket("ml/a").get("outcomes/r1.json") == b"one"
-    # Handing over is removing the mark.
+    # To hand the bucket over, delete the mark.
     bucket().delete(OWNER)
     calls[use]()
 
@@ -102,14 +102,14 @@ def test_prefixes_of_one_bucket_have_their_own_owners(settings: config.Settings)
 
 
 def test_a_bucket_without_a_mark_is_adopted_by_who_writes(mirrors: Any, bucket: Open, tmp_path: Path) -> None:
-    """As after an upgrade: segments are there, and nobody wrote whose they are."""
+    """As after an upgrade: segments exist, but no mark of an owner."""
     (tmp_path / "old").mkdir()
     write(tmp_path / "old", 1, 9)
     plain = bucket()
     mirror.push(plain, tmp_path / "old", mirror.stored(plain, tmp_path / "old"))
     assert plain.marked() is None
     assert mirrors("ml/a", "pull", "reader").step() == 1
-    assert plain.marked() is None, "a reader marks nothing"
+    assert plain.marked() is None, "a reader sets no mark"
     bucket("ml/a").put("outcomes/r1.json", b"")
     assert plain.marked() == Owner("ml/a")
     mirrors("ml/a", "push", "old").step()
@@ -121,7 +121,7 @@ def test_a_bucket_without_a_mark_is_adopted_by_who_writes(mirrors: Any, bucket: 
 def test_a_new_volume_takes_over_from_one_that_is_silent(
     mirrors: Any, bucket: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An installation of the same name: a lost volume, or a second cluster that was given the same values."""
+    """An installation of the same name: after a lost volume, or a second cluster with the same values."""
     monkeypatch.setattr(mirror, "OWNER_S", 0.0)
     old, new = mirrors("ml/a", "push", "old"), mirrors("ml/a", "push", "new")
     write(tmp_path / "old", 1, 9)
@@ -147,7 +147,7 @@ def test_a_new_volume_takes_over_from_one_that_is_silent(
 
 
 def test_a_log_that_the_store_is_ahead_of_is_refused(mirrors: Any, bucket: Open, tmp_path: Path) -> None:
-    """A mark was deleted for a collector with a log of its own: its numbers would be taken for ones that are stored."""
+    """The mark was deleted for a collector with its own log, whose segment numbers would collide with stored ones."""
     (tmp_path / "a").mkdir()
     write(tmp_path / "a", 1, 9)
     mirrors("ml/a", "push", "a").step()

@@ -1,4 +1,4 @@
-"""What `kubeloop predict` sends, to a small real server that keeps it."""
+"""What `kubeloop predict` sends, received by a small real server."""
 
 import json
 import threading
@@ -30,7 +30,7 @@ def received() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def settings(tmp_path: Path, received: list[dict[str, Any]]) -> Iterator[Settings]:
-    """A place whose services are up."""
+    """An installation whose services are up."""
 
     class Node(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -67,7 +67,7 @@ def loop(*, replay: bool) -> Loop:
 
 
 def stand(settings: Settings, moment: datetime) -> None:
-    """Have the online store written up to a moment."""
+    """Set how far the online store is written."""
     (settings.features / "materialized-to").write_text(moment.isoformat())
 
 
@@ -76,7 +76,7 @@ def stand(settings: Settings, moment: datetime) -> None:
     [
         (False, None, None, None, False),
         (False, None, "2013-05-05", {"event_time": "2013-05-05"}, False),
-        # Not the clock on the wall: that would end every window of the replay.
+        # Not the wall clock's time, which would end every window of the replay.
         (True, None, None, {"event_time": "2013-04-01T00:00:00+00:00"}, False),
         (True, MAY, None, {"event_time": "2013-05-05T12:30:00+00:00"}, False),
         (True, MAY, "2013-05-05T12:30:00Z", {"event_time": "2013-05-05T12:30:00Z"}, False),

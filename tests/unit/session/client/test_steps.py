@@ -1,4 +1,4 @@
-"""What `kubeloop run` shows of a run that goes on, from the run's log."""
+"""What `kubeloop run` shows of a pipeline run in progress, from the run's log."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is remembered over sessions: counts that a kill does not take along, and that a loss shows in."""
+"""Counts that are kept over sessions: a kill does not lose them, and they reveal what the log has lost."""
 
 import json
 import signal
@@ -39,7 +39,7 @@ def noted(settings: Settings) -> tuple[int, ...]:
 
 
 def killed(settings: Settings, logged: str) -> None:
-    """Let another process note what its clients got, and kill it."""
+    """Let another process record its clients' answers, and kill it."""
     process = subprocess.Popen(
         [sys.executable, "-c", WORKER, str(settings.state), logged], stdout=subprocess.PIPE, text=True
     )
@@ -60,7 +60,7 @@ def test_sessions_that_end_add_up(settings: Settings) -> None:
     assert again.begin(["a"]) == 0
     again.note(["b", "c"], answered=True)
     again.end(0.5, 0, None)
-    # The log held one of the two first answers, and dropped the other, which was asked for again.
+    # The log held one of the first two answers and had dropped the other, which was requested again.
     assert noted(settings) == (4, 1, 1, 0)
     content = Counts.open(settings, fast=True).content
     assert (content["sessions"], content["replay_s"], content["latency_ms"]) == (2, 2.0, {"p50": 2.0, "p99": 3.0})
@@ -70,15 +70,16 @@ def test_sessions_that_end_add_up(settings: Settings) -> None:
 @pytest.mark.parametrize(
     ("logged", "expected"),
     [
-        # The log holds what was noted.
+        # The log holds what was recorded.
         ("a b c d f g", (4, 1, 0, 0)),
-        # h was answered and logged, and the client killed before it took a note.
+        # h was answered and logged, but the client was killed before it recorded that.
         ("a b c d f g h", (5, 1, 0, 1)),
-        # g was answered and died in the node's queue.
+        # g was answered, but its event was lost in the node's queue.
         ("a b c d f", (4, 1, 1, 1)),
-        # Both: the two errors must not hide each other.
+        # Both errors at once; they must not hide each other.
         ("a b c d f h", (5, 1, 1, 2)),
-        # The client got an error for e, but the predictor had answered: nothing to settle, and it shows.
+        # The client got an error for e, but the predictor had answered: there is nothing to settle, and the count shows
+        # it.
         ("a b c d e f g", (4, 1, 0, 0)),
     ],
 )
@@ -89,7 +90,7 @@ def test_a_kill_leaves_what_was_noted(settings: Settings, logged: str, expected:
     assert noted(settings) == expected
     assert counts.content["sessions"] == 2
     assert 0 <= counts.content["replay_s"] < 60
-    # Settled once: the session that goes on from here ends by itself and adds only its own.
+    # It is settled once: the session that continues ends by itself and adds only its own counts.
     counts.note(["z"], answered=True)
     counts.end(1.0, 0, None)
     assert noted(settings) == (expected[0] + 1, *expected[1:])
@@ -103,7 +104,7 @@ def test_what_a_log_loses_after_a_session_ended_is_not_settled_away(settings: Se
     killed(settings, "a")
     assert Counts.open(settings, fast=False).begin(["a", "c", "d", "f", "g"]) == 0
     served, _, dropped, uncertain = noted(settings)
-    # 3 + 4 were served and 5 are in the log: it has lost b, and c until that was asked for again.
+    # 3 + 4 were served, and the log has 5: it has lost b, and had lost c until that was requested again.
     assert (served, dropped, uncertain) == (7, 0, 0)
 
 

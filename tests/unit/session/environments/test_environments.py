@@ -1,4 +1,4 @@
-"""Environments that a wheel makes: where they lie, what makes them, and what a failure leaves."""
+"""The environments that a wheel makes: their place, their key, and what a failure leaves."""
 
 import fcntl
 import subprocess
@@ -33,7 +33,7 @@ if sys.argv[1] == "venv":
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make this package one that came as a wheel, in an environment of its own; return the folder of environments."""
+    """Make kubeloop look installed from a wheel, in its own environment; return the folder of environments."""
     locked = tmp_path / "locked"
     locked.mkdir()
     for name in ("runtime", "detector"):
@@ -50,7 +50,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Uv:
-    """Put a program in the place of uv; what it returns tells how it was called."""
+    """Replace uv by another program; the returned function tells how it was called."""
 
     def install(first: str = "", then: str = "") -> Callable[[], list[str]]:
         folder, log = tmp_path / "bin", tmp_path / "calls"
@@ -59,7 +59,7 @@ def uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Uv:
         (folder / "uv").write_text(UV.format(python=REAL, log=str(log), first=first, then=then, version=version))
         (folder / "uv").chmod(0o755)
         monkeypatch.setenv("PATH", str(folder))
-        # What lies next to the interpreter comes first.
+        # The folder of the interpreter is searched first.
         monkeypatch.setattr(sys, "executable", str(folder / "python"))
         return lambda: log.read_text().splitlines() if log.exists() else []
 
@@ -156,7 +156,7 @@ def test_what_a_kill_left_is_made_again(folder: Path, tmp_path: Path, demo: Loop
     left = folder / f"{settings.runtime_python.parents[1].name}.unfinished" / "lib" / "half.py"
     left.parent.mkdir(parents=True)
     left.touch()
-    # The Python of an earlier one is gone.
+    # The Python of an earlier environment was removed.
     settings.runtime_python.parent.mkdir(parents=True)
     settings.runtime_python.symlink_to(tmp_path / "removed")
     uv()
@@ -223,7 +223,7 @@ def test_who_comes_second_waits(folder: Path, tmp_path: Path, demo: Loop, uv: Uv
         assert heard.wait(30)
         assert said == ["Another kubeloop is making the runtime environment; waiting for it."]
         assert not calls()
-        # The first one ends its work before it lets go.
+        # The first process finishes its work before it releases the lock.
         settings.runtime_python.parent.mkdir(parents=True)
         settings.runtime_python.symlink_to(REAL)
     second.join(60)

@@ -1,4 +1,4 @@
-"""The replay against a small world that answers as the services do and writes down what it was asked."""
+"""The replay against a small stand-in world that answers like the services and records the requests."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 @dataclass
 class World:
-    """What was asked, in order: `ask` with moment and events, `label` with moment and labels, `advance` with moment."""
+    """The requests in order: `ask` with moment and events, `label` with moment and labels, `advance` with moment."""
 
     url: str = ""
     told: list[tuple[str, datetime, Any]] = field(default_factory=list)
@@ -80,7 +80,7 @@ def world() -> Iterator[World]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        # One packet an answer: two would wait for each other.
+        # One packet per answer: a second packet would wait for the acknowledgement of the first.
         wbufsize = 65536
 
         def do_GET(self) -> None:
@@ -134,7 +134,7 @@ def loop(days: int = 3, group_by: str | None = None, seed: int = 7) -> Loop:
 
 
 def events(days: int = 3, shops: str = "ab") -> pa.Table:
-    """Two events an hour, whose labels come six hours later; every seventh has none."""
+    """Two events per hour, whose labels come six hours later; every seventh event has none."""
     rows = [
         {
             "event_id": f"{shop}{hour:03}",
@@ -165,7 +165,7 @@ def run(
     seen = [] if seen is None else seen
 
     def materialize(moment: datetime) -> int:
-        # Nothing of this moment was asked for yet, and everything before it was.
+        # The requests of this moment are yet to come, and those of every earlier moment were sent.
         assert all(at < moment for at, _ in world.of("ask"))
         seen.append(moment)
         return 0
@@ -228,7 +228,7 @@ def test_labels_arrive_once_and_never_early(world: World) -> None:
             assert item["label"] == row["label"]
             observed = datetime.fromisoformat(item["observed_at"])
             assert observed == row["label_available_at"]
-            # The clock stands between the moment just asked for and the next hour.
+            # The clock is between the moment that was just requested and the next hour.
             assert observed <= now + HOUR
 
 
@@ -288,7 +288,7 @@ def test_a_replay_that_was_finished_asks_nothing(world: World) -> None:
 
 
 def test_the_clock_waits_for_a_retraining(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clients go on for a day of simulated time, slower; then they wait until the run is over."""
+    """The clients continue for a day of simulated time, but slower; then they wait until the run is over."""
     monkeypatch.setattr("kubeloop.session.replay._PACE_S", 0.001)
     world.active = 100
     run(world)
@@ -324,7 +324,7 @@ def test_a_failed_prediction_is_counted(world: World) -> None:
     assert (progress.errors, progress.served, progress.requests) == (4, 140, 72)
     assert "500" in progress.last_error
     assert "out of order" in progress.last_error
-    # What was answered is what the world was asked; the failed ones never reached it.
+    # The world received the requests that were answered; the failed ones never reached it.
     assert [event for events, answered in noted if answered for event in events] == world.asked
     assert sum(len(events) for events, answered in noted if not answered) == 4
 
@@ -366,7 +366,7 @@ def test_a_loop_without_a_replay_replays_nothing(world: World) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_lets_the_requests_under_way_be_answered(world: World, how: signal.Signals) -> None:
-    """What was begun is counted: no session has to be settled by the log because of a Ctrl-C."""
+    """The requests that were sent are counted, so Ctrl-C leaves no session to be settled by the log."""
     before = world.answer
     noted: list[tuple[list[str], bool]] = []
 

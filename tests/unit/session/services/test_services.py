@@ -67,7 +67,7 @@ def test_a_service_is_up_until_the_end(demo: Loop, settings: Settings) -> None:
 
 
 def test_all_four_answer_and_the_first_ends_last(demo: Loop, settings: Settings, tmp_path: Path) -> None:
-    # As Feast leaves it behind in the process that starts them.
+    # Feast leaves this variable behind in the process that starts the services.
     counts = tmp_path / "counts"
     counts.mkdir()
     left = dict.fromkeys(("PROMETHEUS_MULTIPROCESS_DIR", "PROMETHEUS_MULTIPROC_DIR"), str(counts))
@@ -152,7 +152,7 @@ def test_a_service_that_ended_by_itself_is_noticed(demo: Loop, settings: Setting
         os.kill(json.loads(settings.services_file.read_text())["collector"]["pid"], signal.SIGKILL)
 
         def watch() -> None:
-            # The kernel takes a moment to end every thread of a process.
+            # The kernel takes a moment to end all threads of a process.
             until(running.check)
 
         with pytest.raises(ServiceError, match=r"(?s)collector ended with code -9:.*The whole log is .*collector\.log"):
@@ -196,8 +196,8 @@ def test_no_service_survives_its_program(settings: Settings, tmp_path: Path, how
         assert alive(pid)
         process.send_signal(how)
     until(lambda: not alive(pid))
-    # Whoever was killed could not clean up; whoever was asked did.
+    # A killed program could not clean up; an interrupted one did.
     assert settings.services_file.exists() is (how == signal.SIGKILL)
-    # Either way the folder is free again.
+    # In both cases, the folder is free again.
     with Services(Loop.parse(settings.loop_file.read_text()), settings, os.environ) as running:
         assert collect(running, settings)

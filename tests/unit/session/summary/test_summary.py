@@ -40,7 +40,7 @@ SESSION = {
 
 @pytest.fixture(scope="module")
 def blind(learned: tuple[Path, Path], loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that learned from labels that say nothing."""
+    """A model that was trained on random labels."""
     folder = tmp_path_factory.mktemp("blind")
     table = pq.read_table(learned[0])
     labels = pa.array(np.random.default_rng(1).permutation(table["label"].to_numpy()), pa.int32())
@@ -59,7 +59,7 @@ def settings(blank_mlflow: Path, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def rows(learned: tuple[Path, Path]) -> pd.DataFrame:
-    """What was asked: the newest six days of the training set."""
+    """The rows of the requests: the newest six days of the training set."""
     return pq.read_table(learned[0]).to_pandas().tail(3000).reset_index(drop=True)
 
 

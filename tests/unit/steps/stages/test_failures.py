@@ -1,4 +1,4 @@
-"""Why a step failed, told in the bucket."""
+"""The reason of a step's failure, written to the bucket."""
 
 from pathlib import Path
 from typing import Any

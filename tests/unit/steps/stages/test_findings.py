@@ -1,4 +1,4 @@
-"""Data Docs and quarantines go when they are old enough, from the state folder and from a real S3 store."""
+"""Old Data Docs and quarantines are deleted, from the state folder and from a real S3 store."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""The use case of a run, kept once and read by reference: in the state folder, and in a real S3 store."""
+"""The use case of a run, stored once and read by reference: in the state folder, and in a real S3 store."""
 
 import json
 from pathlib import Path
@@ -22,13 +22,13 @@ def test_what_is_kept_is_read_as_it_was(place: Settings, demo: Loop) -> None:
     reference = loops.keep(demo, place)
     assert loops.keep(demo, place) == reference
     assert loops.read(reference, place) == demo
-    assert loops.read(demo.dump(), place) == demo, "and so is a text"
+    assert loops.read(demo.dump(), place) == demo, "a text is read unchanged, too"
 
 
 def test_texts_that_mean_the_same_have_one_reference(place: Settings, demo: Loop) -> None:
     said = json.loads(demo.dump())
-    assert "serving" not in said, "a default that nobody wrote"
-    assert said["drift"]["votes"] == 2, "a default that was written stays written"
+    assert "serving" not in said, "a default that is left out"
+    assert said["drift"]["votes"] == 2, "a default that is written out stays in the text"
     turned = dict(reversed(said.items())) | {"serving": {"timeout_s": 10.0}}
     assert loops.keep(Loop.parse(json.dumps(turned)), place) == loops.keep(demo, place)
     other = Loop.parse(demo.dump(), {"training": {"seed": 8}})

@@ -65,12 +65,12 @@ def test_extract_takes_the_window_and_its_history(loop: Loop, make_home: Any, as
 
 
 def test_a_run_without_a_moment_or_a_name_takes_the_jobs(loop: Loop, make_home: Any, tmp_path: Path) -> None:
-    """As a recurring run does, which is given neither."""
+    """As in a recurring run, which gets neither."""
     settings = config.settings(tmp_path, tmp_path / "state")
     before = datetime.now(UTC)
     begun = stages.begin(settings, loop.dump(), "", "", "job-1")
     assert before <= datetime.fromisoformat(begun.as_of) <= datetime.now(UTC)
-    assert (begun.run, begun.snapshot) == ("job-1", ""), "nothing is taken in yet"
+    assert (begun.run, begun.snapshot) == ("job-1", ""), "no table is read yet"
     (tmp_path / "home").mkdir()
     home = make_home(tmp_path / "home")
     assert stages.begin(home, loop.dump(), "2013-05-20", "mine", "job-1") == (
@@ -82,7 +82,10 @@ def test_a_run_without_a_moment_or_a_name_takes_the_jobs(loop: Loop, make_home: 
 
 
 def test_a_run_without_any_name_is_refused(loop: Loop, tmp_path: Path) -> None:
-    """So that nothing is cached under no name, which every run of a recurring run with a fixed version would find."""
+    """Otherwise results would be cached under an empty name.
+
+    Every run of a recurring run with a fixed version would then use them.
+    """
     with pytest.raises(stages.StageError, match="kubeloop schedule"):
         stages.begin(config.settings(tmp_path, tmp_path / "state"), loop.dump(), "", "", "")
 
@@ -90,7 +93,7 @@ def test_a_run_without_any_name_is_refused(loop: Loop, tmp_path: Path) -> None:
 def test_a_run_learns_what_a_run_over_all_data_would_learn(
     learned: Learned, loop: Loop, repo: Path, weeks: Path, as_of: datetime, tmp_path: Path
 ) -> None:
-    """Nothing is lost at the edges of what a run takes: its history covers all that features look back on."""
+    """Nothing is lost at the edges of a run's data: its history covers everything that features look back on."""
     from kubeloop import features
 
     features.build(repo, weeks, tmp_path)
@@ -112,7 +115,7 @@ def test_the_same_data_make_the_same_model(learned: Learned, loop: Loop, tmp_pat
 
 
 def held(learned: Learned) -> Path:
-    """Return the hold-out with the answers of the model."""
+    """Return the hold-out with the model's answers."""
     return learned[0].with_name("holdout.parquet")
 
 
@@ -133,7 +136,7 @@ def test_a_hold_out_of_another_kind_or_a_damaged_one_is_refused(learned: Learned
 
 
 def part(training_set: Path, out: Path, *, until: datetime, shuffle: bool = False) -> Path:
-    """Write the rows of a training set before a moment, with labels that say nothing where `shuffle`."""
+    """Write the rows of a training set before a moment; with `shuffle`, their labels are random."""
     table = pq.read_table(training_set)
     table = table.filter(pc.less(table["event_timestamp"], pa.scalar(until, table["event_timestamp"].type)))
     if shuffle:
@@ -158,7 +161,7 @@ def test_a_first_model_is_promoted(loop: Loop, settings: Settings, learned: Lear
 def test_a_model_with_a_feature_that_knows_the_label_is_not_promoted_without_a_word(
     loop: Loop, settings: Settings, learned: Learned, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What `init` warned of is said again by training, its card, the evaluation, the gate and what is registered."""
+    """Training, the model card, the evaluation, the gate and the registered version repeat the warning of `init`."""
     table = pq.read_table(learned[0])
     noted = pa.array([float(label) for label in table["label"].to_pylist()], pa.float32())
     pq.write_table(table.append_column("claim", noted), tmp_path / "training.parquet")
@@ -171,10 +174,10 @@ def test_a_model_with_a_feature_that_knows_the_label_is_not_promoted_without_a_w
     stages.evaluate(loop, model, holdout, tmp_path / "evaluation", tmp_path / "page.html")
     assert "claim&#39; alone predicts the label" in (tmp_path / "page.html").read_text()
     verdict = promotion.gate(loop, settings, "r1", model, holdout)
-    assert verdict.promote, "some tables are that easy"
+    assert verdict.promote, "a table can be that easy"
     assert verdict.reason.endswith(f"Warning: {warning}.")
     crown(loop, settings, model, verdict=json.dumps(verdict.to_dict()))
-    assert promotion.gate(loop, settings, "r1", model, holdout) == verdict, "a run that is resumed says it once"
+    assert promotion.gate(loop, settings, "r1", model, holdout) == verdict, "a resumed run says it once"
     strict = loop.model_copy(update={"gates": loop.gates.model_copy(update={"refuse_on_warning": True})})
     refused = promotion.gate(strict, settings, "r2", model, holdout)
     assert not refused.promote
@@ -182,16 +185,14 @@ def test_a_model_with_a_feature_that_knows_the_label_is_not_promoted_without_a_w
 
 
 def test_the_gate_says_that_a_run_is_not_what_is_installed(loop: Loop, settings: Settings, learned: Learned) -> None:
-    """Its reason is what the ledger, the report and `kubeloop submit` show."""
+    """The ledger, the report and `kubeloop submit` show the gate's reason."""
     newer = loop.model_copy(update={"description": "Other words."})
     cluster = settings.model_copy(update={"installed_loop": newer.dump(), "release": "ml/blue"})
     verdict = promotion.gate(loop, cluster, "r1", learned[1], held(learned))
     assert "another `description` than the installed loop" in verdict.reason
     assert "`kubeloop schedule --release blue --namespace ml`" in verdict.reason
     crown(loop, settings, learned[1], verdict=json.dumps(verdict.to_dict()))
-    assert promotion.gate(loop, cluster, "r1", learned[1], held(learned)) == verdict, (
-        "a run that is resumed says it once"
-    )
+    assert promotion.gate(loop, cluster, "r1", learned[1], held(learned)) == verdict, "a resumed run says it once"
 
 
 def test_a_first_model_must_reach_the_floor(loop: Loop, settings: Settings, learned: Learned) -> None:
@@ -240,7 +241,7 @@ def test_a_model_that_is_not_better_is_rejected(
 def test_the_champions_own_lessons_are_left_out(
     loop: Loop, settings: Settings, learned: Learned, as_of: datetime, tmp_path: Path
 ) -> None:
-    """The champion learned from all but the last two days, so that only those tell the two apart."""
+    """The champion learned from all but the last two days, so only those distinguish the two models."""
     longer = loop.model_copy(update={"training": loop.training.model_copy(update={"holdout": 2 * DAY})})
     stages.train(longer, learned[0], tmp_path / "champion")
     crown(loop, settings, tmp_path / "champion")

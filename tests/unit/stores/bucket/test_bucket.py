@@ -36,8 +36,8 @@ def test_a_folder_goes_there_and_back(bucket: Bucket, tmp_path: Path) -> None:
     assert bucket.push(here, "references/m/7") == 2
     assert bucket.pull("references", there) == ["m/7/deeper/two", "m/7/one"]
     assert (there / "m/7/deeper/two").read_bytes() == b"2" * 100_000
-    assert bucket.pull("references", there) == [], "what is there is not fetched again"
-    assert not list(there.rglob(".*")), "no half a file is left"
+    assert bucket.pull("references", there) == [], "files that exist are not fetched again"
+    assert not list(there.rglob(".*")), "no partial file remains"
 
 
 def test_only_what_is_wanted_is_pulled(bucket: Bucket, tmp_path: Path) -> None:

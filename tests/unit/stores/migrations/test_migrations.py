@@ -1,7 +1,7 @@
-"""Databases of older kubeloops, brought to today's schema: whole, once, and with the data that they had.
+"""Databases of older kubeloop versions, migrated to the current schema completely, once, and with all data.
 
-`sqlite.sql` and `postgresql.sql` were dumped from databases that the last kubeloop without migrations had made: a run
-that was promoted, one that failed and waits, a window that is filling.
+`sqlite.sql` and `postgresql.sql` are dumps of databases from the last kubeloop without migrations. They hold a promoted
+run, a failed run that waits, and a window that is filling.
 """
 
 import multiprocessing
@@ -36,7 +36,7 @@ START = datetime(2013, 4, 1, tzinfo=UTC)
 
 
 def fill(url: str, script: str) -> None:
-    """Run a dump."""
+    """Load a dump into a database."""
     if url.startswith("sqlite"):
         with sqlite3.connect(url.removeprefix("sqlite:///")) as file:
             file.executescript(script)
@@ -55,7 +55,7 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 @pytest.fixture
 def old(empty: str) -> str:
-    """The URL of a database as the last kubeloop without migrations left it."""
+    """The URL of a database from the last kubeloop without migrations."""
     fill(empty, dump(empty))
     return empty
 
@@ -220,7 +220,7 @@ def test_what_stays_up_does_not_carry_alembic(empty: str) -> None:
 
 
 def test_what_an_auc_was_is_what_the_metric_is(old: str) -> None:
-    """Performance had columns for an AUC alone until 0003."""
+    """Before migration 0003, performance had columns only for an AUC."""
     engine = sa.create_engine(old)
     row = {"service": "flights", "start": START, "version": "1", "end": START + timedelta(days=1), "rows": 70}
     row |= {"labelled": 60, "status": "judged", "live": True, "auc": 0.7, "log_loss": 0.4, "reference_auc": 0.75}

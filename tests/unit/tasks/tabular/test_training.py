@@ -145,8 +145,8 @@ def test_a_missing_number_stays_missing_for_a_model_that_learns_from_it() -> Non
     assert encoder.kinds == {"c": "categorical", "x": "numeric", "absent": "numeric"}
     expected = np.array([[5, 1, _A], [np.nan, 1, _B], [np.nan, 1, _PRIOR], [0.5, 1, _MISSING], [0.5, 1, _MISSING]])
     assert encoder.transform(_ROWS) == pytest.approx(expected.astype(np.float32), rel=1e-7, nan_ok=True)
-    assert np.isnan(matrix[:25, 0]).all(), "an infinite number is a missing one"
-    assert (matrix[:, 1] == 0).all(), "nothing can be learned from what is missing everywhere"
+    assert np.isnan(matrix[:25, 0]).all(), "an infinite number counts as missing"
+    assert (matrix[:, 1] == 0).all(), "a column without any value teaches nothing"
 
 
 def test_other_models_get_the_median_and_are_told_where_it_stands_for_a_missing_number() -> None:
@@ -159,7 +159,7 @@ def test_other_models_get_the_median_and_are_told_where_it_stands_for_a_missing_
 
 @pytest.mark.parametrize("native", [True, False])
 def test_what_was_hardly_ever_missing_is_filled(native: bool) -> None:
-    """A handful of rows teaches no direction: a source that fails later must not send its rows to any leaf."""
+    """A handful of rows teaches no direction: if a source fails later, its rows must not go to an arbitrary leaf."""
     encoder, matrix = _encoded(native, missing=19)
     assert encoder.names == ("x", "absent", "c")
     assert encoder.transform(_ROWS)[:3, 0].tolist() == [5, 2, 2]
@@ -167,7 +167,7 @@ def test_what_was_hardly_ever_missing_is_filled(native: bool) -> None:
 
 
 def _telling_gaps(rows: int = 4000) -> pd.DataFrame:
-    """Whether `amount` is missing says more about the label than its value."""
+    """Whether `amount` is missing says more about the label than its value does."""
     random = np.random.default_rng(3)
     gone = random.random(rows) < 0.4
     frame = pd.DataFrame(
@@ -201,7 +201,7 @@ def test_that_a_category_is_missing_is_learned() -> None:
     fitted = training.fit(MAKER, train, binary.Training(parameters=FAST["lightgbm"], threads=1))
     asked = holdout.head(2).assign(channel=[None, "never seen"], noise=0.0)
     missing, unseen = fitted.predict(asked)
-    assert missing > unseen + 0.1, "a new value says nothing yet, which is not what an empty field says"
+    assert missing > unseen + 0.1, "a new value carries no information yet, unlike an empty field"
 
 
 def test_the_most_frequent_categories_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ def test_a_rows_own_label_does_not_shape_its_encoding() -> None:
     frame = pd.DataFrame({"tail": [f"N{n}" for n in random.integers(0, 1500, 3000)]})
     encoder, matrix = encoding.learn(frame, y[:, None].astype(float))
     assert abs(roc_auc_score(y, matrix[:, 0]) - 0.5) < 0.04, "pure noise stays noise for the estimator"
-    assert roc_auc_score(y, encoder.transform(frame)[:, 0]) > 0.7, "while plain means have seen the answer"
+    assert roc_auc_score(y, encoder.transform(frame)[:, 0]) > 0.7, "while plain means have seen the label"
 
 
 @pytest.mark.parametrize(
