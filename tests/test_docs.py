@@ -178,7 +178,7 @@ def test_every_module_has_a_place_in_the_table_of_rooms() -> None:
     told = rooms()
     folders = {path for path in source.rglob("*/") if (path / "__init__.py").is_file()} - {source}
     named = {folder for folder in told if (source / folder).is_dir()}
-    # What is in migrations/ has a table of its own.
+    # The modules in migrations/ have a separate table.
     there = {f"{path.relative_to(source).as_posix()}/" for path in folders if "migrations" not in path.parts}
     assert named == there
     for folder in sorted(named - {"report/"}):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fetch the CustomResourceDefinitions of the systems that the manifests speak to into a folder, each at a pinned commit.
-# `make crds` calls it; CODELOAD names another place with the archives that codeload.github.com has.
+# Fetch the CustomResourceDefinitions of the systems that the manifests use into a folder, each at a pinned commit.
+# `make crds` calls it; CODELOAD may name another server with the archives of codeload.github.com.
 set -euo pipefail
 folder=$1
 part=$folder.part

@@ -53,7 +53,7 @@ def reachable() -> None:
 def unbroken(request: pytest.FixtureRequest, reachable: None) -> None:
     """Skip a test if one that it depends on failed."""
     if _broken:
-        pytest.skip(f"{_broken[0]} failed, and this stands on it")
+        pytest.skip(f"{_broken[0]} failed, and this test depends on it")
 
 
 @pytest.fixture(scope="session")

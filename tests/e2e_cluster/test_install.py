@@ -33,7 +33,7 @@ def there(workspace: Workspace) -> dict[str, str]:
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"step-{block.step}-line-{block.line}")
 def test_the_page(block: Block, there: dict[str, str], workspace: Workspace) -> None:
     if workspace.done(block):
-        pytest.skip("done in an earlier session, in whose state build/e2e is")
+        pytest.skip("done in an earlier session, whose state is in build/e2e")
     if str(block.step) in there:
         pytest.skip(there[str(block.step)])
     print(workspace.run(block, limit_s=3000))

@@ -138,7 +138,7 @@ def test_a_canary_serves_next_to_the_champion(client: Client, workspace: Workspa
     assert traffic.last["failed"] == 0, traffic.last["kinds"]
     assert set(traffic.last["versions"]) == {newer.version}, "the transformer asks only the champion"
     if not gateway:
-        pytest.skip("the canary served, but KServe splits by HTTPRoutes alone, and has none here")
+        pytest.skip("the canary served, but KServe splits traffic only by HTTPRoutes, and has none here")
     answers = {version: item["answers"] for version, item in split.last["versions"].items()}
     share = answers.get(older.version, 0) / sum(answers.values())
     figures.note("canary", "share of 30 % at the gateway", f"{share:.1%}")

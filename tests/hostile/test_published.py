@@ -184,7 +184,7 @@ def test_the_policy_alone_stops_scripts(tab: Tab, value: str) -> None:
 
 
 def test_the_sanitizer_alone_stops_what_is_not_veiled() -> None:
-    """The library may put some of its own markup into a document, and by mistake values into that markup."""
+    """The library may put its own markup into a document, and by mistake values into that markup."""
     from great_expectations.render import (
         RenderedDocumentContent,
         RenderedHeaderContent,

@@ -73,7 +73,7 @@ def test_a_changed_one_is_replaced(
     before = set(server.store.recurring)
     expected = [("delete", "flight-delay-nightly", "changed"), ("create", "flight-delay-nightly", "changed")]
     assert reconcile(api, changed(case, "nightly", **values), versions) == expected
-    assert len(before & set(server.store.recurring)) == 2, "the others stay as they are"
+    assert len(before & set(server.store.recurring)) == 2, "the others do not change"
     assert reconcile(api, changed(case, "nightly", **values), versions) == []
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes what there is to know about a cluster that failed into a folder: objects, events and logs.
+# Collects the objects, events and logs of a failed cluster in a folder.
 set -uo pipefail
 
 to=${1:?the folder to write to}

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes a cluster with kind and puts in it what `make e2e` needs: databases and a bucket, Gateway API, Kubeflow and KServe
+# Makes a cluster with kind and installs what `make e2e` needs: databases and a bucket, Gateway API, Kubeflow and KServe
 # as docs/install.md installs them, and the images. Ends with a file of variables: set -a; . build/kind/e2e.env; make e2e
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 name=kubeloop
 envoy_gateway=v1.8.1
-# Ours are built with the same.
+# Our images are built with the same engine.
 engine=${KUBELOOP_ENGINE:-$(for found in docker podman; do command -v "$found" > /dev/null && echo "$found" && break; done || true)}
 
 for tool in "${engine:-docker}" kind kubectl helm; do
@@ -35,7 +35,7 @@ if ! helm status kserve -n kserve > /dev/null 2>&1; then
     -n envoy-gateway-system --create-namespace --wait
   # shellcheck source=/dev/null
   source build/kind/install.sh
-  # What the page says for canaries.
+  # The settings that the page gives for canaries.
   helm upgrade kserve oci://ghcr.io/kserve/charts/kserve-resources --version "$KSERVE" -n kserve --reuse-values --wait \
     --set kserve.controller.gateway.ingressGateway.enableGatewayApi=true \
     --set kserve.controller.gateway.ingressGateway.createGateway=true \

@@ -159,7 +159,7 @@ def test_a_model_is_what_our_builder_writes(assets, chart, environment):
     )
     expected = serving_pods.place(loop, plain)
     # A promotion by GitOps has stamped its patch.
-    assert rollout.unstamped(found) == expected, "python manifests/write.py --helm <helm> writes it anew"
+    assert rollout.unstamped(found) == expected, "write it again with `python manifests/write.py --helm <helm>`"
 
 
 @EVERY

@@ -115,7 +115,7 @@ def test_a_monitor_that_dies_at_any_commit_loses_and_repeats_nothing(
             monitor.step()
             assert outcome(monitor.store) == expected, (name, nth)
         else:
-            pytest.fail("every one of 50 commits was reached; the loop should end before")
+            pytest.fail("all 50 commits were reached; the loop should end earlier")
     assert kills >= 14
 
 

@@ -202,7 +202,7 @@ def test_a_stopped_trigger_ends_its_run_and_the_next_one_starts_it_again(
     trigger = serve("--lease-seconds", "60")
     eventually(lambda: only_run(trigger)["outcome"] == "promoted")
     run = only_run(trigger)
-    assert (run["attempts"], run["failures"]) == (2, 0), "being stopped is no failure"
+    assert (run["attempts"], run["failures"]) == (2, 0), "a stop is not a failure"
     assert len(home.starts()) == 2
 
 

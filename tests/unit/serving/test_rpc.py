@@ -296,7 +296,7 @@ def test_a_server_that_stops_finishes_what_it_began(models: Path, start: Start) 
 
 
 def test_a_client_leaves_an_old_connection_without_losing_a_call(models: Path, start: Start) -> None:
-    """By then the client has found another pod, before this one ends."""
+    """The client has found another pod before this one ends."""
     server = start("--model-dir", models / "columns", "--name=flights", "--grpc-port=0", drain_s=2)
     process, port = psutil.Process(server.process.pid), int(server.grpc.rpartition(":")[2])
     clients: set[int] = set()

@@ -166,7 +166,7 @@ def test_a_promotion_by_git_carries_what_triton_is_told_of_the_version() -> None
 
 PERCENT = {"scaleMetric": "cpu", "scaleTarget": 70}
 TARGET = {"type": "Utilization", "averageUtilization": 40}
-# KServe's webhook refuses `scaleMetric` for KEDA, and its ScaledObject has the triggers of `autoScaling` alone.
+# KServe's webhook refuses `scaleMetric` for KEDA, and its ScaledObject has only the triggers of `autoScaling`.
 TRIGGER = {"autoScaling": {"metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": TARGET}}]}}
 
 
