@@ -98,7 +98,7 @@ def test_importing_anything_reads_no_environment_and_does_no_io() -> None:
 
 
 @pytest.mark.parametrize("module", RUNTIME_MODULES)
-def test_what_stays_up_needs_the_runtime_environment_alone(module: str) -> None:
+def test_what_stays_up_needs_only_the_runtime_environment(module: str) -> None:
     done = subprocess.run(
         [PYTHON["runtime"], "-m", module, "--help"], capture_output=True, text=True, timeout=60, check=False
     )

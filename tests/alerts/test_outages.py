@@ -208,7 +208,7 @@ def which(labels: dict[str, str]) -> tuple[str, str, str]:
     return labels["namespace"], labels["alertname"], next(iter(said), "")
 
 
-def test_each_outage_is_told_and_nothing_else(running: dict[str, servers.Server], prometheus: Prometheus) -> None:
+def test_each_outage_fires_its_alert_and_no_other(running: dict[str, servers.Server], prometheus: Prometheus) -> None:
     seen: dict[tuple[str, str, str], str] = {}
 
     def complete() -> bool:

@@ -43,7 +43,7 @@ def test_every_case(promtool: str, rules: dict[str, Any], rules_file: Path) -> N
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_says_so(rules: dict[str, Any]) -> None:
+def test_every_alert_has_a_case_in_which_it_fires_and_one_with_its_summary(rules: dict[str, Any]) -> None:
     alerts = {rule["alert"] for part in rules["groups"] for rule in part["rules"]}
     assert {name for case in CASES for found in case["fires"].values() for name in found or {}} == alerts
     assert {name for case in CASES for name in case.get("says", {})} == alerts

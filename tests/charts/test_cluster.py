@@ -379,7 +379,7 @@ def test_two_tenants_side_by_side(control_plane, namespace, tmp_path):
         usable(RELEASE)
 
 
-def test_a_monitors_account_sees_its_own_service_alone(control_plane, installed, elsewhere):
+def test_a_monitors_account_sees_only_its_own_service(control_plane, installed, elsewhere):
     own, other = (Account(control_plane, installed, f"{RELEASE}-monitor-{name}") for name in ("fraud", "flight-delay"))
     path = f"{KSERVE}/{elsewhere}/inferenceservices/fraud"
     assert own("GET", path) == 404
@@ -407,7 +407,7 @@ def test_the_triggers_account_may_start_runs_and_nothing_else(control_plane, ins
 
 
 @pytest.mark.parametrize("name", [f"{RELEASE}-collector", f"{RELEASE}-mlflow", f"{RELEASE}-test", "kubeloop-serving"])
-def test_the_other_accounts_may_nothing(control_plane, installed, name):
+def test_the_other_accounts_have_no_rights(control_plane, installed, name):
     act = Account(control_plane, installed, name)
     for kind in ("secrets", "configmaps", "pods"):
         assert act.refused("GET", f"/api/v1/namespaces/{installed}/{kind}")

@@ -178,7 +178,7 @@ def test_thresholds_are_values(render):
     assert "> 1.5" in found["KubeloopGateRejecting"]["expr"]
 
 
-def test_nothing_is_missed_that_nobody_scrapes(render):
+def test_series_that_nobody_scrapes_are_not_missed(render):
     """Without the chart's monitors, a metric that seems absent may exist under other labels."""
     told = VALUES["one loop"] | {"alerts": {"enabled": True}}
     scraped = {rule["alert"]: rule["expr"] for rule in alerts_of(render(told | {"metrics": {"enabled": True}}))}

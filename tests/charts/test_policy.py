@@ -71,7 +71,7 @@ def test_pods(render, values):
 
 
 @EVERY
-def test_accounts_give_their_token_to_pods_that_others_make_where_these_need_it(render, values):
+def test_only_the_pipelines_account_gives_its_token_to_pods_that_others_make(render, values):
     """Argo's executor needs the token in every pod of a run; the pods of KServe and Kubeflow Trainer need none.
 
     Source: tests/kfp/argo.py, has_token. KServe's storage initializer and agent get all that they need from the
@@ -81,7 +81,7 @@ def test_accounts_give_their_token_to_pods_that_others_make_where_these_need_it(
     assert [name for name, account in found.items() if argo.has_token(account)] == ["kubeloop-pipeline"]
 
 
-def test_a_steps_account_may_what_argo_and_kubeflow_ask_for_and_no_more(render):
+def test_a_steps_account_has_only_the_rights_that_argo_and_kubeflow_need(render):
     """Source: argo-workflows v4.0.5, docs/workflow-rbac.md; kubeflow/pipelines 2.17.0, backend/src/v2: config/env.go
     (kfp-launcher), objectstore/object_store.go (the Secret), component/launcher_v2.go (its own pod)."""
     rules = named(render({}), "Role", "kubeloop-pipeline-executor")["rules"]
@@ -95,7 +95,7 @@ def test_a_steps_account_may_what_argo_and_kubeflow_ask_for_and_no_more(render):
 
 
 @EVERY
-def test_secrets_come_by_name_alone(render, values):
+def test_secrets_come_only_by_name(render, values):
     objects = render(values)
     assert kinds(objects, "Secret") == []
     for name, container in all_containers(objects):
@@ -296,7 +296,7 @@ def test_the_store_is_where_its_address_says(render, endpoint, namespace, port):
     ("endpoint", "port"),
     [("", 443), ("https://acme.io", 443), ("https://s3.acme.io", 443), ("http://s3.svc.acme.io:81", 81)],
 )
-def test_a_store_outside_the_cluster_is_no_pod(render, endpoint, port):
+def test_a_store_outside_the_cluster_is_not_a_pod(render, endpoint, port):
     rule = destination(render, {"storage": {"endpoint": endpoint}})
     assert all("ipBlock" in peer for peer in rule["to"])
     assert port in [each["port"] for each in rule["ports"]]
@@ -373,7 +373,7 @@ def test_a_destination_can_be_narrowed(render):
     assert database == [[{"ipBlock": {"cidr": "10.9.0.0/16"}}]]
 
 
-def test_the_trigger_proves_who_it_is_to_kubeflow_alone(render):
+def test_the_trigger_authenticates_only_to_kubeflow(render):
     spec = pods(render(ALL))[f"{RELEASE}-trigger-fraud"]["spec"]
     (volume,) = (item for item in spec["volumes"] if item["name"] == "token")
     (source,) = volume["projected"]["sources"]

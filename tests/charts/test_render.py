@@ -66,7 +66,7 @@ def test_helm_refuses_unknown_values(assets, values):
         ({"mlflow": {"enabled": False}}, "mlflow.uri is empty"),
     ],
 )
-def test_what_cannot_work_says_so(assets, values, message):
+def test_values_that_cannot_work_are_refused(assets, values, message):
     text = yaml.safe_dump(values)
     done = helm(assets, "template", RELEASE, str(CHART), "--kube-version", "1.36", "-f", "-", text=text)
     assert done.returncode != 0
@@ -164,7 +164,7 @@ def test_a_loop_is_told_the_names_of_its_release(assets):
 
 
 @pytest.mark.parametrize(("value", "owner"), [({}, "ml/kubeloop"), ({"storage": {"owner": "eu/prod"}}, "eu/prod")])
-def test_who_opens_the_bucket_says_whose_it_is(render, value, owner):
+def test_every_program_on_the_bucket_knows_its_owner(render, value, owner):
     objects = render(merged(ONE, value), namespace="ml")
     found = [values_of(item) for pod in pods(objects).values() for item in containers(pod["spec"]).values()]
     opening = [variables for variables in found if "KUBELOOP_BUCKET" in variables]

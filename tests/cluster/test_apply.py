@@ -139,7 +139,7 @@ def test_a_model_that_ends_its_server_fails_with_its_last_words(namespace, kserv
     )
 
 
-def test_a_first_hiccup_is_no_failure_and_a_broken_predecessor_neither(namespace, kserve, admin):
+def test_neither_a_first_hiccup_nor_a_broken_predecessor_is_a_failure(namespace, kserve, admin):
     ended = {"terminated": {"exitCode": 3, "reason": "Error", "message": "the store is away"}}
 
     def fail() -> None:
@@ -199,7 +199,7 @@ def test_what_never_gets_ready_ends_with_what_conditions_and_pods_say(namespace,
         assert part in str(error.value)
 
 
-def test_nobody_plays_kserve(namespace, admin):
+def test_without_kserves_controller_the_missing_deployment_is_named(namespace, admin):
     with pytest.raises(DeliveryError, match=r"KServe .* Deployment of the predictor"):
         cluster.apply([build(namespace)], 0.5, admin)
 

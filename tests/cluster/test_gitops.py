@@ -106,7 +106,7 @@ def test_a_step_that_is_repeated_follows_the_commit_that_is_there(environment, k
     assert environment.git.log() == ["Serve version 7 of flights", "Begin"]
 
 
-def test_a_patch_written_by_hand_gets_a_stamp_to_be_followed_by(environment, kserve):
+def test_a_patch_written_by_hand_gets_a_stamp_for_the_rollout(environment, kserve):
     written = overlay(environment.namespace, "7")[PATCH]
     environment.git.commit(environment.clone, {PATCH: written}, "By hand")
 
@@ -132,7 +132,7 @@ def test_a_stamp_that_was_left_over_is_not_taken_for_the_version(environment, ks
         environment.promote("8", timeout_s=0.3)
 
 
-def test_a_commit_that_nobody_brings(environment):
+def test_a_commit_that_nobody_applies(environment):
     with pytest.raises(DeliveryError, match=rf"version 7 .* {environment.namespace} has version 6; .*ready_timeout"):
         environment.promote(timeout_s=0.3)
 

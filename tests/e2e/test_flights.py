@@ -209,7 +209,7 @@ def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dic
     assert kubeloop(state, "predict", json.dumps(row)).returncode == errors.PASSING
 
 
-def test_a_log_that_lost_a_segment_is_told_of(state: Path, summary: dict) -> None:
+def test_a_segment_that_the_log_lost_is_reported(state: Path, summary: dict) -> None:
     """The clients keep their own counts. What the log has lost is asked again, so one row is served twice."""
     settings = config.settings(ROOT, state)
     before = table.read(BINARY, settings, "flight-delay").predictions.num_rows

@@ -103,7 +103,7 @@ def test_the_change_of_the_world_is_noticed_and_answered(summary: dict[str, Any]
     assert any("minutes_used_now" in episode["features"] for episode in summary["episodes"])
 
 
-def test_what_was_learned_anew_beats_the_frozen_model(summary: dict[str, Any]) -> None:
+def test_the_retrained_models_beat_the_frozen_one(summary: dict[str, Any]) -> None:
     newer = [version for version in summary["versions"][1:] if version["promoted"]]
     assert newer, [version["reason"] for version in summary["versions"]]
     assert newer[0]["gate"]["difference"] > 0.1

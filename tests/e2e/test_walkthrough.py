@@ -97,7 +97,7 @@ def test_drift_starts_a_retraining_that_the_gate_promotes(summary: dict[str, Any
     assert [episode["opened_at"][:10] for episode in summary["episodes"]] == ["2013-06-23"]
 
 
-def test_the_change_of_the_model_is_one(home: Path, summary: dict[str, Any]) -> None:
+def test_the_pages_change_of_the_model_is_valid(home: Path, summary: dict[str, Any]) -> None:
     block = next(block for block in COMMANDS if "algorithm: ridge" in block)
     change, retrain = block.splitlines()
     folder = home / "kubeloop-walkthrough" / "weather"

@@ -80,7 +80,7 @@ def test_events_reach_the_log_with_the_token(laptop: Laptop) -> None:
     assert HTTP.get(f"{laptop.urls['node']}/status").json()["dropped"]["events"] == 0
 
 
-def test_the_token_is_the_owners_alone(laptop: Laptop) -> None:
+def test_the_token_is_only_for_the_owner(laptop: Laptop) -> None:
     assert laptop.settings.state.stat().st_mode & 0o777 == 0o700
     assert laptop.settings.token_file.stat().st_mode & 0o777 == 0o600
     assert len(access.read(laptop.settings.token_file)) >= 43

@@ -179,7 +179,7 @@ def test_what_was_accepted_is_answered_and_logged(start, how: signal.Signals, wh
     )
 
 
-def test_a_second_one_ends_all_at_once(start) -> None:
+def test_a_second_signal_ends_everything_at_once(start) -> None:
     """A prediction of several seconds would delay the end; what was acknowledged before is kept."""
     program = start(60)
     httpx.post(program.url + INFER, json=BODY, timeout=60, trust_env=False).raise_for_status()

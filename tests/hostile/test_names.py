@@ -53,7 +53,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.mark.parametrize("text", WRONG)
-def test_what_is_no_name_is_refused(text: str, tmp_path: Path) -> None:
+def test_an_invalid_name_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(paths.PathError, match=r"the run .* is not a name"):
         paths.inside(tmp_path, text, what="the run")
 
@@ -71,7 +71,7 @@ def test_a_path_never_leaves_its_folder(text: str) -> None:
 
 
 @given(st.text(min_size=1, max_size=200))
-def test_a_run_is_named_by_no_path_whatever_its_episode_is(episode: str) -> None:
+def test_a_runs_name_is_never_a_path_whatever_its_episode_is(episode: str) -> None:
     event = DriftEvent("flights", episode, NOW, NOW, "drift", (), "")
     assert paths.part(event.run_name, "the run") == event.run_name
 
@@ -144,7 +144,7 @@ def test_objects_that_lead_elsewhere_stay_where_they_are(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["../raw", "a/b", "/etc/x", "", ".x"])
-def test_a_table_is_named_by_no_path(demo: Loop, name: str) -> None:
+def test_a_tables_name_is_never_a_path(demo: Loop, name: str) -> None:
     table = {"available_at": "at", "path": "x.csv"}
     with pytest.raises(ConfigError, match=r"source\.tables"):
         Loop.parse(demo.dump(), {"source": {"tables": {name: table}}})

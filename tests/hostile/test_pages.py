@@ -59,7 +59,7 @@ def test_a_body_that_a_page_can_send_is_refused(laptop: Laptop, media: str) -> N
         assert (answer.status_code, "application/json" in answer.json()["error"]) == (415, True), name
 
 
-def test_a_program_may_leave_the_kind_out_and_a_browser_may_not(laptop: Laptop) -> None:
+def test_a_program_may_leave_out_the_content_type_and_a_browser_may_not(laptop: Laptop) -> None:
     content = json.dumps(BODY)
     for url in (laptop.urls["node"], laptop.predictor):
         request = HTTP.build_request("POST", url + INFER, content=content)
@@ -212,7 +212,7 @@ def test_a_page_starts_nothing(laptop: Laptop, site: Site, browser: str, tmp_pat
     assert laptop.state() == before
 
 
-def test_a_guard_behind_a_service_looks_at_no_name() -> None:
+def test_a_guard_behind_a_service_checks_no_host_names() -> None:
     """In a cluster a server is bound to every address, it has many names, and clients may forward an Origin."""
     import asyncio
 

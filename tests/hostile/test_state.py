@@ -348,7 +348,7 @@ def test_doctor_names_it_first_and_a_run_does_not_begin(copies: Callable[[], Pla
         assert len(output.splitlines()) == 1, output
 
 
-def test_a_write_under_way_or_cut_off_is_no_damage(tmp_path: Path) -> None:
+def test_a_write_under_way_or_cut_off_is_not_damage(tmp_path: Path) -> None:
     """MLflow and Feast keep SQLite's rollback journal: a kill leaves one, and the next writer rolls it back."""
     place = tmp_path / "mlflow.db"
     with contextlib.closing(sqlite3.connect(place)) as writer:
@@ -384,7 +384,7 @@ def test_our_own_mistakes_are_not_blamed_on_a_broken_state(tmp_path: Path) -> No
     assert state.explain(error, settings) is None
 
 
-def test_what_the_next_start_makes_again_keeps_it_from_nothing(copies: Callable[[], Place]) -> None:
+def test_a_file_that_the_next_start_makes_again_does_not_stop_it(copies: Callable[[], Place]) -> None:
     place = copies()
     again = [
         path

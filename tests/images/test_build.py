@@ -76,7 +76,7 @@ def test_bill_of_materials_names_what_is_installed(built: dict[str, Image], name
     assert not {"apt", "dpkg", "pip", "python3-pip"} & {part for part, _ in named}
 
 
-def test_built_anew_is_the_same(builder: Builder, built: dict[str, Image], tmp_path: Path) -> None:
+def test_a_second_build_is_the_same(builder: Builder, built: dict[str, Image], tmp_path: Path) -> None:
     again = builder.build("runtime", "--no-cache", "--tag", "again", out=tmp_path)
     assert _content(builder, again[0]) == built["runtime"].config["rootfs"]["diff_ids"]
 

@@ -93,7 +93,7 @@ def test_an_api_that_is_away_is_a_sentence(server: Any, api: Api) -> None:
     assert isinstance(caught.value, ConnectionError)
 
 
-def test_a_login_page_is_no_empty_list(server: Any, api: Api, fault: Any) -> None:
+def test_a_login_page_is_not_an_empty_list(server: Any, api: Api, fault: Any) -> None:
     server.fault = lambda _: fault("page")
     with pytest.raises(DeniedError, match="answers with text/html instead of JSON"):
         api.runs("mark")
@@ -111,7 +111,7 @@ def test_a_server_without_this_api_is_told_from_one_without_the_pipeline(
         old.runs("mark")
 
 
-def test_a_package_that_is_none_is_refused(api: Api, case: Loop, tmp_path: Path) -> None:
+def test_an_invalid_package_is_refused(api: Api, case: Loop, tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_text("pipelineInfo: {name: broken}\n")
     with pytest.raises(RefusedError, match="unknown template format"):

@@ -87,7 +87,7 @@ def test_the_workflow_of_a_large_use_case_fits_argos_limit(
     assert argo.size(workflow, nodes) < share * argo.MAX_WORKFLOW_SIZE, list(argo.shares(nodes))[:5]
 
 
-def test_the_use_case_stands_in_the_first_pod_alone(large: Loop, tmp_path: Path) -> None:
+def test_only_the_first_pod_gets_the_whole_use_case(large: Loop, tmp_path: Path) -> None:
     """Later pods get only its digest, on which the cache of Kubeflow Pipelines then depends."""
     _, nodes = finished(compiled(large, "training", tmp_path))
     patches = {

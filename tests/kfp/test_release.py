@@ -169,7 +169,9 @@ def test_a_right_that_is_missing_is_named(kubeconfig: Callable[..., Path], space
         installed.loop("one", space)
 
 
-def test_a_cluster_that_is_away_is_said_soon(kubeconfig: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_cluster_is_reported_soon(
+    kubeconfig: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = kubeconfig()
     content = yaml.safe_load(path.read_text())
     content["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:9"

@@ -46,7 +46,7 @@ def test_there_is_a_service_for_each_component_and_none_of_the_services_own_name
     assert (port["port"], port["targetPort"]) == (80, controller.AGENT_PORT), "what is logged goes through the agent"
 
 
-def test_grpc_has_a_port_of_the_transformers_service_and_none_behind_the_agents_back() -> None:
+def test_grpc_has_a_port_at_the_transformers_service_but_none_that_bypasses_the_agent() -> None:
     found = made(BUILT["grpc"])
     ports = {
         name: [port["port"] for port in item["spec"]["ports"]]
@@ -94,7 +94,7 @@ def test_a_canary_has_fixed_replicas_and_leaves_nothing_behind(scaler: str) -> N
     assert all(item["spec"].get("triggers", True) for item in scalers)
 
 
-def test_a_canary_that_serves_takes_of_its_predictors_minimum() -> None:
+def test_a_serving_canary_lowers_its_predictors_minimum() -> None:
     service = BUILT["replicas, 10 %"]
     before, after = (made(service, ready={"canary": ready}) for ready in (False, True))
     least = ["HorizontalPodAutoscaler", "flights-predictor"]
@@ -109,7 +109,7 @@ def templates(version: str) -> dict[str, Any]:
     return {name: item["spec"]["template"] for (kind, name), item in built.items() if kind == "Deployment"}
 
 
-def test_a_promotion_replaces_the_predictors_pods_alone() -> None:
+def test_a_promotion_replaces_only_the_predictors_pods() -> None:
     before, after = templates("7"), templates("8")
     assert before["flights-predictor"] != after["flights-predictor"]
     assert before["flights-transformer"] == after["flights-transformer"]

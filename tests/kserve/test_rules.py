@@ -15,7 +15,7 @@ KEDA = "keda"
 
 
 @pytest.mark.parametrize("case", BUILT)
-def test_what_we_build_is_taken_as_it_is_and_as_it_is_stored(case: str) -> None:
+def test_what_we_build_is_accepted_as_sent_and_as_stored(case: str) -> None:
     service = BUILT[case]
     rules.validate(service)
     stored = defaulted(service)

@@ -294,7 +294,7 @@ def test_argo_cd_may_install_all_that_an_environment_renders(assets, chart):
 
 
 @EVERY
-def test_models_come_when_there_is_one_and_by_git_alone(assets, chart, environment):
+def test_models_are_deployed_only_through_git_and_once_one_exists(assets, chart, environment):
     """A new endpoint without a model would only fail; and Git must not undo what a pipeline applies."""
     assert "kubeloop-models" not in {item["metadata"]["name"] for item in build(assets, "argocd")}
     assert named(build(assets, f"flux/{environment}"), "Kustomization", "kubeloop-models")["spec"]["suspend"] is True

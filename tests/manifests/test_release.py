@@ -81,7 +81,7 @@ def test_the_published_chart_names_what_the_release_pushed(assets: Path, checkou
         ([pushed("core") | {"name": "ghcr.io/acme/other"}], "the chart has no image other"),
     ],
 )
-def test_what_is_no_release_is_refused(checkout: Path, images: list[dict[str, Any]], message: str) -> None:
+def test_an_incomplete_release_is_refused(checkout: Path, images: list[dict[str, Any]], message: str) -> None:
     (checkout / "images.json").write_text(json.dumps(images))
     command = ["python3", "images/chart.py", "images.json", "--out", "out"]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=60, check=False)

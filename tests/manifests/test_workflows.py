@@ -11,7 +11,7 @@ PROJECT = Path(__file__).parents[2]
 WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
 
 
-def test_actionlint_is_content(assets):
+def test_actionlint_accepts_the_workflows(assets):
     done = subprocess.run(
         [assets / "actionlint", "-shellcheck=", "-pyflakes=", *WORKFLOWS],
         cwd=PROJECT,
@@ -103,7 +103,7 @@ def test_the_files_that_templates_name_exist():
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_a_workflow_may_only_what_it_says(path):
+def test_a_workflow_has_only_the_permissions_that_it_states(path):
     workflow = yaml.safe_load(path.read_text())
     assert "permissions" in workflow
     assert workflow["permissions"] != "write-all"

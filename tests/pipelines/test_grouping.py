@@ -113,7 +113,7 @@ def test_a_group_has_every_output_of_its_steps_with_its_type(compile_grouped: Co
     }
 
 
-def test_an_input_that_several_steps_take_from_one_place_is_one(compile_grouped: Compile) -> None:
+def test_an_input_that_several_steps_share_appears_once(compile_grouped: Compile) -> None:
     spec, _ = compile_grouped("stage")
     tasks = spec["root"]["dag"]["tasks"]
     assert tasks["data"]["inputs"]["parameters"].keys() == {"as_of", "run", "job", "loop"}

@@ -301,7 +301,7 @@ def test_the_trigger_is_told_and_a_lasting_error_is_not_tried_again(
     assert len(tries(tmp_path)) == attempts
 
 
-def test_what_was_mended_by_a_retry_is_told_to_nobody(
+def test_a_failure_that_a_retry_fixed_is_not_reported(
     cluster: Cluster, steps: Object, tmp_path: Path, told: Any
 ) -> None:
     run(cluster, falling(steps, tmp_path, "error", times=1, retries=1))

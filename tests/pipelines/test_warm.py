@@ -67,7 +67,7 @@ def test_the_libraries_are_there_already(python: str, tmp_path: Path) -> None:
     assert done.stdout == "True True\n"
 
 
-def test_a_step_that_is_killed_is_no_success(python: str, tmp_path: Path) -> None:
+def test_a_step_that_is_killed_is_not_a_success(python: str, tmp_path: Path) -> None:
     done = run(python, tmp_path, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     assert done.returncode == 70
 

@@ -69,7 +69,7 @@ def test_a_run_that_would_fail_again_is_tried_once(home: Any, serve: Any, event:
     assert len(home.starts()) == 1
 
 
-def test_what_is_no_drift_event_of_this_service_is_refused(serve: Any, event: Any) -> None:
+def test_anything_but_a_drift_event_of_this_service_is_refused(serve: Any, event: Any) -> None:
     trigger = serve()
     for wrong, message in (
         (event(kind="whim"), "data.kind"),

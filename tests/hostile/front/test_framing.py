@@ -190,7 +190,7 @@ def test_labels_that_cannot_be_read_are_refused_with_the_reason(every: dict[str,
     assert float(rejected) >= 5
 
 
-def test_a_body_that_ends_early_is_no_request(server: Server) -> None:
+def test_a_body_that_ends_early_is_not_a_request(server: Server) -> None:
     for part in (0, 1, len(server.body) - 1):
         answer = server.ask(
             server.head(f"content-length: {len(server.body)}") + b"\r\n" + server.body[:part], half=True

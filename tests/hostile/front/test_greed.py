@@ -78,7 +78,7 @@ def test_idle_connections_are_closed_without_a_word(every: dict[str, Server]) ->
     at_once(every, check)
 
 
-def test_a_client_that_goes_on_asking_is_not_idle(every: dict[str, Server]) -> None:
+def test_a_client_that_keeps_asking_is_not_idle(every: dict[str, Server]) -> None:
     def check(server: Server) -> None:
         pieces = [server.whole(), SHORT["IDLE_S"] / 4] * 8
         assert statuses(server.ask(*pieces, half=True)) == [server.status] * 8
@@ -132,7 +132,7 @@ def deaf(server: Server) -> socket.socket:
     return connection
 
 
-def test_clients_that_never_read_cost_a_bounded_memory_for_a_time(tmp_path: Path) -> None:
+def test_clients_that_never_read_cost_bounded_memory_for_a_limited_time(tmp_path: Path) -> None:
     with serve("generous", GENEROUS, folder=tmp_path) as server, contextlib.ExitStack() as stack:
         assert server.alive()
         before = server.resident()

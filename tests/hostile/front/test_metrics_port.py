@@ -43,7 +43,7 @@ def test_what_is_taken_on_the_first_port_is_not_found_on_the_second(second: Serv
     assert status(second.ask(second.whole("connection: close"), port=second.metrics)) == 404
 
 
-def test_nothing_else_is_there(second: Server) -> None:
+def test_any_other_request_is_refused(second: Server) -> None:
     for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "GET"):
         for path in (*CHANGING, *READING, *TRICKS, *(("/metrics", "/healthz") if method != "GET" else ())):
             answer = second.ask(get(path, method), port=second.metrics)

@@ -70,7 +70,7 @@ def test_a_killed_backtest_goes_on_where_it_was(killed: Home) -> None:
         assert not path.is_file() or kept.kind(path, home.settings.state)
 
 
-def test_two_backtests_do_not_meet(home: Home, tmp_path: Path) -> None:
+def test_two_backtests_do_not_run_at_once(home: Home, tmp_path: Path) -> None:
     with (
         run._alone(tmp_path),
         pytest.raises(run.BacktestError, match="another backtest "),

@@ -88,7 +88,7 @@ def test_a_model_that_is_there_is_not_made_again(home: Home, past: History, tmp_
     assert not left.exists()
 
 
-def test_the_policy_is_none_of_what_shapes_a_model(home: Home) -> None:
+def test_the_policy_does_not_shape_a_model(home: Home) -> None:
     def digest(text: str) -> str:
         return history.digest(Loop.parse(text), home.settings, home.span)
 

@@ -29,7 +29,7 @@ def test_a_duration_is_a_number_and_a_unit(text: str, seconds: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "7", "d", "-7d", "1.5h", "7 days", "1d12h", "P7D", "7D"])
-def test_any_other_text_is_no_duration(text: str) -> None:
+def test_any_other_text_is_not_a_duration(text: str) -> None:
     with pytest.raises(ValueError, match="such as 7d, 12h or 30m"):
         config.duration(text)
 
@@ -57,7 +57,7 @@ def test_a_moment_without_an_offset_is_utc(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "2013-13-01", "01.04.2013"])
-def test_any_other_text_is_no_moment(text: str) -> None:
+def test_any_other_text_is_not_a_moment(text: str) -> None:
     with pytest.raises(ConfigError, match=r"is not a moment; write one such as 2013-04-01"):
         config.instant(text)
 
@@ -227,7 +227,7 @@ def test_a_host_name_that_kserve_could_not_make_is_refused() -> None:
         ("name: x", "source: Field required"),
     ],
 )
-def test_what_is_no_loop_is_refused(text: str, message: str) -> None:
+def test_a_file_that_is_not_a_loop_is_refused(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Loop.parse(text)
 
@@ -271,7 +271,7 @@ def test_arguments_win_over_the_environment(tmp_path: Path, monkeypatch: pytest.
     assert (found.home, found.state) == (tmp_path, tmp_path / "s")
 
 
-def test_without_an_environment_state_lies_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_variables_the_state_is_next_to_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("KUBELOOP_HOME", "KUBELOOP_STATE", "KUBELOOP_MLFLOW_URI", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)

@@ -170,7 +170,7 @@ def test_every_commit_of_everybody_survives(git, server, alice, seed):
     assert git.whole()
 
 
-def test_a_race_that_does_not_end_does(git, server, alice, monkeypatch):
+def test_a_race_without_end_is_given_up(git, server, alice, monkeypatch):
     monkeypatch.setattr(gitops, "RACES", 3)
     server.before_push = lambda: git.commit(alice, {"x": str(time.monotonic())})
     with pytest.raises(DeliveryError, match=r" 3 times while version 7 of flights "):
@@ -185,7 +185,7 @@ def test_an_older_version_never_takes_the_place_of_a_newer_one(git, server, alic
     assert patch.version(git.named()) == 10
 
 
-def test_a_registry_that_began_anew_is_told_apart_by_its_run(git, server):
+def test_a_registry_that_was_reset_is_recognized_by_its_run(git, server):
     """Its numbers begin at 1 again, as does the version in the patches that the project comes with."""
     git.commit(git.clone("alice"), overlay("ml") | {PATCH: overlay("ml")[PATCH].replace("run-6", "an-older-run")})
     promote(server, "6")
@@ -317,7 +317,7 @@ def test_the_champion_is_what_git_was_told_to_serve(git, server, alice, blank_ml
         assert champion.version == "7"
 
 
-def test_the_branch_says_who_has_to_be_beaten(git, server, alice, blank_mlflow, loop, tmp_path):
+def test_the_branch_names_the_champion(git, server, alice, blank_mlflow, loop, tmp_path):
     """A revert and a merge are decisions, and nobody has to move the alias after them."""
     place = {"repository": server.address, "wait": False}
     ours = Loop.parse(loop.dump(), {"name": NAME, "delivery": {"applier": "gitops", "git": place}})

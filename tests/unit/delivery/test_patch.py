@@ -90,7 +90,7 @@ def test_a_patch_of_an_older_release_is_read_and_migrated():
     assert "annotations" not in patch.carry(build("ml", "7"), environment("6"))["metadata"]
 
 
-def test_the_workflow_promotes_with_pyyaml_alone(tmp_path):
+def test_the_workflow_promotes_with_only_pyyaml(tmp_path):
     """The workflow has a checkout, but no installation of kubeloop."""
     shutil.copytree(MANIFESTS / "overlays", tmp_path / "overlays")
     served = tmp_path / "overlays/staging/models/flight-delay.yaml"
@@ -115,6 +115,6 @@ def test_the_workflow_promotes_with_pyyaml_alone(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "kind: Deployment", "kind: InferenceService", "a: ["])
-def test_what_is_no_patch_is_refused(content):
+def test_anything_but_a_patch_is_refused(content):
     with pytest.raises(patch.PatchError):
         patch.read(content, NAME)

@@ -91,7 +91,7 @@ def test_an_http_server_refuses(git, web, status, reason):
     assert reason in refusal(git.folder, web.address)
 
 
-def test_a_page_is_no_repository(tmp_path):
+def test_a_web_page_is_not_a_repository(tmp_path):
     (tmp_path / "site" / "info").mkdir(parents=True)
     (tmp_path / "site" / "info" / "refs").write_text("<html>Welcome</html>")
     pages = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
@@ -150,7 +150,7 @@ def test_a_file_that_is_something_else(git, web, content, reason):
     assert git.log() == ["Other", "Begin"]
 
 
-def test_nobody_is_there(tmp_path):
+def test_no_server_answers_at_the_address(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]

@@ -111,7 +111,7 @@ def test_what_is_missing_is_named(
         features.build(shop, raw, tmp_path / "out")
 
 
-def test_an_empty_folder_is_no_store(tmp_path: Path) -> None:
+def test_an_empty_folder_is_not_a_store(tmp_path: Path) -> None:
     with pytest.raises(features.FeatureError, match="holds no feature tables yet"):
         features.open_store(tmp_path)
 
@@ -162,7 +162,7 @@ def test_events_need_a_whole_query(shop: Path, raw: Path, query: str | None, mes
 
 
 @pytest.mark.parametrize("query", ["events", "prices"])
-def test_too_little_memory_is_no_fault_of_the_query(
+def test_too_little_memory_is_not_a_fault_of_the_query(
     shop: Path, raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query: str
 ) -> None:
     file = shop / "sql" / f"{query}.sql"

@@ -174,7 +174,7 @@ FLIGHT = {
 }  # fmt: skip
 
 
-def test_what_nobody_knows_is_none(online: OnlineFeatures, as_of: datetime) -> None:
+def test_an_unknown_key_gives_none(online: OnlineFeatures, as_of: datetime) -> None:
     unknown = FLIGHT | {"tailnum": ["N0"], "carrier": ["??"], "dest": ["???"], "origin": ["???"]}
     known, empty = online.read(FLIGHT, as_of), online.read(unknown, as_of)
     stored = {"temp", "departures_next_2h", "origin_late_3h", "carrier_late_1d", "dest_late_7d", "seats", "plane_age"}

@@ -97,7 +97,7 @@ def test_a_silent_redis_costs_a_request_seconds_and_is_found_again(redis: str, r
     online.read(rows, as_of)
 
 
-def test_a_redis_that_is_not_there_is_said_at_once(reader: Open, as_of: datetime) -> None:
+def test_an_unreachable_redis_is_reported_at_once(reader: Open, as_of: datetime) -> None:
     online, rows = reader("redis://127.0.0.1:9/0")
     before = time.monotonic()
     with pytest.raises(ConnectionError, match="cannot be read"):

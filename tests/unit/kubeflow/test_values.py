@@ -109,7 +109,7 @@ def test_a_filter_survives_being_decoded_twice() -> None:
         (0, "certificate verify failed", NoAnswerError, "certificate verify failed"),
     ],
 )
-def test_every_body_is_one_sentence(status: int, body: Any, kind: type[Exception], says: str) -> None:
+def test_every_error_body_becomes_one_sentence(status: int, body: Any, kind: type[Exception], says: str) -> None:
     error = meaning("http://kfp", "list runs", status, body)
     assert isinstance(error, kind)
     assert str(error).startswith("cannot list runs")

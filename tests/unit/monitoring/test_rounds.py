@@ -239,7 +239,7 @@ def test_a_feature_that_no_request_carries_has_drifted(world: ModuleType, open_m
     ]
 
 
-def test_values_that_are_no_numbers_make_a_window_unreadable(
+def test_values_that_are_not_numbers_make_a_window_unreadable(
     world: ModuleType, open_monitor: Open, tmp_path: Path
 ) -> None:
     request, response = world.predict("a", world.START, rows=80)
@@ -307,7 +307,7 @@ def small_worker() -> Iterator[str]:
         process.terminate()
 
 
-def test_a_window_that_the_worker_refuses_is_not_sent_for_ever(
+def test_a_window_that_the_worker_refuses_is_not_sent_forever(
     world: ModuleType, open_monitor: Open, tmp_path: Path, small_worker: str
 ) -> None:
     events = [
@@ -369,7 +369,7 @@ def test_advancing_closes_what_no_later_row_has_closed(world: ModuleType, open_m
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_a_log_that_began_anew_is_said_aloud(
+def test_a_log_that_was_reset_is_an_error(
     world: ModuleType, open_monitor: Open, tmp_path: Path, mirrored: bool
 ) -> None:
     log = tmp_path / "log"

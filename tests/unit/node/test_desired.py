@@ -26,7 +26,7 @@ def test_commands_carry_the_arguments_and_what_only_this_machine_knows(kit):
     assert (desired.logger_url, desired.timeout_s) == (kit.collector.url, 2.0)
 
 
-def test_where_a_program_listens_is_the_nodes_to_say(kit):
+def test_the_node_decides_where_a_program_listens(kit):
     manifest = kit.manifest(kit.model("v1"))
     for part in (manifest["spec"]["predictor"]["model"], manifest["spec"]["transformer"]["containers"][0]):
         part["args"] += ["--host=0.0.0.0", "--port=8080", "--drain-s=5"]

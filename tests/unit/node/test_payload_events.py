@@ -171,7 +171,7 @@ def test_slow_collector_does_not_slow_inference(kit):
     kit.collector.sleep = 0.0
 
 
-def test_the_token_goes_to_the_collector_of_the_same_owner_alone(kit):
+def test_the_token_goes_only_to_the_collector_of_the_same_owner(kit):
     """The port in a manifest, also in one kept from an earlier start, may meanwhile belong to another program."""
     node = kit.node("--collector-url", kit.collector.url.removesuffix("/events"))
     node.apply(kit.manifest(kit.model("v1")))

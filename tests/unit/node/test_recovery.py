@@ -117,7 +117,7 @@ def test_a_manifest_that_is_cut_off_is_named_and_the_whole_one_is_served(kit, da
     assert damaged == "gone" or f"{path} is not applied: " in node.log()
 
 
-def test_a_file_that_is_no_manifest_does_not_stop_the_node(kit):
+def test_a_file_that_is_not_a_manifest_does_not_stop_the_node(kit):
     node = kit.node()
     node.apply(kit.manifest(kit.model("v1")))
     assert node.signal(signal.SIGTERM) == 0

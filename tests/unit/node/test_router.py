@@ -103,7 +103,7 @@ def metric(node):
     return value
 
 
-def test_error_of_the_model_server_passes_through_and_is_no_prediction(node, metric):
+def test_error_of_the_model_server_passes_through_and_is_not_a_prediction(node, metric):
     before = node.get()
     answer = node.infer(name="sick")
     assert (answer.status_code, answer.json()["model_version"]) == (500, "sick")

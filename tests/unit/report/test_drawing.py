@@ -97,7 +97,7 @@ def _verdict(low: float, high: float) -> Verdict:
     return Verdict(low > 0, "", "auc", 0.7, 0.7, (low + high) / 2, (low, high), 0.95, checks)
 
 
-def test_the_forest_stands_on_one_scale() -> None:
+def test_the_forest_plot_uses_one_scale() -> None:
     drawn = forest.draw([_verdict(-0.01, 0.03), None, _verdict(0.02, 0.04)], 0.005)
     zero = [str(row).split('x1="')[1].split('"')[0] for row in drawn.rows if row]
     assert zero[0] == zero[1]

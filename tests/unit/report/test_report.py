@@ -70,7 +70,7 @@ def test_latency_is_shown_where_it_was_measured(world: Any, parse: Any) -> None:
     assert said in parse(report.write(world.loop, world.settings, measured).read_text()).text
 
 
-def test_predictions_that_do_not_add_up_are_told(world: Any, page: Any, parse: Any) -> None:
+def test_predictions_that_do_not_add_up_are_reported(world: Any, page: Any, parse: Any) -> None:
     assert "Warning" not in page.text
     wrong = world.summary | {"predictions": world.summary["predictions"] | {"served": 1265}}
     text = parse(report.write(world.loop, world.settings, wrong).read_text()).text
@@ -98,7 +98,7 @@ def test_the_weekly_auc_is_that_of_the_log(world: Any, page: Any) -> None:
         assert (said in page.text) == (week >= 3), week
 
 
-def test_traffic_is_told_by_version(page: Any) -> None:
+def test_traffic_is_shown_by_version(page: Any) -> None:
     assert "210 predictions: v1 30, v2 180" in page.text
     assert "Version 1 served from 2024-01-01 12:00 to 2024-01-23 12:00" in page.text
 
@@ -174,7 +174,7 @@ def test_a_version_that_passed_the_gate_says_what_became_of_it(
     assert f"Version {newest['version']} {newest['status']}" == said
 
 
-def test_links_lead_to_files_beside_the_page(world: Any, page: Any) -> None:
+def test_links_lead_to_files_next_to_the_page(world: Any, page: Any) -> None:
     *links, _ = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
     assert len(links) == 2 + 3
     for link in links:

@@ -78,7 +78,7 @@ def test_yes_and_no_are_known_in_several_languages(readings: pd.DataFrame, folde
 
 
 @pytest.mark.parametrize("pair", [("ja", "yes"), ("nein", "non"), ("ja", "vielleicht")])
-def test_two_words_that_are_no_yes_and_no_are_asked_about(
+def test_two_words_that_are_not_yes_and_no_are_asked_about(
     readings: pd.DataFrame, folder: Path, pair: tuple[str, str]
 ) -> None:
     """Neither `ja` nor `yes` is the negative of the other."""
@@ -161,7 +161,7 @@ def test_a_table_that_cannot_work_gets_a_sentence_with_the_way_out(
         ("named.csv", b"PAR1....", "named.csv cannot be read: it is damaged, or cut off"),
     ],
 )
-def test_a_file_that_is_no_table_is_refused(folder: Path, name: str, content: bytes | None, message: str) -> None:
+def test_a_file_that_is_not_a_table_is_refused(folder: Path, name: str, content: bytes | None, message: str) -> None:
     if content is not None:
         Path(name).write_bytes(content)
     answer = CliRunner().invoke(app, ["init", name, *ROLES])

@@ -79,6 +79,6 @@ def test_a_number_may_lie_on_one_side_of_its_median_for_a_season(tmp_path: Path)
     assert case.label.task == "regression"
 
 
-def test_texts_that_differ_everywhere_are_no_label(tmp_path: Path) -> None:
+def test_texts_that_differ_everywhere_are_not_a_label(tmp_path: Path) -> None:
     with pytest.raises(ScaffoldError, match="must have two values"):
         labels.label(table([f"note {row}" for row in range(ROWS)], tmp_path), "y", None)

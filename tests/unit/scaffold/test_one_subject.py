@@ -209,7 +209,7 @@ def test_labels_of_every_kind_are_read(
     assert set(found) == set(zip(values, read, strict=True))
 
 
-def test_a_value_that_comes_up_later_is_no_label(readings: pd.DataFrame, folder: Path) -> None:
+def test_a_value_that_appears_later_is_not_a_label(readings: pd.DataFrame, folder: Path) -> None:
     lost = np.where(readings["failed"] == 1, "lost", "won")
     case = design(readings.assign(failed=lost), folder, positive="lost")
     with sources.connect() as db:

@@ -69,7 +69,7 @@ def test_the_client_leaves() -> None:
         read([part(b"0", True), {"type": "http.disconnect"}])
 
 
-def test_who_counts_may_refuse() -> None:
+def test_the_memory_budget_may_refuse() -> None:
     def full(_: int) -> None:
         raise MemoryError
 

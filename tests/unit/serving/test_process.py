@@ -111,7 +111,7 @@ def test_a_client_that_leaves_is_forgotten(columns: str) -> None:
     assert "kubeloop_requests_in_flight 1.0" in httpx.get(f"{columns}/metrics").text.splitlines()
 
 
-def test_continue_is_said_to_who_waits_for_it(columns: str) -> None:
+def test_continue_is_sent_to_a_client_that_waits_for_it(columns: str) -> None:
     head = HEAD + b"connection: close\r\nexpect: 100-continue\r\ncontent-length: %d\r\n\r\n" % len(ROW)
     answer = ask(columns, head, 0.1, ROW)
     assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200")

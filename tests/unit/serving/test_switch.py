@@ -201,7 +201,7 @@ def test_a_transformer_that_is_replaced_loses_no_request(world: World) -> None:
     asyncio.run(run())
 
 
-def test_probes_of_the_transformer_are_no_traffic(world: World) -> None:
+def test_probes_of_the_transformer_are_not_traffic(world: World) -> None:
     async def run() -> None:
         await world.service.start()
         with transformer(world.service.port) as front:

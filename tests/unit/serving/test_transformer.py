@@ -204,7 +204,7 @@ def test_a_slow_feature_store_times_out(fresh: Front) -> None:
     assert "no prediction within 1 s" in answer.json()["error"]
 
 
-def test_a_feature_store_that_does_not_answer_is_no_fault_of_the_server(fresh: Front) -> None:
+def test_a_feature_store_that_does_not_answer_is_not_a_fault_of_the_server(fresh: Front) -> None:
     fresh.source.fails = ConnectionError("the online store cannot be read; try again later")
     answer = infer(fresh, v2())
     assert (answer.status_code, answer.json()["error"]) == (503, "the online store cannot be read; try again later")

@@ -126,7 +126,7 @@ def test_every_field_is_needed(missing: str) -> None:
         (binary()[0], json.dumps(DATA).replace("D = ", r"\ud800").encode(), "data"),
     ],
 )
-def test_what_is_no_drift_event_is_refused(headers: dict[str, str], body: bytes, message: str) -> None:
+def test_anything_but_a_drift_event_is_refused(headers: dict[str, str], body: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DriftEvent.parse(headers, body)
 

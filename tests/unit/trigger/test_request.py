@@ -54,7 +54,7 @@ def test_asked_again_it_is_the_same_run_while_it_goes_on(trigger: str, ledger: L
 
 
 @pytest.mark.parametrize(("outcome", "number"), [("promoted", 1), ("rejected", 1), ("failed", 2)])
-def test_a_verdict_stands_and_a_failure_is_tried_anew(
+def test_a_verdict_stands_and_a_failure_is_tried_again(
     trigger: str, ledger: Ledger, demo: Loop, outcome: Outcome, number: int
 ) -> None:
     first = ask(trigger, demo)
@@ -65,7 +65,7 @@ def test_a_verdict_stands_and_a_failure_is_tried_anew(
     assert ask(trigger, demo) == again
 
 
-def test_what_was_refused_because_of_another_run_is_asked_anew(trigger: str, ledger: Ledger, demo: Loop) -> None:
+def test_a_request_refused_because_of_another_run_is_asked_again(trigger: str, ledger: Ledger, demo: Loop) -> None:
     other = ask(trigger, demo, "another")
     for _ in range(2):
         with pytest.raises(requests.RunError, match=f"{other} is running"):

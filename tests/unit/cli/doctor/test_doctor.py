@@ -108,7 +108,7 @@ def test_a_slow_interpreter_is_found(
     assert wrong(broken) == {f"detector environment: {path} did not answer within 5 s": "make -B setup"}
 
 
-def test_a_folder_is_no_interpreter(settings: Settings, tmp_path: Path) -> None:
+def test_a_folder_is_not_an_interpreter(settings: Settings, tmp_path: Path) -> None:
     broken = settings.model_copy(update={"runtime_python": tmp_path})
     assert wrong(broken) == {f"runtime environment: {tmp_path} does not start: Permission denied": "make -B setup"}
 

@@ -138,7 +138,7 @@ def test_a_run_reads_what_was_taken_in_when_it_was_asked_for(place: Place, tmp_p
     assert found == stages.Extract({"t": 1}, stages.digest(settings.raw))
 
 
-def test_an_interrupted_taking_in_is_done_again(place: Place, tmp_path: Path) -> None:
+def test_an_interrupted_intake_is_repeated(place: Place, tmp_path: Path) -> None:
     loop, settings = place({"t": {"path": "t.csv", "available_at": "at"}})
     (tmp_path / "t.csv").write_text("at\n2013-04-01\n")
     sources.take_in(loop, settings)
@@ -175,7 +175,7 @@ def test_an_entry_is_called_again_when_its_module_changed(place: Place, tmp_path
     assert said == ["Raw data: t changed, 20 rows fewer."]
 
 
-def test_tables_that_were_put_there_are_not_an_entrys_to_replace(place: Place, tmp_path: Path) -> None:
+def test_an_entry_does_not_replace_tables_that_were_put_there(place: Place, tmp_path: Path) -> None:
     loop, settings = place({"t": {"available_at": "at"}}, "mine:make")
     (tmp_path / "feature_repo").mkdir()
     (tmp_path / "feature_repo" / "mine.py").write_text("def make(folder):\n    raise RuntimeError\n")
@@ -222,7 +222,7 @@ def test_a_table_needs_a_path_or_an_entry(place: Place) -> None:
 @pytest.mark.parametrize(
     ("cell", "message"), [("yesterday", r"t\.csv cannot be read.*yesterday"), ("7", "holds BIGINT.*column of times")]
 )
-def test_a_time_that_is_no_time_is_refused(place: Place, tmp_path: Path, cell: str, message: str) -> None:
+def test_an_invalid_time_is_refused(place: Place, tmp_path: Path, cell: str, message: str) -> None:
     loop, settings = place({"t": {"path": "t.csv", "available_at": "at"}})
     (tmp_path / "t.csv").write_text(f"at\n{cell}\n")
     with pytest.raises(sources.SourceError, match=f"(?s){message}"):

@@ -54,7 +54,7 @@ def test_loads_every_entry_with_its_place(folder: Path) -> None:
         ("- expect_a: {meta: keep}", r"entry 1 \(expect_a\): meta must be a mapping"),
     ],
 )
-def test_refuses_a_file_that_is_no_suite(folder: Path, text: str, message: str) -> None:
+def test_refuses_a_file_that_is_not_a_suite(folder: Path, text: str, message: str) -> None:
     (folder / "t.yaml").write_text(text)
     with pytest.raises(SuiteError, match=message):
         load(folder, ["t"])
@@ -87,7 +87,7 @@ def test_resolves_a_column_of_another_table(folder: Path, tables: dict[str, Path
     assert entry.runs_as == entry.name
 
 
-def test_a_referential_check_runs_on_the_strangers_alone(folder: Path, tables: dict[str, Path]) -> None:
+def test_a_referential_check_runs_only_on_unknown_values(folder: Path, tables: dict[str, Path]) -> None:
     (folder / "flights.yaml").write_text(
         "- expect_column_values_to_be_in_set: {column: tailnum, value_set: {from: planes.tailnum}, mostly: 0.5}"
     )

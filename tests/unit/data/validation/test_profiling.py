@@ -93,7 +93,7 @@ def test_only_strings_with_few_values_are_categories(values: list[Any], entries:
     assert found == entries
 
 
-def test_keys_that_repeat_are_no_key() -> None:
+def test_a_column_with_repeated_values_is_not_a_key() -> None:
     frame = pd.DataFrame({"at": pd.Timestamp("2013-01-01", tz="UTC"), "a": [1, 1, 2], "b": [1, 2, 1]})
     names = {name for entry in profile(frame, timestamp="at", keys=["a"]) for name in entry}
     assert "expect_column_values_to_be_unique" not in names

@@ -325,7 +325,7 @@ def test_a_server_that_goes_away_is_a_sentence_and_the_next_attempt_makes_one_ve
     assert [(run.info.run_id, run.info.status) for run in runs] == [(found.run_id, "FINISHED")]
 
 
-def test_what_the_server_refuses_is_not_called_away(server: Server, settings: Settings, loop: Loop) -> None:
+def test_a_refusal_by_the_server_is_not_reported_as_no_answer(server: Server, settings: Settings, loop: Loop) -> None:
     away = settings.model_copy(update={"mlflow_uri": server.url})
     unknown = registry.Version("nobody", "9", "", "", "", "", 0)
     with pytest.raises(mlflow.exceptions.RestException, match="nobody"):

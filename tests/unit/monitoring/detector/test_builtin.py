@@ -111,7 +111,7 @@ def test_values_that_come_back_drift_too() -> None:
     assert found.p_value < 1e-20
 
 
-def test_a_steady_missing_share_is_no_drift() -> None:
+def test_a_steady_missing_share_is_not_drift() -> None:
     rng = np.random.default_rng(2)
     before, now = rng.normal(size=5_000), rng.normal(size=1_000)
     before[:1_500], now[:300] = np.nan, np.nan
@@ -161,7 +161,7 @@ def test_a_known_key_is_left_as_it_is() -> None:
     assert detector.score("1", window)[0].statistic == 0
 
 
-def test_a_window_without_rows_is_no_evidence() -> None:
+def test_a_window_without_rows_is_not_evidence() -> None:
     found = scores({"x": [1.0, 2.0], "c": ["a", "b"]}, {"x": [], "c": []}, live=[])
     assert {(s.statistic, s.p_value, s.effect, s.psi, s.rows, s.missing_share) for s in found.values()} == {
         (0, 1, 0, 0, 0, 0)

@@ -37,7 +37,7 @@ def test_p_values_of_mixed_sizes_keep_their_order() -> None:
     assert alone[3] == 1
 
 
-def test_one_row_against_one_is_no_evidence() -> None:
+def test_one_row_against_one_is_not_evidence() -> None:
     assert ks_p_values([1.0], [1], [1]) == [1.0]
 
 
@@ -92,7 +92,7 @@ def test_an_empty_side_has_no_effect() -> None:
     assert [cramers_v(nothing, something), cramers_v(something, nothing)] == [0, 0]
 
 
-def test_many_categories_in_few_rows_are_no_effect() -> None:
+def test_many_categories_in_few_rows_are_not_an_effect() -> None:
     rng = np.random.default_rng(0)
     shares = 1 / np.arange(1, 49)
     shares /= shares.sum()

@@ -119,7 +119,7 @@ def test_what_a_request_leaves_out_has_a_default() -> None:
     assert row["event_time"] == datetime.fromtimestamp(2e-6, UTC)
 
 
-def test_what_was_asked_without_a_body_is_no_prediction_and_not_malformed() -> None:
+def test_a_request_without_a_body_is_neither_a_prediction_nor_malformed() -> None:
     """KServe's agent logs a GET like any other request."""
     asked, told = ("a", REQUEST_EVENT, b""), ("a", RESPONSE_EVENT, b'{"name": "flights", "ready": true}')
     for events in ((asked, told), (told, asked)):

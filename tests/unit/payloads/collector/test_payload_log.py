@@ -205,7 +205,7 @@ def test_a_flipped_bit_costs_the_record_that_it_is_in(tmp_path: Path) -> None:
             assert (lost, torn) == (1, 0) or (hit == 3 and position < ends[3] + 8 and torn and not lost)
 
 
-def test_a_record_inside_a_damaged_body_is_no_event(tmp_path: Path) -> None:
+def test_a_record_inside_a_damaged_body_is_not_an_event(tmp_path: Path) -> None:
     inner = wal.encode(rows(1, 9))
     outer = [(*row[:-1], b"x" + inner) for row in rows(1, 3)]
     data = bytearray(wal.encode(outer, 0xA1B2C3D4))

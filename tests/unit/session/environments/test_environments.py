@@ -70,7 +70,7 @@ def place(tmp_path: Path) -> Settings:
     return config.settings(tmp_path / "home")
 
 
-def test_a_clone_has_its_environments_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clones_environments_are_next_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
     for name in ("CORE", "RUNTIME", "DETECTOR"):
         monkeypatch.delenv(f"KUBELOOP_{name}_PYTHON", raising=False)
@@ -90,7 +90,7 @@ def test_a_wheel_has_them_in_the_users_cache(folder: Path, tmp_path: Path) -> No
     assert config.own(settings, "core") is None
 
 
-def test_what_lies_beside_and_what_is_named_come_first(
+def test_adjacent_and_named_environments_come_first(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beside = tmp_path / ".venv-runtime/bin/python"
@@ -114,7 +114,7 @@ def test_other_requirements_are_another_environment(folder: Path, tmp_path: Path
     assert getattr(place(tmp_path), f"{name}_python") != before
 
 
-def test_another_code_is_another_runtime_environment_alone(
+def test_changed_code_changes_only_the_runtime_environment(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = place(tmp_path)
@@ -231,7 +231,7 @@ def test_who_comes_second_waits(folder: Path, tmp_path: Path, demo: Loop, uv: Uv
     assert [call for call in calls() if "runtime-" in call] == []
 
 
-def test_a_process_of_the_runtime_environment_finds_kubeloop_alone(
+def test_the_runtime_environment_holds_only_kubeloop_and_imports_it(
     folder: Path, tmp_path: Path, demo: Loop, uv: Uv
 ) -> None:
     uv()

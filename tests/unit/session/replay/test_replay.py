@@ -329,7 +329,7 @@ def test_a_failed_prediction_is_counted(world: World) -> None:
     assert sum(len(events) for events, answered in noted if not answered) == 4
 
 
-def test_an_answer_to_other_rows_is_none(world: World) -> None:
+def test_an_answer_with_too_few_rows_is_an_error(world: World) -> None:
     answer = world.answer
 
     def short(method: str, path: str, body: Any) -> Any:

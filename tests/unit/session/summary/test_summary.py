@@ -158,7 +158,7 @@ def test_a_loop_that_learned_is_compared_with_its_first_model(
     }  # fmt: skip
 
 
-def test_a_log_that_loses_a_segment_is_found_out(
+def test_a_segment_that_the_log_loses_is_noticed(
     settings: Settings, loop: Loop, learned: tuple[Path, Path], rows: pd.DataFrame
 ) -> None:
     serve(settings, loop.name, rows[:600], [(learned[1], "1", 600)])

@@ -18,7 +18,7 @@ def here(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return config.settings(tmp_path)
 
 
-def test_it_is_told_under_its_run(here: Settings) -> None:
+def test_the_failure_is_stored_under_its_run(here: Settings) -> None:
     bucket = Bucket.open(here)
     assert failures.read(bucket, "run-1") is None
     failure = Failure("name: is missing", lasting=True, step="train-model")
@@ -57,7 +57,7 @@ def test_a_bucket_that_is_away_is_logged(here: Settings, seaweed: Any, caplog: p
 
 
 @pytest.mark.parametrize("name", ["KUBELOOP_BUCKET", "KUBELOOP_RUN_ID"])
-def test_on_a_laptop_nothing_is_told(
+def test_on_a_laptop_nothing_is_stored(
     here: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.delenv(name)

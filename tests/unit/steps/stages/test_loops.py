@@ -50,6 +50,6 @@ def test_what_was_changed_is_not_taken(tmp_path: Path, demo: Loop) -> None:
 
 
 @pytest.mark.parametrize("text", ["sha256:abc", "", "no use case"])
-def test_what_is_neither_is_refused(tmp_path: Path, text: str) -> None:
+def test_a_text_that_is_neither_a_loop_nor_a_reference_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"loop\.yaml"):
         loops.read(text, config.settings(tmp_path, tmp_path / "state"))

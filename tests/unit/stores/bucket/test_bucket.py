@@ -47,7 +47,7 @@ def test_only_what_is_wanted_is_pulled(bucket: Bucket, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("address", ["", "bucket", "http://127.0.0.1/b", "s3://"])
-def test_an_address_that_is_none_is_refused(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_invalid_address_is_refused(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBELOOP_BUCKET", address)
     with pytest.raises(ConfigError, match="write s3://bucket"):
         Bucket.open(config.settings(tmp_path))

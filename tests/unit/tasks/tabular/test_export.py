@@ -43,7 +43,7 @@ def test_missing_and_unseen_values_are_served_as_they_were_trained(fitted: train
     )
 
 
-def test_missing_numbers_take_the_same_way_at_every_threshold(fitted: training.Fitted, parts: Parts) -> None:
+def test_missing_numbers_take_the_same_branch_at_every_threshold(fitted: training.Fitted, parts: Parts) -> None:
     """Each numeric feature in turn takes values at its thresholds and next to them.
 
     Meanwhile the other features are present, missing or infinite. The thresholds are float64, and ONNX compares

@@ -28,7 +28,7 @@ def test_what_knows_the_label_is_found() -> None:
     assert min(found.values()) > 0.999
 
 
-def test_rare_values_and_rare_positives_are_no_leak() -> None:
+def test_rare_values_and_rare_positives_are_not_a_leak() -> None:
     """Among 1,000 shops of 10 rows each, 80 positives are each in another shop: in-sample, the AUC is .96."""
     frame = pd.DataFrame(_COLUMNS)
     in_sample = pd.Series(_RARE).groupby(frame["shop"]).transform("mean")

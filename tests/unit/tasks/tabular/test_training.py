@@ -149,7 +149,7 @@ def test_a_missing_number_stays_missing_for_a_model_that_learns_from_it() -> Non
     assert (matrix[:, 1] == 0).all(), "a column without any value teaches nothing"
 
 
-def test_other_models_get_the_median_and_are_told_where_it_stands_for_a_missing_number() -> None:
+def test_other_models_get_the_median_and_a_flag_for_a_missing_number() -> None:
     encoder, matrix = _encoded(native=False)
     assert encoder.names == ("x", "absent", "c", "x")
     expected = np.array([[5, 1, _A, 0], [2, 1, _B, 1], [2, 1, _PRIOR, 1], [0.5, 1, _MISSING, 0], [0.5, 1, _MISSING, 0]])

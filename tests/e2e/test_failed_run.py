@@ -33,7 +33,7 @@ def run(settings: Settings) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_broken_expectation_stops_the_loop_until_it_is_mended(
+def test_a_broken_expectation_stops_the_loop_until_it_is_fixed(
     tmp_path: Path, loop: Loop, as_of: Any, make_home: Any
 ) -> None:
     replay = Replay(
@@ -56,8 +56,8 @@ def test_a_broken_expectation_stops_the_loop_until_it_is_mended(
     assert not (settings.state / "services.json").exists()
 
     suite.write_text(right)
-    mended = run(settings)
-    assert mended.returncode == 0, mended.stderr
-    summary = json.loads(mended.stdout)
+    corrected = run(settings)
+    assert corrected.returncode == 0, corrected.stderr
+    summary = json.loads(corrected.stdout)
     assert summary["predictions"]["served"] == summary["predictions"]["logged"] > 500
     assert [version["champion"] for version in summary["versions"]][:1] == [True]
