@@ -92,7 +92,7 @@ def as_of() -> datetime:
 
 @pytest.fixture(scope="session")
 def weeks(year: Path, demo: Loop, as_of: datetime, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Raw tables of what became known from 29 April to 3 June 2013."""
+    """Raw tables with the rows that became known from 29 April to 3 June 2013."""
     folder = tmp_path_factory.mktemp("weeks")
     sources.cut(demo, year, folder, since=as_of - timedelta(days=21), as_of=as_of + timedelta(days=14))
     return folder

@@ -210,7 +210,7 @@ def test_troubleshooting_quotes_messages_that_there_are(quote: str) -> None:
     told = "".join(path.read_text() for path in (PROJECT / "src" / "kubeloop").rglob("*.py"))
     # A long message is split over several literals.
     found = quote in re.sub(r'"\s*\n\s*f?"', "", told)
-    assert found, f"no message of src/kubeloop has {quote!r} any more; show the new one"
+    assert found, f"no message of src/kubeloop contains {quote!r} any more; quote the new one"
 
 
 DROPPED = re.compile(

@@ -45,7 +45,7 @@ def lines(name: str, value: Any) -> Iterator[str]:
         yield f"{name}{called(value) if inspect.isfunction(value) else ''}"
         return
     if issubclass(value, pydantic.BaseModel):
-        # Its fields are the settings, which docs/loop.schema.json pins.
+        # The fields of a pydantic model are settings, which docs/loop.schema.json pins.
         yield f"{name} (settings)"
     elif dataclasses.is_dataclass(value) or issubclass(value, tuple):
         yield f"{name}{called(value)}"

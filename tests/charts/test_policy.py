@@ -63,7 +63,7 @@ def test_pods(render, values):
         # A hook runs before the release's accounts exist.
         hook = name == f"{RELEASE}-migrations"
         assert hook or ("kubeloop", spec["serviceAccountName"]) in accounts, name
-        # Only the monitor asks the API server for anything.
+        # Only the monitor uses the API server.
         assert spec["automountServiceAccountToken"] == ("-monitor-" in name), name
         assert spec["enableServiceLinks"] is False, name
         assert spec["securityContext"]["runAsNonRoot"], name

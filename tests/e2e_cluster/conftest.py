@@ -36,14 +36,14 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what was measured."""
+    """Print the measured numbers."""
     if os.environ.get("KUBELOOP_E2E") == "1":
         terminalreporter.write_line(Figures(FOLDER / "figures.json").table())
 
 
 @pytest.fixture(scope="session", autouse=True)
 def reachable() -> None:
-    """Skip unless these tests are asked for; fail where the cluster does not answer."""
+    """Skip unless `make e2e` runs these tests; fail if the cluster does not answer."""
     if os.environ.get("KUBELOOP_E2E") != "1":
         pytest.skip("takes the cluster that KUBECONFIG names, and changes it; see `make e2e` in docs/testing.md")
     cluster.kubectl("get", "--raw", "/readyz")

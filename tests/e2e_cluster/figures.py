@@ -22,7 +22,7 @@ class Figures:
         self._path.write_text(json.dumps(self.content, indent=2) + "\n")
 
     def table(self) -> str:
-        """Return all of them as a Markdown table."""
+        """Return all numbers as a Markdown table."""
         rows = [(section, name, _text(value)) for section, item in self.content.items() for name, value in item.items()]
         lines = ["| what | which | measured |", "|---|---|---|"]
         shown = ""

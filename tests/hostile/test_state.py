@@ -202,7 +202,7 @@ def lock(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove it."""
+    """Delete the file."""
     path.unlink()
 
 

@@ -52,7 +52,7 @@ def test_images_share_the_system(built: dict[str, Image]) -> None:
 
 
 def test_code_is_a_small_layer(built: dict[str, Image]) -> None:
-    """A change of kubeloop must not move the libraries again."""
+    """A change of kubeloop's code must not change the layers of the libraries."""
     sizes = [layer["size"] for layer in built["runtime"].manifest["layers"]]
     assert sum(size > 10e6 for size in sizes) == 2, sizes
 

@@ -259,7 +259,7 @@ def filled(text: str, scope: Mapping[str, str]) -> str:
 
 
 def size(workflow: Object, nodes: Nodes) -> int:
-    """Return the bytes of the workflow with its nodes, which Argo compares with its limit (packer.go, getSize)."""
+    """Return the size of the workflow with its nodes, which Argo compares with its limit (packer.go, getSize)."""
     pods = [name for name, node in nodes.found.items() if node["type"] == "Pod"]
     status = {
         "phase": "Succeeded",

@@ -229,7 +229,7 @@ class Drivers:
             return scope[source["componentInputParameter"]]
         if "taskOutputParameter" in source:
             output = source["taskOutputParameter"]
-            # Where steps share a pod, an output is called `<step>-<output>`.
+            # If steps share a pod, an output is named `<step>-<output>`.
             name = output["outputParameterKey"].rpartition("-")[2]
             return self._returned.get(name, "x" * 64)
         return source["runtimeValue"]["constant"]
@@ -248,7 +248,7 @@ class Drivers:
                 "outputFile": f"/s3/{_ROOT[5:]}/{given['task-name']}/{_RUN_ID}/output_metadata.json",
             },
         }
-        # protojson, which does not escape for HTML, inside Go's JSON, which does.
+        # The inner JSON is protojson, which does not escape for HTML; the outer one is Go's JSON, which does.
         flags = {
             "pipeline_name": "pipeline-of-a-use-case",
             "run_id": _RUN_ID,

@@ -67,7 +67,7 @@ def server(open_server: Callable[[], Any]) -> Any:
 
 @pytest.fixture(scope="session")
 def case(demo: Loop) -> Loop:
-    """The demo as a cluster has it, with three recurring runs."""
+    """The demo with the settings of a cluster, with three recurring runs."""
     recurring = [
         {"name": "nightly", "pipeline": "materialize", "cron": "0 0 2 * * *"},
         {"name": "weekly", "pipeline": "training", "cron": "0 0 3 * * 1", "enabled": False},

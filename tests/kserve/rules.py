@@ -178,7 +178,7 @@ def _scaling(service: Object, component: Object) -> None:
 
 
 def _knative(component: Object) -> None:
-    """Refuse what Knative's autoscaler does not know (validateScalingKPACompExtension)."""
+    """Refuse settings that Knative's autoscaler does not have (validateScalingKPACompExtension)."""
     if component.get("deploymentStrategy"):
         raise RefusedError("customizing deploymentStrategy is only supported for raw deployment mode")
     metric, target = component.get("scaleMetric", "concurrency"), component.get("scaleTarget")

@@ -61,7 +61,7 @@ class Node(ControlPlane):
         self.until(self._node_is_ready, "the node is ready")
 
     def load(self, archive: Path) -> None:
-        """Bring the images of a docker archive into containerd.
+        """Load the images of a docker archive into containerd.
 
         Raises:
             StartError: containerd refuses.
@@ -84,7 +84,7 @@ class Node(ControlPlane):
         self.ctr("task", "kill", "--signal", "SIGKILL", running)
 
     def until(self, done: Callable[[], Any], what: str, limit_s: float = _LIMIT_S) -> None:
-        """Wait for something that the cluster does.
+        """Wait until a check succeeds on the cluster.
 
         Raises:
             StartError: a program of the node ended, or it takes too long.
@@ -99,7 +99,7 @@ class Node(ControlPlane):
             time.sleep(POLL_S * 4)
 
     def log(self, program: str) -> str:
-        """Return the end of what a program wrote."""
+        """Return the end of a program's log."""
         return (self._folder / f"{program}.log").read_text(errors="replace")[-4000:]
 
     def _spawn(self, program: str, *args: str) -> None:

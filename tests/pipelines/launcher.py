@@ -84,7 +84,7 @@ class Cluster:
         return done
 
     def path(self, artifact: Object) -> Path:
-        """Return where the store has an artifact's files."""
+        """Return the path of an artifact's files in the store."""
         return self.store / Path(artifact["uri"]).relative_to(self.pod)
 
     def _dag(self, spec: Object, dag: Object, inputs: Object, job: str, done: Done) -> None:
@@ -236,8 +236,8 @@ def _resolve(task: Object, component: Object, inputs: Object, done: Done, over: 
 
 def _check(name: str, value: Any, kind: str) -> None:
     wanted = _KINDS[kind]
-    assert isinstance(value, wanted), f"{name}: {value!r} is no {kind}"
-    assert wanted is bool or not isinstance(value, bool), f"{name}: {value!r} is no {kind}"
+    assert isinstance(value, wanted), f"{name}: {value!r} is not a {kind}"
+    assert wanted is bool or not isinstance(value, bool), f"{name}: {value!r} is not a {kind}"
 
 
 def _as_go(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The pods of the steps, as Kubeflow Pipelines makes them of what we compile, where "restricted" is enforced."""
+"""The pods that Kubeflow Pipelines makes for our steps, in a namespace that enforces Pod Security "restricted"."""
 
 import copy
 from pathlib import Path

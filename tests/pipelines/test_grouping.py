@@ -50,7 +50,7 @@ CASES = [(how, name) for how in ("step", "stage", "run") for name in catalog.PIP
 
 @pytest.fixture
 def compile_grouped(demo: Loop, tmp_path: Path) -> Compile:
-    """Compile a pipeline of the demo with a grouping and other settings of its pipelines; return both specs."""
+    """Compile one of the demo's pipelines with a grouping and other pipeline settings; return both specs."""
 
     def compiled(how: str, name: str = "training", **settings: Any) -> tuple[Object, Object]:
         content = json.loads(demo.dump())

@@ -37,7 +37,7 @@ _PLAIN = re.compile(r"(?<![\w'`./:\\-])[A-Za-z]+(?: [A-Za-z]+)*(?![\w'`./\\-])")
 
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield line numbers and texts of a file: of Python, its comments and strings; of others, every line."""
+    """Yield the line numbers and texts to check in a file: Python's comments and strings, every line of other files."""
     source = path.read_text()
     if path.suffix != ".py" or not _DROPPED.search(source):
         yield from enumerate(source.splitlines(), 1)

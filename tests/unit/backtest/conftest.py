@@ -78,7 +78,7 @@ class Home:
     span: Span
 
     def open(self) -> History:
-        """Return its history."""
+        """Return the shop's history."""
         return history.open_history(self.loop, self.settings, self.span, lambda _: None)
 
 

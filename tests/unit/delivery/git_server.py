@@ -195,7 +195,7 @@ class _Request(BaseHTTPRequestHandler):
     do_POST = do_GET  # noqa: N815 - the name that http.server calls
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Be quiet."""
+        """Print nothing."""
 
 
 @contextlib.contextmanager
@@ -212,5 +212,5 @@ def served(server: Server) -> Iterator[Server]:
 
 
 def settings(folder: Path, token: str = "") -> Settings:
-    """Return settings that know a token."""
+    """Return settings with a token."""
     return config.settings(folder).model_copy(update={"git_token": SecretStr(token)})

@@ -144,7 +144,7 @@ def test_each_row_is_written_once(built: Path, as_of: datetime) -> None:
     materializer = Materializer(built, "flight_delay_v1")
     assert materializer.advance(as_of) > 3000
     assert materializer.advance(as_of) == 0
-    # Three airports: the weather and the state of each.
+    # Three airports: the weather and the state of each one.
     assert materializer.advance(as_of + timedelta(hours=1)) == 6
 
 

@@ -22,7 +22,7 @@ SERVICE = "flight_delay_v1"
 
 @pytest.fixture(params=["redis", "postgres"])
 def shared(request: pytest.FixtureRequest, postgres: str, tmp_path: Path) -> Settings:
-    """A place whose registry is on PostgreSQL and whose online store is on the server under test."""
+    """Settings with the registry on PostgreSQL and the online store on the server under test."""
     online = str(request.getfixturevalue("redis")) if request.param == "redis" else f"{postgres}?sslmode=disable"
     return config.settings(tmp_path).model_copy(update={"feature_registry": postgres, "online_store": online})
 

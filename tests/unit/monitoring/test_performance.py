@@ -111,7 +111,7 @@ def stream(seed: int, windows: int, slope: float) -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for _ in range(windows):
         y = (random.random(166) < 0.008).astype(np.int64)
-        # An AUC of 0.75 where the slope is 1, and of 0.5 where it is 0.
+        # The AUC is 0.75 where the slope is 1, and 0.5 where it is 0.
         p = 1 / (1 + np.exp(4 - random.normal(0.954 * slope * y, 1)))
         status, metrics = performance.measure(BINARY, y, p, 100)
         row = {"status": status, "drifted": None} | performance.measured(BINARY, y, metrics)

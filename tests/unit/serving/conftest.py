@@ -22,7 +22,7 @@ COLUMNS = ("distance", "hour", "carrier")
 
 @dataclass
 class Running:
-    """A server process; `url` is where it listens, and `grpc` where it speaks gRPC, if it does."""
+    """A server process; `url` is its HTTP address, and `grpc` its gRPC address if it has one."""
 
     process: subprocess.Popen[str]
     url: str

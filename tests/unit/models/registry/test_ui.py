@@ -19,7 +19,7 @@ AJAX = "/ajax-api/2.0/mlflow/experiments/search"
 
 @pytest.fixture(scope="module")
 def ui(blank_mlflow: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The link that it prints."""
+    """The link that the UI prints when it starts."""
     state: Path = tmp_path_factory.mktemp("ui") / "state"
     state.mkdir()
     shutil.copy(blank_mlflow, state / "mlflow.db")

@@ -106,7 +106,7 @@ def test_references_come_before_the_segments_that_need_them(
 def test_a_reader_misses_nothing_whatever_is_merged_meanwhile(
     seed: int, bucket: Bucket, push: Any, folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Writing, merging, pushing, pulling and reading in any order; objects vanish between listing and reading."""
+    """Write, merge, push, pull and read in any order; objects vanish between listing and reading."""
     here, there, references = folders
     chance = random.Random(seed)
     compactor, last, seen, after = Compactor(here, grace_s=0), 0, list[int](), 0

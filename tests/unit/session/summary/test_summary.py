@@ -197,7 +197,7 @@ def test_a_loop_with_one_model_is_compared_with_nothing(
 def test_a_model_that_never_served_is_neither_promoted_nor_the_frozen_one(
     settings: Settings, loop: Loop, learned: tuple[Path, Path], blind: Path, rows: pd.DataFrame, as_of: datetime
 ) -> None:
-    """The gate let versions 1 and 4 through: 1 did not come up, 4 waits for a review."""
+    """The gate passed versions 1 and 4: version 1 did not come up, and version 4 waits for a review."""
     event = DriftEvent(loop.name, "first", as_of, as_of, "manual", (), "the first model")
     ledger = Ledger(settings.ledger_db, loop.drift)
     ledger.record(event)

@@ -21,7 +21,7 @@ MAKER = BinaryMaker(BINARY)
 
 
 def test_every_algorithm_predicts_the_same_as_a_graph(fitted: training.Fitted, parts: Parts) -> None:
-    """The hold-out holds missing, infinite and unseen values (see the fixture)."""
+    """The hold-out contains missing, infinite and unseen values (see the fixture)."""
     model = export.to_onnx(fitted)
     found = export.parity(model, fitted, parts[1])
     assert found.rows == len(parts[1])
