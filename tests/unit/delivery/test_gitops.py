@@ -92,7 +92,7 @@ def test_the_same_version_has_the_same_stamp(git, server, alice):
     promote(server)
     first = git.show()
     run(alice, "pull", "-q")
-    git.commit(alice, {PATCH: overlay("ml")[PATCH]}, "Begin anew")
+    git.commit(alice, {PATCH: overlay("ml")[PATCH]}, "Begin again")
     run(alice, "push", "-qf", "origin", "HEAD~2:main")
     promote(server)
     assert git.show() == first
