@@ -90,7 +90,7 @@ class Postgres:
         )
 
     def start(self, durable: bool = False) -> None:
-        """Start it with fsync off, and wait until it answers."""
+        """Start it, and wait until it answers; unless `durable`, it does not wait for the disk."""
         command = [self._server, "-D", str(self._folder), "-p", str(self.port), "-k", "", "-h", "127.0.0.1"]
         command += [] if durable else ["-F"]
         options = {"cwd": self._folder.parent, **self._user}

@@ -72,7 +72,7 @@ def scrapes(objects: list[Object], namespace: str, loop: str, targets: list[Targ
         targets: the pods to scrape.
     """
     (services,), (pods,) = kinds(objects, "ServiceMonitor"), kinds(objects, "PodMonitor")
-    # One selector covers every endpoint of kubeloop, since only the ports differ.
+    # All endpoints are scraped in the same way; they differ only in their ports.
     (ours,) = {(end["path"], end["honorLabels"]) for end in services["spec"]["endpoints"]}
     (theirs,) = pods["spec"]["podMetricsEndpoints"]
     found = []

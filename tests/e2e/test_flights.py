@@ -210,7 +210,7 @@ def test_predict_and_retrain_against_the_kept_champion(state: Path, summary: dic
 
 
 def test_a_segment_that_the_log_lost_is_reported(state: Path, summary: dict) -> None:
-    """The clients keep their own counts. What the log has lost is asked again, so one row is served twice."""
+    """The clients keep their own counts. What the log has lost is asked again, so each lost row is served twice."""
     settings = config.settings(ROOT, state)
     before = table.read(BINARY, settings, "flight-delay").predictions.num_rows
     segment = max(settings.payloads.glob("*.parquet"), key=lambda path: path.stat().st_size)

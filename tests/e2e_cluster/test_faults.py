@@ -168,7 +168,7 @@ def away(what: str) -> Iterator[None]:
 
 
 def caught_up() -> None:
-    """Wait until the monitor has read everything that the collector acknowledged, and no prediction lacks its pair."""
+    """Wait until the monitor has read everything that the collector acknowledged; it must not have failed."""
     last = until(lambda: ask(COLLECTOR)["acknowledged_seq"], "the collector answers")
     until(lambda: ask(MONITOR)["last_seq"] >= last, "the monitor reads on", 300)
     assert ask(MONITOR)["failure"] is None

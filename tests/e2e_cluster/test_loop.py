@@ -162,7 +162,7 @@ def test_a_promotion_is_taken_back_by_hand(client: Client, workspace: Workspace,
         # The old pods end.
         time.sleep(20)
     figures.note("failed requests", "in a rollback by hand", traffic.last["failed"])
-    # A promotion goes through over the fields that a person edited.
+    # Promote as a pipeline does, over the fields that a person edited.
     models.serve(models.installed(workspace), newer)
     with forwarded(f"{NAMESPACE}-mlflow") as mlflow:
         point = {"name": LOOP, "alias": "champion", "version": newer.version}

@@ -160,8 +160,7 @@ def progress(workflow: str, states: Mapping[str, str | tuple[str, ...]], driver_
     for step, said in states.items():
         tries = (said,) if isinstance(said, str) else said
         pair(f"{root}.{step}-driver", "Pod", root, "RUNNING" if tries == ("PENDING",) else "SUCCEEDED")
-        # As seen on 4.0.5: a step that another one waited for has that one's driver among its children, next to its
-        # executor.
+        # As seen on 4.0.5: if step B waits for step A, A has B's driver among its children, next to its own executor.
         for earlier in done:
             nodes.found[earlier]["children"].append(node_id(workflow, f"{root}.{step}-driver"))
         if tries == ("PENDING",):

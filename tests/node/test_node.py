@@ -75,7 +75,7 @@ def test_the_volume_belongs_to_the_pod(installed: Installation) -> None:
 
 @pytest.fixture(scope="module")
 def probe(installed: Installation) -> Iterator[Installation]:
-    """A pod that sends requests, with an environment variable that names the store."""
+    """A pod that sends requests; the variables of this process name the store."""
     installed.run(PROBE, "runtime", "sleep", "36000")
     installed.kubectl("wait", "--for=condition=Ready", f"pod/{PROBE}", "--timeout=60s")
     with pytest.MonkeyPatch.context() as patch:
