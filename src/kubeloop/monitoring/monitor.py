@@ -78,8 +78,7 @@ class Watch:
                 await asyncio.wait_for(stop.wait(), pause)
 
     def advance(self, until: datetime) -> None:
-        """Make the collector write what it holds, or wait for the mirror; then judge every window that ended by
-        `until`.
+        """Have the collector write its events, or wait for the mirror; then judge every window that ended by `until`.
 
         Raises:
             the errors of WAIT.
