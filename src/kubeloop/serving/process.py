@@ -136,8 +136,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop at SIGTERM and SIGINT, and return; uvicorn would raise them again, which would skip the code after
-        it."""
+        """Stop at SIGTERM and SIGINT, and return; uvicorn would raise them again and skip the code after it."""
         if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
