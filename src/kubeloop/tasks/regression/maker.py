@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 CALIBRATION_SHARE = 0.25
 """Share of the training rows, the newest ones, whose errors determine the width of the interval."""
 GIVEAWAY = 0.99
-"""From this rank correlation, a single column seems to know the label, and from this R², a model does."""
+"""From this rank correlation on, a single column seems to know the label; from this R² on, a model does."""
 _LEAST_KNOWN = 30
 _POOR, _MARGIN, _LEAST_COVERAGE = 0.98, 0.15, 0.5
 _MIDDLE, _SPREAD, _LOW, _HIGH = "middle", "spread", "low", "high"

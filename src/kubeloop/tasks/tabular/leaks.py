@@ -8,7 +8,7 @@ from scipy.stats import rankdata
 from kubeloop.tasks.tabular import encoding
 
 GIVEAWAY = 0.98
-"""From this AUC, a single column seems to know the label; from the second one, a model is too good for most tables."""
+"""From this AUC on, a single column seems to know the label, and a model is too good for most tables."""
 SAMPLE = 100_000
 """Most rows on which columns are compared with the label."""
 
