@@ -66,7 +66,7 @@ class Compactor:
         parts = [segment for segment, _, _ in self._tail]
         for part, following in pairwise(parts):
             if following.first != part.last + 1:
-                raise LogError(f"{following.path} does not go on where {part.path.name} ends; they are not merged")
+                raise LogError(f"{following.path} does not continue where {part.path.name} ends; they are not merged")
         merged = write(self._directory, pa.concat_tables([load(segment) for segment in parts]))
         rows, size = sum(r for _, r, _ in self._tail), sum(s for *_, s in self._tail)
         self._retired += [(time.monotonic() + self._grace_s, segment.path) for segment in parts]

@@ -78,7 +78,7 @@ def push(bucket: Bucket, folder: Path, there: set[str]) -> int:
         there: the names of the segments in the store, see `stored`; it is updated.
 
     Raises:
-        BucketError: the store does not answer; the next call goes on where this one ended.
+        BucketError: the store does not answer; the next call continues where this one ended.
     """
     copied, before = 0, marked(folder, MIRRORED)
     mirrored = before
@@ -116,7 +116,7 @@ def pull(bucket: Bucket, folder: Path, references: Path, most: int = ROUND) -> i
         most: most segments to copy, the oldest first.
 
     Raises:
-        BucketError: the store does not answer; the next call goes on where this one ended.
+        BucketError: the store does not answer; the next call continues where this one ended.
     """
     done = marked(folder, NEEDED)
     there = bucket.names(names.PAYLOADS)

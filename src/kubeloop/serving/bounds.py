@@ -125,7 +125,7 @@ class State(uvicorn.server.ServerState):
         for connection in [found for found in self.waiting if found.deadline <= now]:
             connection.expire(now)
         if self._closed:
-            log.warning("closed for want of room: %s", ", ".join(f"{n} {why}" for why, n in self._closed.items()))
+            log.warning("closed for lack of room: %s", ", ".join(f"{n} {why}" for why, n in self._closed.items()))
             self._closed.clear()
         if _trim and self._most_bytes > max(_NOTABLE_BYTES, 2 * (self.bodies + self.unread)):
             _trim(0)

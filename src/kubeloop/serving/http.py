@@ -357,7 +357,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-body-bytes", type=int, default=limits.max_body_bytes)
     parser.add_argument("--max-rows", type=int, default=limits.max_rows, help="most rows of one request")
     parser.add_argument("--timeout-s", type=float, default=limits.timeout_s, help="for a body, and for a prediction")
-    parser.add_argument("--drain-s", type=float, default=0.5, help="how long to go on serving after SIGTERM")
+    parser.add_argument("--drain-s", type=float, default=0.5, help="how long to keep serving after SIGTERM")
 
 
 def limits_of(args: argparse.Namespace) -> Limits:

@@ -103,7 +103,7 @@ class Ledger:
         """Record that the runner has the run.
 
         Raises:
-            LeaseLostError: somebody else has written to the run since it was read.
+            LeaseLostError: another holder has written to the run since it was read.
         """
         return self._write(run, status="running", started_at=run.started_at or self._clock())
 
@@ -113,7 +113,7 @@ class Ledger:
         """Close a run and start its cooldown; a failure that is not `lasting` allows the remaining attempts.
 
         Raises:
-            LeaseLostError: somebody else has written to the run since it was read.
+            LeaseLostError: another holder has written to the run since it was read.
         """
         now = self._clock()
         values: dict[str, Any] = {"detail": reason, "result": result, "lease_until": None, "holder": None}
@@ -131,7 +131,7 @@ class Ledger:
         """Let an interrupted attempt start again at once, without counting a failure.
 
         Raises:
-            LeaseLostError: somebody else has written to the run since it was read.
+            LeaseLostError: another holder has written to the run since it was read.
         """
         return self._write(run, status="requested", detail=reason, holder=None, lease_until=None)
 
