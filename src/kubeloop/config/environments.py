@@ -55,7 +55,7 @@ def made(name: Name, folder: Path) -> Environment | None:
 
 
 def distribution() -> importlib.metadata.Distribution:
-    """Return the files that kubeloop's wheel installs next to its package."""
+    """Return the metadata of the installed kubeloop."""
     return importlib.metadata.distribution("kubeloop")
 
 

@@ -52,7 +52,7 @@ def read(tasks: Iterable[Any], run_is_over: bool) -> tuple[Step, ...]:
         if match := _ATTEMPT.fullmatch(name):
             attempts.setdefault(match[1], []).append(task)
         elif name == "executor":
-            # Each step of this name has its own nodes; the first attempt's id tells them apart.
+            # Every step has a node of this name; the id of its first attempt distinguishes them.
             children = list(_children(task))
             pods |= {children[0]: len(children)} if children else {}
         else:

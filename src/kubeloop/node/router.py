@@ -27,8 +27,7 @@ PREDICTOR_ENTRY = "/_predictor"
 
 _PREDICTOR_PREFIX = f"{PREDICTOR_ENTRY}/".encode()
 _INFERENCE = re.compile(rb"^/v(?:2/models/[^/]+(?:/versions/[^/]+)?/infer|1/models/[^/]+:predict)$")
-# RFC 9110, section 7.6.1, and headers that are set again for the next hop. Compression would only make the payload
-# unreadable.
+# RFC 9110, section 7.6.1, and headers that are set again for the next hop. Compression would only hide the payload.
 _HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer transfer-encoding "
     b"upgrade host content-length date expect accept-encoding".split()

@@ -214,8 +214,7 @@ def _load(body: bytes | memoryview) -> Any:
 def _with_tensors(message: Any, tail: bytes) -> Any:
     """Put the bytes after a message's JSON into its tensors.
 
-    KServe's agent and the node log the body without Inference-Header-Content-Length. The sizes of the tensors replace
-    it.
+    KServe's agent and the node log the body without Inference-Header-Content-Length. The tensors' sizes replace it.
     """
     tensors = [tensor for tensor in message.get("inputs") or message["outputs"] if "data" not in tensor]
     sizes = [tensor["parameters"]["binary_data_size"] for tensor in tensors]

@@ -47,8 +47,7 @@ class Replay(NamedTuple):
 def replay(path: Path) -> Replay:
     """Read a file's events in order. Only a damaged record is lost: the whole ones after it are found.
 
-    `seq` counts without gaps within a file, and the file's name has the first one. So it shows how many events were
-    lost.
+    `seq` counts without gaps within a file, and the file's name has the first one. So gaps show lost events.
     """
     data = path.read_bytes()
     rows: list[Row] = []
