@@ -86,7 +86,7 @@ schema: setup ## Write the files that are generated from the configuration: sche
 	$(BIN)/python -m kubeloop.chart values > charts/kubeloop/values.yaml
 	$(BIN)/python -m kubeloop.chart loop > manifests/base/loops.yaml
 
-# The theme's notice of its own end of life is for those who choose it.
+# The variable turns off the theme's notice about its own end of life.
 .PHONY: docs
 docs: setup ## Build the documentation site into build/docs, and check its links
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
@@ -135,11 +135,11 @@ $(ASSETS)/kustomize: $(PINS)/tools/go.mod $(PINS)/tools/go.sum
 $(ASSETS)/actionlint: $(PINS)/tools/go.mod $(PINS)/tools/go.sum
 	$(GO_BUILD) github.com/rhysd/actionlint/cmd/actionlint
 
-# A module of its own: it needs an older k8s.io/api than helm.
+# A separate module, since it needs an older k8s.io/api than helm.
 $(ASSETS)/kube-score: $(PINS)/score/go.mod $(PINS)/score/go.sum
 	$(GO_BUILD) github.com/zegl/kube-score/cmd/kube-score
 
-# In an environment of its own: what it needs is nothing that kubeloop needs.
+# In a separate environment, since kubeloop needs none of its packages.
 $(ASSETS)/checkov: $(PINS)/checkov.txt $(if $(findstring .uv/,$(UV)),.uv/bin/uv)
 	@echo "installing checkov"
 	UV_TOOL_DIR=$(abspath $(ASSETS)/../tools) UV_TOOL_BIN_DIR=$(abspath $(ASSETS)) \
@@ -158,7 +158,7 @@ crds: $(CRDS) ## Fetch the CustomResourceDefinitions that the cluster tests need
 $(CRDS): | $(PINS)/crds.sh
 	$(PINS)/crds.sh $@
 
-# A real node: what its pods and their names need, and the images.
+# The programs of a real node: DNS and the pause container for its pods.
 NODE_PROGRAMS := $(NODE_KUBERNETES) $(addprefix $(ASSETS)/,coredns pause)
 
 $(ASSETS)/coredns $(ASSETS)/pause: $(ASSETS)/%: tests/node/programs/go.mod tests/node/programs/go.sum \
@@ -176,7 +176,7 @@ e2e-node: setup node backends ## Build the images and install the chart on a rea
 	KUBELOOP_NODE=1 unshare --net --mount --pid --fork --mount-proc --kill-child \
 	  $(BIN)/python -m pytest tests/node/test_node.py $(ARGS)
 
-# A real cluster: docs/install.md line for line on it, the loop once around, and what may befall it.
+# A real cluster: every command of docs/install.md, one round of the loop, and typical failures.
 .PHONY: e2e
 e2e: setup ## Install on the cluster of KUBECONFIG as docs/install.md says, and test everything on it (an hour; PARTS="install loop")
 	KUBELOOP_E2E=1 $(BIN)/python -m pytest $(if $(PARTS),$(PARTS:%=tests/e2e_cluster/test_%.py),tests/e2e_cluster) $(ARGS)
@@ -202,7 +202,7 @@ backends: ## Install PostgreSQL, Redis, Prometheus and Chromium for the tests (D
   command -v prometheus-alertmanager > /dev/null || missing+=" prometheus-alertmanager"; \
   command -v /usr/bin/python3 > /dev/null || missing+=" python3-minimal"; $(INSTALL)
 
-# In a folder of its own: tests/spark alone needs it, and it is half a gigabyte. Spark 4 takes Java 17 or newer.
+# In a separate folder: only tests/spark needs it, and it is half a gigabyte. Spark 4 needs Java 17 or newer.
 .PHONY: spark
 spark: .spark/ready ## Install PySpark into .spark/, and Java, for the tests (Debian and Ubuntu; needs root)
 	@missing=; command -v java > /dev/null || missing=default-jre-headless; $(INSTALL)

@@ -1,6 +1,6 @@
-"""What a wheel carries so that it needs no clone: the pipelines, the demo, and what the lock says of the environments.
+"""Add to a wheel what replaces a clone: the pipelines, the demo, and the locked requirements of the environments.
 
-Not for editable installs: a clone has all of it. The images have their own way, and turn build hooks off.
+This is not for editable installs, since a clone has all of it. The images do not use it and disable build hooks.
 """
 
 import subprocess
@@ -12,20 +12,20 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from uv import find_uv_bin
 
 MADE = ("runtime", "detector")
-"""The environments that an installation makes for itself, at their first use."""
+"""The environments that an installation makes at their first use."""
 
 
 class Hook(BuildHookInterface):
-    """Adds to a wheel what its source tree has elsewhere."""
+    """Adds files to a wheel that are elsewhere in the source tree."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Say what else belongs into the wheel."""
+        """Add the files to the wheel."""
         if version != "standard":
             return
         root = Path(self.root)
         self._scratch = tempfile.TemporaryDirectory(prefix="kubeloop-wheel-")
         place = build_data["force_include"]
-        # Under their own names: components and kfp import them so, and a tool has an environment to itself.
+        # Under their own names, by which components and kfp import them; a tool has a separate environment.
         for name in ("components", "pipelines"):
             place[str(root / name)] = name
         for name in ("loop.yaml", "feature_repo"):
@@ -33,12 +33,12 @@ class Hook(BuildHookInterface):
         for extra in MADE:
             (requirements := Path(self._scratch.name) / f"{extra}.txt").write_text(self._export(extra))
             place[str(requirements)] = f"kubeloop/locked/{extra}.txt"
-        # The wheel's own environment is core, as the lock has it; uv makes the others.
+        # The wheel's own environment is core, with the locked versions; uv makes the others.
         core = self._export("core", "--no-hashes").splitlines()
         build_data["dependencies"] += [*filter(None, core), "uv>=0.8"]
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:  # noqa: ARG002 - a hook's
-        """Remove what was made for the build."""
+        """Remove the files that were made for the build."""
         if version == "standard":
             self._scratch.cleanup()
 

@@ -1,4 +1,4 @@
-"""Run every benchmark, one after the other, and keep what they measured: `make bench`."""
+"""Run every benchmark, one after the other, and store the results: `make bench`."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ BENCHMARKS = {
     "alarms": Path(sys.executable),
 }
 CLUSTER = {"chart": Path(sys.executable), "postgres": Path(sys.executable)}
-"""Those that need `make control-plane backends`; run when they are named."""
+"""Benchmarks that need `make control-plane backends`; they run only if they are named."""
 
 
 def main() -> int:

@@ -1,11 +1,11 @@
-"""False alarms, delays and wrong gates, measured: ours and the peers' defaults on the same streams.
+"""Measure false alarms, delays and wrong gates of kubeloop and of the peers' defaults on the same streams.
 
     .venv/bin/python benchmarks/alarms.py --years 6 --docs docs/alarms.md
 
-Every stream is a year of 52 windows against one reference (alarms_streams.py), deterministic by its seed. Ours are
-judged by the monitor's own code in virtual time: detector, policy, votes, episodes. Each peer has an environment
-that uv makes for it, and an alarm opens an episode as ours do, so that it rests for the cooldown. What peers found
-stays in build/alarms: a run that is stopped goes on where it was.
+Every stream is a year of 52 windows against one reference (alarms_streams.py), deterministic by its seed. kubeloop is
+measured with the monitor's own code in virtual time: detector, policy, votes, episodes. uv makes an environment for
+each peer, and a peer's alarm opens an episode with a cooldown, as in kubeloop. The peers' results stay in build/alarms,
+so that a stopped run continues where it was.
 """
 
 import argparse
@@ -43,9 +43,9 @@ OUT = HERE.parent / "build" / "alarms"
 START = datetime(2024, 1, 1, tzinfo=UTC)
 WEEK = timedelta(weeks=1)
 KINDS_YEARS = 20
-"""Streams of each kind of task but the binary one; they are cheap, since no peer judges them."""
+"""Streams of each kind of task except the binary one; they are cheap, since the peers do not judge them."""
 COOLDOWN = 3
-"""Windows that an episode lasts where nobody retrains, as `init` writes it."""
+"""Windows that an episode lasts if nothing is retrained, as `init` sets it."""
 
 PEERS = {
     "alibi": ("Alibi Detect: TabularDrift",),
@@ -150,7 +150,7 @@ def rested(flags: Sequence[bool]) -> list[int]:
 
 
 def peers(name: str, paths: Sequence[Path]) -> Iterator[tuple[str, list[list[bool]]]]:
-    """Run a peer on streams, and yield each one's alarms as they come."""
+    """Run a peer on streams, and yield each one's alarms as they arrive."""
     script = HERE / "alarms_peers" / f"{name}.py"
     if name == "alibi":
         command = [str(HERE.parent / ".venv-detector" / "bin" / "python"), "-P"]
@@ -170,7 +170,7 @@ def peers(name: str, paths: Sequence[Path]) -> Iterator[tuple[str, list[list[boo
 
 
 def known(name: str, paths: Sequence[Path]) -> dict[str, list[list[bool]]]:
-    """Return a peer's alarms on all streams: those of an earlier run, and what is missing."""
+    """Return a peer's alarms on all streams: those of an earlier run, and the missing ones."""
     kept = OUT / f"{name}.json"
     found: dict[str, list[list[bool]]] = json.loads(kept.read_text()) if kept.exists() else {}
     missing = [path for path in paths if path.stem not in found]
@@ -183,7 +183,7 @@ def known(name: str, paths: Sequence[Path]) -> dict[str, list[list[bool]]]:
 
 
 def summarise(name: str, scenario: Scenario, years: Sequence[list[int]]) -> dict[str, Any]:
-    """Return what an engine did with all years of one kind: false episodes a year, or the delay in windows."""
+    """Return an engine's result for all years of one kind: false episodes per year, or the delay in windows."""
     if scenario.harmful is None:
         counts = [len(opened) for opened in years]
         worst = sum(1 for count in counts if count > 1)
@@ -218,7 +218,7 @@ def _cell(row: dict[str, Any]) -> str:
 
 
 def document(path: Path, **tables: str) -> None:
-    """Replace the tables of a page, between its marks."""
+    """Replace the tables of a page between its marks."""
     text = path.read_text()
     for name, content in tables.items():
         text = re.sub(
@@ -228,7 +228,7 @@ def document(path: Path, **tables: str) -> None:
 
 
 def main() -> None:
-    """Measure, print the tables, and write them where asked."""
+    """Measure, print the tables, and write them if asked."""
     parser = argparse.ArgumentParser(description="False alarms, delays and wrong gates.")
     parser.add_argument("--years", type=int, default=6, help="streams of each kind")
     parser.add_argument("--trials", type=int, default=40, help="gates of each kind")

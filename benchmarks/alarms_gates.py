@@ -1,4 +1,4 @@
-"""How often the gate promotes or refuses wrongly, on made hold-outs of 21 days."""
+"""Measure how often the gate promotes or refuses wrongly, on generated hold-outs of 21 days."""
 
 import numpy as np
 

@@ -1,8 +1,8 @@
-"""How often the metric of several classes or of numbers raises an alarm, rightly and wrongly, on made streams.
+"""Measure how often a multiclass or regression metric raises an alarm, rightly and wrongly, on generated streams.
 
-Only labels are judged here: how inputs are judged does not depend on the kind of task. A stream is a year of 52 windows
-of 300 rows against a hold-out of 2,000; a harm begins in the middle of it and gives a share of the rows the answers
-of other rows.
+Only labels are judged here, since the judgement of inputs does not depend on the kind of task. A stream is a year of 52
+windows of 300 rows with a hold-out of 2,000 rows. A harmful change begins in the middle of it and gives a share of the
+rows the answers of other rows.
 """
 
 import statistics
@@ -35,14 +35,14 @@ Draw = Callable[[np.random.Generator, int], tuple[Floats, Floats]]
 
 @dataclass(frozen=True)
 class Year:
-    """The windows in which episodes opened, of one stream."""
+    """The windows of one stream in which episodes opened."""
 
     opened: list[int]
     harmed: bool
 
     @property
     def false(self) -> int:
-        """Episodes before there was anything to find."""
+        """Episodes before the change."""
         return sum(1 for week in self.opened if not self.harmed or week < _CHANGE)
 
     @property
@@ -52,7 +52,7 @@ class Year:
 
 
 def classes(random: np.random.Generator, rows: int) -> tuple[Floats, Floats]:
-    """Draw labels of four classes, the rarest in one row of twenty, and a fair model's probabilities."""
+    """Draw labels of four classes, the rarest in one row of twenty, and a calibrated model's probabilities."""
     logits = random.normal([0.5, 1.5, 0.5, -0.5], 1.2, (rows, len(_CLASSES)))
     truth = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     y = (random.random((rows, 1)) > truth.cumsum(axis=1)).sum(axis=1).clip(max=len(_CLASSES) - 1)

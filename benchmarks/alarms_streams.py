@@ -1,4 +1,4 @@
-"""The streams of `alarms.py`: a year of windows each, made or resampled, with what a model says of every row."""
+"""The streams of `alarms.py`: a year of windows each, generated or resampled, with a model's score for every row."""
 
 import sys
 import tempfile
@@ -15,13 +15,13 @@ from kubeloop.tasks.binary.maker import BinaryMaker
 from kubeloop.tasks.binary.task import BINARY
 
 WEEKS, CHANGE, SLOW = 52, 26, 12
-"""Windows of a year, the one before which a change begins, and how many a slow one takes."""
+"""Windows in a year, the window at whose start a change begins, and the windows that a slow change takes."""
 
 REFERENCE, ROWS = 2000, 300
 
 Floats = npt.NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int, float], "Rows"]
-"""Rows of a generator's, of which a share is changed."""
+"""Rows of a generator, of which a share is changed."""
 
 
 MAKER = BinaryMaker(BINARY)
@@ -39,7 +39,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Scenario:
-    """A kind of year. `harmful` is None where nothing is to be found, else how many windows it takes."""
+    """A kind of year. `harmful` is None if there is nothing to find, else how many windows the change takes."""
 
     name: str
     draw: Draw
@@ -48,7 +48,7 @@ class Scenario:
     most: float = 1.0
 
     def share(self, week: int) -> float:
-        """Return how much of a week's rows is changed: a harmless change is there, or not, throughout."""
+        """Return the share of a week's rows that is changed; a harmless change applies to all weeks or to none."""
         if self.harmful is None:
             return float(week >= CHANGE)
         return self.most * float(np.clip((week - CHANGE + 1) / self.harmful, 0, 1))
@@ -89,7 +89,7 @@ def scenarios() -> list[Scenario]:
 
 
 def made(kind: str, base: float = -1.6, categories: int = 6) -> Draw:
-    """Draw five numbers and a category; the model knows the law of the label."""
+    """Draw five numbers and a category; the model knows the distribution of the label."""
     shares = 1 / np.arange(1, categories + 1)
     shares /= shares.sum()
     weights = np.array([1.2, 0.8, 0.5, 0.2, 0.0])
@@ -113,9 +113,9 @@ def made(kind: str, base: float = -1.6, categories: int = 6) -> Draw:
 
 
 def flights() -> Callable[[str], Draw]:
-    """Return draws from the flights of the first half of 2013, with the model that our training fits to others of them.
+    """Return draws from the flights of the first half of 2013, with the model that our training fits to other flights.
 
-    Rows are drawn whatever their day, so that nothing changes but what a scenario changes.
+    Rows are drawn regardless of their day, so that only the scenario causes a change.
     """
     import duckdb
 

@@ -1,6 +1,6 @@
 """Time the chart on a real API server, against kubectl with the same objects, and the compilation of pipelines.
 
-Needs `make control-plane crds`. Nothing is scheduled on that server: these are the times of the requests alone.
+Needs `make control-plane crds`. Nothing is scheduled on that server, so these are only the times of the requests.
 
     .venv/bin/python benchmarks/chart.py --rounds 5
 """
@@ -40,7 +40,7 @@ def chart(plane: ControlPlane, values: dict[str, Any], rounds: int) -> dict[str,
     ratios: list[float] = []
     count = 0
     for _ in range(rounds):
-        # Loops may be served elsewhere; here in one namespace.
+        # Loops may be served in other namespaces; here all are in one.
         with plane.namespace("bench") as namespace, tempfile.TemporaryDirectory() as folder:
             told = json.loads(json.dumps(values))
             for loop in told.get("loops", {}).values():
@@ -64,7 +64,7 @@ def chart(plane: ControlPlane, values: dict[str, Any], rounds: int) -> dict[str,
 
 
 def compiling(rounds: int) -> dict[str, float]:
-    """Compile every pipeline in a new process, and compare it with a process that imports kfp and does nothing."""
+    """Compile every pipeline in a new process, and compare it with a process that only imports kfp."""
     imports = [sys.executable, "-c", "import kfp.compiler, kfp.kubernetes"]
     with tempfile.TemporaryDirectory() as folder:
         ours = [sys.executable, "-m", "pipelines", "compile", "--out", folder]
@@ -83,7 +83,7 @@ def compiling(rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print a table; write JSON where asked."""
+    """Print a table; write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)

@@ -1,4 +1,4 @@
-"""How many events a second the collector acknowledges, how fast, and how fast a segment is written and decoded."""
+"""Measure events per second and latency of the collector, and how fast a segment is written and decoded."""
 
 import argparse
 import asyncio
@@ -40,7 +40,7 @@ def bodies(rows: int) -> tuple[bytes, bytes]:
 
 @contextmanager
 def collector(directory: Path) -> Iterator[str]:
-    """Run a collector; give its address."""
+    """Run a collector and yield its address."""
     command = [sys.executable, "-m", "kubeloop.payloads.collector", "--dir", str(directory), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -49,7 +49,7 @@ def collector(directory: Path) -> Iterator[str]:
 
 
 async def post(url: str, connections: int, seconds: float, body: bytes) -> tuple[list[float], float]:
-    """Post events one after the other on each connection; return each one's latency, and the time it all took."""
+    """Post events one after the other on each connection; return each one's latency, and the total time."""
     latencies: list[float] = []
     headers = {"ce-specversion": "1.0", "ce-source": "bench", "ce-type": REQUEST_EVENT, "ce-inferenceservicename": "m"}
 
@@ -69,7 +69,7 @@ async def post(url: str, connections: int, seconds: float, body: bytes) -> tuple
 
 
 def log(events: int, rows: int) -> list[segments.Row]:
-    """Make events of pairs that carry some rows each."""
+    """Make events of pairs with some rows each."""
     request, response = bodies(rows)
     made: list[segments.Row] = []
     for pair in range(events // 2):
@@ -108,7 +108,7 @@ def measure(connections: int, seconds: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print a table; write JSON where asked."""
+    """Print a table; write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=5.0)

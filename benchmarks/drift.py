@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/drift.py --json drift.json
 
-Every engine scores every window in turn, so that a busy machine slows all of them equally. `builtin` also
-computes effects, PSI and missing shares, which `scipy` (a plain loop) and `alibi` (the time in the worker,
-inside Alibi Detect) leave out; `alibi round trip` is what the monitor waits for, with them.
+Every engine scores every window in turn, so that a busy machine slows all of them equally. `builtin` also computes
+effects, PSI and missing shares; `scipy` (a plain loop) and `alibi` (the time in the worker, inside Alibi Detect) do
+not. `alibi round trip` is the time that the monitor waits, with all of them.
 """
 
 import argparse

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 START, END = datetime(2024, 1, 1, tzinfo=UTC), datetime(2025, 1, 1, tzinfo=UTC)
 VIEWS = {"account": "customer", "card": "customer", "store": "shop", "region": "shop", "article": "product"}
 KEYS = {"customer": 20, "shop": 2000, "product": 200}
-"""Events a key, by the entity."""
+"""Events per key, by entity."""
 PER_KEY = 10
-"""Rows of a view by key: a value a month or so."""
+"""Rows of a view per key: about one value per month."""
 FEATURES = 3
 
 STORE = """
@@ -70,10 +70,10 @@ def make(folder: Path, rows: int, history: int | None = None, memory: str | None
     """Write a feature repo, raw tables and feature tables, once for our store and once for Feast's.
 
     Args:
-        folder: where to.
+        folder: where they are written.
         rows: events.
-        history: rows of all views together; ten a key when left out.
-        memory: what kubeloop's store may have for DuckDB's work; its default when left out.
+        history: rows of all views together; by default ten per key.
+        memory: memory of kubeloop's store for DuckDB; by default the store's default.
     """
     raw, repo = folder / "raw", folder / "repo"
     (repo / "sql").mkdir(parents=True)
@@ -119,7 +119,7 @@ def asof(folder: Path) -> "pa.Table":
 
 
 def with_function(folder: Path) -> "pa.Table":
-    """Join in the same way, and pass the columns of the view in Python to its function, as lists."""
+    """Join in the same way, and pass the view's columns to its Python function as lists."""
     import pyarrow as pa
 
     table = asof(folder)
@@ -129,7 +129,7 @@ def with_function(folder: Path) -> "pa.Table":
 
 
 def retrieved(folder: Path, name: str) -> int:
-    """Have Feast join by the store of a folder, and return the rows."""
+    """Have Feast join with the store of a folder, and return the rows."""
     import pyarrow.parquet as pq
 
     with warnings.catch_warnings():
@@ -141,7 +141,7 @@ def retrieved(folder: Path, name: str) -> int:
 
 
 def training_set(folder: Path, service: str) -> int:
-    """Return the rows of a training set, as a run makes it."""
+    """Return the number of rows of a training set as a run makes it."""
     import pyarrow.parquet as pq
 
     return int(features.training_set(folder / "ours", service, pq.read_table(folder / "events.parquet")).num_rows)
@@ -158,7 +158,7 @@ CONTENDERS: dict[str, Callable[[Path], int]] = {
 
 
 def measured(work: tuple[str, Path]) -> tuple[float, float, float, int]:
-    """Return the seconds of the work, those of its processor, the highest memory in GiB, and the rows."""
+    """Return the elapsed seconds, the CPU seconds, the peak memory in GiB, and the rows."""
     import feast  # noqa: F401
 
     import kubeloop.features.asof  # noqa: F401
@@ -171,7 +171,7 @@ def measured(work: tuple[str, Path]) -> tuple[float, float, float, int]:
 
 
 def main() -> None:
-    """Measure, print and keep."""
+    """Measure, print and store."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000, help="events")
     parser.add_argument("--history", type=int, help="rows of all views together; else ten a key")
@@ -187,7 +187,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         make(folder, options.rows, options.history, options.memory)
-        # Each in a process of its own: the memory is its alone.
+        # Each runs in a separate process, so that its memory is measured separately.
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
             for _ in range(options.rounds):
                 for name in names:

@@ -1,9 +1,9 @@
-"""How many drift events a second the trigger ledger takes, next to bare durable inserts into the same database.
+"""Measure drift events per second of the trigger ledger, and of bare durable inserts into the same database.
 
     python benchmarks/ledger.py --json ledger.json
     python benchmarks/ledger.py --url postgresql+psycopg://user:password@127.0.0.1/empty
 
-Every event is a transaction that is on disk before the answer; a bare insert shows what database and disk alone allow.
+Every event is a transaction that is on disk before the answer; a bare insert shows the limit of database and disk.
 """
 
 import argparse
@@ -23,13 +23,13 @@ from kubeloop.trigger.store import open_engine
 
 
 def event(service: str, number: int) -> DriftEvent:
-    """Return the event of an episode that no other number has."""
+    """Return the event of an episode that is unique to this number."""
     moment = datetime(2013, 1, 1, tzinfo=UTC) + timedelta(hours=number)
     return DriftEvent(service, f"{service}-{moment.isoformat()}", moment, moment, "drift", ("dep_delay",), "drift")
 
 
 def rate(step: Callable[[int], object], count: int) -> float:
-    """Return how many times a second `step` runs."""
+    """Return how many times per second `step` runs."""
     begin = time.perf_counter()
     for number in range(count):
         step(number)
@@ -37,7 +37,7 @@ def rate(step: Callable[[int], object], count: int) -> float:
 
 
 def measure(url: str, count: int) -> dict[str, float]:
-    """Return events a second by what becomes of the event."""
+    """Return events per second by the ledger's decision on them."""
     ledger = Ledger(url, Drift())
     engine = open_engine(url)
     table = sa.Table(

@@ -1,7 +1,7 @@
-"""What the payload log costs a prediction: latency without a logger, with the collector, and with one that hangs.
+"""Measure what the payload log costs a prediction: latency without it, with the collector, and with one that hangs.
 
-One node, one model served four times; requests come at a fixed rate, so that the times are those of a server with room
-to spare and not those of a queue. The services take turns in every round.
+One node serves one model four times. Requests are sent at a fixed rate, so that the times are those of a server with
+spare capacity and not those of a queue. The services take turns in every round.
 
     .venv/bin/python benchmarks/logger.py --seconds 5
 """
@@ -53,20 +53,20 @@ def model(folder: Path) -> ModelRef:
 
 @contextlib.contextmanager
 def process(*arguments: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """Run one of our programs from the runtime environment; give it and its address."""
+    """Run one of our programs from the runtime environment; yield it and its address."""
     command = [str(settings().runtime_python), "-m", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as program:
         try:
             assert program.stdout is not None
             yield program, program.stdout.readline().split()[1]
         finally:
-            # One that is stopped would not hear of its end.
+            # A stopped process would not receive the signal to end.
             program.send_signal(signal.SIGCONT)
             program.terminate()
 
 
 async def ask(url: str, name: str, rate: float, seconds: float) -> list[float]:
-    """Send single rows at a fixed rate, whatever the answers take; return the latencies in seconds."""
+    """Send single rows at a fixed rate, however long the answers take; return the latencies in seconds."""
     tensor = {"name": "input", "shape": [1, FEATURES], "datatype": "FP32", "data": [0.5] * FEATURES}
     body = json.dumps({"inputs": [tensor]}).encode()
     latencies: list[float] = []
@@ -125,7 +125,7 @@ def _row(found: list[list[float]], base: list[list[float]]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print a table; write JSON where asked."""
+    """Print a table; write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=100, help="requests a second")
     parser.add_argument("--seconds", type=float, default=5)

@@ -1,8 +1,8 @@
-"""Where the time of a whole request goes: node, transformer with its online features, node again, predictor.
+"""Measure the parts of a whole request: node, transformer with its online features, node again, predictor.
 
-The demo's first model, served on one machine as `kubeloop run` serves it. Single requests, one after the other, go to
-each part of the path in turn, and the features are read once more in this process; so each line holds the one before.
-CPU time is counted by process, over the requests that take the whole path.
+The demo's first model, served on one machine as `kubeloop run` serves it. Single requests are sent to each part of the
+path in turn, and the features are also read in this process. So each line includes the one before. CPU time is counted
+by process, over the requests that take the whole path.
 
     .venv/bin/python benchmarks/path.py --requests 300
 """
@@ -37,7 +37,7 @@ ROWS = (1, 10)
 
 
 def main() -> None:
-    """Print a table; write JSON where asked."""
+    """Print a table; write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=200, help="to each part, in each round")
     parser.add_argument("--rounds", type=int, default=3)
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def measure(folder: Path, requests: int, rounds: int) -> dict[int, dict[str, Any]]:
-    """Train the demo's first model, serve it and ask."""
+    """Train the demo's first model, serve it and send requests."""
     home = folder / "home"
     shutil.copytree(PROJECT / "feature_repo", home / "feature_repo", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(PROJECT / "loop.yaml", home)
@@ -85,7 +85,7 @@ def train(settings: Settings, loop: Loop) -> None:
 
 
 def ask(loop: Loop, settings: Settings, services: Services, rows: int, requests: int, rounds: int) -> dict[str, Any]:
-    """Send the same request to every part of the path, in turns."""
+    """Send the same request to every part of the path in turn."""
     node, path = services.url("node"), f"/v2/models/{loop.name}/infer"
     route = httpx.get(f"{node}/status").json()["routes"][loop.name]
     keys, columns, moment = flights(loop, settings, rows)
@@ -112,7 +112,7 @@ def ask(loop: Loop, settings: Settings, services: Services, rows: int, requests:
             for part, (url, body) in parts.items():
                 before = {name: cpu_s(process) for name, process in processes.items()}
                 taken = [one(clients[part], url, body) for _ in range(requests)]
-                # The first round is for the caches.
+                # The first round only fills the caches.
                 times[part] += taken if number else []
                 if number and part == list(parts)[-1]:
                     for name, process in processes.items():
@@ -128,7 +128,7 @@ def ask(loop: Loop, settings: Settings, services: Services, rows: int, requests:
 
 
 def flights(loop: Loop, settings: Settings, rows: int) -> tuple[list[dict[str, Any]], dict[str, list[Any]], datetime]:
-    """Return what a client sends for some flights after the first model, as tensors and as columns, and the moment."""
+    """Return the request for some flights after the first model, as tensors and as columns, and the moment."""
     assert loop.replay is not None
     begin = loop.replay.train_to
     events = features.events(
@@ -141,7 +141,7 @@ def flights(loop: Loop, settings: Settings, rows: int) -> tuple[list[dict[str, A
 
 
 def plain(column: pa.ChunkedArray) -> list[Any]:
-    """Return values as JSON has them."""
+    """Return values as JSON holds them."""
     return [value.isoformat() if isinstance(value, datetime) else value for value in column.to_pylist()]
 
 
@@ -151,7 +151,7 @@ def tensor(name: str, datatype: str, values: list[Any]) -> dict[str, Any]:
 
 
 def one(client: http.client.HTTPConnection, url: str, body: bytes) -> float:
-    """Ask once; return the seconds."""
+    """Send one request; return the seconds."""
     begun = time.perf_counter()
     client.request("POST", url, body, {"content-type": "application/json"})
     answer = client.getresponse()

@@ -1,4 +1,4 @@
-"""The ledger's benchmark on a PostgreSQL of its own, on loopback; needs `make backends`."""
+"""The ledger's benchmark on a separate PostgreSQL server on loopback; it needs `make backends`."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from tests.backends import Postgres  # noqa: E402
 
 
 def main() -> None:
-    """Print a table; write JSON where asked."""
+    """Print a table; write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=500, help="events of each kind")
     parser.add_argument("--json", type=Path)

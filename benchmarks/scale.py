@@ -1,4 +1,4 @@
-"""`kubeloop init` and the first run on made-up tables of a million rows and more: minutes, and memory by process."""
+"""Measure `kubeloop init` and the first run on generated tables of a million rows or more: time and memory."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ SECONDS = 366 * 86400
 
 
 def make(path: Path, rows: int) -> None:
-    """Write a year of purchases; what is returned depends on the channel."""
+    """Write a year of purchases; the channel influences which ones are returned."""
     numbers = {"step": SECONDS / rows, "customers": max(10, rows // 20)}
     columns = ", ".join(f"{sql.format(**numbers)} AS {name}" for name, sql in COLUMNS.items())
     with sources.connect() as db:
@@ -37,7 +37,7 @@ def make(path: Path, rows: int) -> None:
 
 
 def descendants(of: int) -> list[int]:
-    """Return the processes that one has started, and those that these have."""
+    """Return the processes that a process has started, and those that these have started."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -54,7 +54,7 @@ def descendants(of: int) -> list[int]:
 
 
 def highest(of: int, seen: dict[int, int]) -> None:
-    """Note by process the most memory it had, in KiB."""
+    """Record the peak memory of each process in KiB."""
     for process in descendants(of):
         try:
             lines = Path(f"/proc/{process}/status").read_text().splitlines()
@@ -66,7 +66,7 @@ def highest(of: int, seen: dict[int, int]) -> None:
 
 
 def timed(command: list[str | Path], folder: Path) -> tuple[float, float]:
-    """Return a command's seconds, and the memory in GiB of that process of its which had the most."""
+    """Return a command's seconds, and the peak memory in GiB of its largest process."""
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     seen: dict[int, int] = {}
@@ -87,7 +87,7 @@ def timed(command: list[str | Path], folder: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure, print and keep."""
+    """Measure, print and store."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, action="append", help="default: 1 and 10 million")
     parser.add_argument("--only-init", action="store_true")

@@ -1,12 +1,12 @@
-"""Requests per second of our model server, stock KServe and MLServer, all with one model, in one run.
+"""Measure requests per second of our model server, stock KServe and MLServer, all with one model, in one run.
 
-A LightGBM of 200 trees and 30 features; every server on one core, the load on another; one row per request over
-persistent connections; the servers take turns in every round, so that a busy machine is busy for all of them. Ours is
-asked with binary tensors and by gRPC as well, against its own V2 in JSON. Two servers that check nothing show the
-limits: one sends the body back, one asks the model besides. gRPC's client in Python costs more than the
-server, so that its requests a second are the client's; the CPU time of a request is the server's. An interpreter that
-was built without profile-guided optimization, as pyenv does, takes a quarter longer for all that is Python than the one
-in our images; the last line says which it is.
+The model is a LightGBM of 200 trees and 30 features. Every server runs on one core and the load on another, with one
+row per request over persistent connections. The servers take turns in every round, so that a busy machine slows all of
+them. Ours is also measured with binary tensors and gRPC, relative to its own V2 in JSON. Two servers without checks
+show the limits: one sends the body back, the other also runs the model. gRPC's client in Python costs more than the
+server, so its requests per second show the client's limit, but the CPU time of a request is the server's. An
+interpreter that was built without profile-guided optimization, as pyenv builds it, takes a quarter longer for Python
+code than the one in our images; the last line says which kind was used.
 
     .venv/bin/python benchmarks/serving.py --seconds 5
 """
@@ -44,17 +44,17 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 TREES, FEATURES, NAME = 200, 30, "bench"
 PEERS = Path(__file__).parent / "serving_peers"
 OWN_UV = Path(__file__).parents[1] / ".uv" / "bin" / "uv"
-"""Where `make setup` puts uv when there is none."""
+"""Where `make setup` puts uv if it is not installed."""
 _MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 GRANIAN = "granian==2.8.9"
 LIMITS = {"echo": "echo", "echo and model": "model"}
-"""What bounds every server from below, as the table names it and as `serving_peers/limits.py` does."""
+"""The servers that show the limits, by their names in the table and in `serving_peers/limits.py`."""
 MLSERVER = ["mlserver>=1.7", "mlserver-lightgbm", "onnxruntime"]
 
 
 @dataclass
 class Target:
-    """One server and protocol under load, and by round: latencies (s), requests a second, CPU seconds a request."""
+    """One server and protocol under load, and by round: latencies (s), requests per second, CPU seconds per request."""
 
     server: str
     engine: str
@@ -71,7 +71,7 @@ class Target:
 
     @property
     def base(self) -> str:
-        """The protocol that its rate is held against."""
+        """The protocol with which its rate is compared."""
         return "V1" if self.protocol == "V1" else "V2"
 
     def cpu_s(self) -> float:
@@ -99,7 +99,7 @@ def main() -> None:
                 target.version = httpx.get(f"http://127.0.0.1:{target.port}/v2").json()["version"]
             uvloop.run(_load(target, args.connections, 0.5))
         for number in range(args.rounds):
-            # Backwards in every other round, so that none is always next to the same neighbour.
+            # In reverse in every other round, so that no server always follows the same one.
             for target in targets if number % 2 == 0 else reversed(targets):
                 before = target.cpu_s()
                 times = uvloop.run(_load(target, args.connections, args.seconds))
@@ -201,7 +201,7 @@ def _start_all(
 
 
 def _limit(server: str, engine: str, port: int) -> list[str]:
-    """Return the command of a server that does nothing but echo, or nothing but that and the model."""
+    """Return the command of a server that only sends the body back, or only runs the model."""
     app = ["env", f"PYTHONPATH={PEERS}", "MODEL=model.onnx"]
     factory = ["--factory"] if LIMITS[engine] == "model" else []
     if server == "uvicorn":
@@ -234,10 +234,10 @@ def _limit(server: str, engine: str, port: int) -> list[str]:
 
 
 def _isolated() -> list[str]:
-    """Return what runs a program in an environment of its own.
+    """Return the command that runs a program in a separate environment.
 
     Raises:
-        RuntimeError: there is no uv.
+        RuntimeError: uv is not installed.
     """
     uv = shutil.which("uv") or shutil.which(str(OWN_UV))
     if uv is None:
@@ -250,7 +250,7 @@ def _isolated() -> list[str]:
 def _mlserver(folder: Path, models: Path, ports: list[int]) -> list[str]:
     """Write MLServer's settings and return its command; it cannot share our environment."""
     isolated = _isolated()
-    # Inference in the server's own process, which is the faster way on one core.
+    # Inference in the server's own process, which is faster on one core.
     settings = {"host": "127.0.0.1", "http_port": ports[0], "grpc_port": ports[1], "metrics_port": ports[2]}
     settings |= {"parallel_workers": 0, "debug": False}
     runtimes = {
@@ -307,7 +307,7 @@ def _ready(port: int) -> bool:
 
 
 def _check(target: Target, expected: list[float]) -> None:
-    """Make sure that a server computes the same as the others before its speed counts."""
+    """Check that a server computes the same as the others before its speed counts."""
     if target.engine == "echo":
         return
     if target.protocol == "gRPC":
@@ -336,7 +336,7 @@ def _check(target: Target, expected: list[float]) -> None:
 
 
 class _Client(asyncio.Protocol):
-    """One connection that sends its next request as soon as the last is answered."""
+    """One connection that sends its next request as soon as the previous one is answered."""
 
     def __init__(self, request: bytes, stop: float, times: list[float]) -> None:
         self.request = request
@@ -400,7 +400,7 @@ async def _load_grpc(target: Target, connections: int, seconds: float) -> Array:
     stop = time.perf_counter() + seconds
 
     async def talk() -> None:
-        # A connection of its own.
+        # A separate connection.
         options = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(f"127.0.0.1:{target.path}", options=options) as channel:
             infer = channel.unary_unary(_MODEL_INFER)
@@ -462,7 +462,7 @@ def _print(results: list[dict[str, Any]], missing: dict[str, str], args: argpars
 
 
 def _warn(missing: dict[str, str]) -> None:
-    """Say which peers the figures leave out, so that nobody takes the table for the whole comparison."""
+    """Report which peers are missing, since the table is then not the whole comparison."""
     for server, reason in missing.items():
         print(f"\n{'!' * 20} {server.upper()} WAS NOT MEASURED {'!' * 20}\n{reason}\n", file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""What a step costs beyond its work: kfp's local runner, cold and warm, compared with the same function without it."""
+"""Measure what a step costs beyond its work: kfp's local runner, cold and warm, and the same function without it."""
 
 import argparse
 import contextlib
@@ -54,17 +54,17 @@ def pipeline(component: Callable[..., object], steps: int) -> Callable[[], objec
 
 
 def per_step(component: Callable[..., object], steps: int) -> float:
-    """Return the seconds a step of a local run takes."""
+    """Return the seconds that a step of a local run takes."""
     chain = pipeline(component, steps)
     started = time.perf_counter()
-    # kfp tells the story of every step.
+    # kfp logs every step at length.
     with contextlib.redirect_stdout(io.StringIO()):
         chain()
     return (time.perf_counter() - started) / steps
 
 
 def source(component: Any) -> str:
-    """Return a program that is a component's function, without kfp."""
+    """Return a program that calls a component's function without kfp."""
     lines = inspect.getsource(component.python_func).splitlines(keepends=True)
     return "".join(line for line in lines if not line.startswith("@"))
 
@@ -86,7 +86,7 @@ def called(component: Any) -> float:
 
 
 def main() -> None:
-    """Measure, print and keep."""
+    """Measure, print and store."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
@@ -110,7 +110,7 @@ def main() -> None:
             cold = sys.executable
             with warm.interpreter() as stand_in:
                 sys.executable = stand_in
-                # Between two steps it imports one library; the last of these waits for the last of those.
+                # Between two steps it imports one library, and the last step waits for the last library.
                 per_step(idle, len(warm.LIBRARIES) + 1)
                 found["kfp step, warm"] = per_step(idle, options.steps)
                 found["kfp step, warm, libraries"] = per_step(importing, 2)

@@ -1,6 +1,7 @@
-"""What a request to the next server costs our own client and aiohttp's: CPU of the client's process alone.
+"""Measure the client's CPU time of a request to the next server, with our own client and with aiohttp.
 
-Both ask the same bare server in a process of its own, in turns, over 16 connections with a body of about 500 bytes.
+Both take turns in asking the same minimal server in another process, over 16 connections with bodies of about 500
+bytes.
 
     .venv/bin/python benchmarks/upstream.py
 """
@@ -30,14 +31,14 @@ Ask = Callable[[], Awaitable[None]]
 
 
 class Bare(asyncio.Protocol):
-    """Gives every request of this benchmark the same answer, and reads no more of it than its length."""
+    """Gives every request of this benchmark the same answer, and reads only its length."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport, self._read = transport, b""
 
     def data_received(self, data: bytes) -> None:
-        """Answer what is whole."""
+        """Answer complete requests."""
         self._read += data
         while (end := self._read.find(b"\r\n\r\n")) >= 0 and len(self._read) >= end + 4 + len(BODY):
             self._read = self._read[end + 4 + len(BODY) :]
@@ -56,7 +57,7 @@ def serve(listener: socket.socket) -> None:
 
 
 async def ours(url: str, stack: AsyncExitStack) -> Ask:
-    """Return a function that asks once with our client."""
+    """Return a function that sends one request with our client."""
     client = Client()
     stack.callback(client.close)
 
@@ -68,7 +69,7 @@ async def ours(url: str, stack: AsyncExitStack) -> Ask:
 
 
 async def theirs(url: str, stack: AsyncExitStack) -> Ask:
-    """Return a function that asks once with aiohttp, with all left out that a proxy does not need."""
+    """Return a function that sends one request with aiohttp, without everything that a proxy does not need."""
     session = await stack.enter_async_context(
         aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
@@ -100,7 +101,7 @@ async def measure(make: Callable[[str, AsyncExitStack], Awaitable[Ask]], url: st
 
 
 def main() -> None:
-    """Measure both in turns, and print medians."""
+    """Measure both in turn, and print medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=3000, help="of each client in each round")
     options = parser.parse_args()

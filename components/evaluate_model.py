@@ -45,6 +45,6 @@ def evaluate_model(
         curves.log_roc_curve(*found.roc)
     if found.classes:
         curves.log_confusion_matrix(found.classes, found.confusion)
-    # kfp's local cache takes an artifact without a file for one that was lost, and repeats the step.
+    # kfp's local cache considers an artifact without a file as lost, and repeats the step.
     for artifact in (metrics, curves):
         Path(artifact.path).write_text(json.dumps(artifact.metadata))

@@ -23,7 +23,7 @@ def gate_model(
         run: name of the run; a run that has promoted its model keeps its verdict when it is resumed.
         model: model folder of the challenger.
         holdout: Parquet file, the newest rows with the challenger's answers.
-        gate: the numbers the decision rests on.
+        gate: the numbers that the decision is based on.
         reason: why, in one sentence.
         verdict: the whole verdict, as JSON.
         report: the verdict as a page.

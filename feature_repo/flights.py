@@ -13,10 +13,10 @@ from typing import NamedTuple
 import duckdb
 
 # An arrival counts as late from 15 minutes on; a cancelled or diverted flight never arrived as planned.
-# The data name no announcement times. Assumed: a cancellation is known 15 minutes after the scheduled
+# The data have no announcement times. Assumed: a cancellation is known 15 minutes after the scheduled
 # departure, an arrival 45 minutes after the time in the air ends (taxi and reporting), a diversion after 8 hours.
-# The data name the aircraft that flew, hence none for a flight cancelled early: its absence would give the label away.
-# The timetable names instead the aircraft with which the carrier last flew the route, two days earlier or more.
+# The data name the aircraft that flew, so a flight that was cancelled early has none, which would give the label away.
+# Instead, the timetable names the aircraft with which the carrier last flew the route, at least two days earlier.
 TABLES = {
     "schedule": """
         SELECT flight_id, legs.carrier, flight, flown.tailnum, legs.origin, legs.dest, distance::DOUBLE AS distance,
@@ -93,9 +93,10 @@ def write(folder: Path) -> None:
             part.replace(folder / f"{table}.parquet")
 
 
-# On a cluster the clock is now. Week 7 of 2013 is week 7 of every later year there (ISO 8601): weekdays stay, seasons
-# and daylight saving time stay within a week, and a row is the same whenever it is asked for. A 53rd week is the 52nd
-# again. A flight's date is part of its id, and the hour of the weather part of a reference, so they move as well.
+# On a cluster, the time is now. There, week 7 of 2013 is week 7 of every later year (ISO 8601): weekdays do not change,
+# seasons and daylight saving time shift by less than a week, and a row is the same whenever it is requested. A 53rd
+# week repeats the 52nd. A flight's date is part of its id, and the hour of the weather is part of a reference, so they
+# move as well.
 RECORDED = date(2013, 1, 1)
 """The first day of the data: the Tuesday of the first week of 2013."""
 RECORDED_UNTIL = date(2014, 1, 1)
@@ -106,11 +107,11 @@ MOVED = {
     "weather_hour": "weather_hour[:4] || strftime(strptime(weather_hour[5:], '%Y-%m-%dT%H') + $shift, '%Y-%m-%dT%H')",
 }
 DAY = {"weather": "observed_at::DATE", "planes": None}
-"""The day by which a row belongs to a piece of the year; a flight's is in its id."""
+"""The day that assigns a row to a piece of the year; a flight's day is in its id."""
 
 
 class Piece(NamedTuple):
-    """Days of 2013, from `first` up to but without `end`, and how much later they happen again."""
+    """Days of 2013 in [`first`, `end`), and how much later they happen again."""
 
     first: date
     end: date
@@ -118,7 +119,7 @@ class Piece(NamedTuple):
 
 
 def pieces(since: date, until: date) -> list[Piece]:
-    """Return what the days from `since` to `until` repeat, in order, without a gap and without a day twice."""
+    """Return the pieces that the days from `since` to `until` repeat, in order, without gaps or repeated days."""
     found = [Piece(RECORDED, RECORDED_UNTIL, timedelta())]
     for year in range(2014, until.year + 2):
         tuesday, following = (date.fromisocalendar(each, 1, 2) for each in (year, year + 1))
@@ -129,7 +130,7 @@ def pieces(since: date, until: date) -> list[Piece]:
             found.append(Piece(end - timedelta(weeks=1), end, shift + timedelta(weeks=1)))
     clipped = []
     for piece in found:
-        # The year as recorded goes to its own end; the first repetition begins only then.
+        # The recorded year is used to its end; the first repetition begins only then.
         start = max(since, piece.first + piece.shift, RECORDED_UNTIL if piece.shift else RECORDED)
         end = min(until + timedelta(days=1), piece.end + piece.shift)
         if start < end:
@@ -143,9 +144,9 @@ def repeat(folder: Path, since: datetime, until: datetime) -> None:
     Args:
         folder: an existing folder; files in it are replaced.
         since: rows that became known earlier may be left out.
-        until: the moment of the run; what became known later may be there, and is cut off by kubeloop.
+        until: the moment of the run; rows that became known later may be included, since kubeloop removes them.
     """
-    # A flight is published a day before it leaves, and its row of arrivals is known up to two days after.
+    # A flight is published a day before it leaves, and its row of arrivals is known up to two days later.
     parts = pieces(since.date() - timedelta(days=3), until.date() + timedelta(days=2))
     with tempfile.TemporaryDirectory() as scratch, duckdb.connect() as db:
         write(Path(scratch))
@@ -153,7 +154,7 @@ def repeat(folder: Path, since: datetime, until: datetime) -> None:
         for table in TABLES:
             source = f"read_parquet('{scratch}/{table}.parquet')"
             day = DAY.get(table, "strptime(flight_id[:8], '%Y%m%d')::DATE")
-            # Facts have no year of their own: they are known before everything that is there.
+            # Facts do not belong to a year: they are known before all other rows.
             chosen = parts if day else parts[:1]
             kinds = {name: kind for name, kind, *_ in db.execute(f"DESCRIBE FROM {source}").fetchall()}
             queries = []

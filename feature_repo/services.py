@@ -1,4 +1,4 @@
-"""The versioned sets of features that models read. A change of features is a new version, never an edit."""
+"""The versioned sets of features that models read. To change the features, add a new version; never edit one."""
 
 from feast import FeatureService
 from views import aircraft_facts, carrier_daily, destination_daily, flight_facts, origin_hourly, weather_hourly

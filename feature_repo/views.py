@@ -1,4 +1,4 @@
-"""The feature views. Each reads the table that the query of its name in sql/ writes."""
+"""The feature views. Each reads the table that the query with its name in sql/ writes."""
 
 from datetime import timedelta
 from typing import Any
@@ -83,7 +83,7 @@ flight = RequestSource(
 @on_demand_feature_view(
     sources=[aircraft_facts, flight],
     mode="python",
-    # No descriptions here: Feast compares these fields with the ones it infers, which have none.
+    # No descriptions here, since Feast compares these fields with inferred ones, which have none.
     schema=[
         Field(name="hour", dtype=Float64),
         Field(name="weekday", dtype=Float64),
@@ -93,9 +93,9 @@ flight = RequestSource(
     ],
 )
 def flight_facts(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Derive what follows from the request and the aircraft alone; columns in, columns out.
+    """Derive the features that depend only on the request and the aircraft; columns in, columns out.
 
-    Feast keeps the source of this function alone, so what it needs is imported inside.
+    Feast stores only the source of this function, so it imports what it needs inside.
     """
     from zoneinfo import ZoneInfo
 

@@ -1,8 +1,8 @@
-"""Build the images with docker, podman or buildah, and write what came of it to build/images.json.
+"""Build the images with docker, podman or buildah, and write the results to build/images.json.
 
     python images/build.py core runtime detector --tag 0.1.0 --registry ghcr.io/example --push
 
-Standard library alone, so that a machine without the project's environments can build.
+It uses only the standard library, so that a machine without the project's environments can build.
 """
 
 import argparse
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ("core", "runtime", "detector", "runtime-gpu")
 SBOM = "/usr/share/kubeloop/sbom.json"
 EPOCH = 315532800
-"""1980-01-01, the time of every file: a layer that a commit leaves alone keeps its digest, and nodes keep it too."""
+"""1980-01-01, the time of every file: a layer that a commit does not change keeps its digest, so nodes can reuse it."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Built:
 
     Attributes:
         name: with the registry, without the tag.
-        id: digest of the image's configuration; the same inputs give the same.
+        id: digest of the image's configuration; the same inputs give the same digest.
         digest: digest of the manifest in the registry, to deploy by; None until the image is pushed.
         size: bytes, unpacked.
         sbom: its bill of materials, relative to the project.
@@ -73,7 +73,7 @@ def build(engine: Engine, image: str, options: argparse.Namespace) -> Built:
 
 
 def _commit() -> dict[str, str]:
-    """Return the build arguments that say which code this is; none outside a Git checkout."""
+    """Return the build arguments that identify the code; none outside a Git checkout."""
     git = ["git", "-C", str(ROOT)]
     done = subprocess.run([*git, "show", "--no-patch", "--format=%H %ct"], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -121,7 +121,7 @@ def _options() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Build what the command line names."""
+    """Build the images that the command line names."""
     options = _options()
     try:
         engine = ENGINES[options.engine]() if options.engine else _first()

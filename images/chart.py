@@ -2,7 +2,7 @@
 
     python images/chart.py build/images.json --out build/chart
 
-Takes one or more files that images/build.py wrote, with `--push`. Standard library alone.
+It takes one or more files that images/build.py wrote with `--push`, and uses only the standard library.
 """
 
 import argparse
@@ -28,13 +28,13 @@ class ReleaseError(ValueError):
 
 
 def values(built: Sequence[Mapping[str, str | None]]) -> dict[str, str]:
-    """Return what the chart's `images` must say of the images that a release pushed.
+    """Return the values of the chart's `images` for the images that a release pushed.
 
     Args:
-        built: of images/build.py: name, tag and digest of each.
+        built: the output of images/build.py: name, tag and digest of each.
 
     Raises:
-        ReleaseError: an image is missing, was not pushed, or is of another registry or version than the others.
+        ReleaseError: an image is missing, was not pushed, or has another registry or version than the others.
     """
     found = {}
     places = set()
@@ -54,13 +54,13 @@ def values(built: Sequence[Mapping[str, str | None]]) -> dict[str, str]:
 
 
 def fill(text: str, wanted: Mapping[str, str]) -> str:
-    """Return a values.yaml with the entries of its section `images` set, and all else, comments too, as it was.
+    """Return a values.yaml with the entries of its section `images` set, and all the rest unchanged, even comments.
 
     Raises:
         ReleaseError: the section lacks an entry.
     """
     head, opening, rest = text.partition("\nimages:\n")
-    # The section ends where a line begins at the margin.
+    # The section ends at the next line without indentation.
     section = re.match(r"(?:[ ].*\n|\n)*", rest)
     inside = section[0] if section and opening else ""
     for key, value in wanted.items():
@@ -72,7 +72,7 @@ def fill(text: str, wanted: Mapping[str, str]) -> str:
 
 
 def main() -> int:
-    """Write the chart that the command line asks for."""
+    """Write the chart that the command line describes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path, help="files of images/build.py")
     parser.add_argument("--out", required=True, type=Path, help="folder of the chart; it is replaced")

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Collect the CUDA libraries that ONNX Runtime opens into /cuda/lib64; `cuda.sh 1` demands TensorRT's as well.
+# Collect the CUDA libraries that ONNX Runtime opens in /cuda/lib64; `cuda.sh 1` also requires those of TensorRT.
 set -eu
 needed='libcudart libcublas libcublasLt libcufft libcurand libnvrtc libcudnn'
 optional='libcudnn_* libnvrtc-builtins libnvJitLink libnvinfer libnvinfer_* libnvonnxparser'
@@ -9,7 +9,7 @@ mkdir -p /cuda/lib64
 collect() {
     find / -xdev -path /cuda -prune -o \( -type f -o -type l \) -name "$1.so.*" ! -path '*/stubs/*' -print |
         while read -r path; do
-            # A name may match twice; whether `cp --no-clobber` calls that a failure depends on its version.
+            # A name may match twice, which some versions of `cp --no-clobber` report as a failure.
             target=/cuda/lib64/${path##*/}
             [ -e "$target" ] || [ -L "$target" ] || cp --no-dereference "$path" /cuda/lib64/
         done

@@ -1,4 +1,4 @@
-"""The three programs that build images, behind one face: docker, podman and buildah."""
+"""The three programs that build images, behind one interface: docker, podman and buildah."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ class Engine(ABC):
 
     @classmethod
     def answers(cls) -> bool:
-        """Tell whether the program is installed and its daemon, if it has one, is up."""
+        """Return whether the program is installed and its daemon, if it has one, is running."""
         if not shutil.which(cls.program):
             return False
         return subprocess.run([cls.program, "info"], capture_output=True, check=False).returncode == 0
@@ -42,8 +42,8 @@ class Engine(ABC):
 
         Args:
             epoch: time of every file in the image, seconds since 1970.
-            ca: file with the certificate authorities of this network, for the build alone; may be empty.
-            fresh: take no layer of an earlier build.
+            ca: file with the certificate authorities of this network, only for the build; may be empty.
+            fresh: do not use layers of an earlier build.
         """
         given = [part for name, value in arguments.items() for part in ("--build-arg", f"{name}={value}")]
         given += ["--secret", f"id=ca,src={ca}"] if ca else []
@@ -57,7 +57,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _own(self, epoch: int) -> list[str]:
-        """Return the arguments of a build that only this program has."""
+        """Return the arguments of a build that are specific to this program."""
 
     @abstractmethod
     def inspect(self, reference: str) -> tuple[str, int]:
@@ -69,10 +69,10 @@ class Engine(ABC):
 
     @abstractmethod
     def push(self, reference: str, *, tls: bool, zstd: bool) -> str:
-        """Push an image and return the digest that the registry knows it by.
+        """Push an image and return its digest in the registry.
 
         Args:
-            tls: whether the registry speaks it.
+            tls: whether the registry uses TLS.
             zstd: compress with zstd, which packs and unpacks several times faster than gzip.
         """
 
@@ -90,23 +90,23 @@ class Docker(Engine):
     verb = ("buildx", "build")
 
     def _own(self, epoch: int) -> list[str]:
-        # Attestations name the builder and the moment: the same inputs would give another digest.
+        # Attestations name the builder and the moment, so the same inputs would give another digest.
         return [
             *("--build-arg", f"SOURCE_DATE_EPOCH={epoch}"),
             *("--output", "type=docker,rewrite-timestamp=true", "--provenance=false"),
         ]
 
     def inspect(self, reference: str) -> tuple[str, int]:
-        """Docker names an image by its configuration."""
+        """Return the ID, which Docker derives from the configuration, and the size."""
         found = json.loads(self._run("image", "inspect", reference))[0]
         return found["Id"], found["Size"]
 
     def read(self, reference: str, path: str) -> bytes:
-        """Run `cat` without a network; an image has no way to be read unrun that all versions know."""
+        """Run `cat` without a network, since not all versions can read an image without running it."""
         return self._run("run", "--rm", "--network", "none", reference, "cat", path)
 
     def push(self, reference: str, *, tls: bool, zstd: bool) -> str:
-        """Docker notes the registry's digests in the image."""
+        """Read the digest from the image, in which Docker records it."""
         if zstd or not tls:
             raise EngineError("`docker push` takes neither --zstd nor --plain-http; its daemon's settings decide that")
         self._run("push", reference, show=True)
@@ -125,7 +125,7 @@ class Podman(Engine):
         return ["--layers", "--timestamp", str(epoch)]
 
     def inspect(self, reference: str) -> tuple[str, int]:
-        """Podman leaves out the algorithm."""
+        """Return ID and size; Podman leaves out the ID's algorithm."""
         found = json.loads(self._run("image", "inspect", reference))[0]
         return f"sha256:{found['Id']}", found["Size"]
 
@@ -134,7 +134,7 @@ class Podman(Engine):
         return self._run("run", "--rm", "--network", "none", reference, "cat", path)
 
     def push(self, reference: str, *, tls: bool, zstd: bool) -> str:
-        """Podman writes the digest to a file."""
+        """Read the digest from the file that Podman writes."""
         with tempfile.NamedTemporaryFile() as digest:
             given = ["--digestfile", digest.name, f"--tls-verify={str(tls).lower()}"]
             given += ["--compression-format", "zstd"] if zstd else []
@@ -148,7 +148,7 @@ class Buildah(Podman):
     program = "buildah"
 
     def inspect(self, reference: str) -> tuple[str, int]:
-        """Buildah lists sizes for people, with three digits."""
+        """Return ID and size; Buildah rounds sizes to three digits."""
         found = json.loads(self._run("inspect", "--type", "image", reference))
         images = json.loads(self._run("images", "--json", reference))
         return f"sha256:{found['FromImageID']}", _bytes(images[0]["size"])

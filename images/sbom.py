@@ -1,6 +1,6 @@
-"""Write an image's bill of materials: what uv's export (standard input) and dpkg's list say, of what is installed.
+"""Write an image's bill of materials: the installed packages of uv's export (standard input) and of dpkg's list.
 
-CycloneDX 1.5 (https://cyclonedx.org/docs/1.5/json/). Run with the image's own interpreter; times and random serial
+CycloneDX 1.5 (https://cyclonedx.org/docs/1.5/json/). Run it with the image's own interpreter. Times and random serial
 numbers are left out, so that the same image has the same bill.
 """
 
@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 
 def python_packages(exported: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the export's components that are installed here, and those that stand in for a locked one.
+    """Return the export's components that are installed here, and those that replace a locked one.
 
     Raises:
         SystemExit: a package is installed in another version than the lock's.
@@ -66,7 +66,7 @@ def _component(name: str, version: str, purl: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Read the export, print the bill."""
+    """Read the export and print the bill."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--image", required=True, help="name of the image's target")
     parser.add_argument("--dpkg", type=Path, required=True, help="the image's /var/lib/dpkg/status")

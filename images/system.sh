@@ -1,6 +1,6 @@
 #!/bin/sh
-# Turn the base into the system of every image: what LightGBM needs goes in; package managers, build tools, setuid bits
-# and whatever differs from build to build come out. Runs as root in the `system` stage.
+# Turn the base into the system of every image: add what LightGBM needs; remove package managers, build tools, setuid bits
+# and everything that differs between builds. Runs as root in the `system` stage.
 set -eu
 
 if ! ldconfig -p | grep -q 'libgomp\.so\.1 '; then
@@ -24,7 +24,7 @@ unwanted='apt|apt-utils|libapt-pkg[0-9.]+|binutils.*|build-essential|cpp(-[0-9]+
 unwanted="$unwanted|make|python3-pip|python3-setuptools|python3-wheel|python3-venv|python3\.[0-9]+-venv|python3?-.*-whl"
 dpkg-query --show --showformat '${Package}\n' | grep -xE "$unwanted" | xargs -r \
     dpkg --purge --force-depends --force-remove-essential --force-remove-protected
-# dpkg cannot purge itself; its list of packages stays, for those who scan the image.
+# dpkg cannot purge itself. Its list of packages stays, for scanners of the image.
 dpkg-query --listfiles dpkg | while read -r path; do
     if [ ! -d "$path" ]; then rm -f "$path"; fi
 done
@@ -40,7 +40,7 @@ mkdir -p /var/log /var/cache
 find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 find / -xdev ! -type l -perm -0002 ! -path /tmp -exec chmod o-w {} +
 
-# Byte code that is never checked against its source, for the layers' file times are set after it was compiled.
+# The byte code is never checked against its source, since the layers' file times are set after it was compiled.
 find / -xdev -name __pycache__ -prune -exec rm -rf {} +
 PYTHONHASHSEED=0 "$python" -m compileall -q --invalidation-mode unchecked-hash "$stdlib"
 

@@ -1,8 +1,8 @@
 #!/bin/sh
-# Install what builds the images, by hash, into /opt/tools. Runs in the `tools` stage.
+# Install the packages that build the images, by hash, into /opt/tools. Runs in the `tools` stage.
 set -eu
 
-# A network that signs its own certificates hands its authority in as the secret `ca`.
+# A network with its own certificate authority passes it as the secret `ca`.
 if [ -f /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi
 python3 -m venv /opt/tools
 /opt/tools/bin/python -m pip install --quiet --no-cache-dir --disable-pip-version-check --only-binary :all: \

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Install the virtual environment of one image at /opt/venv from uv.lock, and write its bill of materials next to it:
 #   venv.sh core|runtime|runtime-gpu|detector
-# The stage `tools` is mounted at /mnt and uv's cache at /media: folders that every base has, so that no trace is left.
+# The stage `tools` is mounted at /mnt and uv's cache at /media: every base has these folders, so no new ones are left.
 set -eu
 image=$1
 extra=${image%-gpu}
@@ -26,11 +26,11 @@ uv export --quiet --frozen --preview-features sbom-export --format cyclonedx1.5 
     /opt/venv/bin/python images/sbom.py --image "$image" --dpkg /var/lib/dpkg/status --libraries /usr/local/cuda/lib64 \
         >/usr/share/kubeloop/sbom.json
 
-# Nobody runs the libraries' own tests in an image; uv's notes name the moment of the installation.
+# An image does not need the libraries' own tests; these files of uv contain the time of the installation.
 find "$site" -mindepth 2 -type d -name tests -prune -exec rm -rf {} +
 find "$site" -path '*.dist-info/uv_cache.json' -delete
 rm -f /opt/venv/.lock
 
-# What a process compiled before shows in the byte code that follows: so a process a package, and the same bytes.
+# The byte code depends on what the process compiled before, so one process per package gives the same bytes.
 find "$site" -mindepth 1 -maxdepth 1 ! -name '*.dist-info' -print0 | sort -z | PYTHONHASHSEED=0 xargs -0 -n 1 \
     -P "$(nproc)" /opt/venv/bin/python -I -m compileall -qq --invalidation-mode unchecked-hash

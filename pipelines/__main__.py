@@ -49,7 +49,7 @@ def _run(loop: config.Loop, options: argparse.Namespace) -> int:
 
     from pipelines import catalog, local
 
-    # Here the caller decides about another attempt, and a cluster's settings mean nothing.
+    # Here the caller decides about another attempt, and a cluster's settings do not apply.
     here = Pipelines(defaults=StepSettings(retries=0))
     pipeline = catalog.PIPELINES[options.pipeline](loop.model_copy(update={"pipelines": here}))
     given = {"run": options.run_name, "loop": loop.dump()}

@@ -22,7 +22,7 @@ _EMPTY: dict[str, Any] = {"String": "", "Boolean": False, "Integer": 0, "Float":
 
 
 class Exchange:
-    """The inputs and outputs of a group, as its steps are given them and make them.
+    """The inputs and outputs of a group, as its steps get and make them.
 
     Args:
         plan: the steps.
@@ -42,7 +42,7 @@ class Exchange:
         return self._parameters[source]
 
     def executor_input(self, member: Member, output: Path) -> dict[str, Any]:
-        """Return what kfp's executor is given for a step; what the step made then stands in the file `output`."""
+        """Return the input of kfp's executor for a step; the step's results are then in the file `output`."""
         found: dict[str, Any] = {"parameterValues": {}, "artifacts": {}}
         for name, source in member.inputs.items():
             if source in self._artifacts:
@@ -84,7 +84,7 @@ class Exchange:
 
     @contextlib.contextmanager
     def traces(self, member: Member) -> Iterator[Callable[[], None]]:
-        """Yield what removes everything that a step has left in the folders of its outputs since."""
+        """Yield a function that removes everything that a step has since left in the folders of its outputs."""
         paths = [Path(place["outputFile"]) for place in self._places(member, "parameters").values()]
         for place in self._places(member, "artifacts").values():
             paths += [Path(create_artifact_instance(artifact).path) for artifact in place["artifacts"]]
@@ -103,7 +103,7 @@ class Exchange:
         self._made["parameterValues"][self._plan.output(member.step, name)] = value
 
     def _places(self, member: Member, kind: str) -> dict[str, Any]:
-        """Return where the launcher wants a step's outputs of a kind, by the step's own names."""
+        """Return where the launcher expects a step's outputs of a kind, by the step's own names."""
         given = self._outputs.get(kind, {})
         named = {name: self._plan.output(member.step, name) for name in _component(member).component_spec.outputs or {}}
         return {name: given[outer] for name, outer in named.items() if outer in given}

@@ -26,7 +26,7 @@ STAGES: Mapping[str, str] = {
     "score-batch": "scores",
     "judge-windows": "windows",
 }
-"""The stage of each step. One that is not named here belongs to the stage of a step that follows it."""
+"""The stage of each step. A step that is not named here belongs to the stage of a step that follows it."""
 
 FIXED = frozenset({"begin-run"})
 """Steps that are only cached as part of a group, since the run's name is among their inputs."""
@@ -41,7 +41,7 @@ class _Group:
     name: str
     steps: list[Step]
     sources: dict[str, str] = field(default_factory=dict)
-    """The group's inputs by where they come from."""
+    """The group's inputs by source."""
     inputs: dict[str, dict[str, Object]] = field(default_factory=lambda: {"parameters": {}, "artifacts": {}})
     definitions: dict[str, dict[str, Object]] = field(default_factory=lambda: {"parameters": {}, "artifacts": {}})
 
@@ -88,7 +88,7 @@ def _divide(steps: Sequence[Step], grouping: str, whole: str) -> dict[str, list[
 
 
 def _check(groups: Sequence[_Group], of: Mapping[str, _Group], grouping: str) -> None:
-    """Refuse groups that wait for each other, and groups of which a condition covers only a part.
+    """Refuse groups that wait for each other, and groups that a condition covers only in part.
 
     Raises:
         ConfigError: there is such a group.
@@ -146,7 +146,7 @@ def _is_cached(item: _Group) -> bool:
 
 
 def _member(step: Step, item: _Group) -> Member:
-    """Return a step as the plan has it, and have the group take what the step takes from outside."""
+    """Return a step in the plan's form, and add its inputs from outside to the group."""
     inputs = {
         name: _source(item, step.name, kind, name, found, step.component["inputDefinitions"][kind][name])
         for kind, named in step.inputs.items()
@@ -167,7 +167,7 @@ def _persistence(task: Object) -> dict[str, Any]:
 
 
 def _source(item: _Group, step: str, kind: str, name: str, found: Object, definition: Object) -> Source:
-    """Return where a step of a group finds an input: in another step, or in an input of the group, which is made."""
+    """Return the source of a step's input: another step, or an input of the group, which is added."""
     made = compiled.output(found)
     if made and any(other.name == made[0] for other in item.steps):
         return Source(made[1], made[0])
@@ -181,7 +181,7 @@ def _source(item: _Group, step: str, kind: str, name: str, found: Object, defini
 
 
 def _run_alone(spec: Object, name: str, task: Object) -> None:
-    """Have a task that is a step run by our program, with inputs and outputs as they are."""
+    """Have our program run a task that is a single step, with unchanged inputs and outputs."""
     component = spec["components"].get(task["componentRef"]["name"], {})
     executor = spec["deploymentSpec"]["executors"].get(component.get("executorLabel"), {})
     if function := compiled.function(executor):
@@ -197,7 +197,7 @@ def _command(plan: Plan) -> Object:
 
 
 def _rewire(dag: Object, of: Mapping[str, _Group]) -> None:
-    """Have tasks and the pipeline's outputs take from groups what they took from their steps."""
+    """Make tasks and the pipeline's outputs refer to groups instead of their steps."""
     for task in dag["tasks"].values():
         for source in task.get("inputs", {}).get("parameters", {}).values():
             if found := source.get("taskOutputParameter"):
@@ -222,7 +222,7 @@ def _rename(found: Object, task: str, key: str, of: Mapping[str, _Group]) -> Non
 
 
 def _sweep(spec: Object, platform: Object) -> None:
-    """Remove components and executors that no task is left for."""
+    """Remove components and executors that no task uses any more."""
     wanted, found = [spec["root"]], {}
     while wanted:
         for task in wanted.pop().get("dag", {}).get("tasks", {}).values():

@@ -45,7 +45,7 @@ def settle(loop: Loop, tasks: Sequence[PipelineTask]) -> None:
         kubernetes.set_security_context(task, run_as_user=pipelines.run_as_user, run_as_non_root=True)
         for name, value in names.labels(loop.name, "pipeline").items():
             kubernetes.add_pod_label(task, name, value)
-        # The one place where Kubeflow Pipelines names the run to its pods.
+        # Only here does Kubeflow Pipelines tell its pods the name of the run.
         kubernetes.use_field_path_as_env(task, "KUBELOOP_RUN_ID", "metadata.labels['pipeline/runid']")
         git = loop.delivery.git if task.name in GIT else None
         for secret in (*pipelines.secrets, *(git.secrets if git else ())):
@@ -71,7 +71,7 @@ def run_config(loop: Loop) -> dsl.PipelineConfig:
     ttl = int(loop.pipelines.ttl.total_seconds())
     return dsl.PipelineConfig(
         ttl_seconds_after_finished=ttl,
-        # Kubeflow's workflow defaults set these two to an hour, and to Argo they count more than the first.
+        # Kubeflow's workflow defaults set these two to an hour, and for Argo they override the first.
         ttl_seconds_after_success=ttl,
         ttl_seconds_after_failure=ttl,
         active_deadline_seconds=int(loop.pipelines.deadline.total_seconds()),

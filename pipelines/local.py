@@ -28,7 +28,7 @@ def run(pipeline: BaseComponent, arguments: Mapping[str, Any], *, name: str, set
     folder holds the state at any moment, written in one piece.
 
     Raises:
-        RunError: a step failed, or could not be run; `run.json` has said so.
+        RunError: a step failed, or could not be run; `run.json` records it.
     """
     folder = paths.inside(settings.runs, name, what="the run")
     folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def run(pipeline: BaseComponent, arguments: Mapping[str, Any], *, name: str, set
         local.init(
             local.SubprocessRunner(use_venv=False),
             pipeline_root=str(settings.state / "pipeline"),
-            # In a copy of a state folder, what is done already names files of the original.
+            # In a copy of a state folder, the finished steps name files of the original.
             cache_root=str(settings.state / "pipeline-cache" / hashlib.sha256(bytes(settings.state)).hexdigest()[:8]),
             enable_caching=True,
             raise_on_error=True,
@@ -60,7 +60,7 @@ def run(pipeline: BaseComponent, arguments: Mapping[str, Any], *, name: str, set
         _write(folder, report | _failed(Failure("interrupted", lasting=False)))
         raise
     except BaseException as error:
-        # kfp says which step failed, and the step itself said why.
+        # kfp reports which step failed, and the step itself has reported why.
         failure = told[0] if told else Failure.of(error)
         _write(folder, report | _failed(failure))
         raise RunError(failure) from error
@@ -78,10 +78,10 @@ class RunError(KubeloopError):
 
 @contextlib.contextmanager
 def _executable(told: list[Failure]) -> Iterator[None]:
-    """Have kfp, which runs each step with this program's interpreter, run it with a warm one.
+    """Have kfp run each step with a warm interpreter instead of this program's own one.
 
     Args:
-        told: gets the error that ended a step, if one did.
+        told: receives the error that ended a step, if there was one.
     """
     cold = sys.executable
     with warm.interpreter() as stand_in:

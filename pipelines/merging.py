@@ -13,7 +13,7 @@ _LARGEST = (
     ("resourceMemoryRequest", "memoryRequest"),
     ("resourceMemoryLimit", "memoryLimit"),
 )
-"""A quantity as Kubernetes writes it, and, as kfp's compiler adds, as a number."""
+"""A quantity as Kubernetes writes it, and as the number that kfp's compiler adds."""
 
 
 class Part(NamedTuple):
@@ -31,7 +31,7 @@ class _Merger:
         self._grouping = grouping
 
     def lay(self, path: str, ours: Any, theirs: Any, step: str) -> Any:
-        """Return both: mappings by key, lists joined, and anything else the same."""
+        """Merge two values: mappings by key, lists by joining; all other values must be equal."""
         if isinstance(ours, dict) and isinstance(theirs, dict):
             return ours | {
                 key: self.lay(f"{path}.{key}", ours[key], value, step) if key in ours else value
@@ -56,7 +56,7 @@ class _Merger:
 
 
 def merge(parts: Sequence[Part], grouping: str) -> tuple[Object, Object]:
-    """Return the container and the platform spec of a pod: the most of each resource, and every variable and node rule.
+    """Return container and platform spec of a pod: the maximum of each resource, and every variable and node rule.
 
     Raises:
         ConfigError: the requirements of two steps exclude each other.
@@ -92,7 +92,7 @@ def _resources(parts: Sequence[Part], merger: _Merger) -> Object:
 
 
 def _check_variables(parts: Sequence[Part], merger: _Merger) -> None:
-    """Refuse a variable that comes from one place for one step, and from another for the next."""
+    """Refuse a variable that comes from different sources for two steps."""
     known: dict[str, Any] = {}
     for part in parts:
         for name, source in _variables(part).items():

@@ -12,7 +12,7 @@ from components.validate_data import validate_data
 
 
 class Opening(NamedTuple):
-    """The first tasks, and what the others take from them."""
+    """The first tasks, and their results for the others."""
 
     tasks: tuple[PipelineTask, ...]
     moment: PipelineParameterChannel
@@ -23,7 +23,7 @@ class Opening(NamedTuple):
 
 
 def begin(loop: str, as_of: str, run: str) -> PipelineTask:
-    """Fix the run's moment, name and use case: later steps take a reference to it, not its text."""
+    """Fix the run's moment, name and use case; later steps get a reference to the use case, not its text."""
     return begin_run(loop=loop, as_of=as_of, run=run, job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER)
 
 

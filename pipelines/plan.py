@@ -1,7 +1,7 @@
 """The plan of a group's pod: its steps in order, and the sources of their inputs.
 
-`grouping` writes the plan and `pod` reads it. It is part of the pod's command as JSON, so it is short: the name of its
-component stands for a step.
+`grouping` writes the plan and `pod` reads it. It is part of the pod's command as JSON, so it is short: a step is
+represented by the name of its component.
 """
 
 import json
@@ -17,7 +17,7 @@ class Source(NamedTuple):
     step: str = ""
 
     def dump(self) -> Any:
-        """Return it as JSON has it: a name, or a step and a name."""
+        """Return its form in JSON: a name, or a step and a name."""
         return [self.step, self.name] if self.step else self.name
 
     @classmethod
@@ -27,7 +27,7 @@ class Source(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """A step runs only if a value is the one that is expected."""
+    """A condition of a step: it runs only if a value is the expected one."""
 
     source: Source
     value: Any
@@ -38,9 +38,9 @@ class Member:
     """A step of a group.
 
     Attributes:
-        step: name of the step, as loop.yaml knows it.
+        step: name of the step in loop.yaml.
         function: the component's function.
-        inputs: where each input comes from; one that is left out has the component's default.
+        inputs: the source of each input; an input that is left out has the component's default.
         retries: how often the step is tried again.
         backoff_s: wait before the first retry, in seconds; it doubles.
         when: what must hold for the step to run.
@@ -56,7 +56,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps of a group, in an order that gives each its inputs."""
+    """The steps of a group, in an order in which each one's inputs exist."""
 
     members: Sequence[Member]
 

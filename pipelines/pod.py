@@ -54,7 +54,7 @@ def main() -> int:
         "--executor_input", required=True, help="the input of Kubeflow's launcher for a component, as JSON"
     )
     options = parser.parse_args()
-    # Great Expectations alone tells a hundred lines of its own inside; people read this log in the Kubeflow UI.
+    # Great Expectations alone logs a hundred lines about itself, and people read this log in the Kubeflow UI.
     logging.basicConfig(stream=sys.stdout, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("kubeloop").setLevel(logging.INFO)
     plan = Plan.parse(options.plan)
@@ -126,10 +126,10 @@ def _attempt(member: Member, exchange: Exchange) -> Failure | None:
 
 
 def _become(member: Member, given: dict[str, Any], word: Path, parent: int) -> None:
-    """Be the process of one attempt: run the component, and leave with its status."""
+    """Run one attempt in this process: run the component, and exit with its status."""
     status = 1
     try:
-        # A step must not go on to deploy without its pod's program.
+        # If the pod's program ends, a step must not continue and deploy.
         die_with_parent(parent)
         component = importlib.import_module(f"components.{member.function}")
         Executor(given, getattr(component, member.function)).execute()
@@ -143,7 +143,7 @@ def _become(member: Member, given: dict[str, Any], word: Path, parent: int) -> N
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
-        # The parent's way out is not the step's.
+        # The step must not run the parent's exit handlers.
         os._exit(status)
 
 
@@ -153,7 +153,7 @@ def _import_shared(plan: Plan, position: int) -> None:
     later = collections.Counter(name for member in plan.members[position + 1 :] for name in _libraries(member))
     for name in wanted:
         if later[name]:
-            # The step will say what is missing.
+            # The step will report what is missing.
             with contextlib.suppress(ImportError):
                 importlib.import_module(name)
 

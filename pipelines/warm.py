@@ -56,7 +56,7 @@ sys.exit(int(status) if status else 70)
 
 @contextlib.contextmanager
 def interpreter(libraries: Sequence[str] = LIBRARIES) -> Iterator[str]:
-    """Start the server, and yield the path of what stands in for `python -m MODULE …`."""
+    """Start the server, and yield the path of the script that replaces `python -m MODULE …`."""
     with tempfile.TemporaryDirectory(prefix="kubeloop-") as folder:
         address = str(Path(folder) / "fork")
         stand_in = Path(folder) / "python"
@@ -77,12 +77,12 @@ def interpreter(libraries: Sequence[str] = LIBRARIES) -> Iterator[str]:
             yield str(stand_in)
         finally:
             server.terminate()
-            # Where the kernel cannot end it, the server reads the end of its input as its own.
+            # If the kernel cannot end it, the server ends when its input ends.
             server.communicate()
 
 
 def main() -> None:
-    """Import the libraries named on the command line, and fork for every order that arrives in between."""
+    """Import the libraries named on the command line, and fork for every request that arrives in between."""
     listener = socket.socket(fileno=int(sys.argv[1]))
     waiting = list(sys.argv[3:])
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -102,7 +102,7 @@ def _fork(listener: socket.socket, failure: Path) -> None:
     with client:
         if os.fork():
             return
-        # The run ends its server when it is interrupted, and a step must not go on to deploy without its run.
+        # An interrupted run ends its server, and a step must not continue and deploy without its run.
         die_with_parent(server)
         listener.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -114,12 +114,12 @@ def _fork(listener: socket.socket, failure: Path) -> None:
             sys.stderr.flush()
             with contextlib.suppress(OSError):
                 client.sendall(str(status).encode())
-            # The server's own way out is not the step's.
+            # The step must not run the server's exit handlers.
             os._exit(status)
 
 
 def _step(client: socket.socket, failure: Path) -> int:
-    """Become the process that was ordered, and return its exit status; `failure` gets the error that ended it."""
+    """Become the requested process, and return its exit status; `failure` receives the error that ended it."""
     size, streams, _, _ = socket.recv_fds(client, 8, 3)
     order = b""
     while len(order) < int.from_bytes(size, "big"):

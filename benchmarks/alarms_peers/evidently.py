@@ -1,7 +1,7 @@
 """Evidently's defaults on the streams of `alarms.py`: DataDriftPreset over all inputs and the score.
 
 Its default for a reference of more than 1,000 rows is a normed Wasserstein or Jensen-Shannon distance of 0.1 for each
-column, and a drifted dataset where half of the columns drifted; that is an alarm.
+column, and a drifted dataset if half of the columns drifted, which is an alarm.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-# This file has the package's name.
+# This file has the same name as the package.
 sys.path.remove(str(Path(__file__).parent))
 pd = importlib.import_module("pandas")
 registry = importlib.import_module("evidently.legacy.calculations.stattests.registry")
@@ -22,7 +22,7 @@ DRIFT_SHARE = importlib.import_module("evidently.presets").DataDriftPreset().dri
 def alarms(stream: dict[str, np.ndarray]) -> list[list[bool]]:
     """Return for each window whether the dataset drifted, by the tests that the preset chooses for each column.
 
-    The preset itself takes a second a window, most of it for drawings.
+    The preset itself takes a second per window, mostly for drawings.
     """
     columns = {f"n{i}": ("num", pd.Series(column)) for i, column in enumerate(stream["numeric"].T)}
     columns["score"] = ("num", pd.Series(stream["score"]))

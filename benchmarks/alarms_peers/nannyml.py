@@ -1,7 +1,7 @@
 """NannyML's defaults on the streams of `alarms.py`: univariate drift of any column, and the realized ROC AUC.
 
-Both have chunks of a window's rows. Drift is the Jensen-Shannon distance over its constant threshold of 0.1, and an
-alarm where it alerts for any column; the AUC alerts beyond three standard deviations of the reference's chunks.
+Both have chunks of a window's rows. Drift is a Jensen-Shannon distance above the constant threshold of 0.1, and an
+alert for any column is an alarm. The AUC alerts beyond three standard deviations of the reference's chunks.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-# This file has the package's name.
+# This file has the same name as the package.
 sys.path.remove(str(Path(__file__).parent))
 pd = importlib.import_module("pandas")
 nannyml = importlib.import_module("nannyml")

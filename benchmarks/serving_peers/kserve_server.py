@@ -15,7 +15,7 @@ from kserve.protocol.infer_type import InferOutput, InferRequest, InferResponse 
 
 
 class OnnxModel(kserve.Model):
-    """What KServe's documentation has a user write around ONNX Runtime."""
+    """A model around ONNX Runtime as KServe's documentation describes it."""
 
     def __init__(self, name: str, path: str) -> None:
         super().__init__(name)
@@ -37,7 +37,7 @@ class OnnxModel(kserve.Model):
 
 
 def loopback(*args: Any, **settings: Any) -> uvicorn.Config:
-    """Configure uvicorn as KServe does, but for its fixed host 0.0.0.0: a benchmark stays on loopback."""
+    """Configure uvicorn as KServe does, except for its fixed host 0.0.0.0, since a benchmark stays on loopback."""
     return _Config(*args, **settings | {"host": "127.0.0.1"})
 
 

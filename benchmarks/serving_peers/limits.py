@@ -1,4 +1,4 @@
-"""What no server can be faster than, as ASGI applications: `echo` sends the body back, `model` asks ONNX Runtime.
+"""ASGI applications that show the limit of every server: `echo` sends the body back, `model` runs ONNX Runtime.
 
 Neither checks anything. `MODEL` in the environment names the ONNX file.
 """

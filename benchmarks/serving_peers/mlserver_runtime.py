@@ -1,4 +1,4 @@
-"""An MLServer runtime around ONNX Runtime, as its documentation has a user write one."""
+"""An MLServer runtime around ONNX Runtime, as MLServer's documentation describes it."""
 
 import onnxruntime
 from mlserver import MLModel

@@ -1,5 +1,5 @@
--- The airport on the hour: how many departures the timetable holds next, and how the last ones went.
--- A flight that has not left 15 minutes after its time is late, and that much is known at that moment.
+-- The airport on the hour: how many departures are scheduled next, and how late the last ones were.
+-- A flight that has not left 15 minutes after its time is late, which is known at that moment.
 WITH legs AS (
     SELECT flight_id, origin, published_at, date_trunc('hour', sched_dep) AS due, sched_dep + INTERVAL 15 MINUTE AS known
     FROM schedule

@@ -1,4 +1,7 @@
-"""What an image must not hold or allow: `docker run --rm -i --read-only --tmpfs /tmp IMAGE python - < contents.py`."""
+"""Check what an image must not contain or allow.
+
+`docker run --rm -i --read-only --tmpfs /tmp IMAGE python - < contents.py`
+"""
 
 import os
 import re
@@ -14,7 +17,7 @@ VIRTUAL = {"/proc", "/sys", "/dev", "/tmp"}  # noqa: S108
 
 
 def problems() -> Iterator[str]:
-    """Say everything that is wrong."""
+    """Report everything that is wrong."""
     if os.getuid() != 65532 or os.getgid() != 65532:
         yield f"runs as {os.getuid()}:{os.getgid()}, not 65532:65532"
     if os.environ.get("HOME") != "/tmp":  # noqa: S108

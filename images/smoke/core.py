@@ -1,4 +1,4 @@
-"""What the core image does: import what the steps import, compile the pipelines, start the transformer and MLflow.
+"""Check the core image: import what the steps import, compile the pipelines, start the transformer and MLflow.
 
 `docker run --rm -i --read-only --tmpfs /tmp IMAGE python - < core.py`
 """
@@ -23,7 +23,7 @@ def run(*command: str) -> str:
 
 
 def main() -> None:
-    """Run it all; any failure ends the program with a message."""
+    """Run all checks; any failure ends the program with a message."""
     for module in MODULES:
         importlib.import_module(module)
     assert Path.cwd() == Path(os.environ["KUBELOOP_HOME"]), Path.cwd()
@@ -32,10 +32,10 @@ def main() -> None:
         written = sorted(path.name for path in Path(out).glob("*.yaml"))
     assert any("training" in name for name in written), written
     run("python", "-m", "kubeloop.serving.transformer", "--help")
-    # What a step's container runs, in the image's working folder.
+    # A step's container runs this, in the image's working folder.
     run("python3", "-m", "pipelines.pod", "--help")
     findings = json.loads(subprocess.run(["kubeloop", "doctor", "--json"], capture_output=True, check=False).stdout)
-    # A pod does not have another image's environment, and nobody makes one there.
+    # A pod does not have another image's environment, and must not make one.
     wrong = [item["what"] for item in findings if not item["ok"] and "detector environment" not in item["what"]]
     assert not wrong, wrong
     run("python", "-m", "kubeloop.models.mlflow_server", "--help")

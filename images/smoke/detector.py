@@ -1,4 +1,4 @@
-"""What the detector image does: hold a reference, score a window, answer its probe.
+"""Check the detector image: hold a reference, score a window, answer its probe.
 
 `docker run --rm -i --read-only --tmpfs /tmp IMAGE python - < detector.py`
 """
@@ -38,7 +38,7 @@ def send(method: str, url: str, body: bytes) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Run it all; any failure ends the program with a message."""
+    """Run all checks; any failure ends the program with a message."""
     assert importlib.util.find_spec("kubeloop") is None, "kubeloop is in the detector's environment"
     with subprocess.Popen([sys.executable, WORKER, "--port", "0"], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""What the runtime image does: serve a model, take an event, and start every other program that stays up.
+"""Check the runtime image: serve a model, accept an event, and start every other long-running program.
 
 `docker run --rm -i --read-only --tmpfs /tmp IMAGE python - < runtime.py`
 """
@@ -25,7 +25,7 @@ PROGRAMS = ("monitoring.monitor", "payloads.mirror", "trigger.server")
 
 @contextlib.contextmanager
 def program(module: str, *arguments: str) -> Iterator[str]:
-    """Run a program on a port that the system picks; give its address, and end it."""
+    """Run a program on a port that the system picks; yield its address, and end it."""
     command = [sys.executable, "-m", f"kubeloop.{module}", *arguments, "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -64,7 +64,7 @@ def predict(folder: Path) -> None:
 
 
 def collect(folder: Path) -> None:
-    """Take an event and write it down."""
+    """Accept an event and store it."""
     event = {
         "ce-specversion": "1.0",
         "ce-id": "1",
@@ -84,7 +84,7 @@ def collect(folder: Path) -> None:
 
 
 def main() -> None:
-    """Run it all; any failure ends the program with a message."""
+    """Run all checks; any failure ends the program with a message."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "model").mkdir()
         predict(Path(folder) / "model")

@@ -182,7 +182,7 @@ def _together(settings: Settings) -> Iterator[StateError]:
         for first, last in segments.gaps(settings.payloads, _cursor(settings), oldest=not settings.bucket):
             yield StateError(
                 f"{segments.name(settings.payloads, first, last)} is missing: no segment holds the events {first:,} "
-                f"to {last:,}; restore it from a backup, or go on without them"
+                f"to {last:,}; restore it from a backup, or continue without them"
             )
 
 

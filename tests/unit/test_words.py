@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PLACES = (
     *("src", "components", "pipelines", "charts", "manifests", "benchmarks", "images", "feature_repo"),
-    *("docs", "README.md", "Makefile", "loop.yaml"),
+    *("docs", "README.md", "Makefile", "loop.yaml", "hatch_build.py"),
 )
 """Folders and files whose text is checked."""
 ENDINGS = (".py", ".md", ".html", ".txt", ".yaml", ".yml", ".tpl", ".j2", ".sql", ".sh", "Makefile")
@@ -26,6 +26,13 @@ INSTEAD = {
     r"aloud": "with an error",
     r"again and again": "repeatedly",
     r"(?<!there )(?<!There )(is|are) no (?!(longer|more|less|better|worse)\b)[a-z]+": "is not a …",
+    r"(go|goes|going|went) on(?! (a|an|the)\b)": "continue, or keep …ing",
+    r"likewise": "the same, or also",
+    r"(some|any)body": "a person who, or another program",
+    r"whom": "a person whose",
+    r"for want of": "for lack of",
+    r"held against": "compared with",
+    r"from which on": "from this … on",
     rf"{_ONE} an? [a-z]+": "one … per …",
 }
 """Words to drop, as patterns, and better ones."""

@@ -43,7 +43,7 @@
 items: {{ $found | toJson }}
 {{- end -}}
 
-{{- /* Those of every pipeline step, as loop.yaml's pipelines.secrets. */ -}}
+{{- /* The Secrets of every pipeline step, as loop.yaml's pipelines.secrets. */ -}}
 {{- define "kubeloop.stepSecrets" -}}
 {{- $found := (include "kubeloop.featureSecrets" . | fromYaml).items -}}
 {{- with .Values.storage.secret -}}
@@ -55,21 +55,21 @@ items: {{ $found | toJson }}
 items: {{ $found | toJson }}
 {{- end -}}
 
-{{- /* Resources of one container of a loop: everyone's, with its own over them: dict root, name, part, default. */ -}}
+{{- /* Resources of one container of a loop, the loop's own over the default ones: dict root, name, part, default. */ -}}
 {{- define "kubeloop.loopResources" -}}
 {{- $own := index ((index .root.Values.loops .name).resources | default dict) .part | default dict -}}
 {{- mergeOverwrite (deepCopy .default) (deepCopy $own) | toYaml -}}
 {{- end -}}
 
-{{- /* Not empty when a loop trains as a TrainJob. */ -}}
+{{- /* Not empty if a loop trains as a TrainJob. */ -}}
 {{- define "kubeloop.trainJobs" -}}
 {{- range $name, $entry := .Values.loops -}}
-{{- /* Also where it says `{}`: a TrainJob with all defaults. */ -}}
+{{- /* `{}` counts too: a TrainJob with all defaults. */ -}}
 {{- if kindIs "map" (dig "pipelines" "train_job" "" (include "kubeloop.loop" (dict "root" $ "name" $name) | fromYaml)) -}}yes{{- end -}}
 {{- end -}}
 {{- end -}}
 
-{{- /* Not empty when a loop's transformer in a namespace speaks gRPC: dict root, namespace. */ -}}
+{{- /* Not empty if a loop's transformer in a namespace uses gRPC: dict root, namespace. */ -}}
 {{- define "kubeloop.grpc" -}}
 {{- range $name, $entry := .root.Values.loops -}}
 {{- $loop := include "kubeloop.loop" (dict "root" $.root "name" $name) | fromYaml -}}
@@ -77,7 +77,7 @@ items: {{ $found | toJson }}
 {{- end -}}
 {{- end -}}
 
-{{- /* Not empty when a pipeline itself applies to a namespace, as all but GitOps do: dict root, namespace. */ -}}
+{{- /* Not empty if a pipeline itself applies to a namespace, as it does without GitOps: dict root, namespace. */ -}}
 {{- define "kubeloop.applies" -}}
 {{- range $name, $entry := .root.Values.loops -}}
 {{- $delivery := (include "kubeloop.loop" (dict "root" $.root "name" $name) | fromYaml).delivery -}}

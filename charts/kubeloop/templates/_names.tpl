@@ -1,4 +1,4 @@
-{{- /* Every name and label of the chart. All names start with the release's; loops are told those that they use (_loops.tpl). */ -}}
+{{- /* Every name and label of the chart. All names start with the release's; _loops.tpl passes to loops those that they use. */ -}}
 
 {{- define "kubeloop.fullname" -}}
 {{- if .Values.fullnameOverride -}}
@@ -29,12 +29,12 @@
 {{- define "kubeloop.servingAccount" -}}{{ include "kubeloop.name" (dict "root" . "part" "serving") }}{{- end -}}
 {{- define "kubeloop.environment" -}}{{ include "kubeloop.name" (dict "root" . "part" "env") }}{{- end -}}
 
-{{- /* As whose the bucket is marked (bucket.py). */ -}}
+{{- /* The owner in the bucket's mark (bucket.py). */ -}}
 {{- define "kubeloop.owner" -}}
 {{- .Values.storage.owner | default (printf "%s/%s" .Release.Namespace (include "kubeloop.fullname" .)) -}}
 {{- end -}}
 
-{{- /* ServingRuntimes, as the pipelines make them of loop.yaml's delivery.runtimes. */ -}}
+{{- /* The names of ServingRuntimes, as the pipelines make them from loop.yaml's delivery.runtimes. */ -}}
 {{- define "kubeloop.runtimes" -}}
 {{- $prefix := include "kubeloop.fullname" . -}}
 onnx: {{ $prefix }}-onnx
@@ -60,7 +60,7 @@ app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{- /* Where things are: dicts under the key `items`, since a template can only return text. */ -}}
+{{- /* Namespaces, as lists under the key `items`, since a template can only return text. */ -}}
 {{- define "kubeloop.pipelineNamespace" -}}
 {{- .Values.kubeflow.namespace | default .Release.Namespace -}}
 {{- end -}}

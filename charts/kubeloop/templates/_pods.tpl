@@ -1,4 +1,4 @@
-{{- /* What pods and containers have in common. */ -}}
+{{- /* The common parts of pods and containers. */ -}}
 
 {{- define "kubeloop.image" -}}
 {{- $image := index .root.Values.images .image -}}
@@ -80,7 +80,7 @@ capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 
-{{- /* Image, pull policy and security of a container, and where its last messages are kept: dict root, image. */ -}}
+{{- /* Image, pull policy and security of a container, and the source of its termination message: dict root, image. */ -}}
 {{- define "kubeloop.container" -}}
 image: {{ include "kubeloop.image" . }}
 imagePullPolicy: {{ .root.Values.images.pullPolicy }}
@@ -89,13 +89,13 @@ securityContext:
   {{- include "kubeloop.containerSecurity" . | nindent 2 }}
 {{- end -}}
 
-{{- /* Variables of every container of ours, the part's extra ones last: dict root, changes. */ -}}
+{{- /* Variables of all our containers, the part's extra ones last: dict root, changes. */ -}}
 {{- define "kubeloop.env" -}}
 {{- $pod := include "kubeloop.podSettings" . | fromYaml -}}
 - {name: HOME, value: /tmp}
 - {name: PYTHONUNBUFFERED, value: "1"}
 - {name: KUBELOOP_STATE, value: {{ .state | default "/tmp/kubeloop" }}}
-# Return freed memory to the node: glibc keeps an arena for each thread, and Arrow's own allocator keeps all that it had.
+# Return freed memory to the node: glibc keeps an arena for each thread, and Arrow's own allocator never returns any.
 # This halves the memory that the monitor keeps after reading the log.
 - {name: MALLOC_ARENA_MAX, value: "1"}
 - {name: MALLOC_TRIM_THRESHOLD_, value: "131072"}
@@ -127,7 +127,7 @@ securityContext:
   valueFrom: {secretKeyRef: {name: {{ .secret.name }}, key: {{ .secret.key }}}}
 {{- end -}}
 
-{{- /* Probes over HTTP: dict port, live (path), ready (path; no readiness probe without). */ -}}
+{{- /* Probes over HTTP: dict port, live (path), ready (path; without it there is no readiness probe). */ -}}
 {{- define "kubeloop.probes" -}}
 startupProbe:
   httpGet: {path: {{ .live }}, port: {{ .port }}}

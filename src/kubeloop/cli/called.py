@@ -1,4 +1,4 @@
-"""Say where the program is, for those whose shell does not find `kubeloop`: in a clone it is in .venv/bin."""
+"""Say where the program is if the shell does not find `kubeloop`: in a clone it is in .venv/bin."""
 
 import shutil
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def hint() -> str:
-    """Return a sentence about the program's place; empty where the shell finds it."""
+    """Return a sentence about the program's path; empty if the shell finds it."""
     program = Path(sys.argv[0]).absolute()
     if program.name != "kubeloop" or shutil.which("kubeloop"):
         return ""

@@ -107,7 +107,7 @@ def bounds(extra: str) -> dict[str, SpecifierSet]:
     found = {}
     for line in importlib.metadata.requires("kubeloop") or []:
         requirement = Requirement(line)
-        # A wheel also asks for all of core, as the lock has it.
+        # A wheel also requires all of core, in the lock's versions.
         asked = requirement.marker
         if asked and asked.evaluate({"extra": extra, **asker}) and not asked.evaluate({"extra": "", **asker}):
             found[requirement.name] = requirement.specifier
@@ -206,7 +206,7 @@ def _bucket(settings: Settings) -> Iterator[Finding]:
 
 
 def _system() -> Iterator[Finding]:
-    # Not `sys.platform`: a type checker takes what follows for unreachable.
+    # Not `sys.platform`: a type checker would consider the rest unreachable.
     if (system := platform.system()) != "Linux":
         yield Finding(f"kubeloop was never tried on {system}: docs/platforms.md says what is known", True)
 

@@ -1,6 +1,6 @@
-"""The environments that an installation without a clone makes for itself: where they lie, and from what they are made.
+"""The environments that an installation without a clone makes: where they are, and what is installed in them.
 
-A wheel carries what the lock says of them (hatch_build.py). A clone carries nothing: `make setup` has made its own.
+A wheel contains their locked requirements (hatch_build.py). A clone does not need them: it has `make setup`.
 """
 
 import functools
@@ -16,33 +16,33 @@ LOCKED = PACKAGE / "locked"
 
 Name = Literal["core", "runtime", "detector"]
 _PYTHON = {"runtime": sys.version_info[:2], "detector": (3, 11)}
-"""The Python of each; Alibi Detect has none newer, and core is the one that runs."""
+"""The Python version of each: Alibi Detect supports no newer one, and core is the environment that runs now."""
 
 
 class Environment(NamedTuple):
-    """An environment that kubeloop makes for itself."""
+    """An environment that kubeloop makes."""
 
     name: Name
     folder: Path
     requirements: Path
     version: tuple[int, int]
-    """Of its Python."""
+    """The version of its Python."""
 
     @property
     def python(self) -> Path:
-        """Its interpreter, once it is made."""
+        """Its interpreter; the file exists once the environment is made."""
         return self.folder / "bin" / "python"
 
 
 def carried() -> bool:
-    """Return whether this package came as a wheel, with what the lock says."""
+    """Return whether this package was installed from a wheel, which contains the locked requirements."""
     return LOCKED.is_dir()
 
 
 def made(name: Name, folder: Path) -> Environment | None:
     """Return one of the environments that are made in a folder; None for core, which the installer makes.
 
-    Its name holds a digest of what is in it, so that another version of kubeloop has another one.
+    Its name contains a digest of its contents, so that each version of kubeloop has a separate environment.
     """
     if name not in _PYTHON:
         return None
@@ -55,12 +55,12 @@ def made(name: Name, folder: Path) -> Environment | None:
 
 
 def distribution() -> importlib.metadata.Distribution:
-    """Return what is installed of kubeloop next to its package."""
+    """Return the metadata of the installed kubeloop."""
     return importlib.metadata.distribution("kubeloop")
 
 
 @functools.cache
 def _code() -> bytes:
-    """Return the digests that the installer noted of kubeloop's own files."""
+    """Return the digests of kubeloop's own files, as the installer recorded them."""
     record = (distribution().read_text("RECORD") or "").splitlines()
     return "\n".join(sorted(line for line in record if line.startswith("kubeloop/") and ",sha256=" in line)).encode()

@@ -23,8 +23,8 @@ class Section(NamedTuple):
     """Settings that belong together; the rows that follow are in it.
 
     Attributes:
-        path: `x`, `x.<name>` where there is one by name, or `x[]` where it is a list.
-        default: JSON of what it is when left out, None where its own settings say that.
+        path: `x`, `x.<name>` for a mapping by name, or `x[]` for a list.
+        default: its default as JSON; None if its settings have their own defaults.
         meaning: what it is for.
     """
 
@@ -37,7 +37,7 @@ Row = Setting | Section
 
 
 class _Definition(NamedTuple):
-    """Settings of one model: how their path goes on, and whether there may be many of them."""
+    """Settings of one model, the suffix of their path, and whether there may be many of them."""
 
     content: dict[str, Any]
     suffix: str

@@ -131,7 +131,7 @@ def _cache() -> Path:
 
 
 def own(settings: Settings, name: environments.Name) -> environments.Environment | None:
-    """Return the environment that this installation makes for itself; None where the interpreter is another one."""
+    """Return the environment that this installation makes; None if the interpreter is set to another one."""
     made = environments.made(name, _cache()) if environments.carried() else None
     return made if made and made.python == getattr(settings, f"{name}_python") else None
 
@@ -170,7 +170,7 @@ QUIET = {
     # Give up after one minute without an answer, not four: the step is repeated anyway.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    # These would be eight processes of 250 MB for jobs that nobody uses.
+    # Otherwise these would be eight processes of 250 MB for jobs that kubeloop does not use.
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     # Training shares the cores with serving: its threads must sleep while they wait, not spin.
     "OMP_WAIT_POLICY": "PASSIVE",

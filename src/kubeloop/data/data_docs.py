@@ -14,7 +14,7 @@ from kubeloop import pages
 
 _VEIL = {ord(sign): chr(0xF0000 + place) for place, sign in enumerate("<>&\"'`")}
 _UNVEIL = {ord(veiled): html.escape(chr(sign)) for sign, veiled in _VEIL.items()}
-# Of the library's own making; the second holds a JSON schema, which the library escapes.
+# The library itself makes this markup; the second holds a JSON schema, which the library escapes.
 _MARKUP = frozenset({"html_success_icon", "formatted_json"})
 
 _TAGS = {

@@ -264,7 +264,7 @@ def copy(path: Path, target: Path, table: Table) -> dict[str, tuple[int, str]]:
     setting = f"source.tables.{target.stem}"
     misfits = target.parent / MISFITS / target.name
     misfits.parent.mkdir(exist_ok=True)
-    # If `init` wrote how columns are read, it left out the defaults: a comma, and names in the first line.
+    # If `init` wrote the settings of the columns, it left out the defaults: a comma, and names in the first line.
     plain = {"delimiter": table.read.delimiter or ",", "skip": table.read.skip or 0}
     read = table.read.model_copy(update=plain) if table.columns else table.read
     try:

@@ -9,8 +9,8 @@ from kubeloop.config.cluster import Gpu, Resources, SecretEnv, Toleration
 HOME = "/tmp"  # noqa: S108 - the pod's own, on a read-only root file system
 
 LEAN = {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072", "ARROW_DEFAULT_MEMORY_POOL": "system"}
-"""Variables that make a long-running process return freed memory: glibc keeps an arena for each thread, and Arrow's
-own allocator keeps all that it ever had. The chart's pods have them too (charts/kubeloop/templates/_pods.tpl)."""
+"""Variables that make a long-running process return freed memory: glibc keeps an arena for each thread, and Arrow's own
+allocator never returns any. The chart's pods have them too (charts/kubeloop/templates/_pods.tpl)."""
 
 
 def unprivileged(user: int) -> dict[str, Any]:

@@ -84,8 +84,8 @@ def _pod(loop: Loop, component: str, resources: Resources) -> dict[str, Any]:
     delivery = loop.delivery
     labels = {"app.kubernetes.io/name": loop.name, names.COMPONENT: component}
     pod: dict[str, Any] = {
-        # The drain begins with SIGTERM, and the answers on their way must still go out. KServe's agent in a predictor's
-        # pod stays for all of it, so that a pod takes so long to end.
+        # The drain begins with SIGTERM, and pending answers must still be sent. KServe's agent in a predictor's pod
+        # stays until the end of this period, so the pod takes that long to end.
         "terminationGracePeriodSeconds": math.ceil(MOST_DRAINS * delivery.drain_s + loop.serving.timeout_s) + 1,
         "securityContext": containers.unprivileged(USER) | {"runAsGroup": USER, "fsGroup": USER},
         "topologySpreadConstraints": [
@@ -141,7 +141,7 @@ def _transformer(loop: Loop, container: dict[str, Any]) -> dict[str, Any]:
         args.append("--missing=nan")
     ports = [{"name": "http1", "containerPort": PORT, "protocol": "TCP"}]
     if loop.serving.grpc:
-        # Not the predictor: gRPC would pass by KServe's agent, and so be missing in the payload log.
+        # Not the predictor: gRPC would bypass KServe's agent and be missing from the payload log.
         args.append(f"--grpc-port={GRPC_PORT}")
         # KServe's Service takes every port, and HTTP/2 from the name (service_reconciler.go: "grpc" or "h2c").
         ports.append({"name": "grpc", "containerPort": GRPC_PORT, "protocol": "TCP"})

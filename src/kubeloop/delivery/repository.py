@@ -232,7 +232,7 @@ class Remote:
                 f"the Git server closed the connection to {at} ({self._clean(error)}); check that it is running and "
                 "that it accepts the key"
             )
-        if cause is not None:  # of urllib3, which wraps the reason in the tale of its attempts
+        if cause is not None:  # urllib3 wraps the reason in an account of its attempts
             return self._away(getattr(cause, "reason", None) or cause)
         if status := re.search(r"http resp (\d+)", str(error)):
             if status[1] == "403":

@@ -158,7 +158,7 @@ def run(manifest: Object, timeout_s: float, cluster: Cluster | None = None) -> N
 def _attempt(cluster: Cluster, manifest: Object) -> tuple[Object, str, bool]:
     """Return the first attempt that has not failed, its path, and whether it exists.
 
-    Failed is the end of a TrainJob, not of its work.
+    A TrainJob that failed cannot run again, so another attempt needs a new one.
     """
     base = manifest["metadata"]["name"]
     for number in itertools.count(1):

@@ -182,8 +182,8 @@ def open_store(folder: Path, shared: Settings | None = None, *, once: bool = Fal
         if shared is not None:
             config |= _shared(shared, once)
         if once:
-            # Feast imports the offline store with its configuration, and DuckDB's with Ibis takes 15 MiB. Who answers
-            # requests never reads it.
+            # Feast imports the offline store with its configuration, and DuckDB's with Ibis takes 15 MiB. A server
+            # never reads it.
             config["offline_store"] = {"type": "remote", "host": "unused.invalid"}
         if config["registry"].get("registry_type") == "file":
             # Feast resolves this one path against the process's folder.

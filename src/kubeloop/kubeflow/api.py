@@ -175,7 +175,7 @@ class Api:
         """Start a run. A repeated call starts another: see `runs.Runs`.
 
         The API accepts a run ID from us, but it makes the workflow before it checks that the ID is unused: the second
-        of two equal requests would leave a workflow that no run shows and that nobody can end.
+        of two equal requests would leave a workflow that no run shows and that cannot be ended.
         """
         body = self._kfp.V2beta1Run(
             display_name=name,

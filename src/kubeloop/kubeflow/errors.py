@@ -55,7 +55,7 @@ def meaning(url: str, what: str, status: int, body: bytes | str | None) -> KfpEr
         body: the answer; its message is quoted.
     """
     said = _message(body)
-    # A login page is where an authenticating proxy sends those that it does not know.
+    # An authenticating proxy redirects unknown clients to a login page.
     if status == 401 or status in range(300, 400):
         return DeniedError(
             f"cannot {what}: {url} needs to know the caller (status {status}); KUBELOOP_KFP_TOKEN_FILE must name a "

@@ -38,8 +38,8 @@ def plan(api: Api, loop: Loop, versions: Mapping[str, Version]) -> list[Change]:
     Args:
         api: the pipelines API.
         loop: the use case.
-        versions: the version of each pipeline that is wanted, by `pipelines.recurring[].pipeline`; uploaded or not,
-            its name counts.
+        versions: the version of each pipeline that is wanted, by `pipelines.recurring[].pipeline`; only its name
+            counts, whether it is uploaded or not.
 
     Raises:
         KfpError: no usable answer.

@@ -52,7 +52,7 @@ def read(tasks: Iterable[Any], run_is_over: bool) -> tuple[Step, ...]:
         if match := _ATTEMPT.fullmatch(name):
             attempts.setdefault(match[1], []).append(task)
         elif name == "executor":
-            # As many steps, as many nodes of this name; the first attempt's id tells them apart.
+            # Every step has a node of this name; the id of its first attempt distinguishes them.
             children = list(_children(task))
             pods |= {children[0]: len(children)} if children else {}
         else:
@@ -101,7 +101,7 @@ def _children(task: Any) -> Iterator[str]:
 def _first(identity: str) -> str:
     """Return the id of a node's first attempt.
 
-    An id ends with the FNV-1a hash of the node's whole name, and that of an attempt's goes on from it with `(0)`.
+    An id ends with the FNV-1a hash of the node's whole name. The hash of an attempt's id continues it with `(0)`.
     """
     workflow, _, digits = identity.rpartition("-")
     if not digits.isdigit():

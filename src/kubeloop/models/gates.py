@@ -311,7 +311,7 @@ def _draws(count: int, rows: int, resamples: int, seed: int) -> Iterator[npt.NDA
 
 
 def _limits(task: Task, y: Floats, p: Floats, gates: config.Gates) -> Iterator[Check]:
-    """Yield the checks that need one model alone.
+    """Yield the checks that need only one model.
 
     Floors and ceilings apply to the best estimate. A limit is the user's requirement, so a margin belongs in the
     limit. Too few rows of a class fail at once, since the estimate then says nothing.

@@ -69,7 +69,7 @@ def _asks(call: Callable[Concatenate[Settings, P], R]) -> Callable[Concatenate[S
         try:
             return call(settings, *args, **kwargs)
         except MlflowException as error:
-            # What the server itself refuses is of a subclass, or carries another code.
+            # If the server itself refuses, the error is of a subclass or has another code.
             if type(error) is not MlflowException or error.error_code != "INTERNAL_ERROR":
                 raise
             if not settings.mlflow_uri.startswith("http"):

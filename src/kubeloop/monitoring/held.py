@@ -23,8 +23,8 @@ LARGEST = 64 * 2**20
 class Part:
     """Rows of one window of one version: whole predictions (`features`), or event ids and scores (`scored`).
 
-    Labels name no window; they are kept under the one in which they arrived, with version "".
-    `newest` is the latest event time of ordinary traffic among the rows, None where there is none.
+    A label does not name its window, so labels are kept under the window in which they arrived, with version "".
+    `newest` is the latest event time of ordinary traffic among the rows, or None.
     """
 
     kind: Kind
@@ -49,7 +49,7 @@ def unpack(body: bytes) -> pa.Table:
 
 
 def concat(tables: Sequence[pa.Table]) -> pa.Table:
-    """Put tables under each other; a column that one of them lacks is null there.
+    """Concatenate tables; a column that one of them lacks is null there.
 
     A column that is text in one table and numbers in another becomes text: the reference decides how to read it, and
     a client that changes a type must not stop the monitor.
@@ -69,7 +69,7 @@ def concat(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def add(connection: sa.Connection, service: str, part: Part, level: int = 0) -> None:
-    """Store a piece, merging it with its like when there are many."""
+    """Store a piece, and merge it with similar ones if there are many."""
     values = {
         "service": service,
         "kind": part.kind,
@@ -99,7 +99,7 @@ def load(connection: sa.Connection, *where: sa.ColumnElement[bool]) -> list[Part
 
 
 def merge(group: Sequence[Part]) -> Part:
-    """Put pieces of one kind, window and version together."""
+    """Join the pieces of one kind, window and version."""
     newest = max((s.newest for s in group if s.newest is not None), default=None)
     return replace(group[0], table=concat([s.table for s in group]), newest=newest)
 

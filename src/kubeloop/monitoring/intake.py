@@ -16,7 +16,7 @@ from kubeloop.monitoring.windows import NEVER, Clock, Grid, Micros, micros, mome
 from kubeloop.payloads.decode import Decoded
 
 UNKNOWN = "unknown"
-"""The version of responses that name none."""
+"""The version of responses that do not name one."""
 
 _ORDINARY = ("", "default")
 _TIMES = ("event_time", "received_at")
@@ -52,10 +52,10 @@ def sort(
         cursor: the last event's position in the log.
         before: the service's progress before them.
         grid: the windows.
-        until: end of the replay whose time the loop keeps. Before it is over, nothing that lies after it has happened:
-            a request without an event time, which takes the clock on the wall, must not end the replay's windows.
-        skew: how far a client's clock may run ahead. One bogus event time must not close every window.
-        now: bounds what a collector whose own clock runs ahead let in.
+        until: end of the replay, if the loop follows its time. Before that end, rows with a later time do not count: a
+            request without an event time gets the wall time and must not end the replay's windows.
+        skew: how far a client's clock may run ahead. One wrong event time must not close every window.
+        now: limits the event times that a collector with a fast clock has accepted.
     """
     predictions = decoded.predictions
     times, received = (_int64(predictions[name]) for name in _TIMES)
@@ -90,9 +90,9 @@ def sort(
 
 
 def _beyond(times: Micros, received: Micros, watermark: int, until: int) -> NDArray[np.bool_]:
-    """Return which rows lie after `until` although the watermark before them, in the log, has begun and is not there.
+    """Return which rows are after `until` although the watermark before them in the log has begun and is still earlier.
 
-    One that comes before any other is taken at its word: then this loop's time is not a replay's.
+    If the very first row is after `until`, it counts: then this loop does not follow a replay's time.
     """
     beyond = times > until
     marks = Clock(received[~beyond], times[~beyond], watermark).before(received)
@@ -104,7 +104,7 @@ def _beyond(times: Micros, received: Micros, watermark: int, until: int) -> NDAr
 
 def _labels(table: pa.Table, clock: Clock, grid: Grid, now: int) -> list[Part]:
     known = clock.before(_int64(table["received_at"]))
-    # Before the first prediction there is no watermark to go by.
+    # Before the first prediction there is no watermark.
     arrived = np.where(
         known == NEVER, np.minimum(np.minimum(_int64(table["observed_at"]), _int64(table["received_at"])), now), known
     )

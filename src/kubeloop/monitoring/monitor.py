@@ -41,11 +41,11 @@ _MAX_BODY = 64 * 1024
 _LONGEST_PAUSE_S = 30.0
 _FOLLOW_S = 0.2
 _FETCH_S = 60.0
-"""How long /advance waits for a mirror to look into the store and bring what is there."""
+"""How long /advance waits until a mirror has checked the store and copied what is there."""
 
 
 class Watch:
-    """Rounds in the background, and the error of the last one."""
+    """The rounds in the background, and the error of the last one."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Watch:
                 await asyncio.wait_for(stop.wait(), pause)
 
     def advance(self, until: datetime) -> None:
-        """Make the collector write what it holds, or wait for the mirror, then judge everything that ended by `until`.
+        """Have the collector write its events, or wait for the mirror; then judge every window that ended by `until`.
 
         Raises:
             the errors of WAIT.
@@ -91,10 +91,10 @@ class Watch:
         self.failure = None
 
     def _follow(self, moment: float) -> None:
-        """Read what the S3 store had at a moment, in seconds since 1970, as the mirror brings it.
+        """Read what the S3 store held at a moment (seconds since 1970), as the mirror copies it.
 
         Raises:
-            LogError: it was not all here a minute later.
+            LogError: it was not all copied a minute later.
         """
         deadline = max(moment, time.time()) + _FETCH_S
         while True:
@@ -108,7 +108,7 @@ class Watch:
 
 
 def create_app(status: Status, watch: Watch) -> Starlette:
-    """Return the HTTP face of the monitor."""
+    """Return the HTTP application of the monitor."""
     registry = CollectorRegistry()
     registry.register(Metrics(status))
     ProcessCollector(registry=registry)

@@ -34,7 +34,7 @@ class Outbox:
         self._not_before = 0.0
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._client.close()
 
     def hurry(self) -> None:

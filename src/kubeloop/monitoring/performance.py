@@ -21,11 +21,11 @@ LABELS = pa.schema(
         pa.field("known", pa.int64()),
     ]
 )
-"""Labels as they came; `known` is the watermark at their place in the log, in microseconds."""
+"""Labels as they arrived; `known` is the watermark at their position in the log, in microseconds."""
 
 
 def schema(task: Task) -> pa.Schema:
-    """Return the columns of what is kept of a window's predictions until their labels come."""
+    """Return the columns that are kept of a window's predictions until their labels arrive."""
     return pa.schema([pa.field("event_id", pa.string()), *(pa.field(name, pa.float32()) for name in task.columns)])
 
 
@@ -38,7 +38,7 @@ def scored(task: Task, predictions: pa.Table) -> pa.Table:
 
 
 def labels(table: pa.Table, known: Micros) -> pa.Table:
-    """Return decoded labels as `LABELS`, given the watermark at each one's place in the log."""
+    """Return decoded labels as `LABELS`, given the watermark at each label's position in the log."""
     return table.select(LABELS.names[:-1]).append_column("known", pa.array(known, pa.int64())).cast(LABELS)
 
 
@@ -51,12 +51,12 @@ def join(task: Task, predictions: pa.Table, arrived: Sequence[pa.Table], before:
         task: the loop's.
         predictions: `schema`.
         arrived: tables of `LABELS`.
-        before: labels that came when the watermark had reached this are too late, in microseconds.
+        before: labels that arrived once the watermark had reached this are too late, in microseconds.
 
     Returns:
         Truths [m] and answers [m] or [m, k] of the predictions that have one.
     """
-    # What an older kubeloop kept has labels of one byte.
+    # Labels that an older kubeloop kept have one byte.
     known = pa.concat_tables([LABELS.empty_table(), *(table.cast(LABELS) for table in arrived)])
     known = known.filter(pc.less(known["known"], before))
     known = _last(known.sort_by([("observed_at", "ascending"), ("known", "ascending")]))
@@ -80,7 +80,7 @@ def measure(task: Task, y: Floats, p: Floats, min_rows: int) -> tuple[Performanc
 
 
 def measured(task: Task, y: Floats, metrics: Mapping[str, float] | None) -> Measured:
-    """Return what a row of `performance` says of a window's truths [m] and the `metrics` of `measure`."""
+    """Return the values of a row of `performance` for a window's truths [m] and the `metrics` of `measure`."""
     name = task.headline.name
     return {
         "labelled": len(y),
@@ -95,16 +95,18 @@ def measured(task: Task, y: Floats, metrics: Mapping[str, float] | None) -> Meas
 
 
 def together(task: Task, windows: Sequence[PerformanceRow]) -> tuple[Estimate, int | None, int] | None:
-    """Return the headline of windows that are each too few to judge, taken together, their positives and their number.
+    """Return the common headline of windows that each have too few rows, with their positives and their number.
 
-    Where positives are rare no single window would ever be judged, so the newest of them are, once they have enough.
+    If positives are rare, no single window would ever be judged. So the newest ones are judged together once they have
+    enough.
 
     Args:
         task: the loop's.
-        windows: rows of the monitor's `performance` of one version in order of time, the newest last, which is `few`.
+        windows: rows of the monitor's `performance` of one version in order of time; the newest is the last, and is
+        `few`.
 
     Returns:
-        None while those since the last that was judged have fewer than `intervals.FEW` rows outside of the most
+        None while the windows since the last judged one have fewer than `intervals.FEW` rows outside of the most
         frequent class.
     """
     since = next((at for at in range(len(windows), 0, -1) if windows[at - 1]["status"] == "judged"), 0)

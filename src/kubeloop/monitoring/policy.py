@@ -52,7 +52,7 @@ class PerformanceVerdict:
 
 @dataclass(frozen=True)
 class Vote:
-    """One judged window of the live version, as far as episodes care."""
+    """What episodes need to know of one judged window of the live version."""
 
     start: datetime
     end: datetime
@@ -86,13 +86,13 @@ class Episode:
 def judge(scores: Sequence[Score], importance: Mapping[str, float], drift: Drift) -> WindowVerdict:
     """Judge one window of one model version.
 
-    A feature drifts when its Holm-corrected p-value is under `alpha` and its effect reaches `min_effect`: on many
-    rows every p-value is small, and on many features some are. The window drifts when the drifted features carry
+    A feature drifts if its Holm-corrected p-value is below `alpha` and its effect reaches `min_effect`: with many rows
+    every p-value is small, and with many features some are. The window drifts when the drifted features carry
     `min_importance` of the model, or when the model's own score drifts by both.
 
     Args:
-        scores: one a feature, and one of kind `score` for each number of the model's answers.
-        importance: share of the model a feature carries; a feature that is not named carries nothing.
+        scores: one per feature, and one of kind `score` for each number of the model's answers.
+        importance: share of the model that each feature carries; 0 for a feature that is not named.
     """
     judged = tuple(
         Judged(
@@ -115,7 +115,7 @@ def judge(scores: Sequence[Score], importance: Mapping[str, float], drift: Drift
 
 
 def performance(metric: Metric, found: Estimate, reference: Estimate | None, drift: Drift) -> PerformanceVerdict:
-    """Judge one window's labelled rows by a metric, on its own and against the hold-out's where that is known.
+    """Judge one window's labelled rows by a metric, by itself and, if it is known, against that of the hold-out.
 
     The model falls short if chance does not explain it: if the whole interval is beyond `limit`, or if the whole
     interval of the loss against the hold-out, which is uncertain too, is above `max_drop`. A model whose metric is
@@ -145,7 +145,7 @@ def performance(metric: Metric, found: Estimate, reference: Estimate | None, dri
 
 
 def _best(metric: Metric, found: Estimate) -> float:
-    """Return the better end of an interval, turned so that more is better."""
+    """Return the better end of an interval, with the sign set so that more is better."""
     return found.high if metric.better > 0 else -found.low
 
 
@@ -160,8 +160,8 @@ def propose(
 ) -> Episode | None:
     """Return the episode that the newest vote opens, or None.
 
-    An episode opens when `votes` of the last `of` judged windows of the live version drifted. Only one is open a
-    service, and windows that began before the last one ended do not vote again.
+    An episode opens when `votes` of the last `of` judged windows of the live version drifted. Only one episode per
+    service is open, and windows that began before the last one ended do not vote again.
 
     Args:
         votes: the judged windows of the live version in order of time, the newest last.
@@ -189,7 +189,7 @@ def propose(
 
 
 def end(episode: Episode, replaced_at: datetime | None, now: datetime, drift: Drift) -> tuple[datetime, str] | None:
-    """Return when and why an open episode ended, or None while it goes on.
+    """Return when and why an open episode ended, or None while it is open.
 
     Args:
         replaced_at: event time of the first ordinary traffic of a version that was new after the episode opened.
@@ -197,7 +197,7 @@ def end(episode: Episode, replaced_at: datetime | None, now: datetime, drift: Dr
     """
     rest = drift.cooldown
     if episode.kind == "schedule":
-        # It must not be in the way of the next one, which opens at a window's end.
+        # It must not block the next one, which opens at a window's end.
         rest = min(rest, drift.window)
     over = episode.opened_at + rest
     if replaced_at is not None and replaced_at <= over:
@@ -206,7 +206,7 @@ def end(episode: Episode, replaced_at: datetime | None, now: datetime, drift: Dr
 
 
 def _worst(votes: Sequence[Vote]) -> list[tuple[str, float, float]]:
-    """Each drifted feature once, with its newest effect, in the order of the newest vote that names it."""
+    """Return each drifted feature once, with its newest effect, in the order of the newest vote that names it."""
     found: dict[str, tuple[str, float, float]] = {}
     for vote in reversed(votes):
         for feature in vote.features:

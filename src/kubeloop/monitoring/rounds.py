@@ -43,10 +43,10 @@ QUARANTINE = "ahead-of-now.jsonl"
 _QUARANTINED_BYTES = 1 << 20
 
 SILENCE_S = 600.0
-"""Between two warnings about events that cannot be decoded."""
+"""Seconds between two warnings about events that cannot be decoded."""
 
 _SEED = 7
-"""Of a large window's sample: a window that is judged again gets the same verdict."""
+"""Seed of a large window's sample, so that a window that is judged again gets the same verdict."""
 
 
 class AheadError(KubeloopError):
@@ -70,7 +70,7 @@ class Monitor:
         *,
         until: datetime | None = None,
     ) -> None:
-        """Watch the service of a loop; where its clients replay the past, `until` is where the replay ends."""
+        """Watch the service of a loop; if its clients replay the past, `until` is the end of the replay."""
         self.service = loop.name
         self.task = port.of(loop)
         self.drift = loop.drift
@@ -97,21 +97,21 @@ class Monitor:
             self._round(None)
 
     def advance(self, until: datetime) -> None:
-        """Do what `step` does, taking it as given that event time has reached `until`.
+        """Do what `step` does, on the assumption that event time has reached `until`.
 
-        Every window that ends by then is judged when this returns. Rows that come later are late.
+        Every window that ends by then is judged when this returns. Rows that arrive afterwards are late.
         """
         with self._turn:
             self._outbox.hurry()
             self._round(until)
 
     def judge(self) -> None:
-        """Judge every window whose time has come by what the store holds, and tell the trigger."""
+        """Judge every window that is due with what the store holds, and tell the trigger."""
         with self._turn:
             self._close()
 
     def reset(self) -> None:
-        """Delete what a wrong clock dated ahead of now, so that windows close again."""
+        """Delete the rows that a wrong clock dated in the future, so that windows close again."""
         with self._turn:
             self.store.reset(self.store.progress(self.service), datetime.now(UTC))
 
@@ -154,7 +154,7 @@ class Monitor:
         try:
             self._versions.meet({part.version for part in taken.parts if part.kind == "features"})
         except NodeError as error:
-            # The window's verdict will need the answer, and ask again.
+            # The window's verdict will need the answer and ask again.
             _log.warning("%s", error)
         return True
 
@@ -172,7 +172,7 @@ class Monitor:
         watermark = self.store.progress(self.service).watermark
         if watermark is None:
             return
-        # A window that closes may make its own performance due, before the next window: so one at a time.
+        # Closing a window may make its own performance due before the next window, so handle one at a time.
         while found := self.store.due(self.service, watermark, self.drift.label_wait):
             due, now = found[0], self.store.progress(self.service)
             if due.kind == "features":
@@ -313,7 +313,7 @@ class Monitor:
         except VersionError as error:
             known = None
             row["note"] = str(error)
-        # A version that was trained for another metric says nothing of this one.
+        # A version that was trained for another metric has no value of this one.
         reference = known.sure if known and known.metric == metric.name else None
         verdict = policy.performance(metric, sure, reference, self.drift)
         row |= {"drifted": verdict.drifted, "reference": reference.value if reference else None}
@@ -326,7 +326,7 @@ class Monitor:
         return [row for row in rows if not ended or row["start"] >= max(ended)]
 
     def _votes(self, version: str, kind: Kind) -> list[Vote]:
-        """Return the votes of the last windows that were judged so far, as many as can count."""
+        """Return the votes of the last judged windows, as many as can count."""
         known: Sequence[WindowRow | PerformanceRow] = (
             self.store.performance(self.service) if kind == "performance" else self.store.windows(self.service)
         )
@@ -370,7 +370,7 @@ class Monitor:
 
 
 def _quarantine(path: Path, early: pa.Table) -> None:
-    """Keep early rows up to a size: a client sends many, and the log has them all."""
+    """Keep early rows up to a size: a client may send many, and the log has them all."""
     if not len(early) or (path.exists() and path.stat().st_size > _QUARANTINED_BYTES):
         return
     rows = early.select(["event_id", "model_version", "event_time", "received_at"]).slice(0, 1000).to_pylist()
@@ -401,7 +401,7 @@ def _opened(episode: Episode, now: Progress) -> EpisodeRow:
 
 
 def _sample(table: pa.Table) -> tuple[pa.Table, str | None]:
-    """Return the rows to test, and what to say of them where they are not all."""
+    """Return the rows to test, and a note if they are not all."""
     rows = len(table)
     if rows <= MOST_ROWS:
         return table, None
@@ -418,7 +418,7 @@ def _encode(task: Task, reference: Reference, table: pa.Table) -> Window:
 
 
 def _values(table: pa.Table, name: str) -> NDArray[Any]:
-    """Return a column; a feature that no request of the window carried is missing in every row."""
+    """Return a column; a feature that no request of the window contained is missing in every row."""
     if name not in table.column_names:
         return np.full(len(table), np.nan)
     if pa.types.is_string(table[name].type):

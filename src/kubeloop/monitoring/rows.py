@@ -1,4 +1,4 @@
-"""The rows of the monitor's tables, as the store gives and takes them and the API shows them; see `schema`.
+"""The rows of the monitor's tables, as the store reads and writes them and the API shows them; see `schema`.
 
 Moments are in event time unless they say otherwise. A service has one row of each kind per window and version.
 """
@@ -23,7 +23,8 @@ class WindowRow(WindowKey):
     """A window that has closed.
 
     `live` is whether the version was in ordinary traffic at its end. `importance` is the share of the model's
-    decisions that rests on the features that drifted, 0 to 1. What only a judged window has is None in the others.
+    decisions that rests on the features that drifted, 0 to 1. Fields that only a judged window has are None in the
+    others.
     """
 
     rows: int
@@ -81,7 +82,7 @@ class Measured(TypedDict):
 
 
 class PerformanceRow(WindowKey, Measured):
-    """What the labels say of a window.
+    """What the labels show about a window.
 
     `windows` is how many windows were judged together, `reference` the hold-out's value that the verdict compares
     with.
@@ -117,7 +118,7 @@ class EpisodeRow(TypedDict):
 
 
 class VersionRow(TypedDict):
-    """A model version: where its model lies, and since when it is in ordinary traffic."""
+    """A model version: where its model is stored, and since when it has been in ordinary traffic."""
 
     service: str
     version: str

@@ -1,4 +1,4 @@
-"""Retraining by the calendar: when a window's end is the first in a span in which nothing was retrained. No I/O."""
+"""Retraining by the calendar: at the first window's end in a span without a retraining. No I/O."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -23,7 +23,7 @@ def propose(
     Args:
         service: the inference service.
         version: the live version.
-        end: of the window.
+        end: end of the window.
         since: start of the first window ever judged.
         past: the service's earlier episodes, in any order.
         drift: the policy.

@@ -31,7 +31,7 @@ class Status:
         """Return the monitor's progress.
 
         `processed_until` is the end of the last window that is over and judged, by service; windows without rows count
-        as judged. `lag_events` are events in the log that were not read yet; all events if the log was reset.
+        as judged. `lag_events` counts the events in the log that were not read yet: all events if the log was reset.
         """
         now = self.store.progress(self.service)
         counts = Counter(row["status"] for row in self.store.windows(self.service))
@@ -77,7 +77,7 @@ class Status:
 
 
 class Metrics(Collector):
-    """Everything from the store at each scrape, so that the numbers outlive the process."""
+    """Metrics from the store, read at each scrape, so that the numbers outlive the process."""
 
     def __init__(self, status: Status) -> None:
         self._status = status

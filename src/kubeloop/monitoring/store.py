@@ -33,7 +33,7 @@ class Progress:
     """The position of a service's monitor in the log, and its counts.
 
     `late_rows` came after their window had closed; `early_rows` claimed a time in the future when they arrived.
-    Neither are in any window.
+    These rows are not in any window.
     """
 
     service: str
@@ -57,8 +57,8 @@ class Due:
 class Store:
     """The state behind one database URL; many may read while one monitor writes.
 
-    Every method that takes a Progress is one transaction and returns the progress as stored. When another monitor has
-    moved the service on since that progress was read, it raises StoreConflictError and changes nothing.
+    Every method that takes a Progress is one transaction and returns the progress as stored. If another monitor has
+    changed the service since that progress was read, it raises StoreConflictError and changes nothing.
     """
 
     def __init__(self, url: str) -> None:
@@ -82,13 +82,13 @@ class Store:
         return Progress(**found[0]) if found else Progress(service)
 
     def ingest(self, now: Progress, rows: Sequence[Part], live_since: Mapping[str, datetime]) -> Progress:
-        """Commit one reading of the log: its rows, and the place reached.
+        """Commit one reading of the log: its rows, and the position reached.
 
         Args:
             now: the progress that was read, with the new cursor, watermark and counts.
             rows: the rows, under their windows.
-            live_since: versions in ordinary traffic, with the event time of their first row in this reading; a
-                version that is known to be live already keeps its first time.
+            live_since: versions in ordinary traffic, with the event time of their first row in this reading; a version
+                that is already live keeps its first time.
         """
         c = schema.versions.c
         with self._write(now) as connection:
@@ -102,11 +102,11 @@ class Store:
         return replace(now, revision=now.revision + 1)
 
     def reset(self, now: Progress, bound: datetime) -> Progress:
-        """Drop the rows, verdicts and open episodes of windows that end after `bound`; the watermark falls to the rest.
+        """Drop the rows, verdicts and open episodes of windows that end after `bound`, and lower the watermark.
 
         Args:
-            now: the progress as read; returned with the end of the last window that is left as its watermark.
-            bound: the moment that event time cannot have passed.
+            now: the progress as read; it is returned with the end of the last remaining window as its watermark.
+            bound: the latest moment that event time can have reached.
         """
         ended = [row["end"] for row in self.windows(now.service) if row["end"] <= bound]
         now = replace(now, watermark=max(ended, default=None))
@@ -124,7 +124,7 @@ class Store:
         return replace(now, revision=now.revision + 1)
 
     def due(self, service: str, watermark: datetime, label_wait: timedelta) -> list[Due]:
-        """Return the windows whose time has come, in the order of their deadlines."""
+        """Return the windows that are due, in the order of their deadlines."""
         c = schema.held.c
         wait = {"features": timedelta(0), "scored": label_wait}
         ripe = [sa.and_(c.kind == kind, c.end <= watermark - waits) for kind, waits in wait.items()]
@@ -134,7 +134,7 @@ class Store:
         return sorted(found, key=lambda d: (d.end + wait[d.kind], d.start, d.kind))
 
     def parts(self, service: str, due: Due) -> list[Part]:
-        """Return the rows of one window, one part a version, in the order of the versions."""
+        """Return the rows of one window, one part per version, in the order of the versions."""
         with self._engine.connect() as connection:
             found = held.load(connection, *_of(service, due))
         groups = groupby(sorted(found, key=attrgetter("version")), key=attrgetter("version"))
@@ -155,7 +155,7 @@ class Store:
         scored: Sequence[Part],
         episode: EpisodeRow | None,
     ) -> Progress:
-        """Commit the verdict on a window: its rows leave, and what its labels will be held against stays.
+        """Commit the verdict on a window: delete its rows, but keep the scores that its labels will be compared with.
 
         Args:
             now: the progress as read.
@@ -177,7 +177,7 @@ class Store:
     def close_performance(
         self, now: Progress, due: Due, rows: Sequence[PerformanceRow], episode: EpisodeRow | None, slack: timedelta
     ) -> Progress:
-        """Commit the performance of a window, and drop the labels that no window needs any more.
+        """Commit the performance of a window, and drop the labels that no other window needs.
 
         Args:
             now: the progress as read.
@@ -198,12 +198,12 @@ class Store:
         return replace(now, revision=now.revision + 1)
 
     def versions(self, service: str) -> dict[str, VersionRow]:
-        """Return what is known of each model version: its `uri`, and `live_since` in event time."""
+        """Return what is known about each model version: its `uri`, and `live_since` in event time."""
         found = cast("list[VersionRow]", self._select(schema.versions, service))
         return {row["version"]: row for row in found}
 
     def remember(self, service: str, version: str, uri: str) -> None:
-        """Keep where a version's model lies, for the time when it is no longer served."""
+        """Store where a version's model is, for the time when it is no longer served."""
         with self._engine.begin() as connection:
             _put(connection, schema.versions, {"service": service, "version": version}, {"uri": uri})
 
@@ -250,7 +250,7 @@ class Store:
         next_one = sa.update(schema.progress).filter_by(service=now.service, revision=now.revision).values(values)
         with self._engine.begin() as connection:
             try:
-                # How many rows an insert made is not told everywhere; that it made one, the primary key tells.
+                # Not every database reports how many rows an insert made; the primary key shows whether it made one.
                 moved = connection.execute(next_one).rowcount == 1 if now.revision else bool(connection.execute(first))
             except sa.exc.IntegrityError:
                 moved = False
@@ -260,7 +260,7 @@ class Store:
 
 
 def _plain(result: sa.Result[Any]) -> list[dict[str, Any]]:
-    # SQLAlchemy's keys can be its own kind of str, which JSON writers refuse.
+    # SQLAlchemy's keys can be a subclass of str, which JSON writers refuse.
     return [{str(name): value for name, value in row.items()} for row in result.mappings()]
 
 
@@ -275,7 +275,7 @@ def _insert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[s
 
 
 def _put(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Set columns of a row, making it when it is not there."""
+    """Set columns of a row; insert it if it does not exist."""
     if connection.execute(sa.select(sa.func.count()).select_from(table).filter_by(**key)).scalar() == 0:
         connection.execute(sa.insert(table).values({**key, **values}))
     elif values:
@@ -283,8 +283,8 @@ def _put(connection: sa.Connection, table: sa.Table, key: Mapping[str, Any], val
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
-    # WAL lets the report read while the monitor writes. Without an fsync a commit, a power cut can take the last
-    # ones back; they are made again from the log, with the same episode ids.
+    # WAL lets the report read while the monitor writes. Without an fsync per commit, a power cut can undo the last
+    # commits; they are made again from the log, with the same episode ids.
     cursor = connection.cursor()
     cursor.execute("PRAGMA busy_timeout=30000")
     cursor.execute("PRAGMA journal_mode=WAL")

@@ -60,8 +60,8 @@ def folder(uri: str) -> Path:
 class Versions:
     """The references of a service's model versions, loaded once each.
 
-    They are found under `references`/<version>/reference, or else at the storageUri under which the node served the
-    version when the monitor last looked: the store remembers it for versions that are gone.
+    They are found under `references`/<version>/reference, or else at the storageUri of the version when the monitor
+    last asked the node. The store keeps that address for versions that are gone.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class Versions:
         self._loaded: dict[str, Reference] = {}
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._client.close()
 
     def meet(self, versions: Collection[str]) -> None:
-        """Look up and remember where versions lie, for those that are new.
+        """Look up and store where new versions are.
 
         Raises:
             NodeError: the node does not answer.
@@ -124,7 +124,7 @@ class Versions:
         return self._loaded[version]
 
     def _folder(self, version: str) -> Path:
-        # A version comes from a model server's response: it must not lead out of the folder.
+        # A version's name comes from a model server's response, and must not lead out of the folder.
         if self._references is not None:
             with contextlib.suppress(paths.PathError):
                 here = paths.inside(self._references, version)

@@ -1,8 +1,8 @@
 """Tumbling windows in event time: which window a logged row belongs to, and when that window closes.
 
-Everything here depends only on the order of the log, so the same log gives the same windows, in whatever chunks it is
-read. The watermark is the largest event time among the earlier predictions in the log; a row is late if the watermark
-before it had already reached the end of its window.
+Everything here depends only on the order of the log, so the same log gives the same windows, no matter in which chunks
+it is read. The watermark is the largest event time among the earlier predictions in the log; a row is late if the
+watermark before it had already reached the end of its window.
 """
 
 from dataclasses import dataclass, field
@@ -55,7 +55,7 @@ class Clock:
     """The watermark of a service along its log.
 
     Args:
-        positions: place in the log of each prediction row, shape [n]; rows of one request share one place.
+        positions: position in the log of each prediction row, shape [n]; rows of one request share one position.
         times: event time of each row in microseconds, shape [n].
         watermark: the watermark before the first of these rows, or NEVER.
     """
@@ -75,7 +75,7 @@ class Clock:
         object.__setattr__(self, "_marks", marks)
 
     def before(self, positions: Micros) -> Micros:
-        """Return the watermark just before each place in the log, in microseconds, shape [n]."""
+        """Return the watermark just before each position in the log, in microseconds, shape [n]."""
         return self._marks[np.searchsorted(self._places, positions, side="left")]
 
     @property

@@ -28,10 +28,10 @@ class ConflictError(KubeloopError, ValueError):
 
 
 class Controller:
-    """Takes manifests, keeps them in `<state>/manifests` and the programs' logs in `<state>/logs`.
+    """Accepts manifests, and stores them in `<state>/manifests` and the programs' logs in `<state>/logs`.
 
-    `manifests/<name>.yaml` is the newest manifest, `manifests/ready/<name>.yaml` the newest that was ready: a
-    restart after a bad one serves the good one and reports the bad.
+    `manifests/<name>.yaml` is the newest manifest, `manifests/ready/<name>.yaml` the newest that was ready. After a bad
+    manifest, a restart serves the last good one and reports the bad one.
     """
 
     def __init__(self, router: Router, commands: Commands, state: Path, ready_s: float) -> None:
@@ -44,7 +44,7 @@ class Controller:
         self._services: dict[str, Service] = {}
 
     def restore(self, url: str) -> None:
-        """Take the node's address, and apply the manifests of the last time."""
+        """Set the node's address, and apply the stored manifests."""
         self._url = url
         folders = (self._manifests, self._manifests / "ready")
         for name in sorted({path.name for folder in folders for path in folder.glob("*.yaml")}):
@@ -107,11 +107,11 @@ class Controller:
         return [s.object() for s in self._services.values() if namespace in (None, s.namespace)]
 
     async def delete(self, namespace: str, name: str) -> dict[str, Any] | None:
-        """End a service and forget its manifest; returns what it was."""
+        """End a service, delete its manifest and return it."""
         gone = self.get(namespace, name)
         if gone:
             service = self._services.pop(name)
-            # In this order, or a kill in between would bring the service back.
+            # In this order: otherwise a kill in between would bring the service back.
             (self._manifests / "ready" / f"{name}.yaml").unlink(missing_ok=True)
             (self._manifests / f"{name}.yaml").unlink(missing_ok=True)
             await service.close()
@@ -135,7 +135,7 @@ class Controller:
 
 
 def _save(path: Path, manifest: dict[str, Any]) -> None:
-    """Replace a file at once: a crash leaves the old one or the new one."""
+    """Replace a file in one step: a crash leaves the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Through JSON, since an object that occurs twice would become a YAML alias.
     whole.write(path, kept.seal(yaml.safe_dump(json.loads(json.dumps(manifest)), sort_keys=False)), sync=True)

@@ -158,7 +158,7 @@ def _name(text: str) -> bool:
 
 
 _ASIDE = frozenset({"--host", "--port", "--grpc-port", "--metrics-port", "--drain-s"})
-"""Flags that a pod needs; here the node says where a program listens."""
+"""Flags that a pod needs; here the node decides where a program listens."""
 _LIMITS: dict[str, Check] = {"--max-body-bytes": _number, "--max-rows": _number, "--timeout-s": _number}
 _PREDICTOR_FLAGS: dict[str, Check] = {
     **_LIMITS,
@@ -175,7 +175,7 @@ _TRANSFORMER_FLAGS: dict[str, Check] = {
 
 
 def _arguments(where: str, given: Sequence[str], flags: Mapping[str, Check], name: str) -> tuple[str, ...]:
-    """Return the arguments of a program, and refuse what this machine does not know the meaning of.
+    """Return the arguments of a program, and refuse those whose meaning is unknown here.
 
     Raises:
         ManifestError: one is not `--flag=value` with a flag of the list and a value that fits it.
@@ -256,7 +256,7 @@ class _Container(_Part):
 
     @model_validator(mode="after")
     def _ours(self) -> "_Container":
-        # Every client of the port may send a manifest, so it can choose arguments, but not the program.
+        # Every client of the port may send a manifest, so a manifest can choose arguments, but not the program.
         if self.command != TRANSFORMER_COMMAND:
             raise ValueError(f"the local node runs {list(TRANSFORMER_COMMAND)}, not {list(self.command)}")
         return self

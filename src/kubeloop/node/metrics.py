@@ -32,11 +32,11 @@ class Metrics:
             registry=self._registry,
         )
         self._registry.register(_PayloadLog(log, self))
-        # labels() costs as much as the increment, so the children are kept.
+        # labels() costs as much as the increment, so its results are kept.
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def observe(self, component: str, backend: str, code: int, seconds: float) -> None:
-        """Count one answered request; `backend` is empty when none was asked."""
+        """Count one answered request; `backend` is empty if no backend was asked."""
         key = (component, backend, code)
         children = self._children.get(key)
         if children is None:
@@ -53,7 +53,7 @@ class Metrics:
 
 
 class _PayloadLog(Collector):
-    """Reads the payload log's own counts when they are asked for, so that nothing is counted twice."""
+    """Reads the payload log's own counts at each scrape, so that nothing is counted twice."""
 
     def __init__(self, log: EventLog, metrics: Metrics) -> None:
         self._log = log

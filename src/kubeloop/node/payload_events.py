@@ -19,15 +19,15 @@ FIRST_PAUSE_S = 0.1
 LAST_PAUSE_S = 2.0
 TIMEOUT_S = 10.0
 GATHER_S = 0.02
-"""How long the first pair waits for others: the events of a request would compete with its own answer."""
+"""How long the first pair waits for others, since the events of a request would compete with its own answer."""
 MAX_BYTES = 256 * 1024 * 1024
-"""Bodies held for a slow collector; large batches would fill the memory long before the queue is full."""
+"""Most bytes of bodies that wait for a slow collector: large batches would fill the memory before the queue is full."""
 _TRY_AGAIN = {408, 425, 429}
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A request to a predictor and its response, bodies as they went over the wire."""
+    """A request to a predictor and its response, with the bodies as they were sent."""
 
     id: str
     service: str
@@ -49,15 +49,15 @@ class Pair:
 class EventLog:
     """A bounded queue of pairs and the workers that send them, at least once each, as CloudEvents in binary mode.
 
-    A full queue drops the newest pair, and counts its two events and its prediction rows. A collector that
-    cannot be reached, or answers 5xx, is tried again for as long as it takes; what it refuses with another
-    status is dropped, since it would refuse it again. All services share the workers, as one collector serves
+    A full queue drops the newest pair, and counts its two events and its prediction rows. If a collector cannot be
+    reached or answers 5xx, the worker tries again until it succeeds. An event that the collector refuses with another
+    status is dropped, since it would be refused again. All services share the workers, because one collector serves
     them all.
 
     Args:
-        size: events held at most.
-        max_bytes: bytes of their bodies held at most.
-        collector_url: the collector that wants the token.
+        size: most events that wait.
+        max_bytes: most bytes of their bodies.
+        collector_url: the collector that requires the token.
         token: see `access`.
 
     Sources: CloudEvents 1.0 HTTP protocol binding; the attributes are those of KServe's agent (pkg/logger).
@@ -79,7 +79,7 @@ class EventLog:
         self._pending_rows = 0
         self._failing: set[str] = set()
         self.urls: dict[str, str | None] = {}
-        """Collector of each service; read at every attempt, so that what waits follows it to a new address."""
+        """Collector of each service. It is read at every attempt, so that waiting events are sent to a new address."""
         self._workers: list[asyncio.Task[None]] = []
         self._client = Client()
         self.sent = 0
@@ -89,11 +89,11 @@ class EventLog:
 
     @property
     def queued(self) -> int:
-        """Events accepted and neither sent nor dropped yet."""
+        """Events that were accepted and are neither sent nor dropped yet."""
         return self._pending
 
     def offer(self, pair: Pair) -> None:
-        """Take a pair, or drop it when the queue is full; returns at once."""
+        """Accept a pair, or drop it if the queue is full; returns at once."""
         if self._pending + 2 > self._limit or self._bytes + pair.size > self._max_bytes:
             self.dropped_events += 2
             self.dropped_predictions += pair.rows
@@ -148,11 +148,12 @@ class EventLog:
                 self._idle.set()
 
     async def _send(self, service: str, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
-        """Return whether the collector took the event; False when it never will."""
+        """Return whether the collector accepted the event; False if it never will."""
         pause, fresh = FIRST_PAUSE_S, False
         while url := self.urls.get(service):
             parts = urlsplit(url)
-            # A manifest may name any address, and one of an earlier start somebody else's: ours alone gets the token.
+            # A manifest may name any address, and an old one may now be another user's: only our collector gets the
+            # token.
             login = self._login if _origin(url) == self._collector else []
             target = f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}".encode()
             try:
@@ -188,9 +189,9 @@ def _origin(url: str) -> tuple[str, str]:
 
 
 def _headers(pair: Pair, kind: str, moment: float) -> list[tuple[bytes, bytes]]:
-    """Return the headers that KServe's agent sends, to the letter: a laptop and a cluster share one path from here."""
+    """Return exactly the headers that KServe's agent sends: from here on, laptop and cluster share the code."""
     return [
-        # That of the request, for both.
+        # Both events have the request's ID.
         (b"content-type", pair.media_type),
         (b"ce-specversion", b"1.0"),
         (b"ce-type", kind.encode()),

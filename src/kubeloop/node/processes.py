@@ -20,11 +20,11 @@ LOG = logging.getLogger(__name__)
 FIRST_PAUSE_S = 0.1
 LAST_PAUSE_S = 10.0
 STEADY_S = 30.0
-"""A child that lived this long is restarted without delay again."""
+"""A child that ran this long is restarted without a delay again."""
 _TAIL_BYTES = 4096
 _TAIL_LINES = 5
 _PR_SET_PDEATHSIG = 1
-# Loaded here and not between fork and exec, where only little is safe.
+# Loaded here, since few calls are safe between fork and exec.
 _LIBC = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
 
 
@@ -39,7 +39,7 @@ class StartError(KubeloopError):
 
 
 class Backend:
-    """Where a program answers, as the router sees it: an address that comes and goes, and its open requests."""
+    """A program as the router sees it: an address that may be missing, and its open requests."""
 
     __slots__ = ("inflight", "url")
 
@@ -49,9 +49,9 @@ class Backend:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill the calling process when its parent ends, however it ends; run between fork and exec.
+    """Have the kernel kill the calling process when its parent ends in any way; run between fork and exec.
 
-    Only Linux can do this (`prctl(2)`, PR_SET_PDEATHSIG); elsewhere a parent that is killed leaves its children.
+    Only Linux can do this (`prctl(2)`, PR_SET_PDEATHSIG); elsewhere, a killed parent leaves its children running.
     """
     if _LIBC is None:
         return
@@ -63,8 +63,8 @@ def die_with_parent(parent: int) -> None:
 class Replica:
     """One program and the process that runs it at the moment.
 
-    The program is told to listen on a port that the system picks, and prints `ready http://host:port` on
-    stdout once it serves. From then on it is restarted whenever it ends, after pauses that grow.
+    The program listens on a port that the system picks, and prints `ready http://host:port` on stdout once it serves.
+    From then on it is restarted whenever it ends, after growing pauses.
     """
 
     def __init__(self, program: Program, log: Path, ready_s: float, on_change: Callable[[], None]) -> None:
@@ -81,7 +81,7 @@ class Replica:
 
     @property
     def pid(self) -> int | None:
-        """Id of the process, if there is one."""
+        """ID of the process; None if it does not run."""
         return self._process.pid if self._process else None
 
     @property
@@ -90,7 +90,7 @@ class Replica:
         return self.backend.url is not None
 
     async def start(self) -> None:
-        """Start the program and wait until it serves; from then on it is kept alive until `stop`.
+        """Start the program and wait until it serves; from then on it is restarted until `stop`.
 
         Raises:
             StartError: it ended, or was not ready in time.
@@ -149,7 +149,7 @@ class Replica:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C must reach the node alone: it still has requests to finish
+                start_new_session=True,  # Ctrl-C must reach only the node, which still has requests to finish
                 preexec_fn=functools.partial(die_with_parent, os.getpid()),
             )
 
@@ -184,7 +184,7 @@ class Replica:
                 self.error = str(error)
 
     def _tail(self) -> str:
-        """Return the last lines that the current process wrote, led by a colon; empty when there are none."""
+        """Return the last lines that the current process wrote, after a colon; empty if there are none."""
         try:
             with self._log.open("rb") as log:
                 size = log.seek(0, os.SEEK_END)
@@ -196,7 +196,7 @@ class Replica:
 
 
 async def _copy(source: asyncio.StreamReader, target: Path) -> None:
-    """Keep a child's stdout from filling up."""
+    """Read a child's stdout so that its pipe does not fill up."""
     with target.open("ab") as sink:
         while chunk := await source.read(65536):
             sink.write(chunk)

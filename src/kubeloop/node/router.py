@@ -1,6 +1,6 @@
 """Route a request to the transformer and from there, by weight, to a predictor, and copy it to the payload log.
 
-This is raw ASGI with whole bodies: bytes are passed on unread, except for the number of rows in a predictor's answer.
+This is raw ASGI with whole bodies: bytes are passed on without parsing, except for the number of rows in an answer.
 """
 
 import random
@@ -45,7 +45,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where the requests of one inference service go; replaced as a whole, so a switch is atomic."""
+    """The backends of one inference service; a route is replaced as a whole, so a switch is atomic."""
 
     service: str
     namespace: str
@@ -55,7 +55,7 @@ class Route:
     timeout_s: float
 
     def choose(self, component: str, tried: Backend | None) -> tuple[str, Backend] | None:
-        """Pick a backend that is up, by weight, and another one than `tried` if there is any."""
+        """Pick a backend that is up, by weight, and a different one than `tried` if possible."""
         if component == "transformer" and self.transformer:
             return ("default", self.transformer) if self.transformer.url else None
         up = [target for target in self.predictors if target.backend.url and target.percent]
@@ -64,7 +64,7 @@ class Route:
             return None
         if len(others) == 1:
             return others[0].endpoint, others[0].backend
-        # Chance, not turns: traffic that repeats in a pattern must not always meet the same model.
+        # At random, not in turns: traffic with a repeating pattern must not always reach the same model.
         chosen = random.choices(others, [target.percent for target in others])[0]  # noqa: S311
         return chosen.endpoint, chosen.backend
 
@@ -82,7 +82,8 @@ class Router:
     """An ASGI application over the routes of a node.
 
     `/v1/…` and `/v2/…` go to the transformer, `/_predictor/…` to a predictor. Inference has no side effects, so
-    its POST is tried a second time when a backend cannot be reached or goes away; more would only delay the 503.
+    its POST is tried a second time if a backend cannot be reached or closes the connection. More attempts would only
+    delay the 503.
     """
 
     def __init__(self, log: EventLog, metrics: Metrics, *, max_body_bytes: int) -> None:
@@ -91,7 +92,7 @@ class Router:
         self.inflight = 0
         self._log = log
         self._metrics = metrics
-        # As in a cluster: what a transformer sends on holds the features as well.
+        # As in a cluster: a transformer's request also contains the features.
         self._limits = {
             "transformer": Limits(max_body_bytes=max_body_bytes),
             "predictor": Limits(max_body_bytes=GROWTH * max_body_bytes),
@@ -99,12 +100,12 @@ class Router:
         self._client = Client()
 
     def switch(self, route: Route) -> None:
-        """Put a route in the place of its service's last one."""
+        """Replace the route of a service."""
         self.routes[route.service] = route
         self._log.urls[route.service] = route.logger_url
 
     def remove(self, service: str) -> None:
-        """Take a service's route away; its events that are still queued are dropped."""
+        """Remove a service's route; its queued events are dropped."""
         self.routes.pop(service, None)
         self._log.urls.pop(service, None)
 
@@ -120,7 +121,7 @@ class Router:
         if path.startswith(_PREDICTOR_PREFIX):
             component, path = "predictor", path[len(_PREDICTOR_PREFIX) - 1 :]
         endpoint = ""
-        # What has begun before the node stops is finished; `Node.finish` waits for it.
+        # Requests that began before the node stops are finished; `Node.finish` waits for them.
         late = self.closing and component == "transformer"
         self.inflight += 1
         try:
@@ -134,7 +135,7 @@ class Router:
             return
         finally:
             self.inflight -= 1
-        # Counted first: who has the answer finds it in the counts.
+        # Counted first: a client that has the answer must find it in the counts.
         self._metrics.observe(component, endpoint, answer.status, time.perf_counter() - began)
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         await send({"type": "http.response.body", "body": answer.body})
@@ -149,7 +150,7 @@ class Router:
         headers = _forwarded(scope["headers"])
         tried: Backend | None = None
         while True:
-            # Read for each attempt: the second one must see a switch that removed the first one's backend.
+            # Read again for each attempt: the second one must see a switch that removed the first one's backend.
             route = self.routes.get(service)
             choice = route.choose(component, tried) if route else None
             if route is None or choice is None:
@@ -196,7 +197,7 @@ class Router:
         )
 
     def _service(self, path: bytes) -> str:
-        """Return the service that a path means; a path without a model means the only one."""
+        """Return the service that a path names; a path without a model means the only service."""
         parts = path.split(b"/", 4)
         if len(parts) > 3 and parts[2] == b"models":
             name = parts[3].partition(b":")[0].decode("latin-1")
@@ -217,7 +218,7 @@ def count_rows(body: bytes, json_size: bytes | None = None) -> int:
 
     Args:
         body: the response.
-        json_size: how much of it is JSON, where binary tensors follow.
+        json_size: how much of it is JSON, if binary tensors follow.
     """
     try:
         content: Any = orjson.loads(body if json_size is None else body[: int(json_size)])
@@ -249,7 +250,7 @@ def _returned(answer: Answer, method: str) -> list[tuple[bytes, bytes]]:
 
 
 def _dropped(headers: Headers) -> frozenset[bytes]:
-    """Return the names that end at this hop: the fixed ones and those that `Connection` lists."""
+    """Return the headers that are not passed on: the fixed ones and those that `Connection` lists."""
     listed = [value for key, value in headers if key == b"connection"]
     if not listed:
         return _HOP_BY_HOP

@@ -1,7 +1,7 @@
 """The local node: router and controller in one process, so that a laptop serves InferenceServices without a cluster.
 
 `python -m kubeloop.node.server --port 8080 --state .kubeloop` prints `ready http://127.0.0.1:8080` when it
-takes requests. Its children end with it: on SIGTERM in order, otherwise by the kernel (see `processes`).
+accepts requests. Its children end with it: in order after SIGTERM, otherwise by the kernel (see `processes`).
 """
 
 import argparse
@@ -51,10 +51,10 @@ class Node:
     Args:
         commands: the programs it may run.
         state: folder for manifests and logs.
-        log_queue: payload events held for a slow collector.
+        log_queue: most payload events that wait for a slow collector.
         max_body_bytes: largest request body.
         ready_s: time a program gets to become ready.
-        token: what a caller must send to change anything; it goes with the events to `collector_url` as well.
+        token: what a caller must send to change anything; it is also sent with the events to `collector_url`.
         collector_url: the collector of the same owner.
     """
 
@@ -95,7 +95,7 @@ class Node:
             await self._api(scope, receive, send)
 
     async def finish(self) -> None:
-        """Wait for the requests under way."""
+        """Wait for the open requests."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_S):
                 while self.router.inflight:
@@ -113,7 +113,7 @@ class Node:
 
 
 class NodeServer(Server):
-    """The server of a node: brings its services back once it has an address, and waits for requests at the end."""
+    """The server of a node: restores its services once it has an address, and waits for open requests at the end."""
 
     def __init__(self, node: Node, port: int, names: Sequence[str] = ()) -> None:
         guarded = guard.Guard(node, HOST, token=node.token, inference=_INFERENCE, names=names)
@@ -121,12 +121,12 @@ class NodeServer(Server):
         self._node = node
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then apply the manifests of the last time."""
+        """Listen, then apply the stored manifests."""
         await super().startup(sockets)
         self._node.controller.restore(self.url)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Finish the requests under way while transformers can still reach the predictors, then stop."""
+        """Finish the open requests while transformers can still reach the predictors, then stop."""
         self._node.draining = True
         await self._node.finish()
         await super().shutdown(sockets)
@@ -240,7 +240,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     place = settings(state=args.state)
     try:
         access.private(place.state)
-        # Never open, since a manifest says what it runs: alone, it makes a token itself.
+        # The node always requires a token, since a manifest says what it runs. If none is given, it makes one.
         token = guard.token(args) or access.make(place.token_file)
     except AccessError as error:
         parser.exit(1, f"{error}\n")

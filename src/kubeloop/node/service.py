@@ -29,7 +29,7 @@ class Service:
         router: holds the route.
         start: makes the replica of a program.
         url: the node's address.
-        on_ready: called with the manifest that has become ready.
+        on_ready: called with each manifest that becomes ready.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Service:
         return not self._rolling and self._failure is None and self._serving == self._desired
 
     def apply(self, manifest: dict[str, Any], desired: Desired, fallback: Desired | None = None) -> None:
-        """Make `manifest` the newest one; what is still being started for an older one is given up."""
+        """Make `manifest` the newest one; an unfinished start of an older one is given up."""
         self._manifest, self._desired, self._fallback = manifest, desired, fallback
         self._failure, self._rolling = None, True
         if self._task:
@@ -85,7 +85,7 @@ class Service:
         self.refresh()
 
     async def close(self) -> None:
-        """Take the service away: no more requests, then its processes end."""
+        """Remove the service: stop its requests, then end its processes."""
         if self._task:
             self._task.cancel()
         async with self._lock:
@@ -123,14 +123,14 @@ class Service:
                 pause = min(pause * 2, RETRY_LAST_S)
 
     async def _roll(self, desired: Desired) -> None:
-        """Start what is missing, switch, end what is no longer wanted."""
+        """Start the missing programs, switch the route, and end the programs that are no longer wanted."""
         wanted = desired.programs()
         fresh = {p: self._make(p, self.refresh) for p in wanted if p not in self._replicas}
         first = not self._replicas
         replicas = self._replicas | fresh
         if first:
-            # Nothing serves yet: with the route in place each part answers as soon as it is up, which a
-            # transformer may need in order to start.
+            # Nothing serves yet. With the route set, each part answers as soon as it is up, which a transformer may
+            # need to start.
             self._switch(desired, replicas)
         try:
             await _start(list(fresh.values()))
@@ -235,7 +235,7 @@ class Service:
 
 
 async def _start(replicas: list[Replica]) -> None:
-    """Start all at once; when one fails, none is left."""
+    """Start all at the same time; if one fails, end the others."""
     starts = [asyncio.create_task(replica.start()) for replica in replicas]
     try:
         await asyncio.gather(*starts)

@@ -27,7 +27,7 @@ _CONTROL = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0)])
 
 
 class EventError(KubeloopError, ValueError):
-    """The message is not a CloudEvent; the text names the attribute that is missing or wrong."""
+    """The message is not a CloudEvent; the message names the attribute that is missing or wrong."""
 
     lasting = True
 
@@ -48,7 +48,8 @@ class Event(NamedTuple):
 
 
 class Message(NamedTuple):
-    """One event as it was sent: its attributes, its data, what its attributes are prefixed with, where it stood."""
+    """One event as it was sent: its attributes, its data, the prefix of its attributes, and whether it was in a
+    batch."""
 
     attributes: Mapping[str, Any]
     body: bytes
@@ -62,7 +63,7 @@ def parse(headers: Mapping[bytes, bytes], body: bytes, received_at: int) -> list
     Args:
         headers: names in lower case.
         body: the whole body.
-        received_at: microseconds since 1970; also the time of an event that names none.
+        received_at: microseconds since 1970; also the time of an event without one.
 
     Raises:
         EventError: one of them is not an event; then all are refused.
@@ -80,7 +81,7 @@ def parse(headers: Mapping[bytes, bytes], body: bytes, received_at: int) -> list
 
 
 def messages(headers: Mapping[bytes, bytes], body: bytes) -> list[Message]:
-    """Read the messages of one HTTP request; which attributes each needs, and their form, is the caller's to check.
+    """Read the messages of one HTTP request; the caller checks which attributes each needs, and their form.
 
     Args:
         headers: names in lower case.

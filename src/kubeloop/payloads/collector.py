@@ -43,7 +43,7 @@ _OTHER = "other"
 _INLINE_BYTES = 64 * 1024
 _FINISH_S = 5.0
 _DRAIN_S = 0.2
-"""There is one collector: nobody else takes the events that come while it stops."""
+"""There is only one collector: no other process accepts the events that arrive while it stops."""
 
 
 class _RefusedError(KubeloopError):
@@ -135,7 +135,7 @@ class Collector:
         """Read the body, whose bytes count as held while they come in."""
         declared = headers.get(b"content-length", b"")
         expected = int(declared) if declared.isdigit() else 0
-        # One that is too large in itself is not refused for want of room.
+        # A body that is too large in any case is not refused for lack of room.
         if expected <= self._max_body_bytes:
             self._admit(expected)
         size = 0
@@ -169,7 +169,7 @@ class Collector:
             self._journal.close()
 
     async def _watch(self) -> None:
-        """Answer for a stalled disk, and say from time to time what was dropped."""
+        """Answer events that wait for a stalled disk, and log from time to time what was dropped."""
         reported, next_report = Counter[str](), 0.0
         while True:
             await asyncio.sleep(_WATCH_S)
@@ -221,7 +221,7 @@ class Collector:
         return PlainTextResponse(refusal.message, status_code=503)
 
     def describe(self) -> Iterable[Metric]:
-        """Name no metrics ahead: Prometheus' client then asks only when scraped."""
+        """Return no descriptions, so that Prometheus' client reads the metrics only when it is scraped."""
         return []
 
     def collect(self) -> Iterable[Metric]:
@@ -233,7 +233,7 @@ class Collector:
         yield CounterMetricFamily(
             f"{prefix}flush_failures", "Failed attempts to write a segment.", numbers["flush_failures"]
         )
-        # A counter that appeared with its first event would have no increase that an alert could see.
+        # A counter that appears with its first event would have no increase for an alert to see.
         dropped = dict.fromkeys(REASONS, 0) | numbers["dropped"]
         rejected = dict.fromkeys(_REJECTIONS, 0) | numbers["rejected"]
         kinds = dict.fromkeys((*_KINDS.values(), _OTHER), 0) | dict(self._kinds)
@@ -258,7 +258,7 @@ class Collector:
 
 
 async def _check_labels(events: Iterable[Event]) -> None:
-    """Refuse labels that the monitor could not read: their sender is the one who can put them right.
+    """Refuse labels that the monitor could not read, since only their sender can correct them.
 
     Raises:
         EventError: the first fault.
@@ -310,8 +310,8 @@ def _arguments(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status.
 
-    0 after everything acknowledged is in segments, 1 when some of it had to stay in the write-ahead file, 2 when
-    another collector owns the folder or the port.
+    0 if all acknowledged events are in segments, 1 if some had to stay in the write-ahead file, 2 if another collector
+    owns the folder or the port.
     """
     options = _arguments(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s collector %(message)s")

@@ -12,7 +12,7 @@ _FILES = 32
 _ROWS = 50_000
 _BYTES = 32 * 2**20
 _GRACE_S = 60.0
-"""How long a merged segment's parts stay: longer than a reader takes to list the folder, so none misses both."""
+"""How long a merged segment's parts stay: longer than a reader takes to list the folder, so no reader misses both."""
 
 
 class Compactor:
@@ -25,7 +25,7 @@ class Compactor:
         self._retired: list[tuple[float, Path]] = []
 
     def add(self, segment: Segment, size: int) -> None:
-        """Take note of a new segment, and merge the last small ones when they are many or enough.
+        """Add a new segment, and merge the last small ones if they are many or large enough together.
 
         Args:
             segment: the newest.
@@ -45,16 +45,17 @@ class Compactor:
             if len(self._tail) >= _FILES:
                 self._merge()
         except (OSError, LogError):
-            # What follows must go on from this segment: a merged one hides every event between its first and its last.
+            # The next segment must directly follow this one: a merged segment hides every event between its first and
+            # its last.
             self._tail = [newest]
             raise
 
     def forget(self, segment: Segment) -> None:
-        """Merge this one no more: it is gone."""
+        """Do not merge this segment: it is gone."""
         self._tail = [part for part in self._tail if part[0] != segment]
 
     def sweep(self, now: float | None = None) -> None:
-        """Remove the parts of merged segments whose grace is over."""
+        """Remove the parts of merged segments whose grace period is over."""
         now = time.monotonic() if now is None else now
         while self._retired and self._retired[0][0] <= now:
             self._retired.pop(0)[1].unlink(missing_ok=True)
@@ -65,7 +66,7 @@ class Compactor:
         parts = [segment for segment, _, _ in self._tail]
         for part, following in pairwise(parts):
             if following.first != part.last + 1:
-                raise LogError(f"{following.path} does not go on where {part.path.name} ends; they are not merged")
+                raise LogError(f"{following.path} does not continue where {part.path.name} ends; they are not merged")
         merged = write(self._directory, pa.concat_tables([load(segment) for segment in parts]))
         rows, size = sum(r for _, r, _ in self._tail), sum(s for *_, s in self._tail)
         self._retired += [(time.monotonic() + self._grace_s, segment.path) for segment in parts]
@@ -73,7 +74,7 @@ class Compactor:
 
 
 def remove_covered(directory: Path, live: list[Segment]) -> None:
-    """Remove the parts that a collector left behind when it ended within their grace."""
+    """Remove the parts that a collector left when it ended within their grace period."""
     names = {segment.path.name for segment in live}
     for path in directory.glob("events-*.parquet"):
         if path.name not in names:

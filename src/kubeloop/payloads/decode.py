@@ -55,17 +55,17 @@ LABEL = pa.schema(
 )
 
 REMEMBER = 100_000
-"""Events back to which a request waits for its response, and a settled id is known again."""
+"""Number of events for which a request waits for its response, and for which a settled id is remembered."""
 
 _IDENTITY = ["source", "service", "namespace", "component", "endpoint", "id"]
 
 
 @dataclass(frozen=True)
 class Carry:
-    """What one round of decoding hands to the next.
+    """What one round of decoding passes to the next.
 
     Attributes:
-        waiting: raw events, `SCHEMA`, whose partner has not come yet.
+        waiting: raw events, `SCHEMA`, whose partner has not arrived yet.
         settled: identities that are done, with the `seq` that settled them; a repeat of them is dropped.
     """
 
@@ -80,11 +80,11 @@ class Decoded:
     Attributes:
         predictions: one row per prediction: `schema`, then one column per feature.
         labels: `LABEL`, one row per label, as truths of the task.
-        carry: hand it to the next call.
-        duplicates: events dropped because their identity and type came before.
+        carry: pass it to the next call.
+        duplicates: events dropped because one with the same identity and type came before.
         ambiguous: identities that two different requests (or responses) share, so that no pair is certain.
-        malformed: events, or single labels, dropped because of what they say.
-        reasons: why, for the first few of them.
+        malformed: events, or single labels, dropped because of their content.
+        reasons: the reasons for the first few of them.
     """
 
     predictions: pa.Table
@@ -113,17 +113,17 @@ def decode(task: Task, table: pa.Table, carry: Carry | None = None, service: str
 
     However the log is cut into calls, each prediction comes out exactly once. Events are paired by their id within
     one source, service, namespace, component and endpoint, in order of `seq`. Clients can choose ids, so an id is
-    used once: later events of that id and type are dropped, and an id that shows two different requests before a
-    response gives no prediction, since the response could belong to either. An answer may come before its question, as
+    used once: later events of that id and type are dropped, and an id with two different requests before a response
+    gives no prediction, since the response could belong to either. A response may come before its request, because
     KServe's agent sends with several workers.
 
-    A request without a body, such as a GET of the model's metadata, which the agent logs like any other, asked for no
-    prediction: it and its response are dropped, and not as malformed.
+    The agent also logs requests without a body, such as a GET of the model's metadata. They did not ask for a
+    prediction, so they and their responses are dropped, but do not count as malformed.
 
     Args:
         task: whose answers and labels the events carry.
         table: events, `SCHEMA`, newer than all before.
-        carry: of the previous call; left out for the first.
+        carry: that of the previous call; left out for the first.
         service: read this inference service only; labels that name no service count for every one.
     """
     carry = carry or Carry()
@@ -158,7 +158,7 @@ def resume(task: Task, directory: Path, last: int, service: str | None = None) -
     if last == 0:
         return Carry()
     after = max(0, last - REMEMBER)
-    # What lies behind `last` may be months of a log: no more is read than the segments that reach it.
+    # The log after `last` may span months, so only the segments up to it are read.
     table, _ = read(directory, after, last - after)
     return decode(task, table.filter(pc.less_equal(table["seq"], last)), service=service).carry
 
@@ -178,7 +178,7 @@ def check(directory: Path, last: int) -> None:
 
 
 def release(directory: Path, last: int) -> None:
-    """Note that a reader who has decoded the log up to `last` needs no more of it than `resume` does."""
+    """Record that a reader that has decoded the log up to `last` needs only the part that `resume` reads."""
     if last - REMEMBER > marked(directory, NEEDED):
         mark(directory, NEEDED, last - REMEMBER)
 
@@ -282,7 +282,7 @@ def _labels(events: pa.Table, rows: list[int], settled: dict[str, int], counts: 
             continue
         settled[identity] = seq
         told, faults = labels.read(body, task.label)
-        # A clock that was ahead must not let a label win over those that correct it.
+        # A label from a fast clock must not win over later labels that correct it.
         found += [(name, label, min(observed_at, received_at), received_at) for name, label, observed_at in told]
         for fault in faults:
             counts.faults.add(seq, fault)

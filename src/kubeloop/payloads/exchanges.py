@@ -26,7 +26,7 @@ PREDICTION = pa.schema(
         pa.field("endpoint", pa.string()),
     ]
 )
-"""The columns every prediction has. The numbers of its answer follow, `Task.columns`, then the features."""
+"""The columns of every prediction. After them come the numbers of its answer, `Task.columns`, then the features."""
 
 _NUMERIC = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16, 32, 64)) | {
     "BOOL",
@@ -36,11 +36,11 @@ _NUMERIC = frozenset(f"{sign}INT{bits}" for sign in ("", "U") for bits in (8, 16
 }
 _REASONS = 5
 _LONGEST_VERSION = 200
-"""It is a key of the monitor's tables, where PostgreSQL takes no NUL and no key of more than 2704 bytes."""
+"""The version is a key of the monitor's tables. PostgreSQL accepts neither NUL nor a key of more than 2704 bytes."""
 _SIGNATURE, _DATA = itemgetter("name", "datatype"), itemgetter("data")
 _DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 _BLOCK = 250
-"""Pairs parsed at once: few enough that their Python objects stay in the processor's cache."""
+"""Pairs that are parsed at a time: few enough that their Python objects stay in the processor's cache."""
 
 Signature = tuple[tuple[str, str], ...]
 
@@ -78,7 +78,7 @@ class Pair(NamedTuple):
 
 
 class _Exchange(NamedTuple):
-    """A parsed pair; `columns` holds one list of values an input, `scores` one a number of the answer."""
+    """A parsed pair; `columns` holds one list of values per input, `scores` one per number of the answer."""
 
     pair: Pair
     event_time: int
@@ -97,8 +97,8 @@ def schema(task: Task) -> pa.Schema:
 def predictions(pairs: Iterable[Pair], faults: Faults, task: Task) -> pa.Table:
     """Return one row per prediction, in the order of the pairs.
 
-    Pairs with different inputs (model versions) are decoded apart; a feature that some lack is null there, and one
-    that is numeric in some and text in others becomes text.
+    Pairs with different inputs (model versions) are decoded separately. A feature that some of them lack is null there,
+    and one that is numeric in some and text in others becomes text.
     """
     pairs = iter(pairs)
     tables: list[pa.Table] = []
@@ -108,7 +108,7 @@ def predictions(pairs: Iterable[Pair], faults: Faults, task: Task) -> pa.Table:
 
 
 def _decode(block: list[Pair], faults: Faults, task: Task) -> list[pa.Table]:
-    """Return the predictions of some pairs, in order, in no, one or (where inputs differ) several tables."""
+    """Return the predictions of some pairs, in order, in zero or one table, or in several if inputs differ."""
     groups: dict[Signature, list[tuple[int, _Exchange]]] = {}
     for position, pair in enumerate(block):
         try:
@@ -192,29 +192,29 @@ def _spread(data: list[Any], tensor: Tensor) -> list[list[Any]]:
 
 
 def _load(body: bytes | memoryview) -> Any:
-    """Read JSON, and the binary tensors behind it.
+    """Read JSON and the binary tensors after it.
 
-    NaN, which a transformer before Triton writes for a missing number, is None like null.
+    NaN, which a transformer before Triton writes for a missing number, becomes None, as null does.
     """
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         text = bytes(body).lstrip()
     try:
-        # As if every byte were a character, so that positions are those of the bytes.
+        # Each byte is read as one character, so that positions are byte positions.
         _, end = _DECODER.raw_decode(text.decode("latin-1"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     if text[end:].strip():
         return _with_tensors(orjson.loads(text[:end]), text[end:])
-    # Back and forth, since the standard library takes texts and numbers that no table holds.
+    # Converted back and forth, since the standard library accepts texts and numbers that no table can hold.
     return orjson.loads(orjson.dumps(json.loads(text, parse_constant=lambda _: None)))
 
 
 def _with_tensors(message: Any, tail: bytes) -> Any:
-    """Put the bytes behind a message's JSON into its tensors.
+    """Put the bytes after a message's JSON into its tensors.
 
-    KServe's agent and the node log the body without Inference-Header-Content-Length. The tensors' sizes say the same.
+    KServe's agent and the node log the body without Inference-Header-Content-Length. The tensors' sizes replace it.
     """
     tensors = [tensor for tensor in message.get("inputs") or message["outputs"] if "data" not in tensor]
     sizes = [tensor["parameters"]["binary_data_size"] for tensor in tensors]

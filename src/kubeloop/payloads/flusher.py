@@ -16,17 +16,17 @@ from kubeloop.stores import whole
 logger = logging.getLogger(__name__)
 
 OVERHEAD = 1024
-"""Memory of an event besides its body, rounded up."""
+"""Memory that an event takes besides its body, rounded up."""
 SEGMENT_BYTES = 32 * 2**20
-"""Bodies that make a segment, however few they are."""
+"""Bytes of bodies that make a segment, however few the events are."""
 _RETRY_S = 1.0
 _TIDY_S = 2.0
-"""How often the folder is made smaller while no segment is written."""
+"""How often old segments are deleted while no segment is written."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Sealed events, the write-ahead files (with their sizes) that hold them, and who waits for the segment."""
+    """Sealed events, their write-ahead files with sizes, and the futures that wait for the segment."""
 
     rows: list[Row]
     files: list[tuple[Path, int]]
@@ -34,7 +34,7 @@ class Job:
 
 
 class Flusher:
-    """Writes jobs in order. Its numbers change in its thread alone and may be read from any other.
+    """Writes jobs in order. Its numbers change only in its thread and may be read from any other.
 
     Attributes:
         last_seq: the last event in a segment.
@@ -44,7 +44,7 @@ class Flusher:
         freed: bytes of write-ahead files removed.
         finished: jobs done.
         failures: attempts to write a segment that failed.
-        error: why the last attempt failed; None when it did not.
+        error: why the last attempt failed; None if it did not.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Flusher:
         Args:
             directory: the payload log.
             keep_bytes: size of all segments beyond which the oldest that are already in S3 are deleted; 0 keeps all.
-            release: called in the flusher's thread with the memory that a segment gave free.
+            release: called in the flusher's thread with the memory that a segment freed.
             wake: called in the flusher's thread after each job.
         """
         self._directory, self._keep_bytes, self._release, self._wake = directory, keep_bytes, release, wake
@@ -75,7 +75,7 @@ class Flusher:
         self._thread.start()
 
     def put(self, job: Job) -> None:
-        """Hand over a job."""
+        """Add a job to the queue."""
         self._jobs.put(job)
 
     def close(self) -> None:
@@ -159,7 +159,7 @@ class Flusher:
 
 
 def vital_thread(name: str, run: Callable[[], None]) -> threading.Thread:
-    """Make a thread whose failure ends the process: the next one recovers, and this one would only pretend."""
+    """Make a thread whose failure ends the process: this one could not work without it, and the next one recovers."""
 
     def guarded() -> None:
         try:

@@ -1,4 +1,4 @@
-"""One owner for a folder."""
+"""Make sure that only one process writes to a folder."""
 
 import fcntl
 import os

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 _GROUP_BYTES = 4 * 2**20
 _POLL_S = 0.05
 _ROOM_BYTES = 2**20
-"""Room on the disk without which the collector is not ready."""
+"""Free space on the disk below which the collector is not ready."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Limits:
     """What the journal may use, and when it writes a segment.
 
     Attributes:
-        memory_bytes: events held that are in no segment yet; more are refused.
+        memory_bytes: size of the held events that are not in a segment yet; beyond it, events are refused.
         disk_bytes: size of the folder beyond which events are refused; 0 for no limit. From half of this size, the
             oldest segments that are already in S3 are deleted.
         flush_rows: events that make a segment.
@@ -69,7 +69,7 @@ _IO_ERROR = "io_error"
 _DAMAGED = "damaged"
 
 REASONS = (*(refusal.reason for refusal in (_MEMORY, _DISK, _STALLED, _CLOSING)), _IO_ERROR, _DAMAGED)
-"""Every reason to lose an event: refused, or taken and found damaged by the next collector."""
+"""Every reason for losing an event: it was refused, or accepted and found damaged by the next collector."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,11 @@ class _Signal(Enum):
     WAKE = auto()
     """The flusher is free."""
     CLOSE = auto()
-    """Finish what there is and end."""
+    """Finish the waiting events and end."""
 
 
 class Journal:
-    """Owns one folder of the payload log. Use from one event loop."""
+    """Owns one folder of the payload log. Use it from a single event loop."""
 
     def __init__(self, directory: Path, limits: Limits) -> None:
         """Take over the folder and recover the acknowledged events of a predecessor that are not in a segment.
@@ -122,7 +122,7 @@ class Journal:
         self._rows: list[Row] = []
         self._rows_bytes = 0
         self._rows_since = 0.0
-        # On a new volume the log goes on where the store says that it ended.
+        # On a new volume, the log continues where the store says that it ended.
         self._next_seq = max(self._recover(), marked(directory, MIRRORED)) + 1
         self._writer = vital_thread("writer", self._write)
 
@@ -133,7 +133,7 @@ class Journal:
 
     @property
     def wal_bytes(self) -> int:
-        """Bytes of acknowledged events that are in no segment yet."""
+        """Bytes of acknowledged events that are not in a segment yet."""
         return self._appended - self.flusher.freed
 
     @property
@@ -142,13 +142,13 @@ class Journal:
         return self.flusher.segment_bytes + 2 * self.wal_bytes
 
     def start(self) -> None:
-        """Start the threads. Call from the event loop that will submit."""
+        """Start the threads. Call it from the event loop that will submit events."""
         self._loop = asyncio.get_running_loop()
         self._writer.start()
         self.flusher.start()
 
     def refuses(self, cost: int) -> Refusal | None:
-        """Say whether `cost` more bytes would be refused right away."""
+        """Return why `cost` more bytes would be refused right now; None if they would not be."""
         if self._closing:
             return _CLOSING
         if self.held + cost > self.limits.memory_bytes:
@@ -162,14 +162,14 @@ class Journal:
         refusal = self.refuses(OVERHEAD)
         if refusal is not None:
             return refusal
-        # A try that hangs is not joined by others: each would hold a thread.
+        # While one attempt hangs, no other one starts, since each would hold a thread.
         if self._try is None or self._try.done():
             self._try = asyncio.ensure_future(asyncio.to_thread(self._room))
         done, _ = await asyncio.wait([self._try], timeout=self.limits.answer_seconds)
         return self._try.result() if done else _STALLED
 
     async def submit(self, events: list[Event]) -> Refusal | None:
-        """Append events, all or none; return when they are in the write-ahead file, or say why they are not."""
+        """Append all events or none; return once they are in the write-ahead file, or return why they are not."""
         self.received += len(events)
         cost = sum(len(event.body) + OVERHEAD for event in events)
         refusal = self.refuses(cost)
@@ -201,7 +201,7 @@ class Journal:
                 entry.answer.set_result(_STALLED)
 
     async def flush(self, timeout_s: float = 10.0) -> int:
-        """Put everything acknowledged so far into segments; return the last `seq` on disk.
+        """Put all events acknowledged so far into segments; return the last `seq` on disk.
 
         Raises:
             OSError: the segment cannot be written (it is tried again); the events stay in the write-ahead file.
@@ -218,9 +218,9 @@ class Journal:
         return waiter.result()
 
     def close(self) -> None:
-        """Write what is left into a segment, end the threads and give the folder back.
+        """Write the remaining events into a segment, end the threads and release the folder.
 
-        When the segment cannot be written, `wal_bytes` stays above 0 and the next collector writes it.
+        If the segment cannot be written, `wal_bytes` stays above 0 and the next collector writes it.
         """
         self._closing = True
         self._inbox.put(_Signal.CLOSE)
@@ -230,7 +230,7 @@ class Journal:
 
     def _room(self) -> Refusal | None:
         try:
-            # It has no name, so that none is left behind by a kill.
+            # The file has no name, so that a kill does not leave it behind.
             with tempfile.TemporaryFile(dir=self.directory) as file:
                 if hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(file.fileno(), 0, _ROOM_BYTES)
@@ -250,7 +250,7 @@ class Journal:
     # ---- start
 
     def _recover(self) -> int:
-        """Send what the write-ahead files hold beyond the last segment to the flusher; return the last `seq`."""
+        """Send the events of the write-ahead files that are not in a segment to the flusher; return the last `seq`."""
         rows: list[Row] = []
         files: list[tuple[Path, int]] = []
         for path in wal_files(self.directory):
@@ -258,7 +258,7 @@ class Journal:
             found = [row for row in intact if row[0] > self.flusher.last_seq]
             if torn:
                 logger.warning("ignored the last %d bytes of %s, a torn record", torn, path.name)
-            # Of a file whose segment was written before the kill, nothing is lost.
+            # If the file's segment was written before the kill, nothing of it is lost.
             if lost and (found or not intact):
                 logger.error("%s is damaged: %d events that were acknowledged are lost, the others kept", path, lost)
                 self.dropped[_DAMAGED] += lost
@@ -266,7 +266,7 @@ class Journal:
                 rows += found
                 files.append((path, path.stat().st_size))
             elif lost and not intact:
-                # Nothing of it can be read; a person may yet.
+                # kubeloop cannot read any of it, but a person may be able to.
                 whole.move(path, path.with_suffix(".damaged"))
             else:
                 path.unlink()
@@ -298,7 +298,7 @@ class Journal:
                 self._seal(waiters)
 
     def _take(self) -> "list[_Entry | _Flush | _Signal]":
-        """Wait for something to do; return all there is, up to the size of a group."""
+        """Wait for events; return all that wait, up to the size of a group."""
         timeout = None
         if self._rows and self._idle():
             timeout = max(0.0, self._rows_since + self.limits.flush_seconds - time.monotonic())
@@ -338,7 +338,7 @@ class Journal:
         return self._jobs == self.flusher.finished
 
     def _due(self) -> bool:
-        """A busy flusher gets nothing more: what gathers meanwhile makes one larger segment."""
+        """Send nothing to a busy flusher: the events that gather meanwhile make one larger segment."""
         return (
             bool(self._rows)
             and self._idle()

@@ -1,6 +1,6 @@
 """Read the body of a label event, which holds the outcomes of predictions.
 
-The collector refuses a body with a fault; the log may hold some from older versions.
+The collector refuses a body with a fault; the log may hold such bodies from older versions.
 """
 
 import math
@@ -22,14 +22,14 @@ class Label(NamedTuple):
 
 
 _LONGEST = 200
-"""Characters of a class's name."""
+"""Most characters of a class's name."""
 _MOST_US = moments.MOST // timedelta(microseconds=1)
 
 
 def early(told: Sequence[Label], received_at: int) -> list[str]:
-    """Return what is wrong with labels that were observed long after they came; `received_at` as `observed_at`.
+    """Return what is wrong with labels that were observed after they were received; both in microseconds since 1970.
 
-    The label observed last counts, so one from a clock that is years ahead could never be corrected.
+    The label observed last counts, so a label from a clock that is years ahead could never be corrected.
     """
     return [
         f"label of {label.event_id!r:.80}: observed_at is more than an hour in the future; set the sender's clock"
@@ -39,10 +39,10 @@ def early(told: Sequence[Label], received_at: int) -> list[str]:
 
 
 def any_label(value: Any) -> float:
-    """Take what may be a label of some task; the collector serves loops of every kind, so readers look closer.
+    """Accept what may be a label of some task. The collector serves loops of every kind, so readers check further.
 
     Raises:
-        ValueError: it can be none.
+        ValueError: it cannot be a label of any task.
     """
     if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return float(value)
@@ -59,7 +59,7 @@ def read(body: bytes, label: Callable[[Any], float] = any_label) -> tuple[list[L
         label: reads one label, as `Task.label` does.
 
     Returns:
-        The labels that can be read, and for each that cannot, or for a body without labels, what is wrong.
+        The labels that can be read, and what is wrong with each other one, or with a body without labels.
     """
     try:
         items = orjson.loads(body)["labels"]

@@ -4,7 +4,7 @@ Segments never change, so the mirror lists both places and copies the missing on
 monitor uses the store: if it is down, segments wait on the collector's disk, and the monitor judges what it has.
 
 Before its first round, and every half a minute, a mirror checks the owner of the store (`bucket.Owner`): it may belong
-to another installation, or to another collector of the same name.
+to another installation or to another collector of the same name.
 """
 
 import argparse
@@ -38,24 +38,24 @@ _log = logging.getLogger("kubeloop.mirror")
 _LONGEST_PAUSE_S = 60.0
 
 END = "payload-log-end.txt"
-"""Object with the number of the last event that the store ever had: segments are kept for a time only."""
+"""Object with the number of the last event that the store ever had, since segments are kept only for a limited time."""
 
 OWNER_S = 30.0
-"""Seconds between two looks at whose the store is."""
+"""Seconds between two checks of the store's owner."""
 SILENT_S = 4 * OWNER_S
-"""A log whose mirror was silent for so long is taken for lost: a new volume of the same installation follows it."""
+"""A log whose mirror was silent for so long is considered lost: a new volume of the same installation continues it."""
 
 LOG_NAME = "log.name"
-"""File with a name that the log keeps as long as its volume lives."""
+"""File with a name that the log keeps as long as its volume exists."""
 
 ROUND = 100
-"""Segments that one round fetches: soon afterwards the reader has said how far back it needs them."""
+"""Most segments that one round fetches. Soon afterwards the reader has recorded how far back it needs them."""
 
 
 def stored(bucket: Bucket, folder: Path) -> set[str]:
-    """Return the names of the segments in the store, and note in an empty folder where the log ended there.
+    """Return the names of the segments in the store; in an empty folder, record where the log ended there.
 
-    A collector on a new volume goes on counting from there: a second event of one number would be lost.
+    A collector on a new volume continues the numbers from there: a second event with a used number would be lost.
 
     Raises:
         BucketError: the store does not answer.
@@ -68,17 +68,17 @@ def stored(bucket: Bucket, folder: Path) -> set[str]:
 
 
 def push(bucket: Bucket, folder: Path, there: set[str]) -> int:
-    """Copy the segments that the store lacks, remove those there that a merged one covers; return the copies.
+    """Copy the segments that the store lacks, and remove those that a merged one covers; return the copies.
 
-    What the store had once and has no more, since it keeps objects for a time only, is not copied again.
+    A store may keep objects only for a limited time. What it had once is not copied again.
 
     Args:
         bucket: the store.
         folder: the payload log.
-        there: the names of the segments in the store, see `stored`; kept true.
+        there: the names of the segments in the store, see `stored`; it is updated.
 
     Raises:
-        BucketError: the store does not answer; the next call goes on where this one ended.
+        BucketError: the store does not answer; the next call continues where this one ended.
     """
     copied, before = 0, marked(folder, MIRRORED)
     mirrored = before
@@ -88,7 +88,8 @@ def push(bucket: Bucket, folder: Path, there: set[str]) -> int:
             try:
                 content = segment.path.read_bytes()
             except FileNotFoundError:
-                # Merged since it was listed. A later one must not come first: no reader would go back for this one.
+                # It was merged since it was listed. No later segment may be copied first, since no reader would go back
+                # for this one.
                 break
             bucket.put(f"{names.PAYLOADS}/{name}", content)
             copied += 1
@@ -106,16 +107,16 @@ def push(bucket: Bucket, folder: Path, there: set[str]) -> int:
 def pull(bucket: Bucket, folder: Path, references: Path, most: int = ROUND) -> int:
     """Copy the segments that the reader needs and the references that the disk lacks; return how many files came.
 
-    Segments that the reader is done with are removed from the disk.
+    Segments that the reader no longer needs are removed from the disk.
 
     Args:
         bucket: the store.
         folder: where the segments go.
         references: where the references go.
-        most: segments to copy, the oldest first.
+        most: most segments to copy, the oldest first.
 
     Raises:
-        BucketError: the store does not answer; the next call goes on where this one ended.
+        BucketError: the store does not answer; the next call continues where this one ended.
     """
     done = marked(folder, NEEDED)
     there = bucket.names(names.PAYLOADS)
@@ -124,7 +125,7 @@ def pull(bucket: Bucket, folder: Path, references: Path, most: int = ROUND) -> i
     superseded = covered(there)
     # References first: a segment may hold the first answers of a version.
     fetched = bucket.pull(names.REFERENCES, references)
-    # Nothing that came since: a reader that is past the mark would think that the log was reset.
+    # Nothing that was added since: a reader past the mark would conclude that the log was reset.
     fetched += bucket.pull(
         names.PAYLOADS, folder, lambda name: done < last_event(name) <= end and name not in superseded, most
     )
@@ -135,7 +136,7 @@ def pull(bucket: Bucket, folder: Path, references: Path, most: int = ROUND) -> i
 
 
 def log_name(folder: Path) -> str:
-    """Return the name of the payload log in a folder, which gets a random one at first."""
+    """Return the name of the payload log in a folder; the first call makes a random one."""
     path = folder / LOG_NAME
     if not path.exists() or not path.stat().st_size:
         whole.write(path, secrets.token_hex(8))
@@ -143,7 +144,7 @@ def log_name(folder: Path) -> str:
 
 
 class Mirror(Collector):
-    """Rounds in the background, and what they did."""
+    """The rounds in the background, and what they did."""
 
     def __init__(self, bucket: Bucket, direction: str, folder: Path, references: Path, poll_s: float) -> None:
         self._bucket = bucket
@@ -173,7 +174,7 @@ class Mirror(Collector):
         return push(self._bucket, self._folder, self._there)
 
     def _own(self) -> None:
-        """Take the store that nobody has, or make sure that it is still ours."""
+        """Mark a store without an owner as ours, or check that it is still ours."""
         mark = self._bucket.check()
         if self._direction == "pull":
             return
@@ -186,10 +187,10 @@ class Mirror(Collector):
             raise self._is_another_log(mark)
 
     def _take(self, mark: Owner | None) -> None:
-        """Make sure that the log of this folder may follow the one in the store.
+        """Check that the log of this folder may continue the one in the store.
 
         Raises:
-            OwnerError: the other one's mirror is still there, or went on where this one's numbers end.
+            OwnerError: the other log's mirror is still active, or has continued where this one's numbers end.
         """
         if mark and mark.log:
             now = time.monotonic()
@@ -215,7 +216,7 @@ class Mirror(Collector):
         )
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Make rounds until `stop` is set, and a last one then; one that fails is tried again, after longer pauses."""
+        """Make rounds until `stop` is set, and a last one then; a failed round is repeated, after growing pauses."""
         failed = 0
         while True:
             last, copied = stop.is_set(), 0
@@ -244,7 +245,7 @@ class Mirror(Collector):
 
 
 def create_app(mirror: Mirror) -> Starlette:
-    """Return the HTTP face of a mirror."""
+    """Return the HTTP application of a mirror."""
     registry = CollectorRegistry()
     registry.register(mirror)
     ProcessCollector(registry=registry)
@@ -253,7 +254,7 @@ def create_app(mirror: Mirror) -> Starlette:
         return PlainTextResponse(mirror.failure or "ok", 503 if mirror.failure else 200)
 
     def healthz(_request: Request) -> Response:
-        # The collector starts after this answers, and must know by then which number its first event gets.
+        # The collector starts once this answers, and needs the number of its first event by then.
         if mirror.new:
             return PlainTextResponse(mirror.failure or "asks the store where the log ended", 503)
         return PlainTextResponse("ok")

@@ -29,8 +29,8 @@ SCHEMA = pa.schema(
         pa.field("body", pa.binary(), nullable=False),
     ]
 )
-"""One row per event. `seq` counts from 1, with a gap only if an event was lost; the times are UTC; `body` is the
-payload as it was sent."""
+"""One row per event. `seq` counts from 1, with a gap only if an event was lost. Times are UTC; `body` is the raw
+payload."""
 
 Row: TypeAlias = tuple[int, int, int, str, str, str, str, str, str, str, bytes]
 """The values of one event in the order of `SCHEMA`; times in microseconds since 1970."""
@@ -39,13 +39,13 @@ _NAME = re.compile(r"events-(\d{16})-(\d{16})\.parquet")
 _TEMPORARY = ".events.tmp"
 
 MIRRORED = "mirrored"
-"""Mark of the last event that an S3 store has too, with all before it."""
+"""Name of the mark with the last event that an S3 store also has, with all before it."""
 
 NEEDED = "needed"
-"""Mark of the last event that no reader of the folder asks for again."""
+"""Name of the mark with the last event that no reader of the folder needs again."""
 
 STORED = "stored"
-"""Mark of the last event that an S3 store has, by which a mirror tells readers how far there is to go; see `stored`."""
+"""Name of the mark with the last event of an S3 store: a mirror tells readers where the log ends; see `stored`."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -67,7 +67,7 @@ class Segment(NamedTuple):
 
 
 def covered(names: Iterable[str]) -> set[str]:
-    """Return the names of segments whose events a merged one of the others holds."""
+    """Return the names of segments whose events are also in a merged one among the others."""
     found, end = set(), 0
     for name, (_, last) in sorted(_spans(names).items(), key=lambda item: (item[1][0], -item[1][1])):
         if last <= end:
@@ -79,7 +79,7 @@ def covered(names: Iterable[str]) -> set[str]:
 def segments(directory: Path) -> list[Segment]:
     """List the segments in order of `seq`, without those that a merged one covers.
 
-    Files with other names are none of ours and left out; a folder that does not exist yet holds none.
+    Files with other names are not ours and are left out; a folder that does not exist yet has no segments.
     """
     try:
         spans = _spans(path.name for path in directory.iterdir())
@@ -89,17 +89,17 @@ def segments(directory: Path) -> list[Segment]:
 
 
 def _spans(names: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Return the first and the last event of each name that is a segment's."""
+    """Return the first and the last event of each file name that belongs to a segment."""
     return {name: (int(match[1]), int(match[2])) for name in names if (match := _NAME.fullmatch(name))}
 
 
 def mark(directory: Path, name: str, seq: int) -> None:
-    """Note an event for another process that works on the folder; see `MIRRORED` and `NEEDED`."""
+    """Write a mark for another process that works on the folder; see `MIRRORED` and `NEEDED`."""
     whole.write(directory / f"{name}.seq", kept.seal(str(seq)))
 
 
 def marked(directory: Path, name: str) -> int:
-    """Return the event that was noted last, 0 when none was."""
+    """Return the event in a mark; 0 if there is no mark."""
     try:
         return int(kept.unseal(directory / f"{name}.seq"))
     except FileNotFoundError:
@@ -118,7 +118,7 @@ def stored(directory: Path) -> tuple[int, float]:
 
 
 def newest(directory: Path) -> int:
-    """Return the last event of the log, also of one that a mirror is still fetching; 0 when there is none."""
+    """Return the last event of the log, including events that a mirror is still fetching; 0 if there are none."""
     written = segments(directory)
     return stored(directory)[0] or (written[-1].last if written else 0)
 
@@ -131,18 +131,19 @@ def last_event(name: str) -> int:
 def read(directory: Path, after: int = 0, max_rows: int | None = None) -> tuple[pa.Table, int]:
     """Read the events with `seq > after`, in order.
 
-    When nothing is new this costs one listing of the folder. Safe at any moment next to a running collector.
+    If there are no new events, this costs one listing of the folder. It is safe at any moment next to a running
+    collector.
 
     Args:
         directory: the payload log.
-        after: the last `seq` the caller has seen.
+        after: the last `seq` that the caller has seen.
         max_rows: stop after the segment that reaches this many rows; call again with the returned `seq` for the rest.
 
     Returns:
         The events, `SCHEMA`, and the last `seq` among them (`after` when there are none).
 
     Raises:
-        LogError: a segment is damaged, or gone without a merged one in its place.
+        LogError: a segment is damaged, or is gone and no merged one replaces it.
     """
     tables: list[pa.Table] = []
     rows = 0
@@ -169,17 +170,17 @@ def read(directory: Path, after: int = 0, max_rows: int | None = None) -> tuple[
 
 
 def segment(path: Path) -> Segment | None:
-    """Return the segment that a file is; None for another file."""
+    """Return the segment of a file; None for another file."""
     return next((Segment(*span, path) for span in _spans([path.name]).values()), None)
 
 
 def gaps(directory: Path, known: int, *, oldest: bool) -> list[tuple[int, int]]:
-    """Return the first and the last of events that are in no segment, and should be.
+    """Return the first and last event of each gap: events that should be in a segment but are not.
 
     Args:
         directory: the payload log.
-        known: an event that there was, such as the last that a reader has seen; 0 for none.
-        oldest: whether the log holds its oldest events, unless a mark says that an S3 store has them.
+        known: an event that existed, such as the last that a reader has seen; 0 for none.
+        oldest: whether the log must hold its oldest events, unless a mark says that an S3 store has them.
 
     Raises:
         LogError: that mark cannot be read.
@@ -217,7 +218,7 @@ def load(segment: Segment) -> pa.Table:
     if not table.schema.equals(SCHEMA):
         raise LogError(f"{segment.path} has another schema than the payload log; move it out of the log")
     seqs = table["seq"].to_numpy()
-    # Page checksums leave the footer out, which says where the pages are.
+    # Page checksums do not cover the footer, which says where the pages are.
     if not len(seqs) or (seqs[0], seqs[-1]) != segment[:2] or (np.diff(seqs) < 1).any():
         raise LogError(f"{segment.path} does not hold the events in its name; restore it or move it out")
     return table
@@ -246,7 +247,7 @@ def write(directory: Path, table: pa.Table) -> Segment:
             table,
             part,
             compression="zstd",
-            # Ids and bodies hardly repeat: a dictionary would only be built to be thrown away.
+            # IDs and bodies hardly repeat, so a dictionary would be built and then discarded.
             use_dictionary=[field.name for field in SCHEMA if field.name not in ("seq", "id", "body")],
             write_statistics=["seq", "received_at"],
             write_page_checksum=True,

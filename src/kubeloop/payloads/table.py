@@ -16,7 +16,8 @@ class Log:
 
     Attributes:
         predictions: one row per requested event, in the order of the log: event_id, event_time,
-            model_version, `Task.columns` and the features. An event asked for twice counts once, with its first answer.
+            model_version, `Task.columns` and the features. An event that was requested twice counts once, with its
+            first answer.
         labels: event_id and label, as truth of the task, the first of each event.
     """
 
@@ -25,13 +26,13 @@ class Log:
 
     @property
     def event_ids(self) -> list[str]:
-        """Event ids with a prediction."""
+        """The ids of events with a prediction."""
         found: list[str] = self.predictions["event_id"].to_pylist()
         return found
 
     @property
     def labelled(self) -> list[str]:
-        """Event ids with a label."""
+        """The ids of events with a label."""
         found: list[str] = self.labels["event_id"].to_pylist()
         return found
 

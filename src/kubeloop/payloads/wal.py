@@ -1,4 +1,4 @@
-"""The collector's write-ahead file: events are here before they are acknowledged, until a segment holds them."""
+"""The collector's write-ahead file: it holds events from before their acknowledgement until they are in a segment."""
 
 import errno
 import os
@@ -20,7 +20,8 @@ _HEADER = struct.Struct("<III")
 def encode(rows: Iterable[Row], salt: int = 0) -> bytes:
     """Write events as records: a header, the attributes as a JSON array, the body as it is.
 
-    The checksums of a file begin with its salt, which no client knows: a body that holds records is never read as some.
+    A file's checksums begin with its salt, which no client knows. So a body that contains records is never read as
+    records.
     """
     parts: list[bytes] = []
     for row in rows:
@@ -30,7 +31,7 @@ def encode(rows: Iterable[Row], salt: int = 0) -> bytes:
 
 
 class Replay(NamedTuple):
-    """What a write-ahead file gave back.
+    """What was read from a write-ahead file.
 
     Attributes:
         rows: the whole records, in order.
@@ -44,9 +45,9 @@ class Replay(NamedTuple):
 
 
 def replay(path: Path) -> Replay:
-    """Read a file's events in order. A damaged record costs itself: the whole ones behind it are found again.
+    """Read a file's events in order. Only a damaged record is lost: the whole ones after it are found.
 
-    `seq` counts without gaps within a file and begins with its name, so it tells how many events a damage took.
+    `seq` counts without gaps within a file, and the file's name has the first one. So gaps show lost events.
     """
     data = path.read_bytes()
     rows: list[Row] = []
@@ -74,7 +75,7 @@ def replay(path: Path) -> Replay:
 
 
 def _record(data: bytes, position: int, salt: int) -> tuple[Row, int] | None:
-    """Return the event whose record begins at a position, and where the record ends; None where none does."""
+    """Return the event whose record begins at a position, and the record's end; None if no record begins there."""
     if position + _HEADER.size > len(data):
         return None
     attributes_size, body_size, checksum = _HEADER.unpack_from(data, position)
@@ -86,7 +87,7 @@ def _record(data: bytes, position: int, salt: int) -> tuple[Row, int] | None:
 
 
 def _next(data: bytes, position: int, expected: int, salt: int) -> int | None:
-    """Return where the first whole record behind a damaged one begins: where its length leads, or by a search."""
+    """Return where the first whole record after a damaged one begins: where its length points, or found by a search."""
     if _whole(data, position, last=False):
         attributes_size, body_size, _ = _HEADER.unpack_from(data, position)
         end = int(position + _HEADER.size + attributes_size + body_size)
@@ -104,7 +105,8 @@ def _next(data: bytes, position: int, expected: int, salt: int) -> int | None:
 
 
 def _whole(data: bytes, position: int, *, last: bool = True) -> bool:
-    """Return whether a damaged record's header can be right: it ends with the file, or before it."""
+    """Return whether a damaged record's header can be right: the record ends with the file if it is the last, else
+    before."""
     if position + _HEADER.size > len(data):
         return False
     attributes_size, body_size, _ = _HEADER.unpack_from(data, position)
@@ -152,7 +154,7 @@ class Wal:
         os.close(self._file)
 
     def _mend(self) -> None:
-        # Records behind a torn one would be lost in a replay, so none is written before the tear is gone.
+        # A replay would lose records after a torn one, so nothing is written until the torn record is removed.
         if self._torn:
             os.ftruncate(self._file, self.size)
             self._torn = False

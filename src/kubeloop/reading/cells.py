@@ -1,7 +1,7 @@
-"""SQL that reads a text as a number, a truth value or a time, as a `spec.Column` says; null where it does not fit.
+"""SQL that reads a text as a number, a truth value or a time, as a `spec.Column` says; null if it does not fit.
 
-A local time that the clocks skip or show twice is the later of its two readings: DuckDB's ICU takes the offset before
-the gap, and the one after the repeated hour. `moments.local` does the same for a request.
+If the clocks skip a local time or show it twice, the later of its two readings counts: DuckDB's ICU uses the offset
+from before the gap, and the one from after the repeated hour. `moments.local` does the same for a request.
 """
 
 import re
@@ -42,7 +42,7 @@ def literal(value: object) -> str:
 
 
 def text(name: str, kind: str) -> str:
-    """Return SQL for a column's values as texts without spaces around; numbers in plain digits."""
+    """Return SQL for a column's values as texts without surrounding spaces; numbers in plain digits."""
     if kind == "VARCHAR":
         return f"trim({identifier(name)})"
     if kind in ("FLOAT", "DOUBLE") or kind.startswith("DECIMAL"):
@@ -63,7 +63,7 @@ def missing(value: str, column: Column) -> str:
 
 
 def value(text: str, column: Column, zone: str) -> str:
-    """Return SQL for the value that a text is read as; null where it is none of the column's kind."""
+    """Return SQL for the value that a text is read as; null if it is not a value of the column's kind."""
     if column.kind == "integer":
         return f"CASE WHEN regexp_full_match({text}, '{INTEGER}') THEN TRY_CAST({text} AS BIGINT) END"
     if column.kind == "number":
@@ -77,7 +77,7 @@ def value(text: str, column: Column, zone: str) -> str:
 
 def _number(text: str, column: Column) -> str:
     if column.decimal == "." and not column.thousands and not column.sign:
-        # Nearly all are plain; what is not may be (1.5), 1.5- or −1.5, and costs more to find out.
+        # Nearly all numbers are plain. The rest may be (1.5), 1.5- or −1.5, which is slower to test.
         return (
             f"CASE WHEN regexp_full_match({text}, '{NUMBER}') THEN TRY_CAST({text} AS DOUBLE) "
             f"ELSE {_local(text, column)} END"
@@ -106,7 +106,7 @@ def _local(text: str, column: Column) -> str:
 
 
 def time(text: str, form: str, zone: str) -> str:
-    """Return SQL for the moment that a text is, where clocks without an offset hang in a zone."""
+    """Return SQL for the moment of a text; a time without an offset is in the given zone."""
     here = f"AT TIME ZONE {literal(zone)}"
     if form == "iso":
         return (
@@ -120,7 +120,7 @@ def time(text: str, form: str, zone: str) -> str:
         micros = f"TRY_CAST(floor({whole} * {scale}) AS BIGINT)" if scale else f"TRY_CAST({text} AS HUGEINT) // 1000"
         return f"TRY(make_timestamp(({micros})::BIGINT)) AT TIME ZONE 'UTC'"
     if form == "excel":
-        # A day is a float there, good for about a microsecond; nobody writes less than a millisecond.
+        # There, a day is a float with a precision of about a microsecond; times are written to the millisecond at most.
         millis = f"round(TRY_CAST(replace({text}, ',', '.') AS DOUBLE) * 86400000)::BIGINT"
         return f"TRY(TIMESTAMP '1899-12-30' + to_milliseconds({millis})) {here}"
     if form in ("quarter", "week"):
@@ -128,7 +128,7 @@ def time(text: str, form: str, zone: str) -> str:
     if "%p" in form:
         text = rf"regexp_replace({text}, '([AaPp])\.[Mm]\.', '\1m')"
     if "GMT%z" in form:
-        # As JavaScript writes it, with the zone's name in brackets.
+        # JavaScript writes the zone's name in brackets.
         text = rf"regexp_replace({text}, ' \(.*\)$', '')"
     if "%z" in form:
         text = f"regexp_replace({text}, 'Z$', '+0000')"
@@ -153,10 +153,10 @@ def _period(text: str, form: str) -> str:
 
 
 def _parsed(text: str, form: str) -> str:
-    """Return SQL for the moment of a text, also where midnight or a whole second is left out as programs do."""
+    """Return SQL for the moment of a text, even if a program left out midnight or the zero seconds."""
     shorter = [short for short in (form.replace(".%f", "").replace(",%f", ""), _CLOCK.sub("", form)) if short != form]
     if "%z" in form:
-        # What has no offset is another kind of time.
+        # A text without an offset is another kind of time.
         shorter = []
     several = f"[{', '.join(map(literal, (form, *dict.fromkeys(shorter))))}]" if shorter else literal(form)
     if not re.search("%[bB]", form):
@@ -170,11 +170,11 @@ def _parsed(text: str, form: str) -> str:
 
 
 def _zoned(text: str, form: str, zone: str) -> str:
-    """Return SQL for the moment of a text that ends in a word for its zone."""
+    """Return SQL for the moment of a text that ends with a word for its zone."""
     known = zones.offsets(zone)
     word = rf"regexp_extract({text}, '\b({'|'.join(known)})\b', 1)"
     pairs = " ".join(f"WHEN {literal(name)} THEN {literal(offset)}" for name, offset in known.items())
     numeric = _parsed(f"replace({text}, {word}, CASE {word} {pairs} END)", form.replace("%Z", "%z"))
-    # DuckDB takes a word of several zones for one of them; a whole name is clear.
+    # DuckDB reads a word that several zones share as one of them; a full name is unique.
     clear = f"regexp_matches({text}, '[A-Z][a-z]+/[A-Z][A-Za-z_]+')"
     return f"CASE WHEN {word} <> '' THEN {numeric} WHEN {clear} THEN try_strptime({text}, {literal(form)}) END"

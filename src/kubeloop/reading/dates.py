@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     import duckdb
 
 FITS = 0.99
-"""Share of the values that a format must fit; the rest are strays, and their rows go into the quarantine."""
+"""Share of the values that a format must fit. The rows of the other values go to the quarantine."""
 _HEAD = 10_000
 _SHAPES = 3
 """Forms of values whose formats are tried: with and without a time of day, with and without a fraction."""
 _FIRST, _LAST = 1980, 2100
-"""Years of a count of time; within them, a number of seconds is never also a number of milliseconds."""
+"""Years that a count of time may stand for; within them, a number of seconds is never also one of milliseconds."""
 _FIRST_DATE = 1800
 """The first year that digits may stand for, as in 19500103."""
 
@@ -45,7 +45,7 @@ _DIGITS = {
 
 @dataclass(frozen=True)
 class Found:
-    """The formats that fit best, and what each makes of one value; several only where they disagree."""
+    """The formats that fit best, and how each reads one value; several only if they disagree."""
 
     formats: tuple[str, ...]
     example: str
@@ -86,7 +86,7 @@ def candidates(text: str) -> list[str]:
         orders = [("%d", _month(b), year)]
         if b.isdigit():
             orders.append(("%m", "%d", year))
-        # With the month as a word, the year stands last.
+        # If the month is a word, the year comes last.
         if year == "%y" and first != "." and b.isdigit():
             orders.append(("%y", "%m", "%d"))
     weekday = "" if not found["day"] else ("%a" if len(found["day"]) == 3 else "%A") + found["comma"]
@@ -94,7 +94,7 @@ def candidates(text: str) -> list[str]:
 
 
 def _by_name(text: str) -> list[str]:
-    """Return the format of a date with a month's name that is not English, or stands as English dates have none."""
+    """Return the format of a date with a month's name that is not English, or is at an unusual position for English."""
     short = re.match(r"[^\W\d_]+[.,]* +", text)
     for weekday, whole in (("", text), ("%a, ", text[short.end() :] if short else "")):
         plain = months.plain(whole)
@@ -142,12 +142,12 @@ def find(db: "duckdb.DuckDBPyConnection", rows: str, text: str, zone: str, fille
         db: the database.
         rows: relation of the rows with a value.
         text: SQL for a value as text.
-        zone: where clocks without an offset hang.
+        zone: the zone of times without an offset.
         filled: number of these rows.
     """
-    # The form of a value: not which digits and letters, but where they stand. The longest has all digits of its year.
-    # The beginning tells what forms there could be; whether one fits, all values tell. An offset is one before, at and
-    # behind Greenwich.
+    # The form of a value is the positions of its digits and letters. The longest value has all digits of its year.
+    # The beginning of the table shows the possible forms; all values show whether one fits. Offsets west of, at and
+    # east of Greenwich have the same form.
     shape = rf"regexp_replace({text}, '([+-]\d{{2}}:?\d{{2}}|Z)(]?)$', '+9\2')"
     shape = rf"regexp_replace(regexp_replace({shape}, '\d+', '9', 'g'), '\pL+', 'a', 'g')"
     example = f"max_by({text}, length({text}))"
@@ -160,7 +160,7 @@ def find(db: "duckdb.DuckDBPyConnection", rows: str, text: str, zone: str, fille
 
 
 def which_zone(db: "duckdb.DuckDBPyConnection", rows: str, text: str, filled: int) -> tuple[str, list[str]] | None:
-    """Return an example of a column of times with a word of several zones, and the zones that it could be of."""
+    """Return an example of a column of times with a word that several zones share, and these zones."""
     words = "|".join(zones.SHARED)
     shared = rf"regexp_extract({text}, '\b({words})\b', 1)"
     found = db.execute(
@@ -175,7 +175,7 @@ def which_zone(db: "duckdb.DuckDBPyConnection", rows: str, text: str, filled: in
 
 
 def find_number(db: "duckdb.DuckDBPyConnection", rows: str, text: str, zone: str, filled: int) -> Found | None:
-    """Find the format of a column of numbers that are times: digits of a date, counts since 1970, days of Excel."""
+    """Find the format of a column of numbers that are times: digits of a date, counts since 1970, Excel's days."""
     forms = {
         form: f"CASE WHEN length({text}) = {digits} THEN {_plausible(cells.time(text, form, zone), _FIRST_DATE)} END"
         for form, digits in _DIGITS.items()
@@ -191,7 +191,7 @@ def _plausible(moment: str, first: int = _FIRST) -> str:
 def weigh(
     db: "duckdb.DuckDBPyConnection", rows: str, text: str, zone: str, filled: int, forms: dict[str, str]
 ) -> Found | None:
-    """Return which formats fit best, of those that fit nearly all rows."""
+    """Return the formats that fit best among those that fit nearly all rows."""
     if not forms or not filled:
         return None
     moments = list(forms.values())

@@ -33,10 +33,10 @@ _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf
 _DELIMITERS = ",;\t|"
 _CHUNK = 1 << 20
 _WORDS = 500
-"""Words with other letters than ASCII's, from which the encodings of a file are told apart."""
+"""Words with non-ASCII letters, which show the encoding of a file."""
 _HEAD_LINES = 500
 RAGGED = 0.01
-"""Share of lines with another number of fields than the header from which on the file is not read at all."""
+"""If more than this share of the lines has another number of fields than the header, the file is not read at all."""
 
 
 class FileError(ConfigError):
@@ -52,7 +52,7 @@ class Opened:
         columns: DuckDB type by name, in order.
         texts: whether the file has no types, so that every column is text.
         read: how it was opened, with what was found in it.
-        said: what was found, in words.
+        said: sentences about what was found.
         ragged: line number, reason and text of each line that has another number of fields than the header.
     """
 
@@ -70,9 +70,9 @@ def open_file(db: "duckdb.DuckDBPyConnection", path: Path, read: Read, scratch: 
     Args:
         db: the database that will read it.
         path: the file.
-        read: what is known of it.
-        scratch: an empty folder, on a disk with room for the table, that stays as long as the relation is used.
-        first: nothing was decided yet, so what is doubtful is an error; later it costs a row at most.
+        read: what is known about it.
+        scratch: an empty folder on a disk with room for the table; it must exist as long as the relation is used.
+        first: nothing was decided yet, so a doubtful value is an error; later it loses a row at most.
 
     Raises:
         FileError: it cannot be read.
@@ -232,7 +232,7 @@ def _text(origin: Path, path: Path, read: Read, scratch: Path, *, first: bool) -
 
 
 def _encodings(path: Path) -> str:
-    """Say how words that are not ASCII read in each encoding that all of the file fits, with the option for it."""
+    """Say how non-ASCII words read in each encoding that fits the whole file, with the option for it."""
     words: dict[bytes, None] = {}
     with path.open("rb") as file:
         for line in file:
@@ -252,7 +252,7 @@ def _encodings(path: Path) -> str:
 
 
 def _not_in(path: Path, encoding: str) -> int | None:
-    """Return the first line that is not of an encoding."""
+    """Return the first line that does not fit an encoding."""
     try:
         decoder = codecs.getincrementaldecoder(encoding)("strict")
     except LookupError:
@@ -264,7 +264,7 @@ def _not_in(path: Path, encoding: str) -> int | None:
             try:
                 decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
-                # Of a character that began in the chunk before, the decoder has kept the first bytes.
+                # The decoder has kept the first bytes of a character that began in the previous chunk.
                 return line + error.object.count(b"\n", 0, error.start)
             if not chunk:
                 return None
@@ -272,7 +272,7 @@ def _not_in(path: Path, encoding: str) -> int | None:
 
 
 def _json(db: "duckdb.DuckDBPyConnection", origin: Path, path: Path, read: Read, *, first: bool) -> Opened:
-    """Read one JSON object a line, or a list of them; every value as its text."""
+    """Read one JSON object per line, or a list of objects; every value as its text."""
     import duckdb
 
     source = f"read_json({literal(path)}, format='auto', sample_size=-1, maximum_depth=1"
@@ -341,7 +341,7 @@ def _csv(
     skip = 0 if read.sheet else layout.skip
     picked = ""
     if layout.guarded:
-        # Excel keeps a text as it is where it stands as a formula, ="007".
+        # In Excel, a text that must not change is written as a formula, ="007".
         inner = [f"regexp_replace({identifier(name)}, '^=\"(.*)\"$', '\\1') AS {identifier(name)}" for name in names]
         picked = f"SELECT {', '.join(inner)}"
         said = (*said, 'values without the ="" around them')
@@ -353,7 +353,7 @@ def _csv(
     )
     ragged = _ragged(db, layout.delimiter, len(names))
     relation, rows = f"read_parquet({literal(target)})", _count(db, target)
-    # Files that were appended to each other bring their names along.
+    # Files that were appended to each other repeat their header.
     again = " AND ".join(f"trim({identifier(name)}) IS NOT DISTINCT FROM {literal(name)}" for name in named) or "false"
     ((repeated,),) = db.execute(f"SELECT count_if({again}) FROM {relation}").fetchall()
     if repeated:
@@ -376,7 +376,7 @@ def _csv(
 
 
 def _layout(origin: Path, path: Path, read: Read, *, first: bool) -> _Layout:
-    """Find what separates the fields, and the first line that has as many of them as most."""
+    """Find the delimiter of the fields, and the first line with the most common number of fields."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         head = "".join(line for _, line in zip(range(_HEAD_LINES), file, strict=False))
     best: tuple[tuple[Any, ...], _Layout] | None = None
@@ -385,7 +385,7 @@ def _layout(origin: Path, path: Path, read: Read, *, first: bool) -> _Layout:
         if not rows:
             continue
         counts = Counter(len(row) for _, row in rows[: max(2, len(rows) - 1)])
-        # The lines before the names of a sheet are gone already.
+        # For a sheet, the lines before the names were removed earlier.
         skip = 0 if read.sheet else read.skip
         if skip is not None:
             place = next((place for place, (line, _) in enumerate(rows) if line >= skip), 0)
@@ -396,7 +396,7 @@ def _layout(origin: Path, path: Path, read: Read, *, first: bool) -> _Layout:
             if place and len(rows[0][1]) > 1 and _data(rows[place][1]) and not _data(rows[0][1]):
                 place = 0
             if 2 * sum(map(bool, map(str.strip, rows[place][1]))) <= width:
-                # A title that is padded to the width of the table, as SAP writes it.
+                # SAP pads a title to the width of the table.
                 whole = (at for at, (_, row) in enumerate(rows[:20]) if len(row) == width and all(map(str.strip, row)))
                 place = next(whole, place)
         share = counts[width] / sum(counts.values())
@@ -411,7 +411,7 @@ def _layout(origin: Path, path: Path, read: Read, *, first: bool) -> _Layout:
     width = len(found.names)
     below = [row for line, row in _parsed(head, found.delimiter) if line > found.skip]
     if below and all(len(row) == width + 1 for row in below[: max(1, len(below) - 1)]):
-        # A separator ends each line but the first, or the first column, R's numbers of rows, has no name.
+        # Each line but the first ends with a separator, or the first column (R's row numbers) has no name.
         wider = [row for row in below if len(row) > width]
         if all(not row[-1].strip() for row in wider):
             found = replace(found, names=[*found.names, ""])
@@ -427,7 +427,7 @@ def _layout(origin: Path, path: Path, read: Read, *, first: bool) -> _Layout:
 
 
 def _parsed(head: str, delimiter: str) -> list[tuple[int, list[str]]]:
-    """Return the rows of the beginning with the number of lines before each."""
+    """Return the first rows, each with the number of lines before it."""
     reader = csv.reader(io.StringIO(head, newline=""), delimiter=delimiter)
     found, line = [], 0
     with contextlib.suppress(csv.Error):
@@ -439,14 +439,14 @@ def _parsed(head: str, delimiter: str) -> list[tuple[int, list[str]]]:
 
 
 def _data(names: Sequence[str]) -> bool:
-    """Return whether a line looks like data: a time, or hardly anything but numbers."""
+    """Return whether a line looks like data: it has a time, or almost only numbers."""
     numbers = sum(bool(re.fullmatch(r"[+-]?\d+([.,]\d+)?", name.strip())) for name in names)
     times = any(re.fullmatch(r"\d{4}-\d\d-\d\d.*|\d\d?[./]\d\d?[./]\d{4}.*", name.strip()) for name in names)
     return bool(times or numbers * 2 > len(names))
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """Name every column, and no two the same; DuckDB does not tell upper from lower case."""
+    """Give every column a unique name; DuckDB ignores upper and lower case."""
     found: list[str] = []
     taken: set[str] = set()
     for place, name in enumerate(names):
@@ -484,7 +484,7 @@ def _count(db: "duckdb.DuckDBPyConnection", path: Path) -> int:
 def opened(
     db: "duckdb.DuckDBPyConnection", path: Path, read: Read, near: Path, *, first: bool = False
 ) -> Iterator[Opened]:
-    """Open a file, with a temporary folder that is removed afterwards, as are those of killed readers.
+    """Open a file with a temporary folder, which is removed afterwards, as are the folders of killed readers.
 
     Raises:
         FileError: it cannot be read.
@@ -495,7 +495,7 @@ def opened(
 
 @contextlib.contextmanager
 def _scratch(near: Path) -> Iterator[Path]:
-    """Make a folder that is locked as long as its process lives, and remove those of processes that do not."""
+    """Make a folder that is locked while its process lives, and remove the folders of processes that have ended."""
     with contextlib.ExitStack() as held:
         with _locked(near):
             for left in near.glob(".reading-*"):

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 _TESTS = 7
 _HEAD = 10_000
 _AT_ONCE = 40
-"""Columns that are measured in one query."""
+"""Most columns that are measured in one query."""
 _MOSTLY = 0.95
-"""Share of numbers or times from which on a few words are taken for missing values, and said."""
+"""From this share of numbers or times, the few other words are read as missing values, which is reported."""
 _FEW_WORDS = 3
 _NEARLY = 0.8
-"""Share from which on a column that stays text is named."""
+"""From this share, a column that stays text is reported."""
 
 
 class ReadingError(ConfigError):
@@ -32,15 +32,15 @@ class ReadingError(ConfigError):
 
 @dataclass(frozen=True)
 class Asked:
-    """The user's options; mappings are by column, with "" for every column or, for formats, the timestamp.
+    """The user's options. Mappings are by column; "" stands for every column or, for formats, for the timestamp.
 
     Attributes:
-        read: of the file.
-        formats: of times.
+        read: how to open the file.
+        formats: formats of times.
         decimals: decimal signs.
         missing: words for missing values.
         exclude: columns that may stay as they are.
-        timestamp: the column of the moment, where it is known.
+        timestamp: the column of the moment, if it is known.
     """
 
     read: Read = field(default_factory=Read)
@@ -51,17 +51,17 @@ class Asked:
     timestamp: str | None = None
 
     def format(self, name: str) -> str | None:
-        """Return the format of a column's times, if it was said."""
+        """Return the format that the user gave for a column's times, if any."""
         return self.formats.get(name) or (self.formats.get("") if name == self.timestamp else None)
 
     def words(self, name: str) -> tuple[str, ...]:
-        """Return the words that were said to be missing values of a column."""
+        """Return the words that the user gave as missing values of a column."""
         return self.missing.get(name, self.missing.get("", ()))
 
 
 @dataclass
 class Decided:
-    """What was decided: the columns' readings, what to say of them, and what can be read in two ways."""
+    """What was decided: how the columns are read, what to report, and which columns can be read in two ways."""
 
     columns: dict[str, Column] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
@@ -89,11 +89,11 @@ class _Text:
 def columns(db: "duckdb.DuckDBPyConnection", opened: "Opened", asked: Asked) -> Decided:
     """Decide how the columns of an open file are read.
 
-    In a file without types every column that is not text gets a reading. In one with types, texts do that are written
-    as times or local numbers; its whole numbers in texts are codes.
+    In a file without types, every column that is not text gets a reading. In a file with types, only texts that are
+    times or local numbers get one, because whole numbers in texts are codes there.
 
     Raises:
-        ReadingError: what the user said does not fit.
+        ReadingError: an option of the user does not fit.
     """
     decided = Decided()
     options = {"--date-format": asked.formats, "--decimal": asked.decimals, "--missing": asked.missing}
@@ -138,7 +138,7 @@ def stated(
     """Note a column of times in the format that the user named.
 
     Raises:
-        ReadingError: too few of the values are written so.
+        ReadingError: too few of the values have this format.
     """
     reading = Column(kind="time", format=form, missing=asked.words(name))
     column = of(opened, name, reading)
@@ -160,7 +160,7 @@ def of(opened: "Opened", name: str, reading: Column) -> _Text:
 
 
 def timestamp(db: "duckdb.DuckDBPyConnection", opened: "Opened", name: str, asked: Asked, decided: Decided) -> None:
-    """Note how a column that is not text, or no time by itself, is read as one: it has been named as the timestamp.
+    """Record how to read the named timestamp as a time if it is not text or does not look like a time.
 
     Raises:
         ReadingError: it can be read in two ways, or in none.
@@ -169,7 +169,7 @@ def timestamp(db: "duckdb.DuckDBPyConnection", opened: "Opened", name: str, aske
     if form:
         stated(db, opened, name, form, asked, decided)
         return
-    # As a number it was read only until now.
+    # Until now it was read as a number.
     decided.said = [text for text in decided.said if not text.startswith(f"read {name!r} as ")]
     column = of(opened, name, Column(kind="time", missing=asked.words(name)))
     ((filled, example),) = db.execute(f"SELECT count(*), min({column.sql}) FROM {column.rows}").fetchall()
@@ -190,7 +190,7 @@ _DAY_WORD, _CLOCK_WORD = re.compile(r"date|day|dt", re.I), re.compile(r"time|hou
 
 
 def halves(db: "duckdb.DuckDBPyConnection", opened: "Opened", decided: Decided, name: str | None) -> list[str]:
-    """Return the column of dates, and the one of times of day that belongs to it by its name; empty where none does.
+    """Return a column of dates and the column of times of day that belongs to it by name; empty if there is none.
 
     Args:
         db: the database.
@@ -218,7 +218,7 @@ _UNITS = {"year": "%Y", "month": "%m", "day": "%d", "hour": "%H", "minute": "%M"
 
 
 def units(names: Collection[str]) -> dict[str, str]:
-    """Return the columns that are named after a year, a month and so on, by unit, none left out in between."""
+    """Return the columns that are named year, month and so on, by unit, up to the first missing unit."""
     found: dict[str, str] = {}
     for unit in _UNITS:
         alike = [name for name in names if name.lower() == unit]
@@ -229,7 +229,7 @@ def units(names: Collection[str]) -> dict[str, str]:
 
 
 def pieces(opened: "Opened", decided: Decided, name: str | None) -> list[str]:
-    """Return the columns with year, month, day and so on, where the table has no other time.
+    """Return the columns with year, month, day and so on, if the table has no other time.
 
     Args:
         opened: the file.
@@ -300,7 +300,7 @@ def _run(db: "duckdb.DuckDBPyConnection", form: str, query: str) -> list[Any]:
 
 
 def _measured(db: "duckdb.DuckDBPyConnection", opened: "Opened", names: list[str], asked: Asked) -> list[_Text]:
-    """Count what fits each plain kind; a kind that nothing of the beginning fits is not tried on the rest."""
+    """Count the values that fit each plain kind; a kind that fits no value of the beginning is not tried further."""
     found = []
     for start in range(0, len(names), _AT_ONCE):
         some = names[start : start + _AT_ONCE]
@@ -336,7 +336,7 @@ def _tests(name: str, asked: Asked) -> list[str]:
 def _one(
     db: "duckdb.DuckDBPyConnection", column: _Text, asked: Asked, texts: bool, decided: Decided
 ) -> Column | tuple[_Text, numbers.Found, tuple[str, ...]] | None:
-    """Decide on one column, or return its readings where there are two."""
+    """Decide on one column, or return its readings if there are two."""
     name, words = column.name, asked.words(column.name)
     coded = column.codes or column.phones == column.filled
     if not coded:
@@ -346,7 +346,7 @@ def _one(
         return _keep(db, column, Column(kind="boolean", missing=words), decided)
     if column.numbers == filled and not coded:
         if column.integers < filled and _whole(db, column):
-            # More digits than any number keeps.
+            # More digits than a number can hold.
             return None
         if column.integers == filled:
             # In a file with types, whole numbers in texts are codes.
@@ -384,7 +384,7 @@ def _one(
 
 
 def _stays_text(db: "duckdb.DuckDBPyConnection", column: _Text) -> str:
-    """Say which values keep a column from being numbers, and how to call them missing where they are few."""
+    """Say which values prevent reading a column as numbers, and how to declare them missing if they are few."""
     odd = f"({cells.value(column.sql, Column(kind='number'), 'UTC')}) IS NULL"
     strays = db.execute(
         f"SELECT DISTINCT {column.sql} FROM {column.rows} WHERE {odd} ORDER BY 1 LIMIT {_FEW_WORDS + 1}"
@@ -402,7 +402,7 @@ def _stays_text(db: "duckdb.DuckDBPyConnection", column: _Text) -> str:
 def _without_words(
     db: "duckdb.DuckDBPyConnection", column: _Text, words: tuple[str, ...]
 ) -> tuple[_Text, tuple[str, ...]]:
-    """Take a few words among numbers or times for missing values, whatever the words."""
+    """Read a few words among numbers or times as missing values, whatever the words are."""
     best = max(column.numbers, column.times)
     if best == column.filled or best < _MOSTLY * column.filled:
         return column, words
@@ -424,7 +424,7 @@ def _whole(db: "duckdb.DuckDBPyConnection", column: _Text) -> bool:
 
 
 def _like_thousands(db: "duckdb.DuckDBPyConnection", column: _Text) -> bool:
-    """Return whether each number that has a point could be one of thousands, as in 1.234."""
+    """Return whether the point in every number could separate thousands, as in 1.234."""
     return _all(db, column, rf"regexp_full_match({column.sql}, '[+-]?\d+|[+-]?[1-9]\d{{0,2}}(\.\d{{3}})+')")
 
 
@@ -443,7 +443,7 @@ def either(found: dates.Found, name: str, formats: Sequence[str] = ()) -> str:
 
 
 def _time(db: "duckdb.DuckDBPyConnection", column: _Text, reading: Column, zone: str, decided: Decided) -> Column:
-    """Note the reading of a column of times, with an example where it is not ISO 8601."""
+    """Record the reading of a column of times, with an example if it is not ISO 8601."""
     moment = cells.value(column.sql, reading, zone)
     ((fits, stray, example),) = db.execute(
         f"SELECT count({moment}), min({column.sql}) FILTER (({moment}) IS NULL), "
@@ -478,7 +478,7 @@ def _keep(
 
 
 def _text(db: "duckdb.DuckDBPyConnection", column: _Text, asked: Asked, decided: Decided) -> None:
-    """Note the words for a missing value among texts; NA is none where all values are codes of two letters."""
+    """Record the words for a missing value among texts; if all values are codes of two letters, NA is not one."""
     name = column.name
     exact = ", ".join(map(cells.literal, EXACT))
     counts = _words(

@@ -1,4 +1,4 @@
-"""Names of months in the languages of Western Europe: no name means two months, so that none has to be chosen."""
+"""Names of months in the languages of Western Europe. Each name means only one month, so the language is not needed."""
 
 import re
 import unicodedata
@@ -17,7 +17,7 @@ _NAMES = (
     "november|novembre|noviembre|novembro|nov",
     "december|dezember|decembre|diciembre|dicembre|dezembro|dec|dez|dic",
 )
-"""Without accents, by month."""
+"""The names without accents, by month."""
 _BETWEEN = r"(?:[-/., ]|\bde\b|\bdel\b)*"
 STEPS = (
     (r"(?i)\b1er\b", "1"),
@@ -26,12 +26,12 @@ STEPS = (
     (r"(?i)(\d)h(\d\d)\b", r"\1:\2"),
     (r"(?i) Uhr$", ""),
 )
-"""What makes `3. März 2020 um 14:30 Uhr` `3 03 2020 14:30`."""
+"""The patterns that turn `3. März 2020 um 14:30 Uhr` into `3 03 2020 14:30`."""
 WEEKDAY = r"^\pL+[.,]* +"
 
 
 def plain(text: str) -> str:
-    """Return a text with the number of a month in place of its name."""
+    """Replace the name of a month in a text by its number."""
     text = "".join(sign for sign in unicodedata.normalize("NFD", text) if not unicodedata.combining(sign))
     for pattern, by in STEPS:
         text = re.sub(pattern, by, text)

@@ -18,7 +18,7 @@ _HEAD = 10_000
 
 @dataclass(frozen=True)
 class Found:
-    """The readings that fit every value; several only where they disagree, with what each makes of one value."""
+    """The readings that fit every value, with the result of each for one value; several only if they disagree."""
 
     columns: tuple[Column, ...]
     example: str
@@ -35,7 +35,7 @@ def find(db: "duckdb.DuckDBPyConnection", rows: str, text: str, filled: int) -> 
         filled: number of these rows.
 
     Returns:
-        The readings that fit all of them; else why they are not numbers, if they nearly are; else None.
+        The readings that fit all values; or why the values are not numbers, if they nearly are; or None.
     """
     residue = f"trim(regexp_replace({text}, '[-+−0-9.,()''’\\s\\x{{00A0}}\\x{{2009}}\\x{{202F}}]+', '', 'g'))"
     # Columns without any number show that at the beginning, so the rest is not read.
@@ -68,7 +68,7 @@ def find(db: "duckdb.DuckDBPyConnection", rows: str, text: str, filled: int) -> 
     left = [first, *(place for place, _ in apart)]
     shown = ", ".join(values[place] for place in left)
     example, *made = db.execute(f"SELECT {text}, {shown} FROM {rows} WHERE {where} LIMIT 1").fetchall()[0]
-    # Of those that say the same, as with groups of blanks that are not there, the first is the plainest.
+    # If several readings agree, for example because no value has groups, the first is the simplest.
     told: dict[str, int] = {}
     for place, value in zip(left, made, strict=True):
         told.setdefault(f"{value:g}", place)
@@ -76,7 +76,7 @@ def find(db: "duckdb.DuckDBPyConnection", rows: str, text: str, filled: int) -> 
 
 
 def _measures(db: "duckdb.DuckDBPyConnection", rows: str, text: str) -> bool:
-    """Return whether each value is a number before its unit, as in 3.5 kg; 12A and 1.OG alone could be codes."""
+    """Return whether each value is a number with a unit, as in 3.5 kg; values like 12A or 1.OG could be codes."""
     shape = rf"regexp_full_match({text}, '[-+−]?[0-9]+([.,][0-9]+)*\s*[\p{{L}}°µ/²³]{{1,8}}')"
     plain = rf"regexp_matches({text}, '[0-9][.,][0-9]|[0-9]\s')"
     ((shaped, measured),) = db.execute(f"SELECT bool_and({shape}), avg(({plain})::INTEGER) FROM {rows}").fetchall()
@@ -84,7 +84,7 @@ def _measures(db: "duckdb.DuckDBPyConnection", rows: str, text: str) -> bool:
 
 
 def words(column: Column) -> list[str]:
-    """Say how the numbers are written, where that is not the plain way."""
+    """Say how the numbers are written, unless it is the plain way."""
     found = []
     if column.decimal == ",":
         found.append("decimal comma")

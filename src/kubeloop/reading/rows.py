@@ -1,4 +1,4 @@
-"""Write the rows of an open file as Parquet: those that fit their columns, and apart from them those that do not."""
+"""Write the rows of an open file as Parquet: one file with the rows that fit their columns, and one with the others."""
 
 import re
 from collections.abc import Mapping
@@ -32,13 +32,13 @@ def write(
     Args:
         db: the database.
         opened: the file.
-        columns: how its texts are read; the others stay what they are.
+        columns: how its texts are read; other columns do not change.
         moment: the column that every row needs a value in, if there is one.
         target: Parquet file of the rows that fit.
-        misfits: Parquet file of the others, with a column `reasons`; not written where there are none.
+        misfits: Parquet file of the others, with a column `reasons`; it is not written if there are none.
 
     Returns:
-        For each reason, how many rows it keeps out and the whole of one.
+        For each reason, how many rows it excludes, and its full text for one of them.
     """
     zone = opened.read.timezone
     values: dict[str, str] = {}
@@ -52,7 +52,7 @@ def write(
     relation = opened.relation
     for name, column in columns.items():
         if column.of:
-            # As a column of its own: its text stands in many places.
+            # A separate column, since its text occurs in many places.
             relation = f"(SELECT *, {joined(opened, column)} AS {identifier(name)} FROM {relation})"
             _add(values, why, name, identifier(name), column, zone, "VARCHAR")
     if moment in values:
@@ -77,7 +77,7 @@ def _rows(db: "duckdb.DuckDBPyConnection", relation: str) -> int:
 
 
 def reasons(db: "duckdb.DuckDBPyConnection", misfits: Path) -> dict[str, tuple[int, str]]:
-    """Count the reasons of a file of misfits, without the values."""
+    """Count the reasons in a file of misfits, without their values."""
     query = (
         rf"SELECT regexp_extract(reason, '^(.*?\)): |^.*$', 1) AS short, count(*), min(reason) FROM "
         f"(SELECT unnest({REASONS}) AS reason FROM read_parquet({literal(misfits)})) GROUP BY 1 ORDER BY 2 DESC, 1"
@@ -86,12 +86,12 @@ def reasons(db: "duckdb.DuckDBPyConnection", misfits: Path) -> dict[str, tuple[i
 
 
 def joined(opened: Opened, column: Column) -> str:
-    """Return SQL for the text of a time that is made of a date and a time of day."""
+    """Return SQL for the text of a time that consists of a date and a time of day."""
     day, *rest = (cells.text(name, opened.columns[name]) for name in column.of)
     gone = " OR ".join(cells.missing(part, column) for part in (day, *rest))
     if column.format.startswith("%Y %m"):
         return f"CASE WHEN NOT ({gone}) THEN concat_ws(' ', {', '.join((day, *rest))}) END"
-    # A date in a column of times has a midnight, and a time of day in whole numbers no zero before.
+    # A date in a column of times has a midnight, and a time of day in whole numbers has no leading zero.
     parts = [f"regexp_replace({day}, '{_MIDNIGHT}', '')"]
     parts += [
         f"CASE WHEN regexp_full_match({part}, '\\d{{1,4}}') THEN lpad({part}, 4, '0') ELSE {part} END" for part in rest
@@ -100,7 +100,7 @@ def joined(opened: Opened, column: Column) -> str:
 
 
 def _is_read(kind: str, column: Column) -> bool:
-    """Return whether a column of a type is read as a setting says: texts are, and numbers that are times."""
+    """Return whether a setting applies to a column of this type: to texts, and to numbers that are times."""
     return kind == "VARCHAR" or (column.kind == "time" and not _TIMES.match(kind))
 
 
@@ -121,12 +121,12 @@ def _add(values: dict[str, str], why: list[str], name: str, text: str, column: C
     value = cells.value(text, column, zone)
     values[name] = f"CASE WHEN NOT {gone} THEN {value} END" if kind != "VARCHAR" or column.missing else value
     label = literal(f"read_as_{column.kind}({name}): ")
-    # Nested, since DuckDB would look for words in every row otherwise.
+    # Nested, since otherwise DuckDB would look for words in every row.
     why.append(f"CASE WHEN ({values[name]}) IS NULL THEN CASE WHEN NOT {gone} THEN {label} || {text} END END")
 
 
 def _told(why: list[str], moment: str) -> str:
-    """Return SQL that says whether another reason is about the moment already."""
+    """Return SQL that says whether another reason is already about the moment."""
     label = literal(f"({moment}): ")[1:-1]
     about = [text for text in why if f"{label}'" in text]
     return f"({about[0]} IS NOT NULL)" if about else "false"

@@ -1,4 +1,4 @@
-"""Words for a time zone, such as CEST; one of several zones is read as that of `timezone`, else not at all."""
+"""Words for a time zone, such as CEST; one that several zones share is read only if `timezone` decides it."""
 
 import functools
 import re
@@ -20,12 +20,12 @@ SHARED = {
     "AST": {"America/Halifax": "-0400", "Asia/Riyadh": "+0300"},
     "SST": {"Pacific/Pago_Pago": "-1100", "Asia/Singapore": "+0800"},
 }
-"""What several zones write, with those that may be meant."""
+"""Words that several zones share, with the zones that may be meant."""
 
 
 @functools.lru_cache
 def offsets(zone: str) -> dict[str, str]:
-    """Return the offset of each word that is known where clocks hang in a zone; its own words come first."""
+    """Return the offset of each word that is known for a zone; the zone's own words come first."""
     own: dict[str, set[str]] = {}
     info = zoneinfo.ZoneInfo(zone)
     for year in range(1970, 2038):
@@ -34,7 +34,7 @@ def offsets(zone: str) -> dict[str, str]:
             own.setdefault(moment.tzname() or "", set()).add(moment.strftime("%z"))
     known = dict(_FIXED)
     known |= {word: found[zone] for word, found in SHARED.items() if zone in found}
-    # A word that changed its meaning, as MSK did, says too little.
+    # A word that changed its meaning, as MSK did, is ambiguous.
     return known | {
         word: found.pop() for word, found in own.items() if len(found) == 1 and re.fullmatch("[A-Z]{2,5}", word)
     }

@@ -15,7 +15,7 @@ from kubeloop.tasks import port
 def write(loop: Loop, settings: Settings, summary: Mapping[str, Any] | None) -> Path:
     """Write `report.html` into the state folder in one piece and return its path.
 
-    The page loads nothing, reads without JavaScript and follows the reader's light or dark scheme.
+    The page loads nothing, works without JavaScript and follows the reader's light or dark scheme.
 
     Args:
         loop: the use case.

@@ -27,9 +27,9 @@ class Facts:
         scores: drift scores of every feature in every judged window.
         performance: live performance of windows whose labels are in.
         episodes: in the order in which they opened.
-        watermark: newest event time that the monitor knows of.
-        runs: of the ledger, oldest first.
-        events: of the ledger, in event time.
+        watermark: newest event time that the monitor knows.
+        runs: the runs of the ledger, oldest first.
+        events: the events of the ledger, in event time.
         cooldown: the newest one, over or not.
     """
 
@@ -51,7 +51,7 @@ class Facts:
 
     @property
     def first(self) -> Version | None:
-        """The first version that served: what would serve today if nobody had retrained."""
+        """The first version that served: it would serve today if nothing had been retrained."""
         return next((version for version in self.versions if promotion.promoted(version)), None)
 
     def run(self, name: str | None) -> Run | None:
@@ -91,11 +91,11 @@ def read(loop: Loop, settings: Settings) -> Facts:
 
 
 def _holds(path: Path) -> bool:
-    # SQLite takes an empty file for a new database, and would be given tables.
+    # SQLite takes an empty file for a new database, and tables would be created in it.
     return path.is_file() and path.stat().st_size > 0
 
 
 def _kept(url: str) -> bool:
-    """Return whether there is something to read: opening a SQLite file that is not there would make it."""
+    """Return whether there is something to read, since opening a missing SQLite file would create it."""
     place = sa.make_url(url)
     return place.get_backend_name() != "sqlite" or _holds(Path(place.database or ""))

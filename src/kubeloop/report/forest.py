@@ -14,14 +14,14 @@ _MIDDLE = HEIGHT / 2
 
 @dataclass(frozen=True)
 class Forest:
-    """One drawing a verdict (empty where there was no champion to compare with), and their common axis."""
+    """One drawing per verdict (empty if there was no champion to compare with), and their common axis."""
 
     rows: list[Markup]
     axis: Markup
 
 
 def draw(verdicts: Sequence[Verdict | None], min_gain: float) -> Forest:
-    """Draw the verdicts on one scale that holds zero and `min_gain`."""
+    """Draw the verdicts on one scale that includes zero and `min_gain`."""
     ends = [end for verdict in verdicts if verdict and verdict.interval for end in verdict.interval]
     scale = Scale.around([0.0, min_gain, *ends], 0, 100, ticks=5)
     limits = [line(_x(scale, 0.0), 0, _x(scale, 0.0), HEIGHT, "zero")]
@@ -36,7 +36,7 @@ def draw(verdicts: Sequence[Verdict | None], min_gain: float) -> Forest:
 
 
 def failed(checks: Sequence[Check]) -> list[str]:
-    """Return the checks that did not hold, each in one phrase."""
+    """Return the checks that failed, one phrase each."""
     return [
         f"{check.name} {_number(check.value)} (limit {_number(check.limit)})" for check in checks if not check.passed
     ]

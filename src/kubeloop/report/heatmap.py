@@ -41,8 +41,8 @@ def draw(
         windows: rows of the monitor's `windows`.
         scores: rows of its `window_scores`.
         time: the axis.
-        episodes: in order of time; their number is their place.
-        taken_over: when each version but the first took the traffic over.
+        episodes: in order of time; an episode's number is its position.
+        taken_over: when each version except the first took over the traffic.
         drift: the policy, for its limits.
     """
     chosen = _one_a_stretch(windows)[-MOST_WINDOWS:]
@@ -77,7 +77,7 @@ def draw(
 
 
 def _one_a_stretch(windows: Sequence[Row]) -> list[Row]:
-    """Return one row per stretch of time: that of the live version, or of the version with most rows."""
+    """Return one row per window: that of the live version, or of the version with the most rows."""
     best: dict[datetime, Row] = {}
     for row in windows:
         rank = (row["status"] == "judged", bool(row["live"]), row["rows"])
@@ -145,7 +145,7 @@ def _cell(window: Row, score: Row | None, time: Time, y: float, largest: float, 
 
 
 def _between(score: Row) -> str:
-    """Return the effect's interval; windows from before there was one have none."""
+    """Return the effect's interval; windows of older releases have none."""
     low, high = score.get("effect_low"), score.get("effect_high")
     return "" if low is None or high is None else f" ({low:.2f} to {high:.2f})"
 

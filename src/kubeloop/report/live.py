@@ -29,19 +29,19 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Bin:
-    """What was served and became known of one stretch of time.
+    """What was served in one stretch of time, and what became known about it.
 
     Attributes:
         rows: predictions by version.
-        labelled: how many of them have a label; under `drift.min_rows` nothing more is said.
+        labelled: how many of them have a label; below `drift.min_rows`, the other fields are empty.
         share: what came true of them, and
         score: what was predicted, on average; see `Task.levels`.
         support: the labels in words.
-        few: why they are too few to judge by alone; empty where they are not.
+        few: why they are too few to judge by themselves; empty if they are not.
         loop: the headline metric as served.
         loop_interval: its 95 % interval.
         frozen: the metric of the first model on the same rows.
-        difference: by how much the loop is better than frozen; None while the first model itself serves all rows.
+        difference: by how much the loop is better than the first model; None while the first model serves all rows.
         interval: of the difference, from whole days; None with too few days.
     """
 
@@ -65,11 +65,11 @@ class Live:
     """The payload log over time.
 
     Attributes:
-        bins: stretches of the monitor's window length (or whole multiples of it, when there are many).
-        days: start and predictions by version of each `day`-long step that has any.
+        bins: stretches of the monitor's window length (or whole multiples of it, if there are many).
+        days: start and predictions by version of each step of length `day` with predictions.
         day: length of those steps.
         served: first and last event time of each version, in the order in which they came.
-        note: why the frozen model could not be scored; empty when it was.
+        note: why the first model could not be scored; empty if it was.
     """
 
     bins: list[Bin] = field(default_factory=list)
@@ -84,10 +84,10 @@ def read(loop: Loop, known: Log, first: Version | None, origin: datetime | None,
 
     Args:
         loop: the use case.
-        known: its payload log.
+        known: the content of its payload log.
         first: the frozen first model.
         origin: where one of the monitor's windows starts.
-        until: only what ends by then is measured; a stretch that is still filling says little.
+        until: only stretches that end by then are measured, since one that is still filling says little.
     """
     task = port.of(loop)
     table = known.predictions
@@ -119,7 +119,7 @@ def _grid(length: timedelta, origin: datetime | None, begin: datetime, end: date
 
 
 def _frozen(task: Task, rows: pa.Table, first: Version | None) -> tuple[Floats | None, str]:
-    """Return what the first model says on each row [n], or why it says nothing."""
+    """Return what the first model predicts for each row [n], or why it cannot."""
     if first is None or not rows.num_rows:
         return None, ""
     scores = task.answers(rows)

@@ -11,14 +11,14 @@ _PAD = "-4"
 
 _COLOURS = 7
 _PLOT_PX = 700
-"""Labels are laid out for the narrowest plot; a wider one only gives them more room."""
+"""Labels are laid out for the narrowest plot; in a wider one they have more room."""
 
 _CHECK, _CROSS, _BANG = "M-3.4 .2 -1 2.7 3.4 -2.6", "M-2.6-2.6 2.6 2.6M-2.6 2.6 2.6-2.6", "M0-3.6V.8M0 3V3.4"
 _SIGNS = {"promoted": _CHECK, "rejected": _CROSS, "failed": _BANG}
 
 
 def colours(served: Sequence[str]) -> dict[str, str]:
-    """Return the class of each served version: grey for the first, then colours that everyone tells apart."""
+    """Return the CSS class of each served version: grey for the first, then colours that everyone can distinguish."""
     return {name: f"v{1 + (place - 1) % _COLOURS if place else 0}" for place, name in enumerate(served)}
 
 
@@ -34,13 +34,13 @@ def heading(y: float, name: str, detail: str = "") -> list[Markup]:
 
 
 def episode(x: float, y: float, number: int, *, accepted: bool, tip: str) -> Markup:
-    """Return an episode's number in a disc, hollow when the trigger started no run for it."""
+    """Return an episode's number in a disc, which is hollow if the trigger did not start a run for it."""
     disc = element("circle", r=9, class_="episode" if accepted else "episode hollow")
     return at(x, y, element("g", title(tip), disc, text(0, 3.8, number, "mid")), class_="mark")
 
 
 def decision(x: float, y: float, outcome: str | None, label: str, tip: str) -> Markup:
-    """Return how a run ended, as a sign with the version's name next to it."""
+    """Return a sign for how a run ended, with the version's name next to it."""
     kind = outcome or "active"
     disc = element("circle", r=7, class_=f"decision {kind}")
     sign = element("path", d=_SIGNS[outcome], class_=f"sign {kind}") if outcome else Markup("")
@@ -48,7 +48,7 @@ def decision(x: float, y: float, outcome: str | None, label: str, tip: str) -> M
 
 
 def switches(time: Time, moments: Iterable[datetime], top: float, bottom: float) -> list[Markup]:
-    """Return a vertical line where each version took the traffic over."""
+    """Return a vertical line at each moment at which a version took over the traffic."""
     return [line(percent(time.at(m)), top, percent(time.at(m)), bottom, "switch") for m in moments]
 
 
@@ -64,7 +64,7 @@ def axis(time: Time, top: float, bottom: float) -> list[Markup]:
 
 
 def lanes(places: Iterable[float], width_px: float) -> list[int]:
-    """Return for each mark, from left to right, the first lane in which it hides no other.
+    """Return for each mark, from left to right, the first lane in which it does not hide another.
 
     Args:
         places: left end of each mark in percent.

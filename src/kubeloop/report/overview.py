@@ -23,8 +23,9 @@ _MEASURED = ("metric", "value", "low", "high", "positives", "reference")
 def read(loop: Loop, settings: Settings) -> dict[str, Any]:
     """Return the state of the loop.
 
-    Times are datetimes: event time for champion.live_since, episode, cooldown and the monitor's, wall time for
-    champion.promoted_at and the run's. What nothing has written yet is None or zero; nothing is made or changed.
+    Times are datetimes: event time for champion.live_since, episode, cooldown and the monitor's times, wall time for
+    champion.promoted_at and the run's times. A value that was not written yet is None or zero. Nothing is made or
+    changed.
     """
     known = facts.read(loop, settings)
     champion = known.champion
@@ -71,7 +72,7 @@ def windows(loop: Loop, settings: Settings) -> dict[str, Any]:
 
     Each window is the monitor's row with `features` (name, effect and its interval of what drifted, the most harmful
     first), `metric` by name with `value`, `low`, `high` and `positives` (None until its labels are in), and
-    `metric_status`, which is `few` where they are too few to judge.
+    `metric_status`, which is `few` if there are too few labels to judge.
     """
     known = facts.read(loop, settings)
     drifted: dict[tuple[Any, str], list[ScoreRow]] = {}
@@ -134,7 +135,7 @@ def _effect(score: Mapping[str, Any]) -> str:
 
 
 def _quality(row: Mapping[str, Any]) -> str:
-    """Return the live metric with its interval and the positives it rests on."""
+    """Return the live metric with its interval and the number of positives."""
     if row["value"] is None:
         return "–"
     if row.get("low") is None:
@@ -145,14 +146,14 @@ def _quality(row: Mapping[str, Any]) -> str:
 
 
 def services(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Return url, pid and whether it answers (`up`) for each service that the last session has written down."""
+    """Return url, pid and whether it answers (`up`) for each service that the last session recorded."""
     written = access.services(settings.services_file)
     return {name: {**service, "up": _answers(service["url"])} for name, service in written.items()}
 
 
 def _answers(url: str) -> bool:
     try:
-        # Loopback needs no proxy, and one that the environment names would answer in the service's place.
+        # Loopback needs no proxy, and a proxy from the environment would answer instead of the service.
         return httpx.get(f"{url}/status", timeout=_ASK_S, trust_env=False).is_success
     except httpx.HTTPError:
         return False

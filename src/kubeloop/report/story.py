@@ -28,7 +28,7 @@ class Mark:
 
 @dataclass
 class _Board:
-    """What is drawn so far, and `y`, where the next panel begins."""
+    """The drawing so far, and `y`, where the next panel begins."""
 
     time: Time
     y: float
@@ -57,9 +57,9 @@ def draw(
 
     Args:
         task: the loop's.
-        live: of `live.read`, not empty.
+        live: the result of `live.read`, not empty.
         time: the axis.
-        episodes: in order of time; their number is their place.
+        episodes: in order of time; an episode's number is its position.
         decisions: of the runs, in order of time.
         colours: class of each version that served.
         short: windows whose metric counted as drifted, by start, with the monitor's words.
@@ -127,7 +127,7 @@ def _traffic(board: _Board, live: Live, colours: Mapping[str, str]) -> None:
     width = board.time.width(live.day)
     floor = scale.y(0)
     for name in reversed(list(live.served)):
-        # Later versions lie behind: each area reaches from the ground over everything up to its own version.
+        # Later versions are drawn behind: each area covers its own version and all earlier ones.
         below = list(live.served)[: list(live.served).index(name) + 1]
         points: list[tuple[float, float]] = []
         for start, rows in live.days:
@@ -167,7 +167,7 @@ def _metric(board: _Board, task: Task, live: Live, colours: Mapping[str, str], s
 def _difference(board: _Board, task: Task, live: Live) -> None:
     ends = [value for part in live.bins for value in (part.difference, *(part.interval or ())) if value is not None]
     scale = Scale.around([0, *ends], board.y, _DIFFERENCE, ticks=8)
-    # Either way round, what lies above zero is better.
+    # In both cases, a value above zero is better.
     name = "Loop − frozen" if task.headline.better > 0 else "Frozen − loop"
     board.panel(scale, name, "95% interval", f"+{_form(scale)}")
     board.plot.append(line(0, scale.y(0), "100%", scale.y(0), "zero"))
@@ -193,7 +193,7 @@ def _level(board: _Board, task: Task, live: Live) -> None:
 
 
 def _form(scale: Scale) -> str:
-    """Return how the values of a panel are written: two digits after the point, where they suit."""
+    """Return how the values of a panel are written: with two digits after the point, if they suit."""
     largest = max(abs(scale.low), abs(scale.high))
     return ".2f" if 0.1 <= largest < 10 else ",.3g"
 
@@ -209,7 +209,7 @@ def _middle(part: Bin, time: Time) -> float:
 
 
 def _hit(task: Task, part: Bin, time: Time, top: float, bottom: float, short: str | None) -> Markup:
-    """Return an invisible column that says what its window holds."""
+    """Return an invisible column whose tooltip describes its window."""
     place = time.at(part.start)
     return rect(
         percent(place),
@@ -243,5 +243,5 @@ def _words(task: Task, part: Bin, short: str | None) -> str:
 
 
 def span(start: datetime, end: datetime) -> str:
-    """Return a stretch of time in words, without hours where they are midnight."""
+    """Return a stretch of time in words, without hours at midnight."""
     return " to ".join(f"{moment:%Y-%m-%d %H:%M}".removesuffix(" 00:00") for moment in (start, end))

@@ -1,6 +1,6 @@
 """Inline SVG from small parts: escaped elements, a time axis in percent, and value scales in pixels.
 
-Horizontal places are percentages and vertical ones pixels, so that a chart follows the width of its card while
+Horizontal positions are percentages and vertical ones are pixels, so that a chart follows the width of its card while
 text, dots and strokes keep their size. No part needs a script.
 """
 
@@ -18,7 +18,7 @@ _MOST_TICKS = 12
 
 @dataclass(frozen=True)
 class Chart:
-    """A plot and the gutter of labels to its left, which stays in view when a narrow screen scrolls the plot."""
+    """A plot and the gutter of labels at its left, which stays visible when the plot scrolls on a narrow screen."""
 
     label: str
     height: int
@@ -58,24 +58,24 @@ def rect(x: object, y: float, width: object, height: float, class_: str, *body: 
 
 
 def title(content: str) -> Markup:
-    """Return what a browser shows when the pointer rests on the element around it."""
+    """Return the tooltip of the element that contains it."""
     return element("title", content)
 
 
 def at(x: float, y: float, *body: object, class_: str | None = None) -> Markup:
-    """Return a place, x in percent and y in pixels, around which its content is drawn in pixels."""
+    """Return a group at x in percent and y in pixels, whose content is drawn in pixels around that point."""
     return element("svg", *body, x=percent(x), y=y, overflow="visible", class_=class_)
 
 
 def percent(value: float) -> str:
-    """Return a share of 100 as SVG writes it."""
+    """Return a percentage as SVG writes it."""
     return f"{_number(round(value, 3))}%"
 
 
 def path(points: Sequence[tuple[float, float]], height: int, class_: str, *, closed: bool = False) -> Markup:
     """Return a line or an area through points, x in percent and y in pixels.
 
-    The drawing is stretched sideways, its strokes are not.
+    The drawing is stretched horizontally, but its strokes are not.
     """
     places = " ".join(f"{_number(x * 10)},{_number(y)}" for x, y in points)
     shape = element(
@@ -87,7 +87,7 @@ def path(points: Sequence[tuple[float, float]], height: int, class_: str, *, clo
 
 
 def runs(values: Iterable[tuple[float, float | None]]) -> Iterator[list[tuple[float, float]]]:
-    """Split a series where a value is missing: a line must not bridge what nobody knows."""
+    """Split a series where a value is missing, since a line must not bridge a gap."""
     part: list[tuple[float, float]] = []
     for x, value in values:
         if value is None:
@@ -108,7 +108,7 @@ class Time:
     end: datetime
 
     def at(self, moment: datetime) -> float:
-        """Return the place of a moment in percent, kept inside the axis."""
+        """Return the position of a moment in percent, limited to the axis."""
         return min(100.0, max(0.0, 100 * ((moment - self.start) / (self.end - self.start))))
 
     def width(self, length: timedelta) -> float:
@@ -116,7 +116,7 @@ class Time:
         return 100 * (length / (self.end - self.start))
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Return place and label of at most a dozen round moments."""
+        """Return position and label of at most a dozen round moments."""
         span = self.end - self.start
         step = next((step for step in _STEPS if span / step <= _MOST_TICKS), None)
         moments = _months(self.start, self.end) if step is None else _regular(self.start, self.end, step)
@@ -154,16 +154,16 @@ class Scale:
     height: float
 
     def y(self, value: float) -> float:
-        """Return the place of a value in pixels, kept inside the panel."""
+        """Return the position of a value in pixels, limited to the panel."""
         share = (value - self.low) / (self.high - self.low)
         return round(self.top + self.height * (1 - min(1.0, max(0.0, share))), 2)
 
     @classmethod
     def around(cls, values: Iterable[float], top: float, height: float, *, ticks: int = 4) -> "Scale":
-        """Return the scale from one round number under all values to one over them."""
+        """Return the scale from a round number below all values to one above them."""
         known = list(values)
         low, high = min(known, default=0.0), max(known, default=1.0)
-        # Values that hardly differ shall look like it.
+        # Values that hardly differ must look so.
         step = round_step(max(high - low, 1e-3 * max(abs(low), abs(high), 1.0)), ticks)
         first, last = math.floor(low / step), math.ceil(high / step)
         return cls(min(low, first * step), max(high, max(last, first + 1) * step), top, height)
@@ -176,7 +176,7 @@ class Scale:
 
 
 def round_step(span: float, parts: int) -> float:
-    """Return the smallest of 1, 2 or 5 times a power of ten that cuts a span into at most so many parts."""
+    """Return the smallest of 1, 2 or 5 times a power of ten that divides a span into at most this many parts."""
     raw = span / parts
     power = 10.0 ** math.floor(math.log10(raw))
     return next(step * power for step in (1, 2, 5, 10) if step * power >= raw * (1 - 1e-9))

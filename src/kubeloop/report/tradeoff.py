@@ -10,11 +10,11 @@ from kubeloop.stores import kept
 
 HEIGHT = 260
 _TOP, _BOTTOM, _APART = 14, 34, 16
-"""Pixels over and under the panel, and between two policies that retrain equally often."""
+"""Pixels above and below the panel, and between two policies that retrain equally often."""
 
 
 def read(settings: Settings) -> dict[str, Any] | None:
-    """Return the section's variables; None where there was no backtest.
+    """Return the section's variables; None if there was no backtest.
 
     Raises:
         DamagedError: its result is not what was written.
@@ -39,7 +39,7 @@ def build(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def draw(found: Mapping[str, Any]) -> Chart:
-    """Draw each policy at its retrainings and its difference to the first, with the paired interval."""
+    """Draw each policy by its number of retrainings and its difference to the first, with the paired interval."""
     rows = [(number, row) for number, row in enumerate(found["policies"], 1) if row["difference"] is not None]
     ends = [end for _, row in rows for end in (row["difference"]["value"], *row["difference"]["interval"])]
     scale = Scale.around([0.0, *ends], _TOP, HEIGHT - _TOP - _BOTTOM, ticks=5)

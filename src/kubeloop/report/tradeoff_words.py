@@ -30,7 +30,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def sentences(found: Mapping[str, Any], applied: str = "") -> list[str]:
-    """Return what the numbers rest on, the answer to the sceptic, and the suggestion, unless that was just applied."""
+    """Return what the numbers are based on, the comparison with a monthly calendar, and the suggestion."""
     start, until = (moments.read(found[end]) for end in ("start", "until"))
     basis = (
         f"{found['rows']:,} labelled predictions from {start:%Y-%m-%d} to {until:%Y-%m-%d}"

@@ -1,4 +1,4 @@
-"""Everything the page shows, as text and drawings ready for the template."""
+"""Everything that the page shows, as text and drawings for the template."""
 
 import json
 from collections.abc import Mapping
@@ -274,7 +274,7 @@ def _version(
     numbers = {row["id"]: number for number, row in enumerate(facts.episodes, 1)}
     asked = f"episode {numbers[run.episode]}" if run and run.episode in numbers else run.reason if run else "–"
     champion, verdict = registry.CHAMPION in version.aliases, verdict_of(version)
-    # The others' addresses are of sessions that are over.
+    # The other versions have addresses of sessions that are over.
     endpoint = tags.get("kubeloop.served_at") if champion else None
     return {
         "version": version.version,
@@ -310,7 +310,7 @@ def _status(version: Version, run: Run | None) -> str:
 
 
 def _lineage(facts: Facts) -> dict[str, Any] | None:
-    """Return the boxes from data to endpoint for the champion."""
+    """Return the champion's boxes, from data to endpoint."""
     if facts.champion is None:
         return None
     tags = facts.champion.tags

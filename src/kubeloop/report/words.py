@@ -73,7 +73,7 @@ def compared(summary: Summary | None) -> str:
 
 
 def accounts(summary: Summary | None) -> list[str]:
-    """Return warnings on the counts of predictions; none if clients, log and drops agree."""
+    """Return warnings about the counts of predictions; none if clients, log and drops agree."""
     counts = (summary or {}).get("predictions") or {}
     if not counts:
         return []
@@ -139,7 +139,7 @@ def outcome(run: Run | None) -> str:
 
 
 def inline(title: str) -> str:
-    """Return a metric's title as it stands within a sentence."""
+    """Return a metric's title as it is written within a sentence."""
     return title[0].lower() + title[1:] if title[1:2].islower() else title
 
 

@@ -28,7 +28,7 @@ def option(name: str, value: str) -> str:
 
 
 def where(table: "Table", condition: str) -> str:
-    """Return the advice to leave rows out, or nothing if the condition fails on the table or leaves none."""
+    """Return the advice to leave rows out, or nothing if the condition fails on the table or leaves no row."""
     whole = f"({table.where}) AND {condition}" if table.where else condition
     try:
         ((kept,),) = table.query(f"SELECT count(*) FROM {table.name} WHERE {condition}")
@@ -38,7 +38,7 @@ def where(table: "Table", condition: str) -> str:
 
 
 def join_files(folder: Path) -> str:
-    """Return the command that makes one table of a folder's files, or nothing if they do not fit together."""
+    """Return the command that combines a folder's files into one table, or nothing if they do not fit together."""
     counts = Counter(path.suffix for path in folder.iterdir() if path.is_file() and path.suffix in _READ)
     if not counts:
         return ""

@@ -64,14 +64,14 @@ class Result:
 def write(table: Table, wish: Wish, scratch: Path, say: Callable[[str], None]) -> Result:
     """Write the use case of a table.
 
-    Features are built and a first model is fitted on the way, so that floors and expectations rest on what was
-    measured, and a table that cannot work fails here.
+    Features are built and a first model is fitted, so that floors and expectations are based on measurements, and a
+    table that cannot work fails here.
 
     Args:
         table: the table, taken in.
         wish: what the user asked for.
         scratch: an empty folder on a disk with room for the table.
-        say: is told what takes time.
+        say: called with a sentence about each step that takes time.
 
     Raises:
         ScaffoldError: the table cannot become a use case, or files would be overwritten; nothing was written.
@@ -116,7 +116,7 @@ def write(table: Table, wish: Wish, scratch: Path, say: Callable[[str], None]) -
 
 
 def design(table: Table, wish: Wish, *, look: bool = True) -> tuple[Case, Activity, list[tuple[str, str]]]:
-    """Decide what the use case is, from the table alone; return it with its rows over time and what looks like leaks.
+    """Decide the use case from the table only; return it with its rows over time and the likely leaks.
 
     Args:
         table: the table, taken in.
@@ -180,17 +180,17 @@ def design(table: Table, wish: Wish, *, look: bool = True) -> tuple[Case, Activi
 
 
 def likely_delay(table: Table, timestamp: str) -> timedelta:
-    """Return how long a label takes at a guess, from the span of the table.
+    """Return an estimate of how long a label takes, from the span of the table.
 
     Raises:
-        ScaffoldError: the timestamp cannot be one.
+        ScaffoldError: the column cannot be a timestamp.
     """
     moment = scaffold_columns.moment(table, timestamp, set())
     return timing.default_delay(timing.scale(moment.start, moment.end, table.path))
 
 
 def _delay(wish: Wish, known: scaffold_columns.Known | None, scale: Scale) -> tuple[timedelta, tuple[str, ...]]:
-    """Return how long labels take, and what was assumed for it."""
+    """Return how long labels take, and what was assumed."""
     if known:
         return timing.whole_steps(known.usual, scale), ()
     if wish.label_delay is not None:
@@ -214,7 +214,7 @@ def _folder(path: Path) -> str:
 
 
 def _tried(table: Table, wish: Wish, columns: Sequence[str]) -> str:
-    """Return the options that leave columns out, or nothing where no use case would be left."""
+    """Return the options that leave columns out, or nothing if no use case would remain."""
     if not columns:
         return ""
     try:
@@ -243,7 +243,7 @@ def _activity(table: Table, label: Label, moment: Moment, unit: str) -> Activity
 
 
 def _calendar(table: Table, moment: Moment, plan: Timeline) -> tuple[str, ...]:
-    """Return which of hour and weekday vary; a drift window that holds them in part would drift by design."""
+    """Return which of hour and weekday become features; a window with only some of their values would always drift."""
     at = f"{quote(moment.column)} AT TIME ZONE {sources.literal(table.source.read.timezone)}"
     ((hours, weekdays),) = table.query(
         f"SELECT count(DISTINCT (hour({at}), minute({at}))), count(DISTINCT isodow({at})) FROM {table.name}"
@@ -310,7 +310,7 @@ def _suites(case: Case, table: Table, activity: Activity, trained: "pd.DataFrame
     columns = ", ".join(sources.identifier(name) for name in used)
     with sources.connect({table.name: table.parquet}) as db:
         sample = f"FROM {table.name} USING SAMPLE reservoir({REHEARSED} ROWS) REPEATABLE (7)"
-        # As validation reads a table, so that types and nulls look the same.
+        # Read as validation reads a table, so that types and nulls look the same.
         raw = db.sql(f"SELECT {columns} FROM ({sample})").to_arrow_table().to_pandas()
     runs = suites.Runs.of(activity, case.timeline)
     steps = [start.item() for start in activity.starts.astype("datetime64[us]")]
@@ -336,7 +336,7 @@ def _suites(case: Case, table: Table, activity: Activity, trained: "pd.DataFrame
 
 
 def _example(case: Case, table: Table, repo: Path) -> dict[str, Any]:
-    """Return what a client would have sent for the newest row."""
+    """Return the request that a client would have sent for the newest row."""
     from kubeloop import features
 
     rows = features.events(repo, table.parquet.parent, start=case.moment.end, end=case.timeline.until)

@@ -8,16 +8,16 @@ from kubeloop.scaffold.roles import Input, Key, Moment
 from kubeloop.scaffold.table import Table, quote
 
 SAMPLE = 200_000
-"""Rows that are looked at, about."""
+"""Approximate number of rows that are checked."""
 LEAST_STEPS = 100
 SHIFT = 0.5
-"""Standard deviations between the oldest and the newest third from which on a column drifts; as a Kolmogorov-Smirnov
-D of normal values it is 0.2, what `init` sets `drift.min_effect` to."""
+"""A column drifts from this distance on, in standard deviations between its oldest and newest third. For normal values
+it is a Kolmogorov-Smirnov D of 0.2, to which `init` sets `drift.min_effect`."""
 
 
 @dataclass(frozen=True)
 class Growth:
-    """A column and which way it goes, for each value of a key or over the whole table."""
+    """A column and its direction, for each value of a key or over the whole table."""
 
     column: str
     grows: bool
@@ -32,7 +32,7 @@ class Growth:
 
 
 def find(table: Table, when: Moment, keys: Sequence[Key], inputs: Sequence[Input]) -> list[Growth]:
-    """Return the numeric columns that follow the clock, over the whole table or for each value of a key."""
+    """Return the numeric columns that grow or fall with time, over the whole table or for each value of a key."""
     found: dict[str, Growth] = {}
     numbers = [item for item in inputs if item.kind == "number" and item.distinct > 2]
     for key in [None, *keys]:
@@ -46,7 +46,7 @@ def _moving(table: Table, when: Moment, key: Key | None, numbers: Sequence[Input
     if not numbers:
         return []
     at, share = quote(when.column), -(-table.rows // SAMPLE)
-    # Whole keys where there are many, since steps are between rows of one.
+    # If there are many keys, sample whole keys, since the steps are between rows of one key.
     drawn = key.sql if key and key.distinct >= 50 * share else at
     values = ", ".join(f"{item.sql} AS v{place}" for place, item in enumerate(numbers))
     steps = ", ".join(f"v{place} - lag(v{place}) OVER w AS d{place}" for place in range(len(numbers)))

@@ -1,4 +1,4 @@
-"""The label: which kind of task it makes, and how SQL reads it."""
+"""The label: which kind of task it implies, and how SQL reads it."""
 # ruff: noqa: S608 - DuckDB binds no column names; they are quoted by sources.identifier.
 
 import unicodedata
@@ -13,7 +13,7 @@ from kubeloop.tasks.multiclass.settings import MOST_CLASSES
 LEAST_ROWS = 1000
 LEAST_OF_A_CLASS = 50
 MOST_NUMBERED = 10
-"""A label with at most this many whole numbers has classes; one with more is an amount."""
+"""A label with at most this many distinct whole numbers has classes; one with more is an amount."""
 _POSITIVE = (
     *("1", "1.0", "true", "yes", "y", "t", "ja", "wahr", "oui", "vrai", "sí", "si", "verdadero", "sì", "vero"),
     *("sim", "verdadeiro", "waar"),
@@ -44,15 +44,15 @@ class Label:
     Attributes:
         column: its name.
         sql: how SQL reads it: 0 or 1, the text of a class, or a number; null while it is unknown.
-        meaning: what it says, within a sentence.
-        positives: rows on one side of it: of class 1, outside of the most frequent class, or above the median.
+        meaning: what it means, as part of a sentence.
+        positives: rows on one side: of class 1, outside the most frequent class, or above the median.
         negatives: rows on the other side.
         unknown: rows without a label.
-        task: kind of task that it makes.
-        classes: of a multiclass task, the most frequent first.
-        side: SQL that is 1 or 0 on either side, as `positives` and `negatives` count.
-        level: SQL of the number that histories average, and
-        levels: what that average is.
+        task: kind of task that it implies.
+        classes: the classes of a multiclass task, the most frequent first.
+        side: SQL that is 1 for the rows that `positives` counts, and 0 for those of `negatives`.
+        level: SQL of the number that histories average.
+        levels: what that average means.
     """
 
     column: str
@@ -86,13 +86,13 @@ class Label:
 
 
 def label(table: Table, name: str, positive: str | None, task: str | None = None) -> Label:
-    """Check the label and find out how to read it.
+    """Check the label and find how to read it.
 
     Args:
         table: the table.
         name: of the column.
-        positive: its value to predict, where there are two or it is held against all others.
-        task: kind of task; found out where it is left out.
+        positive: its value to predict, if there are two or if it is compared with all others.
+        task: kind of task; determined from the label if left out.
 
     Raises:
         ScaffoldError: no kind of task fits it, its positive value is not clear, or a class has too few rows.
@@ -135,7 +135,7 @@ def _classes(table: Table, column: Column) -> Label:
         raise ScaffoldError(_too_few(column, shown))
     names = tuple(counts)
     listed = ", ".join(literal(name) for name in names)
-    # A class that comes up later is not known to the model.
+    # The model does not know a class that appears later.
     sql = f"CASE WHEN {text} IN ({listed}) THEN {text} END"
     return Label(
         column=column.name,
@@ -184,7 +184,7 @@ def _number(table: Table, column: Column) -> Label:
 
 
 def _counted(table: Table, column: Column, text: str, most: int) -> dict[str, int]:
-    """Return the values of the label with their rows, the most frequent first, one more than `most` at most."""
+    """Return the values of the label with their numbers of rows, the most frequent first, at most `most` + 1."""
     value = identifier(column.name)
     listed = f"SELECT {text}, count(*) FROM {table.name} WHERE {value} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1"
     counts: dict[str, int] = dict(table.query(f"{listed} LIMIT {most + 1}"))
@@ -237,7 +237,7 @@ def _binary(table: Table, column: Column, positive: str | None) -> Label:
     if as_number and [other.lower() for other in others] in (["0"], ["0.0"], ["false"]):
         sql = f"{quote(column.name)}::INTEGER"
     elif len(others) == 1:
-        # A third value that comes up later is not known to be either.
+        # It is unknown which of the two a third value would be that appears later.
         sql = f"CASE {text} WHEN {literal(chosen)} THEN 1 WHEN {literal(others[0])} THEN 0 END"
     else:
         sql = f"({text} = {literal(chosen)})::INTEGER"
@@ -252,12 +252,12 @@ def _binary(table: Table, column: Column, positive: str | None) -> Label:
 
 
 def _word(value: str) -> str:
-    """Return a value as the lists of words have it; an accent may be a sign of its own."""
+    """Return a value in the form of the lists of words; an accent may be a separate character."""
     return unicodedata.normalize("NFC", value.strip().lower())
 
 
 def _alike(values: Collection[str]) -> tuple[str, str] | None:
-    """Return two values that a person takes for one."""
+    """Return two values that a person would read as the same."""
     seen: dict[str, str] = {}
     for value in sorted(values):
         other = seen.setdefault(" ".join(value.casefold().split()), value)

@@ -10,9 +10,9 @@ from functools import cache
 from kubeloop.data import sources
 
 LONGEST = 28
-"""Characters a name may have before a suffix such as `_events_30d`, so that generated lines stay short."""
+"""Most characters of a name before a suffix such as `_events_30d`, so that generated lines stay short."""
 
-# What generated files mean something else by.
+# Names with another meaning in generated files.
 _OURS = frozenset(
     {"any", "asked", "categorical", "changes", "datetime", "day", "entities", "entity", "event_id"}
     | {"event_timestamp", "events", "feast", "feature", "features", "float64", "hour", "inputs", "known", "label"}
@@ -31,10 +31,10 @@ def safe(text: str, taken: Collection[str] = (), fallback: str = "field", *, asc
     Letters of every script stay: Python, DuckDB, Feast, ONNX and JSON take them in names.
 
     Args:
-        text: any text, also an empty one.
-        taken: names that are in use or mean something, in lower case.
-        fallback: stands for a text without a letter, and follows a word that is taken by a language.
-        ascii_only: for names that files, addresses and loop.yaml hold as well.
+        text: any text, possibly empty.
+        taken: names that are in use or reserved, in lower case.
+        fallback: replaces a text without a letter, and is appended to a reserved word of a language.
+        ascii_only: for names that also occur in files, addresses and loop.yaml.
     """
 
     def free(name: str) -> bool:
@@ -56,14 +56,14 @@ def safe(text: str, taken: Collection[str] = (), fallback: str = "field", *, asc
 
 @cache
 def _sql() -> frozenset[str]:
-    """Return the words that DuckDB reserves, for good or in some places."""
+    """Return the words that DuckDB reserves, everywhere or in some places."""
     with sources.connect() as db:
         found = db.execute("SELECT keyword_name FROM duckdb_keywords() WHERE keyword_category <> 'unreserved'")
         return frozenset(row[0] for row in found.fetchall())
 
 
 def dns(text: str) -> str:
-    """Return a name that Kubernetes takes for a service, at most 40 characters."""
+    """Return a name that Kubernetes accepts for a service, with at most 40 characters."""
     name = _latin(text).replace("_", "-")
     if not name or not name[0].isalpha():
         name = f"loop-{name}"
@@ -76,7 +76,7 @@ def _latin(text: str) -> str:
 
 
 def _letters(text: str) -> str:
-    # Python reads identifiers in this form. Lower case may bring marks with it that only compose afterwards.
+    # Python reads identifiers in this form. Converting to lower case may add marks, which must be composed afterwards.
     lower = unicodedata.normalize("NFKC", _WORDS.sub("_", unicodedata.normalize("NFKC", text)).lower())
     kept = "".join(sign if f"a{sign}".isidentifier() else "_" for sign in lower)
     return re.sub(r"_+", "_", kept).strip("_")

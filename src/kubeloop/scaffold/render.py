@@ -1,4 +1,4 @@
-"""Write the files of a use case from templates/init: plain text in, nothing decided here but its form."""
+"""Write the files of a use case from templates/init; this module decides only their form."""
 
 import json
 import re
@@ -32,22 +32,22 @@ class Case:
     """A use case as its feature repo needs it.
 
     Attributes:
-        name: of the loop.
-        table: of the raw table, in SQL and in file names.
+        name: name of the loop.
+        table: name of the raw table, in SQL and in file names.
         path: the table's file, relative to the use case's folder.
         source: how that file is read.
         where: the condition in SQL for the rows that are used, or empty.
-        rows: of the table.
+        rows: number of rows of the table.
         label: what is predicted.
         known: the column that says when a label became known, if there is one.
         moment: when it is predicted.
         event_id: the id of a prediction.
-        keys: what histories are kept of; may be none.
+        keys: columns for whose values histories are kept; may be empty.
         inputs: fields that a client sends besides the keys.
-        left: columns that are not used.
-        calendar: `hour` and `weekday`, where they are features.
-        timeline: of `scaffold_plan.timeline`.
-        assumptions: what nobody said, a sentence each.
+        left: the columns that are not used.
+        calendar: `hour` and `weekday`, if they are features.
+        timeline: the result of `timing.timeline`.
+        assumptions: what the user did not say, one sentence each.
     """
 
     name: str
@@ -69,39 +69,39 @@ class Case:
 
     @property
     def maker(self) -> Maker:
-        """What makes the models of the label's kind of task."""
+        """The maker of models for the label's kind of task."""
         return maker.make(self.label.task, self.settings(), self.metric)
 
     @property
     def metric(self) -> str:
-        """The kind's own choice of `gates.metric`."""
+        """The kind's default of `gates.metric`."""
         return str(kinds.settings(self.label.task).Gates.model_fields["metric"].default)
 
     @property
     def algorithms(self) -> str:
-        """The algorithms to choose from, but for the default."""
+        """The algorithms to choose from, except the default."""
         known = get_args(kinds.settings(self.label.task).Algorithm)
         return ", ".join(name for name in known if name != "lightgbm")
 
     def settings(self, **more: Any) -> Training:
-        """Return the section `training` with the kind's defaults and what is given."""
+        """Return the section `training` with the kind's defaults and the given settings."""
         classes = {"classes": self.label.classes} if self.label.classes else {}
         found: Training = kinds.settings(self.label.task).Training(**classes, **more)
         return found
 
     @property
     def zone(self) -> str:
-        """Where the clocks of times without an offset hang, empty for UTC."""
+        """The zone of times without an offset; empty for UTC."""
         return "" if self.source.read.timezone == "UTC" else self.source.read.timezone
 
     @property
     def read(self) -> dict[str, Any]:
-        """What loop.yaml says of how the file is opened."""
+        """The settings of loop.yaml for opening the file."""
         return self.source.read.model_dump(mode="json", exclude_defaults=True)
 
     @property
     def readings(self) -> dict[str, Any]:
-        """What loop.yaml says of how columns are read."""
+        """The settings of loop.yaml for reading columns."""
         return {name: column.brief() for name, column in self.source.columns.items()}
 
     @property
@@ -138,7 +138,7 @@ class Case:
 
     @property
     def columns(self) -> list[tuple[str, str]]:
-        """Name and SQL of what a request holds, keys first."""
+        """Name and SQL of each field of a request, keys first."""
         when = [(self.moment.name, self.at)] if self.calendar else []
         return [*((key.name, key.sql) for key in self.keys), *when, *((item.name, item.sql) for item in self.inputs)]
 
@@ -151,7 +151,7 @@ class Case:
 
     @property
     def spans(self) -> dict[str, str]:
-        """The spans of the histories, as names and as SQL have them."""
+        """The spans of the histories, as written in names and in SQL."""
         scale, delay = self.timeline.scale, self.timeline.label_delay
         ttl = self.timeline.history
         return {
@@ -167,7 +167,7 @@ class Case:
 
 
 def feature_repo(case: Case) -> dict[str, str]:
-    """Return the files of the feature repo but its expectations, by path within it."""
+    """Return the files of the feature repo except its expectations, by path within it."""
     names = ["feature_store.yaml", *(["entities.py"] if case.keys else []), "views.py", "services.py"]
     files = {name: _render(name, case) for name in names}
     files["sql/events.sql"] = _render("events.sql", case)
@@ -186,8 +186,8 @@ def readme(case: Case, quality: Quality, warnings: Iterable[str], row: Mapping[s
 
     Args:
         case: the use case.
-        quality: of the first model.
-        warnings: what the reader must know first.
+        quality: quality of the first model.
+        warnings: what the reader should know first.
         row: keys and request-time fields of a real row, times as ISO 8601 strings.
     """
     example = shlex.quote(json.dumps(row, ensure_ascii=False))
@@ -222,7 +222,7 @@ def _render(name: str, case: Case, **more: Any) -> str:
 
 
 def _scalar(value: str) -> str:
-    """Write a string for YAML; quoted where a reader could take it for something else."""
+    """Write a string for YAML; quoted if a parser could read it as something else."""
     if re.fullmatch(r"[A-Za-z./_][\w./-]*", value, re.ASCII) and yaml.safe_load(value) == value:
         return value
     return yaml.safe_dump(value, default_style='"', width=2**31).strip()
@@ -245,7 +245,7 @@ def _share(value: float) -> str:
 
 
 def _comment(value: str) -> str:
-    """Keep a comment on its line."""
+    """Keep a comment on one line."""
     return " ".join(value.split())
 
 

@@ -15,14 +15,14 @@ from kubeloop.scaffold.table import TEXTS, Column, ScaffoldError, Table, as_id, 
 from kubeloop.tasks.tabular.encoding import EXACT
 
 ROWS_A_CATEGORY = 10
-"""Rows of a value from which on its mean says something. A text or key of which half the rows reach that is a category,
-however many values it has: encoded by their means, the AUC of simulated tables gained 0.05 to 0.07 where the text
-mattered and lost at most 0.01 where it was noise. Free texts and ids stay far below."""
+"""From this number of rows, the mean of a value is meaningful. A text or key is a category if half of its rows have
+such a value, no matter how many values it has: encoded by their means, the AUC of simulated tables gained 0.05 to 0.07
+if the text mattered and lost at most 0.01 if it was noise. Free texts and ids stay far below."""
 FEW = 20
-"""Keys with fewer values share their ups and downs."""
+"""With fewer values than this, the histories of a key rise and fall together."""
 
 _ANSWERS = frozenset({"high", "low", "probabilities", "probability", "score", "score_high", "score_low", "value"})
-"""What models and the payload log call the numbers of an answer; a key is a feature under its own name."""
+"""Names that models and the payload log use for the numbers of an answer; a key is a feature under its own name."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Key:
-    """A key: `name` everywhere but in the table; `categorical` where its value is a feature itself."""
+    """A key: `name` is used everywhere except in the table; `categorical` if its value is itself a feature."""
 
     column: str
     name: str
@@ -47,7 +47,7 @@ class Key:
 
     @property
     def many(self) -> bool:
-        """Whether there are enough values for shares over a long span to vary within a window of traffic.
+        """Whether there are enough values that shares over a long span vary within a window of traffic.
 
         With a handful, they only follow the calendar, and every window would drift.
         """
@@ -64,17 +64,17 @@ class Input:
     sql: str
     distinct: int
     offset: int = 0
-    """What the feature is relative to, where float32 would blur the number itself."""
+    """What is subtracted for the feature, if float32 would lose digits of the number itself."""
 
     @property
     def feature(self) -> str:
-        """The feature's name; Feast wants another one than the request's."""
+        """The feature's name; Feast requires a different one than the request's."""
         return f"{self.name}_now"
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A column that becomes no feature, and why."""
+    """A column that does not become a feature, and why."""
 
     column: str
     why: str
@@ -86,10 +86,10 @@ class Known:
 
     Attributes:
         column: its name.
-        sql: when the label was known, never before the row's own moment; null while it is not.
-        usual: how long 19 of 20 labels take at most.
-        longest: how long the last one takes.
-        early: rows whose label was known before their moment.
+        sql: when the label was known, never before the row's own moment; null while it is unknown.
+        usual: the longest time that 19 of 20 labels take.
+        longest: the longest time of all labels.
+        early: number of rows whose label was known before their moment.
     """
 
     column: str
@@ -103,7 +103,7 @@ def known(table: Table, name: str, target: Label, when: Moment) -> Known:
     """Check the column that says when a label became known.
 
     Raises:
-        ScaffoldError: it holds no times, or no row with a label has one.
+        ScaffoldError: it does not hold times, or no row with a label has one.
     """
     column = table.column(name, "--label-known-at")
     at = quote(column.name)
@@ -129,11 +129,11 @@ def known(table: Table, name: str, target: Label, when: Moment) -> Known:
 
 
 def moment(table: Table, name: str, taken: set[str]) -> Moment:
-    """Check the timestamp; texts and numbers that are times are read as such from then on.
+    """Check the timestamp; from then on, texts and numbers that are times are read as times.
 
     Raises:
         ReadingError: it is not a time, or could be read in two ways.
-        ScaffoldError: it is the same everywhere, or has stray values.
+        ScaffoldError: all its values are the same, or it has stray values.
     """
     column = table.column(table.take_moment(name), "the timestamp")
     value = identifier(column.name)
@@ -164,7 +164,7 @@ def keys(table: Table, names: Sequence[str], taken: set[str]) -> list[Key]:
     """Check the keys; there may be none, and one may have a single value.
 
     Raises:
-        ScaffoldError: a row has none.
+        ScaffoldError: a row lacks a key.
     """
     found = []
     for column in dict.fromkeys(table.column(name, "a key") for name in names):
@@ -184,10 +184,10 @@ def keys(table: Table, names: Sequence[str], taken: set[str]) -> list[Key]:
 
 
 def id_column(table: Table, roles: Collection[str], given: str | None) -> Column | None:
-    """Return the column that names a row: the one that was named, else one that is unique and named like an id.
+    """Return the column that identifies a row: the one that the user named, or one that is unique and named like an id.
 
     Raises:
-        ScaffoldError: the column that was named is not unique.
+        ScaffoldError: the named column is not unique.
     """
     if given is not None:
         column = table.column(given, "the id")
@@ -206,10 +206,10 @@ class EventId:
     """The id of a prediction.
 
     Attributes:
-        sql: of the id, from one row alone: no label and no other row has a part in it.
-        column: the column that it is, if it is one.
-        numbered: whether rows may have one id, and then get a number.
-        doubles: rows that equal another one in key, moment and all inputs.
+        sql: SQL of the id, which depends on its row only, not on the label or on other rows.
+        column: its column, if the id is a column.
+        numbered: whether several rows may have the same id and then get a number.
+        doubles: number of rows that equal another one in key, moment and all inputs.
     """
 
     sql: str
@@ -224,9 +224,9 @@ def named(column: Column) -> EventId:
 
 
 def event_id(table: Table, when: Moment, found: Sequence[Key], inputs: Sequence["Input"]) -> EventId:
-    """Return an id that stays with its row, whatever labels and rows come later.
+    """Return an id that stays the same for its row, whatever labels and rows are added later.
 
-    It is made of keys and moment; where rows share both, of a digest of the inputs as well.
+    It consists of keys and moment and, if rows share both, of a digest of the inputs.
     """
     at = quote(when.column)
     ((whole,),) = table.query(f"SELECT bool_and({at} = date_trunc('second', {at})) FROM {table.name}")
@@ -255,7 +255,7 @@ def inputs(
     *,
     known: bool = False,
 ) -> tuple[list[Input], list[LeftOut]]:
-    """Sort the columns without another role into those a client can send with a request, and those left out."""
+    """Divide the columns without another role into those that a client can send with a request and those left out."""
     found: list[Input] = []
     left: list[LeftOut] = []
     for column in table.columns.values():
@@ -280,7 +280,7 @@ def inputs(
 def _judge(
     table: Table, column: Column, when: Moment, known: bool
 ) -> str | tuple[Literal["number", "category"], str, str]:
-    """Return kind, SQL and what to name an input after, or why the column is none."""
+    """Return kind, SQL and the source of the name of an input, or why the column is not an input."""
     name = quote(column.name)
     if column.distinct <= 1:
         return "has one value" if column.filled else "is empty"
@@ -319,7 +319,7 @@ def _repeats(table: Table, column: Column) -> bool:
 
 
 def _numbered(table: Table, column: Column) -> bool:
-    """Return whether a whole number just counts the rows, with few gaps; amounts are spread further."""
+    """Return whether a whole number only counts the rows, with few gaps; amounts are spread more widely."""
     name = identifier(column.name)
     if column.distinct <= 0.95 * table.rows:
         return False
@@ -328,9 +328,9 @@ def _numbered(table: Table, column: Column) -> bool:
 
 
 def _precision(table: Table, column: Column) -> tuple[int, bool]:
-    """Return what to subtract from a number so that float32 keeps it, and whether it takes different ones as one still.
+    """Return what to subtract so that float32 keeps a number, and whether different numbers still become equal.
 
-    A date or a code of eight digits varies in its last ones only; what is left of an amount is exact enough.
+    A date or a code of eight digits varies only in its last digits; for an amount, float32 is exact enough.
     """
     name = identifier(column.name)
     known = f"FROM {table.name} WHERE isfinite({name}::DOUBLE)"

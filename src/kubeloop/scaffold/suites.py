@@ -19,7 +19,7 @@ _UNIQUE = ("expect_column_values_to_be_unique", "expect_compound_columns_to_be_u
 
 @dataclass(frozen=True)
 class Runs:
-    """What the runs of a replay would see: rows of the raw table, rows of the training set, and its positive share."""
+    """What the runs of a replay would see: rows of the raw table and the training set, and the share of positives."""
 
     raw: tuple[int, ...]
     labelled: tuple[int, ...]
@@ -27,7 +27,7 @@ class Runs:
 
     @classmethod
     def of(cls, activity: Activity, plan: Timeline) -> "Runs":
-        """Look at one run per drift window, from the first model to the end of the replay."""
+        """Measure one run per drift window, from the first model to the end of the replay."""
         raw, labelled, share = [], [], []
         as_of = plan.train_to
         while as_of <= plan.until:
@@ -57,12 +57,12 @@ def raw(
     Args:
         frame: its used columns, or a sample of their rows.
         moment: the timestamp's column.
-        label: the label's column, where it holds 0 and 1.
+        label: the label's column, if it holds 0 and 1.
         keys: the keys' columns.
         unique: the id's column, if there is one.
         runs: what runs would see.
         gap: how old the newest row may be, a duration.
-        waiting: columns that are filled once a row's label is known.
+        waiting: columns that are empty until a row's label is known.
     """
     suite = profiling.profile(frame, timestamp=moment, label=label, keys=keys)
     suite = [item for item in suite if item.get("expect_column_values_to_not_be_null", {}).get("column") not in waiting]
@@ -71,7 +71,7 @@ def raw(
         bounds = item.get("expect_column_values_to_be_between")
         share = float(np.isinf(frame[bounds["column"]]).mean()) if bounds else 0.0
         if bounds and share:
-            # events.sql reads an infinite number as a missing one, so its row stays.
+            # events.sql reads an infinite number as missing, so its row stays.
             bounds |= {"mostly": round(max(0.5, 0.98 - 2 * share), 3), "meta": {"rows": "keep"}}
     if unique is not None:
         suite.append({"expect_column_values_to_be_unique": {"column": unique}})
@@ -87,7 +87,7 @@ def training(frame: "pd.DataFrame", runs: Runs, gap: str, first: datetime, label
         runs: what runs would see.
         gap: how old the newest labelled row may be, a duration.
         first: where the first training set ends; its histories are the emptiest.
-        label: the label's column, where it is 0 or 1.
+        label: the label's column, if it holds 0 and 1.
     """
     suite = profiling.profile(frame, timestamp="event_timestamp", label=label, keys=["event_id"])
     suite = _fit(suite, runs.labelled, runs.share, "event_timestamp", gap)
@@ -96,10 +96,10 @@ def training(frame: "pd.DataFrame", runs: Runs, gap: str, first: datetime, label
         if (filled := item.get("expect_column_values_to_not_be_null")) and "mostly" in filled and len(early):
             missing = float(early[filled["column"]].isna().to_numpy().mean())
             filled["mostly"] = min(filled["mostly"], int(max(0.98 - 2 * missing, (1 - missing) / 2) * 1000) / 1000)
-        # Labels that are late say nothing against the rows that have one.
+        # Late labels are not a fault of the rows that have one.
         if (fresh := item.get("expect_column_max_to_be_between")) and fresh["column"] == "event_timestamp":
             fresh["severity"] = "warning"
-    # A row that came twice goes to the quarantine, a table that was loaded twice does not pass.
+    # A row that occurs twice goes to the quarantine; a table that was loaded twice fails.
     suite.append({"expect_column_values_to_be_unique": {"column": "event_id", "mostly": 0.99}})
     head = "# Checks of the training set, from which every model learns. A feature without a line is not checked.\n"
     return head + expectations.dump(suite)
@@ -116,7 +116,7 @@ def gap(moments: Iterable[datetime], delay: timedelta = timedelta(0)) -> str:
 def _fit(
     suite: profiling.Suite, rows: Sequence[int], share: Sequence[float], moment: str, oldest: str
 ) -> profiling.Suite:
-    """Widen what a profile of the whole table says of volume, label, freshness and types to what runs will see."""
+    """Widen the limits of the whole table's profile for volume, label, freshness and types to what runs will see."""
     fitted = []
     for item in suite:
         ((name, arguments),) = item.items()
@@ -130,7 +130,7 @@ def _fit(
         elif name == "expect_column_max_to_be_between" and changed["column"] == moment:
             changed |= {"min_value": {"as_of": f"-{oldest}"}, "max_value": {"as_of": "0d"}}
         elif name == "expect_column_type_to_be" and changed["type_"] == "float64":
-            # Whole numbers are floats only as long as one of them is missing.
+            # Whole numbers are floats only while one of them is missing.
             name, changed = (
                 "expect_column_values_to_be_in_type_list",
                 {"column": changed["column"], "type_list": ["int64", "float64"]},

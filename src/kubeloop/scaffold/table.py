@@ -28,7 +28,7 @@ _FLOAT = re.compile(r"FLOAT$|DOUBLE$|DECIMAL")
 _ENDINGS = re.compile(r"(\.(csv|tsv|txt|parquet|feather|arrow|json|jsonl|ndjson|xlsx|xls|zip|gz|bz2|zst))+$", re.I)
 _LIKE_MOMENT = re.compile(r"(^|_)(ts|time|timestamp|datetime|date|day|epoch|at|moment)(_|$)")
 _MOST_LOST = 0.05
-"""Share of rows that do not fit from which on the table is not read so."""
+"""From this share of rows that do not fit, the table is not read in this way."""
 _LIKE_LABEL = re.compile(
     r"(^|_)(label|target|outcome|class|y|churn\w*|fraud\w*|default\w*|fail\w*|cancel\w*|convert\w*|click\w*|late)(_|$)"
     r"|^(is|has|was|did)_"
@@ -45,10 +45,10 @@ class Column:
 
     Attributes:
         name: as the file has it.
-        kind: DuckDB type.
+        kind: its DuckDB type.
         filled: rows with a value.
-        distinct: different values, approximately.
-        finite: whether no number is infinite or not a number.
+        distinct: approximate number of distinct values.
+        finite: whether all numbers are finite.
     """
 
     name: str
@@ -74,18 +74,18 @@ class Column:
 
 
 class Table:
-    """A user's table, taken in as `<folder>/<name>.parquet` exactly as a run would.
+    """A user's table, imported as `<folder>/<name>.parquet` exactly as a run would import it.
 
     Attributes:
-        source: how loop.yaml has to say that the file is read.
-        said: what was decided about it, in words.
-        look: what the user should look at.
-        parts: the columns that the timestamp was made of.
+        source: the settings of loop.yaml for reading the file.
+        said: sentences about what was decided.
+        look: what the user should check.
+        parts: the columns that make up the timestamp.
 
     Raises:
-        ScaffoldError: there is no such file, or no table in it.
+        ScaffoldError: the file does not exist, or does not contain a table.
         FileError: it cannot be read; the message names the option that helps.
-        SourceError: the condition `where` fails on it.
+        SourceError: the condition `where` fails on the table.
         ReadingError: a column can be read in two ways.
     """
 
@@ -104,10 +104,10 @@ class Table:
         self._take_in()
 
     def take_moment(self, name: str) -> str:
-        """Read a column as the timestamp, and the table once more where that changes it; return the column.
+        """Read a column as the timestamp, and the table again if that changes it; return the column.
 
         Raises:
-            ReadingError: it can be read in two ways, or in none.
+            ReadingError: it can be read in two ways, or in no way.
         """
         made = self._joined.get(name, name)
         found = self.columns.get(made)
@@ -158,7 +158,7 @@ class Table:
         self._measure(found, moment)
 
     def _moment(self, db: duckdb.DuckDBPyConnection, opened: files.Opened, decided: infer.Decided) -> str | None:
-        """Decide how the timestamp is read, if it is known, and what date and time of day together are one."""
+        """Decide how the timestamp is read, if it is known, and which columns of date and time of day form one."""
         asked, name = self._asked, self._asked.timestamp
         parts = name.split("+") if name and name not in opened.columns and "+" in name else []
         if lost := [part for part in parts if part not in opened.columns]:
@@ -202,12 +202,12 @@ class Table:
             self.columns[name] = Column(name, kind, filled, distinct, finite=not odd)
 
     def query(self, text: str) -> list[Any]:
-        """Run a query in which the table goes by its name."""
+        """Run a query that refers to the table by its name."""
         with sources.connect({self.name: self.parquet}) as db:
             return db.execute(text).fetchall()
 
     def whole(self, column: Column) -> bool:
-        """Return whether a column holds whole numbers, also as floats; infinite ones are none."""
+        """Return whether a column holds only whole numbers, possibly as floats; infinite ones are not whole."""
         if column.is_integer or not column.is_number or not column.filled:
             return column.is_integer
         value = identifier(column.name)
@@ -216,10 +216,10 @@ class Table:
         return good
 
     def column(self, name: str, role: str) -> Column:
-        """Find a column by the name the user gave; case does not matter where it is clear.
+        """Find a column by the name that the user gave; case does not matter if the column is unambiguous.
 
         Raises:
-            ScaffoldError: there is none.
+            ScaffoldError: there is no such column.
         """
         if name in self.columns:
             return self.columns[name]
@@ -243,13 +243,13 @@ class Table:
         return [column.name for column in [*sorted(found, key=lambda column: not _like_label(column)), *named]]
 
     def likely_label(self) -> str | None:
-        """Return the label where there is little doubt: the only candidate, or the only one with such a name."""
+        """Return the label if there is little doubt: the only candidate, or the only one with a typical name."""
         found = self.possible_labels()
         two = [name for name in found if self.columns[name].distinct == 2]
         return _only([name for name in two if _like_label(self.columns[name])]) or _only(two) or _only(found)
 
     def possible_moments(self) -> list[str]:
-        """Return the columns that could be the timestamp, complete ones first; numbers with such a name, if none is."""
+        """Return the columns that could be the timestamp, complete ones first; or else numbers with a typical name."""
         parts = self._joined.keys()
         found = [
             column.name
@@ -263,7 +263,7 @@ class Table:
         return sorted(found, key=lambda name: self.columns[name].filled < self.rows)
 
     def likely_moment(self) -> str | None:
-        """Return the timestamp where there is no doubt: the only candidate, or the only complete one."""
+        """Return the timestamp if there is no doubt: the only candidate, or the only complete one."""
         found = self.possible_moments()
         return _only([name for name in found if self.columns[name].filled == self.rows]) or _only(found)
 
@@ -280,20 +280,20 @@ class Table:
         return [column.name for column in sorted(found, key=lambda column: (not column.like_id, -column.distinct))]
 
     def likely_key(self, others: Collection[str]) -> str | None:
-        """Return the likeliest key that has no other role, where it is named like an id or has many values."""
+        """Return the likeliest key without another role, if it is named like an id or has many values."""
         found = [self.columns[name] for name in self.possible_keys() if name not in others]
         return found[0].name if found and (found[0].like_id or found[0].distinct > 20) else None
 
 
 def as_id(table: Table, column: Column) -> str:
-    """Return SQL for an identifier as text; 7 and 7.0 are the same one, since pandas makes floats of ids with gaps."""
+    """Return SQL for an identifier as text; 7 and 7.0 are the same, since pandas makes floats of ids with gaps."""
     if table.whole(column) and column.kind not in ("HUGEINT", "UHUGEINT", "UBIGINT"):
         return f"{quote(column.name)}::BIGINT::VARCHAR"
     return quote(column.name) if column.kind == "VARCHAR" else f"{quote(column.name)}::VARCHAR"
 
 
 def quote(name: str) -> str:
-    """Quote a column for SQL where it must be."""
+    """Quote a column for SQL if necessary."""
     return name if re.fullmatch(r"[a-z][a-z0-9_]*", name) and safe(name) == name else identifier(name)
 
 
@@ -320,7 +320,7 @@ def _measures(name: str, kind: str) -> str:
 def _left_out(
     path: Path, opened: files.Opened, misfits: Mapping[str, tuple[int, str]], moment: str | None
 ) -> list[str]:
-    """Name the rows that go into the quarantine for another reason than a value, of which `infer` tells."""
+    """Report the rows that go to the quarantine for a reason other than a value; `infer` reports the values."""
     found = []
     if opened.ragged:
         line, why, text = opened.ragged[0]

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 
 TRAIN_SHARE = 0.4
 FULL_MOMENTS, FULL_ROWS = 20_000, 400_000
-"""Most moments and rows that a whole replay sends."""
+"""Most moments, and most rows, that a full replay sends."""
 FAST_MOMENTS, FAST_ROWS = 2_000, 40_000
 """The same for `--fast`: a minute or so."""
 FAST_WINDOWS = 18
-"""Most drift windows that `--fast` replays: a retraining takes half a minute, and after each come three of rest."""
+"""Most drift windows that `--fast` replays: a retraining takes half a minute, then the cooldown lasts three windows."""
+
 
 _MINUTE, _HOUR, _DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 _NICE = [_MINUTE * n for n in (1, 2, 5, 10, 20, 30)] + [_HOUR * n for n in (1, 2, 3, 6, 12)]
@@ -30,7 +31,7 @@ _LEAST_WINDOWS = 6
 _WINDOW_ROWS = 300
 _HOLDOUT_ROWS = 300
 _TRAINED, _JUDGED = 30, 20
-"""Rows of each class that a first model learns from, and that its hold-out has."""
+"""Rows of each class that a first model needs for training, and in its hold-out."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ SCALES = (
 
 @dataclass(frozen=True)
 class Activity:
-    """How many rows fall into each step of time that has any: all arrays [n], oldest first.
+    """The number of rows in each step of time that has any: all arrays [n], oldest first.
 
     Attributes:
         starts: datetime64[us] in UTC, whole steps.
@@ -61,8 +62,8 @@ class Activity:
         positives: labelled rows on one side, see `Label.positives`.
         negatives: labelled rows on the other side.
         moments: different timestamps.
-        largest: rows of the step's fullest moment.
-        classed: whether a model can be judged only where there are both sides.
+        largest: rows of the step's moment with the most rows.
+        classed: whether a model can be judged only if both sides occur.
     """
 
     starts: npt.NDArray[np.datetime64]
@@ -74,7 +75,7 @@ class Activity:
     classed: bool = True
 
     def enough(self, start: datetime, end: datetime, rows: int, each: int) -> bool:
-        """Return whether [start, end) has so many labelled rows, and so many on each side where that matters."""
+        """Return whether [start, end) has enough labelled rows, and enough on each side if that matters."""
         sides = self.total("positives", start, end), self.total("negatives", start, end)
         return sum(sides) >= rows and (not self.classed or min(sides) >= each)
 
@@ -94,7 +95,7 @@ class Activity:
 
 @dataclass(frozen=True)
 class Timeline:
-    """The settings that follow from the table's span and density alone."""
+    """The settings that follow only from the table's span and density."""
 
     scale: Scale
     label_delay: timedelta
@@ -111,7 +112,7 @@ class Timeline:
     min_rows: int
     slice_min_rows: int
     max_rows: int
-    """Largest number of rows that go out at one moment."""
+    """Largest number of rows that are sent at one moment."""
 
     @property
     def training_window(self) -> timedelta:
@@ -121,7 +122,7 @@ class Timeline:
 
 @dataclass(frozen=True)
 class Quality:
-    """How well a first model predicts: its headline metric, what is too good about it, and the limits that follow."""
+    """How well a first model predicts: its headline metric, whether it is too good, and the limits that follow."""
 
     title: str
     value: float
@@ -145,7 +146,7 @@ def scale(start: datetime, end: datetime, path: Any) -> Scale:
 
 
 def default_delay(chosen: Scale) -> timedelta:
-    """Return how long a label takes when the user does not say."""
+    """Return how long a label takes if the user does not say it."""
     return chosen.step
 
 
@@ -163,18 +164,18 @@ def timeline(
     *,
     longest: timedelta | None = None,
 ) -> Timeline:
-    """Lay training, replay, windows and samples over the table's time.
+    """Place training, replay, windows and samples on the table's time.
 
     Args:
-        activity: rows a step of `chosen`.
+        activity: rows per step of `chosen`.
         start: the oldest moment.
         end: the newest moment.
-        chosen: of `scale`.
-        delay: how long after its moment a row's label is known, as a rule.
-        longest: how long the last label takes, where that is longer.
+        chosen: the result of `scale`.
+        delay: how long after its moment a row's label is usually known.
+        longest: how long the last label takes, if that is longer.
 
     Raises:
-        ScaffoldError: labels take too long, or the rows are too few or too bunched for a hold-out.
+        ScaffoldError: labels take too long, or the rows are too few or too unevenly spread for a hold-out.
     """
     begin, until = _floor(start, chosen.step), _floor(end, chosen.step) + chosen.step
     span = until - begin
@@ -184,7 +185,7 @@ def timeline(
             "use a longer table, or give a shorter --label-delay if they do not take as long"
         )
     train_to = _train_to(activity, begin, until, chosen, delay)
-    # Until the oldest rows fill the histories, features look emptier than they ever will again.
+    # Until the oldest rows have filled the histories, features are emptier than they will be later.
     warm_up = min(chosen.long + delay, (train_to - begin) / 4)
     train_from = _floor(begin + warm_up, chosen.step)
     holdout, block = _holdout(activity, train_from, train_to, chosen, delay)
@@ -225,7 +226,7 @@ def text(span: timedelta) -> str:
 
 
 def _train_to(activity: Activity, begin: datetime, until: datetime, chosen: Scale, delay: timedelta) -> datetime:
-    """Return the end of the first training data: 40 % of the time, later where that holds too few labels."""
+    """Return the end of the first training data: 40 % of the time, or later if that has too few labels."""
     for share in (TRAIN_SHARE, 0.5, 0.6, 0.7):
         moment = _floor(begin + share * (until - begin), chosen.step)
         if activity.enough(begin, moment - delay, 2 * _HOLDOUT_ROWS, _TRAINED):
@@ -242,7 +243,7 @@ def _holdout(
 ) -> tuple[timedelta, timedelta]:
     """Return the shortest hold-out of at least 15 % of the window that can judge a model, and its blocks.
 
-    The newest labels of a run are `delay` old, so that is where the hold-out ends.
+    The newest labels of a run are `delay` old, so the hold-out ends there.
     """
     window, newest = train_to - train_from, train_to - delay
     blocks = [size for size in _NICE if chosen.step <= size <= _DAY] or [chosen.step]
@@ -254,7 +255,7 @@ def _holdout(
         for block in reversed(blocks):
             if activity.blocks(start, newest, block) >= MIN_BLOCKS + 1:
                 return holdout, block
-    # `start` is that of the longest hold-out.
+    # `start` is the start of the longest hold-out.
     labelled = sum(activity.total(name, start, newest) for name in ("positives", "negatives"))
     raise ScaffoldError(
         f"no part of the first {about(window)} of training data can judge a model: the hold-out needs {_HOLDOUT_ROWS} "
@@ -265,7 +266,7 @@ def _holdout(
 
 
 def about(span: timedelta) -> str:
-    """Say how long a span is to a person: in its largest unit of which it has at least two."""
+    """Write a span for a person: in the largest unit of which it has at least two."""
     for unit, size in (("years", 365.25 * _DAY), ("days", _DAY), ("hours", _HOUR), ("minutes", _MINUTE)):
         if span >= 2 * size:
             return f"{span / size:.0f} {unit}"
@@ -292,7 +293,7 @@ def _sample(activity: Activity, start: datetime, end: datetime, moments: int, ro
         moments / max(1, activity.total("moments", start, end)),
         rows / max(1, activity.total("rows", start, end)),
     )
-    # A replay draws whole moments, so a few of them must not be thinned at all.
+    # A replay draws whole moments, so a small number of moments must not be sampled.
     if activity.total("moments", start, end) * share < 200:
         return 1.0
     return max(0.0001, float(f"{share:.2g}"))

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
 TIMEOUT_S = 30.0
-"""For a body of which nothing else is said."""
+"""The default limit for a body."""
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -54,7 +54,7 @@ async def read(
         receive: of ASGI.
         most_bytes: of the body.
         timeout_s: from now to its last byte.
-        grow: called with the bytes of each part before it is kept; what it raises ends the reading.
+        grow: called with the bytes of each part before it is kept; an error that it raises ends the reading.
 
     Raises:
         TooLargeError: it has more than `most_bytes`.
@@ -62,7 +62,7 @@ async def read(
         ClientGoneError: the client went away.
     """
     length = headers.get(b"content-length", b"")
-    # A body that is declared too large need not be read to be refused.
+    # A body that is declared too large is refused without reading it.
     if length.isdigit() and int(length) > most_bytes:
         raise _too_large(most_bytes)
     parts: list[bytes] = []

@@ -16,7 +16,7 @@ import uvicorn
 log = logging.getLogger("kubeloop.serving")
 
 HEAD_BYTES = 64 * 1024
-"""Largest head, and most bytes of a body that are not its content: chunk sizes, extensions, trailers."""
+"""Most bytes of a head, and of a body besides its content: chunk sizes, extensions, trailers."""
 HEADERS = 100
 HEAD_S = 10.0
 BODY_S = 30.0
@@ -26,22 +26,23 @@ with, 90 s; Envoy 60 s by KServe's gateways; aiohttp 15 s), so that the client c
 closing connection."""
 STALL_S = 10.0
 STALL_BYTES = 64 * 1024
-"""A client must take so much of its answer in `STALL_S`, or all that is left."""
+"""Bytes of its answer that a client must read within `STALL_S`, unless less is left."""
 LINGER_S = 1.0
-"""How long a refused client is listened to: closing with unread data would reset the answer away (RFC 9112, 9.6)."""
+"""How long we read from a refused client: closing with unread data could discard its answer (RFC 9112, 9.6)."""
 CONNECTIONS = 1024
 RESERVE = 16
-"""Connections beyond the bound that may ask with GET: probes and scrapes, while all others are being answered."""
+"""Extra connections beyond the limit for GET requests: probes and scrapes, while all others are being answered."""
 PIPELINED = 16
-"""Requests of one connection that may wait behind the one that is answered."""
+"""Most requests of one connection that may wait behind the current one."""
 BODIES_BYTES = 128 * 2**20
-"""Bodies of all requests that are not answered yet."""
+"""Most bytes of bodies of all requests that are not answered yet."""
 ANSWERS_BYTES = 64 * 2**20
-"""Answers that all clients together have not read yet."""
+"""Most bytes of answers that all clients together have not read yet."""
 SMALL_BYTES = 16 * 1024
-"""Smaller bodies are not counted: they come at once, and there are not more of them than connections."""
+"""Smaller bodies are not counted: they arrive in one piece, and their number is at most that of the connections."""
 _NOTABLE_BYTES = 16 * 2**20
-# glibc keeps what was freed in the middle of its heap, unless it is told to let go of it; others have no such function.
+# glibc keeps memory that was freed in the middle of its heap until it is told to return it; other C libraries lack the
+# call.
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
@@ -56,14 +57,14 @@ class Answer(Protocol):
 
 @dataclass(slots=True)
 class Post:
-    """A whole POST, no header of which came twice."""
+    """A whole POST without repeated headers."""
 
     target: bytes
     """Path and query, escaped."""
     headers: dict[bytes, bytes]
     body: bytes
     port: int | None
-    """The port that it came to."""
+    """The port that received it."""
 
 
 class Client(Protocol):
@@ -73,7 +74,7 @@ class Client(Protocol):
     held: int
 
     def expire(self, now: float) -> None:
-        """Do what comes after the deadline."""
+        """Act on the missed deadline."""
 
     def give_way(self) -> None:
         """Close at once, to make room for others."""
@@ -93,21 +94,21 @@ class State(uvicorn.server.ServerState):
 
     def __init__(self) -> None:
         super().__init__()
-        # Each client may cost a connection to the next hop, and the rest of the process needs files as well.
+        # Each client may need a connection to the next hop, and the rest of the process also needs files.
         self.most = min(CONNECTIONS, descriptors() // 4)
         self.waiting: OrderedDict[Client, None] = OrderedDict()
-        """Connections whose client has its turn; the one that was silent for longest comes first."""
+        """Connections that wait for their client; the one that was silent for the longest time comes first."""
         self.bodies = 0
         self.unread = 0
         self.leaving = False
         self.turned_away: Callable[[], None] = lambda: None
-        """Told of each request that is refused for want of room, which no application hears of."""
+        """Called for each request that is refused for lack of room, since the application does not see it."""
         self.at_once: Callable[[Post], Answer | None] | None = None
         """See `process.Prompt`."""
         self.head = b""
         """The headers that every answer has."""
         self.asked_at = -math.inf
-        """When the last inference came; probes and scrapes go on to the end."""
+        """When the last inference request arrived; probes and scrapes do not count, since they continue to the end."""
         self._closed: dict[str, int] = {}
         self._most_bytes = 0
 
@@ -124,7 +125,7 @@ class State(uvicorn.server.ServerState):
         for connection in [found for found in self.waiting if found.deadline <= now]:
             connection.expire(now)
         if self._closed:
-            log.warning("closed for want of room: %s", ", ".join(f"{n} {why}" for why, n in self._closed.items()))
+            log.warning("closed for lack of room: %s", ", ".join(f"{n} {why}" for why, n in self._closed.items()))
             self._closed.clear()
         if _trim and self._most_bytes > max(_NOTABLE_BYTES, 2 * (self.bodies + self.unread)):
             _trim(0)
@@ -135,14 +136,14 @@ class State(uvicorn.server.ServerState):
         self._most_bytes = max(self._most_bytes, self.bodies + self.unread)
 
     def make_room(self) -> bool:
-        """Close the connection whose client was silent for longest; return whether there was one."""
+        """Close the connection whose client was silent for the longest time; return whether there was one."""
         for connection in self.waiting:
             self._close(connection, "connections")
             return True
         return False
 
     def free_bodies(self) -> bool:
-        """Refuse unfinished bodies, the longest silent first, until the others fit; return whether they do."""
+        """Refuse unfinished bodies, the longest silent ones first, until the others fit; return whether they do."""
         self._note_bytes()
         for connection in [found for found in self.waiting if found.held]:
             if self.bodies <= BODIES_BYTES:
@@ -151,7 +152,7 @@ class State(uvicorn.server.ServerState):
         return self.bodies <= BODIES_BYTES
 
     def free_answers(self) -> None:
-        """Drop answers that are not read, the oldest first, until the others fit; one alone may be larger."""
+        """Drop unread answers, the oldest first, until the others fit; a single one may be larger."""
         self._note_bytes()
         for connection in [found for found in self.waiting if found.weigh()][:-1]:
             if self.unread <= ANSWERS_BYTES:

@@ -1,7 +1,6 @@
 """An inference call in the terms of its protocol; model server and transformer answer it in the same way.
 
-A service's `answer` is the one way to a prediction, whichever protocol asks: V2 with or without binary tensors and V1
-here, gRPC in `rpc`.
+Every protocol uses a service's `answer`: V2 with or without binary tensors and V1 here, gRPC in `rpc`.
 """
 
 import argparse
@@ -30,7 +29,7 @@ class Call(Protocol[T_co]):
     size: int
     """Bytes of the request."""
     version: str | None
-    """The version that it asks for, if any."""
+    """The version that it requests, if any."""
 
     def parse(self, specs: Specs, outputs: Collection[str] | None) -> InferRequest:
         """Read the request; see `oip.parse_v2`. Called once, before the others, and perhaps in a thread."""
@@ -42,7 +41,7 @@ class Call(Protocol[T_co]):
         """Write the answer from a predictor's V2 answer in JSON.
 
         Raises:
-            ProtocolError: it is none (502).
+            ProtocolError: it is not a V2 answer (502).
         """
 
 
@@ -73,7 +72,7 @@ class V2(_Http):
         return Response(body, media=b"application/octet-stream", headers=((JSON_SIZE, b"%d" % json_size),))
 
     def relay(self, body: bytes) -> Response:
-        """See `Call`; the bytes are passed on as they are where the client wants all, as the payload log does."""
+        """See `Call`; if the client wants all outputs, as the payload log does, the bytes are passed on unchanged."""
         request = self._request
         if request is None or (request.plain and not request.outputs):
             return Response(body)
@@ -81,7 +80,7 @@ class V2(_Http):
 
 
 class V1(_Http):
-    """A V1 request: JSON alone, all outputs."""
+    """A V1 request: only JSON, all outputs."""
 
     def parse(self, specs: Specs, outputs: Collection[str] | None) -> InferRequest:  # noqa: ARG002 - V1 names none
         """See `Call`."""
@@ -115,17 +114,17 @@ class Inference(ABC):
 
 
 class InferenceService(Service, Protocol):
-    """A service whose calls may come by any protocol."""
+    """A service that can be called by any protocol."""
 
     async def answer(self, call: Call[T]) -> T:
         """Predict."""
 
 
 def application(service: InferenceService, args: argparse.Namespace) -> App:
-    """Return the application of a process, with gRPC where its flags ask for it."""
+    """Return the application of a process, with gRPC if its flags ask for it."""
     app = App(service)
     if args.grpc_port is not None:
-        # Only here: grpc takes memory that a process without it saves.
+        # Imported here, since a process without gRPC should not spend memory on it.
         from kubeloop.serving import rpc
 
         app.beside.append(rpc.Server(app, service, args.host, args.grpc_port, args.drain_s))
@@ -133,7 +132,7 @@ def application(service: InferenceService, args: argparse.Namespace) -> App:
 
 
 def serve(service: InferenceService, args: argparse.Namespace) -> None:
-    """Be the process of a service, as the flags of `http.add_arguments` say, until SIGTERM or SIGINT."""
+    """Run a service as the flags of `http.add_arguments` say, until SIGTERM or SIGINT."""
     server = Server(
         Guard(application(service, args), args.host),
         args.host,
@@ -154,7 +153,7 @@ def answered(body: bytes, wanted: Collection[str] = ()) -> InferResponse:
         wanted: the outputs to keep, in this order; empty means all.
 
     Raises:
-        ProtocolError: it is none (502), or lacks an output that the client asked for (400).
+        ProtocolError: it is not a V2 answer (502), or lacks an output that the client requested (400).
     """
     try:
         found = oip.parse_v2_response(body)

@@ -1,8 +1,8 @@
-"""The HTTP front of every service: whole requests only, and no client that holds more of a process than `bounds` says.
+"""The HTTP front of every service: it passes on whole requests only, and limits each client as `bounds` says.
 
-uvicorn's protocol on httptools' parser (llhttp), which refuses what two servers could read in two ways: two lengths, a
-length and chunks, bad chunks, folded headers. This class adds what both lack; `process.Server` runs it. Clients that
-keep us waiting, by silence or by not reading, have a deadline each, and go first where room is needed.
+This is uvicorn's protocol on httptools' parser (llhttp), which refuses what two servers could read in two ways: two
+lengths, a length and chunks, bad chunks, folded headers. This class adds what both lack; `process.Server` runs it. Each
+client that is silent or does not read has a deadline, and is dropped first if room is needed.
 """
 
 import asyncio
@@ -19,13 +19,13 @@ from kubeloop.errors import KubeloopError
 from kubeloop.serving import bounds
 from kubeloop.serving.upstream import LEAVE
 
-# What a connection waits for; it is the client's turn in all but the first. Not an Enum, whose members cost ten times
-# as much to look up, twice for each request.
+# What a connection waits for: in all states but the first, for the client. Not an Enum, since looking up its members,
+# twice for each request, costs ten times as much.
 _OURS, _HEAD, _BODY, _IDLE, _READ, _GONE = range(6)
 
 
 class RefusedError(KubeloopError):
-    """A request that is not handled: a status and a message."""
+    """The refusal of a request: a status and a message."""
 
     lasting = True
 
@@ -47,17 +47,17 @@ class _Connection(HttpToolsProtocol):
     _begun = 0
     _large = False
     _head_bytes = _body_bytes = 0
-    """Bytes of the message under way that came in packets of their own."""
+    """Bytes of the current message that arrived in separate packets."""
     _counted = 0
     _named: dict[bytes, bytes]
-    """The headers of the request under way by name; of a name that came twice, the last."""
+    """The headers of the current request by name; the last one of a repeated name."""
     _offered: bytes | None = None
     _current: RequestResponseCycle | None = None
     _unread = 0
     _whole: bytes | None = None
-    """The body so far of a request that may be answered as soon as it is whole."""
+    """The body so far of a request that can be answered as soon as it is complete."""
     _last_words: bytes | None = None
-    """Set once nothing more is read; written when the requests before are answered."""
+    """Set once no more data is read; it is written after the answers to the earlier requests."""
 
     # ---- the transport's side
 
@@ -80,7 +80,7 @@ class _Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Answer whole requests of a client that has closed its side; a part of one is none."""
+        """Answer the complete requests of a client that has closed its side; an incomplete one is not answered."""
         if self._answering():
             self._last_words = self._last_words or b""
             return True
@@ -108,7 +108,7 @@ class _Connection(HttpToolsProtocol):
                 self._refuse(*_LARGE_HEAD)
                 return
         elif in_body and self._in_body and self._begun == begun:
-            # Content in chunks of one byte is what slow senders make of it.
+            # Slow senders send content in chunks of one byte.
             self._body_bytes += len(data)
             if self._body_bytes - 9 * self.held > bounds.HEAD_BYTES:
                 self._refuse(HTTPStatus.BAD_REQUEST, "the body is nearly all chunk sizes, extensions or trailers")
@@ -143,7 +143,7 @@ class _Connection(HttpToolsProtocol):
     # ---- the parser's side
 
     def _ignore(self, offer: httptools.HttpParserUpgrade, data: bytes) -> bool:
-        """Go on without an upgrade; return whether what came with it can be read.
+        """Continue without an upgrade; return whether the request that offered it can be read.
 
         It may be ignored (RFC 9110, 7.8), but httptools drops the request's body with it, and Java's client offers h2c
         with its first request. So the head is read again without the offer.
@@ -178,7 +178,7 @@ class _Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self._in_head:
-            # A trailer; it must not pass for a header (RFC 9110, 6.5.1).
+            # A trailer must not be read as a header (RFC 9110, 6.5.1).
             return
         if len(self.headers) == bounds.HEADERS:
             raise RefusedError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"send at most {bounds.HEADERS} headers")
@@ -228,15 +228,15 @@ class _Connection(HttpToolsProtocol):
         self._begin()
 
     def _alone(self) -> bool:
-        """Return whether nothing is before a request, and nothing is special about the connection."""
+        """Return whether no other request is open, and the connection is in its normal state."""
         busy = self.pipeline or (self._current is not None and not self._current.response_complete)
         special = self._surplus or self.server_state.leaving or self._last_words is not None
         return not busy and not special and self.parser.should_keep_alive()
 
     def _begin(self) -> None:
-        """Hand a request to the application."""
+        """Pass a request to the application."""
         url, headers = self.url, self.headers
-        # Only now, since what is answered at once needs no scope.
+        # Only now, since a request that is answered at once needs no scope.
         super().on_message_begin()
         self.url = url
         self.headers += headers
@@ -263,7 +263,8 @@ class _Connection(HttpToolsProtocol):
         if self._whole is not None:
             if self._answered(self._whole):
                 self._whole = None
-                # Else a client that always asks in time would still be idle since its first answer.
+                # Otherwise a client that always sends its next request in time would count as idle since its first
+                # answer.
                 self._turn = _OURS
                 self._release()
                 return
@@ -273,7 +274,7 @@ class _Connection(HttpToolsProtocol):
             self._release()
 
     def _answered(self, body: bytes) -> bool:
-        """Answer a whole request without a task of its own; return whether that could be done."""
+        """Answer a whole request without a separate task; return whether that was possible."""
         state = self.server_state
         if state.at_once is None or self.flow.write_paused or self.transport.is_closing():
             return False
@@ -330,7 +331,7 @@ class _Connection(HttpToolsProtocol):
     # ---- whose turn it is, and for how long
 
     def _next_turn(self, *, moved: bool = False) -> None:
-        """Note whose turn it is now; `moved` says that the client has done something."""
+        """Record what the connection waits for now; `moved` says that the client has sent or read something."""
         if self._turn == _GONE:
             return
         cycle, waiting = self._current, self.server_state.waiting
@@ -355,7 +356,7 @@ class _Connection(HttpToolsProtocol):
         self._turn = turn
 
     def expire(self, now: float) -> None:
-        """Do what comes after the deadline."""
+        """Act on the missed deadline."""
         left = self.transport.get_write_buffer_size()
         if self._turn == _READ and left and left <= self._unread - bounds.STALL_BYTES:
             self._count_unread(left)
@@ -407,7 +408,7 @@ class _Connection(HttpToolsProtocol):
     # ---- refusals
 
     def _refuse(self, status: HTTPStatus, message: str, *, linger: bool = True) -> None:
-        """Answer what is not a request, after the answers to the requests before it, and close."""
+        """Refuse a request after the answers to the earlier ones, and close."""
         if self._last_words is not None or self.transport.is_closing():
             return
         body = orjson.dumps({"error": message})
@@ -421,7 +422,7 @@ class _Connection(HttpToolsProtocol):
             self._leave(linger=linger)
 
     def _leave(self, *, linger: bool) -> None:
-        """Say the last words, unless they would end up inside another answer, and close."""
+        """Send the last answer, unless it would end up inside another one, and close."""
         cycle = self._current
         begun = cycle is not None and cycle.response_started and not cycle.response_complete
         self._abandon()
@@ -438,7 +439,7 @@ class _Connection(HttpToolsProtocol):
         self._next_turn()
 
     def _abandon(self) -> None:
-        """Tell the application that the client is gone."""
+        """Tell the application that the client has closed the connection."""
         cycle = self._current
         if cycle is not None and not cycle.response_complete:
             cycle.disconnected = True
@@ -458,4 +459,4 @@ def _limit(turn: int) -> float:
 
 
 PROTOCOL: type[HttpToolsProtocol] = _Connection
-"""What uvicorn makes of each connection to a server with a `bounds.State`."""
+"""The protocol class that uvicorn uses for each connection to a server with a `bounds.State`."""

@@ -1,13 +1,14 @@
 """Check who may call a service before anything else reads the request: `Guard` wraps each of our applications.
 
-On loopback every user of the machine and every web page in the owner's browser can send requests, so what listens there
+On loopback, every user of the machine and every web page in the owner's browser can send requests. So a service there:
 
-- answers to its own names only: a page whose name was pointed at 127.0.0.1 (DNS rebinding) sends the page's name;
-- takes no request with another site's `Origin`, which browsers add to whatever a page sends elsewhere;
-- takes no body of a kind that a page can send without asking first (Fetch standard, "CORS-safelisted request-header");
-- wants the owner's token (`access`) for everything but reading and inference, where it was given one.
+- answers only to its own names: a page whose name was pointed at 127.0.0.1 (DNS rebinding) sends the page's name;
+- refuses requests with another site's `Origin`, which browsers add to everything that a page sends elsewhere;
+- refuses bodies of a kind that a page can send without asking first (Fetch standard, "CORS-safelisted request-header");
+- requires the owner's token (`access`), if it was given one, for everything except reading and inference.
 
-In a cluster the names are many and NetworkPolicies say who may connect: on another address only the token counts.
+In a cluster a service has many names, and NetworkPolicies say who may connect. So on another address only the token
+counts.
 """
 
 import argparse
@@ -33,7 +34,7 @@ _BINARY = b"application/octet-stream"
 _JSON = b"application/json"
 _JSON_SIZE = b"inference-header-content-length"
 _HOSTS = 8
-"""Accepted values of Host that are remembered."""
+"""Most accepted values of Host that are remembered."""
 _DRAIN_BYTES = 1024 * 1024
 _DRAIN_S = 1.0
 
@@ -41,13 +42,13 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Guard:
-    """An ASGI application that lets through what may pass.
+    """An ASGI application that passes on the allowed requests.
 
     Args:
-        app: what it stands in front of.
+        app: the application behind it.
         host: the address that it is bound to.
-        token: the owner's; empty where none is asked for.
-        inference: paths that start so need no token.
+        token: the owner's; empty if none is required.
+        inference: prefixes of paths that need no token.
         names: further names that it answers to on loopback.
     """
 
@@ -89,7 +90,7 @@ class Guard:
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         if status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
-        # What was not read of the body must not be taken for the next request.
+        # The unread rest of the body must not be read as the next request.
         headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -121,12 +122,12 @@ class Guard:
         return None
 
     def _usual(self, said: dict[bytes, bytes]) -> bool:
-        """Return whether a request is like nearly all: declared, from a program, to a host that passed before."""
+        """Return whether a request is a usual one: declared, from a program, to a host that was accepted before."""
         declared = said.get(b"content-type") == _JSON or _JSON_SIZE in said
         return declared and said.get(b"host") in self._hosts and b"origin" not in said
 
     def _strange(self, headers: Headers) -> tuple[int, str] | None:
-        """Return why a request to one machine's service is refused, by its headers."""
+        """Return why a request to a service on loopback is refused, by its headers."""
         host = _only(headers, b"host")
         if (found := _HOST.fullmatch(host.lower())) is None or (found[1] or found[2]) not in self._names:
             return 403, f"this service of one machine answers to localhost and 127.0.0.1, not to {host[:80]!r}"
@@ -141,7 +142,7 @@ class Guard:
 
 
 def loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address."""
+    """Return whether only this machine can reach an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -149,7 +150,7 @@ def loopback(host: str) -> bool:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of a service that not everyone may change."""
+    """Add the flags of a service that requires a token for changes."""
     parser.add_argument(
         "--token-file", type=Path, help="file with the token that a request which changes something must carry"
     )
@@ -172,7 +173,7 @@ def _first(headers: Headers, name: bytes) -> bytes | None:
 
 
 def _only(headers: Headers, name: bytes) -> str:
-    """Return a header that must be there once; an empty text otherwise."""
+    """Return a header that must occur once; an empty text otherwise."""
     found = [value for key, value in headers if key == name]
     return found[0].decode("latin-1").strip() if len(found) == 1 else ""
 
@@ -183,19 +184,19 @@ def _has_body(headers: Headers) -> bool:
 
 
 def _declared(headers: Headers) -> bool:
-    """Return whether no page could have sent this body without asking."""
+    """Return whether no page could have sent this body without asking first."""
     names = {key for key, _ in headers}
     if b"ce-specversion" in names or _JSON_SIZE in names:
         return True
     media = (_first(headers, b"content-type") or b"").partition(b";")[0].strip().lower()
     if not media:
-        # Programs leave it out, tritonclient among them. So can a page, but its browser signs what it sends.
+        # Programs such as tritonclient leave it out. A page can too, but its browser then adds its own headers.
         return not names & {b"origin", b"sec-fetch-site", b"sec-fetch-mode"}
     return media in (_JSON, _BINARY) or (media.startswith(b"application/") and media.endswith(b"+json"))
 
 
 async def _read(receive: Any) -> None:
-    """Take in a body that nobody will look at: closing with unread data would reset the answer away."""
+    """Read and discard a body, since closing with unread data could discard the answer."""
     size = 0
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DRAIN_S):

@@ -29,11 +29,11 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 
 _JSON = b"application/json"
-# curl -d without a header says urlencoded, as KServe's own examples do.
+# curl -d without a header sends this type, and KServe's own examples do so.
 _MEDIA = frozenset({b"", _JSON, b"application/x-www-form-urlencoded"})
 _BINARY = _MEDIA | {b"application/octet-stream"}
 EXTENSIONS = ["binary_tensor_data"]
-"""Of the Open Inference Protocol, by the names that its servers use."""
+"""Extensions of the Open Inference Protocol, by the names that its servers use."""
 _LINGER_S = 1.0
 _AT_ONCE_BYTES = 16 * 1024
 
@@ -74,7 +74,7 @@ class Response:
     status: int = 200
     media: bytes = _JSON
     headers: tuple[tuple[bytes, bytes], ...] = ()
-    """Its headers besides type and length."""
+    """Its headers other than type and length."""
 
 
 class Service(Protocol):
@@ -91,7 +91,7 @@ class Service(Protocol):
         """Close it again."""
 
     async def ready(self) -> bool:
-        """Tell whether a prediction would work now."""
+        """Return whether a prediction would work now."""
 
     async def metadata(self, version: str | None) -> dict[str, Any]:
         """Return the OIP model metadata; a version that is not served raises 404."""
@@ -108,14 +108,14 @@ class Prompt(Protocol):
     """A service that can answer small requests without waiting for anything."""
 
     def infer_at_once(self, request: Request) -> Response | None:
-        """Answer a V2 inference request; None where it takes `infer`. Errors are raised as `ProtocolError`."""
+        """Answer a V2 inference request; None if it needs `infer`. Errors are raised as `ProtocolError`."""
 
     def predict_at_once(self, request: Request) -> Response | None:
-        """The same of V1."""
+        """The same for V1."""
 
 
 class Beside(Protocol):
-    """What runs as long as the application does."""
+    """What runs as long as the application runs."""
 
     async def start(self) -> None:
         """Begin."""
@@ -149,7 +149,7 @@ class App:
         self.draining = False
         self.in_flight = 0
         self.beside: list[Beside] = []
-        """Other ways to the service, started with it and stopped before it."""
+        """Other servers of the service, such as gRPC, which start with it and stop before it."""
         self._limits = service.limits
         self._at_once_bytes = min(_AT_ONCE_BYTES, service.limits.max_body_bytes)
         self._metrics = service.metrics
@@ -177,7 +177,7 @@ class App:
             }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; the body is always read first, so that a refusal never races with its upload."""
+        """Answer one request; the body is always read first, so that a refusal does not race with the upload."""
         if scope["type"] == "lifespan":
             return await self._lifespan(receive, send)
         start = time.perf_counter()
@@ -207,7 +207,7 @@ class App:
                 response = error_response(error)
             except bodies.ClientGoneError:
                 return
-            except Exception:  # the last resort of a server: say so in the log and in the answer
+            except Exception:  # the last resort of a server: report it in the log and in the answer
                 log.exception("%s %s failed", scope["method"], scope["path"])
                 response = _failure()
             if unread:
@@ -256,7 +256,7 @@ class App:
                 return
 
     def _canonical(self, path: str) -> tuple[str, str | None]:
-        """Split the version out of a path."""
+        """Separate the version from a path."""
         if not path.startswith(self._versions):
             return path, None
         version, slash, rest = path[len(self._versions) :].partition("/")
@@ -280,7 +280,7 @@ class App:
         return json_response({"live": True})
 
     async def is_ready(self) -> bool:
-        """Tell whether a prediction would work now, and clients should still come."""
+        """Return whether a prediction would work now and clients should still connect."""
         return not self.draining and await self.service.ready()
 
     async def _ready(self, _request: Request) -> Response:
@@ -319,7 +319,7 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, limits: Limit
 
 
 def check_media(headers: dict[bytes, bytes]) -> None:
-    """Refuse a body that is neither JSON nor JSON with binary tensors behind it.
+    """Refuse a body that is neither JSON nor JSON followed by binary tensors.
 
     Raises:
         ProtocolError: 415.
@@ -336,7 +336,7 @@ def check_media(headers: dict[bytes, bytes]) -> None:
 
 
 async def _linger(body: bytes, receive: Receive, send: Send) -> None:
-    """Send a refusal and go on reading for a moment, since closing with unread data would reset the answer away."""
+    """Send a refusal and read for a moment longer, since closing with unread data could discard the answer."""
     await send({"type": "http.response.body", "body": body, "more_body": True})
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_LINGER_S):
@@ -348,7 +348,7 @@ async def _linger(body: bytes, receive: Receive, send: Send) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that every inference process has."""
     limits = Limits()
-    # The spellings with underscores are those that KServe's controller appends to a transformer.
+    # KServe's controller appends the spellings with underscores to a transformer.
     parser.add_argument("--name", "--model_name", required=True, help="model name in the paths")
     parser.add_argument("--host", default="127.0.0.1", help="address to bind")
     parser.add_argument("--port", "--http_port", type=int, required=True, help="port to bind; 0 picks one")
@@ -357,7 +357,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-body-bytes", type=int, default=limits.max_body_bytes)
     parser.add_argument("--max-rows", type=int, default=limits.max_rows, help="most rows of one request")
     parser.add_argument("--timeout-s", type=float, default=limits.timeout_s, help="for a body, and for a prediction")
-    parser.add_argument("--drain-s", type=float, default=0.5, help="how long to go on serving after SIGTERM")
+    parser.add_argument("--drain-s", type=float, default=0.5, help="how long to keep serving after SIGTERM")
 
 
 def limits_of(args: argparse.Namespace) -> Limits:

@@ -1,7 +1,7 @@
 """What the model server and the transformer count, for Prometheus.
 
-Counted in plain numbers, which become Prometheus' at each scrape: its own counters take 3 µs of a small request, these
-less than one (measured).
+They are plain numbers, which become Prometheus' metrics at each scrape: Prometheus' own counters take 3 µs of a small
+request, these take less than one (measured).
 """
 
 import threading
@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 INFER = "/v2/models/{name}/infer"
 PREDICT = "/v1/models/{name}:predict"
-"""The paths of inference requests, as metrics have them; a ModelInfer over gRPC counts under V2's."""
+"""The paths of inference requests, as metrics name them; a ModelInfer over gRPC counts under V2's path."""
 _BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _LABELS = (*map(str, _BUCKETS), "+Inf")
 
@@ -47,18 +47,18 @@ class Metrics(Collector):
         self._seconds[path] += seconds
 
     def predicted(self, rows: int) -> None:
-        """Count the rows of a prediction; from any thread."""
+        """Count the rows of a prediction; it may be called from any thread."""
         with self._lock:
             self._rows += rows
 
     def turn_away(self) -> None:
-        """Count a request that failed before it came here, for want of room."""
+        """Count a request that failed for lack of room before it reached the application."""
         self._turned_away += 1
 
     def collect(self) -> Iterable[Metric]:
-        """Hand over what was counted."""
+        """Yield the counts as Prometheus metrics."""
         requests = CounterMetricFamily("kubeloop_requests", "Answered requests.", labels=["path", "code"])
-        # A series that appeared with its first failure would have no increase that an alert could see.
+        # A series that appears with its first failure would have no increase for an alert to see.
         outcomes = {"answered": 0, "refused": 0, "failed": self._turned_away}
         for (path, code), count in self._answers.items():
             requests.add_metric([path, str(code)], count, self._began)

@@ -1,6 +1,6 @@
-"""A second port that shows a service and changes nothing: metrics and probes, and no way to anything else.
+"""A second port that only shows a service: metrics and probes, and nothing else.
 
-In a cluster Prometheus may connect to a service without being able to send it events, labels, or predictions.
+In a cluster, Prometheus can then connect to a service without being able to send it events, labels or requests.
 A NetworkPolicy cannot tell paths apart, but it can tell ports apart.
 """
 
@@ -16,11 +16,11 @@ _READING = frozenset({"GET", "HEAD"})
 
 
 class MetricsPort:
-    """An ASGI application that, on one of its ports, answers nothing but GET of `SHOWN`.
+    """An ASGI application that, on one of its ports, answers only GET of `SHOWN`.
 
     Args:
         app: the application behind it.
-        port: the port; what comes on another goes to the application whatever it asks.
+        port: the port; requests on another port all go to the application.
     """
 
     def __init__(self, app: Any, port: int) -> None:
@@ -33,7 +33,7 @@ class MetricsPort:
         if scope["type"] != "http" or scope["server"][1] != self.port or _shown(scope):
             await self._app(scope, receive, send)
             return
-        # What was not read of a body must not be taken for the next request.
+        # The unread rest of a body must not be read as the next request.
         message = f"this port answers only GET {', '.join(SHOWN)}\n"
         await PlainTextResponse(message, 404, {"connection": "close"})(scope, receive, send)
 

@@ -1,4 +1,4 @@
-"""Load a model folder into ONNX Runtime and predict; the only module of the data plane that knows onnxruntime."""
+"""Load a model folder into ONNX Runtime and predict; the only module of the data plane that imports onnxruntime."""
 
 import hashlib
 import math
@@ -36,7 +36,7 @@ _ONNX_TYPES = {
 _KINDS = {"numeric": "FP32", "categorical": "BYTES"}
 _RUN_ERRORS = (ort.Fail, ort.InvalidArgument, ort.RuntimeException, ort.NotImplemented, RuntimeError, ValueError)
 _RUN_OPTIONS = onnxruntime.RunOptions()
-"""The defaults; a run without any makes its own, which takes a tenth of a small model's time."""
+"""The default options; without them, each run makes its own, which takes a tenth of a small model's time."""
 _LOAD_ERRORS = (*_RUN_ERRORS, ort.InvalidGraph, ort.InvalidProtobuf, ort.NoModel, ort.NoSuchFile)
 
 
@@ -86,23 +86,23 @@ class Model:
         try:
             return dict(zip(names, self._session.run(names, inputs, _RUN_OPTIONS), strict=True))
         except _RUN_ERRORS as error:
-            # The model ran at load, so what fails now is the input.
+            # The model ran when it was loaded, so the input is wrong.
             raise ProtocolError(f"the model cannot run on these inputs: {_first_line(error)}") from None
 
 
 def load(folder: str | Path, *, sha256: str | None = None, threads: int = 1, device: Device = "cpu") -> Model:
     """Load `model.onnx` from a folder or a file:// URI, check it and run it once.
 
-    Where there is a `model.json`, its digest and features must agree with the model.
+    If there is a `model.json`, its digest and features must agree with the model.
 
     Args:
         folder: the model folder.
         sha256: hex digest that model.onnx must have.
         threads: threads of one prediction.
-        device: where it runs; what an accelerator cannot run of it falls back to the processor.
+        device: where it runs; the parts that an accelerator cannot run fall back to the processor.
 
     Raises:
-        ModelError: the file is missing, is not what was asked for, or ONNX Runtime cannot run it there.
+        ModelError: the file is missing, is not the requested one, or ONNX Runtime cannot run it there.
     """
     path = folder_of(folder) / "model.onnx"
     try:
@@ -118,11 +118,11 @@ def load(folder: str | Path, *, sha256: str | None = None, threads: int = 1, dev
     # Spinning workers would take the cores that the event loop needs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        # From the bytes that were hashed, so that the file cannot change in between.
+        # Loaded from the bytes that were hashed, so that the file cannot change in between.
         session = onnxruntime.InferenceSession(content, options, providers=_providers(device))
     except _LOAD_ERRORS as error:
         raise ModelError(f"ONNX Runtime cannot load {path}: {_first_line(error)}") from error
-    # ONNX Runtime goes on without an accelerator that it cannot start, and only warns.
+    # If ONNX Runtime cannot start an accelerator, it only warns and continues without it.
     if PROVIDERS[device][0] not in session.get_providers():
         raise ModelError(f"ONNX Runtime cannot start {PROVIDERS[device][0]}; see that the node's driver fits the image")
     inputs = specs_of(_spec(path, tensor) for tensor in session.get_inputs())
@@ -187,7 +187,7 @@ def _check_card(path: Path, digest: str, inputs: Mapping[str, TensorSpec]) -> No
 def _warm_up(path: Path, session: onnxruntime.InferenceSession, inputs: Mapping[str, TensorSpec]) -> float:
     """Run a row several times, since the first call allocates, and return the fastest in seconds.
 
-    Where inner dimensions are free, an example may not fit; then nothing is known of the time.
+    If inner dimensions are free, an example may not fit; then the time is unknown.
     """
     free = any(-1 in spec.shape[1:] for spec in inputs.values())
     row = {name: _example(spec) for name, spec in inputs.items()}

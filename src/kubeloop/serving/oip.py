@@ -1,10 +1,10 @@
 """Read and write the Open Inference Protocol (V2): bytes to numpy arrays and back.
 
-Pure functions. Everything a client can get wrong ends in `ProtocolError`, whose message says what was expected.
+Pure functions. Every mistake of a client raises `ProtocolError`, whose message says what was expected.
 
 Sources: https://github.com/kserve/open-inference-protocol (specification/protocol/inference_rest.md);
 the binary tensor data extension is Triton's (docs/protocol/extension_binary_data.md), which KServe and tritonclient
-speak: the JSON comes first, and behind it the bytes of the tensors that name a `binary_data_size`.
+use: first the JSON, then the bytes of the tensors that have a `binary_data_size`.
 """
 
 import json
@@ -47,7 +47,7 @@ Parameters = dict[str, str | int | float | bool]
 
 _SCALARS = frozenset({str, int, float, bool})
 _OTHER_EXTENSIONS = ("classification", "shared_memory_region")
-"""Parameters of an output that would change its answer; a server that ignored them would answer something else."""
+"""Parameters of an output that would change its answer, so that ignoring them would give a wrong one."""
 
 
 @dataclass(slots=True)
@@ -59,11 +59,11 @@ class InferRequest:
     id: str | None = None
     parameters: Parameters = field(default_factory=dict)
     outputs: tuple[str, ...] = ()
-    """Outputs the client asked for, in its order; empty means all."""
+    """Outputs that the client requested, in its order; empty means all."""
     binary: bool = False
     """Whether the answer's tensors follow its JSON as bytes."""
     binary_by_name: dict[str, bool] = field(default_factory=dict)
-    """The same of the outputs that say it themselves."""
+    """The same for each output that sets it itself."""
 
     @property
     def plain(self) -> bool:
@@ -73,7 +73,7 @@ class InferRequest:
 
 @dataclass(slots=True)
 class InferResponse:
-    """One answer; `version`, `id` and `parameters` are left out where there are none."""
+    """One answer; `version`, `id` and `parameters` are left out if there are none."""
 
     name: str
     version: str | None
@@ -87,12 +87,12 @@ def parse_v2(
 ) -> InferRequest:
     """Parse a V2 inference request.
 
-    `[n]` is taken where `[-1, 1]` is declared, and the other way round. null is NaN in FP* and the empty string
-    (what ONNX has for a missing string) in BYTES.
+    `[n]` is accepted if `[-1, 1]` is declared, and vice versa. null is NaN in FP* and the empty string (ONNX's missing
+    string) in BYTES.
 
     Args:
-        body: the JSON request, and behind it the bytes of its binary tensors, if any.
-        specs: the inputs that must be there, no more and no fewer.
+        body: the JSON request, followed by the bytes of its binary tensors, if any.
+        specs: the required inputs, no more and no fewer.
         outputs: the outputs that a client may ask for; None leaves that to the next server.
         json_size: how much of the body is JSON; None means all.
 
@@ -106,7 +106,7 @@ def parse_v2(
 def read_v2(
     message: dict[str, Any], specs: Specs, outputs: Collection[str] | None, raw: memoryview | None
 ) -> InferRequest:
-    """Read a V2 inference request from its parsed JSON, and the bytes of its binary tensors; see `parse_v2`."""
+    """Read a V2 inference request from its parsed JSON and the bytes of its binary tensors; see `parse_v2`."""
     tail = _Tail(raw)
     request_id = message.get("id")
     if request_id is not None and type(request_id) is not str:
@@ -116,7 +116,7 @@ def read_v2(
     if len(inputs) != len(specs):
         refuse_names("inputs", inputs.keys(), specs)
     parameters = parameters_of(message)
-    # It is about the answer to this client; the next server is asked in JSON.
+    # It concerns only the answer to this client; the next server is asked in JSON.
     binary = _flag(parameters, "binary_data_output")
     parameters.pop("binary_data_output", None)
     request = InferRequest(inputs, _rows(inputs, specs), request_id, parameters, binary=bool(binary))
@@ -151,18 +151,18 @@ def parse_v2_response(body: bytes, wanted: Sequence[str] = ()) -> InferResponse:
         version=version if type(version) is str else None,
         outputs={name: found[name] for name in wanted or found},
         id=answered if type(answered) is str else None,
-        # Other servers than ours say more than the protocol's scalars.
+        # Servers other than ours use more than the protocol's scalars.
         parameters={key: said[key] for key in said if type(said[key]) in _SCALARS} if type(said) is dict else {},
     )
 
 
 def encode_v2(response: InferResponse, request: InferRequest | None = None) -> tuple[bytes, int | None]:
-    """Write a V2 inference response as its request wants it: JSON, and behind it the bytes of the binary tensors.
+    """Write a V2 inference response as its request wants it: JSON, followed by the bytes of the binary tensors.
 
     NaN and infinities become null in JSON.
 
     Returns:
-        the body, and how much of it is JSON where that is not all.
+        the body, and how much of it is JSON if that is not all.
     """
     message: dict[str, Any] = {"model_name": response.name}
     if response.version is not None:
@@ -195,15 +195,15 @@ def encode_v2_request(
     outputs: Iterable[str] = (),
     nan: bool = False,
 ) -> bytes:
-    """Write a V2 inference request from one flat column an input; None becomes null.
+    """Write a V2 inference request from one flat column per input; None becomes null.
 
     Args:
         columns: each input with its values in row-major order, `rows` times the product of its inner dimensions.
         rows: size of dimension 0.
-        request_id: echoed by the server.
+        request_id: the ID, which the server returns.
         parameters: request parameters.
-        outputs: the outputs to ask for; empty means all.
-        nan: for a server that refuses null: None becomes NaN, which JSON does not know but Triton reads, and the empty
+        outputs: the requested outputs; empty means all.
+        nan: for a server that refuses null: None becomes NaN, which is not JSON but which Triton reads, and the empty
             string in BYTES.
     """
     message: dict[str, Any] = {} if request_id is None else {"id": request_id}
@@ -224,7 +224,7 @@ def encode_v2_request(
 
 
 def jsonable(array: Array) -> Any:
-    """Return what orjson can write: strings as lists, all else as a contiguous array."""
+    """Return what orjson can write: strings as lists, everything else as a contiguous array."""
     return array.tolist() if array.dtype == np.object_ else np.ascontiguousarray(array)
 
 
@@ -247,7 +247,7 @@ def _objects(message: dict[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 class _Tail:
-    """The bytes behind a request's JSON, which its binary tensors take in their order."""
+    """The bytes after a request's JSON; its binary tensors read them in order."""
 
     def __init__(self, data: memoryview | None) -> None:
         self._data = data

@@ -1,7 +1,7 @@
 """Run an ASGI application as a process: announce its port, and stop without losing a request.
 
 Every service of ours is such a process: the predictor, the transformer, the node and the collector call `run`, the
-trigger, the monitor and the mirror `background.serve`. What their clients may do is in `front` and `bounds`.
+trigger, the monitor and the mirror `background.serve`. `front` and `bounds` limit their clients.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _LOOK_S = 0.5
 
 
 class Application(Protocol):
-    """An ASGI application that stops being ready, but not answering, once `draining` is set."""
+    """An ASGI application that still answers but is no longer ready once `draining` is set."""
 
     draining: bool
 
@@ -43,17 +43,18 @@ class Prompt(Protocol):
     """An application that can answer some requests without waiting for anything."""
 
     def at_once(self, post: bounds.Post) -> bounds.Answer | None:
-        """Answer; None where it takes a task, and `__call__`."""
+        """Answer; None if it needs a task and `__call__`."""
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with a port that it announces and a stop that loses no request.
+    """uvicorn with a port that it announces, and a stop that does not lose a request.
 
     On SIGTERM or SIGINT it is no longer ready and says with every answer that the client should leave: to the next hop
-    by `connection: close`, and to a client behind a proxy, which drops that header, by `LEAVE`. It goes on listening,
-    for `drain_s` at least and then until no inference has come for as long, at most `MOST_DRAINS` times `drain_s`:
-    routers still know its address, and KServe's agent before it serves kept-alive connections for as long as they are
-    used (cmd/agent/main.go), so that a server that had stopped listening would turn each of their requests into a 502.
+    by `connection: close`, and to a client behind a proxy, which drops that header, by `LEAVE`. It keeps listening for
+    at least `drain_s`, and then until no inference request has arrived for as long, at most `MOST_DRAINS` times
+    `drain_s`. Until then routers still know its address, and KServe's agent in front of it serves kept-alive
+    connections as long as they are used (cmd/agent/main.go). If the server stopped listening, each of their requests
+    would become a 502.
     """
 
     def __init__(
@@ -67,14 +68,14 @@ class Server(uvicorn.Server):
         metrics_port: int | None = None,
         turned_away: Callable[[], None] | None = None,
     ) -> None:
-        """Bind nothing yet.
+        """Set up the server; nothing is bound yet.
 
         Args:
             app: the application.
             host: address to bind.
             port: port to bind; 0 picks one.
-            timeout_s: time that requests in flight get at the end.
-            drain_s: see above; longer than clients keep an idle connection.
+            timeout_s: time that open requests get at the end.
+            drain_s: see above; it is longer than clients keep an idle connection.
             metrics_port: a second port, of `metrics_port.MetricsPort`.
             turned_away: see `bounds.State`.
         """
@@ -103,12 +104,12 @@ class Server(uvicorn.Server):
             self.server_state.at_once = shown.at_once
         if turned_away is not None:
             self.server_state.turned_away = turned_away
-        # What waits to be accepted takes descriptors too, all at once.
+        # Connections that wait to be accepted also take descriptors, all at once.
         config.backlog = min(config.backlog, self.server_state.most)
         self._app = app
         self._drain_s = drain_s
         self.url = ""
-        """Where it listens, from the moment it is started."""
+        """Where it listens, once it is started."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start listening and print `ready <url>`."""
@@ -120,13 +121,13 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         self.url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        # What is there now stays: the collector need not look at it again.
+        # The objects that exist now stay, so the garbage collector need not scan them again.
         gc.collect()
         gc.freeze()
         print(f"ready {self.url}", flush=True)
 
     async def on_tick(self, _counter: int) -> bool:
-        """Return whether to stop; uvicorn's own would overwrite the time that `bounds.State` sets."""
+        """Return whether to stop; uvicorn's own method would overwrite the time that `bounds.State` sets."""
         return self.should_exit
 
     def _look(self) -> None:
@@ -135,7 +136,7 @@ class Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stop at SIGTERM and SIGINT, and return: uvicorn would raise them again, and so cut off what follows."""
+        """Stop at SIGTERM and SIGINT, and return; uvicorn would raise them again and skip the code after it."""
         if threading.current_thread() is threading.main_thread():
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -152,8 +153,8 @@ class Server(uvicorn.Server):
         self._app.draining = True
         log.info("draining")
         await self._drain()
-        # Not all at once: a client that was told to leave comes back on a new connection, and one that waits to be
-        # accepted when the listener closes is reset. So the last clients stay where they are while it closes.
+        # Not all at once: a client that was told to leave returns on a new connection, which is reset if it waits to be
+        # accepted when the listener closes. So the last clients keep their connections while it closes.
         pause = min(self._drain_s, _SETTLE_S)
         if self.server_state.quiet_s() < pause:
             self.server_state.leaving = False
@@ -167,12 +168,12 @@ class Server(uvicorn.Server):
             await asyncio.sleep(pause / 20)
         await super().shutdown(sockets)
         self._next_look.cancel()
-        # Libraries in C report what the last collection could not see as leaks.
+        # Libraries in C report objects that the last collection could not see as leaks.
         gc.unfreeze()
         log.info("stopped")
 
     async def _drain(self) -> None:
-        """Serve until nobody asks any more."""
+        """Serve until requests stop."""
         state, step = self.server_state, self._drain_s / 20
         state.leaving = True
         began = time.monotonic()
@@ -186,7 +187,7 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def run(server: Server, sockets: list[socket.socket] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; one that comes before the server begins ends the process with status 0."""
+    """Serve until SIGTERM or SIGINT; a signal before the server begins ends the process with status 0."""
 
     def leave(_signal: int, _frame: FrameType | None) -> None:
         sys.exit(0)

@@ -1,7 +1,7 @@
 """`inference.GRPCInferenceService` and gRPC's health service, next to the HTTP endpoints of an inference process.
 
-Every call ends in the service's `answer`, as one over HTTP does: the same limits, features, metrics and payload log.
-Imported only where `--grpc-port` is set: grpc takes memory that a pod without it can save.
+Every call uses the service's `answer`, as over HTTP, with the same limits, features, metrics and payload log. This
+module is imported only if `--grpc-port` is set, since a pod without gRPC should not spend memory on it.
 """
 
 import logging
@@ -30,7 +30,7 @@ _MOST_CALLS = 256
 _HANDSHAKE_MS = 10_000
 _SHORTEST_MS = 1000
 _LONGEST_MESSAGE = 2000
-"""Characters of an error: it travels in a header, of which clients take 8 KiB."""
+"""Most characters of an error: it is sent in a header, and clients accept headers of 8 KiB."""
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -56,8 +56,8 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-"""Where typed values of a datatype stand; FP16 comes as bytes alone."""
-# Of answers over HTTP, which gRPC decides by the request.
+"""The field with the typed values of a datatype; FP16 is sent only as bytes."""
+# These parameters are about answers over HTTP; for gRPC, the request decides.
 _OF_HTTP = {"binary_data", "binary_data_output", "binary_data_size"}
 
 Handler = Callable[[Any], Awaitable[Any]]
@@ -67,18 +67,18 @@ class Server:
     """The gRPC server of an inference process; started and stopped with its HTTP server."""
 
     def __init__(self, app: App, service: InferenceService, host: str, port: int, drain_s: float) -> None:
-        """Bind nothing yet.
+        """Set up the server; nothing is bound yet.
 
         Args:
             app: the HTTP application, which knows when the process drains.
-            service: what answers.
+            service: the service that answers.
             host: address to bind.
             port: port to bind; 0 picks one.
-            drain_s: how long the process goes on serving after SIGTERM. A connection lives for half of it at most: a
-                client leaves an old one without losing a call, and so has found another pod when this one ends.
+            drain_s: how long the process serves after SIGTERM. A connection lives for at most half of it. A client
+                leaves an old connection without losing a call, so it has found another pod when this one ends.
         """
         self.address = ""
-        """Where it listens, from the moment it is started."""
+        """Where it listens, once it is started."""
         self._app = app
         self._service = service
         self._bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -98,7 +98,7 @@ class Server:
             "grpc.server_handshake_timeout_ms": _HANDSHAKE_MS,
             "grpc.max_connection_age_ms": self._age_ms,
             "grpc.max_connection_age_grace_ms": int(self._service.limits.timeout_s * 1000),
-            # Or a second process would share the port, and its traffic, without a word.
+            # Otherwise a second process would silently share the port and its traffic.
             "grpc.so_reuseport": 0,
         }
         server = grpc.aio.server(options=list(options.items()), maximum_concurrent_rpcs=_MOST_CALLS)
@@ -135,7 +135,7 @@ class Server:
         print(f"grpc {self.address}", flush=True)
 
     async def stop(self) -> None:
-        """Finish the calls that have begun; one that comes at this moment is cancelled."""
+        """Finish the calls that have begun; one that arrives at this moment is cancelled."""
         if self._server is not None:
             await self._server.stop(self._service.limits.timeout_s)
 
@@ -149,7 +149,7 @@ class Server:
     def _guarded(self, handler: Handler, *, infer: bool = False) -> Callable[[Any, Any], Awaitable[Any]]:
         """Count a handler's calls, and answer its errors as gRPC does.
 
-        An inference counts as one over HTTP does, by the same status, so that no alert need know which it was.
+        An inference counts like one over HTTP, with the same status, so that alerts need not distinguish them.
         """
         path = INFER if infer else "grpc"
 
@@ -219,7 +219,7 @@ class Call:
         """Read the message.
 
         Raises:
-            ProtocolError: it is none.
+            ProtocolError: it is not a valid request.
         """
         try:
             self._message = INFERENCE["ModelInferRequest"].FromString(body)
@@ -262,7 +262,7 @@ class Call:
         return parsed
 
     def encode(self, response: InferResponse) -> bytes:
-        """Write the answer: in bytes if the request was, or if there are no typed values for it."""
+        """Write the answer: as bytes if the request was, or if there are no typed values for it."""
         message = INFERENCE["ModelInferResponse"](
             model_name=response.name, model_version=response.version or "", id=response.id or ""
         )
@@ -286,7 +286,7 @@ class Call:
 
 
 def _values(tensor: Any) -> list[Any]:
-    """Return typed values as JSON would have them."""
+    """Return typed values as JSON would hold them."""
     field = _CONTENTS.get(tensor.datatype)
     if field is None:
         if tensor.datatype in DTYPES:

@@ -1,8 +1,8 @@
 """The messages of `inference.GRPCInferenceService` and `grpc.health.v1.Health`, described here instead of generated.
 
 Names and field numbers are those of the Open Inference Protocol (specification/protocol/open_inference_grpc.proto) and
-of gRPC's health checking protocol; both number the fields of a message from 1 in their order. They live in a pool of
-their own, since KServe's and Triton's packages describe the same names.
+of gRPC's health checking protocol; both number the fields of a message from 1 in their order. They are in a separate
+pool, since KServe's and Triton's packages describe the same names.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ _INFERENCE = {
     "ModelInferResponse.InferOutputTensor": f"string name, string datatype, int64* shape, {_PARAMETERS}, "
     "InferTensorContents contents",
 }
-"""Of each message its fields; `*` repeats one, `|` joins those of a oneof."""
+"""The fields of each message; `*` marks a repeated one, `|` joins those of a oneof."""
 
 # An enum is an int32 on the wire.
 _HEALTH = {"HealthCheckRequest": "string service", "HealthCheckResponse": "int32 status"}

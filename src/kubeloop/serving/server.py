@@ -18,7 +18,7 @@ from kubeloop.serving.tensors import ProtocolError
 
 log = logging.getLogger("kubeloop.serving")
 
-# Work shorter than this stays in the event loop, where it costs less than the way to a thread and back.
+# Work shorter than this stays in the event loop, since passing it to a thread and back would cost more.
 _INLINE_S = 0.001
 _INLINE_BYTES = 64 * 1024
 
@@ -40,10 +40,10 @@ class Predictor(Inference):
         metrics.model.labels(name, version, model.sha256).set(1)
 
     async def start(self) -> None:
-        """Open nothing: the model was loaded and warmed up before the port."""
+        """Do nothing: the model was loaded and warmed up before the port opened."""
 
     async def stop(self) -> None:
-        """Let the worker threads end."""
+        """End the worker threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def ready(self) -> bool:
@@ -88,7 +88,7 @@ class Predictor(Inference):
         def parse() -> InferRequest:
             return call.parse(self.model.inputs, self.model.outputs)
 
-        # Parsing, like predicting, holds up everyone else when there is much of it.
+        # A long parse blocks all other requests, as a long prediction does.
         request = parse() if call.size <= _INLINE_BYTES else await self._in_thread(parse)
         self.limits.check_rows(request.rows)
         self.metrics.predicted(request.rows)

@@ -32,7 +32,7 @@ DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(of) for name, of in _TYPES.it
 """OIP datatypes and the numpy types that carry them; BYTES are Python strings."""
 
 _LENGTH = struct.Struct("<I")
-"""Leads each element of raw BYTES."""
+"""The length before each element of raw BYTES."""
 
 _DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 _FLOAT: tuple[frozenset[type], str] = (frozenset({float, int, type(None)}), "numbers or null")
@@ -55,7 +55,7 @@ class ProtocolError(KubeloopError):
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """What a model declares for one input or output; -1 in `shape` takes any size, dimension 0 counts rows."""
+    """What a model declares for one input or output; -1 in `shape` means any size, and dimension 0 counts rows."""
 
     name: str
     datatype: str
@@ -129,8 +129,8 @@ def array_of(spec: TensorSpec, data: list[Any], dims: Any) -> Array:
 def array_of_raw(spec: TensorSpec, data: memoryview, dims: Any) -> Array:
     """Make an array of the declared rank from a tensor's bytes: row-major and little-endian.
 
-    Elements of BYTES are UTF-8, each led by its length in four bytes. NaN is a missing number, as null is in JSON;
-    infinities are refused, as JSON has none.
+    Elements of BYTES are UTF-8, each after its length in four bytes. NaN is a missing number, like null in JSON.
+    Infinities are refused, since JSON has none.
     """
     shape = _fit(spec, dims)
     count = prod(shape)
@@ -194,7 +194,7 @@ def _flatten(spec: TensorSpec, data: list[Any], shape: list[int]) -> list[Any]:
 
 
 def shape_of(value: Any) -> list[int]:
-    """Return the shape of nested lists, following first elements; `_flatten` checks the rest."""
+    """Return the shape of nested lists by their first elements; `_flatten` checks the rest."""
     shape = []
     while type(value) is list and value:
         shape.append(len(value))
@@ -215,7 +215,7 @@ def type_of(value: Any) -> str:
 
 
 def show(value: Any) -> str:
-    """Quote a client's value in an error without echoing megabytes, or nesting deeper than `repr` can."""
+    """Quote a client's value in an error without repeating megabytes or nesting deeper than `repr` can."""
     if type(value) is dict or (type(value) is list and (len(value) > 8 or {list, dict} & set(map(type, value)))):
         return type_of(value)
     text = repr(value)

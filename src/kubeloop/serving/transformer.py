@@ -1,4 +1,4 @@
-"""The feature transformer: from entity keys and request-time fields to a prediction, by way of the online features."""
+"""The feature transformer: it turns entity keys and request-time fields into a prediction with the online features."""
 
 import argparse
 import asyncio
@@ -32,16 +32,16 @@ T = TypeVar("T")
 _TRIES = 3
 _PROBE_S = 2.0
 _CONNECTIONS = 256
-# What a kubelet sends to KServe's agent. The agent answers it by its own health check, 503 once it drains, and does not
-# log it as a payload, which it does with every other request (kserve, pkg/logger/handler.go; knative.dev/pkg,
+# A kubelet's probe of KServe's agent. The agent answers it by its own health check (503 once it drains) and does not
+# log it as a payload, as it does with every other request (kserve, pkg/logger/handler.go; knative.dev/pkg,
 # network/handlers/drain.go; knative.dev/serving, pkg/queue/health/handler.go). A server without an agent ignores it.
 _PROBE = [(b"user-agent", b"kube-probe/kubeloop"), (b"k-network-probe", b"queue"), (b"connection", b"close")]
 _WAITING_BODIES = 16
-"""Largest bodies that may wait for features together: what comes then is turned away instead of filling the memory."""
+"""How many bodies of the largest size may wait for features; more are refused instead of filling the memory."""
 _SHOWN_BYTES = 500
-"""Of a predictor's refusal that does not say `error`."""
+"""Most bytes that are quoted from a predictor's refusal without `error`."""
 _OVERHEAD = 16 * 1024
-"""Memory of a request besides its body, rounded up."""
+"""Memory that a request takes besides its body, rounded up."""
 
 
 class Field(Protocol):
@@ -69,8 +69,8 @@ class FeatureSource(Protocol):
         """Return one column per feature, in the order of the requested rows; called from several threads.
 
         Args:
-            columns: one list of n values a field; floats are None where missing.
-            at: the moment of prediction; None stands for a value that is missing or older than its TTL then.
+            columns: one list of n values per field; floats are None where missing.
+            at: the moment of prediction; a value that is missing, or older than its TTL then, is None.
 
         Raises:
             ValueError: a value is not of its field's type.
@@ -81,8 +81,8 @@ class FeatureSource(Protocol):
 class Transformer(Inference):
     """The service in front of a predictor; see `http.Service`.
 
-    It asks the predictor in JSON, whatever its client speaks, and always for the score as well: the payload log holds
-    what KServe's agent saw of the two, without the headers that binary tensors need, and no gRPC at all.
+    It asks the predictor in JSON, whatever its client uses, and always for the score as well. The payload log holds
+    what KServe's agent saw of this exchange, without the headers that binary tensors need, and no gRPC.
     """
 
     def __init__(
@@ -100,8 +100,8 @@ class Transformer(Inference):
         Args:
             source: the online features.
             name: name of the model, here and at the predictor.
-            predictor_url: the predictor's address, without `/v2`; http:// is added where there is no scheme.
-            limits: of one request; the time holds for reading and predicting together.
+            predictor_url: the predictor's address, without `/v2`; http:// is added if there is no scheme.
+            limits: the limits of one request; the time is for reading and predicting together.
             metrics: of this process.
             nan: whether the predictor wants NaN for a missing number, instead of null.
         """
@@ -130,17 +130,17 @@ class Transformer(Inference):
         self._connections = asyncio.Semaphore(_CONNECTIONS)
 
     async def start(self) -> None:
-        """Open nothing: connections are made when they are needed."""
+        """Do nothing: connections are made when they are needed."""
 
     async def stop(self) -> None:
-        """Close the connections to the predictor, and let the worker threads end."""
+        """Close the connections to the predictor, and end the worker threads."""
         self._client.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     async def ready(self) -> bool:
         """Return whether the predictor is ready, without leaving a trace in the payload log.
 
-        On a connection of its own: one that was kept may lead to a pod that is on its way out.
+        It uses a new connection, since a kept one may lead to a pod that is ending.
         """
         try:
             async with asyncio.timeout(_PROBE_S):
@@ -179,7 +179,7 @@ class Transformer(Inference):
         return call.relay(answer.body)
 
     async def _in_thread(self, call: Call[Any]) -> bytes:
-        """Enrich once a thread is free: one that gives up waiting leaves nothing in the pool's queue."""
+        """Add the features once a thread is free. A request that stops waiting leaves nothing in the pool's queue."""
         loop = asyncio.get_running_loop()
         await self._free.acquire()
         work = self._pool.submit(self._enrich, call)
@@ -188,7 +188,7 @@ class Transformer(Inference):
 
     def _enrich(self, call: Call[Any]) -> bytes:
         """Turn a client's request into the predictor's; runs in a thread."""
-        # Which outputs there are, the predictor knows.
+        # The predictor knows which outputs exist.
         request = call.parse(self._fields, None)
         rows = request.rows
         self.limits.check_rows(rows)
@@ -207,14 +207,14 @@ class Transformer(Inference):
             values = [_feature(spec, value) for value in found[spec.name]]
             self._missing[spec.name].inc(values.count(None))
             tensors.append((spec, values))
-        # The payload log needs every output, whatever its client asked for.
+        # The payload log needs every output, whatever the client requested.
         return oip.encode_v2_request(tensors, rows, request.id, request.parameters, nan=self._nan)
 
     async def _ask(self, method: str, path: str, payload: bytes | None = None) -> Answer:
-        """Ask the predictor; once more, on a new connection, where the first had no predictor at its end.
+        """Ask the predictor; ask again on a new connection if the first one led to no predictor.
 
-        Inference has no side effects. Both attempts have one `ce-id`, which KServe's agent gives to the events of the
-        payload log, so that a prediction that was made twice is logged as one.
+        Inference has no side effects. Both attempts have the same `ce-id`, which KServe's agent gives to the events of
+        the payload log, so that a repeated prediction counts once.
 
         Raises:
             ProtocolError: it cannot be reached (503), took too long (504) or failed (502, 503).
@@ -251,7 +251,7 @@ class Transformer(Inference):
                     raise
                 broken = True
             else:
-                # Of a proxy whose server is gone; our own says 500 or 503.
+                # From a proxy whose server is gone; our own server answers 500 or 503.
                 if answer.status != 502 or last:
                     return answer
             await asyncio.sleep(0.05 * attempt)
@@ -282,7 +282,7 @@ def _values(array: Array) -> list[Any]:
 
 
 def _feature(spec: TensorSpec, value: Any) -> Any:
-    """Return a value as the predictor takes it: a number, a string, or None."""
+    """Return a value in the predictor's form: a number, a string, or None."""
     if value is None or value != value:
         return None
     return str(value) if spec.datatype == "BYTES" else float(value)

@@ -1,7 +1,7 @@
 """A client for HTTP/1.1 on keep-alive connections that passes heads and bodies on as bytes.
 
 A general client costs more than the model it asks: aiohttp takes 3.9 times the CPU of this one per request
-(`make bench ARGS=upstream`, which measures the clients alone), and every prediction makes three requests (the
+(`make bench ARGS=upstream`, which measures the clients alone), and every prediction makes three requests (one to the
 predictor, and two events). It also passes on header bytes that are not text.
 """
 
@@ -19,12 +19,12 @@ from kubeloop.errors import KubeloopError
 
 CONNECT_S = 2.0
 IDLE_S = 15.0
-"""Shorter than servers keep an idle connection (ours: 75 s), so that no request meets a closing one."""
+"""Shorter than servers keep an idle connection (ours: 75 s), so that no request is sent on a closing one."""
 LEAVE = (b"kubeloop-connection", b"close")
-"""A server's header for a client behind a proxy: this server is about to end, use another connection next time.
+"""A server's header for a client behind a proxy: the server is about to end, so the client must use a new connection.
 
-`connection: close` ends at the next hop (RFC 9110, 7.6.1), and a proxy in the server's own pod, such as KServe's agent,
-ends with it.
+`connection: close` reaches only the next hop (RFC 9110, 7.6.1), which may be a proxy in the server's own pod, such as
+KServe's agent, and that proxy ends with the server.
 """
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -50,7 +50,7 @@ class Answer:
 
 
 class Client:
-    """Connections to any number of servers, as many as there are requests at once."""
+    """Connections to any number of servers, one for each request at a time."""
 
     def __init__(self, idle_s: float = IDLE_S) -> None:
         """Keep an idle connection for `idle_s`."""
@@ -81,7 +81,7 @@ class Client:
             fresh: use a new connection, since an idle one may just have been closed by the server.
 
         Raises:
-            ConnectError: nobody accepted a connection.
+            ConnectError: no server accepted a connection.
             UpstreamError: it ended before the answer was complete.
             TimeoutError: the answer took too long.
         """
@@ -143,7 +143,7 @@ class _Connection(asyncio.Protocol):
     """One connection; carries one exchange at a time."""
 
     transport: asyncio.Transport
-    """Set by the event loop before anyone else sees the connection."""
+    """Set by the event loop before the connection is used."""
 
     def __init__(self, url: str, forget: Callable[["_Connection"], None]) -> None:
         self.url = url

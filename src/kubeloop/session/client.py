@@ -31,15 +31,15 @@ def predict(loop: Loop, settings: Settings, text: str, at: str | None = None) ->
     Args:
         loop: the use case.
         settings: where the services are.
-        text: JSON, one object or a list of them: the entity keys and request-time fields of each row.
-        at: moment of the prediction, ISO 8601. Left out, it is now, or where the loop's replay stands.
+        text: JSON: one object, or a list of objects, with the entity keys and request-time fields of each row.
+        at: moment of the prediction, ISO 8601; by default now, or the moment that the loop's replay has reached.
 
     Returns:
-        Each output of the model by name, one a row, the model `version` that gave them, and a `note` on what they rest
-        on, mostly None.
+        Each output of the model by name, with one value per row, the model `version` that gave them, and a `note` about
+        what they are based on, which is usually None.
 
     Raises:
-        ServiceError: no service is up.
+        ServiceError: no service is running.
         RequestError: the rows are not what the service takes, or the moment would end the replay's windows.
     """
     base = f"{addresses.address(settings, 'node')}/v2/models/{loop.name}"
@@ -84,13 +84,13 @@ def predict(loop: Loop, settings: Settings, text: str, at: str | None = None) ->
 
 
 def _rows(data: list[Any], rows: int) -> list[Any]:
-    """Return an output's values by row; the protocol writes those of all rows one after the other."""
+    """Return an output's values by row; the protocol writes the values of all rows one after the other."""
     width = len(data) // rows
     return data if width == 1 else [data[place * width : (place + 1) * width] for place in range(rows)]
 
 
 def present(loop: Loop, settings: Settings) -> datetime | None:
-    """Return the moment at which a loop with a replay stands on this machine; None for a loop that lives now."""
+    """Return the moment that this machine's replay of a loop has reached; None for a loop without a replay."""
     if loop.replay is None:
         return None
     return online.stands(settings.features) or loop.replay.train_to

@@ -1,8 +1,8 @@
-"""Counts of a run across its sessions: above all, the answers that its clients got.
+"""Counts of a run across its sessions, above all of the answers that its clients got.
 
-Every answer is noted when it arrives, in a file that is only appended to. A session that ends normally adds up its
-notes. A session that was killed is settled when the next one begins. A prediction that is in the log but was not noted
-counts as served, since the client was stopped before its note. A prediction that was noted but is not in the log was
+Every answer is recorded when it arrives, in a file that is only appended to. A session that ends normally adds up its
+records. If a session was killed, the next one does it. A prediction that is in the log but was not recorded counts as
+served, since the client was stopped before it could record it. A prediction that was recorded but is not in the log was
 lost with the services and counts as dropped. Both count as `uncertain`: for the others, log and clients count
 independently.
 """
@@ -31,10 +31,10 @@ _FRESH = {
 
 @dataclass
 class Counts:
-    """The counts of `session.json`, and the notes of the current session in a file next to it.
+    """The counts of `session.json`, and the records of the current session in a file next to it.
 
-    Counts are of predictions: `served` those the clients got, `errors` those they got an error for, `dropped` those
-    that the payload log is known to lack, `uncertain` those that were settled after a session was cut off.
+    They count predictions: `served` those that the clients got, `errors` those that ended with an error, `dropped`
+    those that the payload log is known to lack, `uncertain` those that were counted after a session was killed.
     """
 
     path: Path
@@ -48,11 +48,11 @@ class Counts:
 
     @property
     def known(self) -> bool:
-        """Whether this kubeloop can read the counts; an older one kept others."""
+        """Whether this kubeloop can read the counts; older versions stored other ones."""
         return self.content.keys() >= _FRESH.keys()
 
     def begin(self, logged: Iterable[str]) -> int:
-        """Settle a session that was cut off and begin the next; return how many predictions that made uncertain.
+        """Count what a killed session left, and begin the next; return how many predictions became uncertain.
 
         Args:
             logged: the replayed events whose prediction is in the payload log, all of it.
@@ -66,7 +66,7 @@ class Counts:
         return unsettled
 
     def note(self, events: Sequence[str], *, answered: bool) -> None:
-        """Keep what came of a request; what is noted outlives a kill of this process."""
+        """Record the result of a request, so that it outlives a kill of this process."""
         line = json.dumps({"answered" if answered else "failed": list(events)}) + "\n"
         file = os.open(self._notes, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -75,7 +75,7 @@ class Counts:
             os.close(file)
 
     def end(self, replay_s: float, dropped: int, latency_ms: dict[str, float] | None) -> None:
-        """Add up a session that ended by itself.
+        """Add up a session that ended normally.
 
         Args:
             replay_s: how long it replayed.
@@ -92,7 +92,7 @@ class Counts:
     def _settle(self, logged: frozenset[str]) -> int:
         answered, failed = self._read()
         lost = sum(1 for event in answered if event not in logged)
-        # An event is asked for only when the log lacks it, so what the log has gained is of that session.
+        # An event is requested only if the log lacks it, so new predictions in the log are from that session.
         gained: int = len(logged) - self.content["logged"]
         found = max(0, gained - sum(1 for event in answered + failed if event in logged))
         lasted = self._notes.stat().st_mtime - self.content["began"] if self._notes.is_file() else 0.0
@@ -120,14 +120,14 @@ class Counts:
             try:
                 note = json.loads(line)
             except ValueError:
-                # A kill of the whole machine may cut the last line off.
+                # A crash of the machine may cut off the last line.
                 continue
             answered += note.get("answered", [])
             failed += note.get("failed", [])
         return answered, failed
 
     def _tidy(self) -> None:
-        """Remove notes that are added up already."""
+        """Remove records that are already added up."""
         for path in self.path.parent.glob("answers-*.jsonl"):
             if path != self._notes or not self.content["open"]:
                 path.unlink()

@@ -1,7 +1,7 @@
 """Make the environments that an installation without a clone needs, at their first use.
 
-The commands that start services call `ensure` first. In a clone, and where KUBELOOP_*_PYTHON name the interpreters,
-there is nothing to make. uv installs what the wheel says of the lock, by hash.
+The commands that start services call `ensure` first. In a clone, or if KUBELOOP_*_PYTHON name the interpreters, there
+is nothing to make. uv installs the locked requirements from the wheel and checks their hashes.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ from kubeloop.stores import whole
 
 _TAIL_LINES = 8
 _DISK = {"runtime": "0.7 GB", "detector": "1.1 GB"}
-"""What each takes, with its byte code."""
+"""Size of each on disk, with its byte code."""
 
 
 class UnmadeError(KubeloopError):
@@ -36,14 +36,14 @@ class UnmadeError(KubeloopError):
 def ensure(loop: Loop, settings: Settings, say: Callable[[str], None]) -> None:
     """Make the environments that a loop needs and that do not exist yet.
 
-    An environment is made next to its place and then renamed, so that a kill leaves nothing half made in use.
+    An environment is made under another name and then renamed, so that an incomplete one is never used after a kill.
 
     Raises:
         UnmadeError: uv is missing or failed, or the folder cannot be written.
     """
     wanted = [own(settings, "runtime"), own(settings, "detector") if loop.drift.engine == "alibi" else None]
     for environment in filter(None, wanted):
-        # If its Python was removed, the interpreter is a link to nothing.
+        # If its Python was removed, the interpreter is a broken link.
         if environment.python.exists():
             continue
         try:
@@ -59,7 +59,7 @@ def ensure(loop: Loop, settings: Settings, say: Callable[[str], None]) -> None:
 
 @contextmanager
 def _locked(environment: Environment, say: Callable[[str], None]) -> Iterator[IO[bytes]]:
-    """Keep every other kubeloop from making an environment; uv inherits the lock, in case it outlives this process."""
+    """Prevent other kubeloops from making an environment; uv inherits the lock, in case it outlives this process."""
     folder = environment.folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_name(f"{folder.name}.lock").open("ab") as lock:
@@ -85,7 +85,7 @@ def _make(environment: Environment, lock: IO[bytes], say: Callable[[str], None])
         *("--require-hashes", "--requirement", environment.requirements),
     )
     if name == "runtime":
-        # Kubeloop alone, without the packages that it lies among; the detector's worker imports nothing of it.
+        # Only kubeloop, without the packages next to it; the detector's worker does not import it.
         site = unfinished / "lib" / "python{}.{}".format(*environment.version) / "site-packages"
         apart = shutil.ignore_patterns("__pycache__", "demo", "locked")
         shutil.copytree(environments.PACKAGE, site / "kubeloop", ignore=apart)
@@ -96,7 +96,7 @@ def _make(environment: Environment, lock: IO[bytes], say: Callable[[str], None])
 
 
 def _base(environment: Environment) -> str:
-    """Return the Python to make an environment of: this one where it fits, else one that uv finds or downloads."""
+    """Return the Python of a new environment: this one if it fits, else one that uv finds or downloads."""
     return sys.executable if environment.version == sys.version_info[:2] else "{}.{}".format(*environment.version)
 
 
@@ -109,11 +109,11 @@ def _uv(environment: Environment, lock: IO[bytes], *arguments: str | Path) -> No
         )
         missing.lasting = True
         raise missing
-    # In a terminal uv shows how far the downloads are; of a new environment it would say how to activate it.
+    # In a terminal, uv shows the progress of downloads. For a new environment it would say how to activate it.
     shown = sys.stderr.isatty()
     done = subprocess.run(
         [program, *arguments, *([] if shown and arguments[0] == "pip" else ["--quiet"])],
-        # Another folder's uv.toml or pyproject.toml means another project.
+        # A uv.toml or pyproject.toml in the current folder belongs to another project.
         cwd=environment.folder.parent,
         env=inherited(),
         stdin=subprocess.DEVNULL,

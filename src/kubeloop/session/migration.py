@@ -14,7 +14,7 @@ def upgrade_all(settings: Settings, *, sqlite: bool = True) -> Iterator[str]:
 
     Args:
         settings: the place.
-        sqlite: whether files are migrated as well; those that open them do it too.
+        sqlite: whether to migrate files as well; the programs that open them also do it.
 
     Raises:
         SchemaError: a database is newer than this kubeloop, or has lost something.
@@ -32,7 +32,7 @@ def upgrade_all(settings: Settings, *, sqlite: bool = True) -> Iterator[str]:
 
 
 def main() -> None:
-    """Migrate, say so, and leave."""
+    """Migrate, print what was done, and exit."""
     with errors.program():
         for sentence in upgrade_all(config.settings()):
             print(sentence, flush=True)

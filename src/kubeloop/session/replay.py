@@ -26,9 +26,9 @@ from kubeloop.config import Drift, Loop
 from kubeloop.errors import KubeloopError
 
 RETRAIN_TIME = timedelta(days=1)
-"""How far the simulated clock may run on while a retraining takes place; then the traffic waits for it.
+"""How far the simulated clock may advance during a retraining; then the traffic waits for it.
 
-Never more than a window: a table of one day would else be over before the new model serves.
+It is at most one window: otherwise a table of one day would be over before the new model serves.
 """
 
 _PACE_S = 0.15
@@ -44,7 +44,7 @@ class ReplayError(KubeloopError):
 
 @dataclass
 class Progress:
-    """How far the replay is; `latencies_ms` holds the newest requests."""
+    """The progress of the replay; `latencies_ms` holds those of the newest requests."""
 
     begin: datetime
     moment: datetime
@@ -64,19 +64,19 @@ class Progress:
         return float(np.quantile(self.latencies_ms, quantile)) if self.latencies_ms else float("nan")
 
     def measured(self) -> dict[str, float] | None:
-        """Return median and 99th percentile of the newest requests' latency, and how many those are; None for none."""
+        """Return median and 99th percentile of the newest latencies, and their number; None if there are none."""
         if not self.latencies_ms:
             return None
         return {"p50": self.latency(0.5), "p99": self.latency(0.99), "requests": len(self.latencies_ms)}
 
     def rate(self) -> float:
-        """Return predictions a second since the start of this process."""
+        """Return predictions per second since the start of this process."""
         return (self.served - self.before) / max(1e-9, time.monotonic() - self.started)
 
 
 @dataclass(frozen=True)
 class Addresses:
-    """Base URLs of the services that the world talks to."""
+    """Base URLs of the services that the clients call."""
 
     inference: str
     collector: str
@@ -88,7 +88,7 @@ class Addresses:
 
 @dataclass(frozen=True)
 class Sent:
-    """What the payload log holds already: event ids by kind, and the newest event time."""
+    """What the payload log already holds: event ids by kind, and the newest event time."""
 
     predictions: frozenset[str] = frozenset()
     labels: frozenset[str] = frozenset()
@@ -164,7 +164,7 @@ class Replay:
         return self.progress
 
     def _moments(self) -> Iterator[tuple[datetime, pa.Table]]:
-        """Yield each moment with the events that still have to be asked for."""
+        """Yield each moment with the events that still have to be requested."""
         events = self._events
         stamps = events["event_timestamp"].to_numpy()
         _, starts = np.unique(stamps, return_index=True)
@@ -191,12 +191,12 @@ class Replay:
             yield rows.filter(pc.equal(rows[column], value))
 
     async def _inputs(self) -> list[tuple[str, str]]:
-        """Ask the inference service what a client has to send."""
+        """Ask the inference service for the inputs that a client must send."""
         metadata = await self._json("GET", f"{self._addresses.inference}/v2/models/{self._loop.name}")
         return [(tensor["name"], tensor["datatype"]) for tensor in metadata["inputs"]]
 
     async def _ask(self, moment: datetime, rows: pa.Table) -> None:
-        """Send one request; a failure is counted, never hidden."""
+        """Send one request; a failure is counted."""
         inputs = [
             {"name": name, "datatype": datatype, "shape": [rows.num_rows], "data": _plain(rows[name])}
             for name, datatype in self._fields
@@ -228,7 +228,7 @@ class Replay:
         self.progress.latencies_ms.append(1000 * (time.perf_counter() - started))
 
     async def _answered(self, asks: Iterable[Coroutine[Any, Any, None]]) -> None:
-        """Wait for the answers, also where the replay is told to end meanwhile: what was begun is counted."""
+        """Wait for the answers, even if the replay is told to end meanwhile, so that every request is counted."""
         begun = asyncio.gather(*asks)
         try:
             await asyncio.shield(begun)
@@ -271,9 +271,9 @@ class Replay:
         return await self._active()
 
     async def _logged(self) -> None:
-        """Wait until the collector has every payload event, so that a window is judged whole.
+        """Wait until the collector has every payload event, so that a window is complete when it is judged.
 
-        A collector that is away is not waited for longer than a moment: what it misses is counted as late.
+        If the collector does not answer, the wait is short, and the events that it misses count as late.
         """
         deadline = time.monotonic() + _DRAIN_S
         while time.monotonic() < deadline:
@@ -287,7 +287,7 @@ class Replay:
         return bool(status["active"])
 
     async def _pace(self, moment: datetime, hold: datetime | None) -> datetime | None:
-        """While a retraining runs, slow the clients down, and stop the clock where it has had its time."""
+        """During a retraining, slow down the clients, and stop the clock once it has advanced far enough."""
         while hold is not None:
             self.progress.retraining = await self._active()
             if not self.progress.retraining:
@@ -318,7 +318,7 @@ class Replay:
 
 
 def drawn(moments: npt.NDArray[np.datetime64], sample: float, seed: int) -> npt.NDArray[np.datetime64]:
-    """Return the moments whose events are sent: of [n] each with the probability `sample`."""
+    """Return the moments whose events are sent: each of [n] with the probability `sample`."""
     return moments[np.random.default_rng(seed).random(len(moments)) < sample]
 
 

@@ -22,7 +22,7 @@ _NEWS = re.compile(
 )
 _POLL_S = 0.2
 NOBODY: Mapping[str, str] = {}
-"""The login of a service that asks for none."""
+"""The login of a service that requires none."""
 
 
 class RunError(KubeloopError):
@@ -42,9 +42,9 @@ def request(
     Args:
         trigger: URL of the trigger.
         loop: the use case.
-        episode: why it is asked for; the run's name comes from it.
-        as_of: moment whose knowledge the run uses.
-        reason: kept with the version.
+        episode: why it is requested; the run's name is derived from it.
+        as_of: the run uses what was known at this moment.
+        reason: stored with the version.
         login: the header with the trigger's token (`access.header`).
 
     Raises:
@@ -77,7 +77,7 @@ def _ask(
         reason=reason,
     )
     headers = {"content-type": cloudevents.STRUCTURED, **login}
-    # A proxy that the environment names must not see the token.
+    # A proxy from the environment must not see the token.
     response = httpx.post(f"{trigger}/events", json=event, headers=headers, timeout=30, trust_env=not login)
     decision: dict[str, Any] = response.json()
     if response.status_code != 202:
@@ -86,7 +86,7 @@ def _ask(
 
 
 def record(trigger: str, run_name: str) -> dict[str, Any]:
-    """Return what the ledger knows of a run; `outcome` is None until it is over."""
+    """Return the ledger's record of a run; `outcome` is None until it is over."""
     found: dict[str, Any] = httpx.get(f"{trigger}/runs/{run_name}", timeout=30).json()
     return found
 
@@ -98,14 +98,14 @@ def follow(
     say: Callable[[str], None],
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Say each step of a run as it finishes, and return the run's record once it is over.
+    """Report each step of a run as it finishes, and return the run's record once it is over.
 
     Args:
         settings: the place.
         trigger: URL of the trigger.
         run_name: the run.
-        say: is told each step.
-        check: called while waiting; raises when there is nothing left to wait for.
+        say: called with a sentence about each step.
+        check: called while waiting; it raises an error if waiting is pointless.
     """
     steps = Steps(log(settings, run_name))
     while True:
@@ -124,7 +124,7 @@ def log(settings: Settings, run_name: str) -> Path:
 
 
 class Steps:
-    """Reads the finished steps, and the rows that validation held back, from a run's log as it grows."""
+    """Reads the finished steps, and the rows that validation quarantined, from a run's growing log."""
 
     def __init__(self, log: Path) -> None:
         self._log = log
@@ -132,7 +132,7 @@ class Steps:
         self._since = time.monotonic()
 
     def news(self) -> list[str]:
-        """Return a sentence for each step that finished since the last call, and before it what it held back."""
+        """Return sentences about the steps that finished since the last call, and before each about its quarantine."""
         if not self._log.is_file():
             return []
         with self._log.open("rb") as file:

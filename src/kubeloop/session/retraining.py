@@ -24,18 +24,19 @@ def run(
 ) -> dict[str, Any]:
     """Run the training pipeline once, through the ledger, and return the run's record.
 
-    The same moment, data, features, configuration and reason are one run: a repeated request follows the running one,
-    or reports its verdict again. A failed run is started again.
+    The same moment, data, features, configuration and reason give the same run: a repeated request follows the active
+    run or reports its verdict again. A failed run is started again.
 
-    It uses the services that are up, or starts them for the time of the run.
+    It uses the running services, or starts them for the duration of the run.
 
     Args:
         loop: the use case.
         settings: the place.
         environment: variables for the services, besides the settings.
-        say: is told what happens.
-        reason: kept with the version.
-        as_of: moment whose knowledge to use, ISO 8601; the newest label in the raw data when left out.
+        say: called with a sentence about each event.
+        reason: stored with the version.
+        as_of: the run uses what was known at this moment, ISO 8601; by default that of the newest label in the raw
+        data.
     """
     session.prepare(loop, settings, say)
     moment = past(as_of) if as_of else newest_label(loop, settings)
@@ -59,11 +60,11 @@ def run(
 
 
 def _nothing() -> None:
-    """Services that others started are theirs to look after."""
+    """Services that another process started are that process's responsibility."""
 
 
 def newest_label(loop: Loop, settings: Settings) -> datetime:
-    """Return the moment at which the newest label of the raw data was known.
+    """Return the moment at which the newest label of the raw data became known.
 
     Raises:
         session.SessionError: no event has a label.

@@ -1,7 +1,7 @@
 """One `kubeloop run`: raw data, services, the first model, the replay, and the summary.
 
-Every part can be interrupted and repeated: raw data and feature tables are kept, the first model and every retraining
-go through the ledger, and the payload log says what was replayed.
+Every part can be interrupted and repeated: raw data and feature tables are kept, the ledger records the first model and
+every retraining, and the payload log records what was replayed.
 """
 
 import asyncio
@@ -34,19 +34,19 @@ _END_S = 10.0
 
 
 class SessionError(KubeloopError):
-    """The loop cannot go on; the message says why and what to do."""
+    """The loop cannot continue; the message says why and what to do."""
 
     lasting = True
 
 
 class Observer(Protocol):
-    """Who is told what happens."""
+    """Receives events and progress."""
 
     def say(self, text: str) -> None:
-        """Hear of something that happened, in one sentence."""
+        """Receive a sentence about an event."""
 
     def progress(self, progress: Progress) -> None:
-        """Hear how far the replay is."""
+        """Receive the progress of the replay."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Plan:
     fast: bool = False
 
     def apply(self, loop: Loop) -> Loop:
-        """Return the loop with the replay that is to be run.
+        """Return the loop with the planned replay.
 
         Raises:
             SessionError: the loop has no replay.
@@ -85,12 +85,12 @@ def run(
         loop: the use case.
         settings: the place.
         environment: variables for the services, besides the settings.
-        observer: is told what happens.
+        observer: receives events and progress.
         plan: what to replay.
-        fresh: forget everything of earlier runs first.
+        fresh: delete everything of earlier runs first.
 
     Raises:
-        SessionError: the first model failed, or the kept state is of another kind of run.
+        SessionError: the first model failed, or the stored state is from another kind of run.
         ServiceError: a service does not start or ended.
         ReplayError: a service stopped answering.
     """
@@ -116,7 +116,7 @@ def run(
 
 
 def prepare(loop: Loop, settings: Settings, say: Callable[[str], None]) -> None:
-    """Take the raw data in and build the serving side's feature tables, where that was not done yet."""
+    """Import the raw data and build the feature tables for serving, unless that was done before."""
     from kubeloop import features
 
     access.private(settings.state)
@@ -136,7 +136,7 @@ def prepare(loop: Loop, settings: Settings, say: Callable[[str], None]) -> None:
 
 
 def start(loop: Loop, services: Services) -> None:
-    """Start the services; where the loop has a replay, the monitor's clock begins with it."""
+    """Start the services; if the loop has a replay, the monitor's clock begins with it."""
     if loop.replay is None:
         services.start_all(datetime.now(UTC).isoformat())
         return
@@ -146,7 +146,7 @@ def start(loop: Loop, services: Services) -> None:
 
 
 def resume_serving(loop: Loop, settings: Settings, say: Callable[[str], None]) -> None:
-    """Serve the kept champion again, if there is one, with the addresses that the services have now."""
+    """Serve the stored champion again, if there is one, with the current addresses of the services."""
     from kubeloop.models import registry
 
     champion = registry.champion(settings, loop.name)
@@ -166,7 +166,7 @@ def first_model(loop: Loop, settings: Settings, services: Services, observer: Ob
     assert loop.replay is not None  # noqa: S101 - plan.apply has made sure
     if registry.champion(settings, loop.name) is not None:
         return
-    # Another configuration or other data is another first model: a failed one does not stand in its way.
+    # Another configuration or other data give another first model, which an earlier failure does not block.
     identity = stages.digest(settings.raw)[:8] + loop.digest()[:8]
     trigger = services.url("trigger")
     name = runs.request(
@@ -182,10 +182,10 @@ def first_model(loop: Loop, settings: Settings, services: Services, observer: Ob
 
 
 def _remember(settings: Settings, plan: Plan) -> Counts:
-    """Return what earlier sessions left.
+    """Return the counts of earlier sessions.
 
     Raises:
-        SessionError: it is of another kind of run.
+        SessionError: they are from another kind of run.
     """
     counts = Counts.open(settings, fast=plan.fast)
     if not counts.known:
@@ -239,7 +239,7 @@ def _replay(loop: Loop, settings: Settings, services: Services, observer: Observ
         observer.say(f"The last session was killed: {uncertain:,} of its predictions were settled from the log.")
     started = time.monotonic()
     progress = asyncio.run(replay.run())
-    # The replay has waited until the node's queue was empty: all that will be dropped was dropped.
+    # The replay has waited until the node's queue was empty, so no more events will be dropped.
     counts.end(time.monotonic() - started, _dropped(services), progress.measured())
     _flush(services)
     news.look(now=True)
@@ -250,7 +250,7 @@ def _replay(loop: Loop, settings: Settings, services: Services, observer: Observ
 
 
 class News:
-    """Finds out what the monitor and the trigger decided, and says it once."""
+    """Reads what the monitor and the trigger decided, and reports each decision once."""
 
     def __init__(self, loop: Loop, settings: Settings, services: Services, observer: Observer) -> None:
         from kubeloop.monitoring.store import Store
@@ -266,7 +266,7 @@ class News:
         self._next = 0.0
 
     def look(self, now: bool = False) -> None:
-        """Say what is new, at most a few times a second."""
+        """Report what is new, at most a few times per second."""
         if not now and time.monotonic() < self._next:
             return
         self._next = time.monotonic() + 0.3
@@ -293,17 +293,17 @@ class News:
 
 
 def _among(ids: frozenset[str], events: pa.ChunkedArray) -> frozenset[str]:
-    """Return the ids that are those of events."""
+    """Return the ids that belong to events."""
     return frozenset(events.filter(pc.is_in(events, pa.array(sorted(ids), pa.string()))).to_pylist())
 
 
 def _flush(services: Services) -> None:
-    """Make the collector write what it holds to the payload log."""
+    """Have the collector write the events that it holds to the payload log."""
     services.post("collector", "/flush")
 
 
 def _dropped(services: Services) -> int:
-    """Return the predictions that the payload log lost in this session, wherever that happened."""
+    """Return the number of predictions that the payload log lost in this session, in any service."""
     try:
         status = httpx.get(f"{services.url('node')}/status", timeout=10).json()
     except httpx.HTTPError as error:
@@ -312,10 +312,9 @@ def _dropped(services: Services) -> int:
 
 
 def forget(settings: Settings, say: Callable[[str], None]) -> None:
-    """Delete what runs leave, and nothing else that may lie in the folder.
+    """Delete what runs leave, but no other files in the folder.
 
-    Pipeline runs outlive a session that is killed; one that is still at work would act on the new state, so it is ended
-    first.
+    Pipeline runs outlive a killed session. One that is still active would act on the new state, so it is ended first.
 
     Raises:
         SessionError: a pipeline run does not end.

@@ -25,7 +25,7 @@ from kubeloop.stores import kept, whole
 
 READY_S = 60.0
 STOP_S = 40.0
-"""For one service; the node takes longest: requests under way, its queue, its programs one after the other."""
+"""Time for one service to end. The node takes the longest: open requests, its queue, then its programs one by one."""
 _STEP_S = 0.02
 _ASK_S = 30.0
 _TAIL_LINES = 15
@@ -43,21 +43,21 @@ class _Service:
     url: str
     log: Path
     said: int
-    """Size of the log before it started."""
+    """Size of the log before the service started."""
 
 
 class Services:
-    """Starts services one by one and ends them in order, also when the program is interrupted or told to end.
+    """Starts services one by one and ends them in order, even if the program is interrupted or told to end.
 
-    SIGTERM and SIGHUP, a closed terminal, mean what Ctrl-C means: KeyboardInterrupt, then each service drains. A second
-    one of these signals ends all at once. A second `Services` on the same state folder is refused, since two of them
-    would write the same files.
+    SIGTERM and SIGHUP (a closed terminal) act like Ctrl-C: they raise KeyboardInterrupt, then each service drains. A
+    second signal ends all services at once. A second `Services` on the same state folder is refused, since both would
+    write the same files.
 
     Args:
         loop: the use case.
         settings: the place.
         environment: variables for the services, besides the settings.
-        say: is told that the services drain.
+        say: called with a sentence when the services drain.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Services:
         self._say = say
         self._signals = _Signals()
         self._settings = settings
-        # Feast, once this process has imported it, would have every service keep its counts in files of one folder.
+        # Once this process has imported Feast, every service would keep its metrics in files of one folder.
         own = {name: value for name, value in environment.items() if not name.startswith("PROMETHEUS_MULTIPROC")}
         self._environment = {**own, **settings.environ(), **QUIET, "PYTHONUNBUFFERED": "1"}
         self._running: dict[str, _Service] = {}
@@ -94,12 +94,12 @@ class Services:
         self._signals.hold()
         try:
             if kind is KeyboardInterrupt and self._running:
-                # A terminal that was closed takes no text any more.
+                # A closed terminal accepts no text.
                 with contextlib.suppress(OSError):
                     self._say(
                         "Draining: open requests are answered and logged. Press Ctrl-C again to end everything at once."
                     )
-            # Who asks ends before who answers: a run may be at the node, and the node's queue goes to the collector.
+            # Clients end before their servers: a run may call the node, and the node's queue goes to the collector.
             last = [name for name in _LAST if name in self._running]
             for names in ([name for name in self._running if name not in last], *([name] for name in last)):
                 self._stop(names)
@@ -127,13 +127,13 @@ class Services:
         return access.bearer(self._token)
 
     def post(self, name: str, path: str, json: Any = None) -> None:
-        """Tell a service started here to do something.
+        """Send a command to a service that was started here.
 
         Raises:
             ServiceError: it does not answer, or refuses.
         """
         try:
-            # A proxy that the environment names must not see the token.
+            # A proxy from the environment must not see the token.
             httpx.post(
                 f"{self.url(name)}{path}", json=json, headers=self.login, timeout=_ASK_S, trust_env=False
             ).raise_for_status()
@@ -175,7 +175,7 @@ class Services:
         """Start one module as a service on a free port and return its URL once it is ready.
 
         Raises:
-            ServiceError: it ended or did not get ready; the message quotes the end of its log.
+            ServiceError: it ended or did not become ready; the message quotes the end of its log.
         """
         log = self._settings.logs / f"{name}.log"
         module, *flags = arguments
@@ -193,7 +193,7 @@ class Services:
                     stdout=subprocess.PIPE,
                     stderr=errors,
                     text=True,
-                    # A terminal's Ctrl-C reaches this program alone, which then ends the services in order.
+                    # A terminal's Ctrl-C must reach only this program, which then ends the services in order.
                     start_new_session=True,
                     preexec_fn=partial(die_with_parent, os.getpid()),
                 )
@@ -213,14 +213,14 @@ class Services:
         return url
 
     def check(self) -> None:
-        """Raise a ServiceError when a service has ended by itself."""
+        """Raise a ServiceError if a service has ended by itself."""
         for name, service in self._running.items():
             code = service.process.poll()
             if code is not None:
                 raise _ended(name, f"ended with code {code}", code, service.log, service.said)
 
     def url(self, name: str) -> str:
-        """Return the base URL of a service started here."""
+        """Return the base URL of a service that was started here."""
         return self._running[name].url
 
     def _publish(self) -> None:
@@ -232,7 +232,7 @@ class Services:
 
 
 def _ready(process: subprocess.Popen[str]) -> str:
-    """Return the URL of the line `ready URL`, or an empty text when the process ends or takes too long."""
+    """Return the URL of the line `ready URL`, or an empty text if the process ends or takes too long."""
     found: list[str] = []
 
     def read() -> None:
@@ -249,7 +249,7 @@ def _ready(process: subprocess.Popen[str]) -> str:
 
 
 def _ended(name: str, how: str, code: int, log: Path, said: int) -> ServiceError:
-    """Return the error of a service that ended; its exit code says whether its last line is a sentence of ours."""
+    """Return the error of a service that ended; its exit code says whether its last line is our own message."""
     lines = log.read_bytes()[said:].decode(errors="replace").splitlines()
     if lines and code in (LASTING, PASSING):
         error = ServiceError(f"the {name} {how}: {lines[-1]}")
@@ -260,15 +260,15 @@ def _ended(name: str, how: str, code: int, log: Path, said: int) -> ServiceError
 
 
 class _Signals:
-    """What the signals that ask a program to end do while it has services; only the main thread hears them."""
+    """What the ending signals do while a program has services; only the main thread receives them."""
 
     def __init__(self) -> None:
         self.again = False
-        """Whether one came while the services were ending."""
+        """Whether a signal arrived while the services were ending."""
         self._before: dict[signal.Signals, Any] = {}
 
     def take(self) -> None:
-        """Make them KeyboardInterrupt; one that was ignored at the start, as with nohup, stays ignored."""
+        """Make them raise KeyboardInterrupt; a signal that was ignored at the start, as with nohup, stays ignored."""
         if threading.current_thread() is not threading.main_thread():
             return
         self._before = {number: signal.getsignal(number) for number in _ENDING}
@@ -277,15 +277,15 @@ class _Signals:
                 signal.signal(number, _interrupt)
 
     def hold(self) -> None:
-        """Only note them from now on."""
+        """From now on, only record them."""
         for number, before in self._before.items():
             if before is not signal.SIG_IGN:
                 signal.signal(number, self._note)
 
     def give_back(self) -> None:
-        """Let them do what they did before."""
+        """Restore their earlier handlers."""
         for number, before in self._before.items():
-            # None stands for a handler that is not Python's.
+            # None means that the handler is not Python's.
             signal.signal(number, signal.SIG_DFL if before is None else before)
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:

@@ -28,8 +28,9 @@ def build(loop: Loop, settings: Settings, session: Mapping[str, Any], wall_s: fl
     Args:
         loop: the use case.
         settings: the place.
-        session: what no store keeps, of `counts.Counts`: fast, sessions, replay_s, latency_ms, and the predictions that
-            its clients got (`served`, `errors`), that were lost (`dropped`), or settled after a kill (`uncertain`).
+        session: the values of `counts.Counts` that no store holds: fast, sessions, replay_s, latency_ms, and the
+            predictions that its clients got (`served`, `errors`), that were lost (`dropped`), or that were counted
+            after a kill (`uncertain`).
         wall_s: seconds that the last session took.
     """
     known = table.read(port.of(loop), settings, loop.name)
@@ -75,7 +76,7 @@ def read(settings: Settings) -> dict[str, Any] | None:
 
 
 def _episodes(loop: Loop, store: Store, runs: Mapping[str, Run]) -> dict[str, list[dict[str, Any]]]:
-    """Return the episodes that asked for a run, and apart from them those that the trigger absorbed."""
+    """Return the episodes that requested a run, and separately those that the trigger absorbed."""
     episodes, absorbed = [], []
     for row in store.episodes(loop.name):
         told = {
@@ -126,7 +127,7 @@ def _why_not(version: registry.Version, verdict: Mapping[str, Any], run: Run | N
 
 
 def _quality(loop: Loop, known: table.Log, versions: list[registry.Version]) -> dict[str, Any]:
-    """Compare the loop with its frozen first model, by `gates.metric`, on what was served since a newer one took over.
+    """Compare the loop with its frozen first model, by `gates.metric`, on the rows served since a newer one took over.
 
     Both are scored on the same logged features and labels; whole days are resampled.
     """

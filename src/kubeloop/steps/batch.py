@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class Scores(NamedTuple):
-    """How many events were scored, and by which version."""
+    """The number of scored events, and the version that scored them."""
 
     rows: int
     version: str
@@ -31,7 +31,7 @@ def materialize(loop: Loop, settings: Settings, raw: Path, as_of: datetime) -> d
         loop: the use case.
         settings: where the feature repo and the online store are.
         raw: folder of validated raw tables.
-        as_of: rows that became known later stay out.
+        as_of: rows that became known later are left out.
 
     Returns:
         Rows by view, and `online`: the rows written to the online store.
@@ -75,7 +75,7 @@ def score(loop: Loop, settings: Settings, raw: Path, as_of: datetime, since: str
         raise StageError(f"there is no event between {start.isoformat()} and {as_of.isoformat()}; score a longer span")
     with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
         features.build(repo, raw, Path(scratch))
-        # A version reads the features that it was trained on.
+        # A version uses the features that it was trained on.
         table = features.training_set(Path(scratch), champion.tags["kubeloop.feature_service"], rows)
     kind = maker.of(loop)
     found = model_folder.predict(kind.task, registry.folder(settings, champion), table.to_pandas())
@@ -91,21 +91,22 @@ def score(loop: Loop, settings: Settings, raw: Path, as_of: datetime, since: str
 
 
 def judge(loop: Loop, settings: Settings, until: datetime) -> dict[str, Any]:
-    """Have the monitor judge every window that ended and was not judged yet; return its status.
+    """Have the monitor judge every window that has ended and was not judged yet; return its status.
 
     Args:
         loop: the use case.
         settings: where the monitor is.
-        until: windows that end later stay out.
+        until: windows that end later are left out.
 
     Raises:
-        ServiceError: no monitor is up, or it cannot judge now; another attempt may succeed. The message is its own.
-        StageError: it refuses what it is asked.
+        ServiceError: no monitor is running, or it cannot judge now; another attempt may succeed. The message is the
+        monitor's.
+        StageError: it refuses the request.
     """
     from kubeloop import access, addresses
 
     url = addresses.address(settings, "monitor").format(loop=loop.name)
-    # The token is of this machine, and not for a monitor elsewhere.
+    # The token belongs to this machine, and a monitor elsewhere must not get it.
     login = {} if settings.monitor_url else access.header(settings.token_file)
     try:
         answer = httpx.post(

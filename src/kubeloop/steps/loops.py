@@ -17,11 +17,11 @@ from kubeloop.stores.bucket import Bucket
 
 _REFERENCE = re.compile(r"sha256:([0-9a-f]{64})")
 _NAMED = 5
-"""How many settings a sentence names."""
+"""Most settings that a sentence names."""
 
 
 class LoopError(KubeloopError):
-    """The use case of a run is not at its reference; a new run stores it again."""
+    """The use case of a run is not stored under its reference; a new run stores it again."""
 
     lasting = True
 
@@ -29,11 +29,11 @@ class LoopError(KubeloopError):
 def keep(loop: Loop, settings: Settings) -> str:
     """Store a use case with all its defaults, and return the reference to it.
 
-    It lies in the bucket where there is one, and otherwise in the state folder. Texts that mean the same have one
-    reference, so that what was cached for one is found for the other.
+    It is stored in the bucket if there is one, and otherwise in the state folder. Texts with the same meaning have the
+    same reference, so that they share cached results.
 
     Raises:
-        BucketError: the bucket does not take it.
+        BucketError: the bucket does not accept it.
     """
     content = json.dumps(loop.model_dump(mode="json"), sort_keys=True, ensure_ascii=False).encode()
     digest = hashlib.sha256(content).hexdigest()
@@ -47,15 +47,15 @@ def keep(loop: Loop, settings: Settings) -> str:
 
 
 def read(text: str, settings: Settings) -> Loop:
-    """Return the use case that a reference names, or that a text is.
+    """Return the use case of a reference or of a text.
 
     Args:
         text: a reference as `keep` returns it, or the use case as JSON or YAML.
-        settings: where it is kept.
+        settings: where it is stored.
 
     Raises:
         ConfigError: the text is neither.
-        LoopError: nothing is kept under the reference, or something else than it names.
+        LoopError: the reference names nothing, or something else is stored there.
         BucketError: the bucket does not answer.
     """
     match = _REFERENCE.fullmatch(text.strip())
@@ -76,9 +76,9 @@ def read(text: str, settings: Settings) -> Loop:
 
 
 def compiled(loop: Loop) -> str:
-    """Return the digest of what a pipeline keeps from the loop that it was compiled from, whatever loop a run is given.
+    """Return the digest of what a pipeline keeps from the loop at compilation, whatever loop a run gets.
 
-    That is its pods: images, resources, Secrets.
+    This is the configuration of its pods: images, resources, Secrets.
     """
     git = loop.delivery.git
     content = [loop.name, loop.pipelines.model_dump(mode="json"), git.model_dump(mode="json") if git else None]
@@ -86,7 +86,7 @@ def compiled(loop: Loop) -> str:
 
 
 def stale(loop: Loop, settings: Settings) -> str:
-    """Return what in a run is not as it is installed now, and the command that changes this; empty when all is.
+    """Return how a run differs from the installed loop, and the command that changes this; empty if it does not.
 
     A recurring run, and the pods of every run, are made from the loop that `kubeloop schedule` was given. On one
     machine there is no release, and `kubeloop run` compiles what it runs.
@@ -113,7 +113,7 @@ def _differs(loop: Loop, installed: str) -> str:
         now = Loop.parse(installed)
     except ConfigError as error:
         return f"This run cannot read the installed loop, which seems to be of another version of kubeloop ({error})"
-    # `assumptions` are words for people.
+    # `assumptions` are text for people.
     ours, theirs = (item.model_dump(mode="json", exclude={"assumptions"}) for item in (loop, now))
     found = list(_paths(ours, theirs))
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""

@@ -29,9 +29,8 @@ _log = logging.getLogger(__name__)
 def gate(loop: Loop, settings: Settings, run: str, model: Path, holdout: Path) -> "Verdict":
     """Compare the new model with the champion on the same newest hold-out.
 
-    Rows that the champion was trained on are left out, or it would be judged on its own lessons. A run that is
-    resumed after its model was registered keeps the verdict it was registered with: by then the champion may be
-    that very model.
+    Rows that the champion was trained on are left out, because they would favour it. A run that is resumed after its
+    model was registered keeps the registered verdict, because the champion may be the same model by then.
 
     Raises:
         StageError: too few rows are newer than the champion's training data.
@@ -40,10 +39,10 @@ def gate(loop: Loop, settings: Settings, run: str, model: Path, holdout: Path) -
     from kubeloop.tasks.tabular import model_folder
 
     found = _judge(loop, settings, run, holdout)
-    # A verdict that was registered holds them already.
+    # A registered verdict already holds them.
     if not found.warnings:
         found = gates.warned(found, model_folder.read(model).warnings, loop.gates)
-    # The reason is what the ledger, the report and `kubeloop submit` tell of a run.
+    # The ledger, the report and `kubeloop submit` show this reason for a run.
     if (said := loops.stale(loop, settings)) and said not in found.reason:
         found = replace(found, reason=f"{found.reason} {said}.")
     _log.info("%s", found.reason)
@@ -83,13 +82,13 @@ def compare(
     champion: str,
     old: Callable[["pd.DataFrame"], "npt.ArrayLike"],
 ) -> "Verdict":
-    """Judge a challenger against the champion on the rows of the hold-out that are newer than the champion's lessons.
+    """Judge a challenger against the champion on the hold-out's rows that are newer than the champion's training data.
 
     Args:
         loop: the use case.
         holdout: the newest rows with the challenger's answers.
         trained_to: newest moment that the champion learned from, ISO 8601.
-        champion: its version.
+        champion: the champion's version.
         old: gives the champion's answers to rows.
 
     Raises:
@@ -141,9 +140,10 @@ def current_champion(loop: Loop, settings: Settings) -> "Version | None":
 
 
 def promoted(version: "Version") -> bool:
-    """Return whether a version has ever been the champion: deployed, and the alias moved.
+    """Return whether a version was ever the champion: it was deployed, and the alias was moved to it.
 
-    The gate's word (`kubeloop.promoted`) is not a proof: a version may not have become ready, or wait for a review.
+    The gate's decision (`kubeloop.promoted`) does not prove it: a version may not have become ready, or may wait for a
+    review.
     """
     from kubeloop.models import registry
 
@@ -151,7 +151,7 @@ def promoted(version: "Version") -> bool:
 
 
 def numbers(verdict: "Verdict") -> dict[str, float]:
-    """Return what a verdict rests on as metrics, for the pipeline's page."""
+    """Return the numbers behind a verdict as metrics, for the pipeline's page."""
     found = {"champion": verdict.champion, "challenger": verdict.challenger, "difference": verdict.difference}
     if verdict.interval is not None:
         found |= {"interval_low": verdict.interval[0], "interval_high": verdict.interval[1]}
@@ -198,9 +198,9 @@ def register(
 
 
 def _tell(loop: Loop, settings: Settings, model: Path, verdict: str, run: str, version: str) -> None:
-    """Put where others look: the reference, for the monitor, and the outcome, for the trigger.
+    """Store the reference for the monitor, and the outcome for the trigger.
 
-    The outcome holds only once the run has succeeded: a promoted version may yet fail to become ready.
+    The outcome is valid only once the run has succeeded: a promoted version may still fail to become ready.
     """
     from kubeloop.stores.bucket import Bucket
 
@@ -214,11 +214,11 @@ def _tell(loop: Loop, settings: Settings, model: Path, verdict: str, run: str, v
 def deploy(loop: Loop, settings: Settings, version: str) -> "Applied":
     """Serve a registered version and, once it answers, make it the champion.
 
-    The alias moves last, so that it always names a model that serves. A version that waits for a review does not, and
-    stays the challenger.
+    The alias moves last, so that it always names a model that serves. A version that waits for a review does not serve
+    yet, and stays the challenger.
 
     Raises:
-        DeliveryError: the version does not become ready; the old champion goes on serving.
+        DeliveryError: the version does not become ready; the old champion continues to serve.
         StageError: a newer version is the champion; a run that is resumed late must not take its place.
     """
     from kubeloop.models import registry
@@ -245,7 +245,7 @@ def deploy(loop: Loop, settings: Settings, version: str) -> "Applied":
 def resume(loop: Loop, settings: Settings, champion: "Version") -> "Applied":
     """Serve a champion again, with the features that it was trained on, and record its address.
 
-    Its features stay its own also where loop.yaml names a newer feature service by now.
+    It keeps its features even if loop.yaml now names a newer feature service.
 
     Raises:
         DeliveryError: the version does not become ready.
@@ -273,14 +273,14 @@ def serve(loop: Loop, settings: Settings, version: "Version") -> "Applied":
 
     here = loop.delivery.applier == "local"
     if not here and settings.feature_registry and settings.online_store:
-        # A transformer does not start before it knows its features, and nobody may have materialized them yet.
+        # A transformer does not start without its features, and they may not be materialized yet.
         features.register(settings.home / loop.features.repo, settings)
     uri = version.uri if here else registry.storage_uri(version)
     manifest = inference_service(
         loop,
         ModelRef(version.version, uri, version.sha256, version.run),
         logger_url=addresses.address(settings, "collector"),
-        # A pod finds the feature repo in its image; tables and store are shared.
+        # A pod has the feature repo in its image; tables and store are shared.
         feature_dir=settings.features if here else settings.home / loop.features.repo,
     )
     verdict = json.loads(version.tags.get("kubeloop.gate", "{}"))
@@ -289,7 +289,7 @@ def serve(loop: Loop, settings: Settings, version: "Version") -> "Applied":
 
 
 def code_version(settings: Settings) -> str:
-    """Return kubeloop's version, with the commit of the image or of the loop's folder where there is one."""
+    """Return kubeloop's version, with the commit of the image or of the loop's folder if there is one."""
     if settings.code:
         return f"{__version__}+{settings.code}"
     try:

@@ -1,7 +1,7 @@
 """The steps from raw data to an evaluated model as functions over files, which the components call; no kfp here.
 
-Each reads and writes only the paths it is given and the services that `Settings` names, so that a step
-can be repeated after an interruption and cached by its inputs.
+Each reads and writes only the given paths and the services that `Settings` names, so that a step can be repeated after
+an interruption and cached by its inputs.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 TRAINING_SET = "training"
-"""Table name, and so suite name, of the training set."""
+"""Name of the training set's table, and so of its suite."""
 
 
 class StageError(KubeloopError):
@@ -68,19 +68,19 @@ def begin(settings: Settings, loop: str, as_of: str, run: str, job: str) -> Begu
     """Fix the moment, the name and the data of a run, and keep its use case under a reference.
 
     Args:
-        settings: where the raw data are, if they are taken in already.
+        settings: where the raw data are, if they are imported already.
         loop: the use case, as JSON, or a reference to it.
-        as_of: the moment, ISO 8601; now when empty.
-        run: unique name; the job's when empty.
-        job: what the pipeline system calls the run.
+        as_of: the moment, ISO 8601; now if empty.
+        run: unique name; the job's if empty.
+        job: the pipeline system's name of the run.
 
     Raises:
         StageError: the run has no name.
         ConfigError: the use case or the moment is not valid.
-        BucketError: there is a bucket, and it does not take the use case.
+        BucketError: there is a bucket, but it does not accept the use case.
     """
     if not run and not job:
-        # What is cached for no name would be found by every such run.
+        # Every run without a name would find what is cached for the empty name.
         raise StageError("the run has no name, like a recurring run with a fixed version: use `kubeloop schedule`")
     moment = past(as_of) if as_of else datetime.now(UTC)
     snapshot = digest(settings.raw) if sources.tables(settings.raw) else ""
@@ -104,16 +104,16 @@ def extract(loop: Loop, settings: Settings, as_of: datetime, out: Path, snapshot
 
     Args:
         loop: the use case.
-        settings: where the raw data are; they are taken in when they are not there yet, or written by `source.live`.
+        settings: where the raw data are; they are imported if they are missing, or written by `source.live`.
         as_of: the run's moment.
         out: folder of the tables.
-        snapshot: digest of the raw data, computed here when it is empty.
+        snapshot: digest of the raw data, computed here if it is empty.
     """
     since = Window.ending(loop, as_of).start - loop.features.history
     with sources.of_run(loop, settings, since=since, as_of=as_of) as raw:
         rows = sources.cut(loop, raw, out, since=since, as_of=as_of)
         _log.info("rows known by then: %s", ", ".join(f"{name} {count:,}" for name, count in rows.items()))
-        # The run was begun with the digest of the tables that are kept, which may be others.
+        # The run began with the digest of the stored tables, which may differ.
         return Extract(rows, snapshot if snapshot and raw == settings.raw else digest(raw))
 
 
@@ -166,7 +166,7 @@ def _validate(
         tables, suites, as_of=as_of, docs=docs, quarantine=quarantine, clean=clean, misfits=misfits
     )
     if settings.bucket:
-        # The state folder of a pod goes with it.
+        # The state folder of a pod is deleted with the pod.
         bucket = Bucket.open(settings)
         pages, rows = f"data-docs/{loop.name}/{run}/{what}", f"quarantine/{loop.name}/{run}"
         bucket.push(docs, pages)
@@ -216,14 +216,14 @@ def train(
 ) -> dict[str, Any]:
     """Fit, export, prove on the hold-out that both predict the same, and write the model folder; return its card.
 
-    Where `pipelines.train_job` says so, a TrainJob does it on a cluster, and its files are fetched from the bucket.
+    If `pipelines.train_job` is set, a TrainJob does it on a cluster, and its files are fetched from the bucket.
 
     Args:
         loop: the use case.
         training_set: Parquet file.
         out: folder of the model.
         holdout: file of the newest rows with the model's answers, for evaluation and gate; not written if left out.
-        settings: of the installation, for a TrainJob.
+        settings: those of the installation, for a TrainJob.
 
     Raises:
         DeliveryError: the TrainJob is refused, fails or takes too long.
@@ -233,7 +233,7 @@ def train(
     if loop.pipelines.train_job and settings and loop.delivery.applier != "local":
         from kubeloop.delivery import train_job
 
-        # The same data and use case are the same job: a step that is repeated finds what it has begun.
+        # The same data and use case give the same job, so a repeated step finds the one that it has begun.
         name = f"{loop.name[:40]}-{digest(training_set)[:8]}{loop.digest()[:8]}"
         train_job.train(loop, settings, name, training_set, out, holdout)
         return _told(model_folder.read(out))
@@ -251,7 +251,7 @@ def _told(card: "Card") -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the hold-out says of a model, in the shapes that KFP's artifacts take; None where its kind has none."""
+    """The evaluation of a model in the forms of KFP's artifacts; None for those that its kind does not have."""
 
     metrics: dict[str, float]
     roc: tuple[list[float], list[float], list[float]] | None
@@ -267,7 +267,7 @@ def evaluate(loop: Loop, model: Path, holdout: Path, out: Path, report: Path) ->
         model: model folder.
         holdout: the newest rows with the model's answers, as `train` writes them.
         out: folder for the figures, the report and the hold-out's predictions.
-        report: the report once more, as one HTML file.
+        report: the report again, as one HTML file.
     """
     from kubeloop.tasks import slices
     from kubeloop.tasks.tabular import holdout as answered
@@ -302,12 +302,12 @@ def evaluate(loop: Loop, model: Path, holdout: Path, out: Path, report: Path) ->
 
 
 def _rounded(line: Sequence[float]) -> list[float]:
-    """Leave out digits that Kubeflow's store would keep, and its page show, for each point."""
+    """Round numbers, since Kubeflow would store and show all digits of each point."""
     return [round(number, 4) for number in line]
 
 
 def slice_columns(frame: "pd.DataFrame", names: Sequence[str]) -> dict[str, Any]:
-    """Return the columns that a model is judged by slice of.
+    """Return the columns by whose slices a model is judged.
 
     Raises:
         StageError: one of them is not a feature.
@@ -321,7 +321,7 @@ def slice_columns(frame: "pd.DataFrame", names: Sequence[str]) -> dict[str, Any]
 def digest(path: Path) -> str:
     """Return the SHA-256 hex digest of a file's content, or of a folder's Python, SQL and YAML files with their names.
 
-    A file's own name does not count: how the pipelines system calls an artifact says nothing of the data in it.
+    A file's own name does not count, since the pipelines system's name of an artifact does not depend on its data.
     """
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -34,7 +34,7 @@ class BucketError(KubeloopError, OSError):
 
 
 class OwnerError(BucketError):
-    """The bucket belongs to another installation, until a person changes that."""
+    """The bucket belongs to another installation; only a person can change that."""
 
     lasting = True
 
@@ -43,9 +43,9 @@ class Owner(NamedTuple):
     """The owner of the bucket.
 
     Attributes:
-        name: the installation's, see `Settings.owner`.
-        log: the payload log's own, see `mirror.log_name`; empty before its first segment.
-        beat: changes as long as the log's mirror is there.
+        name: the installation's name, see `Settings.owner`.
+        log: the payload log's name, see `mirror.log_name`; empty before its first segment.
+        beat: changes as long as the log's mirror is running.
     """
 
     name: str
@@ -75,9 +75,10 @@ class Bucket:
     """A prefix of an S3 bucket. Credentials come from the AWS variables that every S3 client reads.
 
     Attributes:
-        connect: makes the client, at the first use: it takes 30 MiB, and a trigger needs it once a run has ended.
+        connect: makes the client at its first use, since it takes 30 MiB, and a trigger needs it only once a run has
+        ended.
         root: the bucket and the prefix.
-        owner: the installation that uses it; nobody is refused when empty.
+        owner: the installation that uses it; if empty, no installation is refused.
     """
 
     connect: "Callable[[], fs.FileSystem]"
@@ -93,10 +94,10 @@ class Bucket:
 
     @cached_property
     def store(self) -> "fs.FileSystem":
-        """The client, once the bucket is known not to be another installation's.
+        """The client, after a check that the bucket does not belong to another installation.
 
         Raises:
-            OwnerError: it is.
+            OwnerError: it belongs to another one.
             BucketError: the store does not answer.
         """
         if self.owner:
@@ -105,16 +106,16 @@ class Bucket:
 
     @cached_property
     def _ours(self) -> "fs.FileSystem":
-        """The client, once the bucket is marked as this installation's: for those who write."""
+        """The client for writing, after the bucket is marked as this installation's."""
         if self.owner and self.check() is None:
             self.claim(Owner(self.owner))
         return self._client
 
     def check(self) -> Owner | None:
-        """Return whose the bucket is: this installation's, or nobody's yet.
+        """Return the owner of the bucket: this installation, or None if it has no owner yet.
 
         Raises:
-            OwnerError: it is another installation's.
+            OwnerError: it belongs to another installation.
             BucketError: the store does not answer.
         """
         found = self.marked()
@@ -126,7 +127,7 @@ class Bucket:
         return found
 
     def marked(self) -> Owner | None:
-        """Return whose the bucket is, if it is anybody's.
+        """Return the owner of the bucket, if it has one.
 
         Raises:
             OwnerError: the mark cannot be read.
@@ -144,10 +145,10 @@ class Bucket:
             ) from None
 
     def claim(self, owner: Owner) -> Owner | None:
-        """Mark the bucket, and return the mark that is there then.
+        """Mark the bucket, and return the mark that it has afterwards.
 
-        Arrow's client cannot write on a condition: of two that claim an unmarked bucket in the same instant, the one
-        whose mark did not stay learns it here, or at its next `check`.
+        Arrow's client has no conditional write. If two installations claim an unmarked bucket at the same moment, the
+        one whose mark was overwritten finds out here, or at its next `check`.
 
         Raises:
             OwnerError: another installation was faster.
@@ -170,7 +171,7 @@ class Bucket:
         return cls(partial(_client, settings.s3_endpoint), root, settings.owner)
 
     def address(self, prefix: str) -> str:
-        """Return the s3:// address of what lies under a prefix."""
+        """Return the s3:// address of a prefix."""
         return f"s3://{self.root}/{prefix}"
 
     def names(self, prefix: str, before: datetime | None = None) -> list[str]:
@@ -194,10 +195,10 @@ class Bucket:
         return sorted(info.path.removeprefix(f"{base}/") for info in files if before is None or info.mtime < before)
 
     def put(self, name: str, content: bytes) -> None:
-        """Write an object in one piece, so that a browser knows by its name what it is.
+        """Write an object in one piece, with the content type of its name for browsers.
 
         Raises:
-            BucketError: the store does not take it.
+            BucketError: the store does not accept it.
         """
         self._put(self._ours, name, content)
 
@@ -210,7 +211,7 @@ class Bucket:
             raise BucketError(f"cannot write {self.root}/{name}: {error}") from error
 
     def get(self, name: str) -> bytes | None:
-        """Return an object, or None when there is none.
+        """Return an object, or None if it does not exist.
 
         Raises:
             BucketError: the store does not answer.
@@ -227,7 +228,7 @@ class Bucket:
             raise BucketError(f"cannot read {self.root}/{name}: {error}") from error
 
     def delete(self, name: str) -> None:
-        """Remove an object, if it is there.
+        """Remove an object, if it exists.
 
         Raises:
             BucketError: the store does not answer.
@@ -241,10 +242,10 @@ class Bucket:
             raise BucketError(f"cannot remove {self.root}/{name}: {error}") from error
 
     def push(self, folder: Path, prefix: str) -> int:
-        """Copy every file of a folder under a prefix, and return how many there were.
+        """Copy every file of a folder to a prefix, and return how many there were.
 
         Raises:
-            BucketError: the store does not take one; those before it are there.
+            BucketError: the store does not accept a file; the files before it are stored.
         """
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         for path in files:
@@ -254,16 +255,16 @@ class Bucket:
     def pull(
         self, prefix: str, folder: Path, wanted: Callable[[str], bool] = lambda _: True, most: int | None = None
     ) -> list[str]:
-        """Copy the objects under a prefix that a folder has not yet, in order and each in one step; return their names.
+        """Copy the objects under a prefix that a folder lacks, in order and each in one step; return their names.
 
         Args:
             prefix: where the objects are.
             folder: where their files go.
-            wanted: says of a name, relative to the prefix, whether to copy it.
-            most: objects to copy at most.
+            wanted: returns for a name, relative to the prefix, whether to copy it.
+            most: most objects to copy.
 
         Raises:
-            BucketError: the store does not answer; what was copied before is whole.
+            BucketError: the store does not answer; the files copied before are complete.
         """
         fetched: list[str] = []
         for name in self.names(prefix):
@@ -271,12 +272,12 @@ class Bucket:
                 break
             try:
                 target = paths.inside(folder, *name.split("/"), what="the object")
-            except paths.PathError:  # nobody of ours wrote it
+            except paths.PathError:  # kubeloop did not write it
                 continue
             if target.exists() or not wanted(name):
                 continue
             content = self.get(f"{prefix}/{name}")
-            if content is None:  # removed since it was listed: what follows waits for the next call, to keep the order
+            if content is None:  # removed since it was listed: the next ones wait for the next call, to keep the order
                 break
             target.parent.mkdir(parents=True, exist_ok=True)
             whole.write(target, content)

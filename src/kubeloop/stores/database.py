@@ -18,30 +18,30 @@ from kubeloop.errors import KubeloopError
 _log = logging.getLogger(__name__)
 
 FIRST = "0001"
-"""The revision of tables that do not say theirs: databases were without one before there was a second."""
+"""The revision of tables that do not record one: the first revision did not store its number."""
 _CREATING = 7_305_428_310
-"""Key of the advisory lock under which tables are made and migrated; any number that nobody else uses."""
+"""Key of the advisory lock under which tables are made and migrated: any number that no other program uses."""
 
 
 class Utc(sa.TypeDecorator[datetime]):
-    """A moment in UTC, also where the database keeps no time zone or answers in another one."""
+    """A moment in UTC, even if the database stores no time zone or answers in another one."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, _dialect: sa.Dialect) -> datetime | None:
-        """Hand the database UTC."""
+        """Convert a moment to UTC for the database."""
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, _dialect: sa.Dialect) -> datetime | None:
-        """Say that what comes back is UTC."""
+        """Mark a moment from the database as UTC."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 def connect(url: str, **options: Any) -> sa.Engine:
-    """Return an engine whose connections are looked at before use, so that a server's restart costs no request."""
+    """Return an engine that tests connections before use, so that no request fails after a server's restart."""
     return sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"), **options)
 
 
@@ -53,7 +53,7 @@ class AwayError(KubeloopError):
 
 @contextmanager
 def answering(whose: str, variable: str) -> Iterator[None]:
-    """Explain in one sentence that a database does not answer, with its owner and the variable that names it."""
+    """Explain in one sentence that a database does not answer, with its service and the variable that names it."""
     try:
         yield
     except OperationalError as error:
@@ -61,14 +61,14 @@ def answering(whose: str, variable: str) -> Iterator[None]:
 
 
 def unavailable(_request: Request, error: Exception) -> Response:
-    """Answer 503 for a handler that the database did not answer; the client should try again."""
+    """Answer 503 if the database did not answer a handler; the client should try again."""
     reason = str(getattr(error, "orig", error)).strip().splitlines()[0]
     return JSONResponse({"error": f"the database does not answer: {reason}"}, 503, {"retry-after": "1"})
 
 
 @dataclass(frozen=True)
 class Schema:
-    """The tables of a store, with the revision that this kubeloop knows: that of its newest migration."""
+    """The tables of a store, with the revision that this kubeloop uses: that of its newest migration."""
 
     name: str
     variable: str
@@ -77,20 +77,20 @@ class Schema:
 
     @cached_property
     def table(self) -> sa.Table:
-        """Where a database keeps its revision, as Alembic has it."""
+        """Alembic's table with the revision of a database."""
         return sa.Table(
             f"{self.name}_version", sa.MetaData(), sa.Column("version_num", sa.String(32), primary_key=True)
         )
 
 
 class BrokenSchemaError(KubeloopError):
-    """A database's tables are not what they should be."""
+    """A database's tables are not as expected."""
 
     lasting = True
 
 
 class SchemaError(BrokenSchemaError):
-    """A database has another schema than this kubeloop knows."""
+    """A database has a different schema than this kubeloop."""
 
     def __init__(self, schema: Schema, found: str) -> None:
         advice = (
@@ -105,9 +105,9 @@ class SchemaError(BrokenSchemaError):
 
 
 def prepare(engine: sa.Engine, schema: Schema) -> None:
-    """Make the tables of a new database, and see that those of another are the ones that this kubeloop knows.
+    """Make the tables of a new database; for an existing one, check that its schema is the one of this kubeloop.
 
-    An older SQLite file is migrated here, since nobody else is there to do it.
+    An older SQLite file is migrated here, since no other program does it.
 
     Raises:
         SchemaError: the database is older and on a server, or newer.
@@ -115,7 +115,7 @@ def prepare(engine: sa.Engine, schema: Schema) -> None:
     with engine.execution_options(reads_only=True).connect() as connection:
         found = version(connection, schema)
     if found is None or (found < schema.revision and engine.dialect.name == "sqlite"):
-        # Alembic is imported there, and only to migrate: what stays up does not carry it.
+        # Alembic is imported there and only for a migration, so that services do not spend memory on it.
         from kubeloop.stores import migrations
 
         _log.info(migrations.upgrade(engine, schema))
@@ -124,7 +124,7 @@ def prepare(engine: sa.Engine, schema: Schema) -> None:
 
 
 def version(connection: sa.Connection, schema: Schema) -> str | None:
-    """Return a database's revision; None when it has no table of the store."""
+    """Return a database's revision; None if it has no table of the store."""
     if stamped(connection, schema):
         return str(connection.execute(sa.select(schema.table.c.version_num)).scalar_one())
     inspector = sa.inspect(connection)
@@ -132,7 +132,7 @@ def version(connection: sa.Connection, schema: Schema) -> str | None:
 
 
 def stamped(connection: sa.Connection, schema: Schema) -> bool:
-    """Return whether a database says which revision it has."""
+    """Return whether a database records its revision."""
     return sa.inspect(connection).has_table(schema.table.name)
 
 
@@ -143,17 +143,17 @@ def create(connection: sa.Connection, schema: Schema) -> None:
 
 
 def stamp(connection: sa.Connection, schema: Schema, revision: str) -> None:
-    """Note which revision a database has, where it does not say so yet."""
+    """Record the revision of a database, if it does not record one yet."""
     schema.table.create(connection)
     connection.execute(schema.table.insert().values(version_num=revision))
 
 
 @contextmanager
 def exclusive(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """Begin a transaction that makes or migrates tables; processes that want to at once do it one after another."""
+    """Begin a transaction that makes or migrates tables; a lock makes concurrent processes do it one after another."""
     with engine.begin() as connection:
         if engine.dialect.name == "postgresql":
-            # A table that somebody reads for minutes must not stop everybody else behind the migration.
+            # If a client reads a table for minutes, the migration must not block all other clients meanwhile.
             connection.execute(sa.text("SET LOCAL lock_timeout = '60s'"))
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_CREATING)))
         elif not connection.connection.driver_connection.in_transaction:  # type: ignore[union-attr]

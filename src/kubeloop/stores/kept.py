@@ -22,7 +22,7 @@ _KEY = "crc32 of the rest"
 _STARS = re.compile(r"(\*\*|\*)")
 _SEAL = "# crc32 "
 _BROKEN = re.compile(r".{0,3}crc32|# .{0,7}[0-9a-f]{8}\n")
-"""A first line that was one with a checksum, whichever of its bits flipped."""
+"""A first line with a checksum, even if one of its bits flipped."""
 _LINE = re.compile(r"# crc32 ([0-9a-f]{8})\n(.*)", re.DOTALL)
 
 
@@ -31,10 +31,10 @@ class Kind(NamedTuple):
 
     Attributes:
         pattern: which files, under the state folder.
-        what: they are, and who writes them.
+        what: what they are, and which program writes them.
         advice: what to do when one is damaged or missing.
-        grows: it is written in place, so it must be writable; others are replaced whole.
-        sibling: where there are files of this pattern, one of this kind is missing if there is none.
+        grows: whether a file is written in place and so must be writable; others are replaced as a whole.
+        sibling: if files of this pattern exist, a file of this kind must exist too.
     """
 
     pattern: str
@@ -46,7 +46,7 @@ class Kind(NamedTuple):
 
 _RESTORE = "restore it from a backup, or start over with `kubeloop run --fresh`"
 AGAIN = "remove it; the next `kubeloop run` or `kubeloop serve` makes it again"
-"""Of what the next start makes again by itself, where it is broken."""
+"""Advice for files that the next start makes again if they are broken."""
 _MODEL = "restore it from a backup, or train another version with `kubeloop retrain`"
 _STEPS = "remove the folders pipeline and pipeline-cache; runs do their steps again"
 
@@ -90,11 +90,11 @@ KINDS = (
     Kind("quarantine/**", "rows that a suite refused", "remove it"),
     Kind("data-docs/**", "pages of Great Expectations", "remove it"),
 )
-"""Every kind of file in the state folder; a file is of the first kind that fits."""
+"""Every kind of file in the state folder; a file belongs to the first kind that fits."""
 
 
 def kind(path: Path, state: Path) -> Kind | None:
-    """Return what a file under the state folder is; None where it is none of ours."""
+    """Return the kind of a file under the state folder; None if it is not ours."""
     place = path.relative_to(state).as_posix()
     return next((kind for kind in KINDS if _shape(kind.pattern).fullmatch(place)), None)
 
@@ -125,21 +125,21 @@ class MissingError(KubeloopError):
 
 
 def _advice(path: Path) -> str:
-    # From the nearest folder up, since only settings know where the state begins.
+    # Search upwards, since only the settings know where the state folder begins.
     found = next((known for above in path.parents if (known := kind(path, above))), None)
     return f"; {found.advice}" if found else ""
 
 
 def seal(text: str) -> str:
-    """Return a text behind a line with its checksum, which is a comment in YAML and TOML."""
+    """Return a text after a line with its checksum, which is a comment in YAML and TOML."""
     return f"{_SEAL}{crc32(text.encode()):08x}\n{text}"
 
 
 def unseal(path: Path) -> str:
-    """Return what was sealed in a file.
+    """Return the text of a file with a checksum.
 
     Raises:
-        DamagedError: it is something else.
+        DamagedError: the text does not match the checksum.
         OSError: the file cannot be read.
     """
     text = _text(path)
@@ -162,7 +162,7 @@ def loads(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
-        DamagedError: it holds none, or another than was written.
+        DamagedError: it does not hold one, or not the one that was written.
         OSError: the file cannot be read.
     """
     try:
@@ -178,13 +178,14 @@ def loads(path: Path) -> dict[str, Any]:
 
 
 _BESIDE = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_READONLY})
-"""What SQLite says where another program writes, or a kill left a journal that only the next writer may undo."""
+"""SQLite's messages if another program writes, or if a kill left a journal that only the next writer may undo."""
 
 
 def look_into(path: Path) -> sqlite3.Connection:
-    """Open a SQLite file without changing anything: not even a lock is left where no other program has it open."""
-    # Without `immutable` a database in WAL mode would get its other two files. Every other is read under a lock, or a
-    # write under way would be taken for damage. The 19th byte is the version for readers (SQLite's file format, 1.3.3).
+    """Open a SQLite file without changing anything; if no other program has it open, not even a lock is left."""
+    # Without `immutable`, SQLite would create the other two files of a database in WAL mode. Every other database is
+    # read under a lock, because an unfinished write would look like damage. The 19th byte is the version for readers
+    # (SQLite's file format, 1.3.3).
     with path.open("rb") as file:
         logged = file.read(20)[19:] == b"\x02"
     still = logged and not path.with_name(f"{path.name}-wal").exists()
@@ -192,16 +193,16 @@ def look_into(path: Path) -> sqlite3.Connection:
 
 
 MADE = "made.json"
-"""In a folder whose files are made together: their digests."""
+"""Name of the file with the digests of a folder whose files are made together."""
 
 
 def remember(folder: Path, files: Iterable[Path]) -> None:
-    """Note what the files of a folder are, so that `changed` finds those that something else has changed."""
+    """Record the digests of a folder's files, so that `changed` finds files that another program has changed."""
     whole.write(folder / MADE, dumps({path.name: _content(path) for path in sorted(files)}))
 
 
 def changed(folder: Path) -> list[str]:
-    """Return the names of files that are missing, or not what `remember` was told; none where it was told nothing."""
+    """Return the names of files that are missing or differ from what `remember` recorded, if it recorded any."""
     if not (folder / MADE).is_file():
         return []
     try:
@@ -214,7 +215,7 @@ def changed(folder: Path) -> list[str]:
 def _content(path: Path) -> str:
     if not path.is_file():
         return "missing"
-    # An online store changes as time goes on, so nothing but its structure can be checked.
+    # An online store changes with time, so only its structure can be checked.
     if path.suffix == ".db" and path.name != "registry.db":
         return sqlite_fault(path) or "SQLite"
     with path.open("rb") as file:
@@ -222,15 +223,15 @@ def _content(path: Path) -> str:
 
 
 def sqlite_fault(path: Path, *, whole: bool = True) -> str | None:
-    """Return what is wrong with a SQLite file, None where nothing is found; it is not changed.
+    """Return what is wrong with a SQLite file, or None; the file is not changed.
 
-    SQLite keeps no checksums: what is found is a broken structure, and never another value in a row.
+    SQLite has no checksums, so this finds a broken structure but not a changed value in a row.
 
     Args:
         path: the file.
         whole: read all of it, not only its schema.
     """
-    # SQLite would take it for a new one.
+    # SQLite would read an empty file as a new database.
     if not path.stat().st_size:
         return "it is empty"
     try:
@@ -245,7 +246,7 @@ def sqlite_fault(path: Path, *, whole: bool = True) -> str | None:
 
 
 def _checksum(content: dict[str, Any]) -> str:
-    # Once through JSON, so that keys are text when they are sorted.
+    # Converted through JSON, so that keys are texts when they are sorted.
     plain = json.loads(json.dumps(content))
     return f"{crc32(json.dumps(plain, sort_keys=True).encode()):08x}"
 

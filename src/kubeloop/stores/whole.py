@@ -1,4 +1,4 @@
-"""Files that are written whole and then put in place: a crash, or a full disk, leaves the old one or the new one.
+"""Write files completely and then put them in place: a crash or a full disk leaves the old or the new file.
 
 This is the only module that renames files; tests/unit/stores/test_whole.py checks it.
 """
@@ -16,7 +16,7 @@ _MODE = 0o644
 def file(target: Path, *, part: Path | None = None, sync: bool = False) -> Iterator[Path]:
     """Yield the path to write to; the file there replaces `target` at the end, or is removed after an error.
 
-    Only one process may write to `target` at a time. What a killed one left is overwritten by the next.
+    Only one process may write to `target` at a time. The next one overwrites what a killed process left.
 
     Args:
         target: the file; its folder exists.
@@ -31,7 +31,7 @@ def file(target: Path, *, part: Path | None = None, sync: bool = False) -> Itera
         yield part
         move(part, target, sync=sync)
     except BaseException:
-        # It is missing where nothing was written, and a folder where something else is in the way.
+        # It is missing if nothing was written, and may be a folder that blocks the path.
         with contextlib.suppress(OSError):
             part.unlink()
         raise
@@ -54,7 +54,7 @@ def write(target: Path, content: str | bytes, *, mode: int | None = None, sync: 
         if mode is None:
             mode = target.stat().st_mode & 0o777 if target.exists() else _MODE
         with file(target, part=target.with_name(f".{target.name}-{secrets.token_hex(4)}"), sync=sync) as part:
-            # For the owner alone at first: there is no moment at which others could open a secret.
+            # At first only the owner may read it, so that others can never open a secret.
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "wb") as out:
                 os.fchmod(descriptor, mode)
@@ -67,12 +67,12 @@ def move(source: Path, target: Path, *, sync: bool = False) -> None:
     """Give a file or a folder another name on the same disk; a file that has the name is replaced.
 
     Args:
-        source: what is there.
+        source: the current name.
         target: its new name.
         sync: the content and the name survive a power cut once this returns.
 
     Raises:
-        OSError: it cannot be moved, such as onto a folder that is not empty.
+        OSError: it cannot be moved, for example onto a folder that is not empty.
     """
     if sync:
         _sync(source)
@@ -82,7 +82,7 @@ def move(source: Path, target: Path, *, sync: bool = False) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put names that were added to or removed from a folder on disk."""
+    """Write the added and removed names of a folder to disk."""
     _sync(folder)
 
 

@@ -1,6 +1,6 @@
-"""How sure a number from few rows is: the interval of an AUC, of several windows' AUC, and of a difference.
+"""The uncertainty of numbers from few rows: intervals of an AUC, of several windows' AUC, and of a difference.
 
-`evaluation` measures with them, `gates` and the monitor decide by them. No SciPy: the monitor stays small.
+`evaluation` reports them; `gates` and the monitor decide by them. No SciPy, so that the monitor stays small.
 """
 
 import math
@@ -16,10 +16,10 @@ __all__ = ["FEW", "Estimate", "bootstrap", "mean"]
 Floats = npt.NDArray[np.float64]
 
 CONFIDENCE = 0.95
-"""Of every two-sided interval of an AUC and of an effect; each end alone is passed by chance in 2.5 % of cases."""
+"""Confidence of every two-sided interval of an AUC or an effect; chance exceeds each end in 2.5 % of cases."""
 
 FEW = 10
-"""With fewer rows of either class an AUC says too little to judge a model by."""
+"""With fewer rows of either class, an AUC is too uncertain to judge a model by."""
 
 _HALVINGS = 40
 _GROUPS, _DRAWS, _SEED, _CELLS = 1_000, 400, 7, 2_000_000
@@ -48,8 +48,8 @@ def auc(y: Floats, p: Floats, confidence: float = CONFIDENCE) -> Estimate:
 
     The interval is Newcombe's fifth method (Statistics in Medicine 25, 2006, part 2): it solves
     |found - true| = z sqrt(V(true)) with the variance of Hanley & McNeil (1982), which holds for few rows and for an
-    AUC near 1, where those that put the found value into V are too narrow. V supposes scores of a certain shape; where
-    the rows' own variance (DeLong et al. 1988) is larger than V, V is scaled up to it.
+    AUC near 1, for which methods that put the found value into V are too narrow. V assumes a certain distribution of
+    the scores; if the rows' own variance (DeLong et al. 1988) is larger than V, V is scaled up to it.
 
     Args:
         y: labels [n], 0 or 1.
@@ -57,7 +57,7 @@ def auc(y: Floats, p: Floats, confidence: float = CONFIDENCE) -> Estimate:
         confidence: of the two-sided interval.
 
     Returns:
-        NaN throughout where there is one class.
+        All NaN if there is only one class.
     """
     positive, negative = np.sort(p[y == 1]), np.sort(p[y == 0])
     m, n = len(positive), len(negative)
@@ -94,7 +94,7 @@ def pooled(parts: Sequence[tuple[float, int, int]], confidence: float = CONFIDEN
 def difference(a: Estimate, b: Estimate) -> Estimate:
     """Return a - b of two independent estimates with intervals of one confidence.
 
-    MOVER, G. Zou and A. Donner, Statistics in Medicine 27 (2008): each end takes what each estimate is unsure of
+    MOVER, G. Zou and A. Donner, Statistics in Medicine 27 (2008): each end combines the uncertainty of both estimates
     in that direction.
     """
     value = a.value - b.value
@@ -109,7 +109,7 @@ def mean(values: Floats, confidence: float = CONFIDENCE) -> Estimate:
     """Return a mean with its interval by the central limit theorem.
 
     Args:
-        values: one a row [n].
+        values: one per row [n].
         confidence: of the two-sided interval.
     """
     if not len(values):
@@ -122,10 +122,10 @@ def mean(values: Floats, confidence: float = CONFIDENCE) -> Estimate:
 def bootstrap(prepare: Callable[[npt.NDArray[np.intp]], Weigh], rows: int, confidence: float = CONFIDENCE) -> Estimate:
     """Return a metric with its percentile bootstrap interval over the rows (Efron & Tibshirani 1993, ch. 13).
 
-    Of many rows not each is drawn by itself: they are dealt into 1,000 groups by chance, and groups are drawn.
+    If there are many rows, they are divided into 1,000 random groups, and groups are drawn instead of rows.
 
     Args:
-        prepare: gives the weighted form of the metric for the group of each row [n].
+        prepare: returns the weighted form of the metric for the group of each row [n].
         rows: how many there are.
         confidence: of the two-sided interval.
     """
@@ -145,9 +145,9 @@ def bootstrap(prepare: Callable[[npt.NDArray[np.intp]], Weigh], rows: int, confi
 
 
 def mixed(parts: Sequence[Estimate], rows: Sequence[int]) -> Estimate:
-    """Return the mean of independent estimates, each weighed by its rows, with its interval.
+    """Return the mean of independent estimates, weighted by their rows, with its interval.
 
-    Each end takes what the estimates are unsure of in that direction (MOVER, see `difference`).
+    Each end combines the uncertainty of the estimates in that direction (MOVER, see `difference`).
 
     Args:
         parts: at least one.
@@ -161,7 +161,7 @@ def mixed(parts: Sequence[Estimate], rows: Sequence[int]) -> Estimate:
 
 
 def _wins(others: Floats, values: Floats) -> Floats:
-    """Return for each value the share of the sorted others that are smaller, ties counted half."""
+    """Return for each value the share of the sorted others that are smaller; ties count half."""
     left, right = (np.searchsorted(others, values, side=side) for side in ("left", "right"))
     return np.asarray((left + right) / (2 * len(others)))
 
@@ -173,7 +173,7 @@ def _variance(true: float, m: int, n: int) -> float:
 
 
 def _solve(value: float, variance: Callable[[float], float], confidence: float) -> Estimate:
-    """Find on either side of the value where it lies z standard errors off; 0 and 1 where it never does."""
+    """Find the points on both sides from which the value is z standard errors away; 0 and 1 if there are none."""
     reach, ends = z(confidence), []
     for end in (0.0, 1.0):
         near, far = value, end

@@ -1,4 +1,4 @@
-"""The port of every kind of task, as monitor, gates and report need it.
+"""The interface of every kind of task for monitor, gates and report.
 
 *Cases* get *answers* from a candidate, and their *truths* arrive later. A *metric* compares both; it has a weighted
 form, so that blocks of time can be resampled, and an interval. What makes candidates is the kind's `maker`, which
@@ -28,7 +28,7 @@ Weighted = Callable[[npt.ArrayLike], Floats]
 _DROP = 0.05
 """Default of `drift.max_drop` for a share."""
 _DROP_SHARE = 0.1
-"""The same for a loss, as a share of its value on the hold-out."""
+"""Default of `drift.max_drop` for a loss, as a share of its value on the hold-out."""
 
 
 class EvaluationError(KubeloopError, ValueError):
@@ -39,18 +39,18 @@ class EvaluationError(KubeloopError, ValueError):
 
 @dataclass(frozen=True)
 class Metric:
-    """One number that says how good answers are.
+    """One number that measures how good answers are.
 
     Attributes:
         name: as in loop.yaml.
-        title: as pages write it.
-        better: 1 where a larger value is better, -1 where a smaller one is.
-        scale: `share` for values of 0 to 1, `loss` for values that are compared with each other by their ratio.
+        title: its name on pages.
+        better: 1 if a larger value is better, -1 if a smaller one is.
+        scale: `share` for values of 0 to 1, `loss` for values that are compared by their ratio.
         weighted: prepares the metric for many weightings of the same rows, from truths [n], answers [n] or [n, k] and
             the group of each row [n], 0 to g-1: a function from non-negative group weights [r, g] to the metric [r],
-            NaN where the weights leave it undefined. None where there is no such form.
-        estimate: the metric with its 95 % interval; a bootstrap over the rows where it is left out.
-        plain: the metric where it has no weighted form.
+            NaN where the weights leave it undefined. None if there is no such form.
+        estimate: the metric with its 95 % interval; a bootstrap over the rows if left out.
+        plain: the metric if it has no weighted form.
         pooled: the metric of several windows taken together, from each one's value, positives and negatives.
     """
 
@@ -70,10 +70,10 @@ class Metric:
         return float(self.prepare(y, p)(np.ones((1, len(y))))[0])
 
     def prepare(self, y: Floats, p: Floats, groups: Groups | None = None) -> Weighted:
-        """Return the weighted form; each row is its own group where `groups` is left out.
+        """Return the weighted form; each row is a separate group if `groups` is left out.
 
         Raises:
-            EvaluationError: there is none.
+            EvaluationError: the metric has no weighted form.
         """
         if self.weighted is None:
             raise EvaluationError(f"{self.name!r} has no weighted form; name another metric")
@@ -86,13 +86,13 @@ class Metric:
         return intervals.bootstrap(lambda groups: self.prepare(y, p, groups), len(y))
 
     def drop(self, reference: float) -> float:
-        """Return by how much it may be worse than a hold-out's value before anything is said of it."""
+        """Return by how much it may be worse than a hold-out's value before it is reported."""
         return _DROP if self.scale == "share" else _DROP_SHARE * abs(reference)
 
 
 @dataclass(frozen=True)
 class Level:
-    """What the report draws of truths and answers over time: a name, what it says, and a number format."""
+    """What the report draws of truths and answers over time: a name, its meaning, and a number format."""
 
     title: str
     detail: str
@@ -101,7 +101,7 @@ class Level:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One output of a served model: its name, and how many numbers it has a row."""
+    """One output of a served model: its name, and how many numbers it has per row."""
 
     name: str
     width: int = 1
@@ -112,12 +112,12 @@ class Task(ABC):
 
     Attributes:
         kind: its name in loop.yaml.
-        metrics: all of them by name, in the order of pages; the first is the kind's own choice.
-        headline: the metric that gates, monitor and report go by: `gates.metric`.
+        metrics: all metrics by name, in the order of pages; the first is the kind's default.
+        headline: the metric that gates, monitor and report use: `gates.metric`.
         tensors: the outputs of a served model that make an answer.
         columns: names of an answer's numbers in tables: the payload log, the reference, a scored batch.
-        titles: the same as people read them.
-        level: what `levels` gives.
+        titles: the same names for people.
+        level: a description of what `levels` returns.
     """
 
     kind: str
@@ -133,7 +133,7 @@ class Task(ABC):
         """Return one label, as a client sends it, as the number that truths hold.
 
         Raises:
-            ValueError: it is not a label of this task; the message says what one is.
+            ValueError: it is not a label of this task; the message says what a label is.
         """
 
     @abstractmethod
@@ -141,7 +141,7 @@ class Task(ABC):
         """Return a column of labels [n] as truths [n].
 
         Raises:
-            EvaluationError: one is missing, or no label of this task.
+            EvaluationError: a label is missing, or is not a label of this task.
         """
 
     @abstractmethod
@@ -149,7 +149,7 @@ class Task(ABC):
         """Return truths [n] and answers ([n], or [n, k] where an answer has k numbers) as float64.
 
         Raises:
-            EvaluationError: they are not of one length, or not of this task.
+            EvaluationError: their lengths differ, or they are not of this task.
         """
 
     @abstractmethod
@@ -162,30 +162,30 @@ class Task(ABC):
 
     @abstractmethod
     def scarce(self, y: npt.ArrayLike) -> int | None:
-        """Return how many truths differ from the most frequent one; None if that has no meaning."""
+        """Return how many truths differ from the most frequent one; None if that is meaningless."""
 
     @abstractmethod
     def positives(self, y: npt.ArrayLike) -> int | None:
-        """Return how many truths are of class 1, None where there is no such class."""
+        """Return how many truths are of class 1; None if there is no such class."""
 
     @abstractmethod
     def support(self, y: npt.ArrayLike) -> str:
-        """Say in a few words what truths [n] a number rests on."""
+        """Describe in a few words the truths [n] behind a number."""
 
     @abstractmethod
     def levels(self, y: Floats, p: Floats) -> tuple[float, float]:
-        """Return what came true and what was said, on average, of truths [n] and answers [n] or [n, k]."""
+        """Return the average truth and the average prediction, from truths [n] and answers [n] or [n, k]."""
 
     @abstractmethod
     def text(self, answer: Floats) -> str:
-        """Return one answer, a number or [k], as people read it."""
+        """Return one answer, a number or [k], as text for people."""
 
     def limited(self, name: str, y: Floats, p: Floats) -> float:
-        """Return the value of a metric that a floor or ceiling is held against."""
+        """Return the value of a metric that a floor or ceiling is compared with."""
         return self.metrics[name].value(y, p)
 
     def tolerance(self, limit: float, y: Floats, p: Floats) -> float:  # noqa: ARG002 - kinds may need them
-        """Return what the headline may lose in a slice, given `gates.slice_tolerance` and the champion's answers."""
+        """Return the headline's allowed loss in a slice, from `gates.slice_tolerance` and the champion's answers."""
         return limit
 
     def answers(self, table: Any) -> Floats:
@@ -203,8 +203,8 @@ class Task(ABC):
         """Measure answers against truths.
 
         Returns:
-            Every metric by name, the headline's interval as <name>_low and <name>_high, `rows`, and `positives` where
-            there are such; NaN where `undefined` gives a reason.
+            Every metric by name, the headline's interval as <name>_low and <name>_high, `rows`, and `positives` if the
+            kind has them; NaN if `undefined` gives a reason.
 
         Raises:
             EvaluationError: as `checked`.

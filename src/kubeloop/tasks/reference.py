@@ -22,13 +22,13 @@ Kind = Literal["numeric", "categorical"]
 Column = Sequence[Any] | npt.NDArray[Any]
 
 ABSENT = -1
-"""Code of a categorical value that is missing, or that training never saw."""
+"""Code of a categorical value that is missing, or that did not occur in training."""
 
 OTHER = "\x00other"
-"""The last category of a feature with many: all values that are not among the most frequent, or that are new."""
+"""The last category of a feature with many values: all values that are not among the most frequent, or that are new."""
 MOST_CATEGORIES = 100
-"""Categories that drift is looked for in. Where 5,000 follow Zipf's law, 27 % of windows of 150 rows without drift have
-a p-value below 0.01, and 2 % once all but these are one."""
+"""Most categories of a drift test. For 5,000 categories that follow Zipf's law, 27 % of windows of 150 rows without
+drift have a p-value below 0.01; with all but these merged, it is 2 %."""
 
 _FORMAT = 3
 _TOML = "reference.toml"
@@ -52,20 +52,20 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """A seeded sample of the training rows, with what is needed to read them.
+    """A seeded sample of the training rows, with the data needed to read them.
 
     Attributes:
         numeric_names: names of the Fn numeric features, in the order of `numeric`.
         categorical_names: names of the Fc categorical features, in the order of `categorical`.
-        categories: for each categorical feature its known values; a code is the index into them. Of many, the most
-            frequent ones and `OTHER`.
+        categories: for each categorical feature its known values; a code is the index into them. If there are many
+            values, the most frequent ones and `OTHER`.
         numeric: [n, Fn] float32, NaN where missing.
         categorical: [n, Fc] int32 codes, -1 (`ABSENT`) where missing or not among the categories.
-        score: [s] float32, or [s, k] where an answer has k numbers: the model's answers on the hold-out; s need not
-            be n.
+        score: [s] float32, or [s, k] if an answer has k numbers: the model's answers on the hold-out; s may differ from
+            n.
         importance: share of the model's importance by feature; not negative, sums to 1.
-        measured: the headline metric on the hold-out, None when unknown; a reference from before intervals were kept
-            has one without length.
+        measured: the headline metric on the hold-out, None if unknown; a reference from before intervals were stored
+            has an interval of length 0.
         rows: training rows before sampling.
         trained_from: first moment of the training window, ISO 8601.
         trained_to: end of the training window, ISO 8601.
@@ -138,23 +138,23 @@ class Reference:
         return dict(zip(self.titles, np.atleast_2d(self.score.T), strict=True))
 
     def encode(self, columns: Mapping[str, Column]) -> tuple[Floats, Codes]:
-        """Read a window's columns the way the reference reads its own.
+        """Read a window's columns as the reference reads its own.
 
         Args:
-            columns: one column of m values a feature; None or NaN is missing; other columns are ignored.
+            columns: one column of m values per feature; None or NaN is missing; other columns are ignored.
 
         Returns:
             numeric [m, Fn] float32 and categorical [m, Fc] int32.
 
         Raises:
-            BrokenReferenceError: a feature is absent, a value is not a number, or the columns differ in length.
+            BrokenReferenceError: a feature is missing, a value is not a number, or the columns differ in length.
         """
         return _encode(columns, self.numeric_names, self.categorical_names, self.categories)
 
     def save(self, folder: Path) -> None:
-        """Write reference.toml and three .npy files into the folder, making it if need be.
+        """Write reference.toml and three .npy files into the folder, which is made if necessary.
 
-        The TOML file comes last, so that an interrupted save cannot be loaded.
+        The TOML file is written last, so that an interrupted save cannot be loaded.
         """
         folder.mkdir(parents=True, exist_ok=True)
         for name in _ARRAYS:
@@ -219,20 +219,20 @@ def build(
     """Make a reference from training columns.
 
     Args:
-        columns: one column of n values a feature; None or NaN is missing; columns not in `kinds` are ignored.
+        columns: one column of n values per feature; None or NaN is missing; columns not in `kinds` are ignored.
         kinds: kind of each feature; its order becomes the order within each kind.
-        score: the model's answers on the hold-out [s] or [s, k]; sampled to `max_rows` on their own.
-        importance: importance of some or all features on any scale; scaled to sum to 1 (equal when all are 0).
+        score: the model's answers on the hold-out [s] or [s, k]; they are sampled to `max_rows` separately.
+        importance: importance of some or all features on any scale; scaled to sum to 1 (equal if all are 0).
         measured: the headline metric on the hold-out.
         titles: what each number of an answer is called.
         trained_from: first moment of the training window, ISO 8601.
         trained_to: end of the training window, ISO 8601.
-        model_version: the registered version, where it is known already.
+        model_version: the registered version, if it is known already.
         max_rows: rows to keep; sampled without replacement, in their order.
         seed: of the sample.
 
     Raises:
-        BrokenReferenceError: a column is absent or cannot be read, or the importance names an unknown feature.
+        BrokenReferenceError: a column is missing or cannot be read, or the importance names an unknown feature.
     """
     numeric_names = tuple(name for name, kind in kinds.items() if kind == "numeric")
     categorical_names = tuple(name for name, kind in kinds.items() if kind == "categorical")
@@ -277,7 +277,7 @@ def _column(columns: Mapping[str, Column], name: str) -> Column:
 
 def _numbers(name: str, column: Column) -> Floats:
     try:
-        # A number too large for float32 becomes infinite: still a value, and the largest one.
+        # A number too large for float32 becomes infinite: it is still a value, and the largest one.
         with np.errstate(over="ignore"):
             return np.asarray(column, dtype=np.float32)
     except (TypeError, ValueError) as error:
@@ -336,7 +336,7 @@ def _digest(path: Path) -> str:
 
 
 def _toml(reference: Reference, digests: Mapping[str, str]) -> str:
-    # An older monitor would take other values for missing ones; what has none it can read.
+    # An older monitor would read `OTHER` as missing, but it can read a reference without it.
     needed = 2 if any(OTHER in values for values in reference.categories.values()) else 1
     found = reference.measured
     if reference.score.ndim > 1 or (found and found.metric != "auc"):
@@ -365,5 +365,5 @@ def _array(values: tuple[str, ...]) -> str:
 
 
 def _quote(text: str) -> str:
-    # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
+    # A JSON string is a TOML basic string, except for DEL, which TOML requires to be escaped.
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,4 +1,4 @@
-"""Cut rows into slices and measure each: one value of one column, or a quarter of its numbers."""
+"""Divide rows into slices and measure each: one value of one column, or a quarter of its numbers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ _MISSING = frozenset({"", "None", "nan", "NaT", "<NA>"})
 class Slice:
     """The metrics of the rows that share one value of one column, with the interval of the headline.
 
-    `note` says why a metric is NaN, or that the headline rests on too few rows to judge by. `positives` counts the rows
-    of class 1, None where there is no such class.
+    `note` says why a metric is NaN, or that the headline has too few rows to judge by. `positives` counts the rows of
+    class 1; None if there is no such class.
     """
 
     column: str
@@ -43,7 +43,7 @@ def measure(
         frame: a data frame or mapping with the columns, [n] each.
         y: truths [n].
         p: answers [n] or [n, k].
-        columns: columns to slice by; see `members` for how.
+        columns: columns to slice by, as `members` does it.
         min_rows: smaller slices are left out.
 
     Raises:

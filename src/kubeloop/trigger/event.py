@@ -25,12 +25,12 @@ def _utc(value: datetime) -> datetime:
 
 
 def _come(value: datetime) -> datetime:
-    """Refuse the future: nothing is known of it, and a cooldown would last until then."""
+    """Refuse a moment in the future: nothing is known about it, and a cooldown would last until then."""
     return moments.past(value, moments.MOST)
 
 
 _Moment = Annotated[AwareDatetime, AfterValidator(_utc), AfterValidator(_come)]
-# A control character would break the command line or the log that the text ends up in.
+# A control character would break the command line or the log that contains the text.
 _Text = Annotated[str, StringConstraints(pattern=r"^\P{Cc}*$", max_length=2000)]
 _Id = Annotated[str, StringConstraints(pattern=r"^\P{Cc}+$", max_length=200)]
 
@@ -39,7 +39,7 @@ _Id = Annotated[str, StringConstraints(pattern=r"^\P{Cc}+$", max_length=200)]
 class DriftEvent:
     """An episode of drift, as the monitor or a person reports it.
 
-    `as_of` is the event's time: how far the run may look, and what a cooldown is measured in.
+    `as_of` is the event's time: the run uses what was known then, and cooldowns are measured in it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -54,7 +54,7 @@ class DriftEvent:
 
     @property
     def run_name(self) -> str:
-        """The run's name: a Kubernetes name of at most 63 characters that only this episode of this service has."""
+        """The run's name: a Kubernetes name of at most 63 characters, unique to this episode of this service."""
         digest = hashlib.sha256(f"{self.service}\n{self.episode}".encode()).hexdigest()[:8]
         episode = self.episode.removeprefix(f"{self.service}-").lower()
         slug = re.sub(r"[^a-z0-9]+", "-", episode)[: 52 - len(self.service)].strip("-")
@@ -83,7 +83,7 @@ class DriftEvent:
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, ('data', *e['loc'])))}: {e['msg']}" for e in error.errors())
             raise ValueError(wrong) from error
-        # Senders that forward what others said, such as Argo Events, have no subject of their own.
+        # Senders that forward events, such as Argo Events, do not set a subject.
         given_names = {"id": attributes.get("id"), "subject": attributes.get("subject", event.episode)}
         for name, value in given_names.items():
             if value != event.episode:

@@ -23,9 +23,9 @@ def _now() -> datetime:
 class KfpRunner:
     """Starts the newest uploaded version of the training pipeline, and reads its verdict from the bucket.
 
-    A failed run's next attempt is a run of its own, not KFP's retry: a retry whose answer is lost leaves nothing that
-    tells whether it took place, a run carries its attempt. Finished steps come from KFP's cache. Both methods raise an
-    OSError when the pipelines API or the bucket gives no usable answer.
+    A failed run's next attempt is a separate run, not KFP's retry. If the answer to a retry is lost, nothing shows
+    whether it took place, but a run records its attempt. Finished steps come from KFP's cache. Both methods raise an
+    OSError if the pipelines API or the bucket gives no usable answer.
     """
 
     def __init__(self, settings: Settings, loop: Loop, *, clock: Callable[[], datetime] = _now) -> None:
@@ -41,7 +41,7 @@ class KfpRunner:
         self._clock = clock
 
     def find(self, run_name: str) -> RunState | None:
-        """Return the state of the run; a run that outlives `pipelines.deadline` is ended."""
+        """Return the state of the run; a run that takes longer than `pipelines.deadline` is ended."""
         attempt = self._runs.find(run_name)
         return self._state(run_name, attempt) if attempt else None
 
@@ -86,14 +86,14 @@ class KfpRunner:
         if self._is_late(run, run.finished):
             return self._overrun()
         if step:
-            # A pod may run several steps, and the pipelines API knows the pod.
+            # A pod may run several steps, and the pipelines API knows only the pod.
             return f"failed in {step}"
         whole = self._api.run(run.run_id) or run
         steps = [step.name for step in whole.steps if step.state == "FAILED"]
         return f"failed in {', '.join(steps)}" if steps else "failed in Kubeflow Pipelines, which does not name a step"
 
     def _is_late(self, run: Run, moment: datetime | None) -> bool:
-        # Kubeflow Pipelines tells whole seconds.
+        # Kubeflow Pipelines reports whole seconds.
         limit = self._loop.pipelines.deadline - timedelta(seconds=1)
         return moment is not None and moment - run.created >= limit
 

@@ -45,10 +45,10 @@ def _now() -> datetime:
 
 
 class Ledger:
-    """What was asked for, what was started and how it ended, in a database that several triggers may share.
+    """Records what was requested, what was started and how it ended, in a database that several triggers may share.
 
-    Leases and retries follow `clock` (wall time); cooldowns follow the events' own time, so that months replayed in
-    minutes behave like months. Every change is one transaction, and each may be the last before a crash.
+    Leases and retries follow `clock` (wall time). Cooldowns follow the events' own time, so that months replayed in
+    minutes behave like months. Every change is one transaction, so that a crash may follow any of them.
     """
 
     def __init__(
@@ -72,17 +72,17 @@ class Ledger:
         self._engine.dispose()
 
     def record(self, event: DriftEvent) -> Decision:
-        """Decide about an event, once: the same episode gets the same answer however often it comes."""
+        """Decide about an event once: the same episode always gets the same answer."""
         for _ in range(_TRIES - 1):
-            # Another replica may write this episode, or a run of this service, after we look; then look again.
+            # Another replica may write this episode, or a run of this service, after we read; then read again.
             with contextlib.suppress(IntegrityError):
                 return self._record(event)
         return self._record(event)
 
     def claim(self, service: str, holder: str, lease: timedelta) -> Run | None:
-        """Lease the service's run that waits for a start, or whose holder is gone; None when there is none.
+        """Lease the service's run that waits for a start, or whose holder is gone; None if there is none.
 
-        A waiting run becomes `starting` with its next attempt, committed before anything is asked of a runner.
+        A waiting run becomes `starting` with its next attempt. This is committed before the runner is asked.
         """
         now = self._clock()
         waiting = RUNS.c.status.in_(("requested", "failed")) & (
@@ -100,20 +100,20 @@ class Ledger:
         return None
 
     def mark_started(self, run: Run) -> Run:
-        """Note that the runner has the run.
+        """Record that the runner has the run.
 
         Raises:
-            LeaseLostError: somebody else has written to the run since it was read.
+            LeaseLostError: another holder has written to the run since it was read.
         """
         return self._write(run, status="running", started_at=run.started_at or self._clock())
 
     def finish(
         self, run: Run, outcome: Outcome, reason: str, result: dict[str, Any] | None = None, lasting: bool = False
     ) -> Run:
-        """Close a run and start its cooldown; a failure that is not `lasting` leaves the attempts that are left.
+        """Close a run and start its cooldown; a failure that is not `lasting` allows the remaining attempts.
 
         Raises:
-            LeaseLostError: somebody else has written to the run since it was read.
+            LeaseLostError: another holder has written to the run since it was read.
         """
         now = self._clock()
         values: dict[str, Any] = {"detail": reason, "result": result, "lease_until": None, "holder": None}
@@ -128,26 +128,26 @@ class Ledger:
         return closed
 
     def requeue(self, run: Run, reason: str) -> Run:
-        """Let an interrupted attempt start again, at once and without counting a failure.
+        """Let an interrupted attempt start again at once, without counting a failure.
 
         Raises:
-            LeaseLostError: somebody else has written to the run since it was read.
+            LeaseLostError: another holder has written to the run since it was read.
         """
         return self._write(run, status="requested", detail=reason, holder=None, lease_until=None)
 
     def release(self, holder: str) -> None:
-        """Give back every lease of a holder that stops."""
+        """Return every lease of a holder that stops."""
         with self._engine.begin() as connection:
             held = RUNS.c.status.in_(("starting", "running")) & (RUNS.c.holder == holder)
             values = {"lease_until": self._clock(), "revision": RUNS.c.revision + 1}
             connection.execute(RUNS.update().where(held).values(values))
 
     def reconcile(self, service: str, runner: Runner, holder: str, lease: timedelta) -> None:
-        """Take the service's run if it can be claimed, and move what this holder leases one step on.
+        """Claim the service's run if possible, and advance the run that this holder leases by one step.
 
-        Services may share a ledger, each with a runner of its own: nobody touches another service's runs.
+        Services may share a ledger, each with its own runner; no service changes another one's runs.
 
-        An answer that the runner does not give (OSError) leaves the run as it is, for the next call to look again.
+        If the runner does not answer (OSError), the run does not change, and the next call asks again.
         """
         while self.claim(service, holder, lease):
             pass
@@ -214,7 +214,7 @@ class Ledger:
         return decision
 
     def _refusal(self, connection: sa.Connection, event: DriftEvent) -> str | None:
-        # In this order: a run that ends between the two looks leaves its cooldown for the second one.
+        # In this order: if a run ends between the two queries, the second one finds its cooldown.
         active = connection.execute(sa.select(RUNS.c.name).where(IS_ACTIVE & (RUNS.c.service == event.service)))
         if name := active.scalar_one_or_none():
             return f"absorbed: {name} is running"
@@ -267,9 +267,9 @@ class Ledger:
                 _log.error("%s: attempt %d failed: %s", run.name, state.attempt, state.error)
 
     def _look(self, run: Run, runner: Runner) -> RunState:
-        """Return where the run stands, after starting it if it never was.
+        """Return the state of the run, after starting it if it was never started.
 
-        The answer to an earlier start may have been lost, so the runner is asked for the run first, always.
+        The answer to an earlier start may have been lost, so the runner is always asked for the run first.
         """
         state = runner.find(run.name)
         if run.status == "running":
@@ -297,7 +297,7 @@ class Ledger:
 
 
 def _update(connection: sa.Connection, run: Run, **values: Any) -> Run:
-    """Write to a run if nobody has since it was read: compare and swap on its revision."""
+    """Write to a run unless another holder has written since it was read: compare and swap on its revision."""
     values["revision"] = run.revision + 1
     unchanged = (RUNS.c.name == run.name) & (RUNS.c.revision == run.revision)
     if connection.execute(RUNS.update().where(unchanged).values(values)).rowcount != 1:
@@ -311,5 +311,5 @@ def _cooldown(connection: sa.Connection, service: str) -> Cooldown | None:
 
 
 def _is_over(state: RunState, run: Run) -> bool:
-    """Return whether the state is what an attempt before the run's present one left behind."""
+    """Return whether the state belongs to an attempt before the run's current one."""
     return state.attempt < run.attempts and state.status in ("failed", "interrupted")

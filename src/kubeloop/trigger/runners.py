@@ -1,4 +1,4 @@
-"""Run pipelines: the port that the trigger ledger uses, and the runner of one machine."""
+"""Run pipelines: the interface that the trigger ledger uses, and the runner of one machine."""
 
 import fcntl
 import os
@@ -18,7 +18,7 @@ from kubeloop.stores import kept, whole
 
 
 class Parameters(TypedDict):
-    """What a runner is told about a run."""
+    """What a runner needs to know about a run."""
 
     attempt: int
     as_of: str
@@ -40,18 +40,18 @@ class RunState:
 class Runner(Protocol):
     """Starts pipeline runs and finds them again by name.
 
-    Both methods raise OSError (a TimeoutError or ConnectionError, say) when there is no answer; the run may or
-    may not have started then, and `find` tells.
+    Both methods raise OSError (for example TimeoutError or ConnectionError) if there is no answer. The run may or may
+    not have started then; `find` shows it.
     """
 
     def find(self, run_name: str) -> RunState | None:
-        """Return the state of the run's newest attempt; None when it was never started."""
+        """Return the state of the run's newest attempt; None if it was never started."""
 
     def start(self, run_name: str, parameters: Parameters) -> RunState:
         """Start an attempt, at most once.
 
-        When the run is going on, has succeeded, or has had this attempt or a later one, nothing starts and the
-        state it is in comes back.
+        If the run is active, has succeeded, or has had this attempt or a later one, nothing starts, and its current
+        state is returned.
         """
 
 
@@ -60,8 +60,8 @@ class LocalRunner:
 
     A run has the folder `settings.runs/<name>`: `run.json` (the pipeline's own report), `attempt.json` (number and
     process id), `log.txt`, and `alive`, a file that the pipeline process holds locked for as long as it lives. The
-    kernel drops that lock with the process however it ends, so a dead run is told from a live one without trusting
-    a process id, which the next process may carry.
+    kernel releases that lock when the process ends in any way. So a dead run can be distinguished from a live one
+    without a process id, which another process may have by then.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class LocalRunner:
             settings: the place.
             loop_file: the use case.
             environment: variables of the pipelines, besides the settings.
-            deadline: a run that takes longer is ended, or a pipeline that hangs would hold back every later one.
+            deadline: a run that takes longer is ended, since a pipeline that hangs would block every later one.
         """
         self._deadline = deadline
         self._settings = settings
@@ -102,7 +102,7 @@ class LocalRunner:
         return started is not None and datetime.now(UTC) - moments.read(started) > self._deadline
 
     def start(self, run_name: str, parameters: Parameters) -> RunState:
-        """Start an attempt in a process group of its own; see `Runner.start`."""
+        """Start an attempt in a separate process group; see `Runner.start`."""
         attempt = parameters["attempt"]
         with self._exclusive():
             state = self._state(run_name)
@@ -136,7 +136,7 @@ class LocalRunner:
         while time.monotonic() < deadline and any(map(self._alive, groups)):
             time.sleep(0.02)
         for name, group in groups.items():
-            # Steps that outlived their pipeline go as well, or they would write into the next attempt.
+            # Steps that outlived their pipeline are ended as well, since they would write into the next attempt.
             _signal(group, signal.SIGKILL)
             with self._exclusive():
                 state = self._state(name)
@@ -166,7 +166,7 @@ class LocalRunner:
                 lasting = bool(report.get("lasting"))
                 return RunState(status, attempt, report.get("result"), report.get("error"), lasting)
             case _:
-                # It ended before it could report: what it was given is wrong, or it was killed.
+                # It ended before it could report: its arguments are wrong, or it was killed.
                 lasting = child is not None and child.returncode == errors.LASTING
                 died = f"process died; the end of {folder / 'log.txt'} may say why"
                 return RunState("failed", attempt, error=died, lasting=lasting)
@@ -175,7 +175,7 @@ class LocalRunner:
         folder = self._folder(name)
         command = [str(self._settings.core_python), "-m", "pipelines", "run", "training"]
         command += ["--run-name", name, "--as-of", parameters["as_of"]]
-        # One word, since a reason that opens with a dash would read as an option.
+        # One word, since a reason that begins with a dash would be read as an option.
         command += [f"--reason={parameters['reason']}"]
         command += ["--loop", str(self._loop_file), "--state", str(self._settings.state)]
         with (folder / "alive").open("ab") as alive, (folder / "log.txt").open("ab") as log:
@@ -204,7 +204,7 @@ class LocalRunner:
         return False
 
     def _group(self, name: str) -> int | None:
-        """Return the process group of a live run; the pipeline's own report fills in for a starter that was killed."""
+        """Return the process group of a live run; if its starter was killed, the pipeline's own report has it."""
         folder = self._folder(name)
         pid = kept.loads(folder / "attempt.json")["pid"] or kept.loads(folder / "run.json").get("pid")
         return int(pid) if pid else None
@@ -214,7 +214,7 @@ class LocalRunner:
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """Keep every other runner on this state folder out, in this process and in others."""
+        """Exclude every other runner on this state folder, in this process and in others."""
         self._settings.runs.mkdir(parents=True, exist_ok=True)
         with (self._settings.runs / "lock").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -74,7 +74,7 @@ class _Metrics(Collector):
 
 
 def create_app(ledger: Ledger, service: str) -> Starlette:
-    """Return the HTTP face of the ledger for one inference service."""
+    """Return the HTTP application of the ledger for one inference service."""
     registry = CollectorRegistry()
     registry.register(_Metrics(ledger, service))
     ProcessCollector(registry=registry)

@@ -39,9 +39,9 @@ class Received:
 class Run:
     """A pipeline run as it was read; `revision` fences writes, so that only the newest reader's count.
 
-    `failed` waits for its next attempt; `succeeded` and `abandoned` are final and alone have an outcome.
-    `attempts` were started, `failures` of them failed (a stopped trigger interrupts an attempt without a failure);
-    `lasting` says whether the newest failure would come again, and is None where there was none.
+    `failed` waits for its next attempt; only `succeeded` and `abandoned` are final and have an outcome. `attempts` were
+    started, and `failures` of them failed (a stopped trigger interrupts an attempt without a failure). `lasting` says
+    whether the newest failure would occur again; None if there was no failure.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Cooldown:
-    """The rest of a service: `until` is event time, `length` how long the newest rest is."""
+    """The cooldown of a service: `until` is event time, `length` is the duration of the newest cooldown."""
 
     service: str
     until: datetime
@@ -132,9 +132,9 @@ LEDGER = Schema("ledger", "KUBELOOP_LEDGER_DB", METADATA, "0002")
 def open_engine(url: str) -> sa.Engine:
     """Connect to the database, and make its tables if it is new.
 
-    SQLite gets a write-ahead log, and a writer takes the write lock when it begins, since one that took it later
-    could not wait for another writer and would fail. It also gets a single connection a process: threads that queue
-    for that one are served at once, while writers that meet in the file sleep and try again.
+    SQLite gets a write-ahead log, and a writer takes the write lock when it begins: one that took it later could not
+    wait for another writer and would fail. It also gets a single connection per process: threads that wait for it
+    continue at once, while writers that collide in the file sleep and try again.
     """
     place = sa.make_url(url)
     is_sqlite = place.get_backend_name() == "sqlite"

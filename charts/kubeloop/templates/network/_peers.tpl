@@ -6,13 +6,13 @@
 {{- toYaml $found -}}
 {{- end -}}
 
-{{- /* Anywhere but the blocked addresses: pods by selector, since not every network takes them for addresses. */ -}}
+{{- /* Anywhere except the blocked addresses: pods by selector, since some networks do not match pods by address. */ -}}
 {{- define "kubeloop.anywhere" -}}
 - namespaceSelector: {}
 {{ include "kubeloop.outside" . }}
 {{- end -}}
 
-{{- /* Any address but the blocked ones. */ -}}
+{{- /* Any address except the blocked ones. */ -}}
 {{- define "kubeloop.outside" -}}
 {{- $four := list -}}
 {{- $six := list -}}
@@ -67,7 +67,7 @@
 {{- $named | default (ternary "80" "443" (hasPrefix "http:" .Values.storage.endpoint)) -}}
 {{- end -}}
 
-{{- /* Peers: where storage.endpoint says that the store is. One outside the cluster is told by its port alone. */ -}}
+{{- /* Peers: the store of storage.endpoint. A store outside the cluster is only identified by its port. */ -}}
 {{- define "kubeloop.store" -}}
 {{- $host := regexReplaceAll ":[0-9]+$" (include "kubeloop.storeHost" .) "" -}}
 {{- $labels := splitList "." $host -}}
@@ -82,7 +82,7 @@
 {{- end -}}
 {{- end -}}
 
-{{- /* Egress of a pipeline's pods. What is anywhere needs no more names. */ -}}
+{{- /* Egress of a pipeline's pods. A destination `anywhere` includes all others. */ -}}
 {{- define "kubeloop.stepsReach" -}}
 {{- include "kubeloop.to" (dict "root" . "destination" "sources") }}
 {{- $sources := .Values.networkPolicy.sources }}
@@ -125,7 +125,7 @@
       - {key: kubernetes.io/metadata.name, operator: In, values: {{ toJson . }}}
 {{- end -}}
 
-{{- /* Ingress of who only looks, on ports where nothing can be changed: dict root, ports, test (bool: `helm test` too). */ -}}
+{{- /* Ingress of clients that only read, on read-only ports: dict root, ports, test (bool: `helm test` too). */ -}}
 {{- define "kubeloop.scrape" -}}
 {{- $prometheus := .root.Values.networkPolicy.prometheusNamespace -}}
 {{- if or $prometheus .test -}}

@@ -12,7 +12,7 @@ _serving.tpl. */ -}}
 - name: KubeloopCollectorDropping
   severity: critical
   for: 0m
-  # What a damaged write-ahead file cost is known before the first scrape, so it never increases.
+  # The loss by a damaged write-ahead file is known before the first scrape, so this counter never increases.
   expr: >-
     sum by (namespace, reason) (increase(kubeloop_collector_events_dropped_total{ {{- $part -}} }[10m])) > 0
     or sum by (namespace, reason) (kubeloop_collector_events_dropped_total{ {{- $part }}, reason="damaged"}) > 0

@@ -26,12 +26,12 @@ predictors: {{ if $ours }}{{ printf "%s, service=~%q, component=\"predictor\"" $
 both: {{ if $all }}{{ printf "%s, service=~%q, component=~\"predictor|transformer\"" $places ($all | join "|") | quote }}{{ end }}
 {{- end -}}
 
-{{- /* Sum of what happened to inference requests, by component: dict is, outcome (a matcher), window. */ -}}
+{{- /* Sum of inference requests with an outcome, by component: dict is, outcome (a matcher), window. */ -}}
 {{- define "kubeloop.inferences" -}}
 sum by (namespace, service, component) (increase(kubeloop_inferences_total{ {{- .is.both -}}, {{ .outcome -}} }[{{ .window }}]))
 {{- end -}}
 
-{{- /* Share of inference requests that the server could not answer; what clients did wrong is not in it. */ -}}
+{{- /* Share of inference requests that the server could not answer, without errors of clients. */ -}}
 {{- define "kubeloop.failedShare" -}}
 {{ include "kubeloop.inferences" (merge (dict "outcome" "outcome=\"failed\"") .) }}
     / {{ include "kubeloop.inferences" (merge (dict "outcome" "outcome!=\"refused\"") .) }}

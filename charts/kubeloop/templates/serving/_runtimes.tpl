@@ -1,6 +1,6 @@
 {{- /* The specification of each serving runtime: dict root, runtime. */ -}}
 
-{{- /* Loops name their runtime. KServe refuses two that it may select for one format, as two releases would make. */ -}}
+{{- /* Loops name their runtime. KServe refuses two selectable runtimes for one format, which two releases would create. */ -}}
 {{- define "kubeloop.runtime.onnx" -}}
 supportedModelFormats:
   - {name: onnx, version: "1", autoSelect: false}
@@ -27,7 +27,7 @@ containers:
       - --model-dir=/mnt/models
       - --host=0.0.0.0
       - --port=8080
-      # No containerPort: KServe's Service would take it in, and offer it to clients.
+      # No containerPort, since KServe's Service would include it and offer it to clients.
       - --metrics-port=8082
       {{- with .runtime.device }}
       - --device={{ . }}
@@ -91,7 +91,7 @@ containers:
         {{- include "kubeloop.runtime.tritonStart" . | nindent 8 }}
       - triton
     args:
-      # Every input and output has one dimension, the rows: as a batch, Triton would take it for [rows, 1], and 4 rows.
+      # Every input and output has one dimension, the rows. With batches, Triton would expect [rows, 1] and at most 4 rows.
       - --backend-config=default-max-batch-size=0
       - --http-port=8080
       - --grpc-port=9000
@@ -126,7 +126,7 @@ containers:
     securityContext:
       {{- include "kubeloop.containerSecurity" . | nindent 6 }}
     command: [python3, -m, vllm.entrypoints.openai.api_server]
-    # KServe puts the inference service's name where the braces are.
+    # KServe replaces the braces with the inference service's name.
     args:
       - --model=/mnt/models
       - --host=0.0.0.0
@@ -134,7 +134,7 @@ containers:
       - {{ "--served-model-name={{.Name}}" | quote }}
     env:
       - {name: HOME, value: /tmp}
-      # PyTorch asks for the user's name, which the image does not know.
+      # PyTorch needs the user's name, which the image does not have.
       - {name: USER, value: vllm}
       - {name: HF_HUB_OFFLINE, value: "1"}
       - {name: VLLM_NO_USAGE_STATS, value: "1"}

@@ -25,12 +25,12 @@ WORKER = Path(__file__).with_name("worker.py")
 _ATTEMPTS = 3
 _START_S = 120.0
 _REQUEST_S = 120.0
-"""For a request; the first after a rest waits for the import of Alibi."""
+"""Timeout of a request; the first one after an idle period waits until Alibi is imported."""
 _STOP_S = 5.0
 
 
 class WorkerProcess:
-    """The worker as a child process that ends with this one; started at once, awaited at its first use."""
+    """The worker as a child process that ends with this one. It is started at once and awaited at its first use."""
 
     def __init__(self, python: Path, log_dir: Path, token_file: Path | None = None) -> None:
         if not python.is_file():
@@ -48,12 +48,12 @@ class WorkerProcess:
 
     @property
     def login(self) -> dict[str, str]:
-        """The header that the worker asks for."""
+        """The header that the worker requires."""
         return access.header(self._token_file) if self._token_file else {}
 
     @property
     def pid(self) -> int | None:
-        """The worker's process id; None while there is none."""
+        """The worker's process id; None if it does not run."""
         return self._process.pid if self._process else None
 
     def url(self) -> str:
@@ -87,7 +87,7 @@ class WorkerProcess:
         self.stop()
         flags = ["--token-file", str(self._token_file)] if self._token_file else []
         with self.log.open("ab") as log:
-            # -I: neither PYTHONPATH nor this folder, where alibi.py would hide a package of that name, is searched.
+            # -I: Python must not search PYTHONPATH or this folder, where alibi.py would hide the package of that name.
             self._process = subprocess.Popen(
                 [self._python, "-I", WORKER, "--port", "0", "--until-eof", *flags],
                 stdin=subprocess.PIPE,
@@ -125,10 +125,10 @@ class AlibiDetector:
         self._baselines: dict[str, Baseline] = {}
         self._bodies: dict[str, bytes] = {}
         self.seconds = 0.0
-        """Time the worker spent in Alibi for the last window."""
+        """Time that the worker spent in Alibi for the last window."""
 
     def fit(self, key: str, reference: Reference) -> None:
-        """Send a reference to the worker; a known key is left as it is.
+        """Send a reference to the worker; a known key does not change.
 
         Raises:
             UntestableError: the worker refuses the reference.
@@ -205,7 +205,7 @@ def _pack(
 
 def _checked(response: httpx.Response) -> httpx.Response:
     if response.is_error:
-        # The same bytes get the same refusal, but for 404, which asks for the reference or comes from a stranger.
+        # The same bytes get the same refusal. Only 404 asks for the reference again, or comes from another program.
         final = response.is_client_error and response.status_code != httpx.codes.NOT_FOUND
         error = UntestableError if final else DetectorError
         raise error(f"the detector worker refused with {response.status_code}: {response.text}")

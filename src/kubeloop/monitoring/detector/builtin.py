@@ -1,7 +1,7 @@
 """The built-in engine: Kolmogorov-Smirnov and chi-square tests against a reference that is sorted once.
 
-`Baseline` also gives the effect sizes, PSI and missing shares of every other engine, so that a change of
-engine changes who computes the tests and nothing else.
+`Baseline` also computes the effect sizes, PSI and missing shares for every other engine, so that engines differ only in
+how they compute the tests.
 """
 
 from collections.abc import Sequence
@@ -38,9 +38,9 @@ class NumericBaseline:
         name: of the feature.
         kind: numeric, or score.
         values: [u] float32, the distinct values in order.
-        below: [u + 1], how many reference values are smaller than `values[i]`; the last entry counts all.
+        below: [u + 1], the number of reference values smaller than `values[i]`; the last entry counts all.
         missing: rows without a value.
-        edges: [e] float32 bounds of the PSI bins: the reference's deciles, its least value, just over its largest.
+        edges: [e] float32 bounds of the PSI bins: the reference's deciles, its least value, and just above its largest.
         bins: [e + 2] reference rows under, between and over the edges, then those without a value.
     """
 
@@ -123,7 +123,7 @@ class Baseline:
         )
 
     def scores(self, sample: Sample, tests: Sequence[Test]) -> list[Score]:
-        """Complete an engine's tests, one a feature in the port's order, with effect, PSI and missing share."""
+        """Complete an engine's tests, one per feature in the port's order, with effect, PSI and missing share."""
         features = len(self.numeric) - self.answers
         own = tests[-self.answers :]
         numeric = [
@@ -150,7 +150,7 @@ class BuiltinDetector:
         self._baselines: dict[str, Baseline] = {}
 
     def fit(self, key: str, reference: Reference) -> None:
-        """Sort and count a reference; a known key is left as it is."""
+        """Sort and count a reference; a known key does not change."""
         if key not in self._baselines:
             self._baselines[key] = Baseline(reference)
 
@@ -181,15 +181,15 @@ class BuiltinDetector:
 def ks_distance(base: NumericBaseline, values: Floats) -> float:
     """Return the two-sample Kolmogorov-Smirnov D of a reference column and sorted values [m] without NaN.
 
-    D is reached at a value of the window or just before one, so only those m places are looked up in the
-    sorted reference: O(m log u), where a plain test sorts and searches all n + m rows. 0 when a side is empty.
+    D is reached at a value of the window or just before one, so only those m values are looked up in the sorted
+    reference. This is O(m log u); a plain test sorts and searches all n + m rows. 0 if a side is empty.
     """
     m, n = len(values), base.rows
     if not m or not n:
         return 0.0
     up_to = np.searchsorted(base.values, values, side="right")
     tied = base.values[np.maximum(up_to - 1, 0)] == values
-    # In whole numbers, n m times the two distribution functions: exact, and cheaper than their quotients.
+    # n m times the two distribution functions, in integers: exact, and cheaper than their quotients.
     steps = np.arange(0, (m + 1) * n, n)
     over = (steps[1:] - base.below[up_to] * m).max()
     under = (base.below[up_to - tied] * m - steps[:-1]).max()
@@ -201,7 +201,7 @@ def _numeric_score(base: NumericBaseline, column: tuple[Floats, int], test: Test
     before, now = base.rows + base.missing, len(values) + missing
     changed = abs(missing / now - base.missing / before) if before and now else 0.0
     if base.missing or missing:
-        # The same test of "is missing", whose D is the change itself; on two values it errs on the safe side.
+        # The same test of "is missing", whose D is the change itself. On two values it is conservative.
         p_value = min(1.0, 2 * min(p_value, *ks_p_values([changed], [before], [now])))
     of_values, of_all = evidence(base.rows, len(values)), evidence(before, now)
     moved = corrected_distance(statistic, base.below[1:] / max(base.rows, 1), of_values)
@@ -243,7 +243,7 @@ def _categorical_score(name: str, reference: Counts, window: Counts, test: Test)
 
 
 def _split(ordered: Floats) -> tuple[Floats, int]:
-    """Cut the missing rows off a sorted column, in which NaN comes last."""
+    """Remove the missing rows from a sorted column, in which NaN comes last."""
     missing = int(np.isnan(ordered).sum())
     return ordered[: len(ordered) - missing], missing
 

@@ -1,6 +1,6 @@
 """The formulas of the drift tests: p-values, effect sizes and the population stability index.
 
-The laws of Kolmogorov and Smirnov are written out: `scipy.stats` has them too, and takes 37 MiB in every monitor.
+The laws of Kolmogorov and Smirnov are implemented here, because `scipy.stats` would take 37 MiB in every monitor.
 """
 
 import math
@@ -17,10 +17,10 @@ Doubles = npt.NDArray[np.float64]
 
 _KOLMOGOROV = math.pi**2 / 12
 _LEAST = 0.5
-"""Evidence of one row against one, which says nothing."""
+"""Evidence of one row against one row, which proves nothing."""
 
 _PSI_FLOOR = 1e-4
-"""Share given to an empty bin, whose logarithm would be infinite."""
+"""Share of an empty bin, since the logarithm of 0 is infinite."""
 
 
 def ks_p_values(distances: Sequence[float], n: Sequence[int], m: Sequence[int]) -> list[float]:
@@ -33,7 +33,7 @@ def ks_p_values(distances: Sequence[float], n: Sequence[int], m: Sequence[int]) 
     d = np.asarray(distances, dtype=np.float64)
     rows, others = np.asarray(n, dtype=np.float64), np.asarray(m, dtype=np.float64)
     size = np.round(rows * others / np.maximum(rows + others, 1))
-    # SciPy takes the same formulas, but one feature at a time in Python: that would cost more than the rest.
+    # SciPy uses the same formulas, but one feature at a time in Python, which would cost more than everything else.
     large = (size > 140) & (size * d > 1) & (d < 1)
     tail = large & (size * d * d >= 2.2)
     middle = large & ~tail & ((size > 1e5) | (size * d**1.5 > 1.4))
@@ -53,7 +53,7 @@ def chi_square(reference: Counts, window: Counts) -> tuple[float, float]:
     The same as `scipy.stats.chi2_contingency(correction=False)` without the categories that neither side
     has. (0, 1) when a side is empty or only one category is left.
     """
-    # The engine of Alibi Detect has its own test, and its monitor no need of SciPy.
+    # Imported here, since a monitor with Alibi Detect's engine does not need SciPy.
     from scipy.special import chdtrc
 
     table = np.stack([reference, window]).astype(np.float64)
@@ -74,10 +74,10 @@ def cramers_v(reference: Counts, window: Counts) -> float:
     is sum((p - q)² / (p + q)) / 2, half the triangular discrimination (F. Topsøe, IEEE Transactions on
     Information Theory 46, 2000): 0 for equal shares, 1 for no category in common, whatever the sizes.
 
-    Chance alone makes V² of k categories (k - 1) / (N - 1) on average, where two samples of N / 2 rows are as certain
-    as these two; W. Bergsma, Journal of the Korean Statistical Society 42 (2013). Without the correction V of 48
-    categories in 150 rows is 0.29 where nothing changed. For two categories the result is Bergsma's; with more his
-    divisor would leave less than 1 where no category is in common.
+    Chance alone makes V² of k categories (k - 1) / (N - 1) on average, if two samples of N / 2 rows are as certain as
+    these two; W. Bergsma, Journal of the Korean Statistical Society 42 (2013). Without the correction, V of 48
+    categories in 150 rows is 0.29 although nothing changed. For two categories the result is Bergsma's. For more, his
+    divisor would give less than 1 if the samples have no category in common.
     """
     rows = evidence(int(reference.sum()), int(window.sum()))
     if rows <= _LEAST:
@@ -89,14 +89,14 @@ def cramers_v(reference: Counts, window: Counts) -> float:
 
 
 def evidence(n: int, m: int) -> float:
-    """Return n m / (n + m): one sample of so many rows against a known distribution is as certain as n against m."""
+    """Return n m / (n + m): one sample of this size against a known distribution is as certain as n rows against m."""
     return n * m / (n + m) if n and m else 0.0
 
 
 def unbiased(square: float, by_chance: float) -> float:
-    """Return an effect of which chance alone makes up `by_chance` of the square on average.
+    """Return an effect without the part of its square that chance causes on average, `by_chance`.
 
-    As R² is adjusted: its square is 0 on average where nothing changed, and 1 where nothing is in common.
+    It is adjusted like R²: its square is 0 on average if nothing changed, and 1 if nothing is in common.
     """
     if by_chance >= 1:
         return 0.0
@@ -106,9 +106,9 @@ def unbiased(square: float, by_chance: float) -> float:
 def corrected_distance(distance: float, steps: Doubles, rows: float) -> float:
     """Return a Kolmogorov-Smirnov D without what chance adds to it.
 
-    The square of Kolmogorov's limit has the mean pi² / 12, so chance makes D² that mean over the rows. Where a feature
-    has few values it makes less: D² is at most the sum of the squared differences at each value, whose mean is the sum
-    of F (1 - F) over the rows.
+    The square of Kolmogorov's limit has the mean pi² / 12, so chance makes D² that mean divided by the rows. For a
+    feature with few values it is less: D² is at most the sum of the squared differences at each value, whose mean is
+    the sum of F (1 - F) divided by the rows.
 
     Args:
         distance: D.
@@ -124,14 +124,14 @@ def effect_interval(effect: float, rows: float, categories: int = 1) -> tuple[fl
     """Return the 95 % interval of an effect.
 
     The standard error of a difference of two shares is at most 1 / (2 sqrt(rows)), and D is one (M. Raghavachari,
-    Annals of Statistics 1, 1973). That of V has the same bound: it is reached where the shares are almost equal, and is
-    less the further they differ (delta method); many categories add the variance of the chance that is taken off V²,
-    2 (k - 1) / N² as that of chi-square.
+    Annals of Statistics 1, 1973). The standard error of V has the same bound: it is reached if the shares are almost
+    equal, and is smaller the more they differ (delta method). Many categories add the variance of what chance adds to
+    V²: 2 (k - 1) / N², as for chi-square.
 
     Args:
         effect: D, V or the change of a share.
         rows: of `evidence`.
-        categories: that V is of.
+        categories: the number of categories of V.
     """
     if not rows:
         return 0.0, 1.0
@@ -145,8 +145,8 @@ def psi(reference: Counts, window: Counts) -> float:
     """Return the population stability index of two rows of counts [b] over the same bins.
 
     sum((q - p) ln(q / p)), N. Siddiqi, Credit Risk Scorecards (2006), with 1e-4 for the share of an empty bin. It is
-    shown as people know it, so chance adds some (b - 1) (1 / n + 1 / m) to it (B. Yurdakul 2018); nothing is decided by
-    it.
+    shown in its usual form, so chance adds about (b - 1) (1 / n + 1 / m) to it (B. Yurdakul 2018). No decision depends
+    on it.
     """
     if not reference.sum() or not window.sum():
         return 0.0
@@ -179,8 +179,8 @@ def _pelz_good(n: Doubles, d: Doubles) -> Doubles:
 def _exact(n: int, d: float) -> float:
     """Return P(D >= d) for n rows, n <= 140 or n d^1.5 <= 1.4: G. Marsaglia, W. Tsang and J. Wang, JSS 8 (2003).
 
-    The matrix takes (2 n d)^3 operations. Where the statistic can only be that large on one side, or where both sides
-    at once are too rare to count, twice Smirnov's law is enough; for n d <= 1 there is a closed form.
+    The matrix takes (2 n d)^3 operations. If the statistic can be that large on only one side, or if both sides at once
+    are negligibly rare, twice Smirnov's law is enough. For n d <= 1 there is a closed form.
     """
     if d >= 1:
         return 0.0
@@ -198,7 +198,7 @@ def _exact(n: int, d: float) -> float:
     matrix[-1, 0] += max(0.0, 2 * h - 1) ** order
     falls = np.arange(order)[:, None] - np.arange(order) + 1
     matrix /= np.array([math.factorial(fall) for fall in range(order + 1)], dtype=np.float64)[np.maximum(falls, 0)]
-    # n! / n^n, taken into each of the n factors: neither overflows.
+    # n! / n^n is distributed over the n factors, so that neither overflows.
     matrix *= math.exp(math.lgamma(n + 1) / n) / n
     return 1 - float(np.linalg.matrix_power(matrix, n)[k - 1, k - 1])
 

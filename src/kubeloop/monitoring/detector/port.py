@@ -17,14 +17,14 @@ Kind = Literal["numeric", "categorical", "score"]
 Engine = Literal["alibi", "builtin"]
 
 SCORE = "score"
-"""Name under which the model's own answer is reported, where it is one number."""
+"""Name under which the model's own answer is reported, if it is one number."""
 
 
 MOST_ROWS = 100_000
-"""Rows of a window that are tested; of a larger one a seeded sample is.
+"""Largest number of rows of a window that are tested; a larger window is sampled with a seed.
 
-Two-sample tests see n m / (n + m) rows. Against the n = 10,000 of a reference these are 9,091 for m = 100,000, and
-under 10,000 for any m: all further rows would make the standard error of an effect smaller by less than 5 %.
+A two-sample test is worth n m / (n + m) rows. Against a reference of n = 10,000 rows, that is 9,091 for m = 100,000 and
+below 10,000 for any m: all further rows would reduce the standard error of an effect by less than 5 %.
 """
 
 
@@ -42,13 +42,13 @@ class UntestableError(DetectorError):
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """Live rows, encoded with the reference they will be held against (`Reference.encode`).
+    """Live rows, encoded with the reference that they are compared with (`Reference.encode`).
 
     Attributes:
         numeric: [m, Fn] float32, NaN where missing.
         categorical: [m, Fc] int32 codes, -1 where missing or unseen in training.
-        score: [s] float32, or [s, k] where an answer has k numbers: the model's answers; s may be less than m where
-            responses were lost.
+        score: [s] float32, or [s, k] if an answer has k numbers: the model's answers; s is less than m if responses
+            were lost.
 
     Raises:
         ValueError: a shape or a type is wrong.
@@ -74,17 +74,17 @@ class Window:
 
 @dataclass(frozen=True)
 class Score:
-    """How far one feature of a window lies from the reference.
+    """How much one feature of a window differs from the reference.
 
     Attributes:
-        feature: its name, or what a number of the model's answers is called (`score` where there is one).
+        feature: its name, or the name of a number of the model's answers (`score` if there is only one).
         kind: numeric, categorical, or score.
         statistic: Kolmogorov-Smirnov D of the values (numeric, score), or Pearson's chi-square (categorical).
-        p_value: of that test; where values are missing, of that test and of the change in missingness
-            together (Bonferroni over the two), so that a feature that vanishes drifts like one that moves.
-        effect: size of the change in [0, 1], independent of the number of rows: what chance adds to it in few is
-            taken off. Numeric and score: the larger of D and the change in the missing share, which is D of
-            "is missing". Categorical: Cramér's V with both samples weighted equally.
+        p_value: of that test; if values are missing, of that test and of the change in missingness together (Bonferroni
+            over the two), so that a feature that disappears also drifts.
+        effect: size of the change in [0, 1], corrected for what chance adds to it in few rows. Numeric and score: the
+            larger of D and the change in the missing share, which is D of "is missing". Categorical: Cramér's V with
+            both samples weighted equally.
         psi: population stability index, with bins fixed by the reference.
         rows: rows tested that have a value.
         missing_share: share of the rows tested that have none (categorical: none, or one unseen in training).
@@ -108,7 +108,7 @@ class Detector(Protocol):
     """Holds references by key (the model version) and scores windows against them; for one thread at a time."""
 
     def fit(self, key: str, reference: Reference) -> None:
-        """Remember a reference; a key that is known already is left as it is.
+        """Remember a reference; a known key does not change.
 
         Raises:
             UntestableError: the engine refuses it.
@@ -126,7 +126,7 @@ class Detector(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of processes and connections."""
+        """End processes and close connections."""
 
 
 def open_detector(
@@ -142,9 +142,9 @@ def open_detector(
     Args:
         engine: `alibi` (Alibi Detect in its own process) or `builtin` (NumPy and SciPy in this one).
         detector_python: interpreter of the detector environment, for `alibi`.
-        log_dir: folder that takes the worker's log, for `alibi`.
-        url: address of a worker that runs already, such as a pod's sidecar; none is started then.
-        token_file: what a worker that is started asks its callers for.
+        log_dir: folder of the worker's log, for `alibi`.
+        url: address of a running worker, such as a pod's sidecar; then no worker is started.
+        token_file: file with the token that a started worker requires from its callers.
 
     Raises:
         DetectorError: the interpreter does not exist.
@@ -159,7 +159,7 @@ def open_detector(
 
 
 def correct(p_values: Sequence[float], method: Literal["holm", "bonferroni"] = "holm") -> list[float]:
-    """Adjust p-values for having tested several features, keeping the family-wise error rate.
+    """Adjust p-values for testing several features, so that the family-wise error rate holds.
 
     Args:
         p_values: m p-values in [0, 1].

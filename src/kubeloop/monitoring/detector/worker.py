@@ -1,20 +1,20 @@
 """The detector worker: Alibi Detect's tests over loopback HTTP, run by file path in the detector environment.
 
     <detector environment>/bin/python -I worker.py --port 0
-    <detector environment>/bin/python -I worker.py --port 8090 --idle-seconds 300     small while it has nothing to do
+    <detector environment>/bin/python -I worker.py --port 8090 --idle-seconds 300     frees memory while idle
     <detector environment>/bin/python -I worker.py --check --port 8090     does one answer there? (an exec probe)
 
-It imports nothing of kubeloop, decides nothing and keeps nothing: a client that is told 404 sends its
-reference again. Arrays travel as .npz (`numeric` [rows, Fn] float32 with NaN where missing, `categorical`
-[rows, Fc] int32, `score` [rows] float32):
+It does not import kubeloop, decides nothing and stores nothing: a client that gets 404 sends its reference again.
+Arrays are sent as .npz (`numeric` [rows, Fn] float32 with NaN where missing, `categorical` [rows, Fc] int32, `score`
+[rows] float32):
 
     PUT  /detectors/{key}         hold a reference
     POST /detectors/{key}/score   {"statistic": [...], "p_value": [...], "seconds": s}, in the order numeric,
                                   categorical, score; 0 and 1 where either side of a feature has no values
     GET  /healthz                 {"status": "ok", "detectors": [...]}
 
-Alibi takes 120 MiB and NumPy 10, and a window is judged for seconds of its hours: with --idle-seconds both are imported
-for the first request, and the process starts over in its own place once none has come for that long.
+Alibi takes 120 MiB and NumPy 10, and a window of hours is judged in seconds. With --idle-seconds, both are imported at
+the first request, and the process replaces itself with a new one after that many seconds without a request.
 """
 
 import argparse
@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _KEPT = 8
-"""References held; the least recently used goes first, and its client sends it again."""
+"""Most references that are held. The least recently used one is dropped first, and its client sends it again."""
 _CHECK_S = 5.0
 _ARRAYS = {"numeric": ("float32", (2,)), "categorical": ("int32", (2,)), "score": ("float32", (1, 2))}
-"""Type and numbers of axes; `score` has a second one where an answer has several numbers."""
+"""Type, and allowed numbers of axes; `score` has a second axis if an answer has several numbers."""
 
 Arrays: TypeAlias = "dict[str, npt.NDArray[np.generic]]"
 
@@ -91,8 +91,8 @@ def read(body: bytes, limit: int) -> Arrays:
 def columns(arrays: Arrays) -> "list[tuple[npt.NDArray[np.generic], bool]]":
     """Return each feature's present values [rows, 1] and whether it is categorical, in the protocol's order.
 
-    Alibi cannot take NaN, and dropping whole rows would let one feature's gaps thin out the others: so each
-    feature is its own test, on its own values. -1, missing or unseen, is a category like any other.
+    Alibi does not accept NaN, and dropping whole rows would remove values of other features. So each feature is tested
+    separately, on its present values. -1, missing or unseen, is a category like any other.
     """
     numeric = [(column, False) for column in arrays["numeric"].T]
     categorical = [(column, True) for column in arrays["categorical"].T]
@@ -102,10 +102,10 @@ def columns(arrays: Arrays) -> "list[tuple[npt.NDArray[np.generic], bool]]":
 
 
 class Reference:
-    """One fitted detector a feature."""
+    """One fitted detector per feature."""
 
     def __init__(self, arrays: Arrays) -> None:
-        # Not with the file, which a probe runs every few seconds: this import takes that long.
+        # Not at the top of the file: a probe runs it every few seconds, and this import takes seconds too.
         from alibi_detect.cd import TabularDrift  # type: ignore[import-not-found]
 
         self.widths = _widths(arrays)
@@ -151,8 +151,8 @@ class Worker(ThreadingHTTPServer):
     Args:
         port: port of loopback; 0 takes a free one.
         limit: largest body in bytes.
-        listener: descriptor of a socket that listens already, in place of a port.
-        token: what a caller must send; empty where anyone may call.
+        listener: descriptor of a listening socket, instead of a port.
+        token: what a caller must send; empty if every program may call.
     """
 
     daemon_threads = True
@@ -172,7 +172,7 @@ class Worker(ThreadingHTTPServer):
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        """Note that a request for Alibi is under way."""
+        """Record that a request for Alibi is in progress."""
         with self._lock:
             self._working += 1
         try:
@@ -193,7 +193,7 @@ class Worker(ThreadingHTTPServer):
             return list(self._references)
 
     def hold(self, key: str, reference: Reference) -> None:
-        """Keep a reference, letting go of the least recently used one over the limit."""
+        """Keep a reference; drop the least recently used one over the limit."""
         with self._lock:
             self._references[key] = reference
             self._references.move_to_end(key)
@@ -265,7 +265,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> bytes:
         lengths = self.headers.get_all("Content-Length", [])
-        # Set back once the whole body was read: what is left of one would be taken for the next request.
+        # Reset once the whole body was read: the rest of a body would be read as the next request.
         keep, self.close_connection = self.close_connection, True
         if "Transfer-Encoding" in self.headers or len(lengths) != 1 or not re.fullmatch("[0-9]{1,18}", lengths[0]):
             raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "send one Content-Length")
@@ -288,7 +288,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
-        """Log only refusals; a line for every window would bury them."""
+        """Log only refusals; one line for every window would hide them."""
         if len(args) > 1 and str(args[1]) >= "400":
             super().log_message(format, *args)
 
@@ -310,9 +310,9 @@ def check(port: int) -> str | None:
 
 
 def start_over(server: Worker) -> None:
-    """Become a new process of the same id on the same socket, where connections wait meanwhile.
+    """Replace this process with a new one of the same id and socket; new connections wait meanwhile.
 
-    A request that comes on a connection from before finds it closed, and its client sends it again.
+    Existing connections are closed, so their clients send a request again.
     """
     command = [sys.executable, *sys.orig_argv[1:]]
     if "--listener" in command:
@@ -376,7 +376,7 @@ def main() -> None:
         threading.Thread(target=rest, daemon=True).start()
     if options.listener is None:
         print(f"ready http://127.0.0.1:{server.server_port}", flush=True)
-    # Nobody reads on: what a library prints later goes to the log.
+    # The parent stops reading here, so what a library prints later goes to the log.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     server.serve_forever()
     if not ending.is_set():

@@ -1,8 +1,9 @@
-"""Bring the ledger's and the monitor's database to the schema that this kubeloop knows, with Alembic.
+"""Migrate the ledger's and the monitor's database to the schema of this kubeloop, with Alembic.
 
-A new database is made whole by `database.prepare`. An older one is migrated: on SQLite by the program that opens it, on
-PostgreSQL by `kubeloop run` or `kubeloop migrate` on a laptop, and on a cluster by the chart's Job before an upgrade
-(`python -m kubeloop.session.migration`). A migration only adds, since the old release's pods run until the new ones do.
+`database.prepare` makes a new database with all its tables. An older one is migrated: on SQLite by the program that
+opens it, on PostgreSQL by `kubeloop run` or `kubeloop migrate` on a laptop, and on a cluster by the chart's Job before
+an upgrade (`python -m kubeloop.session.migration`). A migration only adds, since the old release's pods run until the
+new ones are up.
 """
 
 import contextlib
@@ -18,12 +19,12 @@ _HERE = Path(__file__).parent
 
 
 def upgrade(engine: sa.Engine, schema: Schema) -> str:
-    """Migrate a database in one transaction that no other migration shares, and say what was done.
+    """Migrate a database in one transaction, under a lock, and return a sentence about it.
 
     A SQLite file is copied first, to `<file>.before-<revision>` next to it.
 
     Raises:
-        SchemaError: the database is newer than this kubeloop, or has lost something.
+        SchemaError: the database is newer than this kubeloop, or lacks a table or column.
     """
     with database.exclusive(engine) as connection:
         found = database.version(connection, schema)
@@ -55,7 +56,7 @@ def _run(connection: sa.Connection, schema: Schema) -> None:
 
 
 def _complete(connection: sa.Connection, schema: Schema) -> None:
-    """Refuse tables that have lost something, such as those of a kubeloop before the first version."""
+    """Refuse tables that lack something, such as those of a kubeloop before the first version."""
     inspector = sa.inspect(connection)
     for table in schema.metadata.sorted_tables:
         has = {item["name"] for item in inspector.get_columns(table.name)} if inspector.has_table(table.name) else set()

@@ -1,4 +1,4 @@
-"""What Alembic runs for every migration, on the connection and in the transaction of `kubeloop.stores.migrations`."""
+"""Alembic runs this for every migration, on the connection and in the transaction of `kubeloop.stores.migrations`."""
 
 from alembic import context
 

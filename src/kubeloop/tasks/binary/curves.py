@@ -1,4 +1,4 @@
-"""Draw what one number hides: ROC, precision-recall, calibration and confusion, as plain lists and as figures."""
+"""Compute ROC, precision-recall, calibration and confusion as plain lists, and draw them as figures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ MAX_POINTS = 200
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of at most 200 points; `threshold` is empty where a point belongs to none."""
+    """A line of at most 200 points; `threshold` is empty if its points have no thresholds."""
 
     x: list[float]
     y: list[float]
@@ -48,10 +48,10 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Curves:
-    """Everything drawn of one model on one hold-out.
+    """Everything that is drawn for one model on one hold-out.
 
     roc: x false positive rate, y true positive rate. pr: x recall, y precision. calibration: x mean prediction, y share
-    of class 1, one point a bin of equal mass, `evaluation.BINS` at most.
+    of class 1, one point per bin of equal mass, at most `evaluation.BINS`.
     """
 
     roc: Curve
@@ -67,10 +67,10 @@ def draw(y: npt.ArrayLike, p: npt.ArrayLike, threshold: float | None = None) -> 
     Args:
         y: labels [n], 0 or 1.
         p: probabilities of class 1 [n].
-        threshold: of the confusion matrix; the one with the largest F1 when left out.
+        threshold: that of the confusion matrix; by default the one with the largest F1.
 
     Raises:
-        EvaluationError: labels or predictions are not valid, or there is one class only.
+        EvaluationError: labels or predictions are not valid, or there is only one class.
     """
     labels, scores = evaluation.checked(y, p)
     reason = evaluation.undefined(labels)
@@ -102,8 +102,8 @@ def figures(curves: Curves, metrics: Mapping[str, float]) -> dict[str, "Figure"]
     """Return matplotlib figures by name: roc, pr, calibration, confusion.
 
     Args:
-        curves: of `draw`.
-        metrics: of `Task.score`, for the titles.
+        curves: the result of `draw`.
+        metrics: the result of `Task.score`, for the titles.
     """
     lines: dict[str, tuple[Curve, list[float], str, str, str]] = {
         "roc": (curves.roc, [0.0, 1.0], f"ROC, AUC {metrics['auc']:.3f}", "false positive rate", "true positive rate"),
@@ -141,7 +141,7 @@ def figures(curves: Curves, metrics: Mapping[str, float]) -> dict[str, "Figure"]
 
 
 def _figure(title: str, x_label: str, y_label: str) -> "tuple[Figure, Axes]":
-    # Not pyplot: that keeps every figure alive in a global.
+    # Not pyplot, which keeps every figure in a global variable.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.8, 4.2), dpi=120, layout="constrained")
@@ -151,7 +151,7 @@ def _figure(title: str, x_label: str, y_label: str) -> "tuple[Figure, Axes]":
 
 
 def _thin(x: Floats, y: Floats, threshold: Floats) -> Curve:
-    """Keep the ends and points evenly spaced along the line, so that a steep part loses no more than a flat one."""
+    """Keep the ends and evenly spaced points along the line, so that steep parts do not lose more than flat ones."""
     if len(x) > MAX_POINTS:
         way = np.append(0.0, np.cumsum(np.hypot(np.diff(x), np.diff(y))))
         kept = np.unique(np.searchsorted(way, np.linspace(0, way[-1], MAX_POINTS)))
@@ -161,7 +161,7 @@ def _thin(x: Floats, y: Floats, threshold: Floats) -> Curve:
 
 
 def calibration(labels: Floats, scores: Floats) -> Curve:
-    """Return the mean prediction and the share of class 1 of each bin, `evaluation.BINS` at most.
+    """Return the mean prediction and the share of class 1 of each bin, at most `evaluation.BINS` bins.
 
     Args:
         labels: 0 or 1 [n].

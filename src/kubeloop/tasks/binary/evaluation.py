@@ -51,7 +51,7 @@ def _ranked(labels: Floats, scores: Floats, groups: Groups, area: Callable[[Floa
 
 
 def few(y: npt.ArrayLike) -> str | None:
-    """Say that labels [n] are too few of a class to judge an AUC by, or return None if they are not."""
+    """Say that one class has too few labels [n] to judge by an AUC, or return None if both have enough."""
     labels = np.asarray(y)
     positives = int(labels.sum())
     if min(positives, labels.size - positives) >= intervals.FEW:
@@ -62,9 +62,10 @@ def few(y: npt.ArrayLike) -> str | None:
 def miscalibration(y: npt.ArrayLike, p: npt.ArrayLike) -> float:
     """Return the ECE without what chance alone adds to it.
 
-    Every bin of a perfectly calibrated model is off by chance: its labels' sum has variance sum(p (1 - p)), so that its
-    mean gap is that root times sqrt(2 / pi). On 300 rows 15 bins have an ECE of some 0.07 that way. Squares of both add
-    up, so their difference is taken (as Kumar et al. 2019 do with the calibration error's square), 0 where it is less.
+    Every bin of a perfectly calibrated model deviates by chance: the sum of its labels has the variance sum(p (1 - p)),
+    so its mean deviation is the root of that times sqrt(2 / pi). On 300 rows, this alone gives 15 bins an ECE of about
+    0.07. The squares of both parts add up, so the square of the chance part is subtracted (as Kumar et al. 2019 do with
+    the squared calibration error). A negative difference counts as 0.
 
     Args:
         y: labels [n], 0 or 1.

@@ -1,4 +1,4 @@
-"""Makes models of tables that say whether something happens."""
+"""Make models of tables that predict whether something happens."""
 
 import math
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _CHANCE, _POOR = 0.52, 0.55
 
 
 class BinaryMaker(Maker):
-    """A classifier of two classes, of which the probability of class 1 is served."""
+    """A classifier of two classes; the probability of class 1 is served."""
 
     task: Binary
 

@@ -22,7 +22,7 @@ def html(
     facts: Mapping[str, object] | None = None,
     warnings: Sequence[str] = (),
 ) -> str:
-    """Return a complete page; arguments as of `tabular.page.html`, `curves` of `curves.draw`."""
+    """Return a complete page; arguments as for `tabular.page.html`; `curves` is the result of `curves.draw`."""
     confusion = curves.confusion
     lines = (
         ("ROC", curves.roc, ((0, 0), (1, 1)), "false positive rate", "true positive rate"),

@@ -88,7 +88,7 @@ class Binary(Task):
         return f"{float(answer):.4f}"
 
     def limited(self, name: str, y: Floats, p: Floats) -> float:
-        """See `Task`; what chance adds to the calibration error of a small hold-out is not the model's."""
+        """See `Task`; the calibration error excludes what chance adds to it in a small hold-out."""
         return evaluation.miscalibration(y, p) if name == "ece" else super().limited(name, y, p)
 
 

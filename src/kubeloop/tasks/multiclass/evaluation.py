@@ -1,6 +1,6 @@
 """Measure a classifier of several classes; all metrics are those of scikit-learn.
 
-Truths are the classes' places in `training.classes`, answers one probability a class.
+Truths are positions in `training.classes`; answers are one probability per class.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ from kubeloop.tasks import forms
 from kubeloop.tasks.port import EvaluationError, Floats, Groups, Weighted
 
 _OFF = 1e-3
-"""How far a row's probabilities, which float32 has rounded, may be from 1 in sum."""
+"""How far the sum of a row's probabilities, which are rounded to float32, may be from 1."""
 
 
 def checked(y: npt.ArrayLike, p: npt.ArrayLike, classes: int) -> tuple[Floats, Floats]:
@@ -45,13 +45,13 @@ def log_loss(y: Floats, p: Floats, groups: Groups) -> Weighted:
 
 
 def hits(y: Floats, p: Floats, k: int = 1) -> Floats:
-    """Return for each row [n] 1 where its class is among the k likeliest; of equals the first ones count."""
+    """Return for each row [n] 1 if its class is among the k likeliest; among equal ones, the first ones count."""
     best = np.argsort(-p, axis=1, kind="stable")[:, :k]
     return np.asarray((best == y[:, None]).any(axis=1), dtype=np.float64)
 
 
 def accuracy(y: Floats, p: Floats, groups: Groups) -> Weighted:
-    """Return the weighted form of the share of rows whose likeliest class is theirs."""
+    """Return the weighted form of the share of rows whose likeliest class is the true one."""
     return forms.mean(hits(y, p), groups)
 
 
@@ -91,7 +91,7 @@ def confusion(y: Floats, p: Floats) -> npt.NDArray[np.int64]:
 
 
 def _counts(y: Floats, p: Floats, groups: Groups) -> tuple[Floats, Floats, Floats]:
-    """Return by group and class [g, K]: rows of the class, rows said to be of it, and rows where both agree."""
+    """Return by group and class [g, K]: rows of the class, rows predicted to be of it, and rows that are both."""
     classes, count = p.shape[1], int(groups.max(initial=-1)) + 1
     true, said = y.astype(np.intp), np.argmax(p, axis=1)
 

@@ -1,4 +1,4 @@
-"""Makes models of tables that say which of several classes a row is of."""
+"""Make models of tables that predict which of several classes a row belongs to."""
 
 import math
 from collections.abc import Mapping
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 OUTPUT, CLASS = "probabilities", "class"
 _MOST_TARGETS = 10
-"""Classes by whose share a category's values are told apart, the most frequent ones."""
+"""Most classes whose shares encode a category's values: the most frequent ones."""
 _TOO_GOOD = 0.99
 _POOR = 0.98
 
 
 class MulticlassMaker(Maker):
-    """A classifier, of which the probability of every class and the likeliest class are served.
+    """A classifier; the probability of every class and the likeliest class are served.
 
-    A class of `training.classes` that the training rows do not have gets the probability 0.
+    A class of `training.classes` that does not occur in the training rows gets the probability 0.
     """
 
     task: Multiclass
@@ -41,7 +41,7 @@ class MulticlassMaker(Maker):
         self.task = task
 
     def targets(self, y: Floats) -> Floats:
-        """See `Maker`: whether a row is of a class, for the most frequent ones."""
+        """See `Maker`: for each of the most frequent classes, whether a row belongs to it."""
         codes, counts = np.unique(y, return_counts=True)
         often = np.sort(codes[np.argsort(-counts, kind="stable")[:_MOST_TARGETS]])
         return np.asarray((y[:, None] == often).astype(np.float64))
@@ -82,7 +82,7 @@ class MulticlassMaker(Maker):
             found = graph.add("Cast", [shares], "estimator/narrow", to=1)
         else:
             found = graph.trees(matrix, algorithm, estimator, "estimator")
-        # A product with ones and zeros puts each column in its place, and leaves the others 0.
+        # A product with ones and zeros moves each column to its position and leaves the others 0.
         places = np.zeros((len(known), width))
         places[np.arange(len(known)), known] = 1
         graph.add("MatMul", [found, graph.constant("estimator/places", places, np.float32)], OUTPUT)
@@ -92,9 +92,10 @@ class MulticlassMaker(Maker):
         return [Output(OUTPUT, width=width), Output(CLASS, "text")]
 
     def giveaways(self, frame: "pd.DataFrame", y: Floats) -> dict[str, str]:
-        """See `Maker`; each class is held against all others.
+        """See `Maker`; each class is compared with all others.
 
-        What tells one class from the rest may well be a feature of it; what tells most of them knows the label.
+        A column that identifies one class may be a legitimate feature; one that identifies most classes knows the
+        label.
         """
         codes, counts = np.unique(y, return_counts=True)
         often = codes[np.argsort(-counts, kind="stable")[:_MOST_TARGETS]]
@@ -119,7 +120,7 @@ class MulticlassMaker(Maker):
         even = 1 / int((shares > 0).sum())
         floor = math.floor((even + max(0.0, recall - even) / 2) * 100) / 100
         ceiling = math.ceil((loss + max(chance, loss)) / 2 * 100) / 100
-        # The monitor watches the headline, which is neither of them where the loop says so.
+        # The monitor watches the headline, and the loop may choose one that is neither of them.
         limits = {"log_loss": ceiling, "balanced_accuracy": floor}
         name = self.task.headline.name
         return Draft(
@@ -140,7 +141,7 @@ class MulticlassMaker(Maker):
         return Shown(page.html(self.task, title, card, holdout, counts), None, list(self.task.classes), counts.tolist())
 
     def scored(self, answers: Floats) -> dict[str, npt.NDArray[Any]]:
-        """See `Maker`: the likeliest class, and a column a class."""
+        """See `Maker`: the likeliest class, and one column per class."""
         best = np.array(self.task.classes, dtype=object)[np.argmax(answers, axis=1)]
         names = [f"probability_{name}" for name in self.task.classes]
         return {CLASS: best, **{name: column.astype(np.float32) for name, column in zip(names, answers.T, strict=True)}}

@@ -23,10 +23,10 @@ def html(task: Multiclass, title: str, card: "Card", holdout: HoldOut, counts: n
 
     Args:
         task: the loop's.
-        title: of the page.
-        card: the model's.
-        holdout: what it is measured on.
-        counts: the confusion [K, K].
+        title: title of the page.
+        card: the model's card.
+        holdout: the rows that it is measured on.
+        counts: the confusion matrix [K, K].
     """
     right, sure = task.confidence(holdout.y, holdout.answers)
     line = curves.calibration(right, sure)

@@ -26,7 +26,7 @@ class Training(loop.Training):
     def _differ(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(classes)) < len(classes) or not all(classes):
             raise ValueError("training.classes must be different texts, and none of them empty")
-        # They are part of keys in the monitor's database, and labels that a client sends.
+        # Class names are part of keys in the monitor's database, and clients send them as labels.
         if wrong := [name for name in classes if len(name) > LONGEST or not name.isprintable()]:
             raise ValueError(f"training.classes has {wrong[0]!r:.80}: at most {LONGEST} printable characters")
         return classes

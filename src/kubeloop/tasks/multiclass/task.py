@@ -19,8 +19,8 @@ _NAMED = 5
 class Multiclass(Task):
     """A label that is one of several texts, and one probability for each of them.
 
-    Calibration is that of the likeliest class (Guo et al. 2017): the share of rows in which it is the true one, against
-    the probability that it was given.
+    Calibration is that of the likeliest class (Guo et al. 2017): the share of rows in which it is the true class,
+    compared with its predicted probability.
     """
 
     kind = "multiclass"
@@ -115,7 +115,7 @@ class Multiclass(Task):
         return ", ".join(f"{self.classes[code]} {answer[code]:.4f}" for code in best)
 
     def limited(self, name: str, y: Floats, p: Floats) -> float:
-        """See `Task`; what chance adds to the calibration error of a small hold-out is not the model's."""
+        """See `Task`; the calibration error excludes what chance adds to it in a small hold-out."""
         return two.miscalibration(*self.confidence(y, p)) if name == "ece" else super().limited(name, y, p)
 
     @staticmethod

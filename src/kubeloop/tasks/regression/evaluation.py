@@ -60,8 +60,8 @@ def mae(y: Floats, p: Floats, groups: Groups) -> Weighted:
 
 
 def r2(y: Floats, p: Floats, groups: Groups) -> Weighted:
-    """Return the weighted form of R²: 1 less the squared errors over those of the mean of the very rows."""
-    # About the mean of all, since the difference of large sums of squares would lose digits.
+    """Return the weighted form of R²: 1 minus the ratio of the squared errors to those of the rows' own mean."""
+    # Deviations from the overall mean, since the difference of large sums of squares would lose digits.
     centred = y - (y.mean() if len(y) else 0.0)
     parts = np.stack(
         [np.bincount(groups, weights=values) for values in (np.ones(len(y)), centred, centred**2, squares(y, p))],
@@ -78,7 +78,7 @@ def r2(y: Floats, p: Floats, groups: Groups) -> Weighted:
 
 
 def pinball_losses(y: Floats, p: Floats, coverage: float) -> Floats:
-    """Return the mean of the pinball losses of both ends of the interval, each row [n]."""
+    """Return for each row [n] the mean of the pinball losses of both ends of the interval."""
     tail = (1 - coverage) / 2
     below, above = y - p[:, LOW], y - p[:, HIGH]
     low = np.maximum(tail * below, (tail - 1) * below)
@@ -87,5 +87,5 @@ def pinball_losses(y: Floats, p: Floats, coverage: float) -> Floats:
 
 
 def inside(y: Floats, p: Floats) -> Floats:
-    """Return 1 for each row [n] whose truth lies in its interval."""
+    """Return 1 for each row [n] whose truth is in its interval, else 0."""
     return np.asarray((p[:, LOW] <= y) & (y <= p[:, HIGH]), dtype=np.float64)

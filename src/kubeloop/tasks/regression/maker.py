@@ -1,4 +1,4 @@
-"""Makes models of tables that say how much, with a prediction interval."""
+"""Make models of tables that predict a number, with a prediction interval."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from kubeloop.tasks.tabular.model_folder import Card
 
 CALIBRATION_SHARE = 0.25
-"""Newest share of the training rows whose errors give the interval its width."""
+"""Share of the training rows, the newest ones, whose errors determine the width of the interval."""
 GIVEAWAY = 0.99
-"""Rank correlation from which on a single column seems to know the label, and R² from which on a model does."""
+"""From this rank correlation on, a single column seems to know the label; from this R² on, a model does."""
 _LEAST_KNOWN = 30
 _POOR, _MARGIN, _LEAST_COVERAGE = 0.98, 0.15, 0.5
 _MIDDLE, _SPREAD, _LOW, _HIGH = "middle", "spread", "low", "high"
@@ -36,10 +36,10 @@ class RegressionMaker(Maker):
     """A regressor of the standardised label, and the interval around its value.
 
     Conformal: the interval's ends are quantiles of the errors that a model of the older three quarters of the training
-    rows makes on the newest quarter (split conformal prediction, Papadopoulos et al. 2002, each end by itself).
-    Quantile: two more models estimate the ends, moved by quantiles of their own errors there (conformalized quantile
-    regression, Romano et al. 2019). Either holds its coverage as long as rows come from the past's distribution; time
-    moves on, so the coverage is measured on every hold-out and window.
+    rows makes on the newest quarter (split conformal prediction, Papadopoulos et al. 2002, each end separately).
+    Quantile: two more models estimate the ends, which are shifted by quantiles of their own errors there (conformalized
+    quantile regression, Romano et al. 2019). Both keep their coverage only while the distribution of the rows does not
+    change, so the coverage is measured on every hold-out and window.
     """
 
     task: Regression
@@ -110,7 +110,7 @@ class RegressionMaker(Maker):
         if len(found) > 1:
             ends |= {"low": (found[1], numbers[_LOW]), "high": (found[2], numbers[_HIGH])}
         for name, (head, offset) in ends.items():
-            # As float64, since the middle may be large against the spread.
+            # As float64, since the mean may be large compared with the spread.
             scale = graph.constant(f"{name}/spread", [numbers[_SPREAD]], np.float64)
             middle = graph.constant(f"{name}/middle", [numbers[_MIDDLE] + offset * numbers[_SPREAD]], np.float64)
             scaled = graph.add("Mul", [head, scale], f"{name}/scaled")
@@ -125,11 +125,11 @@ class RegressionMaker(Maker):
         return graph.add("Cast", [graph.trees(matrix, algorithm, estimator, name)], f"{name}/wide", to=11)
 
     def tolerance(self, answers: npt.NDArray[Any]) -> float:
-        """See `Maker`; an ensemble sums in float32, and the answer is one."""
+        """See `Maker`; an ensemble sums in float32, and the answer is float32."""
         return 1e-4 * float(answers.std(axis=0).max()) + 1e-6 * float(np.abs(answers).max()) + 1e-12
 
     def giveaways(self, frame: "pd.DataFrame", y: Floats) -> dict[str, str]:
-        """See `Maker`, by Spearman's rank correlation; a text ranks by its mean among other rows."""
+        """See `Maker`; it uses Spearman's rank correlation, and a text ranks by its mean among other rows."""
         found = {}
         for name in map(str, frame.columns):
             if encoding.is_text(frame[name]):
@@ -187,7 +187,7 @@ def _scale(y: Floats) -> tuple[float, float]:
 
 
 def _ends(estimators: Sequence[Any], rows: Rows) -> tuple[Floats, Floats]:
-    """Return what the ends of the interval are measured from, standardised [n] each."""
+    """Return the values to which the ends of the interval are relative, standardised [n] each."""
     if len(estimators) == 1:
         value = estimators[0].predict(rows)
         return value, value
@@ -195,7 +195,7 @@ def _ends(estimators: Sequence[Any], rows: Rows) -> tuple[Floats, Floats]:
 
 
 def _quantile(errors: Floats, share: float) -> float:
-    """Return the quantile of errors that a new row's error exceeds in at most so many cases, its own one counted."""
+    """Return the quantile of errors that a new row's error exceeds in at most this share of cases, counting itself."""
     ordered = np.sort(errors)
     rank = np.ceil(share * (len(ordered) + 1)) if share > 0.5 else np.floor(share * (len(ordered) + 1))
     return float(ordered[int(np.clip(rank, 1, len(ordered))) - 1])

@@ -1,4 +1,4 @@
-"""Render the evaluation of a regression model: prediction against truth, residuals over time, and the interval."""
+"""Render the evaluation of a regression model: predictions and truths, residuals over time, and the interval."""
 
 from typing import TYPE_CHECKING
 
@@ -27,9 +27,9 @@ def html(task: Regression, interval: Interval, title: str, card: "Card", holdout
     Args:
         task: the loop's.
         interval: how the prediction interval is made.
-        title: of the page.
-        card: the model's.
-        holdout: what it is measured on.
+        title: title of the page.
+        card: the model's card.
+        holdout: the rows that it is measured on.
     """
     y, answers, moments = holdout.y, holdout.answers, holdout.moments
     value = answers[:, evaluation.VALUE]
@@ -94,13 +94,13 @@ def html(task: Regression, interval: Interval, title: str, card: "Card", holdout
 
 
 def _reach(values: Floats) -> tuple[float, float]:
-    """Return the ends of an axis that leaves out the outermost half percent on either side."""
+    """Return the ends of an axis that leaves out half a percent of the values at each end."""
     low, high = np.quantile(values, [0.005, 0.995])
     return float(low), float(high) if high > low else float(low) + 1.0
 
 
 def _over(moments: npt.NDArray[np.datetime64], values: Floats) -> tuple[npt.NDArray[np.datetime64], list[float]]:
-    """Return the mean of up to twenty parts of the rows, in order of time, and each part's first moment."""
+    """Return the mean of each of up to twenty parts of the rows in order of time, and its first moment."""
     order = np.argsort(moments, kind="stable")
     parts = [part for part in np.array_split(order, _PARTS) if len(part)]
     return moments[[part[0] for part in parts]], [float(values[part].mean()) for part in parts]

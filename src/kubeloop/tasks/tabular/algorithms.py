@@ -1,4 +1,4 @@
-"""The estimators a loop can train: defaults, what Optuna may search, how importance is read."""
+"""The estimators that a loop can train: their defaults, search spaces for Optuna, and importances."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
@@ -68,20 +68,20 @@ SEARCH: dict[str, dict[str, tuple[float, float, bool]]] = {
 """Low, high, and whether to search on a logarithmic scale; whole numbers stay whole."""
 
 TAKES_MISSING = frozenset({"lightgbm", "hist_gradient_boosting"})
-"""Estimators that learn from NaN. Scikit-learn's forests do too, but skl2onnx 1.20 does not write what they learned."""
+"""Estimators that learn from NaN. Scikit-learn's forests do too, but skl2onnx 1.20 does not export that part."""
 
 _FIXED = {"random_state", "n_jobs", "objective", "verbose", "deterministic", "force_row_wise", "loss", "warm_start"}
 _LIGHTGBM_EXTRA = {"extra_trees", "feature_fraction_bynode", "max_bin", "max_delta_step", "path_smooth"}
 
 
 class ParameterError(KubeloopError, ValueError):
-    """`training.parameters` names something the algorithm does not take, or a value it refuses."""
+    """`training.parameters` names a parameter that the algorithm does not have, or a value that it refuses."""
 
     lasting = True
 
 
 class Estimator(Protocol):
-    """What every scikit-learn estimator can do; a classifier has `predict_proba` as well."""
+    """The methods of every scikit-learn estimator; a classifier also has `predict_proba`."""
 
     def fit(self, rows: Rows, y: npt.NDArray[Any]) -> Any:
         """Learn from rows [n, F] and labels [n]."""
@@ -99,8 +99,8 @@ def build(algorithm: str, parameters: Mapping[str, Any], *, seed: int, threads: 
     Args:
         algorithm: a key of `DEFAULTS`.
         parameters: scikit-learn names; `settle` has checked them.
-        seed: of everything random in it.
-        threads: it may use.
+        seed: seed of everything random in it.
+        threads: most threads that it may use.
     """
     if algorithm == "lightgbm":
         import lightgbm
@@ -124,10 +124,10 @@ def build(algorithm: str, parameters: Mapping[str, Any], *, seed: int, threads: 
 def regressor(
     algorithm: str, parameters: Mapping[str, Any], *, seed: int, threads: int, quantile: float | None = None
 ) -> Estimator:
-    """Make an unfitted, deterministic regressor, arguments as of `build`.
+    """Make an unfitted, deterministic regressor; arguments as for `build`.
 
     Args:
-        quantile: of the label that it estimates, where not its mean; only gradient boosting can.
+        quantile: the quantile of the label that it estimates instead of the mean; only gradient boosting can.
     """
     if algorithm == "lightgbm":
         import lightgbm
@@ -163,7 +163,7 @@ def _standardised(last: Any) -> Any:
 
 
 def settle(algorithm: str, overrides: Mapping[str, int | float | str | bool]) -> Parameters:
-    """Return the defaults with the overrides on top.
+    """Return the defaults with the overrides applied.
 
     Raises:
         ParameterError: an override is not a parameter of the algorithm, or one that kubeloop sets itself.
@@ -181,7 +181,7 @@ def settle(algorithm: str, overrides: Mapping[str, int | float | str | bool]) ->
 
 
 def suggest(algorithm: str, trial: "optuna.Trial", fixed: Mapping[str, Any]) -> Parameters:
-    """Draw one point of the algorithm's search space; what `fixed` names is not searched."""
+    """Draw one point of the algorithm's search space; the parameters in `fixed` are not searched."""
     drawn: Parameters = {}
     for name, (low, high, log) in SEARCH[algorithm].items():
         if name in fixed:
@@ -197,8 +197,8 @@ def importance(algorithm: str, estimator: Any, spread: Rows) -> Rows:
     """Return each column's share [F] of the model's decisions, summing to 1.
 
     Boosted trees: the gain of all splits on the column. Forest: mean decrease in impurity. Linear models: the
-    coefficient times the column's standard deviation, the mean over the classes. A model that uses no column at all
-    weighs them equally.
+    coefficient times the column's standard deviation, the mean over the classes. If a model uses no column, all have
+    the same share.
 
     Args:
         algorithm: a key of `DEFAULTS`.

@@ -1,4 +1,4 @@
-"""Make a candidate of a training set: cut off the hold-out, fit, export, prove and write the model folder."""
+"""Make a candidate from a training set: separate the hold-out, fit, export, verify, and write the model folder."""
 
 import logging
 from pathlib import Path
@@ -41,7 +41,7 @@ def build(
         return None
     card, answers = model_folder.write(folder, fitted, export.to_onnx(fitted), learn, rows, name=loop.name)
     if held_out is not None:
-        # Training does without the ids, a text for each of all rows.
+        # Training does not need the ids, which are one text per row.
         ids = pq.read_table(training_set, columns=[training.EVENT_ID])[training.EVENT_ID].take(rows.index.to_numpy())
         named = rows.reset_index(drop=True)
         named.insert(0, training.EVENT_ID, ids.to_pandas())

@@ -9,11 +9,11 @@ import numpy.typing as npt
 import onnx
 
 OPSET, ML_OPSET, IR_VERSION = 17, 3, 8
-"""Old enough for every ONNX Runtime, Triton and TensorRT of the last years, new enough for all we use."""
+"""Old enough for every ONNX Runtime, Triton and TensorRT of recent years, and new enough for our operators."""
 
 
 def ensemble(algorithm: str, estimator: Any, width: int) -> onnx.ModelProto:
-    """Convert a fitted estimator, with input [batch, width]; what is not a tree ensemble in it stays as it comes."""
+    """Convert a fitted estimator, with input [batch, width]; parts other than a tree ensemble stay as converted."""
     if algorithm == "lightgbm":
         from onnxmltools import convert_lightgbm
         from onnxmltools.convert.common.data_types import FloatTensorType
@@ -38,10 +38,10 @@ def ensemble(algorithm: str, estimator: Any, width: int) -> onnx.ModelProto:
 def _float32_below(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the largest float32 that does not exceed each value.
 
-    Trees send x left when x <= t, with t a float64 between two training values. ONNX stores t as float32, and rounding
-    to nearest may reach the larger of the two; the float32 below decides as t does for every float32 x.
+    Trees send x left if x <= t, with t a float64 between two training values. ONNX stores t as float32, and rounding to
+    the nearest may give the larger of the two. The next lower float32 decides like t for every float32 x.
     """
-    # A split between NaN and all numbers has a threshold beyond float32; its largest number stands for that.
+    # A split between NaN and all numbers has a threshold beyond float32, which becomes the largest float32.
     with np.errstate(over="ignore"):
         near = values.astype(np.float32)
     below = np.where(near > values, np.nextafter(near, np.float32(-np.inf)), near)
@@ -56,7 +56,7 @@ def _float32_booster(booster: Any) -> Any:
         return "threshold=" + " ".join(map(repr, _float32_below(np.array(line[1].split(), dtype=np.float64)).tolist()))
 
     text = re.sub(r"^threshold=(.+)$", rounded, booster.model_to_string(), flags=re.MULTILINE)
-    # The sizes are offsets into the text that has just changed; without them LightGBM looks for the trees itself.
+    # The sizes are offsets into the text that has just changed; without them, LightGBM finds the trees itself.
     text = re.sub(r"^tree_sizes=.*\n", "", text, flags=re.MULTILINE)
     return lightgbm.Booster(model_str=text)
 

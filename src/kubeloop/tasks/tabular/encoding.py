@@ -14,17 +14,17 @@ Targets = npt.NDArray[np.float64]
 Kind = Literal["numeric", "categorical"]
 
 SMOOTHING = 20.0
-"""Rows that the prior weighs in a category's mean (the m of the m-estimate)."""
+"""Number of rows with which the prior counts in a category's mean (the m of the m-estimate)."""
 
 EXACT = 2**24
-"""Whole numbers up to this one are float32 values; of those beyond it only every second, fourth, ... is."""
+"""Whole numbers up to this one are exact in float32; beyond it, only every second, fourth, ... one is."""
 
 MOST_CATEGORIES = 100_000
-"""Values of a category that are learned, the most frequent ones: two megabytes of a graph, at no cost to its speed."""
+"""Most values of a category that are learned, by frequency: two megabytes of a graph, without loss of speed."""
 
 _FOLDS = 5
 _LEAST_MISSING, _LEAST_SHARE = 20, 0.001
-"""Rows, and their share, in which a number must be missing before a model can learn what that means."""
+"""Rows, and share of the rows, in which a number must be missing before a model can learn what that means."""
 
 
 class EncodingError(KubeloopError, ValueError):
@@ -37,22 +37,22 @@ class EncodingError(KubeloopError, ValueError):
 class Encoder:
     """What was learned about each feature; all numbers are exact float32 values.
 
-    Numeric columns: a missing or infinite value becomes the column's fill. That is NaN where the estimator has learned
-    what a missing value means. It is the median where the estimator cannot learn it, which gets one more column then,
-    1 where the value is missing; and where training had too few such rows to learn from, so that an outage of a source
-    that was never missing gives a usual prediction and not an arbitrary one.
+    Numeric columns: a missing or infinite value becomes the column's fill. The fill is NaN if the estimator has learned
+    what a missing value means. It is the median in two cases. If the estimator cannot learn it, it gets one more
+    column, which is 1 where the value is missing. If training had too few such rows to learn from, the median makes an
+    outage of a source that was never missing give a usual prediction, not an arbitrary one.
 
     Categorical columns: a value becomes the smoothed mean of a target among its rows, (sum + m * prior) / (rows + m)
-    (Micci-Barreca 2001); there is a column for each target, which is the label, or whether it is of a class. Missing
-    is a value like any other: who left a field empty may differ from everybody else, and where only a few rows did, m
-    keeps their mean near the prior. A value that was not seen becomes the prior, the mean of the target over all rows.
+    (Micci-Barreca 2001); there is a column for each target: the label, or whether the row belongs to a class. Missing
+    is a value like any other, because rows with an empty field may differ from all others. If there are only a few, m
+    keeps their mean near the prior. An unknown value becomes the prior, the mean of the target over all rows.
 
     Attributes:
         columns: the features, in the order of the training set.
         fills: what a missing value of each numeric feature becomes.
         means: by categorical feature, and by target, the mean of each value; the empty string stands for missing.
-        priors: by target, the mean of a value that was not seen.
-        flags: numeric features with a column that says where they are missing.
+        priors: by target, the mean for an unknown value.
+        flags: numeric features with an extra column that is 1 where they are missing.
     """
 
     columns: tuple[str, ...]
@@ -63,12 +63,12 @@ class Encoder:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Feature of each column of the matrix: the numeric ones, the categorical ones, then those with a flag."""
+        """The feature of each column of the matrix: numeric, then categorical, then those with a flag."""
         return (*self.fills, *(name for name, _, _ in self.tables), *self.flags)
 
     @property
     def tables(self) -> list[tuple[str, dict[str, float], float]]:
-        """Feature, mean of each value and prior of each column that stands for a category."""
+        """Feature, mean of each value, and prior of each column that encodes a category."""
         return [
             (name, means, prior)
             for name, targets in self.means.items()
@@ -105,13 +105,13 @@ def learn(frame: pd.DataFrame, targets: Targets, *, native: bool = False) -> tup
 
     Args:
         frame: the feature columns; strings are categorical, all others numeric.
-        targets: what categories are told apart by [n, T].
+        targets: the targets whose means encode categories [n, T].
         native: whether the estimator learns from NaN what a missing number means.
 
     Returns:
-        The encoder, and the matrix [n, F] to fit an estimator on. In that matrix a row's own label does not count in
+        The encoder, and the matrix [n, F] to fit an estimator on. In that matrix, a row's own label does not count in
         its category's means (each fifth of the rows is encoded from the other four), so that the estimator does not
-        learn to trust an encoding that has seen the answer.
+        learn to trust an encoding that contains the answer.
 
     Raises:
         EncodingError: there is no column, or one is neither text nor a number.
@@ -138,7 +138,7 @@ def learn(frame: pd.DataFrame, targets: Targets, *, native: bool = False) -> tup
 
 
 def out_of_fold(values: "pd.Series[str]", y: npt.NDArray[Any]) -> Matrix:
-    """Return each row's mean of its category [n], learned from the four fifths of the rows that it is not among.
+    """Return for each row the mean of its category [n], learned from the four fifths of the rows without it.
 
     Args:
         values: categories [n], as `texts` gives them.
@@ -157,7 +157,7 @@ def numbers(frame: pd.DataFrame, name: str) -> Matrix:
     """Return a numeric column as float32 [n], NaN where a value is missing.
 
     Raises:
-        EncodingError: the column is missing or holds something else than numbers.
+        EncodingError: the column is missing or holds something other than numbers.
     """
     column = _column(frame, name)
     if pd.api.types.is_datetime64_any_dtype(column) or pd.api.types.is_timedelta64_dtype(column):
@@ -172,9 +172,10 @@ def numbers(frame: pd.DataFrame, name: str) -> Matrix:
 
 
 def blurred(frame: pd.DataFrame) -> dict[str, float]:
-    """Return the numeric columns whose whole numbers float32 cannot tell apart, with their median.
+    """Return the numeric columns whose whole numbers float32 cannot distinguish, with their median.
 
-    Most of the values must be that large: for a few large ones among small, as in an amount, a seventh digit is enough.
+    Most of the values must be that large. For a few large values among small ones, as in an amount, seven digits are
+    enough.
     """
     found = {}
     for name in (str(name) for name in frame.columns if not is_text(frame[name])):
@@ -211,7 +212,7 @@ def _column(frame: pd.DataFrame, name: str) -> "pd.Series[str]":
 
 
 def _telling(values: Matrix) -> bool:
-    """Return whether so many values are missing, and so many known, that the difference can be learned."""
+    """Return whether enough values are missing, and enough are known, to learn the difference."""
     known = int(np.isfinite(values).sum())
     return known > 0 and len(values) - known >= max(_LEAST_MISSING, _LEAST_SHARE * len(values))
 

@@ -1,4 +1,4 @@
-"""Write a trained model as one ONNX graph with one input per feature, and prove that it predicts the same."""
+"""Write a trained model as one ONNX graph with one input per feature, and verify that it predicts the same."""
 
 import time
 from collections.abc import Mapping
@@ -22,24 +22,24 @@ _WORST = 5
 
 @dataclass(frozen=True, eq=False)
 class Parity:
-    """How far the ONNX model's predictions were from the trained model's."""
+    """The differences between the predictions of the ONNX model and of the trained model."""
 
     rows: int
     max_abs_difference: float
     mean_abs_difference: float
     tolerance: float
     answers: Floats
-    """What the graph predicts for the rows [n], or [n, k]."""
+    """The graph's predictions for the rows [n], or [n, k]."""
 
 
 def to_onnx(fitted: Fitted) -> onnx.ModelProto:
     """Write encoder and estimator as one graph.
 
-    Inputs: one a feature, named as the feature, shape [batch]: FLOAT, where NaN is a missing value, or STRING, where
-    the empty string is one. Outputs: the tensors of the task's answer, FLOAT, and what else its kind adds.
+    Inputs: one per feature, with its name and the shape [batch]: FLOAT, with NaN for a missing value, or STRING, with
+    the empty string for it. Outputs: the tensors of the task's answer, FLOAT, and any others that its kind adds.
 
     Raises:
-        ExportError: a feature has the name of an output, or the converted estimator is not what we know.
+        ExportError: a feature has the name of an output, or the converted estimator has an unknown form.
     """
     graph = Graph()
     matrix = graph.encoder(fitted.encoder)
@@ -84,10 +84,10 @@ def parity(model: onnx.ModelProto, fitted: Fitted, frame: pd.DataFrame, toleranc
     """Run the graph on real rows and compare it with the trained model.
 
     Args:
-        model: of `to_onnx`.
+        model: the result of `to_onnx`.
         fitted: the trained model.
-        frame: rows with the feature columns; a hold-out is right.
-        tolerance: largest allowed difference of a number; `Maker.tolerance` where it is left out.
+        frame: rows with the feature columns, such as a hold-out.
+        tolerance: largest allowed difference of a number; `Maker.tolerance` if left out.
 
     Raises:
         ExportError: there are no rows, or a difference exceeds the tolerance; the message shows the worst rows.
@@ -114,13 +114,13 @@ def parity(model: onnx.ModelProto, fitted: Fitted, frame: pd.DataFrame, toleranc
 def latency(
     model: bytes, kinds: Mapping[str, encoding.Kind], frame: pd.DataFrame, repeats: int = 200
 ) -> dict[str, float]:
-    """Time predictions of 1 and 100 rows on one thread, and weigh the model.
+    """Measure the time of predictions of 1 and 100 rows on one thread, and the size of the model.
 
     Args:
         model: content of model.onnx.
         kinds: kind of each of its features.
-        frame: rows to take the batches from; repeated when there are fewer than 100.
-        repeats: calls of each size.
+        frame: rows to take the batches from; they are repeated if there are fewer than 100.
+        repeats: number of calls of each size.
 
     Returns:
         latency_<rows>_p50_ms and latency_<rows>_p99_ms for 1 and 100 rows, and size_bytes.

@@ -1,4 +1,4 @@
-"""An ONNX graph under construction: constants, nodes, and the encoder and estimators that kinds put together."""
+"""An ONNX graph under construction: constants, nodes, and the encoder and estimators that kinds combine."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -38,7 +38,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes and constants; a slash in their names keeps them clear of features."""
+    """Nodes and constants; a slash in their names distinguishes them from features."""
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: list[onnx.TensorProto] = field(default_factory=list)
@@ -88,7 +88,7 @@ class Graph:
             ],
             "encoder/unknown",
         )
-        # A category's mean is never missing, so its place only has to be filled.
+        # A category's mean is never missing, so any fill will do.
         fills = [*encoder.fills.values(), *(prior for _, _, prior in encoder.tables)]
         filled = self.add(
             "Where", [unknown, self.constant("encoder/fills", [fills], np.float32), matrix], "encoder/filled"
@@ -101,7 +101,7 @@ class Graph:
         return self.add("Concat", [filled, flags], "encoder/all", axis=1)
 
     def _stack(self, columns: list[str]) -> str:
-        """Add the matrix [batch, F] of F columns [batch], in five nodes whatever F is; a batch may be empty."""
+        """Add the matrix [batch, F] of F columns [batch], in five nodes for any F; a batch may be empty."""
         flat = self.add("Concat", columns, "encoder/flat", axis=0)
         rows = self.add("Shape", [columns[0]], "encoder/rows")
         width = self.constant("encoder/width", [len(columns)], np.int64)
@@ -110,7 +110,7 @@ class Graph:
         return self.add("Transpose", [by_column], "encoder/matrix", perm=[1, 0])
 
     def linear(self, matrix: str, estimator: Any, name: str) -> str:
-        """Add x w + b as float64 [batch, C], since x may be large against its spread."""
+        """Add x w + b as float64 [batch, C], since x may be large compared with its spread."""
         slopes, intercepts = algorithms.linear(estimator)
         wide = self.add("Cast", [matrix], f"{name}/wide", to=TensorProto.DOUBLE)
         weights = self.constant(f"{name}/slopes", slopes, np.float64)
@@ -122,7 +122,7 @@ class Graph:
         """Add the one tree ensemble of a converted estimator; return its probabilities [batch, K] or values [batch, 1].
 
         Raises:
-            ExportError: the converted estimator is not what we know.
+            ExportError: the converted estimator has an unknown form.
         """
         converted = convert.ensemble(algorithm, estimator, int(estimator.n_features_in_))
         found = [node for node in converted.graph.node if node.op_type.startswith("TreeEnsemble")]

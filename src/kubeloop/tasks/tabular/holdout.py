@@ -1,4 +1,4 @@
-"""The hold-out of a training set with a model's answers: cut and predicted once, read by evaluation and gate."""
+"""The hold-out of a training set with a model's answers: it is made once, and evaluation and gate read it."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ class HoldOutError(KubeloopError, ValueError):
 
 
 class Answered(NamedTuple):
-    """The rows of a hold-out, oldest first as in the training set, and what a model says about them.
+    """The rows of a hold-out, oldest first as in the training set, and a model's answers to them.
 
     Attributes:
         rows: event_id, event_timestamp, label and the features [n].
@@ -39,7 +39,7 @@ def write(path: Path, task: Task, rows: pd.DataFrame, answers: Floats) -> None:
     """Write a hold-out with the answers to it as one Parquet file.
 
     Args:
-        path: of the file.
+        path: path of the file.
         task: names the answers' columns.
         rows: as `Answered.rows`.
         answers: as `Answered.answers`.

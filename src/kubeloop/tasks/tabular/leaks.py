@@ -8,18 +8,18 @@ from scipy.stats import rankdata
 from kubeloop.tasks.tabular import encoding
 
 GIVEAWAY = 0.98
-"""AUC from which on a single column seems to know the label, and from which on a model is too good for most tables."""
+"""From this AUC on, a single column seems to know the label, and a model is too good for most tables."""
 SAMPLE = 100_000
-"""Rows on which columns are held against the label."""
+"""Most rows on which columns are compared with the label."""
 
 _LEAST_OF_A_CLASS = 10
 
 
 def find(frame: pd.DataFrame, labels: npt.NDArray[np.int64]) -> dict[str, float]:
-    """Return the features that seem to know the label, with the AUC that each reaches alone.
+    """Return the features that seem to know the label, with the AUC that each reaches by itself.
 
     Args:
-        frame: the feature columns; `sample` bounds the time that many rows take.
+        frame: the feature columns; use `sample` to limit the time for many rows.
         labels: labels [n], 0 or 1.
 
     Raises:
@@ -30,15 +30,15 @@ def find(frame: pd.DataFrame, labels: npt.NDArray[np.int64]) -> dict[str, float]
 
 
 def sample(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return every row, or as many as are enough, evenly."""
+    """Return all rows, or an evenly spaced sample of them."""
     return frame.iloc[:: -(-len(frame) // SAMPLE) or 1]
 
 
 def ranking(frame: pd.DataFrame, name: str, labels: npt.NDArray[np.int64]) -> float:
-    """Return how well a column alone ranks the label (AUC), whichever way round; 0.5 with a handful of a class.
+    """Return how well a column alone ranks the label (AUC), in either direction; 0.5 if a class has only a few rows.
 
-    That a value is missing ranks too, apart from the others. A text ranks by its share of class 1 among other rows, so
-    that many rare values do not know the label only because each was seen with its own.
+    A missing value also ranks, separately from the others. A text ranks by its share of class 1 among other rows, so
+    that rare values do not seem to know the label only because each occurred with its own.
     """
     if encoding.is_text(frame[name]):
         texts = encoding.texts(frame, name)

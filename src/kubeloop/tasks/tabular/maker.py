@@ -24,12 +24,12 @@ __all__ = ["Draft", "Fit", "Heads", "HoldOut", "Maker", "Rows", "Shown"]
 
 Rows = algorithms.Rows
 Fit = Callable[[algorithms.Estimator, Rows, npt.NDArray[Any]], algorithms.Estimator]
-"""Fits an estimator on rows and labels, on this machine's share of them where several train together."""
+"""Fits an estimator on rows and labels; if several machines train together, on this machine's share of them."""
 
 
 @dataclass(frozen=True)
 class Heads:
-    """What was fitted: one estimator or several, and the numbers that go with them."""
+    """The fitted estimators, one or several, and the numbers that belong to them."""
 
     estimators: tuple[Any, ...]
     numbers: Mapping[str, float]
@@ -37,7 +37,7 @@ class Heads:
 
 @dataclass(frozen=True, eq=False)
 class HoldOut:
-    """What a model is shown with: truths [n], answers [n] or [n, k], event times [n] and slices."""
+    """The data of an evaluation page: truths [n], answers [n] or [n, k], event times [n] and slices."""
 
     y: Floats
     answers: Floats
@@ -47,13 +47,13 @@ class HoldOut:
 
 @dataclass(frozen=True)
 class Shown:
-    """What the hold-out says of a model, as pages and Kubeflow's artifacts take it.
+    """The evaluation of a model on the hold-out, in the form of pages and Kubeflow's artifacts.
 
     Attributes:
         page: the evaluation as one HTML page.
-        roc: false positive rates, true positive rates and thresholds; None where there is no such curve.
-        classes: their names; None where there are none.
-        confusion: counts, rows are true classes; None where there are no classes.
+        roc: false positive rates, true positive rates and thresholds; None if there is no such curve.
+        classes: their names; None if there are none.
+        confusion: counts, rows are true classes; None if there are no classes.
     """
 
     page: str
@@ -64,14 +64,14 @@ class Shown:
 
 @dataclass(frozen=True)
 class Draft:
-    """First limits of a new use case, each half of the way from knowing nothing to the first model.
+    """First limits of a new use case, each halfway between no knowledge and the first model.
 
     Attributes:
         floors: for `gates.floors`.
         ceilings: for `gates.ceilings`.
         watch: settings of `drift` about the metric.
-        why: what the limits are, for a comment.
-        poor: what to warn of where the first model hardly knows anything; None where it does.
+        why: what the limits are based on, for a comment.
+        poor: a warning if the first model hardly knows anything; None otherwise.
     """
 
     floors: dict[str, float]
@@ -88,7 +88,7 @@ class Maker(ABC):
 
     @abstractmethod
     def targets(self, y: Floats) -> Floats:
-        """Return what the values of a category are told apart by [n, T], given truths [n]."""
+        """Return the targets whose means encode the values of a category [n, T], given truths [n]."""
 
     @abstractmethod
     def fit(
@@ -100,9 +100,9 @@ class Maker(ABC):
             rows: the encoded training rows [n, F], oldest first.
             y: their truths [n].
             training: the settings.
-            parameters: of the algorithm.
+            parameters: parameters of the algorithm.
             fit: fits one estimator.
-            draft: whether it is one of many trials, of which only the headline is wanted.
+            draft: whether it is one of many trials, of which only the headline is needed.
         """
 
     @abstractmethod
@@ -120,17 +120,17 @@ class Maker(ABC):
         Args:
             graph: under construction.
             matrix: name of the encoded rows [batch, F].
-            algorithm: of the estimators.
-            heads: what was fitted.
+            algorithm: the algorithm of the estimators.
+            heads: the fitted estimators.
         """
 
     def tolerance(self, answers: npt.NDArray[Any]) -> float:  # noqa: ARG002 - kinds with units need them
-        """Return the largest difference between the graph's answers and the trained model's that is rounding."""
+        """Return the largest difference between the answers of graph and trained model that rounding can cause."""
         return 1e-5
 
     @abstractmethod
     def giveaways(self, frame: "pd.DataFrame", y: Floats) -> dict[str, str]:
-        """Return for each feature that alone knows the truth almost perfectly how it shows.
+        """Return the evidence for each feature that by itself predicts the truth almost perfectly.
 
         Args:
             frame: the feature columns.
@@ -139,7 +139,7 @@ class Maker(ABC):
 
     @abstractmethod
     def too_good(self, metrics: Mapping[str, float]) -> str | None:
-        """Say what about the hold-out's metrics is too good for most tables, or return None."""
+        """Say which of the hold-out's metrics is too good for most tables, or return None."""
 
     @abstractmethod
     def draft(self, y: Floats, metrics: Mapping[str, float]) -> Draft:
@@ -150,10 +150,10 @@ class Maker(ABC):
         """Draw the evaluation of a model.
 
         Args:
-            title: of the page.
-            card: the model's.
-            holdout: what it is measured on.
-            out: folder for figures that the page does not hold.
+            title: title of the page.
+            card: the model's card.
+            holdout: the rows that it is measured on.
+            out: folder for figures that the page does not contain.
         """
 
     def scored(self, answers: Floats) -> dict[str, npt.NDArray[Any]]:

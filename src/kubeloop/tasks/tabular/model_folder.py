@@ -32,10 +32,10 @@ class ModelFolderError(KubeloopError, ValueError):
 
 @dataclass(frozen=True)
 class Card:
-    """What model.json says.
+    """The content of model.json.
 
-    `metrics` are of the hold-out; None where one is undefined. `warnings` say what to look at before the model is
-    believed; a card of an older kubeloop has none.
+    `metrics` are those of the hold-out; an undefined one is None. `warnings` say what to check before trusting the
+    model; a card of an older kubeloop has none.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Card:
         return {name: value for name, value in self.metrics.items() if value is not None}
 
     def facts(self) -> dict[str, object]:
-        """Return the facts about the model for a page, besides its numbers."""
+        """Return the facts about the model for a page, other than its metrics."""
         return {"algorithm": self.algorithm, "trained from": self.trained_from, "trained to": self.trained_to}
 
 
@@ -72,19 +72,19 @@ def write(
     max_rows: int = 10_000,
     seed: int = 7,
 ) -> tuple[Card, Floats]:
-    """Check the graph against the trained model on the hold-out, then write the folder; model.json comes last.
+    """Compare the graph with the trained model on the hold-out, then write the folder; model.json is written last.
 
     Returns its card, and its answers to the hold-out [n], or [n, k].
 
     Args:
-        folder: made if need be.
+        folder: the folder; it is made if necessary.
         fitted: the trained model.
         model: its graph.
-        train: the rows it was trained on; a sample becomes the reference.
-        holdout: the rows it is measured on.
+        train: the rows that it was trained on; a sample of them becomes the reference.
+        holdout: the rows that it is measured on.
         name: of the model.
-        max_rows: of the reference.
-        seed: of the reference's sample.
+        max_rows: most rows of the reference.
+        seed: seed of the reference's sample.
 
     Raises:
         ExportError: the graph does not predict what the model predicts; nothing is written.
@@ -140,12 +140,12 @@ def write(
 def doubts(
     maker: Maker, frame: pd.DataFrame, metrics: Mapping[str, float], importance: Mapping[str, float]
 ) -> list[str]:
-    """Return what to look at before a model is believed, one sentence each.
+    """Return what to check before trusting a model, one sentence each.
 
     Args:
-        maker: of the task.
+        maker: the task's maker.
         frame: the rows that it was trained on and measured on, or a sample of them.
-        metrics: on the hold-out.
+        metrics: the metrics on the hold-out.
         importance: share by feature, largest first.
     """
     columns = feature_columns(frame)
@@ -196,7 +196,7 @@ def read(folder: Path) -> Card:
 def predict(task: Task, folder: Path, frame: pd.DataFrame) -> Floats:
     """Predict rows with the model of a folder; return the answers [n], or [n, k].
 
-    This is how a champion is measured on rows that came after it.
+    The gate measures a champion in this way on rows that are newer than it.
 
     Raises:
         ModelFolderError: the folder cannot be read, or holds a model of another kind of task.

@@ -20,19 +20,19 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Plot:
-    """One chart: a line or dots over a grid, and what they would be if the model were perfect, or chance.
+    """One chart: a line or dots over a grid, with a line for a perfect model or for chance.
 
     Attributes:
-        title: above it.
+        title: the title above it.
         x: name of the horizontal axis.
         y: name of the vertical axis.
         across: ends of the horizontal axis.
         up: ends of the vertical axis.
-        points: of the line, or the dots.
+        points: points of the line, or the dots.
         dots: whether every point is marked.
         line: whether the points are joined.
         base: ends of the dashed line.
-        labels: names of the horizontal ticks, evenly spread, in place of numbers.
+        labels: names of the horizontal ticks, evenly spaced, instead of numbers.
     """
 
     title: str
@@ -75,7 +75,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Matrix:
-    """Counts by true and by predicted class, rows are the true ones; `note` stands under it."""
+    """Counts by true and by predicted class; rows are the true ones; `note` is shown below."""
 
     title: str
     names: Sequence[str]
@@ -115,14 +115,14 @@ def html(
     Args:
         task: the loop's.
         title: such as the model's name and version.
-        subtitle: what the numbers rest on.
+        subtitle: what the numbers are based on.
         metrics: of `Task.score`.
         plots: the charts.
         slices: of `slices.measure`.
         matrix: the confusion.
         importance: share by feature, largest first; the first 20 are shown.
         facts: more to say about the model, such as algorithm and training window.
-        warnings: what to look at before the model is believed.
+        warnings: what to check before trusting the model.
     """
     largest = max((importance or {}).values(), default=0.0) or 1.0
     classed = any(part.positives is not None for part in slices)
@@ -162,21 +162,21 @@ def html(
 
 
 def number(value: float) -> str:
-    """Write a metric with four digits after the point, or four that count where it is large."""
+    """Write a metric with four digits after the point, or with four significant digits if it is large."""
     if math.isnan(value):
         return "–"
     return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
 def reach(low: float, high: float) -> str:
-    """Write an interval; nothing where it is unknown."""
+    """Write an interval; an empty text if it is unknown."""
     if math.isnan(low):
         return ""
     return f"{low:.3f} to {high:.3f}" if max(abs(low), abs(high)) < 100 else f"{low:,.1f} to {high:,.1f}"
 
 
 def _between(metrics: Mapping[str, float], name: str) -> str:
-    """Return the interval of the headline; models that were trained before it was measured have none."""
+    """Return the interval of the headline; models of older releases have none."""
     return reach(metrics[f"{name}_low"], metrics[f"{name}_high"]) if f"{name}_low" in metrics else ""
 
 

@@ -19,7 +19,7 @@ from kubeloop.tasks.tabular import candidate
 from kubeloop.tasks.tabular.training import Network
 
 PORT = 12400
-"""Of the first estimator; each further one of a model has the next (`training.Network.parameters`)."""
+"""Port of the first estimator; each further one of a model uses the next port (`training.Network.parameters`)."""
 _RESOLVE_S = 1800.0
 
 log = logging.getLogger("kubeloop.tasks.tabular.train_node")
@@ -38,10 +38,10 @@ class AbsentError(NodeError):
 
 
 def hosts(node: Node) -> list[str]:
-    """Return the host names of all nodes: Kubeflow Trainer numbers them after the first one's, `…-0.…`.
+    """Return the host names of all nodes: Kubeflow Trainer numbers them from the first one, `…-0.…`.
 
     Raises:
-        NodeError: the first one's name is of another form.
+        NodeError: the first node's name has another form.
     """
     head, dot, tail = node.first.partition(".")
     stem, dash, number = head.rpartition("-")
@@ -51,10 +51,10 @@ def hosts(node: Node) -> list[str]:
 
 
 def meet(node: Node) -> Network:
-    """Return the machines that train together, once the name of each is known.
+    """Return the machines that train together, once the name of each can be resolved.
 
     Raises:
-        AbsentError: a node did not come.
+        AbsentError: a node did not start.
     """
     machines, deadline = [], time.monotonic() + _RESOLVE_S
     for host in hosts(node) if node.nodes > 1 else ["localhost"]:
@@ -69,7 +69,7 @@ def meet(node: Node) -> Network:
 
 
 def train(bucket: Bucket, job: str, network: Network) -> None:
-    """Train what lies under the job's name; the first node writes the model folder and the hold-out next to it.
+    """Train on the data under the job's name; the first node writes the model folder and the hold-out next to it.
 
     Raises:
         NodeError: the job's data are not in the bucket.
@@ -89,7 +89,7 @@ def train(bucket: Bucket, job: str, network: Network) -> None:
 
 
 def main() -> None:
-    """Take part, and leave."""
+    """Train as one node, and exit."""
     parser = argparse.ArgumentParser(prog="python -m kubeloop.tasks.tabular.train_node", description=__doc__)
     parser.add_argument("--job", required=True, help="name of the TrainJob and of its folder in the bucket")
     parser.add_argument("--machines", help="address:port of every node, by rank (default: from the TrainJob's names)")
@@ -102,7 +102,7 @@ def main() -> None:
             network = Network(tuple(args.machines.split(",")), here.rank) if args.machines else meet(here)
             train(Bucket.open(settings), args.job, network)
         except KubeloopError as error:
-            # A TrainJob's status says no more than that a pod failed.
+            # A TrainJob's status only says that a pod failed.
             failures.keep(settings, f"{names.job(args.job)}/failure.json", Failure.of(error))
             raise
 

@@ -22,9 +22,9 @@ from kubeloop.tasks.tabular.maker import Heads, Maker
 
 EVENT_ID, TIMESTAMP, LABEL = "event_id", "event_timestamp", "label"
 INNER_SHARE = 0.25
-"""Newest share of the training rows on which Optuna's trials are measured."""
+"""Share of the training rows, the newest ones, on which Optuna's trials are measured."""
 _MEETING_MINUTES = 30
-"""How long the machines wait for each other; a pod may have to wait for a node."""
+"""How long the machines wait for each other, since a pod may have to wait for a node."""
 
 Progress = Callable[[int, float, algorithms.Parameters], None]
 
@@ -37,10 +37,10 @@ class TrainingError(KubeloopError, ValueError):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained model: encoder and estimators, and what they were made with.
+    """A trained model: encoder, estimators, and the settings that made them.
 
-    `importances` has one share a feature and sums to 1. `search` holds the trials, the metric and the best value when
-    Optuna chose the parameters, and is empty otherwise.
+    `importances` has one share per feature and sums to 1. If Optuna chose the parameters, `search` holds the trials,
+    the metric and the best value; otherwise it is empty.
     """
 
     maker: Maker
@@ -66,7 +66,7 @@ class Fitted:
 
 
 def read(source: Path | BinaryIO) -> pd.DataFrame:
-    """Read the columns of a training set that a model is made from: moments, labels and features, text as categories.
+    """Read the columns of a training set that training needs: moments, labels and features, with text as categories.
 
     Args:
         source: Parquet, as the stage `build_features` writes it.
@@ -75,17 +75,18 @@ def read(source: Path | BinaryIO) -> pd.DataFrame:
     names = [name for name in file.schema_arrow.names if name != EVENT_ID]
     texts = [name for name in names if pa.types.is_string(file.schema_arrow.field(name).type)]
     found: pd.DataFrame = pq.ParquetFile(source, read_dictionary=texts).read(names).to_pandas()
-    # An index that pandas wrote into the file says nothing about the place of a row in it.
+    # An index that pandas wrote into the file does not give the position of a row.
     return found.reset_index(drop=True)
 
 
 def split(task: Task, frame: pd.DataFrame, holdout: timedelta) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Cut a training set into (train, hold-out) by time.
+    """Split a training set into (train, hold-out) by time.
 
-    With `last` the newest event_timestamp, the hold-out is the half-open span (last - holdout, last], the rest trains.
+    With `last` the newest event_timestamp, the hold-out is the half-open span (last - holdout, last]; the rest is for
+    training.
 
     Raises:
-        TrainingError: a side is empty or has one label only, a label is none of the task, or a timestamp is missing.
+        TrainingError: a part is empty or has only one label, a label is not of the task, or a timestamp is missing.
     """
     truths(task, frame, "the training set")
     moments = pd.to_datetime(frame[TIMESTAMP], utc=True)
@@ -122,18 +123,18 @@ class Network:
 
     Attributes:
         machines: address and port of each, in the order of their ranks.
-        rank: which of them this one is.
+        rank: this machine's position among them.
     """
 
     machines: Sequence[str]
     rank: int
 
     def parameters(self, turn: int = 0) -> algorithms.Parameters:
-        """Return what LightGBM must know.
+        """Return LightGBM's parameters for the network.
 
         Args:
-            turn: how many estimators were fitted together before this one. Each has the next port: a machine that is
-                quicker would connect to the socket on which another one still listens for the estimator before.
+            turn: how many estimators were fitted together before this one. Each uses the next port: otherwise a faster
+                machine would connect to the socket on which another one still listens for the previous estimator.
         """
         places = [(host, int(port) + turn) for host, _, port in (each.rpartition(":") for each in self.machines)]
         return {
@@ -161,14 +162,14 @@ def fit(
     best is then trained on all rows.
 
     Args:
-        maker: of the task; its headline metric is what a trial is measured by.
+        maker: the task's maker; its headline metric measures a trial.
         train: a training set ordered by time: event_id, event_timestamp, label, features.
         training: the settings.
         progress: called after each trial with its number, its value of the metric and its parameters.
-        network: the machines that train together, each on its share of the rows; all end with the same model.
+        network: the machines that train together, each on its share of the rows; all get the same model.
 
     Raises:
-        TrainingError: the labels are all the same, or one is none of the task.
+        TrainingError: all labels are the same, or a label is not of the task.
         EncodingError: a feature is neither text nor a number.
         ParameterError: `training.parameters` does not fit the algorithm.
     """
@@ -293,7 +294,7 @@ def _share(labels: npt.NDArray[Any], network: Network) -> npt.NDArray[np.intp]:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Limit the threads of estimators that take no such parameter (OpenMP and BLAS)."""
+    """Limit the threads of estimators without such a parameter (OpenMP and BLAS)."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=count):
@@ -304,12 +305,12 @@ def truths(task: Task, frame: pd.DataFrame, what: str) -> Floats:
     """Return the truths [n] of a training set.
 
     Args:
-        task: whose labels they are.
+        task: the task of the labels.
         frame: rows with a label.
-        what: the rows, for the error.
+        what: a name of the rows for the error.
 
     Raises:
-        TrainingError: a column is missing, or a label is none of the task.
+        TrainingError: a column is missing, or a label is not of the task.
     """
     absent = [name for name in (TIMESTAMP, LABEL) if name not in frame]
     if absent:

@@ -170,7 +170,7 @@ def test_segments_with_a_gap_between_them_are_not_merged(tmp_path: Path) -> None
     for first in (1, *range(3, 33)):
         compactor.add(write(tmp_path, first, first), 100)
     newest = write(tmp_path, 33, 33)
-    with pytest.raises(LogError, match="does not go on where"):
+    with pytest.raises(LogError, match="does not continue where"):
         compactor.add(newest, 100)
     assert [(s.first, s.last) for s in segments.segments(tmp_path)] == [(1, 1), *((s, s) for s in range(3, 34))]
 

@@ -1,4 +1,4 @@
-"""The tables as they were before they had a version. They are recognised, and new databases begin with the newest."""
+"""The tables before they had a version. They are recognised, and new databases begin with the newest version."""
 
 revision = "0001"
 down_revision = None

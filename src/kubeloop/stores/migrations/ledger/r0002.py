@@ -1,4 +1,4 @@
-"""A run says whether the error that ended it would come again."""
+"""A run records whether the error that ended it would occur again."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,5 +8,5 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Add the column; a trigger of the old release, which runs on meanwhile, does not know it."""
+    """Add the column. A trigger of the old release, which still runs, does not know it."""
     op.add_column("runs", sa.Column("lasting", sa.Boolean()))

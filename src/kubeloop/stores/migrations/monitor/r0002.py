@@ -1,4 +1,4 @@
-"""What a window measured has an interval, and says how many positives it rests on."""
+"""A window's metric has an interval and the number of its positives."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Add the columns; they stay empty in windows that are closed."""
+    """Add the columns; they stay empty in closed windows."""
     for name in ("effect_low", "effect_high"):
         op.add_column("window_scores", sa.Column(name, sa.Float()))
     for name in ("auc_low", "auc_high"):
