@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 
 _STAKES: Floats = np.geomspace(1 / 64, 0.98, 24)
 """Shares of the largest stake that the wealth survives."""
-_GRID = 401
+_GRID, _AT_ONCE = 401, 100
 _ENOUGH = 8
 """With fewer blocks an autocorrelation is noise."""
 
@@ -34,17 +34,7 @@ def wealth(differences: Sequence[float], null: float, bound: float, *, worse: bo
         bound: differences are clipped to plus and minus this.
         worse: whether it is bet on a mean below `null` (True) or above it.
     """
-    if not len(differences):
-        return 0.0
-    d = np.clip(np.asarray(differences, dtype=np.float64), -bound, bound)
-    gains = (null - d) if worse else (d - null)
-    # The largest loss of a stake of 1: then nothing is left.
-    largest = bound - null if worse else bound + null
-    if largest <= 0:
-        return 0.0
-    logs = np.log1p(np.outer(_STAKES / largest, gains)).sum(axis=1)
-    top = float(logs.max())
-    return top + float(np.log(np.mean(np.exp(logs - top))))
+    return float(_wealth(differences, np.array([null]), bound, worse=worse)[0])
 
 
 def interval(differences: Sequence[float], bound: float, alpha: float) -> tuple[float, float]:
@@ -55,15 +45,27 @@ def interval(differences: Sequence[float], bound: float, alpha: float) -> tuple[
     # Without the outermost, which no bet refutes.
     means = np.linspace(-bound, bound, _GRID)[1:-1]
     limit = np.log(2 / alpha)
-    kept = [
-        m
-        for m in means
-        if wealth(differences, m, bound, worse=True) < limit and wealth(differences, m, bound, worse=False) < limit
-    ]
-    if not kept:
+    above, below = (_wealth(differences, means, bound, worse=worse) for worse in (True, False))
+    kept = means[(above < limit) & (below < limit)]
+    if not len(kept):
         middle = float(np.clip(differences, -bound, bound).mean())
         return middle, middle
     return float(kept[0]), float(kept[-1])
+
+
+def _wealth(differences: Sequence[float], nulls: Floats, bound: float, *, worse: bool) -> Floats:
+    """Return the log evidence against each of `nulls` [m]."""
+    d = np.clip(np.asarray(differences, dtype=np.float64), -bound, bound)
+    logs = np.zeros((len(nulls), len(_STAKES)))
+    # The largest loss of a stake of 1: then nothing is left.
+    largest = bound - nulls if worse else bound + nulls
+    stakes = _STAKES / np.maximum(largest, 1e-12)[:, None]
+    for start in range(0, len(d), _AT_ONCE):
+        gains = d[start : start + _AT_ONCE] - nulls[:, None]
+        logs += np.log1p(stakes[:, :, None] * (-gains if worse else gains)[:, None, :]).sum(axis=2)
+    top = logs.max(axis=1)
+    found = top + np.log(np.mean(np.exp(logs - top[:, None]), axis=1))
+    return np.asarray(np.where(largest > 0, found, 0.0))
 
 
 def autocorrelation(differences: Sequence[float]) -> float:

@@ -106,19 +106,19 @@ class Often:
         )
 
     def _needed(self, safety: float, alpha: float, share: float) -> int | None:
-        """Return about how many requests are missing if both arms are alike, by the cheaper of the two proofs."""
+        """Return about how many requests the cheaper of the two proofs needs if both arms are equally good."""
         total, policy, found = self.arms.total, self.policy, []
         n = total.champion + total.canary
         if not 0 < share < 1 or not n:
             return None
         rate = (total.champion_bad + total.canary_bad) / n
         if rate and policy.margin is not None:
-            # What a bad event adds to the log evidence if the arms are alike: a Kullback-Leibler divergence.
+            # What a bad event adds to the log evidence if the arms are equal: a Kullback-Leibler divergence.
             theirs = policy.margin * share / (policy.margin * share + 1 - share)
             growth = share * math.log(share / theirs) + (1 - share) * math.log((1 - share) / (1 - theirs))
             found.append((math.log(1 / alpha) + _MIXTURE - safety) / (rate * growth))
         if policy.acceptable is not None:
-            wanted = _enough(total.canary_bad, total.canary, policy.acceptable, alpha)
+            wanted = _enough(rate, policy.acceptable, alpha)
             if wanted is not None:
                 found.append((wanted - total.canary) / share)
         return math.ceil(max(0.0, min(found))) if found else None
@@ -374,9 +374,8 @@ def _place(seconds: Floats) -> npt.NDArray[np.int64]:
     return np.minimum(logs.astype(np.int64), _PER_DECADE * _DECADES)
 
 
-def _enough(bad: int, n: int, acceptable: float, alpha: float) -> int | None:
-    """Return how many canary requests prove a share below `acceptable` if no more of them are bad than so far."""
-    rate = bad / n if n else 0.0
+def _enough(rate: float, acceptable: float, alpha: float) -> int | None:
+    """Return how many canary requests prove a share below `acceptable` if `rate` of them are bad; None if none do."""
     if rate >= acceptable:
         return None
     low, high = 1, 1

@@ -26,7 +26,7 @@ class Finding:
         safety_limit: see there.
         proven: whether the margin, or the acceptable share, is proven; None where nothing has to be.
         events: what was counted, of both arms: requests, entities, or blocks.
-        needed: about how many more are needed until it is proven if both arms are alike, None where that is unknown.
+        needed: about how many more the proof needs if both arms are equally good, None where that is unknown.
         detail: more for people, one sentence or nothing.
     """
 

@@ -12,8 +12,8 @@ from kubeloop.judge.arms import RATIOS, Floats
 __all__ = ["Delay", "delays", "proof"]
 
 FACTORS = (100.0, 20.0, 5.0, 2.0)
-_PATHS = 200
-_LONGEST = 20_000
+_PATHS, _AT_ONCE = 100, 200
+_LONGEST = 5_000
 """Bad events of a simulated rollout; one that takes more is reported as not found."""
 
 
@@ -85,20 +85,22 @@ def _until(
     limit = math.log(criteria / policy.alpha)
     alternatives = np.append(RATIOS[policy.errors.tolerance * 1.05 < RATIOS], policy.errors.tolerance)
     log = np.zeros(len(alternatives))
-    at = canary = 0.0
+    at = canary = events = 0.0
     for number, (share, length) in enumerate(steps):
         both = share * ours + (1 - share) * theirs
-        last = number == len(steps) - 1
-        many = _LONGEST if last else math.ceil(3 * both * length + 50)
-        gaps = np.cumsum(rng.geometric(both, many))
-        gaps = gaps if last else gaps[gaps <= length]
-        hits = rng.random(len(gaps)) < share * ours / both
-        logs = log + _paths(hits, share, alternatives)
-        evidence = np.log(np.mean(np.exp(logs[:, :-1] - logs[:, -1:]), axis=1)) if len(logs) else np.zeros(0)
-        crossed = np.flatnonzero(evidence >= limit)
-        if len(crossed):
-            return at + gaps[crossed[0]], canary + share * gaps[crossed[0]]
-        log = logs[-1] if len(logs) else log
+        last, spent = number == len(steps) - 1, 0.0
+        while (last or spent < length) and events < _LONGEST:
+            gaps = spent + np.cumsum(rng.geometric(both, _AT_ONCE))
+            gaps = gaps if last else gaps[gaps <= length]
+            hits = rng.random(len(gaps)) < share * ours / both
+            logs = np.vstack([log, log + _paths(hits, share, alternatives)])
+            top = logs.max(axis=1)
+            evidence = top + np.log(np.mean(np.exp(logs[:, :-1] - top[:, None]), axis=1)) - logs[:, -1]
+            crossed = np.flatnonzero(evidence[1:] >= limit)
+            if len(crossed):
+                return at + gaps[crossed[0]], canary + share * gaps[crossed[0]]
+            log, events = logs[-1], events + len(gaps)
+            spent = float(gaps[-1]) if len(gaps) == _AT_ONCE else length
         at, canary = at + length, canary + share * length
     return math.inf, math.inf
 

@@ -130,7 +130,7 @@ class Judge:
             text = f"rollout.max_wait is over, and rollout.on_timeout is {self._policy.on_timeout}: {text}"
             return Verdict(self._policy.on_timeout, text, findings)
         if len(known) == len(needed):
-            text += f"; about {max(known):,} more requests are needed if the versions are alike"
+            text += f"; about {max(known):,} more requests are needed if neither version is worse"
         return Verdict("hold", text, findings, needed=max(known) if len(known) == len(needed) else None)
 
     def findings(self, share: float) -> tuple[Finding, ...]:

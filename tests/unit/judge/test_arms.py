@@ -20,7 +20,9 @@ def streams(rng: np.random.Generator, rate: float, factor: float) -> tuple[np.nd
     return canary, share, rng.random(len(share)) < np.where(canary, min(1.0, rate * factor), rate)
 
 
-def until(canary: np.ndarray, share: np.ndarray, bad: np.ndarray, tolerance: float = 1.0, every: int = 200) -> int | None:
+def until(
+    canary: np.ndarray, share: np.ndarray, bad: np.ndarray, tolerance: float = 1.0, every: int = 200
+) -> int | None:
     """Return the requests until harm is proven, looking after each `every`."""
     arms = Arms()
     for start, end in pairwise(range(0, len(bad) + 1, every)):
@@ -40,7 +42,7 @@ def test_without_a_difference_looking_often_costs_nothing() -> None:
         wrong += until(canary, share, bad) is not None
         peeking += _z_test(canary[40_000:], bad[40_000:])
     assert wrong / paths <= 0.05
-    assert 0.2 < peeking / paths
+    assert peeking / paths > 0.2
 
 
 def _z_test(canary: np.ndarray, bad: np.ndarray) -> bool:
@@ -82,7 +84,7 @@ def test_a_tolerance_is_not_harm_and_more_than_it_is() -> None:
 
 def test_safety_is_proven_for_like_arms_and_not_at_the_margin() -> None:
     rng = np.random.default_rng(5)
-    proven = {factor: 0 for factor in (1.0, 2.0)}
+    proven = dict.fromkeys((1.0, 2.0), 0)
     for factor in proven:
         for _ in range(100):
             arms = Arms()
