@@ -18,6 +18,7 @@ BENCHMARKS = {
     "upstream": Path(sys.executable),
     "ledger": RUNTIME,
     "alarms": Path(sys.executable),
+    "judge": Path(sys.executable),
 }
 CLUSTER = {"chart": Path(sys.executable), "postgres": Path(sys.executable)}
 """Benchmarks that need `make control-plane backends`; they run only if they are named."""

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from kubeloop import config, errors
-from kubeloop.cli import backtest, called, extras, init, kubeflow
+from kubeloop.cli import backtest, called, extras, init, judge, kubeflow
 from kubeloop.config import Loop, Settings
 from kubeloop.errors import KubeloopError
 
@@ -425,7 +425,7 @@ def show_config(as_json: Json = False) -> None:
 
 
 backtest.register(app)
-backtest.register(app)
+judge.register(app)
 init.register(app)
 extras.register(app)
 kubeflow.register(app)

@@ -29,6 +29,7 @@ from kubeloop import moments
 from kubeloop.config import kinds
 from kubeloop.config.cluster import Delivery, Pipelines
 from kubeloop.config.reading import Columns, Read
+from kubeloop.config.rollout import Rollout
 from kubeloop.config.types import (
     ConfigError,
     DnsName,
@@ -258,6 +259,7 @@ class Loop(Model):
     training: Training
     gates: Gates
     drift: Drift = Drift()
+    rollout: Rollout = Rollout()
     serving: Serving = Serving()
     delivery: Delivery = Delivery()
     pipelines: Pipelines = Pipelines()
