@@ -92,7 +92,7 @@ def test_nothing_public_changed_unseen() -> None:
 
 
 CONSUMER = '''
-"""What somebody else writes: a program that reads loop.yaml, and the task of a kind."""
+"""What others write: a program that reads loop.yaml, and the task of a kind."""
 
 from pathlib import Path
 from typing import Any, reveal_type

@@ -121,7 +121,7 @@ def test_a_patch_written_by_hand_gets_a_stamp_for_the_rollout(environment, kserv
 
 
 def test_a_stamp_that_was_left_over_is_not_taken_for_the_version(environment, kserve):
-    """Somebody changed the version in a patch that the applier had stamped."""
+    """A person changed the version in a patch that the applier had stamped."""
     environment.plane.kubectl("delete", "isvc", NAME, "-n", environment.namespace)
     with pytest.raises(DeliveryError, match="did not arrive"):
         environment.promote(timeout_s=0)

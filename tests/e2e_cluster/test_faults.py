@@ -132,7 +132,7 @@ def test_a_monitor_is_killed_and_reads_on(client: Client) -> None:
     with client.traffic(connections=8, rate=20) as traffic:
         (victim,) = pods(f"{OURS},app.kubernetes.io/component=monitor")
         killed(victim, "kubeloop")
-        until(lambda: traffic.answers >= 400, "traffic goes on")
+        until(lambda: traffic.answers >= 400, "traffic continues")
     assert traffic.last["failed"] == 0, traffic.last["kinds"]
     rolled_out()
     caught_up()

@@ -31,7 +31,7 @@ echo a choice
 ```
 
 - a list
-    that goes on
+    that has a second line
 
 ## More
 

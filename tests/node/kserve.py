@@ -41,7 +41,7 @@ class Kserve:
         self._path = f"/apis/serving.kserve.io/v1beta1/namespaces/{namespace}/inferenceservices/{name}"
 
     def service(self) -> Object | None:
-        """Return the InferenceService if somebody has applied it."""
+        """Return the InferenceService if it was applied."""
         response = self._plane.http.get(self._path)
         return response.json() if response.is_success else None
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PLACES = (
     *("src", "components", "pipelines", "charts", "manifests", "benchmarks", "images", "feature_repo"),
-    *("docs", "README.md", "Makefile", "loop.yaml", "hatch_build.py"),
+    *("docs", "README.md", "CONTRIBUTING.md", "Makefile", "loop.yaml", "hatch_build.py", "tests"),
 )
 """Folders and files whose text is checked."""
 ENDINGS = (".py", ".md", ".html", ".txt", ".yaml", ".yml", ".tpl", ".j2", ".sql", ".sh", "Makefile")
@@ -60,7 +60,8 @@ def files() -> list[Path]:
     for place in PLACES:
         root = ROOT / place
         found += [root] if root.is_file() else [path for path in sorted(root.rglob("*")) if path.is_file()]
-    return [path for path in found if path.name.endswith(ENDINGS) and "__pycache__" not in path.parts]
+    listed = [path for path in found if path.name.endswith(ENDINGS) and "__pycache__" not in path.parts]
+    return [path for path in listed if path not in (Path(__file__), ROOT / "tests" / "test_docs.py")]
 
 
 def test_no_word_is_used_that_a_technical_writer_would_not_use() -> None:

@@ -8,7 +8,7 @@ times as often as the champion, a bad event at that moment is the canary's with 
 whatever the rate of bad events is: it may drift, burst or follow the hours of the day, since only the coin is used.
 The likelihood ratio of two values of r is therefore a nonnegative martingale (Wald 1945), so is its average over
 many alternatives (the method of mixtures: Robbins, Ann. Math. Stat. 41, 1970), and by Ville's inequality (1939) it
-exceeds 1/alpha with a probability of at most alpha, however often anybody looks. Such a process is called an
+exceeds 1/alpha with a probability of at most alpha, however often one looks. Such a process is called an
 e-process (Ramdas et al., "Game-theoretic statistics and safe anytime-valid inference", Statistical Science 38,
 2023). The share may change between requests, so one process spans all steps of a rollout.
 

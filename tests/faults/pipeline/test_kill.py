@@ -131,7 +131,7 @@ def _card(folder: Path) -> dict[str, Any]:
 
 
 def test_no_step_outlives_a_run_whose_main_process_is_killed(undisturbed: Any, as_of: datetime) -> None:
-    """As when the kernel kills the run because memory runs out: the steps remain, and must not go on to deploy."""
+    """As when the kernel kills the run because memory runs out: the steps remain, and must not continue to deploy."""
     earlier = set((undisturbed.settings.state / "pipeline").iterdir())
     # For another day, so that no step's outcome is cached.
     process = undisturbed.start("orphan", as_of - timedelta(days=1))

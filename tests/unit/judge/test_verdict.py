@@ -29,7 +29,7 @@ def rollout(
     shift: float = 0.0,
     unlabelled: float = 0.02,
 ) -> Exposures:
-    """Return a rollout of 5, 25 and 50 percent in which both arms are alike, but for what is asked for.
+    """Return a rollout of 5, 25 and 50 percent in which both arms are equally good, except for what is asked for.
 
     Args:
         rng: draws it.
