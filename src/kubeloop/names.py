@@ -17,6 +17,8 @@ LOOP = f"{LABEL_DOMAIN}/loop"
 REQUEST_EVENT = "org.kubeflow.serving.inference.request"
 RESPONSE_EVENT = "org.kubeflow.serving.inference.response"
 LABEL_EVENT = "io.kubeloop.label"
+EXPOSURE_EVENT = "io.kubeloop.exposure"
+"""Which version requests were given to by chance, and whether it answered them; see `payloads.exposed`."""
 Pipeline = Literal["training", "materialize", "batch-scoring", "backfill"]
 PIPELINES: tuple[Pipeline, ...] = get_args(Pipeline)
 

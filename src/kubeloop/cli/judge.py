@@ -28,7 +28,8 @@ def register(app: typer.Typer) -> None:
 
 def judge(
     events: Annotated[
-        Path | None, typer.Argument(help="Requests of both arms: a .parquet, .csv or .jsonl file.", show_default=False)
+        Path | None,
+        typer.Argument(help="Requests of both arms: a .parquet, .csv or .jsonl file.", show_default="the payload log"),
     ] = None,
     folder: Annotated[
         Path, typer.Option("--dir", "-C", help="Folder with loop.yaml.", show_default="this folder")
@@ -60,7 +61,9 @@ def judge(
 ) -> None:
     """Say whether a canary may be promoted, from what both arms did so far.
 
-    The file has one row per request. It needs the columns `event_time`, `arm` (champion or canary) and `share` (the
+    Without a file it reads the payload log of this loop, and judges the two versions that shared the traffic last.
+
+    A file has one row per request. It needs the columns `event_time`, `arm` (champion or canary) and `share` (the
     probability with which the request was given to the canary). It may have `unit`, `status`, `seconds`, the answers,
     `label`, the columns of `gates.slices` and those of `rollout.metrics`. The criteria are `rollout` of loop.yaml.
 
@@ -75,13 +78,20 @@ def judge(
     if errors is not None:
         _plan(loop, errors, steps or ["5:20000", "25:20000", "50:20000"], as_json=as_json)
         return
-    if events is None:
-        raise typer.BadParameter("name a file with the events of both arms, or give --errors", param_hint="EVENTS")
     from kubeloop.judge import Judge, table
     from kubeloop.judge.exposures import ExposureError
     from kubeloop.tasks import port
 
-    rows = table.exposures(loop, table.read(events))
+    if events is None:
+        from kubeloop.payloads import exposed
+
+        config.adopt(settings)
+        rollout = exposed.read(loop, settings)
+        rows = rollout.exposures
+        if not as_json:
+            _OUT.print(f"version {rollout.canary} against version {rollout.champion}, from the payload log")
+    else:
+        rows = table.exposures(loop, table.read(events))
     if not len(rows):
         raise ExposureError(f"{events} has no rows yet")
     newest = rows.at[-1].astype("datetime64[us]").item()

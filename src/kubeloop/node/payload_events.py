@@ -4,13 +4,19 @@ import asyncio
 import logging
 import random
 import time
+import uuid
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import urlsplit
+
+import orjson
 
 from kubeloop import access, names
 from kubeloop.serving.upstream import Client, UpstreamError
+
+Event = tuple[str, bytes, float]
 
 LOG = logging.getLogger(__name__)
 
@@ -22,6 +28,8 @@ GATHER_S = 0.02
 """How long the first pair waits for others, since the events of a request would compete with its own answer."""
 MAX_BYTES = 256 * 1024 * 1024
 """Most bytes of bodies that wait for a slow collector: large batches would fill the memory before the queue is full."""
+EXPOSE_S, EXPOSE_MOST = 1.0, 500
+"""How long the record of an attempt waits for others, and how many are sent together."""
 _TRY_AGAIN = {408, 425, 429}
 
 
@@ -41,9 +49,41 @@ class Pair:
     rows: int
 
     @property
+    def events(self) -> tuple["Event", ...]:
+        """The events to send: type, body, moment."""
+        return (
+            (names.REQUEST_EVENT, self.request, self.requested_at),
+            (names.RESPONSE_EVENT, self.response, self.responded_at),
+        )
+
+    @property
     def size(self) -> int:
         """Bytes of both bodies."""
         return len(self.request) + len(self.response)
+
+
+@dataclass(frozen=True, slots=True)
+class Exposures:
+    """Which versions some requests were given to by chance, and how that ended; see `payloads.exposed`."""
+
+    id: str
+    service: str
+    namespace: str
+    body: bytes
+    at: float
+    endpoint: str = ""
+    media_type: bytes = b"application/json"
+    rows: int = 0
+
+    @property
+    def events(self) -> tuple["Event", ...]:
+        """The event to send: type, body, moment."""
+        return ((names.EXPOSURE_EVENT, self.body, self.at),)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body."""
+        return len(self.body)
 
 
 class EventLog:
@@ -70,7 +110,8 @@ class EventLog:
         self._collector = _origin(collector_url) if collector_url else None
         self._login = [(key.encode(), value.encode()) for key, value in access.bearer(token).items()]
         self._max_bytes = max_bytes
-        self._waiting: deque[Pair] = deque()
+        self._waiting: deque[Pair | Exposures] = deque()
+        self._exposed: dict[tuple[str, str], list[dict[str, Any]]] = {}
         self._arrived = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -90,20 +131,36 @@ class EventLog:
     @property
     def queued(self) -> int:
         """Events that were accepted and are neither sent nor dropped yet."""
-        return self._pending
+        return self._pending + len(self._exposed)
 
-    def offer(self, pair: Pair) -> None:
+    def offer(self, pair: Pair | Exposures) -> None:
         """Accept a pair, or drop it if the queue is full; returns at once."""
-        if self._pending + 2 > self._limit or self._bytes + pair.size > self._max_bytes:
-            self.dropped_events += 2
+        count = len(pair.events)
+        if self._pending + count > self._limit or self._bytes + pair.size > self._max_bytes:
+            self.dropped_events += count
             self.dropped_predictions += pair.rows
             return
-        self._pending += 2
+        self._pending += count
         self._pending_rows += pair.rows
         self._bytes += pair.size
         self._waiting.append(pair)
         self._arrived.set()
         self._idle.clear()
+
+    def expose(self, service: str, namespace: str, attempt: dict[str, Any]) -> None:
+        """Accept the record of an attempt; several are sent as one event, after `EXPOSE_S` or `EXPOSE_MOST` of them."""
+        key = service, namespace
+        held = self._exposed.setdefault(key, [])
+        held.append(attempt)
+        if len(held) >= EXPOSE_MOST:
+            self._tell(key)
+        elif len(held) == 1:
+            asyncio.get_running_loop().call_later(EXPOSE_S, self._tell, key)
+
+    def _tell(self, key: tuple[str, str]) -> None:
+        held = self._exposed.pop(key, [])
+        if held:
+            self.offer(Exposures(str(uuid.uuid4()), *key, orjson.dumps({"attempts": held}), time.time()))
 
     def open(self) -> None:
         """Start the workers."""
@@ -111,6 +168,8 @@ class EventLog:
 
     async def close(self, flush_s: float) -> None:
         """Send what is queued, for `flush_s` seconds at most; the rest counts as dropped."""
+        for key in list(self._exposed):
+            self._tell(key)
         try:
             await asyncio.wait_for(self._idle.wait(), flush_s)
         except TimeoutError:
@@ -130,10 +189,7 @@ class EventLog:
                 await asyncio.sleep(GATHER_S)
             pair = self._waiting.popleft()
             refused = 0
-            for kind, body, moment in (
-                (names.REQUEST_EVENT, pair.request, pair.requested_at),
-                (names.RESPONSE_EVENT, pair.response, pair.responded_at),
-            ):
+            for kind, body, moment in pair.events:
                 if await self._send(pair.service, _headers(pair, kind, moment), body):
                     self.sent += 1
                 else:
@@ -188,7 +244,7 @@ def _origin(url: str) -> tuple[str, str]:
     return parts.scheme, parts.netloc
 
 
-def _headers(pair: Pair, kind: str, moment: float) -> list[tuple[bytes, bytes]]:
+def _headers(pair: Pair | Exposures, kind: str, moment: float) -> list[tuple[bytes, bytes]]:
     """Return exactly the headers that KServe's agent sends: from here on, laptop and cluster share the code."""
     return [
         # Both events have the request's ID.

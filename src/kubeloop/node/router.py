@@ -8,11 +8,13 @@ import re
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
 import orjson
 
 from kubeloop.delivery.manifest import GROWTH
+from kubeloop.node.desired import DEFAULT
 from kubeloop.node.metrics import Metrics
 from kubeloop.node.payload_events import EventLog, Pair
 from kubeloop.node.processes import Backend
@@ -24,6 +26,9 @@ from kubeloop.serving.upstream import Answer, Client, Headers, UpstreamError
 
 PREDICTOR_ENTRY = "/_predictor"
 """Where a transformer finds the predictors: `<node>/_predictor/v2/models/<name>/infer`."""
+
+MALFORMED = 502
+"""Status of an attempt whose answer has no rows, in the payload log; the client gets the answer as it came."""
 
 _PREDICTOR_PREFIX = f"{PREDICTOR_ENTRY}/".encode()
 _INFERENCE = re.compile(rb"^/v(?:2/models/[^/]+(?:/versions/[^/]+)?/infer|1/models/[^/]+:predict)$")
@@ -41,6 +46,16 @@ class Target:
     endpoint: str
     percent: int
     backend: Backend
+    version: str = ""
+
+
+class Choice(NamedTuple):
+    """Where an attempt goes; `share` is the canaries' probability, None if it was not left to chance."""
+
+    endpoint: str
+    backend: Backend
+    version: str = ""
+    share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +69,23 @@ class Route:
     logger_url: str | None
     timeout_s: float
 
-    def choose(self, component: str, tried: Backend | None) -> tuple[str, Backend] | None:
+    def choose(self, component: str, tried: Backend | None) -> Choice | None:
         """Pick a backend that is up, by weight, and a different one than `tried` if possible."""
         if component == "transformer" and self.transformer:
-            return ("default", self.transformer) if self.transformer.url else None
+            return Choice("default", self.transformer) if self.transformer.url else None
         up = [target for target in self.predictors if target.backend.url and target.percent]
         others = [target for target in up if target.backend is not tried] or up
         if not others:
             return None
         if len(others) == 1:
-            return others[0].endpoint, others[0].backend
+            return Choice(others[0].endpoint, others[0].backend, others[0].version)
         # At random, not in turns: traffic with a repeating pattern must not always reach the same model.
         chosen = random.choices(others, [target.percent for target in others])[0]  # noqa: S311
-        return chosen.endpoint, chosen.backend
+        if len(others) < len(self.predictors):
+            # A version is down or was tried already: the others' shares are not those of the rollout.
+            return Choice(chosen.endpoint, chosen.backend, chosen.version)
+        share = sum(target.percent for target in others if target.endpoint != DEFAULT) / 100
+        return Choice(chosen.endpoint, chosen.backend, chosen.version, share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,16 +174,20 @@ class Router:
             choice = route.choose(component, tried) if route else None
             if route is None or choice is None:
                 raise ProtocolError(f"no {component} of {service} is running; see the service's conditions", 503)
-            endpoint, backend = choice
-            requested_at = time.time()
+            backend = choice.backend
+            requested_at, began = time.time(), time.perf_counter()
+            exposure = self._exposure(route, choice, requested_at) if inference and tried is None else None
             backend.inflight += 1
             try:
                 answer = await self._client.send(
                     str(backend.url), method, target, headers, body, timeout_s=route.timeout_s, fresh=tried is not None
                 )
             except TimeoutError:
+                self._expose(route, exposure, 0, began)
                 raise ProtocolError(f"the {component} of {service} took more than {route.timeout_s:g} s", 504) from None
             except UpstreamError:
+                # Its own failure, even if another version answers now.
+                self._expose(route, exposure, 0, began)
                 if tried is None and (inference or method in ("GET", "HEAD")):
                     tried = backend
                     continue
@@ -172,18 +195,40 @@ class Router:
             finally:
                 backend.inflight -= 1
             if inference and 200 <= answer.status < 300 and (component == "predictor" or route.transformer is None):
-                self._record(route, endpoint, Request(body, scope["headers"], requested_at), answer)
+                name = exposure["id"] if exposure else str(uuid.uuid4())
+                rows = self._record(route, name, choice.endpoint, Request(body, scope["headers"], requested_at), answer)
+                self._expose(route, exposure, answer.status if rows else MALFORMED, began)
+            else:
+                self._expose(route, exposure, answer.status, began)
             answer.headers = _returned(answer, method)
-            return endpoint, answer
+            return choice.endpoint, answer
 
-    def _record(self, route: Route, endpoint: str, request: Request, answer: Answer) -> None:
+    def _exposure(self, route: Route, choice: Choice, at: float) -> dict[str, Any] | None:
+        """Begin the record of an attempt whose version was left to chance; without a payload log there is none."""
+        if choice.share is None or route.logger_url is None:
+            return None
+        return {
+            "id": str(uuid.uuid4()),
+            "time": datetime.fromtimestamp(at, UTC).isoformat(),
+            "version": choice.version,
+            "canary": choice.endpoint != DEFAULT,
+            "share": choice.share,
+        }
+
+    def _expose(self, route: Route, exposure: dict[str, Any] | None, status: int, began: float) -> None:
+        if exposure is not None:
+            ended = {"status": status, "seconds": round(time.perf_counter() - began, 6)}
+            self._log.expose(route.service, route.namespace, exposure | ended)
+
+    def _record(self, route: Route, name: str, endpoint: str, request: Request, answer: Answer) -> int:
+        """Offer an answered request to the payload log; return its rows."""
         rows = count_rows(answer.body, next((value for key, value in answer.headers if key == JSON_SIZE), None))
         self._metrics.predictions += rows
         if route.logger_url is None:
-            return
+            return rows
         self._log.offer(
             Pair(
-                id=str(uuid.uuid4()),
+                id=name,
                 service=route.service,
                 namespace=route.namespace,
                 endpoint=endpoint,
@@ -195,6 +240,7 @@ class Router:
                 rows=rows,
             )
         )
+        return rows
 
     def _service(self, path: bytes) -> str:
         """Return the service that a path names; a path without a model means the only service."""

@@ -155,7 +155,10 @@ class Service:
             service=desired.name,
             namespace=desired.namespace,
             transformer=replicas[desired.transformer].backend if desired.transformer else None,
-            predictors=tuple(Target(s.endpoint, s.percent, replicas[s.program].backend) for s in desired.predictors),
+            predictors=tuple(
+                Target(s.endpoint, s.percent, replicas[s.program].backend, s.program.version)
+                for s in desired.predictors
+            ),
             logger_url=desired.logger_url,
             timeout_s=desired.timeout_s,
         )

@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from kubeloop.errors import KubeloopError
-from kubeloop.names import LABEL_EVENT, REQUEST_EVENT, RESPONSE_EVENT
+from kubeloop.names import EXPOSURE_EVENT, LABEL_EVENT, REQUEST_EVENT, RESPONSE_EVENT
 from kubeloop.payloads import labels
 from kubeloop.payloads.cloudevents import Event, EventError, parse
 from kubeloop.payloads.flusher import OVERHEAD
@@ -38,7 +38,7 @@ _BUCKETS = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.
 _WATCH_S = 0.1
 _REPORT_S = 5.0
 _REJECTIONS = ("bad_event", "too_large")
-_KINDS = {REQUEST_EVENT: "request", RESPONSE_EVENT: "response", LABEL_EVENT: "label"}
+_KINDS = {REQUEST_EVENT: "request", RESPONSE_EVENT: "response", LABEL_EVENT: "label", EXPOSURE_EVENT: "exposure"}
 _OTHER = "other"
 _INLINE_BYTES = 64 * 1024
 _FINISH_S = 5.0

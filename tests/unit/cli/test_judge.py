@@ -50,7 +50,6 @@ def test_the_exit_code_is_the_verdict(tmp_path: Path, factor: float, requests: i
 @pytest.mark.parametrize(
     ("words", "code"),
     [
-        ([], 2),
         (["away.parquet"], 65),
         (["events.parquet", "--slice", "color=red"], 65),
         (["events.parquet", "--as-of", "soon"], 65),

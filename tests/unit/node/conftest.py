@@ -24,6 +24,7 @@ from kubeloop import access
 from kubeloop.config import Loop
 from kubeloop.delivery import Applied, DeliveryError, local
 from kubeloop.delivery.manifest import ModelRef, inference_service
+from kubeloop.names import EXPOSURE_EVENT
 
 STAND_IN = Path(__file__).parent / "standins" / "node.py"
 SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/kubeloop/inferenceservices"
@@ -85,10 +86,10 @@ class Collector:
             self.server = None
 
     def pairs(self, service: str = "flights") -> dict[str, dict[str, tuple[dict[str, str], Any]]]:
-        """Events of a service by id and by the last word of their type."""
+        """Requests and responses of a service by id and by the last word of their type."""
         found: dict[str, dict[str, tuple[dict[str, str], Any]]] = {}
         for headers, body in list(self.events):
-            if headers["ce-inferenceservicename"] != service:
+            if headers["ce-inferenceservicename"] != service or headers["ce-type"] == EXPOSURE_EVENT:
                 continue
             found.setdefault(headers["ce-id"], {})[headers["ce-type"].rpartition(".")[2]] = headers, json.loads(body)
         return found
