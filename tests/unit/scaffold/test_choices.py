@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from kubeloop import errors
+from kubeloop import config, errors
 from kubeloop.cli.main import app
 from kubeloop.data import sources
+from kubeloop.features import store
 from kubeloop.scaffold import design as scaffold
 from kubeloop.scaffold import labels, render
 from kubeloop.scaffold.design import Wish
@@ -168,6 +169,27 @@ def test_a_file_that_is_not_a_table_is_refused(folder: Path, name: str, content:
     assert answer.exit_code == errors.LASTING
     assert message in answer.output
     assert "LINE 1" not in answer.output
+
+
+def test_two_loops_of_one_table_keep_their_features_in_one_registry(readings: pd.DataFrame, folder: Path) -> None:
+    """Loops of one cluster share registry and online store, where the project alone tells views of one name apart."""
+    shared = config.settings(folder, folder / "state").model_copy(
+        update={"feature_registry": f"sqlite:///{folder / 'registry.db'}"}
+    )
+    found = table(readings, folder)
+    loops = {}
+    for name, label in (("cold-line", "failed"), ("warm-line", "heat")):
+        scratch = folder / f"{name}-scratch"
+        scratch.mkdir()
+        scaffold.write(found, Wish(label, "read_at", ("machine",), folder / name, name=name), scratch, print)
+        loops[name] = folder / name / "feature_repo"
+        store.register(loops[name], shared)
+    fields = {
+        name: {field.name for field in store.features(store.open_store(repo, shared), "readings_v1")}
+        for name, repo in loops.items()
+    }
+    assert "heat_now" in fields["cold-line"] - fields["warm-line"]
+    assert "failed_now" in fields["warm-line"] - fields["cold-line"]
 
 
 def test_files_are_replaced_only_by_force(readings: pd.DataFrame, folder: Path) -> None:
