@@ -18,7 +18,8 @@ MONITOR = f"{RELEASE}-monitor-{LOOP}"
 TRIGGER = f"{RELEASE}-trigger-{LOOP}"
 TRANSFORMER, PREDICTOR = f"{LOOP}-transformer", f"{LOOP}-predictor"
 OURS = f"app.kubernetes.io/instance={RELEASE}"
-TRIGGERS = f"{OURS},app.kubernetes.io/component=trigger"
+TRIGGERS = f"{OURS},app.kubernetes.io/component=trigger,kubeloop.io/loop={LOOP}"
+MONITORS = f"{OURS},app.kubernetes.io/component=monitor,kubeloop.io/loop={LOOP}"
 SERVICE = "serving.kserve.io/inferenceservice"
 
 Object = dict[str, Any]

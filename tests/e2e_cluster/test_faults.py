@@ -20,6 +20,7 @@ from tests.e2e_cluster.cluster import (
     KUBEFLOW,
     LOOP,
     MONITOR,
+    MONITORS,
     OURS,
     TRIGGER,
     TRIGGERS,
@@ -130,7 +131,7 @@ def test_a_trigger_is_killed_and_one_run_goes_on(workspace: Workspace) -> None:
 def test_a_monitor_is_killed_and_reads_on(client: Client) -> None:
     episodes = ask(MONITOR)["episodes"]
     with client.traffic(connections=8, rate=20) as traffic:
-        (victim,) = pods(f"{OURS},app.kubernetes.io/component=monitor")
+        (victim,) = pods(MONITORS)
         killed(victim, "kubeloop")
         until(lambda: traffic.answers >= 400, "traffic continues")
     assert traffic.last["failed"] == 0, traffic.last["kinds"]
