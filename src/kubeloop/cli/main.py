@@ -30,7 +30,8 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except KubeloopError as error:
             _fail(error, errors.exit_code(error))
-        except (TyperException, typer.Abort, typer.Exit):
+        except (TyperException, typer.Abort, typer.Exit, BrokenPipeError):
+            # A reader such as `head` that closes the pipe is ended quietly by the command line's library.
             raise
         except Exception as error:  # noqa: BLE001 - the last resort of a program: say what is wrong, keep the trace
             _crash(error)
