@@ -94,14 +94,14 @@ def judge(
         rows = table.exposures(loop, table.read(events))
     if not len(rows):
         raise ExposureError(f"{events} has no rows yet")
-    newest = rows.at[-1].astype("datetime64[us]").item()
+    oldest, newest = (moment.astype("datetime64[us]").item() for moment in (rows.at.min(), rows.at.max()))
     now = config.instant(as_of) if as_of else newest
     found = Judge(
         loop.rollout, loop.gates, port.of(loop), reference=champion, slices=[_slice(loop, one) for one in slices or ()]
     )
     found.serve(rows)
     found.learn(table.due(loop, rows, now))
-    verdict = found.verdict(float(rows.share[-1]), waited=newest - rows.at[0].astype("datetime64[us]").item())
+    verdict = found.verdict(float(rows.share[-1]), waited=newest - oldest)
     if as_json:
         print(json.dumps(verdict.to_dict(), indent=2))
     else:

@@ -86,9 +86,11 @@ class Often:
         canary = total.canary_bad / total.canary if total.canary else None
         bad = total.champion_bad + total.canary_bad
         safety = self.arms.below(policy.margin) if policy.margin is not None else None
-        proven = None if safety is None else safety >= math.log(1 / alpha)
+        # Two ways to a proof share alpha.
+        level = alpha if policy.acceptable is None else alpha / 2
+        proven = None if safety is None else safety >= math.log(1 / level)
         if safety is not None and policy.acceptable is not None:
-            proven = proven or rate_bound(total.canary_bad, total.canary, alpha) < policy.acceptable
+            proven = proven or rate_bound(total.canary_bad, total.canary, level) < policy.acceptable
         return Finding(
             name=self.name,
             measure="share of entities" if self.sticky else "share of requests",
@@ -99,10 +101,10 @@ class Often:
             harm=_e(self.arms.above(policy.tolerance)),
             harm_limit=limit,
             safety=None if safety is None else _e(safety),
-            safety_limit=1 / alpha,
+            safety_limit=1 / level,
             proven=proven,
             events=total.champion + total.canary,
-            needed=None if proven is None or proven else self._needed(safety or 0.0, alpha, share),
+            needed=None if proven is None or proven else self._needed(safety or 0.0, level, share),
         )
 
     def _needed(self, safety: float, alpha: float, share: float) -> int | None:
