@@ -1,6 +1,7 @@
 """The command `kubeloop judge`: may a canary become the champion?"""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,7 +48,9 @@ def judge(
     ] = None,
     errors: Annotated[
         float | None,
-        typer.Option(help="Instead of judging: how long a rollout will take if this share of requests fails.", min=0),
+        typer.Option(
+            help="Instead of judging: how long a rollout will take if this share of requests fails.", min=0, max=1
+        ),
     ] = None,
     steps: Annotated[
         list[str] | None,
@@ -103,7 +106,7 @@ def judge(
     found.learn(table.due(loop, rows, now))
     verdict = found.verdict(float(rows.share[-1]), waited=newest - oldest)
     if as_json:
-        print(json.dumps(verdict.to_dict(), indent=2))
+        print(json.dumps(_finite(verdict.to_dict()), indent=2, allow_nan=False))
     else:
         _show(verdict)
     raise typer.Exit(CODES[verdict.action])
@@ -138,6 +141,15 @@ def _step(text: str) -> tuple[float, int]:
     if not (colon and percent.isdigit() and requests.isdigit() and 0 < int(percent) < _WHOLE and int(requests) > 0):
         raise typer.BadParameter(f"{text!r} is not percent:requests, such as 5:20000", param_hint="--step")
     return int(percent) / _WHOLE, int(requests)
+
+
+def _finite(value: Any) -> Any:
+    """Return it with null for the ends of intervals that are infinite, which JSON does not know."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _slice(loop: config.Loop, text: str) -> tuple[str, str]:

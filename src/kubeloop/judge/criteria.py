@@ -21,7 +21,7 @@ from kubeloop.judge.exposures import Exposures
 from kubeloop.judge.findings import Finding
 from kubeloop.tasks.port import Task
 
-__all__ = ["Better", "Often", "Slow", "Spread"]
+__all__ = ["Better", "Often", "Slow", "Spread", "missing"]
 
 PARTS = 10
 _FIRST = 500
@@ -33,6 +33,7 @@ _TAIL = 5
 _PER_DECADE, _FASTEST_S, _DECADES = 200, 1e-5, 9
 _AUTOCORRELATION = 0.4
 """Above this, blocks depend on each other too much for the bets (simulated: false alarms exceed alpha from 0.6 on)."""
+_STICKY = "Of entities that stay on their version, only harm can be proven."
 _MIXTURE = 2.0
 """About what an average over many alternatives loses of the log evidence of the best one."""
 _LARGEST = 700.0
@@ -85,7 +86,9 @@ class Often:
         champion = total.champion_bad / total.champion if total.champion else None
         canary = total.canary_bad / total.canary if total.canary else None
         bad = total.champion_bad + total.canary_bad
-        safety = self.arms.below(policy.margin) if policy.margin is not None else None
+        # Once every entity has been bad once, the arms are equal whatever the canary does: no proof comes from that.
+        provable = policy.margin is not None and not self.sticky
+        safety = self.arms.below(policy.margin) if policy.margin is not None and provable else None
         # Two ways to a proof share alpha.
         level = alpha if policy.acceptable is None else alpha / 2
         proven = None if safety is None else safety >= math.log(1 / level)
@@ -104,26 +107,18 @@ class Often:
             safety_limit=1 / level,
             proven=proven,
             events=total.champion + total.canary,
+            detail=_STICKY if self.sticky else "" if total.canary else "Nothing was counted of the canary.",
             needed=None if proven is None or proven else self._needed(safety or 0.0, level, share),
         )
 
     def _needed(self, safety: float, alpha: float, share: float) -> int | None:
         """Return about how many requests the cheaper of the two proofs needs if both arms are equally good."""
-        total, policy, found = self.arms.total, self.policy, []
+        total = self.arms.total
         n = total.champion + total.canary
         if not 0 < share < 1 or not n:
             return None
         rate = (total.champion_bad + total.canary_bad) / n
-        if rate and policy.margin is not None:
-            # What a bad event adds to the log evidence if the arms are equal: a Kullback-Leibler divergence.
-            theirs = policy.margin * share / (policy.margin * share + 1 - share)
-            growth = share * math.log(share / theirs) + (1 - share) * math.log((1 - share) / (1 - theirs))
-            found.append((math.log(1 / alpha) + _MIXTURE - safety) / (rate * growth))
-        if policy.acceptable is not None:
-            wanted = _enough(rate, policy.acceptable, alpha)
-            if wanted is not None:
-                found.append((wanted - total.canary) / share)
-        return math.ceil(max(0.0, min(found))) if found else None
+        return missing(self.policy, rate, share, alpha, safety=safety, canary=total.canary)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -203,7 +198,7 @@ class Spread:
     def refer(self, answers: Floats) -> None:
         """Take the tenths from answers of the champion [m] or [m, k], given before the rollout."""
         table = answers.reshape(len(answers), -1)
-        self.edges = [np.unique(np.quantile(column, np.arange(1, PARTS) / PARTS)).tolist() for column in table.T]
+        self.edges = [_edges(column) for column in table.T]
         self.parts = [[Arms() for _ in range(len(edges) + 1)] for edges in self.edges]
         self.first = []
 
@@ -313,7 +308,10 @@ class Better:
         theirs, ours = rows.take(~rows.canary), rows.take(rows.canary)
         if min(len(theirs), len(ours)) < self.policy.min_rows:
             return
-        values = [self._value(part) for part in (theirs, ours)]
+        # Equally many rows of each arm: a metric such as the calibration error depends on the number of rows, and a
+        # clipped difference is only centred on zero if both arms vary equally.
+        size, rng = min(len(theirs), len(ours)), np.random.default_rng(len(rows))
+        values = [self._value(part.take(np.sort(rng.permutation(len(part))[:size]))) for part in (theirs, ours)]
         if not all(map(math.isfinite, values)):
             return
         self.differences.append(self.task.headline.better * (values[1] - values[0]) / self.unit)
@@ -371,9 +369,46 @@ def _new(units: Iterable[str], rows: Bools, seen: set[str]) -> Bools:
     return found
 
 
+def _edges(column: Floats) -> list[float]:
+    """Return the inner edges of tenths, between values: answers that many requests share are not on an edge."""
+    values = np.unique(column)
+    if len(values) == 1:
+        return []
+    between = (values[1:] + values[:-1]) / 2
+    wanted = np.quantile(column, np.arange(1, PARTS) / PARTS)
+    found: list[float] = np.unique(between[np.clip(np.searchsorted(values, wanted), 0, len(between) - 1)]).tolist()
+    return found
+
+
 def _place(seconds: Floats) -> npt.NDArray[np.int64]:
     logs = np.log10(np.maximum(seconds, _FASTEST_S) / _FASTEST_S) * _PER_DECADE
     return np.minimum(logs.astype(np.int64), _PER_DECADE * _DECADES)
+
+
+def missing(
+    policy: Frequency, rate: float, share: float, alpha: float, *, safety: float = 0.0, canary: int = 0
+) -> int | None:
+    """Return about how many more requests prove that two equally good arms are; None if no number does.
+
+    Args:
+        policy: margin and acceptable share.
+        rate: share of bad requests of both arms.
+        share: the canary's share of the requests to come, above 0 and below 1.
+        alpha: of each proof.
+        safety: log evidence so far.
+        canary: requests of the canary so far.
+    """
+    found = []
+    if rate and policy.margin is not None:
+        # What a bad event adds to the log evidence if the arms are equal: a Kullback-Leibler divergence.
+        theirs = policy.margin * share / (policy.margin * share + 1 - share)
+        growth = share * math.log(share / theirs) + (1 - share) * math.log((1 - share) / (1 - theirs))
+        found.append((math.log(1 / alpha) + _MIXTURE - safety) / (rate * growth))
+    if policy.acceptable is not None:
+        wanted = _enough(rate, policy.acceptable, alpha)
+        if wanted is not None:
+            found.append((wanted - canary) / share)
+    return math.ceil(max(0.0, min(found))) if found else None
 
 
 def _enough(rate: float, acceptable: float, alpha: float) -> int | None:

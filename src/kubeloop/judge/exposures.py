@@ -12,6 +12,7 @@ __all__ = ["ExposureError", "Exposures"]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+_OTHERS = ("slices", "metrics", "failed")
 
 
 class ExposureError(KubeloopError, ValueError):
@@ -31,7 +32,8 @@ class Exposures:
         canary: whether it was given to the canary [n].
         share: the probability with which it was, 0 to 1 [n].
         unit: what was assigned, as text: the request's id, or the entity's where entities stay on their arm [n].
-        failed: whether the arm failed to answer it, also if another arm answered in its place [n].
+        failed: whether the arm failed to answer it, also if another arm answered in its place [n]; empty where the
+            events do not say.
         seconds: how long the arm took, NaN where unknown [n].
         answers: of the model [n] or [n, k], NaN where there is none.
         truths: label of each as truth of the task, NaN where there is none yet [n].
@@ -53,7 +55,7 @@ class Exposures:
     def __post_init__(self) -> None:
         n = len(self.at)
         for name, values in self._columns().items():
-            if len(values) != n:
+            if len(values) != n and not (name == "failed" and not len(values)):
                 raise ExposureError(f"{name} has {len(values)} rows, at has {n}")
         if n and not (np.isfinite(self.share).all() and self.share.min() >= 0 and self.share.max() <= 1):
             raise ExposureError("share is the probability of the canary, a number from 0 to 1, in every row")
@@ -67,12 +69,16 @@ class Exposures:
         """Return some of the rows, by a mask [n], by positions, or a stretch of them."""
         return replace(
             self,
-            **{
-                one.name: getattr(self, one.name)[rows] for one in fields(self) if one.name not in ("slices", "metrics")
-            },
+            **{one.name: getattr(self, one.name)[rows] for one in fields(self) if one.name not in _OTHERS},
+            failed=self.failed[rows] if self.told else self.failed,
             slices={name: values[rows] for name, values in self.slices.items()},
             metrics={name: values[rows] for name, values in self.metrics.items()},
         )
+
+    @property
+    def told(self) -> bool:
+        """Whether the events say which requests failed."""
+        return len(self.failed) == len(self)
 
     @property
     def width(self) -> int:
@@ -85,5 +91,7 @@ class Exposures:
         return np.asarray(np.isfinite(self.answers.reshape(len(self), self.width)).all(axis=1))
 
     def _columns(self) -> dict[str, npt.NDArray[np.generic]]:
-        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("slices", "metrics")}
+        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in _OTHERS} | {
+            "failed": self.failed
+        }
         return {**own, **self.slices, **self.metrics}

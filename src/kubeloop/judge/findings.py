@@ -53,7 +53,7 @@ class Finding:
     def __str__(self) -> str:
         state = "harm is proven" if self.harmful else "proven harmless" if self.proven else "no harm found"
         if self.canary is None or self.champion is None:
-            return f"{self.name}: nothing to compare yet"
+            return f"{self.name}: {state if self.harmful else 'nothing to compare yet'}"
         told = f"{self.name}: {state}, {self.measure} {self.canary:.4g} against the champion's {self.champion:.4g}"
         if self.interval is not None:
             low, high = self.interval

@@ -8,6 +8,7 @@ import numpy as np
 
 from kubeloop.config.rollout import Rollout
 from kubeloop.judge.arms import RATIOS, Floats
+from kubeloop.judge.criteria import missing
 
 __all__ = ["Delay", "delays", "proof"]
 
@@ -62,14 +63,11 @@ def proof(policy: Rollout, rate: float, share: float) -> int | None:
         rate: share of failed requests of both arms.
         share: the canary's share of the traffic.
     """
-    from kubeloop.judge.arms import Arms, Counts
-    from kubeloop.judge.criteria import Often
-
-    if policy.errors.margin is None:
+    errors = policy.errors
+    if errors.margin is None:
         return 0
-    arms = Arms({share: Counts(1000, 1000, round(1000 * rate), round(1000 * rate))})
-    finding = Often("errors", policy.errors, arms=arms).finding(policy.alpha, 1 / policy.alpha, share)
-    return finding.needed
+    level = policy.alpha if errors.acceptable is None else policy.alpha / 2
+    return missing(errors, rate, share, level)
 
 
 def _until(

@@ -1,5 +1,6 @@
 """Read the events of a rollout from a table: one row per request, for `kubeloop judge`."""
 
+import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -70,7 +71,11 @@ def exposures(loop: Loop, table: pa.Table) -> Exposures:
     arms = _texts(table, "arm")
     if strange := sorted(set(arms) - {"champion", "canary"}):
         raise ExposureError(f"arm is champion or canary, not {strange[0]!r}")
+    if pa.types.is_boolean(table["status"].type if "status" in have else pa.null()):
+        raise ExposureError("status is the HTTP status of the answer, such as 200, not whether there was one")
     status = _numbers(table, "status", n)
+    if loop.rollout.unit == "entity" and ("unit" not in have or table["unit"].null_count):
+        raise ExposureError("rollout.unit is entity: each row needs the entity in the column unit")
     answered = [name in have for name in task.columns]
     if any(answered) and not all(answered):
         raise ExposureError(f"an answer of {loop.name} has the columns {', '.join(task.columns)}")
@@ -84,7 +89,7 @@ def exposures(loop: Loop, table: pa.Table) -> Exposures:
         canary=np.asarray(arms == "canary", dtype=bool),
         share=_numbers(table, "share", n),
         unit=_texts(table, "unit") if "unit" in have else np.arange(n).astype(str).astype(object),
-        failed=np.asarray((status == 0) | (status >= _SERVER_ERROR)),
+        failed=(status == 0) | (status >= _SERVER_ERROR) if "status" in have else np.zeros(0, dtype=bool),
         seconds=_numbers(table, "seconds", n),
         answers=answers,
         truths=_truths(loop, table, n),
@@ -104,15 +109,22 @@ def due(loop: Loop, rows: Exposures, now: datetime) -> Exposures:
     return rows.take(ends <= last.astype(np.int64))
 
 
+def _is_text(column: pa.ChunkedArray) -> bool:
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
 def _times(table: pa.Table) -> npt.NDArray[np.datetime64]:
     column = table["event_time"]
     try:
-        if pa.types.is_string(column.type):
+        if not pa.types.is_timestamp(column.type):
+            if not _is_text(column):
+                raise ValueError(f"it has the type {column.type}")
             zoned = [moments.read(value) if value else None for value in column.to_pylist()]
             column = pa.chunked_array([pa.array(zoned, pa.timestamp("us", "UTC"))])
         # Finer than a microsecond is cut off.
         found = column.cast(pa.timestamp("us"), safe=False)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError, TypeError) as error:
         raise ExposureError(f"event_time is not a column of moments such as 2013-04-01T12:00:00Z: {error}") from error
     if found.null_count:
         raise ExposureError("event_time is missing in some rows")
@@ -127,8 +139,11 @@ def _numbers(table: pa.Table, name: str, n: int) -> npt.NDArray[np.float64]:
     if name not in table.column_names:
         return np.full(n, np.nan)
     try:
+        if _is_text(table[name]):
+            texts = table[name].to_pylist()
+            return np.array([math.nan if text in (None, "") else float(text) for text in texts], dtype=np.float64)
         return np.asarray(table[name].cast(pa.float64()).to_numpy(), dtype=np.float64)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         raise ExposureError(f"{name} is not a column of numbers: {error}") from error
 
 
@@ -137,9 +152,9 @@ def _truths(loop: Loop, table: pa.Table, n: int) -> npt.NDArray[np.float64]:
     if "label" not in table.column_names:
         return found
     values: Sequence[Any] = table["label"].to_pylist()
-    known = np.array([value is not None for value in values], dtype=bool)
+    known = np.array([value not in (None, "") and value == value for value in values], dtype=bool)
     try:
-        found[known] = port.of(loop).truths([value for value in values if value is not None])
-    except EvaluationError as error:
+        found[known] = port.of(loop).truths([value for value, there in zip(values, known, strict=True) if there])
+    except (EvaluationError, ValueError) as error:
         raise ExposureError(f"label: {error}") from error
     return found

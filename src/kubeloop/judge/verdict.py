@@ -8,10 +8,14 @@ together roll back a harmless version with a probability of at most alpha over t
 promotion needs every proof (an intersection), each at 1 / alpha. Difference alone is not harm.
 """
 
+import copy
+import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
+
+import numpy as np
 
 from kubeloop.config import Gates
 from kubeloop.config.rollout import Rollout
@@ -54,6 +58,7 @@ class Judge:
     ) -> None:
         sticky = policy.unit == "entity"
         self._policy = policy
+        self._print = json.dumps([policy.model_dump(mode="json"), str(gates.block), task.headline.name, reference])
         self._assigned = Often("assigned", policy.errors, sticky)
         self._errors = Often("errors", policy.errors, sticky)
         self._slow = (
@@ -76,16 +81,20 @@ class Judge:
 
     def serve(self, rows: Exposures) -> None:
         """Take what was served since the last look, in the order of time: errors, latency and predictions."""
-        everything = rows.failed | ~rows.failed
+        everything = np.ones(len(rows), dtype=bool)
         self._assigned.add(rows, everything, ~everything)
-        self._errors.add(rows, everything, rows.failed)
+        if rows.told:
+            self._errors.add(rows, everything, rows.failed)
         if self._slow:
             self._slow.time(rows)
         if self._spread:
             self._spread.add(rows)
         for name, criterion in self._named.items():
             if name not in rows.metrics:
-                raise ExposureError(f"rollout.metrics names {name}, but the events have no such column")
+                raise ExposureError(
+                    f"rollout.metrics names {name}, but the events have no such column; the payload log has none, so "
+                    "give a file with events"
+                )
             values = rows.metrics[name]
             known = ~(values != values)
             criterion.add(rows, known, values == 1)
@@ -100,6 +109,8 @@ class Judge:
             answered = rows.answered
             self._labels.add(rows, answered, rows.truths != rows.truths)
         for criterion in self._quality:
+            if criterion.of is not None and criterion.of[0] not in rows.slices:
+                raise ExposureError(f"the events have no column {criterion.of[0]} to cut {criterion.name} by")
             criterion.add(rows)
 
     def verdict(self, share: float, *, waited: timedelta = timedelta(0)) -> Verdict:
@@ -119,6 +130,8 @@ class Judge:
         if harmful:
             worst = max(harmful, key=lambda one: one.harm / one.harm_limit)
             return Verdict("rollback", str(worst), findings)
+        if not self._assigned.arms.total.canary:
+            return Verdict("hold", "the canary has no requests yet", findings)
         missing = [one for one in findings if one.proven is False]
         if not missing:
             told = [str(one) for one in findings if one.proven] or ["no harm was found, and nothing has to be proven"]
@@ -152,7 +165,8 @@ class Judge:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything that the judge remembers, ready for JSON."""
-        return {name: criterion.to_dict() for name, criterion in self._criteria().items()}
+        criteria = {name: criterion.to_dict() for name, criterion in self._criteria().items()}
+        return copy.deepcopy({"policy": self._print, "criteria": criteria})
 
     def load(self, data: Mapping[str, Any]) -> None:
         """Take over the result of `to_dict` of a judge with the same policy.
@@ -161,10 +175,10 @@ class Judge:
             ExposureError: it was written under another policy.
         """
         criteria = self._criteria()
-        if set(data) != set(criteria):
+        if data["policy"] != self._print or set(data["criteria"]) != set(criteria):
             raise ExposureError("the rollout began with other criteria; abort it, and start it again")
         for name, criterion in criteria.items():
-            criterion.load(data[name])
+            criterion.load(copy.deepcopy(data["criteria"][name]))
 
     def _criteria(self) -> dict[str, Often | Spread | Better]:
         own: dict[str, Often | Spread | Better | None] = {

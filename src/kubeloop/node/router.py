@@ -27,6 +27,7 @@ from kubeloop.serving.upstream import Answer, Client, Headers, UpstreamError
 PREDICTOR_ENTRY = "/_predictor"
 """Where a transformer finds the predictors: `<node>/_predictor/v2/models/<name>/infer`."""
 
+_ARMS = 2
 MALFORMED = 502
 """Status of an attempt whose answer has no rows, in the payload log; the client gets the answer as it came."""
 
@@ -50,7 +51,7 @@ class Target:
 
 
 class Choice(NamedTuple):
-    """Where an attempt goes; `share` is the canaries' probability, None if it was not left to chance."""
+    """Where an attempt goes; `share` is the canary's probability, None if it was not left to chance."""
 
     endpoint: str
     backend: Backend
@@ -84,8 +85,10 @@ class Route:
         if len(others) < len(self.predictors):
             # A version is down or was tried already: the others' shares are not those of the rollout.
             return Choice(chosen.endpoint, chosen.backend, chosen.version)
-        share = sum(target.percent for target in others if target.endpoint != DEFAULT) / 100
-        return Choice(chosen.endpoint, chosen.backend, chosen.version, share)
+        share = others[-1].percent / sum(target.percent for target in others)
+        # Of two versions only: with more, the share of one against the default is not what the coin had.
+        known = share if len(others) == _ARMS and others[0].endpoint == DEFAULT else None
+        return Choice(chosen.endpoint, chosen.backend, chosen.version, known)
 
 
 @dataclass(frozen=True, slots=True)

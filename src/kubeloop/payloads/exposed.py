@@ -40,7 +40,8 @@ class Rollout:
 def read(loop: Loop, settings: Settings) -> Rollout:
     """Return the newest rollout: the requests of the two versions that shared the traffic last.
 
-    A request counts at its event time if it was answered, and otherwise at that of the request before it.
+    A request counts at its event time if it was answered, and otherwise at that of the request before it, or after it
+    if there is none before.
 
     Raises:
         ExposureError: there was no rollout yet.
@@ -133,7 +134,8 @@ def _labels(labels: pa.Table) -> dict[str, float]:
 
 def _times(attempts: list[dict[str, Any]], rows: pa.Table, found: Any) -> Any:
     events = rows["event_time"].cast(pa.int64()).to_numpy()
-    times, last = np.array([one["time"] for one in attempts], dtype=np.int64), None
+    times = np.array([one["time"] for one in attempts], dtype=np.int64)
+    last = next((events[place] for place in found.tolist() if place >= 0), None)
     for number, place in enumerate(found.tolist()):
         if place >= 0:
             last = events[place]

@@ -64,6 +64,9 @@ def test_labels_count_once_their_whole_block_is_due(demo: Loop) -> None:
         ({"event_time": [None, "2013-04-01", "2013-04-02"]}, "event_time"),
         ({"status": ["ok", "ok", "ok"]}, "status"),
         ({"label": [2, 1, 0]}, "label"),
+        ({"label": ["yes", None, ""]}, "label"),
+        ({"event_time": [1, 2, 3]}, "event_time"),
+        ({"status": [True, True, False]}, "status"),
         ({"arm": None}, "arm"),
     ],
 )
@@ -80,3 +83,25 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, name: str) -> None:
         path.write_text("" if name == "empty.csv" else "x")
     with pytest.raises(ExposureError, match=name):
         table.read(path)
+
+
+def test_files_of_strangers_are_read_as_they_mean_it(demo: Loop) -> None:
+    columns = ROWS | {"status": ["503", "", "0"], "label": [float("nan"), 1.0, None]}
+    events = pa.table(columns)
+    events = events.set_column(0, "event_time", events["event_time"].cast(pa.large_string()).dictionary_encode())
+    found = table.exposures(demo, events)
+    assert found.failed.tolist() == [False, True, True]
+    np.testing.assert_equal(found.truths, [1.0, np.nan, np.nan])
+
+
+def test_without_a_status_nothing_is_said_of_failures(demo: Loop) -> None:
+    found = table.exposures(demo, pa.table({name: values for name, values in ROWS.items() if name != "status"}))
+    assert not found.told
+    assert len(found.take(slice(0, 2))) == 2
+
+
+def test_entities_must_be_named(demo: Loop) -> None:
+    loop = demo.model_copy(update={"rollout": demo.rollout.model_copy(update={"unit": "entity"})})
+    with pytest.raises(ExposureError, match="unit"):
+        table.exposures(loop, pa.table(ROWS))
+    assert table.exposures(loop, pa.table(ROWS | {"unit": ["a", "b", "c"]})).unit.tolist() == ["b", "a", "c"]
