@@ -34,3 +34,15 @@ def test_a_proof_takes_more_requests_the_rarer_errors_are() -> None:
     assert 5 * common < rare
     guardrail = Rollout.model_validate({"errors": {"margin": None}})
     assert forecast.proof(guardrail, 0.01, 0.5) == 0
+
+
+def test_a_forecast_follows_the_rate_and_the_share() -> None:
+    needed = [forecast.proof(Rollout(), rate, 0.5) for rate in (0.002, 0.003, 0.0035)]
+    assert all(needed)
+    assert sorted(needed, key=lambda count: count or 0, reverse=True) == needed
+    assert len(set(needed)) == 3
+    # At 5 % of the traffic a bad event says less than at 50 %, but not seven times less.
+    small, half = forecast.proof(Rollout(), 0.01, 0.05), forecast.proof(Rollout(), 0.01, 0.5)
+    assert small is not None
+    assert half is not None
+    assert half < small < 7 * half

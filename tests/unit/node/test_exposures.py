@@ -121,6 +121,22 @@ def test_a_healthy_rollout_is_read_with_answers_labels_and_event_times(
     assert (rows.seconds > 0).all()
 
 
+def test_a_failure_before_any_answer_does_not_move_the_rollout_to_another_year(
+    kit: Kit, collector: str, loop: Loop, settings: Settings
+) -> None:
+    """A replay of 2013: what failed has no event time, and gets that of the first answer."""
+    node = kit.node()
+    canary = kit.model("v2", status=503)
+    node.apply(kit.manifest(kit.model("v1"), canary=canary, canary_percent=99, logger_url=collector))
+    for _ in range(3):
+        ask(node, 4)
+    node.apply(kit.manifest(kit.model("v1"), canary=canary, canary_percent=50, logger_url=collector))
+    ask(node, 20)
+    rows = seen(loop, settings, 32).exposures
+    assert bool(rows.failed[0])
+    assert {str(moment)[:4] for moment in rows.at} == {"2013"}
+
+
 def test_without_two_versions_nothing_is_logged_and_the_judge_says_so(
     kit: Kit, collector: str, loop: Loop, settings: Settings
 ) -> None:
