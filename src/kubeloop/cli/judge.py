@@ -96,7 +96,7 @@ def judge(
     else:
         rows = table.exposures(loop, table.read(events))
     if not len(rows):
-        raise ExposureError(f"{events} has no rows yet")
+        raise ExposureError(f"{events or 'the payload log'} has no rows yet")
     oldest, newest = (moment.astype("datetime64[us]").item() for moment in (rows.at.min(), rows.at.max()))
     now = config.instant(as_of) if as_of else newest
     found = Judge(
@@ -116,9 +116,7 @@ def _plan(loop: config.Loop, rate: float, texts: list[str], *, as_json: bool) ->
     from kubeloop.judge import forecast
 
     steps = [_step(text) for text in texts]
-    criteria = sum(1 for one in (loop.rollout.latency, loop.rollout.labels, loop.rollout.distribution) if one)
-    criteria += 1 + bool(loop.rollout.quality) + len(loop.rollout.metrics)
-    found = forecast.delays(loop.rollout, rate, steps, criteria=criteria) if rate else []
+    found = forecast.delays(loop.rollout, rate, steps, criteria=loop.rollout.criteria) if rate else []
     proof = forecast.proof(loop.rollout, rate, steps[-1][0])
     if as_json:
         told = {"harm": [asdict(one) for one in found], "proof": {"share": steps[-1][0], "requests": proof}}

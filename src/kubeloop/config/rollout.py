@@ -128,6 +128,12 @@ class Rollout(Model):
         default="hold", description="What happens if no harm was found by then, but the proofs are not complete."
     )
 
+    @property
+    def criteria(self) -> int:
+        """Criteria that share `alpha`."""
+        optional = (self.latency, self.labels, self.distribution, self.quality)
+        return 1 + sum(one is not None for one in optional) + len(self.metrics)
+
     @model_validator(mode="after")
     def _named_once(self) -> "Rollout":
         names = [metric.name for metric in self.metrics]

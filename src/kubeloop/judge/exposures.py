@@ -8,10 +8,11 @@ import numpy.typing as npt
 
 from kubeloop.errors import KubeloopError
 
-__all__ = ["ExposureError", "Exposures"]
+__all__ = ["ExposureError", "Exposures", "failures"]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+_SERVER_ERROR = 500
 _OTHERS = ("slices", "metrics", "failed")
 
 
@@ -19,6 +20,12 @@ class ExposureError(KubeloopError, ValueError):
     """The events of a rollout cannot be judged; the message says what is wrong with them."""
 
     lasting = True
+
+
+def failures(status: npt.ArrayLike) -> Bools:
+    """Return which HTTP statuses [n] are failures; 0 is a timeout or a lost connection, NaN an answer."""
+    found = np.asarray(status, dtype=np.float64)
+    return np.asarray((found == 0) | (found >= _SERVER_ERROR))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import pyarrow.parquet
 
 from kubeloop import moments
 from kubeloop.config import Loop
-from kubeloop.judge.exposures import ExposureError, Exposures
+from kubeloop.judge.exposures import ExposureError, Exposures, failures
 from kubeloop.tasks import port
 from kubeloop.tasks.port import EvaluationError
 
@@ -37,7 +37,6 @@ _READ = {
     ".csv": pyarrow.csv.read_csv,
     ".jsonl": pyarrow.json.read_json,
 }
-_SERVER_ERROR = 500
 
 
 def read(path: Path) -> pa.Table:
@@ -89,7 +88,7 @@ def exposures(loop: Loop, table: pa.Table) -> Exposures:
         canary=np.asarray(arms == "canary", dtype=bool),
         share=_numbers(table, "share", n),
         unit=_texts(table, "unit") if "unit" in have else np.arange(n).astype(str).astype(object),
-        failed=(status == 0) | (status >= _SERVER_ERROR) if "status" in have else np.zeros(0, dtype=bool),
+        failed=failures(status) if "status" in have else np.zeros(0, dtype=bool),
         seconds=_numbers(table, "seconds", n),
         answers=answers,
         truths=_truths(loop, table, n),

@@ -154,7 +154,7 @@ class Judge:
         """
         alpha = self._policy.alpha
         criteria = [one for one in (self._errors, self._slow, self._labels, self._spread) if one is not None]
-        groups = len(criteria) + len(self._named) + bool(self._quality)
+        groups = self._policy.criteria
         found = [one.finding(alpha, groups / alpha, share) for one in (*criteria, *self._named.values())]
         # The metric's part of alpha: all of it for the whole, or half for the whole and half for the slices.
         slices = len(self._quality) - 1

@@ -19,13 +19,12 @@ import pyarrow.compute as pc
 from kubeloop import moments
 from kubeloop.config import Loop, Settings
 from kubeloop.judge import ExposureError, Exposures
+from kubeloop.judge.exposures import failures
 from kubeloop.names import EXPOSURE_EVENT
 from kubeloop.payloads import decode
 from kubeloop.tasks import port
 
 __all__ = ["Rollout", "read"]
-
-_SERVER_ERROR = 500
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def read(loop: Loop, settings: Settings) -> Rollout:
     decoded = decode.decode(task, table, service=loop.name)
     rows = _first_rows(decoded.predictions)
     place = {name: number for number, name in enumerate(rows["request_id"].to_pylist())}
-    failed = np.array([one["status"] == 0 or one["status"] >= _SERVER_ERROR for one in kept], dtype=bool)
+    failed = failures([one["status"] for one in kept])
     found = np.array([-1 if bad else place.get(one["id"], -1) for one, bad in zip(kept, failed, strict=True)])
     known = found >= 0
     answers = task.answers(rows)
