@@ -53,7 +53,8 @@ def read(loop: Loop, settings: Settings) -> Rollout:
     champion = next((one["version"] for one in reversed(attempts) if not one["canary"]), None)
     if canary is None or champion is None:
         raise ExposureError(
-            "the payload log has no requests that two versions shared; give a file with events, or begin a rollout"
+            "the payload log has no requests that two versions shared; give a file with the events of both "
+            "(docs/judging.md)"
         )
     kept = [one for one in attempts if one["version"] == (canary if one["canary"] else champion)]
     decoded = decode.decode(task, table, service=loop.name)
